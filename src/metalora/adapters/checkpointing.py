@@ -1,0 +1,55 @@
+"""Activation checkpointing with the condition as an explicit input.
+
+torch recomputes a checkpointed block during backward, when the condition of its forward is no longer active (or
+another one is). Passing the generated factors as arguments makes both modes, and two forwards before a backward, exact.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import torch.utils.checkpoint
+from torch import nn
+
+from metalora.adapters.attach import adapter_of
+
+TORCH_CHECKPOINT = torch.utils.checkpoint.checkpoint
+
+
+def checkpoint(function: Callable[..., Any], *args: Any, adapter: nn.Module, **options: Any) -> Any:
+    """torch.utils.checkpoint.checkpoint(function, *args, **options), correct for generated factors."""
+    if adapter.active is None:
+        return TORCH_CHECKPOINT(function, *args, **options)
+    keys, values = list(adapter.active), list(adapter.active.values())
+
+    def run(*inputs: Any, **kwargs: Any) -> Any:
+        with adapter.using(dict(zip(keys, inputs[: len(keys)], strict=True))):
+            return function(*inputs[len(keys) :], **kwargs)
+
+    return TORCH_CHECKPOINT(run, *values, *args, **options)
+
+
+@contextlib.contextmanager
+def checkpointing(model: nn.Module) -> Iterator[None]:
+    """Make the checkpointing that a model does itself (timm, Hugging Face, torch) carry the condition, inside."""
+    adapter = adapter_of(model)
+    if adapter is None:
+        raise ValueError(f"checkpointing: {type(model).__name__} has no adapter")
+
+    def explicit(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return checkpoint(function, *args, adapter=adapter, **options)
+
+    patched = wraps(TORCH_CHECKPOINT)(explicit)
+    holders = [m for m in model.modules() if hasattr(m, "_gradient_checkpointing_func")]
+    before = [m._gradient_checkpointing_func for m in holders]
+    torch.utils.checkpoint.checkpoint = patched
+    try:
+        for holder, own in zip(holders, before, strict=True):
+            keywords = getattr(own, "keywords", {})
+            holder._gradient_checkpointing_func = lambda f, *a, keywords=keywords, **k: explicit(f, *a, **keywords, **k)
+        yield
+    finally:
+        torch.utils.checkpoint.checkpoint = TORCH_CHECKPOINT
+        for holder, own in zip(holders, before, strict=True):
+            holder._gradient_checkpointing_func = own

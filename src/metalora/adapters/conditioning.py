@@ -1,0 +1,190 @@
+"""From features to generated factors: the condition, and the mapping net that makes it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.features import between_class_share
+from metalora.config import ConditionConfig
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Generated factors for n examples (n = 1: one condition for all), and the features they were made from.
+
+    values    factor key -> (n, *factor shape)
+    features  (n, d)
+    penalty   mean square of c - c0, to be added to a loss
+    """
+
+    values: dict[str, Tensor]
+    features: Tensor
+    penalty: Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int | slice | Tensor) -> Condition:
+        pick = slice(index, index + 1 or None) if isinstance(index, int) else index
+        return self._map(lambda t: t[pick])
+
+    def _map(self, change) -> Condition:
+        return replace(self, values={k: change(v) for k, v in self.values.items()}, features=change(self.features))
+
+    def mean(self) -> Condition:
+        """One condition: the mean over the n examples."""
+        return self._map(lambda t: t.mean(0, keepdim=True))
+
+    def detach(self) -> Condition:
+        """The same numbers, cut off from the graph (to be cached)."""
+        return replace(self._map(Tensor.detach), penalty=self.penalty.detach())
+
+    def to(self, device: torch.device | str) -> Condition:
+        """The same condition on another device."""
+        return replace(self._map(lambda t: t.to(device)), penalty=self.penalty.to(device))
+
+    def vector(self) -> Tensor:
+        """All generated numbers side by side, (n, total)."""
+        return torch.cat([value.flatten(1) for value in self.values.values()], 1)
+
+    @staticmethod
+    def stack(conditions: Sequence[Condition]) -> Condition:
+        """Conditions one after another: n is the sum of their lengths."""
+        first = conditions[0]
+        values = {key: torch.cat([c.values[key] for c in conditions]) for key in first.values}
+        features = torch.cat([c.features for c in conditions])
+        return Condition(values, features, torch.stack([c.penalty for c in conditions]).mean())
+
+    def save(self, path: str | Path) -> None:
+        """Write the condition as one safetensors file, atomically."""
+        from safetensors.torch import save
+
+        tensors = {f"values/{k}": v.detach().contiguous() for k, v in self.values.items()}
+        tensors |= {"features": self.features.detach().contiguous(), "penalty": self.penalty.detach()}
+        temporary = Path(f"{path}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(save(tensors, {"metalora": json.dumps({"kind": "condition", "version": 1})}))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: str | Path) -> Condition:
+        """Read what `save` wrote; ValueError names a file that is not a condition."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            tensors = load(Path(path).read_bytes())
+            values = {k.removeprefix("values/"): v for k, v in tensors.items() if k.startswith("values/")}
+            return Condition(values, tensors["features"], tensors["penalty"])
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such condition file") from None
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path}: not a condition file ({error})") from None
+
+
+class MappingNet(nn.Module):
+    """MLP from d features to every generated number: Linear, GELU, then a head per target or one shared head.
+
+    shared: g_t = H (trunk(z) * e_t), with an embedding e_t of `hidden` numbers per generated factor t.
+    """
+
+    def __init__(self, feature_size: int, hidden: int, shapes: Mapping[str, Sequence[int]], heads: str, seed: int):
+        super().__init__()
+        self.numels = [prod(shape) for shape in shapes.values()]
+        self.shared = heads == "shared"
+        generator = torch.Generator().manual_seed(seed)
+        self.trunk = nn.Linear(feature_size, hidden)
+        self.head = nn.Linear(hidden, max(self.numels) if self.shared else sum(self.numels))
+        self.embedding = nn.Parameter(torch.empty(len(self.numels), hidden)) if self.shared else None
+        with torch.no_grad():
+            self.trunk.weight.normal_(0, feature_size**-0.5, generator=generator)
+            self.head.weight.normal_(0, 0.1 * hidden**-0.5, generator=generator)  # c starts close to c0
+            self.trunk.bias.zero_(), self.head.bias.zero_()
+            if self.shared:
+                self.embedding.normal_(0, 1, generator=generator)
+
+    def forward(self, z: Tensor) -> list[Tensor]:
+        """(n, d) -> one (n, numel) per generated factor."""
+        h = torch.nn.functional.gelu(self.trunk(z))
+        if not self.shared:
+            return list(self.head(h).split(self.numels, dim=1))
+        g = self.head(h[:, None] * self.embedding)  # (n, factor, numel)
+        return [g[:, k, :numel] for k, numel in enumerate(self.numels)]
+
+    def num_params(self, feature_size: int) -> int:
+        """Closed form of the trainable numbers."""
+        hidden, out = self.trunk.out_features, self.head.out_features
+        return hidden * (feature_size + 1) + out * (hidden + 1) + (len(self.numels) * hidden if self.shared else 0)
+
+
+class Conditioner(nn.Module):
+    """Features -> condition: standardise, clamp, map, bound, and add to the factors' own values c0."""
+
+    def __init__(self, config: ConditionConfig, feature_size: int, shapes: Mapping[str, Sequence[int]], seed: int):
+        super().__init__()
+        self.config, self.shapes, self.feature_size = config, dict(shapes), feature_size
+        self.mapping_net = MappingNet(feature_size, config.hidden, shapes, config.heads, seed)
+        self.register_buffer("mean", torch.zeros(feature_size))
+        self.register_buffer("std", torch.ones(feature_size))
+
+    def calibrate(self, features: Tensor) -> None:
+        """Freeze the features' mean and standard deviation, from training data: (n, d), n >= 2."""
+        _check(features, self.feature_size)
+        if len(features) < 2:
+            raise ValueError(f"calibration needs at least 2 examples, got {len(features)}")
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(features.std(0).clamp_min(1e-3))
+
+    def pool(self, features: Tensor, labels: Tensor | None) -> Tensor:
+        """The network's input, (n, d) for scope=sample and (1, d) for a support set."""
+        _check(features, self.feature_size)
+        standard = (features - self.mean) / self.std
+        if self.config.scope == "support" and self.config.labelled:
+            if labels is None:
+                raise ValueError("this adapter's condition is label-aware (condition.labelled): pass labels")
+            if len(labels) != len(features):
+                raise ValueError(f"the support set has {len(features)} examples and {len(labels)} labels")
+            if len(labels.unique()) < 2:
+                raise ValueError("the support set has one class only; a label-aware condition needs at least two")
+            # the shift and scale bring a share in [0, 1] to order one
+            standard = (between_class_share(features, labels)[None] - 0.3) / 0.25
+        elif self.config.scope == "support":
+            standard = standard.mean(0, keepdim=True)
+        return standard.clamp(-self.config.clamp, self.config.clamp)
+
+    def forward(self, features: Tensor, labels: Tensor | None, centre: Mapping[str, Tensor]) -> Condition:
+        """c = c0 + b tanh(g(z) / b) for every generated factor; `centre` holds the c0."""
+        config = self.config
+        z = self.pool(features, labels)
+        if self.training and config.descriptor_dropout:
+            z = z * (torch.rand_like(z) >= config.descriptor_dropout)
+        offsets = self.mapping_net(z.to(self.mapping_net.trunk.weight.dtype))
+        if config.bound:
+            offsets = [config.bound * torch.tanh(g / config.bound) for g in offsets]
+        if self.training and config.dropout:
+            keep = (torch.rand(len(z), 1, device=z.device) >= config.dropout).to(z.dtype)
+            offsets = [g * keep for g in offsets]
+        values = {
+            key: centre[key][None] + g.reshape(-1, *self.shapes[key])
+            for key, g in zip(self.shapes, offsets, strict=True)
+        }
+        penalty = torch.stack([g.square().mean() for g in offsets]).mean()
+        return Condition(values, z, penalty)
+
+
+def _check(features: Tensor, size: int) -> None:
+    if features.ndim != 2 or features.shape[1] != size:
+        raise ValueError(f"condition features have shape {tuple(features.shape)}, expected (n, {size})")
+    if not torch.compiler.is_compiling() and not torch.isfinite(features).all():
+        bad = (~torch.isfinite(features)).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"condition features are not finite (NaN or infinite) in examples {bad[:8]}")

@@ -1,0 +1,125 @@
+"""Features that a condition is made from: statistics that hooks record while a frozen network runs."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.stages import stages
+from metalora.adapters.targets import head_path
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+def channel_statistics(output: Any) -> Tensor:
+    """Mean and standard deviation of every channel over positions: (b, c, h, w) or (b, t, c) -> (b, 2c), float32.
+
+    An output of (b, c) has no positions and is returned as it is.
+    """
+    x = output if isinstance(output, Tensor) else output[0]
+    x = x.float()
+    if x.ndim == 2:
+        return x
+    dims = (1,) if x.ndim == 3 else tuple(range(2, x.ndim))
+    mean, var = x.mean(dims), x.var(dims, correction=0)
+    return torch.cat([mean, (var + 1e-6).sqrt()], -1)
+
+
+def between_class_share(features: Tensor, labels: Tensor) -> Tensor:
+    """The share of each feature's variance that lies between classes: (n, d), (n,) -> (d,) in [0, 1].
+
+    s = sum_y n_y (mean_y - mean)^2 / sum_i (f_i - mean)^2; a feature that does not vary has a share of 0.
+    """
+    classes, index = labels.unique(return_inverse=True)
+    one_hot = torch.nn.functional.one_hot(index, len(classes)).to(features.dtype)
+    centred = features - features.mean(0)
+    sums = one_hot.mT @ centred  # (class, d)
+    between = (sums.square() / one_hot.sum(0)[:, None]).sum(0)
+    total = centred.square().sum(0)
+    return torch.where(total > 1e-12, between / total.clamp_min(1e-12), torch.zeros_like(total))
+
+
+class Recorder:
+    """What the hooks of one feature source have seen during one forward pass."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.seen: dict[int, Tensor] = {}
+
+    def take(self) -> Tensor:
+        """The recorded features in the order of the hooks, (b, d); the record is emptied."""
+        seen, self.seen = self.seen, {}
+        if not seen:
+            raise ValueError("the feature source recorded nothing: its modules did not run in the forward pass")
+        return torch.cat([seen[k] for k in sorted(seen)], -1)
+
+
+def _record_output(recorder: Recorder, index: int, module: nn.Module, args: Any, output: Any) -> None:
+    if recorder.active:
+        recorder.seen[index] = channel_statistics(output)
+
+
+def _record_input(recorder: Recorder, index: int, module: nn.Module, args: Any) -> None:
+    if recorder.active:
+        recorder.seen[index] = pooled(args[0])
+
+
+def pooled(x: Tensor) -> Tensor:
+    """The mean over positions, (b, c)."""
+    return x.float() if x.ndim == 2 else x.float().mean(tuple(range(2, x.ndim)) if x.ndim == 4 else 1)
+
+
+def watch_stages(model: nn.Module, paths: Sequence[str], recorder: Recorder) -> list[Any]:
+    """Record the channel statistics of every stage's output; returns the handles of the hooks."""
+    modules = [model.get_submodule(path) for path in paths]
+    return [m.register_forward_hook(partial(_record_output, recorder, k)) for k, m in enumerate(modules)]
+
+
+def stage_statistics(model: nn.Module, inputs: Inputs, paths: Sequence[str] = ()) -> Tensor:
+    """Channel statistics of every stage (found by architecture if not named), (n, d): one pass, hooks removed after."""
+    recorder = Recorder()
+    handles = watch_stages(model, paths or stages(model), recorder)
+    recorder.active = True
+    try:
+        run(model, inputs)
+        return recorder.take()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def watch_head(model: nn.Module, recorder: Recorder) -> list[Any]:
+    """Record the input of the output head (the pooled last layer); returns the handle of the hook."""
+    path = head_path(model)
+    if path is None:
+        raise ValueError(f"condition source 'pooled': {type(model).__name__} has no output head to read the input of")
+    return [model.get_submodule(path).register_forward_pre_hook(partial(_record_input, recorder, 0))]
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """Call a model on a tensor, a sequence of positional arguments or a mapping of keyword arguments."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    if isinstance(inputs, Mapping) or hasattr(inputs, "keys"):
+        return model(**inputs)
+    return model(*inputs)
+
+
+def example_input(model: nn.Module) -> Inputs:
+    """A smallest input that the model takes, to learn the width of its features; ValueError if it cannot be guessed."""
+    parameter = next(model.parameters())
+    device, dtype = parameter.device, parameter.dtype
+    dummy = getattr(model, "dummy_inputs", None)
+    if dummy is not None:
+        return {key: value.to(device) for key, value in dummy.items() if isinstance(value, Tensor)}
+    first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Conv1d, nn.Linear))), None)
+    sized = next((m.img_size for m in model.modules() if isinstance(getattr(m, "img_size", None), tuple)), None)
+    if isinstance(first, nn.Conv2d):
+        return torch.zeros(1, first.in_channels, *(sized or (64, 64)), device=device, dtype=dtype)
+    if isinstance(first, nn.Conv1d):
+        return torch.zeros(1, first.in_channels, 64, device=device, dtype=dtype)
+    if isinstance(first, nn.Linear):
+        return torch.zeros(1, first.in_features, device=device, dtype=dtype)
+    raise ValueError(f"cannot guess an input of {type(model).__name__}: pass attach(..., example=inputs)")

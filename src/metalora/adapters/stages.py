@@ -1,0 +1,30 @@
+"""Stages of a network: the modules whose outputs a condition may be made from."""
+
+from torch import nn
+
+STEMS = ("act1", "relu", "stem", "bn1", "patch_embed", "embeddings", "wte")
+
+
+def stages(model: nn.Module) -> list[str]:
+    """Paths of a network's stages: its stem (where it has one) and the parts of its body, in order.
+
+    ResNets of timm and torchvision: act1 or relu, layer1..layer4; Mixers, ViTs and EfficientNets: stem and blocks;
+    else the children of the longest Sequential or ModuleList. ValueError if there is none.
+    """
+    children = dict(model.named_children())
+    numbered = [name for name in children if name.startswith("layer") and name[5:].isdigit()]
+    body = numbered or _longest(model)
+    if not body:
+        raise ValueError(f"{type(model).__name__} has no stages that can be told apart: name them in condition.stages")
+    stem = next((name for name in STEMS if name in children and not body[0].startswith(name)), None)
+    return ([stem] if stem else []) + body
+
+
+def _longest(model: nn.Module) -> list[str]:
+    parts: list[str] = []
+    for path, module in model.named_modules():
+        if path and isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > max(1, len(parts)):
+            parts = [f"{path}.{name}" for name, _ in module.named_children()]
+    if not parts and isinstance(model, nn.Sequential):
+        parts = [name for name, _ in model.named_children()]
+    return parts

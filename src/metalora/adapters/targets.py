@@ -1,0 +1,124 @@
+"""Targets: which weights of a model are adapted, and what their modes' sizes are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from metalora.config import nearest
+
+PRESETS = ("all", "linear", "conv")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A weight to adapt: its module path, kind of layer, mode sizes and coordinates."""
+
+    path: str
+    kind: str
+    sizes: dict[str, int]
+    coords: dict[str, int] = field(default_factory=dict)
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """linear, conv1d, conv2d, conv1d_gpt2, embedding; None for what is not a supported layer."""
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, nn.Conv2d) and not isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return "conv2d"
+    if isinstance(module, nn.Conv1d):
+        return "conv1d"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return "conv1d_gpt2"
+    return None
+
+
+def mode_sizes(module: nn.Module, kind: str) -> dict[str, int]:
+    """Sizes of the modes that the base's weight has: in, out and, for convolutions, kh and kw."""
+    weight = module.weight
+    if kind == "conv2d":
+        return dict(out=weight.shape[0], **{"in": weight.shape[1]}, kh=weight.shape[2], kw=weight.shape[3])
+    if kind == "conv1d":
+        return dict(out=weight.shape[0], **{"in": weight.shape[1]}, kw=weight.shape[2])
+    if kind == "linear":
+        return {"out": weight.shape[0], "in": weight.shape[1]}
+    return {"in": weight.shape[0], "out": weight.shape[1]}  # GPT-2's Conv1D and Embedding store in x out
+
+
+def refusal(model: nn.Module, path: str, module: nn.Module) -> str | None:
+    """Why a layer cannot be a target; None if it can."""
+    kind = kind_of(module)
+    if kind is None:
+        return f"{type(module).__name__} is not a layer that can be adapted (Linear, Conv1d, Conv2d, Conv1D, Embedding)"
+    if getattr(module, "groups", 1) != 1:
+        return f"{type(module).__name__} has groups={module.groups}; grouped and depthwise convolutions are not adapted"
+    if not isinstance(module.weight, torch.Tensor) or not module.weight.is_floating_point():
+        return f"its weight is {module.weight.dtype}; quantised weights are not adapted"
+    parent = model.get_submodule(path.rpartition(".")[0]) if "." in path else model
+    if isinstance(parent, nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads this layer's weight itself, so a wrapper would never run"
+    return None
+
+
+def head_path(model: nn.Module) -> str | None:
+    """The path of the output head: what the model calls it, else its last Linear."""
+    for getter in ("get_classifier", "get_output_embeddings"):
+        head = getattr(model, getter, lambda: None)()
+        for path, module in model.named_modules():
+            if module is head and head is not None:
+                return path
+    return next((p for p, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), None)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
+
+
+def _preset(model: nn.Module, preset: str) -> list[str]:
+    kinds = {"linear": ("linear", "conv1d_gpt2"), "conv": ("conv1d", "conv2d")}.get(preset)
+    kinds = kinds or ("linear", "conv1d_gpt2", "conv1d", "conv2d")
+    head = head_path(model)
+    return [
+        path
+        for path, module in model.named_modules()
+        if kind_of(module) in kinds and path != head and refusal(model, path, module) is None
+    ]
+
+
+def _patterned(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    modules = {path: module for path, module in model.named_modules() if path}
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        matched = [path for path in modules if _matches(path, pattern)]
+        layers = [path for path in matched if kind_of(modules[path])]
+        if not matched:
+            leaves = {name for path in modules if kind_of(modules[path]) for name in (path, path.rpartition(".")[2])}
+            raise ValueError(f"target {pattern!r} matches no module of {type(model).__name__}{nearest(pattern, leaves)}")
+        for path in layers or matched:
+            if why := refusal(model, path, modules[path]):
+                raise ValueError(f"target {path!r} (from {pattern!r}): {why}")
+            found[path] = None
+    return list(found)
+
+
+def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude: Sequence[str] = ()) -> list[Target]:
+    """The targets that a preset or patterns name, in the model's order.
+
+    Presets `all`, `linear` and `conv` take every supported layer but the output head and embeddings, and leave out
+    grouped convolutions. A pattern is a glob of a module path or of its last components ("layer1.*.conv1", "query").
+    ValueError if nothing matches or a matched layer cannot be adapted.
+    """
+    if isinstance(targets, str) and targets in PRESETS:
+        paths = _preset(model, targets)
+    else:
+        paths = _patterned(model, [targets] if isinstance(targets, str) else list(targets))
+    paths = [path for path in paths if not any(_matches(path, pattern) for pattern in exclude)]
+    if not paths:
+        raise ValueError(f"targets {targets!r} (exclude {tuple(exclude)!r}) match nothing in {type(model).__name__}")
+    order = {path: k for k, (path, _) in enumerate(model.named_modules())}
+    modules = {path: model.get_submodule(path) for path in sorted(paths, key=order.__getitem__)}
+    return [Target(path, kind_of(m), mode_sizes(m, kind_of(m))) for path, m in modules.items()]

@@ -1,0 +1,160 @@
+"""Frozen configuration dataclasses and their strict loading; imports no torch."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the closest known name, and all the known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known: {', '.join(known)})"
+
+
+@dataclass(frozen=True)
+class ConditionConfig:
+    """What a generated factor is made from, and how: features -> mapping net -> factor.
+
+    c = c0 + b tanh(g(z) / b) with c0 the factor's own (learned) value, z the standardised and clamped features.
+    """
+
+    source: Literal["stages", "pooled", "extractor", "stem", "tensor"] = "stages"
+    """stages: per-stage channel mean and std of the frozen backbone; pooled: input of its classifier (the paper's
+    reading); extractor: another frozen network; stem: statistics of `stem` in the same forward pass; tensor: yours"""
+    scope: Literal["sample", "support", "constant"] = "sample"
+    """sample: one condition per example; support: one per support set; constant: no mapping net, factors are learned"""
+    labelled: bool = True
+    """support only: between-class share of variance of each feature (label-aware) instead of the mean feature"""
+    hidden: int = 32
+    """width of the mapping net's hidden layer"""
+    heads: Literal["target", "shared"] = "target"
+    """target: a linear head per target; shared: one head and an embedding per target"""
+    bound: float = 2.0
+    """b of the range c0 + b tanh(g/b); 0 means unbounded"""
+    clamp: float = 4.0
+    """standardised features are clamped to plus or minus this"""
+    dropout: float = 0.0
+    """probability that a training condition is replaced by c0"""
+    descriptor_dropout: float = 0.0
+    """probability that a channel of the features is replaced by its neutral value while training"""
+    extractor: str | None = None
+    """timm model name (or local checkpoint) for source=extractor"""
+    stages: tuple[str, ...] = ()
+    """module paths whose outputs are the stages; empty: found by architecture"""
+    stem: str | None = None
+    """module path for source=stem"""
+    feature_size: int | None = None
+    """width of the tensor for source=tensor"""
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Which method, on which targets, at which size."""
+
+    method: str = "lora"
+    """one of metalora.methods()"""
+    rank: int | dict[str, int] = 8
+    """size of every bond, or a size per bond"""
+    alpha: float | None = None
+    """scale numerator; None means a scale of one"""
+    targets: str | tuple[str, ...] = "all"
+    """all, linear, conv, or glob patterns of module paths (a suffix of whole path components is enough)"""
+    exclude: tuple[str, ...] = ()
+    """patterns taken out of targets"""
+    experts: int = 4
+    """size of the expert mode, where the method has one"""
+    generated: tuple[str, ...] | None = None
+    """factors made by a mapping net; None means the method's own choice"""
+    init: dict[str, str] = field(default_factory=dict)
+    """initialisation per factor, over the method's own"""
+    clip_rank: bool = False
+    """lower a rank to what a target's modes allow, instead of refusing it"""
+    dropout: float = 0.0
+    """dropout on the hidden activation of the cut (rank space)"""
+    seed: int = 0
+    """seed of the factors and of the mapping net"""
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    """what generated factors are made from"""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON types."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build the dataclass `cls` from plain values; unknown keys and wrong types are errors that say what is known."""
+    where = where or cls.__name__
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where}: expected a mapping of keys to values, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ValueError(f"{where}: unknown key {key!r}{nearest(str(key), hints)}")
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
+    ]
+    if missing:
+        raise ValueError(f"{where}: missing key {missing[0]!r}")
+    return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(hint, value, where)
+    if origin is Literal:
+        return _literal(value, args, where)
+    if origin in (typing.Union, types.UnionType):
+        return _union(value, args, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_convert(item, args[0], f"{where}[{k}]") for k, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        return {_convert(k, args[0], where): _convert(v, args[1], f"{where}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+
+
+def _literal(value: Any, choices: tuple[Any, ...], where: str) -> Any:
+    if value in choices:
+        return value
+    raise ValueError(f"{where}: unknown choice {value!r}{nearest(str(value), map(str, choices))}")
+
+
+def _union(value: Any, choices: tuple[Any, ...], where: str) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    errors = []
+    for choice in (c for c in choices if c is not type(None)):
+        try:
+            return _convert(value, choice, where)
+        except ValueError as error:
+            errors.append(str(error))
+    raise ValueError(errors[0])
+
+
+def load_yaml(cls: type[T], path: str | Path) -> T:
+    """Read the dataclass `cls` from a YAML file; every error names the file and the key."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return from_dict(cls, values or {}, str(path))

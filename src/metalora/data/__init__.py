@@ -1,0 +1,1 @@
+"""Task families: images with known attributes or domains, all drawn from explicit seeds."""

@@ -1,0 +1,172 @@
+"""Suite attributes: train on episodes, evaluate a support set's notion of similarity by k-NN."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.conditioning import Condition
+from metalora.adapters.features import between_class_share, stage_statistics
+from metalora.data.attributes import AttributeSuite, Episode
+from metalora.evaluation.knn import knn_accuracy, lda_transform
+from metalora.evaluation.statistics import variance_share
+from metalora.training.losses import matching_loss, prototypical_loss, supervised_contrastive_loss
+
+UNSEEN = "class (unseen)"
+TEST_SEED = 7_000_000
+
+
+@dataclass(frozen=True)
+class EpisodeConfig:
+    """Which notions of similarity are trained, which are only tested, and how large the sets are."""
+
+    trained: tuple[str, ...] = ("class", "hue", "rotation", "frame", "position")
+    held_out: tuple[str, ...] = ("scale", "noise")
+    """drawn in every image, never a task in training"""
+    size: int = 32
+    support: int = 60
+    query: int = 60
+    test_support: int = 100
+    test_query: int = 100
+    test_episodes: int = 12
+    loss: str = "matching"
+    temperature: float = 0.1
+
+
+class EpisodeExperiment:
+    """One suite, one frozen backbone: the step loss of an adapter, and its scores."""
+
+    def __init__(self, suite: AttributeSuite, model: nn.Module, config: EpisodeConfig, seed: int, split: str = "test"):
+        self.suite, self.model, self.config, self.seed, self.split = suite, model, config, seed, split
+
+    def loss(self, adapter: Adapter, penalty: float) -> Callable[[int], Tensor]:
+        """step -> loss: the support set makes the condition, the queries judge it."""
+        config, names = self.config, self.config.trained
+
+        def step_loss(step: int) -> Tensor:
+            attribute = names[int(torch.randint(len(names), ()))]
+            episode = self.suite.episode(attribute, "train", config.support, config.query, self.seed * 10**6 + step)
+            condition = adapter.condition(episode.support_x, episode.support_y) if adapter.conditional else None
+            support, query = self.embed(episode, condition)
+            loss = self._metric_loss(support, episode.support_y, query, episode.query_y)
+            return loss if condition is None else loss + penalty * condition.penalty
+
+        return step_loss
+
+    def _metric_loss(self, support: Tensor, support_y: Tensor, query: Tensor, query_y: Tensor) -> Tensor:
+        if self.config.loss == "contrastive":
+            both, labels = torch.cat([support, query]), torch.cat([support_y, query_y])
+            return supervised_contrastive_loss(both, labels, self.config.temperature)
+        loss = {"matching": matching_loss, "prototypical": prototypical_loss}[self.config.loss]
+        return loss(support, support_y, query, query_y, self.config.temperature)
+
+    def embed(self, episode: Episode, condition: Condition | None) -> tuple[Tensor, Tensor]:
+        """Features of support and queries under one condition, (n, d) each."""
+        images = torch.cat([episode.support_x, episode.query_x])
+        features = self.model(images) if condition is None else self.model(images, condition=condition)
+        return features[: len(episode.support_x)], features[len(episode.support_x) :]
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Everything that is scored: trained and held-out attributes, and the class task on unseen classes."""
+        return (*self.config.trained, *self.config.held_out, UNSEEN)
+
+    def test_episode(self, task: str, number: int) -> Episode:
+        """One test episode: base images of the test files; the same for every method."""
+        config = self.config
+        attribute, classes = ("class", "unseen") if task == UNSEEN else (task, "seen")
+        seed = TEST_SEED + 1000 * self.tasks.index(task) + number + 100_000 * self.seed
+        return self.suite.episode(attribute, self.split, config.test_support, config.test_query, seed, classes)
+
+    @torch.no_grad()
+    def evaluate(self, adapter: Adapter | None) -> dict:
+        """Scores of the model as it is: k-NN accuracy per task and its means, with the controls of a condition."""
+        conditional = adapter is not None and adapter.conditional
+        conditions = self._conditions(adapter) if conditional else {}
+        mean = Condition.stack([c for name in self.config.trained for c in conditions[name]]).mean() if conditional else None
+        scores: dict[str, dict[str, list[float]]] = {}
+        for task in self.tasks:
+            for number in range(self.config.test_episodes):
+                own = conditions[task][number] if conditional else None
+                found = self._score(self.test_episode(task, number), own, adapter)
+                if conditional:
+                    other = conditions[self._other(task)][number]
+                    found |= self._controls(self.test_episode(task, number), other, mean)
+                for variant, value in found.items():
+                    scores.setdefault(variant, {}).setdefault(task, []).append(value)
+        results = {variant: self._summary(by_task) for variant, by_task in scores.items()}
+        if conditional:
+            names = [name for name in self.config.trained for _ in conditions[name]]
+            vectors = torch.cat([c.vector() for name in self.config.trained for c in conditions[name]])
+            groups = torch.tensor([self.config.trained.index(name) for name in names])
+            results["task_share"] = variance_share(vectors, groups)
+        return results
+
+    def _conditions(self, adapter: Adapter) -> dict[str, list[Condition]]:
+        numbers = range(self.config.test_episodes)
+        episodes = {task: [self.test_episode(task, n) for n in numbers] for task in self.tasks}
+        return {t: [adapter.condition(e.support_x, e.support_y) for e in episodes[t]] for t in self.tasks}
+
+    def _other(self, task: str) -> str:
+        """The attribute whose support set is handed over as the wrong one."""
+        names = self.config.trained
+        home = "class" if task == UNSEEN else task
+        return names[(names.index(home) + 1) % len(names)] if home in names else names[0]
+
+    def _score(self, episode: Episode, condition: Condition | None, adapter: Adapter | None) -> dict[str, float]:
+        support, query = self.embed(episode, condition)
+        labels = (episode.support_y, episode.query_y)
+        k_nn = {f"k{k}": knn_accuracy(support, labels[0], query, labels[1], k) for k in (5, 10, 20)}
+        project = lda_transform(support, labels[0])
+        found = {**k_nn, "lda": knn_accuracy(project(support), labels[0], project(query), labels[1], 5)}
+        with adapter.disabled() if adapter is not None else contextlib.nullcontext():
+            statistics = stage_statistics(self.model, torch.cat([episode.support_x, episode.query_x]))
+        ours, theirs = statistics[: len(support)], statistics[len(support) :]
+        project = lda_transform(ours, labels[0])
+        plain = (project(ours), project(theirs))
+        found["stats_lda"] = knn_accuracy(plain[0], labels[0], plain[1], labels[1], 5)
+        weighted = weighted_statistics(ours, labels[0], theirs)
+        fused = [fuse(a, b) for a, b in zip((support, query), weighted, strict=True)]
+        found["fused"] = knn_accuracy(fused[0], labels[0], fused[1], labels[1], 5)
+        return found
+
+    def _controls(self, episode: Episode, other: Condition, mean: Condition) -> dict[str, float]:
+        found = {}
+        for name, condition in (("other_support", other), ("mean_condition", mean)):
+            support, query = self.embed(episode, condition)
+            found[name] = knn_accuracy(support, episode.support_y, query, episode.query_y, 5)
+        return found
+
+    def _summary(self, by_task: dict[str, list[float]]) -> dict:
+        means = {task: sum(values) / len(values) for task, values in by_task.items()}
+        trained = [means[name] for name in self.config.trained]
+        held_out = [means[name] for name in self.config.held_out]
+        return {
+            "trained_mean": sum(trained) / len(trained),
+            "held_out_mean": sum(held_out) / len(held_out) if held_out else None,
+            "unseen_class": means[UNSEEN],
+            "per_task": means,
+        }
+
+
+def weighted_statistics(support: Tensor, labels: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Standardised features weighted by their between-class share: a metric read off the support set, no training.
+
+    w_j = max(share_j - e, 0), with e = (classes - 1) / (n - 1) the share that chance alone gives.
+    """
+    mean, std = support.mean(0), support.std(0).clamp_min(1e-4)
+    chance = (len(labels.unique()) - 1) / (len(labels) - 1)
+    weight = (between_class_share(support, labels) - chance).clamp_min(0)
+    return (support - mean) / std * weight, (query - mean) / std * weight
+
+
+def fuse(a: Tensor, b: Tensor) -> Tensor:
+    """Two features side by side, each of unit length, so that their cosines add with equal weight."""
+    return torch.cat([nn.functional.normalize(a, dim=-1), nn.functional.normalize(b, dim=-1)], -1)
+

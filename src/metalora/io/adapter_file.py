@@ -1,0 +1,161 @@
+"""The adapter file: one safetensors file whose header holds the versioned JSON description."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import adapter_of, attach, detach
+from metalora.config import AdapterConfig, from_dict, to_dict
+
+FORMAT, VERSION = "metalora-adapter", 1
+
+
+def fingerprint(model: nn.Module, paths: list[str]) -> str:
+    """A hash of the base weights at the targets: shapes, and up to 4,096 evenly spaced numbers of each."""
+    digest = hashlib.sha256()
+    for path in paths:
+        module = model.get_submodule(path)
+        base = getattr(module, "base", module)
+        weight = getattr(module, "original", None)
+        weight = (base.weight if weight is None else weight).detach()
+        flat = weight.flatten()
+        sample = flat[:: max(1, flat.numel() // 4096)][:4096].to("cpu", torch.float32)
+        digest.update(f"{path} {tuple(weight.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _tensor_hash(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(adapter: Adapter) -> dict[str, Tensor]:
+    tensors = {f"factors/{key}": value for key, value in adapter.factors.items()}
+    if adapter.conditioner is not None:
+        tensors |= {f"conditioner/{key}": value for key, value in adapter.conditioner.state_dict().items()}
+    return {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+
+
+def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": to_dict(adapter.config),
+        "method": {"name": adapter.method.name, "factors": dict(adapter.method.factors)},
+        "targets": {t.path: {"kind": t.kind, "sizes": t.sizes, "coords": t.coords} for t in adapter.targets.values()},
+        "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,
+        "num_params": adapter.num_params(),
+        "base": {"class": type(adapter.model[0]).__name__,
+                 "fingerprint": fingerprint(adapter.model[0], list(adapter.targets))},
+        "tensors_sha256": _tensor_hash(tensors),
+    }
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a whole file or nothing: a full disk or a killed process leaves the old file as it was."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"{path}: could not be written ({error.strerror}); the old file is unchanged") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Write the model's adapter: exactly the declared parameters, each shared factor once."""
+    adapter = adapter_of(model)
+    if adapter is None:
+        raise ValueError(f"save: {type(model).__name__} has no adapter")
+    tensors = _tensors(adapter)
+    description = _description(adapter, tensors)
+    write_atomically(path, dump_tensors(tensors, {"metalora": json.dumps(description)}))
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The description and the tensors of an adapter file; ValueError if it is missing, damaged or of another version."""
+    try:
+        content = Path(path).read_bytes()
+        tensors = load_tensors(content)
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        description = json.loads(header["__metadata__"]["metalora"])
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such adapter file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: a directory, expected an adapter file") from None
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a whole adapter file (truncated or damaged: {error})") from None
+    if description.get("format") != FORMAT:
+        raise ValueError(f"{path}: format {description.get('format')!r}, expected {FORMAT!r}")
+    if description.get("version") != VERSION:
+        raise ValueError(f"{path}: version {description.get('version')!r} of the format, this library reads {VERSION}")
+    if _tensor_hash(tensors) != description.get("tensors_sha256"):
+        raise ValueError(f"{path}: its tensors do not match their checksum: the file was changed after it was written")
+    return description, tensors
+
+
+def load(model: nn.Module, path: str | Path, *, extractor: nn.Module | None = None) -> Adapter:
+    """Attach the adapter of a file to the base that it was trained on; ValueError refuses any other, unchanged."""
+    description, tensors = read(path)
+    config = from_dict(AdapterConfig, description["config"], f"{path}: config")
+    targets = description["targets"]
+    modules = dict(model.named_modules())
+    missing = [target for target in targets if target not in modules]
+    if missing:
+        raise ValueError(f"{path}: made for {description['base']['class']}; {type(model).__name__} has no {missing[0]!r}")
+    for target, entry in targets.items():
+        weight = getattr(modules[target], "weight", None)
+        if weight is None or weight.numel() != _numel(entry["sizes"]):
+            raise ValueError(f"{path}: target {target!r} has another shape in this {type(model).__name__}")
+    if fingerprint(model, list(targets)) != description["base"]["fingerprint"]:
+        raise ValueError(f"{path}: the base weights are not those that the adapter was trained on (fingerprints differ)")
+    adapter = attach(model, config, extractor=extractor)
+    try:
+        _restore(adapter, description, tensors, path)
+    except ValueError:
+        detach(model)
+        raise
+    return adapter
+
+
+def _numel(sizes: dict[str, int]) -> int:
+    return sizes["in"] * sizes["out"] * sizes.get("kh", 1) * sizes.get("kw", 1)
+
+
+def _restore(adapter: Adapter, description: dict[str, Any], tensors: dict[str, Tensor], path: str | Path) -> None:
+    if dict(adapter.method.factors) != description["method"]["factors"]:
+        raise ValueError(f"{path}: its {adapter.method.name} is wired {description['method']['factors']}, not as here")
+    expected = _tensors(adapter)
+    for name in sorted(set(expected) ^ set(tensors)):
+        raise ValueError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not expected'}")
+    for name, value in expected.items():
+        if tensors[name].shape != value.shape:
+            raise ValueError(f"{path}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
+    with torch.no_grad():
+        for key, parameter in adapter.factors.items():
+            parameter.copy_(tensors[f"factors/{key}"])
+    if adapter.conditioner is not None:
+        state = {k.removeprefix("conditioner/"): v for k, v in tensors.items() if k.startswith("conditioner/")}
+        adapter.conditioner.load_state_dict(state)

@@ -1,0 +1,79 @@
+"""What a method is: a declared network with its initialisation and scale."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from metalora.network.network import Network
+
+INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A tensor network adapter, declared.
+
+    name, title   registry name, and the name in the literature
+    formula       Delta W as printed in its paper, with its number
+    factors       factor -> spec string; bonds are ranks
+    init          factor -> one of INITS (what the sizes of the fans are is told by the modes)
+    count         closed form of the trainable numbers at one target, in I, O, K (kernel size), R (rank), N (experts)
+    generated     factors that a mapping net makes by default; their stored value is the condition-free c0
+    gates         factors whose values pass through a softmax over the expert mode
+    scale         "alpha/r": alpha over the size of `rank_bond`; "alpha": alpha itself
+    split_rank    the rank is divided by the number of experts (r/N each)
+    starts_as_base  Delta W is zero at the start; else `why` says why not
+    """
+
+    name: str
+    title: str
+    source: str
+    formula: str
+    factors: Mapping[str, str]
+    init: Mapping[str, str]
+    count: str
+    generated: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    scale: Literal["alpha/r", "alpha"] = "alpha/r"
+    split_rank: bool = False
+    starts_as_base: bool = True
+    why: str = ""
+    notes: str = field(default="", compare=False)
+
+    @cached_property
+    def network(self) -> Network:
+        """The parsed network; spec errors appear here, once."""
+        return Network.parse(self.factors)
+
+    def bond_sizes(self, rank: int | Mapping[str, int], experts: int) -> dict[str, int]:
+        """The size of every bond for a rank (one number, or one per bond); ValueError for what cannot be."""
+        bonds = self.network.bonds
+        if isinstance(rank, int):
+            sizes = dict.fromkeys(bonds, rank)
+        else:
+            sizes = dict(rank)
+            for bond in sizes:
+                if bond not in bonds:
+                    raise ValueError(f"method {self.name!r}: rank names {bond!r}, its bonds are {', '.join(bonds)}")
+            for bond in bonds:
+                if bond not in sizes:
+                    raise ValueError(f"method {self.name!r}: rank has no size for bond {bond!r}")
+        for bond, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"method {self.name!r}: rank of bond {bond!r} is {size}, expected at least 1")
+        if self.uses_experts and experts < 1:
+            raise ValueError(f"method {self.name!r}: experts is {experts}, expected at least 1")
+        if self.split_rank:
+            sizes = {bond: self._per_expert(size, experts) for bond, size in sizes.items()}
+        return sizes
+
+    def _per_expert(self, size: int, experts: int) -> int:
+        if size % experts:
+            raise ValueError(f"method {self.name!r}: rank {size} is not a multiple of its {experts} experts")
+        return size // experts
+
+    @property
+    def uses_experts(self) -> bool:
+        """Whether a factor has the expert mode."""
+        return any("expert" in term for term in self.network.factors.values())

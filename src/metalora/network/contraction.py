@@ -1,0 +1,42 @@
+"""Contractions over named modes: planned once by opt_einsum, replayed pair by pair."""
+
+from collections.abc import Mapping, Sequence
+from string import ascii_letters
+
+import opt_einsum
+import torch
+from torch import Tensor
+
+from metalora.network.spec import Modes
+
+
+class Contraction:
+    """An einsum over named modes whose pairwise order is planned at construction with the real sizes.
+
+    `flops` is the planned cost in multiply-adds. Planning inside forward breaks graphs; replaying does not.
+    """
+
+    def __init__(self, terms: Sequence[Modes], out: Modes, sizes: Mapping[str, int]):
+        self.terms, self.out = tuple(terms), tuple(out)
+        modes = dict.fromkeys(mode for term in terms for mode in term)
+        letter = dict(zip(modes, ascii_letters, strict=False))
+        *inputs, output = ["".join(letter[mode] for mode in term) for term in (*terms, out)]
+        self.equation = ",".join(inputs) + "->" + output
+        self.steps: tuple[tuple[tuple[int, ...], str], ...] = ()
+        self.flops = 0
+        if not terms:
+            return
+        shapes = [tuple(sizes[mode] for mode in term) for term in terms]
+        _, plan = opt_einsum.contract_path(self.equation, *shapes, shapes=True)
+        self.steps = tuple((tuple(step[0]), step[2]) for step in plan.contraction_list)
+        self.flops = int(plan.opt_cost)
+
+    def __call__(self, operands: Sequence[Tensor]) -> Tensor:
+        pending = list(operands)
+        for picked, equation in self.steps:
+            pending.append(torch.einsum(equation, *[pending.pop(k) for k in picked]))
+        return pending[0]
+
+    def __repr__(self) -> str:
+        terms = ", ".join(" ".join(term) or "1" for term in self.terms)
+        return f"{terms} -> {' '.join(self.out)}"

@@ -1,0 +1,41 @@
+"""Spec strings: a factor is named modes separated by blanks, such as "in kh kw r"."""
+
+import re
+from collections.abc import Mapping
+
+INPUT_MODES = ("in", "kh", "kw")
+OUTPUT_MODES = ("out",)
+COORDINATE_MODES = ("layer", "proj", "head", "task")
+KNOWN_MODES = (*INPUT_MODES, *OUTPUT_MODES, *COORDINATE_MODES, "expert", "batch")
+
+Modes = tuple[str, ...]
+
+
+def parse_factor(name: str, spec: str) -> Modes:
+    """The modes of one factor; ValueError for an ill-formed, repeated or reserved mode."""
+    modes = tuple(spec.split())
+    for mode in modes:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", mode):
+            raise ValueError(f"factor {name!r} ({spec!r}): {mode!r} is not a mode name (lower-case letters and digits)")
+        if modes.count(mode) > 1:
+            raise ValueError(f"factor {name!r} ({spec!r}): mode {mode!r} occurs twice")
+    if "batch" in modes:
+        raise ValueError(f"factor {name!r} ({spec!r}): 'batch' is carried by generated factors and is never written")
+    return modes
+
+
+def parse_factors(specs: Mapping[str, str]) -> dict[str, Modes]:
+    """All factors of a network; a mode that is not known is a bond and must occur in two factors or more."""
+    factors = {name: parse_factor(name, spec) for name, spec in specs.items()}
+    for name, modes in factors.items():
+        for mode in modes:
+            shared = sum(mode in other for other in factors.values())
+            if mode not in KNOWN_MODES and shared < 2:
+                raise ValueError(
+                    f"factor {name!r} ({specs[name]!r}): {mode!r} occurs in no other factor, so it is not a bond, "
+                    f"and it is not a known mode either (known: {', '.join(KNOWN_MODES)})"
+                )
+    for side, modes in (("input", INPUT_MODES[:1]), ("output", OUTPUT_MODES)):
+        if not any(set(modes) & set(term) for term in factors.values()):
+            raise ValueError(f"network {dict(specs)}: no factor has the {side} mode {modes[0]!r}")
+    return factors

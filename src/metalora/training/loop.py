@@ -1,0 +1,151 @@
+"""The one training loop, on Accelerate: a step is a function of its number, so a resumed run repeats nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.adapter import Adapter
+from metalora.io.adapter_file import write_atomically
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How an adapter is trained: AdamW with a one-cycle or constant rate."""
+
+    steps: int = 1500
+    lr: float = 5e-3
+    """learning rate of the factors"""
+    mapping_lr_ratio: float = 0.2
+    """learning rate of the mapping net, over that of the factors"""
+    weight_decay: float = 0.0
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+    warmup: float = 0.3
+    """share of the steps over which the one-cycle rate rises"""
+    penalty: float = 0.01
+    """weight of the mean square of c - c0"""
+    clip: float = 1.0
+    """gradient norm, 0 for none"""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    checkpoint_every: int = 500
+    """steps between resumable checkpoints, where a path is given"""
+
+
+StepLoss = Callable[[int], Tensor]
+
+
+def fit(
+    model: nn.Module,
+    adapter: Adapter,
+    step_loss: StepLoss,
+    config: TrainConfig,
+    *,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train the adapter and return the loss of every step.
+
+    step_loss(step) makes its batch from the step's number and returns the loss; random numbers inside are seeded by
+    (seed, step), so a run that is cut off and resumed from `checkpoint` ends in the same bits. The backbone stays in
+    eval mode and frozen. Ctrl-C writes the checkpoint and raises KeyboardInterrupt. ValueError if the loss is not finite.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
+    model.eval()
+    adapter.train()
+    groups = adapter.parameter_groups(config.lr, config.mapping_lr_ratio)
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    scheduler = _schedule(optimizer, config)
+    optimizer = accelerator.prepare(optimizer)
+    run = _Run(adapter, optimizer, scheduler, checkpoint, seed, config)
+    losses = run.resume()
+    try:
+        for step in range(len(losses), config.steps):
+            torch.manual_seed(seed * 1_000_003 + step)
+            with accelerator.autocast():
+                loss = step_loss(step)
+            losses.append(_finite(loss, step))
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            if config.clip:
+                accelerator.clip_grad_norm_(adapter.parameters(), config.clip)
+            optimizer.step()
+            scheduler.step()
+            if on_step is not None:
+                on_step(step, losses[-1])
+            if (step + 1) % config.checkpoint_every == 0:
+                run.save(losses)
+    except KeyboardInterrupt:
+        run.save(losses[: run.steps_done()])
+        raise
+    adapter.eval()
+    return losses
+
+
+def _finite(loss: Tensor, step: int) -> float:
+    value = float(loss.detach())
+    if not torch.isfinite(loss.detach()).all():
+        raise ValueError(f"step {step}: the loss is {value}; lower the learning rate or check the data")
+    return value
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Any:
+    if config.schedule == "constant":
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=rates, total_steps=config.steps + 1, pct_start=config.warmup
+    )
+
+
+class _Run:
+    """The state of a run that a checkpoint holds."""
+
+    def __init__(self, adapter, optimizer, scheduler, path, seed: int, config: TrainConfig):
+        self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
+        self.path = None if path is None else Path(path)
+        self.identity = json.dumps([seed, repr(config), adapter.method.name, adapter.num_params()])
+
+    def steps_done(self) -> int:
+        return self.scheduler.last_epoch
+
+    def save(self, losses: list[float]) -> None:
+        if self.path is None:
+            return
+        import io
+
+        buffer = io.BytesIO()
+        state = {
+            "identity": self.identity,
+            "adapter": self.adapter.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "losses": losses,
+            "time": time.time(),
+        }
+        torch.save(state, buffer)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, buffer.getvalue())
+
+    def resume(self) -> list[float]:
+        if self.path is None or not self.path.exists():
+            return []
+        try:
+            state = torch.load(self.path, weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{self.path}: not a whole checkpoint ({type(error).__name__}); delete it to restart") from None
+        if state["identity"] != self.identity:
+            raise ValueError(f"{self.path}: made by another run (configuration or seed differ); delete it to restart")
+        self.adapter.load_state_dict(state["adapter"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        return state["losses"]

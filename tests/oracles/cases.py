@@ -1,0 +1,87 @@
+"""The table of method cases that the laws run over: every method, frozen and generated, with unequal bonds."""
+
+from dataclasses import dataclass
+
+import torch
+from oracles.dense import delta, to_base_layout
+
+from metalora import AdapterConfig, ConditionConfig, attach
+
+FEATURES = 7
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration of one method; `generated` empty is scope "constant"."""
+
+    method: str
+    rank: int | dict[str, int]
+    alpha: float | None = None
+    generated: tuple[str, ...] = ()
+    heads: str = "target"
+
+    def config(self, **changes) -> AdapterConfig:
+        condition = ConditionConfig(
+            source="tensor", feature_size=FEATURES, hidden=6, heads=self.heads,
+            scope="sample" if self.generated else "constant",
+        )
+        options = dict(targets=("0",), experts=2, condition=condition, generated=self.generated or None) | changes
+        return AdapterConfig(method=self.method, rank=self.rank, alpha=self.alpha, **options)
+
+
+BONDS = {"r0": 2, "r1": 3, "r2": 4}
+CASES = {
+    "lora": Case("lora", 3, 7.0),
+    "lora-A": Case("lora", 3, 7.0, ("A",)),
+    "lora-B": Case("lora", 3, 7.0, ("B",)),
+    "lora-AB": Case("lora", 2, None, ("A", "B"), heads="shared"),
+    "conv-lora": Case("conv-lora", 2),
+    "multi-lora": Case("multi-lora", 3, 7.0),
+    "multi-lora-s": Case("multi-lora", 3, 7.0, ("s",)),
+    "moe-lora": Case("moe-lora", 4, 7.0),
+    "moe-lora-g": Case("moe-lora", 4, 7.0, ("g",)),
+    "moe-lora-Ag": Case("moe-lora", 4, 7.0, ("A", "g")),
+    "metalora-cp": Case("metalora-cp", 3, 7.0),
+    "metalora-cp-c": Case("metalora-cp", 3, 7.0, ("c",)),
+    "metalora-tr": Case("metalora-tr", BONDS),
+    "metalora-tr-C": Case("metalora-tr", BONDS, None, ("C",)),
+    "metalora-tr-C-alpha": Case("metalora-tr", 2, 7.0, ("C",)),
+    "metalora-tr-ABC": Case("metalora-tr", BONDS, None, ("A", "B", "C"), heads="shared"),
+    "metalora-square": Case("metalora-square", {"r0": 3, "r1": 2}),
+    "metalora-square-C": Case("metalora-square", {"r0": 3, "r1": 2}, None, ("C",)),
+}
+
+
+def randomise(adapter) -> None:
+    """Every learned number away from its initial value, so that nothing is zero or the identity by accident."""
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_(0, 0.7)
+
+
+def features(n: int) -> torch.Tensor:
+    return torch.randn(n, FEATURES)
+
+
+def attached(case: Case, layer, size: str = "few", random: bool = True, **changes):
+    """(model, adapter, x, keywords of a forward): a base of one layer with its adapter and a mixed batch."""
+    model = layer.base()
+    adapter = attach(model, case.config(**changes))
+    if random:
+        randomise(adapter)
+    x = layer.inputs(size)
+    return model, adapter, x, {"condition": adapter.condition(features(len(x)))} if case.generated else {}
+
+
+def factors_of(adapter, target: str, condition=None, example: int = 0) -> dict[str, torch.Tensor]:
+    """The factors of one example as the oracle takes them."""
+    found = {f: adapter.factors[f"{target}.{f}"] for f in adapter.method.factors}
+    if condition is not None:
+        found |= {f: condition.values[f"{target}.{f}"][example] for f in adapter.generated}
+    return {name: value.detach() for name, value in found.items()}
+
+
+def oracle_delta(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:
+    """Delta W of target "0" for one example, in the base weight's layout."""
+    dense = delta(case.method, factors_of(adapter, "0", condition, example), case.alpha, case.rank)
+    return to_base_layout(layer.kind, dense)

@@ -1,0 +1,74 @@
+"""Dense Delta W of every method for one example, from the papers: sums over bonds of outer products.
+
+No einsum and nothing of ours. Factors are in the papers' order of modes; the modes of the kernel (kh, kw of a Conv2d,
+kw of a Conv1d, none of a matrix) come before `in`. The result is [kernel] x in x out.
+"""
+
+from itertools import product
+
+import torch
+
+
+def _outer(left, right):
+    """[kernel] x in and out -> [kernel] x in x out."""
+    return left[..., None] * right
+
+
+def lora(A, B):
+    """LoRA, arXiv:2106.09685, and Conv-LoRA, arXiv:2504.00460 eq. 5: sum_r A[*,r] B[r,*]."""
+    return sum(_outer(A[..., r], B[r]) for r in range(len(B)))
+
+
+def multi_lora(A, B, s):
+    """MultiLoRA, arXiv:2311.11501: sum_n A_n B_n diag(s_n)."""
+    return sum(lora(A[n], B[n]) * s[n] for n in range(len(s)))
+
+
+def moe_lora(A, g, B):
+    """MOELoRA, arXiv:2310.18339: sum_n g_n A_n B_n with g the softmax of the logits."""
+    weights = [torch.exp(g[n]) / sum(torch.exp(other) for other in g) for n in range(len(g))]
+    return sum(weights[n] * lora(A[n], B[n]) for n in range(len(g)))
+
+
+def cp(A, c, B):
+    """MetaLoRA (CP), arXiv:2504.00460 eq. 6: sum_r A[*,r] c_r B[r,*]."""
+    return sum(_outer(A[..., r], B[r]) * c[r] for r in range(len(c)))
+
+
+def tr(A, B, C):
+    """MetaLoRA (TR), arXiv:2504.00460 eq. 7: sum_{r0,r1,r2} A[r0,*,r1] B[r1,*,r2] C[r2,r0]."""
+    n2, n0 = C.shape
+    bonds = product(range(n0), range(len(B)), range(n2))
+    return sum(_outer(A[r0][..., r1], B[r1, :, r2]) * C[r2, r0] for r0, r1, r2 in bonds)
+
+
+def square(A, C, B):
+    """A full square core: sum_{r0,r1} A[*,r0] C[r0,r1] B[r1,*]."""
+    return sum(_outer(A[..., r], B[s]) * C[r, s] for r, s in product(range(len(C)), range(len(B))))
+
+
+DENSE = {
+    "lora": lora,
+    "conv-lora": lora,
+    "multi-lora": multi_lora,
+    "moe-lora": moe_lora,
+    "metalora-cp": cp,
+    "metalora-tr": tr,
+    "metalora-square": square,
+}
+
+
+def delta(method, factors, alpha=None, rank=None):
+    """alpha / r times the dense Delta W of one example; alpha None is a scale of one."""
+    return DENSE[method](**factors) * (1.0 if alpha is None else alpha / rank)
+
+
+def to_base_layout(kind, dense):
+    """[kernel] x in x out -> how PyTorch stores the weight of that kind of layer."""
+    if kind == "linear":
+        return dense.T  # out x in
+    if kind == "conv1d":
+        return dense.permute(2, 1, 0)  # out x in x kw
+    if kind == "conv2d":
+        return dense.permute(3, 2, 0, 1)  # out x in x kh x kw
+    return dense  # GPT-2's Conv1D and Embedding: in x out
