@@ -1,15 +1,32 @@
 """Tensor-network adapters of pre-trained PyTorch models."""
 
-from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import adapter_of, attach, count_params, detach, merge, unmerge
-from metalora.adapters.checkpointing import checkpoint, checkpointing
-from metalora.adapters.conditioning import Condition
-from metalora.adapters.targets import Target, find_targets
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from metalora.config import AdapterConfig, ConditionConfig
-from metalora.io.adapter_file import load, save
 from metalora.methods.registry import methods
 
+if TYPE_CHECKING:
+    from metalora.adapters.adapter import Adapter
+    from metalora.adapters.attach import adapter_of, attach, count_params, detach, merge, unmerge
+    from metalora.adapters.checkpointing import checkpoint, checkpointing
+    from metalora.adapters.conditioning import Condition
+    from metalora.adapters.targets import Target, find_targets
+    from metalora.io.adapter_file import load, save
+
 __version__ = "0.1.0"
+
+# What needs torch is imported when it is first used, so that `metalora --help` need not wait for torch.
+_HOMES = {
+    "metalora.adapters.adapter": ("Adapter",),
+    "metalora.adapters.attach": ("adapter_of", "attach", "count_params", "detach", "merge", "unmerge"),
+    "metalora.adapters.checkpointing": ("checkpoint", "checkpointing"),
+    "metalora.adapters.conditioning": ("Condition",),
+    "metalora.adapters.targets": ("Target", "find_targets"),
+    "metalora.io.adapter_file": ("load", "save"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
 __all__ = [
     "Adapter",
     "AdapterConfig",
@@ -29,3 +46,13 @@ __all__ = [
     "save",
     "unmerge",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'metalora' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -86,6 +86,54 @@ class AdapterConfig:
     """what generated factors are made from"""
 
 
+@dataclass(frozen=True)
+class TrainConfig:
+    """How an adapter is trained: AdamW with a one-cycle or constant rate."""
+
+    steps: int = 1500
+    lr: float = 5e-3
+    """learning rate of the factors"""
+    mapping_lr_ratio: float = 0.2
+    """learning rate of the mapping net, over that of the factors"""
+    weight_decay: float = 0.0
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+    warmup: float = 0.3
+    """share of the steps over which the one-cycle rate rises"""
+    penalty: float = 0.01
+    """weight of the mean square of c - c0"""
+    clip: float = 1.0
+    """gradient norm, 0 for none"""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    checkpoint_every: int = 500
+    """steps between resumable checkpoints, where a path is given"""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """What a small backbone is and how it is pre-trained."""
+
+    architecture: Literal["resnet", "mixer"] = "resnet"
+    """family of the network"""
+    image_size: int = 32
+    """height and width of the images, in pixels"""
+    num_classes: int = 6
+    """number of seen classes: the width of the head"""
+    in_chans: int = 3
+    """channels of the images"""
+    seed: int = 0
+    """of the initial weights; the batches are the caller's"""
+    steps: int = 1500
+    """number of batches"""
+    batch: int = 128
+    """images in each batch"""
+    lr: float = 3e-3
+    """peak of the OneCycle schedule"""
+    weight_decay: float = 0.05
+    """of AdamW"""
+    label_smoothing: float = 0.1
+    """of the cross-entropy"""
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON types."""
     return dataclasses.asdict(config)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from oracles.dense import delta, to_base_layout
+from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, attach
 
@@ -85,3 +86,23 @@ def oracle_delta(case: Case, layer, adapter, condition=None, example: int = 0) -
     """Delta W of target "0" for one example, in the base weight's layout."""
     dense = delta(case.method, factors_of(adapter, "0", condition, example), case.alpha, case.rank)
     return to_base_layout(layer.kind, dense)
+
+
+def conv_net() -> nn.Module:
+    """A small float64 CNN whose parts have names: stem "0", norm "1", body "2.0" and "2.2", head "5"."""
+    body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2))
+    head = nn.Linear(6, 3)
+    pool = nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), body, pool, nn.Flatten(), head).double().eval()
+
+
+BODY = ("2.0", "2.2")
+SOURCES = {
+    "stages": dict(source="stages", stages=("0", "2")),
+    "pooled": dict(source="pooled"),
+    "stem": dict(source="stem", stem="1"),
+}
+
+
+def images(n: int = 3) -> torch.Tensor:
+    return torch.randn(n, 3, 9, 9, dtype=torch.float64)

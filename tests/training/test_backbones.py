@@ -112,7 +112,7 @@ def test_pretrain_learns():
         labels = torch.arange(8) % 3
         return nn.functional.one_hot(labels, 3).float()[:, :, None, None].expand(8, 3, 16, 16), labels
 
-    model = backbones.pretrain(replace(TINY, steps=30), coloured)
+    model = backbones.pretrain(replace(TINY, steps=60), coloured)
     images, labels = coloured(0)
     assert torch.equal(model(images).argmax(1), labels)
 

@@ -17,7 +17,8 @@ from metalora.adapters.targets import Target, find_targets
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
 from metalora.methods.registry import get_method
-from metalora.network.network import Cut, Network
+from metalora.network.cut import Cut
+from metalora.network.network import Network
 from metalora.network.spec import INPUT_MODES
 
 
@@ -177,7 +178,9 @@ def _prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | Non
         network = _watch(adapter, model, extractor)
         size = adapter.features(example_input(network) if example is None else example).shape[1]
     device, dtype = next(adapter.parameters()).device, next(adapter.parameters()).dtype
-    adapter.conditioner = Conditioner(condition, size, shapes, config.seed).to(device, dtype)
+    inits = {**adapter.method.init, **config.init}
+    silent = [k for k in shapes if inits[k.rpartition(".")[2]] == "zeros" and k.rpartition(".")[2] not in adapter.method.gates]
+    adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent).to(device, dtype)
 
 
 def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -96,9 +96,18 @@ class MappingNet(nn.Module):
     """MLP from d features to every generated number: Linear, GELU, then a head per target or one shared head.
 
     shared: g_t = H (trunk(z) * e_t), with an embedding e_t of `hidden` numbers per generated factor t.
+    silent: factors that must start at their c0 exactly, so that Delta W starts at zero: their head starts at zero.
     """
 
-    def __init__(self, feature_size: int, hidden: int, shapes: Mapping[str, Sequence[int]], heads: str, seed: int):
+    def __init__(
+        self,
+        feature_size: int,
+        hidden: int,
+        shapes: Mapping[str, Sequence[int]],
+        heads: str,
+        seed: int,
+        silent: Collection[str] = (),
+    ):
         super().__init__()
         self.numels = [prod(shape) for shape in shapes.values()]
         self.shared = heads == "shared"
@@ -112,6 +121,10 @@ class MappingNet(nn.Module):
             self.trunk.bias.zero_(), self.head.bias.zero_()
             if self.shared:
                 self.embedding.normal_(0, 1, generator=generator)
+            for key, rows in zip(shapes, self.head.weight.split(self.numels) if not self.shared else (), strict=False):
+                rows.mul_(key not in silent)
+            if self.shared and silent:
+                self.head.weight.zero_()
 
     def forward(self, z: Tensor) -> list[Tensor]:
         """(n, d) -> one (n, numel) per generated factor."""
@@ -130,10 +143,17 @@ class MappingNet(nn.Module):
 class Conditioner(nn.Module):
     """Features -> condition: standardise, clamp, map, bound, and add to the factors' own values c0."""
 
-    def __init__(self, config: ConditionConfig, feature_size: int, shapes: Mapping[str, Sequence[int]], seed: int):
+    def __init__(
+        self,
+        config: ConditionConfig,
+        feature_size: int,
+        shapes: Mapping[str, Sequence[int]],
+        seed: int,
+        silent: Collection[str] = (),
+    ):
         super().__init__()
         self.config, self.shapes, self.feature_size = config, dict(shapes), feature_size
-        self.mapping_net = MappingNet(feature_size, config.hidden, shapes, config.heads, seed)
+        self.mapping_net = MappingNet(feature_size, config.hidden, shapes, config.heads, seed, silent)
         self.register_buffer("mean", torch.zeros(feature_size))
         self.register_buffer("std", torch.ones(feature_size))
 

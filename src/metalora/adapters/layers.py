@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalora.adapters.targets import Target
-from metalora.network.network import Cut
+from metalora.network.cut import Cut
 
 
 class AdaptedLayer(nn.Module):
@@ -129,6 +129,8 @@ class AdaptedConv(AdaptedLayer):
         base, spatial = self.base, len(self.base.kernel_size)
         kernel = kernel.flatten(int(self.cut.left_batched), -2 - spatial)  # (b?, k, i, *kernel)
         padding = base.padding
+        if base.weight.ndim == 4 and base.weight.is_contiguous(memory_format=torch.channels_last):
+            kernel = kernel if self.cut.left_batched else kernel.contiguous(memory_format=torch.channels_last)
         if base.padding_mode != "zeros":
             x, padding = F.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode), 0
         conv = F.conv2d if spatial == 2 else F.conv1d
@@ -140,12 +142,14 @@ class AdaptedConv(AdaptedLayer):
         return h.reshape(b, -1, *h.shape[2:])
 
     def channels_first(self, h: Tensor) -> Tensor:
-        return h.mT  # (b, k, t)
+        return h.mT if len(self.base.kernel_size) == 1 else h.mT[..., None]  # (b, k, t), as a picture one pixel wide
 
     def tokens_first(self, h: Tensor) -> Tensor:
         return h.flatten(2).mT
 
     def expand(self, h: Tensor, up: Tensor) -> Tensor:
+        if up.ndim == 2 and h.stride(1) == 1:  # channels last: one product over all positions beats a 1 x 1 convolution
+            return F.linear(h.movedim(1, -1), up.mT).movedim(-1, 1)
         return up.mT @ h.flatten(2)  # (b, o, t)
 
     def to_base_layout(self, dense: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,27 +14,11 @@ from metalora.adapters.features import between_class_share, stage_statistics
 from metalora.data.attributes import AttributeSuite, Episode
 from metalora.evaluation.knn import knn_accuracy, lda_transform
 from metalora.evaluation.statistics import variance_share
+from metalora.experiments.config import EpisodeConfig
 from metalora.training.losses import matching_loss, prototypical_loss, supervised_contrastive_loss
 
 UNSEEN = "class (unseen)"
 TEST_SEED = 7_000_000
-
-
-@dataclass(frozen=True)
-class EpisodeConfig:
-    """Which notions of similarity are trained, which are only tested, and how large the sets are."""
-
-    trained: tuple[str, ...] = ("class", "hue", "rotation", "frame", "position")
-    held_out: tuple[str, ...] = ("scale", "noise")
-    """drawn in every image, never a task in training"""
-    size: int = 32
-    support: int = 60
-    query: int = 60
-    test_support: int = 100
-    test_query: int = 100
-    test_episodes: int = 12
-    loss: str = "matching"
-    temperature: float = 0.1
 
 
 class EpisodeExperiment:
@@ -105,6 +88,8 @@ class EpisodeExperiment:
             names = [name for name in self.config.trained for _ in conditions[name]]
             vectors = torch.cat([c.vector() for name in self.config.trained for c in conditions[name]])
             groups = torch.tensor([self.config.trained.index(name) for name in names])
+            results["own_condition"] = results["k5"]["trained_mean"]
+            results["other_condition"] = results["other_support"]["trained_mean"]
             results["task_share"] = variance_share(vectors, groups)
         return results
 

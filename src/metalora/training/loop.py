@@ -5,37 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.config import TrainConfig
 from metalora.io.adapter_file import write_atomically
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How an adapter is trained: AdamW with a one-cycle or constant rate."""
-
-    steps: int = 1500
-    lr: float = 5e-3
-    """learning rate of the factors"""
-    mapping_lr_ratio: float = 0.2
-    """learning rate of the mapping net, over that of the factors"""
-    weight_decay: float = 0.0
-    schedule: Literal["onecycle", "constant"] = "onecycle"
-    warmup: float = 0.3
-    """share of the steps over which the one-cycle rate rises"""
-    penalty: float = 0.01
-    """weight of the mean square of c - c0"""
-    clip: float = 1.0
-    """gradient norm, 0 for none"""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    checkpoint_every: int = 500
-    """steps between resumable checkpoints, where a path is given"""
 
 
 StepLoss = Callable[[int], Tensor]

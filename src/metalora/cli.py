@@ -1,0 +1,207 @@
+"""The command `metalora`: verbs only; heavy imports are inside the verb."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from metalora.config import AdapterConfig, from_dict, load_yaml
+from metalora.experiments.config import RunConfig, TableConfig
+from metalora.methods.registry import METHODS
+
+Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
+
+
+def methods(json: Json = False) -> None:
+    """List every method: formula, source, parameters at one target (I in, O out, K kernel, R rank, N experts)."""
+    rows = [
+        {"name": m.name, "formula": " ".join(m.formula.split()), "factors": dict(m.factors), "count": m.count,
+         "generated": list(m.generated), "source": m.source}
+        for m in METHODS.values()
+    ]  # fmt: skip
+    columns = ("name", "formula", "count", "generated", "source")
+    _show(rows, json, "methods", columns, rows)
+
+
+def inspect(
+    model: Annotated[str | None, tyro.conf.arg(help="timm:NAME, torchvision:NAME, hf:FOLDER, efficientnet-lite0")] = None,
+    file: Annotated[Path | None, tyro.conf.arg(help="an adapter file: print what it holds")] = None,
+    adapter: AdapterConfig = AdapterConfig(),
+    json: Json = False,
+) -> None:
+    """Show an adapter before it is made: targets, planned contractions, parameters, file size; or an adapter file."""
+    if (model is None) == (file is None):
+        raise ValueError("inspect takes either --model or --file")
+    if file is not None:
+        from metalora.io.adapter_file import read
+
+        description, tensors = read(file)
+        description["bytes"] = file.stat().st_size
+        description["tensors"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        _print_json(description)
+        return
+    from metalora.experiments.inspection import describe
+    from metalora.experiments.models import load_model
+
+    found = describe(load_model(model, weights=False), adapter)
+    _show(found, json, f"{adapter.method} on {model}", ("target", "shape", "left", "mid", "right", "k", "parameters"),
+          found["targets"])  # fmt: skip
+    if not json:
+        print(f"{found['parameters']:,} parameters at {len(found['targets'])} targets, about {found['bytes']:,} bytes")
+
+
+def train(
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN.yaml")],
+    out: Annotated[Path, tyro.conf.arg(help="folder of the row, the checkpoint and the adapter")] = Path("runs/train"),
+    json: Json = False,
+) -> None:
+    """Train an adapter as RUN.yaml says, score it, and save it; a run that was cut off is resumed."""
+    from metalora.experiments.pool import key_of, run_one
+
+    run = load_yaml(RunConfig, config)
+    with _progress(run.train.steps, f"training {run.method}", quiet=json) as advance:
+        row = run_one(run, out, on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"))
+    row["adapter"] = str(out / "adapters" / f"{key_of(run)}.safetensors") if run.adapter else None
+    _show(row, json, f"{run.suite}, {run.method}", ("metric", "value"), _flat(row["results"]))
+    if not json:
+        print(f"adapter: {row['adapter']}")
+
+
+def evaluate(
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN.yaml")],
+    adapter: Annotated[Path | None, tyro.conf.arg(help="adapter file; without it the frozen backbone is scored")] = None,
+    json: Json = False,
+) -> None:
+    """Score a saved adapter (or the frozen backbone) on the suite of RUN.yaml."""
+    from metalora.experiments.runs import prepare
+    from metalora.io.adapter_file import load
+
+    prepared = prepare(load_yaml(RunConfig, config))
+    attached = load(prepared.model, adapter) if adapter is not None else None
+    results = prepared.experiment.evaluate(attached)
+    _show(results, json, f"{config}", ("metric", "value"), _flat(results))
+
+
+def merge(
+    adapter: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")],
+    out: Annotated[Path, tyro.conf.arg(help="safetensors file of the merged model's state")],
+    model: Annotated[str | None, tyro.conf.arg(help="timm:NAME, torchvision:NAME, hf:FOLDER, ...")] = None,
+    run: Annotated[Path | None, tyro.conf.arg(help="RUN.yaml whose backbone is the base")] = None,
+    condition: Annotated[Path | None, tyro.conf.arg(help="condition file, for a generated adapter")] = None,
+    json: Json = False,
+) -> None:
+    """Write base + Delta W as a plain checkpoint; a generated adapter is merged for one condition (a snapshot)."""
+    if (model is None) == (run is None):
+        raise ValueError("merge takes either --model or --run, the base that the adapter was trained on")
+    from metalora.adapters.conditioning import Condition
+    from metalora.io.adapter_file import load, save_merged
+
+    if model is not None:
+        from metalora.experiments.models import load_model
+
+        base = load_model(model)
+    else:
+        from metalora.experiments.runs import prepare
+
+        base = prepare(load_yaml(RunConfig, run)).model
+    load(base, adapter)
+    save_merged(base, out, None if condition is None else Condition.load(condition))
+    _show({"merged": str(out), "bytes": out.stat().st_size}, json, "merged", ("merged", "bytes"),
+          [{"merged": str(out), "bytes": out.stat().st_size}])  # fmt: skip
+
+
+def table(
+    which: Annotated[Literal["metalora"], tyro.conf.Positional, tyro.conf.arg(help="the paper whose table it is")],
+    table: Annotated[TableConfig, tyro.conf.arg(name="")] = TableConfig(),
+    config: Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")] = None,
+    demo: Annotated[bool, tyro.conf.arg(help="one seed, few steps, then load the adapter and predict")] = False,
+    out: Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")] = Path("runs/metalora"),
+    workers: Annotated[int, tyro.conf.arg(help="processes, one thread each")] = 2,
+    json: Json = False,
+) -> None:
+    """Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN (Table I of arXiv:2504.00460)."""
+    from metalora.experiments.tables import run_table
+
+    if config is not None:
+        table = from_dict(TableConfig, {**dataclasses.asdict(load_yaml(TableConfig, config)), **_changed(table)})
+    run_table(table, out, workers=workers, demo=demo, as_json=json)
+
+
+def _changed(table: TableConfig) -> dict[str, Any]:
+    default = TableConfig()
+    return {f.name: getattr(table, f.name) for f in dataclasses.fields(table)
+            if getattr(table, f.name) != getattr(default, f.name)}  # fmt: skip
+
+
+# ---- printing ------------------------------------------------------------------------------------------------------
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def _show(value: Any, as_json: bool, title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    if as_json:
+        _print_json(value)
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    drawn = Table(title=title)
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(escape(_text(row[column])) for column in columns))
+    Console().print(drawn)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _flat(results: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for name, value in results.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append({"metric": prefix + name, "value": value})
+    return rows
+
+
+@contextmanager
+def _progress(total: int, label: str, quiet: bool):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=quiet) as bar:
+        task = bar.add_task(label, total=total, note="")
+        yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+
+def main() -> None:
+    """Entry point: a ValueError is the user's and prints as one line, exit code 2; Ctrl-C exits with 130."""
+    app = tyro.extras.SubcommandApp()
+    verbs = {"methods": methods, "inspect": inspect, "train": train, "eval": evaluate, "merge": merge, "table": table}
+    for name, verb in verbs.items():
+        app.command(name=name)(verb)
+    try:
+        app.cli(prog="metalora", description="Tensor-network adapters of pre-trained PyTorch models.")
+    except (ValueError, ModuleNotFoundError) as error:
+        print(f"metalora: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("metalora: stopped; finished runs and checkpoints are kept, the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

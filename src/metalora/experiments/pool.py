@@ -1,0 +1,100 @@
+"""Run many runs: a row each, in processes that share one table and survive being cut off."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from metalora.config import to_dict
+from metalora.experiments.config import RunConfig
+from metalora.experiments.rows import RowStore, run_key
+from metalora.experiments.runs import execute, prepare
+from metalora.io.adapter_file import save
+
+
+def key_of(config: RunConfig) -> str:
+    """The key of a run's row."""
+    return run_key(to_dict(config))
+
+
+def run_all(
+    configs: Sequence[RunConfig],
+    folder: Path,
+    *,
+    workers: int = 1,
+    on_done: Callable[[RunConfig], None] | None = None,
+) -> list[dict]:
+    """Execute the runs that have no row yet and return the rows of all, in the order of `configs`.
+
+    One thread a worker; adapters are saved to `folder/adapters/<key>.safetensors`. An interrupted table keeps its
+    finished rows and the checkpoints of its unfinished runs; another process may work on the same folder.
+    """
+    store = RowStore(folder / "rows.jsonl")
+    done = store.keys()
+    missing = [config for config in configs if key_of(config) not in done]
+    for config in configs:
+        if on_done is not None and config not in missing:
+            on_done(config)
+    if workers <= 1:
+        for config in missing:
+            _one(config, folder)
+            if on_done is not None:
+                on_done(config)
+    elif missing:
+        _in_processes(missing, folder, workers, on_done)
+    rows = {row["key"]: row for row in store.rows()}
+    return [rows[key] for key in map(key_of, configs) if key in rows]
+
+
+def _in_processes(
+    missing: Sequence[RunConfig], folder: Path, workers: int, on_done: Callable[[RunConfig], None] | None
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        backbones = {repr((c.suite, c.data, c.backbone, c.episodes)): c for c in missing}
+        for future in [pool.submit(_warm, config) for config in backbones.values()]:
+            future.result()
+        futures = {pool.submit(_one, config, folder): config for config in missing}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                if on_done is not None:
+                    on_done(futures[future])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _warm(config: RunConfig) -> None:
+    """Pre-train and cache a backbone, so that no two runs do it at once."""
+    prepare(config)
+
+
+def run_one(config: RunConfig, folder: Path, *, on_step: Callable[[int, float], None] | None = None) -> dict:
+    """Execute one run, or return the row that it already has; ValueError if another process is at it."""
+    _one(config, folder, on_step)
+    row = next((row for row in RowStore(folder / "rows.jsonl").rows() if row["key"] == key_of(config)), None)
+    if row is None:
+        raise ValueError(f"{folder}: another process is at this run")
+    return row
+
+
+def _one(config: RunConfig, folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
+    key, store = key_of(config), RowStore(folder / "rows.jsonl")
+    if not store.claim(key):
+        return
+    try:
+        checkpoint = folder / "checkpoints" / f"{key}.pt"
+        row, adapter = execute(config, checkpoint=checkpoint, on_step=on_step)
+        if adapter is not None:
+            path = folder / "adapters" / f"{key}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(adapter.model[0], path)
+        store.append(row)
+        checkpoint.unlink(missing_ok=True)
+    finally:
+        store.release(key)

@@ -1,0 +1,163 @@
+"""One run of the benchmark: a suite, a frozen backbone, an adapter, a seed -> one row."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import attach, count_params
+from metalora.adapters.targets import find_targets
+from metalora.config import AdapterConfig, to_dict
+from metalora.experiments.config import RunConfig
+from metalora.experiments.domains import DomainExperiment
+from metalora.experiments.episodes import EpisodeExperiment
+from metalora.experiments.rows import make_row, run_key
+from metalora.training.backbones import buffers_hash, pretrained
+from metalora.training.loop import fit
+
+IGNORED = 0.02  # a condition of another task that costs less than this is not used
+
+
+@dataclass
+class Prepared:
+    """A run before its adapter: the experiment, the model that embeds, and the frozen head on seen classes."""
+
+    experiment: EpisodeExperiment | DomainExperiment
+    model: nn.Module
+    calibration: Callable[[], list[torch.Tensor]]
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Load the data and the frozen backbone (pre-trained on seen classes only, cached)."""
+    if config.suite == "attributes":
+        return _prepare_episodes(config)
+    return _prepare_domains(config)
+
+
+def _prepare_episodes(config: RunConfig) -> Prepared:
+    from metalora.data.attributes import AttributeSuite
+
+    episodes = config.episodes
+    drawn = (*episodes.trained, *episodes.held_out)
+    drawn = drawn if "class" in drawn else ("class", *drawn)
+    suite = AttributeSuite(config.data, size=episodes.size, attributes=drawn, root=config.data_root)
+    seen = suite.pool.classes["seen"]
+    index = {label: k for k, label in enumerate(seen)}
+
+    def sample(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = suite.batch("train", config.backbone.batch, 50_000_000 + step, "seen")
+        return batch.images, torch.tensor([index[int(label)] for label in batch.values["class"]])
+
+    key = f"attributes/{config.data}/{episodes.size}/{','.join(sorted(drawn))}/seen={tuple(seen)}"
+    model, _ = _backbone(config, sample, key, len(seen), episodes.size)
+    experiment = EpisodeExperiment(suite, model, episodes, config.seed, config.split)
+    return Prepared(experiment, model, lambda: [sample(10**6 + k)[0] for k in range(8)])
+
+
+def _prepare_domains(config: RunConfig) -> Prepared:
+    from metalora.data.cue import CueSuite
+    from metalora.data.natural import NaturalSuite
+    from metalora.data.shift import ShiftSuite
+
+    if config.suite == "natural":
+        suite = NaturalSuite(root=config.data_root)
+    else:
+        suite = {"cue": CueSuite, "shift": ShiftSuite}[config.suite](config.data, root=config.data_root)
+    labels = suite.reference_batch("train", 4096, 0, "seen")[1].unique().tolist()
+    index = {label: k for k, label in enumerate(labels)}
+
+    def sample(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        images, found = suite.reference_batch("train", config.backbone.batch, 50_000_000 + step, "seen")
+        return images, torch.tensor([index[int(label)] for label in found])
+
+    data = "" if config.suite == "natural" else config.data
+    model, head = _backbone(config, sample, f"{config.suite}/{data}/clean/seen={tuple(labels)}", len(labels), 28)
+    experiment = DomainExperiment(suite, model, head, index, config.domains, config.seed, config.split)
+    return Prepared(experiment, model, experiment.calibration)
+
+
+def _backbone(config: RunConfig, sample: Any, key: str, classes: int, size: int) -> tuple[nn.Module, nn.Module]:
+    backbone = dataclasses.replace(config.backbone, num_classes=classes, image_size=size)
+    model = pretrained(backbone, sample, key)
+    head = model.get_classifier()
+    model.reset_classifier(0)
+    return model, head
+
+
+def execute(
+    config: RunConfig,
+    *,
+    checkpoint: Path | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    prepared: Prepared | None = None,
+) -> tuple[dict, Adapter | None]:
+    """Train (unless the run is the original) and score: the row, and the adapter, still attached to its model."""
+    start = time.monotonic()
+    prepared = prepared or prepare(config)
+    model, experiment = prepared.model, prepared.experiment
+    adapter, losses = None, []
+    if config.adapter is not None:
+        buffers = buffers_hash_of_base(model)
+        adapter = attach(model, config.adapter, example=torch.zeros(1, 3, *_image_size(config)))
+        if adapter.conditional:
+            adapter.calibrate(prepared.calibration())
+        step_loss = experiment.loss(adapter, config.train.penalty)
+        losses = fit(model, adapter, step_loss, config.train, seed=config.seed, checkpoint=checkpoint, on_step=on_step)
+        if buffers_hash_of_base(model) != buffers:
+            raise RuntimeError("training changed a buffer of the frozen backbone")
+    results = experiment.evaluate(adapter)
+    results |= {
+        "num_params": adapter.num_params() if adapter is not None else 0,
+        "loss": sum(losses[-50:]) / len(losses[-50:]) if losses else None,
+    }
+    _warn_if_ignored(config, results)
+    seconds = round(time.monotonic() - start, 2)
+    described = to_dict(config)
+    row = make_row(key=run_key(described), suite=config.suite, config=described, seed=config.seed, results=results,
+                   seconds=seconds)  # fmt: skip
+    return row, adapter
+
+
+def buffers_hash_of_base(model: nn.Module) -> str:
+    """The hash of the backbone's own buffers, whether or not an adapter is attached."""
+    own = nn.Module()
+    for name, buffer in model.named_buffers():
+        if ".adapter." not in f".{name}.":
+            own.register_buffer(name.replace(".base.", ".").replace(".", "/"), buffer)
+    return buffers_hash(own)
+
+
+def _image_size(config: RunConfig) -> tuple[int, int]:
+    size = config.episodes.size if config.suite == "attributes" else 28
+    return size, size
+
+
+def _warn_if_ignored(config: RunConfig, results: dict) -> None:
+    own, other = results.get("own_condition"), results.get("other_condition")
+    if own is None or other is None:
+        return
+    results["condition_used"] = own - other > IGNORED
+    if not results["condition_used"]:
+        warnings.warn(
+            f"{config.method}: the condition is ignored: accuracy {own:.3f} with its own, {other:.3f} with another's",
+            stacklevel=2,
+        )
+
+
+def matched_rank(model: nn.Module, config: AdapterConfig, budget: int) -> int:
+    """The smallest rank at which a static adapter has at least `budget` parameters; ValueError if none has."""
+    targets = find_targets(model, config.targets, config.exclude)
+    step = config.experts if config.method == "moe-lora" else 1
+    for rank in range(step, 513, step):
+        if count_params(dataclasses.replace(config, rank=rank), targets) >= budget:
+            return rank
+    raise ValueError(f"method {config.method!r} cannot reach {budget} parameters on these targets")

@@ -1,0 +1,58 @@
+"""`metalora table metalora`: run what is missing, print the tables, draw the plot, and show one use of the adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from metalora.experiments.config import RunConfig, TableConfig
+from metalora.experiments.metalora_table import chosen_rates, choosing_runs, plot, report, runs
+from metalora.experiments.pool import key_of, run_all
+from metalora.experiments.report import print_table, write_markdown
+
+DEMO = dict(seeds=(0,), steps=500, pretrain_steps=700)
+
+
+def run_table(table: TableConfig, out: Path, *, workers: int, demo: bool, as_json: bool) -> None:
+    """Run, report and draw; the rows that `out` already holds are not run again."""
+    if demo:
+        table = dataclasses.replace(table, **DEMO)
+    console = Console(stderr=as_json)
+    rates = {}
+    if table.lr_grid:
+        with _progress(console, "learning rates (validation)", choosing := choosing_runs(table)) as on_done:
+            rates = chosen_rates(run_all(choosing, out, workers=workers, on_done=on_done), table.suite)
+        console.print("learning rates:", rates)
+    wanted = runs(table, rates)
+    with _progress(console, f"suite {table.suite}, {table.backbone}", wanted) as on_done:
+        rows = run_all(wanted, out, workers=workers, on_done=on_done)
+    found = report(rows, table)
+    name = f"{table.suite}-{'sets' if table.suite == 'natural' else table.data}-{table.backbone}"
+    picture, text = out / f"{name}.png", out / f"{name}.md"
+    plot(rows, table, picture)
+    write_markdown(found.tables, text)
+    if as_json:
+        print(json.dumps({**found.to_json(), "rows": rows, "plot": str(picture)}, indent=1, allow_nan=False))
+        return
+    for one in found.tables:
+        print_table(one, console)
+    console.print(f"plot: {picture}   tables: {text}   rows: {out / 'rows.jsonl'}")
+    if demo and table.suite == "attributes":
+        from metalora.experiments.use import show_use
+
+        best = next(run for run in wanted if run.method == "metalora-cp")
+        show_use(best, out / "adapters" / f"{key_of(best)}.safetensors", console)
+
+
+@contextmanager
+def _progress(console: Console, label: str, wanted: list[RunConfig]) -> Iterator:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
+        task = bar.add_task(label, total=len(wanted), note="backbone, then runs")
+        yield lambda run: bar.update(task, advance=1, note=f"{run.method}, seed {run.seed}")

@@ -1,0 +1,172 @@
+"""The adapter file: damaged, foreign and unwritable files are refused and nothing is changed."""
+
+import copy
+import errno
+import json
+import os
+
+import pytest
+import torch
+from oracles.cases import BODY, SOURCES, conv_net, images, randomise
+from torch import nn
+
+from metalora import AdapterConfig, ConditionConfig, adapter_of, attach, load, merge, save, unmerge
+
+
+def saved(tmp_path, method="metalora-cp", source="stages"):
+    """(base as it was, adapted model, path of its file)."""
+    base = conv_net()
+    model = copy.deepcopy(base)
+    config = AdapterConfig(method=method, rank=2, targets=BODY, condition=ConditionConfig(**SOURCES[source], hidden=5))
+    randomise(attach(model, config, example=images(1)))
+    path = tmp_path / "adapter"
+    save(model, path)
+    return base, model, path
+
+
+def rewrite(path, **changes):
+    """The same tensors under another description."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    description = json.loads(header["__metadata__"]["metalora"]) | changes
+    header["__metadata__"]["metalora"] = json.dumps(description)
+    new = json.dumps(header).encode()
+    new += b" " * (-len(new) % 8)
+    path.write_bytes(len(new).to_bytes(8, "little") + new + content[8 + size :])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def other_weights(base):
+    with torch.no_grad():
+        base[2][0].weight[0, 0, 0, 0] += 1e-3
+    return base
+
+
+def wider(base):
+    base[2][0] = nn.Conv2d(4, 5, 3).double()
+    return base
+
+
+def described(path):
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return json.loads(header["__metadata__"]["metalora"])
+
+
+def without_a_factor(path):
+    from safetensors.torch import load as tensors_of
+    from safetensors.torch import save as dump
+
+    from metalora.io.adapter_file import _tensor_hash
+
+    tensors = tensors_of(path.read_bytes())
+    del tensors["factors/2.2.B"]
+    path.write_bytes(dump(tensors, {"metalora": json.dumps(described(path) | {"tensors_sha256": _tensor_hash(tensors)})}))
+
+
+WIRED = {"name": "metalora-cp", "factors": {"A": "in r", "B": "r out"}}
+KEEP = lambda base: base  # noqa: E731
+BAD_FILES = {
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-100]), KEEP, "truncated or damaged"),
+    "cut in the header": (lambda p: p.write_bytes(p.read_bytes()[:100]), KEEP, "truncated or damaged"),
+    "empty": (lambda p: p.write_bytes(b""), KEEP, "truncated or damaged"),
+    "text": (lambda p: p.write_text("rank: 4"), KEEP, "truncated or damaged"),
+    "tampered": (flip, KEEP, "do not match their checksum"),
+    "without a factor": (without_a_factor, KEEP, "tensor 'factors/2.2.B' is missing"),
+    "another version": (lambda p: rewrite(p, version=99), KEEP, "version 99 of the format, this library reads 1"),
+    "another format": (lambda p: rewrite(p, format="lora"), KEEP, "format 'lora', expected 'metalora-adapter'"),
+    "another wiring": (lambda p: rewrite(p, method=WIRED), KEEP, "is wired"),
+    "an unknown setting": (lambda p: rewrite(p, config={"rnak": 2}), KEEP, "did you mean 'rank'?"),
+    "an unknown method": (lambda p: rewrite(p, config=described(p)["config"] | {"method": "lroa"}), KEEP, "unknown method"),
+    "not there": (lambda p: p.unlink(), KEEP, "no such adapter file"),
+    "a directory": (lambda p: (p.unlink(), p.mkdir()), KEEP, "a directory, expected an adapter file"),
+    "another model": (lambda p: None, lambda b: nn.Sequential(nn.Linear(2, 2)).double(), "has no '2.0'"),
+    "another width": (lambda p: None, wider, "target '2.0' has another shape"),
+    "other weights": (lambda p: None, other_weights, "fingerprints differ"),
+}
+
+
+@pytest.mark.parametrize("damage, change, message", BAD_FILES.values(), ids=BAD_FILES)
+def test_a_failing_load_leaves_the_model_as_it_was(damage, change, message, tmp_path):
+    base, model, path = saved(tmp_path)
+    base = change(base)
+    damage(path)
+    kinds = [(n, type(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in base.named_modules()]
+    grads = [p.requires_grad for p in base.parameters()]
+    state = {k: v.clone() for k, v in base.state_dict().items()}
+    with pytest.raises(ValueError, match="adapter") as error:
+        load(base, path)
+    assert message in str(error.value)
+    assert [(n, type(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in base.named_modules()] == kinds
+    assert adapter_of(base) is None and [p.requires_grad for p in base.parameters()] == grads
+    assert all(torch.equal(v, state[k]) for k, v in base.state_dict().items())
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("merged", (False, True), ids=("", "saved while merged"))
+def test_a_loaded_model_makes_the_same_conditions(source, merged, tmp_path):
+    base, model, path = saved(tmp_path, "metalora-tr", source)
+    adapter, x = adapter_of(model), images()
+    adapter.calibrate(images(5))
+    if merged:
+        merge(model, adapter.condition(x).mean())
+    save(model, path)
+    unmerge(model)
+    load(base, path)
+    assert torch.equal(base(x), model(x))
+
+
+def test_loading_draws_nothing_from_the_random_state(tmp_path):
+    base, model, path = saved(tmp_path)
+    before = torch.get_rng_state()
+    load(base, path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fail(*args, **kwargs):
+    raise FULL
+
+
+@pytest.mark.parametrize("where", ("fsync", "replace"))
+def test_a_full_disk_keeps_the_old_file(where, tmp_path, monkeypatch):
+    base, model, path = saved(tmp_path)
+    old, x = path.read_bytes(), images()
+    want = model(x)
+    randomise(adapter_of(model))
+    monkeypatch.setattr(os, where, fail)
+    with pytest.raises(ValueError, match="No space left on device.*the old file is unchanged"):
+        save(model, path)
+    monkeypatch.undo()
+    assert path.read_bytes() == old and [f.name for f in tmp_path.iterdir()] == ["adapter"]
+    load(base, path)
+    assert torch.equal(base(x), want)
+
+
+BAD_PLACES = {"a directory that is not there": "no/where", "a directory": "."}
+
+
+@pytest.mark.parametrize("place", BAD_PLACES.values(), ids=BAD_PLACES)
+def test_a_place_that_cannot_be_written(place, tmp_path):
+    base, model, path = saved(tmp_path)
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(ValueError, match="could not be written"):
+        save(model, tmp_path / "sub" / place)
+    assert not list((tmp_path / "sub").iterdir())
+
+
+def test_the_description_says_what_the_file_holds(tmp_path):
+    base, model, path = saved(tmp_path)
+    description = described(path)
+    assert description["method"] == {"name": "metalora-cp", "factors": {"A": "kh kw in r", "c": "r", "B": "r out"}}
+    assert description["targets"]["2.0"]["sizes"] == {"in": 4, "out": 4, "kh": 3, "kw": 3, "r": 2}
+    assert description["num_params"] == adapter_of(model).num_params() and description["base"]["class"] == "Sequential"
+    assert description["feature_size"] == 2 * (4 + 6)
