@@ -11,8 +11,16 @@ from metalora.config import AdapterConfig, ConditionConfig, from_dict, load_yaml
 CONFIGS = {
     "default": AdapterConfig(),
     "full": AdapterConfig(
-        method="metalora-tr", rank={"r0": 2, "r1": 3, "r2": 2}, alpha=4.0, targets=("layer1.*", "fc"), exclude=("fc",),
-        generated=("C",), init={"A": "normal"}, clip_rank=True, dropout=0.1, seed=3,
+        method="metalora-tr",
+        rank={"r0": 2, "r1": 3, "r2": 2},
+        alpha=4.0,
+        targets=("layer1.*", "fc"),
+        exclude=("fc",),
+        generated=("C",),
+        init={"A": "normal"},
+        clip_rank=True,
+        dropout=0.1,
+        seed=3,
         condition=ConditionConfig(source="stem", stem="bn1", stages=("a", "b"), heads="shared", feature_size=4),
     ),
 }
@@ -25,7 +33,9 @@ def test_round_trip_through_plain_values_and_yaml(config, tmp_path):
     values = to_dict(config)
     assert from_dict(AdapterConfig, values) == config and values == asdict(config)
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if k != "condition"}))
+    path.write_text(
+        yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if k != "condition"})
+    )
     assert load_yaml(AdapterConfig, path) == replace(config, condition=ConditionConfig())
 
 
@@ -82,13 +92,16 @@ def test_nearest_names_the_closest_and_all():
     assert nearest("xyz", ["moe", "lora"]) == " (known: lora, moe)"
 
 
-@pytest.mark.parametrize("module, absent", (
-    ("metalora.config", "torch"), ("metalora", "transformers"), ("metalora", "timm"), ("metalora", "peft")))
-def test_what_an_import_does_not_load(module, absent):
-    code = f"import {module if module != 'metalora.config' else 'importlib.util'}, sys"
-    if module == "metalora.config":  # the package itself imports torch; its config file must not
-        code += "\nimport importlib.util as u\nspec = u.spec_from_file_location('config', u.find_spec('metalora').origin"
-        code += ".replace('__init__', 'config'))\nmod = u.module_from_spec(spec); sys.modules['config'] = mod"
-        code += "\nspec.loader.exec_module(mod)"
-    code += f"\nsys.exit('{absent}' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+IMPORTS = {
+    "the configuration": ("import metalora.config", ("torch",)),
+    "the package": ("import metalora; metalora.methods()", ("torch", "transformers", "timm", "peft")),
+    "the core": ("from metalora import attach, checkpoint, load, Condition", ("transformers", "timm", "peft", "yaml")),
+}
+
+
+@pytest.mark.parametrize("statement, absent", IMPORTS.values(), ids=IMPORTS)
+def test_what_an_import_does_not_load(statement, absent):
+    code = f"import sys\n{statement}\nprint([m for m in {absent!r} if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

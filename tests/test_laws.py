@@ -1,4 +1,4 @@
-"""The ten laws over the registry x layer kinds x {generated, constant}, float64, 1e-10; oracles share no code with us."""
+"""Ten laws over registry x layer kinds x {generated, constant}: float64, 1e-10, oracles sharing no code with us."""
 
 import copy
 import json
@@ -7,6 +7,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from torch import nn
+
+import metalora
+from metalora import (
+    AdapterConfig,
+    ConditionConfig,
+    attach,
+    count_params,
+    detach,
+    find_targets,
+    load,
+    merge,
+    save,
+    unmerge,
+)
+from metalora.methods.registry import METHODS
 from oracles.cases import (
     BODY,
     CASES,
@@ -20,12 +37,6 @@ from oracles.cases import (
 )
 from oracles.dense import DENSE
 from oracles.layers import LAYERS, Layer, apply
-from safetensors import safe_open
-from torch import nn
-
-import metalora
-from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, find_targets, load, merge, save, unmerge
-from metalora.methods.registry import METHODS
 
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "counts.json").read_text())
@@ -48,17 +59,8 @@ def test_the_tables_cover_the_registry():
 
 
 # ---- 1 starts as the base -------------------------------------------------------------------------------------------
-GENERATES_THE_ZERO = {name for name, case in GENERATED.items() if {"B", "s"} & set(case.generated)}
-
-
-def start_cases():
-    reason = "a generated factor that should start at zero starts at zero + g(z): the head's weight is not zero"
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return [pytest.param(c, id=n, marks=mark if n in GENERATES_THE_ZERO else ()) for n, c in CASES.items()]
-
-
 @EVERY_LAYER
-@pytest.mark.parametrize("case", start_cases())
+@EVERY_CASE
 def test_1_starts_as_the_base(case, layer):
     model, adapter, x, condition = attached(case, layer, random=False)
     assert all(method.starts_as_base for method in METHODS.values())
@@ -171,12 +173,16 @@ def test_5_gradients_reach_every_learned_number_and_no_base_parameter(case, laye
 
 @pytest.mark.parametrize("method", METHODS)
 def test_5_batch_norm_of_a_training_model_keeps_its_very_bits(method):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(36, 3))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(36, 3)
+    )
     model.double()[1].running_mean.normal_()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     condition = ConditionConfig(stages=("2",))
     example = torch.randn(4, 3, 7, 7, dtype=torch.float64)
-    adapter = attach(model, AdapterConfig(method=method, rank=2, experts=2, targets="conv", condition=condition), example=example)
+    adapter = attach(
+        model, AdapterConfig(method=method, rank=2, experts=2, targets="conv", condition=condition), example=example
+    )
     model.train()
     optimiser = torch.optim.SGD(adapter.parameters(), lr=0.1)
     for _ in range(3):
@@ -187,7 +193,9 @@ def test_5_batch_norm_of_a_training_model_keeps_its_very_bits(method):
     assert all(torch.equal(after[name], value) for name, value in before.items()) and after.keys() == before.keys()
 
 
-@pytest.mark.xfail(strict=True, reason="frozen_norms holds BatchNorm only: InstanceNorm(track_running_stats) is updated")
+@pytest.mark.xfail(
+    strict=True, reason="frozen_norms holds BatchNorm only: InstanceNorm(track_running_stats) is updated"
+)
 def test_5_instance_norm_of_a_training_model_keeps_its_very_bits():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True))
     attach(model, AdapterConfig(rank=2, targets="conv"))
@@ -245,8 +253,19 @@ PEFT_LAYERS = {  # PEFT's LoRA of a convolution leaves out the base's dilation a
     "conv2d": Layer("conv2d", lambda: nn.Conv2d(3, 5, (3, 2), stride=2, padding=(1, 0)), (3, 6, 5), (3, 11, 9)),
     "conv2d-1x1": LAYERS["conv2d-1x1"],
 }
-PEFT_CASES = {name: CASES[name] for name in (
-    "lora", "conv-lora", "multi-lora", "moe-lora-g", "metalora-cp-c", "metalora-tr-C", "metalora-square-C", "lora-A")}
+PEFT_CASES = {
+    name: CASES[name]
+    for name in (
+        "lora",
+        "conv-lora",
+        "multi-lora",
+        "moe-lora-g",
+        "metalora-cp-c",
+        "metalora-tr-C",
+        "metalora-square-C",
+        "lora-A",
+    )
+}
 
 
 def into_peft(layer, base, left, right):
@@ -291,8 +310,19 @@ def test_7_conv_lora_is_pefts_lora_on_conv2d(layer):
 
 
 # ---- 8 torch.compile ------------------------------------------------------------------------------------------------
-COMPILED = {name: CASES[name] for name in (
-    "lora", "lora-A", "multi-lora", "moe-lora-g", "metalora-cp-c", "metalora-tr-C", "metalora-square-C", "metalora-tr")}
+COMPILED = {
+    name: CASES[name]
+    for name in (
+        "lora",
+        "lora-A",
+        "multi-lora",
+        "moe-lora-g",
+        "metalora-cp-c",
+        "metalora-tr-C",
+        "metalora-square-C",
+        "metalora-tr",
+    )
+}
 
 
 @pytest.mark.parametrize("kind", ("linear", "conv2d"))

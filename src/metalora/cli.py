@@ -30,9 +30,11 @@ def methods(json: Json = False) -> None:
 
 
 def inspect(
-    model: Annotated[str | None, tyro.conf.arg(help="timm:NAME, torchvision:NAME, hf:FOLDER, efficientnet-lite0")] = None,
+    model: Annotated[
+        str | None, tyro.conf.arg(help="timm:NAME, torchvision:NAME, hf:FOLDER, efficientnet-lite0")
+    ] = None,
     file: Annotated[Path | None, tyro.conf.arg(help="an adapter file: print what it holds")] = None,
-    adapter: AdapterConfig = AdapterConfig(),
+    adapter: AdapterConfig = AdapterConfig(),  # noqa: B008 (frozen)
     json: Json = False,
 ) -> None:
     """Show an adapter before it is made: targets, planned contractions, parameters, file size; or an adapter file."""
@@ -75,7 +77,9 @@ def train(
 
 def evaluate(
     config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN.yaml")],
-    adapter: Annotated[Path | None, tyro.conf.arg(help="adapter file; without it the frozen backbone is scored")] = None,
+    adapter: Annotated[
+        Path | None, tyro.conf.arg(help="adapter file; without it the frozen backbone is scored")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Score a saved adapter (or the frozen backbone) on the suite of RUN.yaml."""
@@ -118,7 +122,7 @@ def merge(
 
 def table(
     which: Annotated[Literal["metalora"], tyro.conf.Positional, tyro.conf.arg(help="the paper whose table it is")],
-    table: Annotated[TableConfig, tyro.conf.arg(name="")] = TableConfig(),
+    table: Annotated[TableConfig, tyro.conf.arg(name="")] = TableConfig(),  # noqa: B008 (frozen)
     config: Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")] = None,
     demo: Annotated[bool, tyro.conf.arg(help="one seed, few steps, then load the adapter and predict")] = False,
     out: Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")] = Path("runs/metalora"),

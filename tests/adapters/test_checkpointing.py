@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.utils.checkpoint
-from oracles.cases import randomise
 from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, adapter_of, attach, checkpoint, checkpointing
+from oracles.cases import randomise
 
 TORCHS_OWN = torch.utils.checkpoint.checkpoint
 BOTH_MODES = pytest.mark.parametrize("reentrant", (True, False), ids=("reentrant", "non-reentrant"))
@@ -30,7 +30,9 @@ class Body(nn.Module):
 
 def body(method):
     model = Body().double()
-    config = AdapterConfig(method=method, rank=2, experts=2, targets=("blocks.*.*",), condition=ConditionConfig(hidden=4))
+    config = AdapterConfig(
+        method=method, rank=2, experts=2, targets=("blocks.*.*",), condition=ConditionConfig(hidden=4)
+    )
     randomise(attach(model, config))
     return model, [torch.randn(3, 5, dtype=torch.float64) for _ in range(2)]
 
@@ -47,8 +49,18 @@ def timm_model(name):
 def hugging_face_model():
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
-    config = GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=13, n_positions=8, pad_token_id=0, num_labels=3,
-                        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    config = GPT2Config(
+        n_layer=2,
+        n_embd=8,
+        n_head=2,
+        vocab_size=13,
+        n_positions=8,
+        pad_token_id=0,
+        num_labels=3,
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+    )
     return GPT2ForSequenceClassification(config)
 
 
@@ -114,15 +126,22 @@ def test_a_recompute_without_the_condition_is_a_clear_error(reentrant):
 
 
 STAGES_OF_A_RESNET = pytest.mark.xfail(
-    strict=True, raises=ValueError,
+    strict=True,
+    raises=ValueError,
     reason="timm's ResNet flattens its stages when it checkpoints, so the hooks on layer1..4 see nothing",
 )
 
 
 @BOTH_MODES
-@pytest.mark.parametrize("name, source", (
-    pytest.param("resnet", "pooled"), pytest.param("resnet", "stages", marks=STAGES_OF_A_RESNET),
-    pytest.param("vit", "pooled"), pytest.param("vit", "stages")))
+@pytest.mark.parametrize(
+    "name, source",
+    (
+        pytest.param("resnet", "pooled"),
+        pytest.param("resnet", "stages", marks=STAGES_OF_A_RESNET),
+        pytest.param("vit", "pooled"),
+        pytest.param("vit", "stages"),
+    ),
+)
 def test_a_timm_model_that_checkpoints_itself(name, source, reentrant):
     from timm.layers import set_reentrant_ckpt
 
@@ -162,7 +181,9 @@ def count_forwards(model):
 @BOTH_MODES
 def test_a_hugging_face_model_that_checkpoints_itself(reentrant):
     model = hugging_face_model().double()
-    config = AdapterConfig(method="metalora-tr", rank=2, targets=("c_attn", "c_fc"), condition=ConditionConfig(hidden=4))
+    config = AdapterConfig(
+        method="metalora-tr", rank=2, targets=("c_attn", "c_fc"), condition=ConditionConfig(hidden=4)
+    )
     randomise(attach(model, config))
     inputs = [torch.randint(1, 13, (3, 6)) for _ in range(2)]
     model.train()

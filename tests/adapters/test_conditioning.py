@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from oracles import conditioning as oracle
-from oracles.cases import BODY, CASES, SOURCES, attached, conv_net, features, images, randomise
-from oracles.layers import LAYERS
 from torch import nn
 
 from metalora import AdapterConfig, Condition, ConditionConfig, adapter_of, attach, detach
+from oracles import conditioning as oracle
+from oracles.cases import BODY, CASES, SOURCES, attached, conv_net, features, images, randomise
+from oracles.layers import LAYERS
 
 GENERATING = ("metalora-cp", "metalora-tr", "metalora-square", "moe-lora")
 
@@ -121,7 +121,9 @@ def test_disabled_is_the_base():
 def test_mapping_inputs_of_a_hugging_face_model():
     from transformers import GPT2Config, GPT2Model
 
-    config = GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=13, n_positions=8, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    config = GPT2Config(
+        n_layer=2, n_embd=8, n_head=2, vocab_size=13, n_positions=8, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
     model = GPT2Model(config).double().eval()
     inputs = {"input_ids": torch.randint(13, (3, 6)), "attention_mask": torch.ones(3, 6)}
     adapter = attach(model, AdapterConfig(method="metalora-tr", rank=2, targets=("c_attn", "c_proj", "c_fc")))
@@ -148,7 +150,7 @@ def test_condition_is_c0_plus_the_bounded_map_of_the_features(method, heads, bou
     for i in range(4):
         z = oracle.standardised(seen[i].tolist(), conditioner.mean.tolist(), conditioner.std.tolist(), 1.5)
         made = oracle.generated(net, z, [c.detach() for c in centres.values()], bound)
-        for (key, value), want in zip(condition.values.items(), made, strict=True):
+        for value, want in zip(condition.values.values(), made, strict=True):
             torch.testing.assert_close(value[i], want, rtol=1e-9, atol=1e-9)
         offsets.append([(m - c.detach()).square().mean() for m, c in zip(made, centres.values(), strict=True)])
     torch.testing.assert_close(condition.penalty, torch.tensor(offsets).mean().double(), rtol=1e-6, atol=1e-6)
@@ -212,7 +214,9 @@ def test_condition_dropout_changes_only_training(option):
     assert not torch.isclose(kept, dropped).all(1).any()
     [net] = [m for m in adapter.conditioner.modules() if type(m).__name__ == "MappingNet"]
     for i in range(4):
-        made = oracle.generated(net.state_dict(), seen[i].clamp(-4, 4).tolist(), [adapter.factors[f"{t}.c"].detach() for t in BODY], 2.0)
+        made = oracle.generated(
+            net.state_dict(), seen[i].clamp(-4, 4).tolist(), [adapter.factors[f"{t}.c"].detach() for t in BODY], 2.0
+        )
         torch.testing.assert_close(kept[i], torch.cat(made), rtol=1e-9, atol=1e-9)
 
 
@@ -261,7 +265,11 @@ def test_a_support_set_is_read_as_told(labelled):
     model, adapter = support(labelled)
     seen, labels = torch.randn(8, 7), torch.tensor([0, 0, 1, 1, 1, 2, 2, 0])
     seen[:, 3] = 0.5
-    want = [(s - 0.3) / 0.25 for s in oracle.between_class_share(seen, labels)] if labelled else seen.double().mean(0).tolist()
+    want = (
+        [(s - 0.3) / 0.25 for s in oracle.between_class_share(seen, labels)]
+        if labelled
+        else seen.double().mean(0).tolist()
+    )
     [got] = adapter.condition(seen, labels).features.tolist()
     assert got == pytest.approx(want, abs=1e-5)  # float32 sums
 
@@ -273,12 +281,19 @@ def some_condition():
 
 
 def same(a, b):
-    assert a.values.keys() == b.values.keys() and torch.equal(a.penalty, b.penalty) and torch.equal(a.features, b.features)
+    assert (
+        a.values.keys() == b.values.keys() and torch.equal(a.penalty, b.penalty) and torch.equal(a.features, b.features)
+    )
     assert all(torch.equal(a.values[k], b.values[k]) for k in a.values)
 
 
-PICKS = {"int": (1, [1]), "last": (-1, [3]), "slice": (slice(1, 3), [1, 2]), "tensor": (torch.tensor([3, 0, 0]), [3, 0, 0]),
-         "mask": (torch.tensor([True, False, True, False]), [0, 2])}
+PICKS = {
+    "int": (1, [1]),
+    "last": (-1, [3]),
+    "slice": (slice(1, 3), [1, 2]),
+    "tensor": (torch.tensor([3, 0, 0]), [3, 0, 0]),
+    "mask": (torch.tensor([True, False, True, False]), [0, 2]),
+}
 
 
 @pytest.mark.parametrize("index, rows", PICKS.values(), ids=PICKS)
@@ -330,7 +345,10 @@ REFUSALS = {
     "a file that is not there": (lambda a, s: Condition.load("/nowhere/c"), "no such condition file"),
     "a tensor source without condition": (lambda a, s: a.model[0](images()), "comes from a tensor"),
     "a support without condition": (lambda a, s: s.model[0](images()), "comes from a support set"),
-    "a condition for another batch": (lambda a, s: a.model[0](images(3), condition=a.condition(features(2))), "for 2 examples"),
+    "a condition for another batch": (
+        lambda a, s: a.model[0](images(3), condition=a.condition(features(2))),
+        "for 2 examples",
+    ),
     "delta without condition": (lambda a, s: a.delta("2.0"), "pass condition="),
     "delta of an unknown target": (lambda a, s: a.delta("2.1", a.neutral()), "unknown target '2.1'"),
 }

@@ -1,13 +1,13 @@
 """The methods as special cases of one another: factors copied from one into the other give the same outputs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import pytest
 import torch
-from oracles.layers import LAYERS
 
 from metalora import AdapterConfig, Condition, ConditionConfig, attach
+from oracles.layers import LAYERS
 
 SCALARS = torch.tensor([0.5, -1.5], dtype=torch.float64)  # one number per module of a Multi-LoRA
 
@@ -34,27 +34,40 @@ def ring(A, B, C):
 
 IDENTITIES = {
     "LoRA = CP with c = 1": Identity(
-        ("lora", 3), ("metalora-cp", 3), lambda f: dict(A=f["A"], c=torch.ones(3), B=f["B"])),
+        ("lora", 3), ("metalora-cp", 3), lambda f: dict(A=f["A"], c=torch.ones(3), B=f["B"])
+    ),
     "LoRA = identity core": Identity(
-        ("lora", 3), ("metalora-square", 3), lambda f: dict(A=f["A"], C=torch.eye(3), B=f["B"])),
+        ("lora", 3), ("metalora-square", 3), lambda f: dict(A=f["A"], C=torch.eye(3), B=f["B"])
+    ),
     "Conv-LoRA = LoRA": Identity(("conv-lora", 3), ("lora", 3), dict),
     "Multi-LoRA = LoRA of rank N r": Identity(
-        ("multi-lora", 2), ("lora", 4),
-        lambda f: dict(A=side_by_side(f["A"]), B=(f["B"] * f["s"][:, None]).flatten(0, 1))),
+        ("multi-lora", 2),
+        ("lora", 4),
+        lambda f: dict(A=side_by_side(f["A"]), B=(f["B"] * f["s"][:, None]).flatten(0, 1)),
+    ),
     "Multi-LoRA with scalar s = constant block-diagonal core": Identity(
-        ("multi-lora", 2), ("metalora-square", 4),
-        lambda f: dict(A=side_by_side(f["A"]), B=f["B"].flatten(0, 1),
-                       C=torch.block_diag(*[v * torch.eye(2) for v in f["s"][:, 0]]))),
+        ("multi-lora", 2),
+        ("metalora-square", 4),
+        lambda f: dict(
+            A=side_by_side(f["A"]),
+            B=f["B"].flatten(0, 1),
+            C=torch.block_diag(*[v * torch.eye(2) for v in f["s"][:, 0]]),
+        ),
+    ),
     "MoE = tied diagonal: CP with c the gate repeated": Identity(
-        ("moe-lora", 4), ("metalora-cp", 4),
-        lambda f: dict(A=side_by_side(f["A"]), B=f["B"].flatten(0, 1),
-                       c=(f["g"].exp() / f["g"].exp().sum()).repeat_interleave(2))),
+        ("moe-lora", 4),
+        ("metalora-cp", 4),
+        lambda f: dict(
+            A=side_by_side(f["A"]), B=f["B"].flatten(0, 1), c=(f["g"].exp() / f["g"].exp().sum()).repeat_interleave(2)
+        ),
+    ),
     "CP = diagonal of the square core": Identity(
-        ("metalora-cp", 3), ("metalora-square", 3), lambda f: dict(A=f["A"], C=f["c"].diag(), B=f["B"])),
-    "TR = square core C (x) I of rank R^2": Identity(
-        ("metalora-tr", 2), ("metalora-square", 4), lambda f: ring(**f)),
+        ("metalora-cp", 3), ("metalora-square", 3), lambda f: dict(A=f["A"], C=f["c"].diag(), B=f["B"])
+    ),
+    "TR = square core C (x) I of rank R^2": Identity(("metalora-tr", 2), ("metalora-square", 4), lambda f: ring(**f)),
     "TR with C = e0 e0 is LoRA of rank R": Identity(
-        ("metalora-tr", 2), ("lora", 2), lambda f: dict(A=f["A"][0], B=f["B"][:, :, 0])),
+        ("metalora-tr", 2), ("lora", 2), lambda f: dict(A=f["A"][0], B=f["B"][:, :, 0])
+    ),
 }
 
 
@@ -97,8 +110,11 @@ def test_identity(name, layer):
     assert not torch.equal(special(x), base(x))
 
 
-PER_EXAMPLE = ("CP = diagonal of the square core", "TR = square core C (x) I of rank R^2",
-               "MoE = tied diagonal: CP with c the gate repeated")
+PER_EXAMPLE = (
+    "CP = diagonal of the square core",
+    "TR = square core C (x) I of rank R^2",
+    "MoE = tied diagonal: CP with c the gate repeated",
+)
 
 
 @pytest.mark.parametrize("size", ("few", "many"))
@@ -116,7 +132,12 @@ def test_identity_per_example(name, layer, size):
     fill(one, shared)
     fill(two, copies[0])
     outputs = [
-        model(x, condition=Condition({f"0.{f}": torch.stack([v[f] for v in values])}, torch.zeros(len(x), 2), torch.tensor(0.0)))
+        model(
+            x,
+            condition=Condition(
+                {f"0.{f}": torch.stack([v[f] for v in values])}, torch.zeros(len(x), 2), torch.tensor(0.0)
+            ),
+        )
         for model, f, values in ((special, made, examples), (general, two.generated[0], copies))
     ]
     torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metalora.network.contraction import Contraction
-from metalora.network.formats import cp, matrix, ring, tt, tucker
 from metalora.network.cut import Cut
+from metalora.network.formats import cp, matrix, ring, tt, tucker
 from metalora.network.network import Network
 
 EXPLICIT = {  # spec strings and the same wiring written out in letters: modes i l p o, bonds a b c d
@@ -35,7 +35,9 @@ def test_formats_are_wired_as_written_out(name, sizes):
     tensors = [torch.randn([size[letter] for letter in term], dtype=torch.float64) for term in letters]
     network = Network.parse(specs)
     assert [len(term) for term in network.factors.values()] == [len(term) for term in letters]
-    named = {m: n for t, v in zip(network.factors.values(), tensors, strict=True) for m, n in zip(t, v.shape, strict=True)}
+    named = {
+        m: n for t, v in zip(network.factors.values(), tensors, strict=True) for m, n in zip(t, v.shape, strict=True)
+    }
     contraction = Contraction(list(network.factors.values()), [MODES[letter] for letter in out], named)
     torch.testing.assert_close(
         contraction(tensors), torch.einsum(f"{','.join(letters)}->{out}", *tensors), rtol=1e-10, atol=1e-10
@@ -46,7 +48,9 @@ def test_formats_are_wired_as_written_out(name, sizes):
 @st.composite
 def equations(draw):
     """Terms over at most six letters, an output that keeps some of them, and their sizes."""
-    terms = draw(st.lists(st.lists(st.sampled_from("abcdef"), max_size=4, unique=True).map(tuple), min_size=1, max_size=5))
+    terms = draw(
+        st.lists(st.lists(st.sampled_from("abcdef"), max_size=4, unique=True).map(tuple), min_size=1, max_size=5)
+    )
     used = sorted({letter for term in terms for letter in term})
     out = draw(st.permutations(used)) if used else []
     return terms, tuple(out[: draw(st.integers(0, len(out)))]), {letter: draw(st.integers(1, 3)) for letter in used}
@@ -90,7 +94,9 @@ def test_left_mid_right_is_the_whole_contraction(case, batch):
     letter = {mode: chr(ord("a") + k) for k, mode in enumerate(sizes)}
     equation = ",".join("".join(letter[m] for m in term.split()) for term in specs.values())
     equation += "->" + "".join(letter[m] for m in (*inputs, "out"))
-    kernel, fold = (c([values[f] for f in side]) for c, side in ((cut.kernel, cut.left), (cut.fold, cut.mid + cut.right)))
+    kernel, fold = (
+        c([values[f] for f in side]) for c, side in ((cut.kernel, cut.left), (cut.fold, cut.mid + cut.right))
+    )
     x = torch.randn(batch, 2, prod(sizes[m] for m in inputs), dtype=torch.float64)
     for i in range(batch):
         one = {f: v[i] if f in batched else v for f, v in values.items()}

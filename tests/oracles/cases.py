@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from oracles.dense import delta, to_base_layout
 from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, attach
+from oracles.dense import delta, to_base_layout
 
 FEATURES = 7
 
@@ -23,7 +23,10 @@ class Case:
 
     def config(self, **changes) -> AdapterConfig:
         condition = ConditionConfig(
-            source="tensor", feature_size=FEATURES, hidden=6, heads=self.heads,
+            source="tensor",
+            feature_size=FEATURES,
+            hidden=6,
+            heads=self.heads,
             scope="sample" if self.generated else "constant",
         )
         options = dict(targets=("0",), experts=2, condition=condition, generated=self.generated or None) | changes

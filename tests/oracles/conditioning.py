@@ -39,7 +39,7 @@ def generated(net, z, centres, bound):
 
 
 def between_class_share(features, labels):
-    """Per feature: variance of the class means (weighted by class size) over the whole variance; 0 if it is constant."""
+    """Per feature: variance of the class means (weighted by class size) over the whole; 0 if it is constant."""
     shares = []
     for column in range(features.shape[1]):
         values = features[:, column].tolist()

@@ -1,7 +1,7 @@
 """The table of layer kinds that the laws run over, and each layer applied with any weight by plain PyTorch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +38,14 @@ LAYERS = {
     "conv2d": Layer("conv2d", lambda: nn.Conv2d(3, 5, 3, stride=2, padding=1, dilation=2), (3, 6, 5), (3, 11, 9)),
     "conv2d-1x1": Layer("conv2d", lambda: nn.Conv2d(6, 5, 1, stride=(2, 1)), (6, 3, 2), (6, 5, 4)),
     "conv2d-circular": Layer(
-        "conv2d", lambda: nn.Conv2d(3, 5, 3, padding=(1, 2), dilation=(1, 2), padding_mode="circular"), (3, 2, 2), (3, 5, 4)
+        "conv2d",
+        lambda: nn.Conv2d(3, 5, 3, padding=(1, 2), dilation=(1, 2), padding_mode="circular"),
+        (3, 2, 2),
+        (3, 5, 4),
     ),
-    "conv2d-reflect": Layer("conv2d", lambda: nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), (3, 2, 2), (3, 5, 4)),
+    "conv2d-reflect": Layer(
+        "conv2d", lambda: nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), (3, 2, 2), (3, 5, 4)
+    ),
     "conv2d-same": Layer("conv2d", lambda: nn.Conv2d(3, 5, (3, 2), padding="same"), (3, 2, 2), (3, 5, 4)),
     "conv1d_gpt2": Layer("conv1d_gpt2", lambda: Conv1D(5, 6), (2, 6), (7, 6)),
     "embedding": Layer("embedding", lambda: nn.Embedding(11, 5), (2,), (7,), vocabulary=11),

@@ -34,11 +34,12 @@ class Adapter(nn.Module):
         self.generated = tuple(method.generated if config.generated is None else config.generated)
         self._keys = {(t.path, f): factor_key(t.path, f) for t in targets for f in method.factors}
         self._bank = nn.ParameterDict({_slot(key): nn.Parameter(value) for key, value in factors.items()})
-        self.rank_dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.rank_dropout = nn.Dropout(config.dropout)
         self.conditioner: Conditioner | None = None
         self.extractor: tuple[nn.Module, ...] = ()  # a tuple: frozen, not ours to save
         self.recorder = Recorder()
         self.enabled = True
+        self.weight_first = True  # let layers form W + Delta W where the cost model says so; False: always the cut
         self.active: dict[str, Tensor] | None = None  # generated factors; set only while a forward runs
         self.fixed: Condition | None = None
         self.layers: dict[str, nn.Module] = {}
@@ -115,7 +116,7 @@ class Adapter(nn.Module):
             condition = self.fixed
         if self.conditional and condition is None:
             raise ValueError(
-                f"{what}: {self.method.name} generates {', '.join(self.generated)} from a condition; pass condition=... "
+                f"{what}: {self.method.name} makes {', '.join(self.generated)} from a condition, pass condition=... "
                 "(adapter.condition(inputs) makes one, .mean() of it is one for all)"
             )
         return None if condition is None else condition.values

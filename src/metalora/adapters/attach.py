@@ -110,7 +110,7 @@ def bind_sizes(target: Target, config: AdapterConfig, method: Method) -> Target:
 
 
 def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size: int | None = None) -> int:
-    """Closed form of `adapter.num_params()`, from sizes alone; pass the width of the features if factors are generated."""
+    """Closed form of `adapter.num_params()`, from sizes alone; `feature_size` is needed if factors are generated."""
     method = get_method(config.method)
     bound = [bind_sizes(t, config, method) for t in targets]
     total = sum(target_network(method, t).num_params(t.sizes) for t in bound)
@@ -128,16 +128,16 @@ def generated_shapes(config: AdapterConfig, method: Method, targets: Sequence[Ta
     factors = method.generated if config.generated is None else config.generated
     if config.condition.scope == "constant":
         return {}
-    return {
-        factor_key(t.path, f): target_network(method, t).shape(f, t.sizes) for t in targets for f in factors
-    }
+    return {factor_key(t.path, f): target_network(method, t).shape(f, t.sizes) for t in targets for f in factors}
 
 
 def _check_factors(config: AdapterConfig, method: Method) -> None:
     for option, names in (("generated", config.generated or ()), ("init", config.init)):
         for name in names:
             if name not in method.factors:
-                raise ValueError(f"method {method.name!r}: {option} names factor {name!r}{nearest(name, method.factors)}")
+                raise ValueError(
+                    f"method {method.name!r}: {option} names factor {name!r}{nearest(name, method.factors)}"
+                )
     inits = {**method.init, **config.init}
     zeros = [factor for factor, kind in inits.items() if kind == "zeros" and factor not in method.gates]
     if len(zeros) > 1:
@@ -179,7 +179,9 @@ def _prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | Non
         size = adapter.features(example_input(network) if example is None else example).shape[1]
     device, dtype = next(adapter.parameters()).device, next(adapter.parameters()).dtype
     inits = {**adapter.method.init, **config.init}
-    silent = [k for k in shapes if inits[k.rpartition(".")[2]] == "zeros" and k.rpartition(".")[2] not in adapter.method.gates]
+    silent = [
+        k for k in shapes if inits[k.rpartition(".")[2]] == "zeros" and k.rpartition(".")[2] not in adapter.method.gates
+    ]
     adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent).to(device, dtype)
 
 
@@ -213,7 +215,9 @@ def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> n
 
 def _timm_extractor(name: str | None) -> nn.Module:
     if name is None:
-        raise ValueError("condition source 'extractor' needs condition.extractor (a timm name) or attach(extractor=...)")
+        raise ValueError(
+            "condition source 'extractor' needs condition.extractor (a timm name) or attach(extractor=...)"
+        )
     import timm
 
     return timm.create_model(name, pretrained=True)

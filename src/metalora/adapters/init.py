@@ -38,6 +38,7 @@ def initial(kind: str, modes: Sequence[str], shape: Sequence[int], seed: int, ke
     if kind == "normal":
         return tensor.normal_(0, 0.2, generator=generator)
     if kind == "orthogonal":
-        return torch.nn.init.orthogonal_(tensor.flatten(1) if tensor.ndim > 1 else tensor[None], generator=generator
-                                         ).reshape(tensor.shape)
+        return torch.nn.init.orthogonal_(
+            tensor.flatten(1) if tensor.ndim > 1 else tensor[None], generator=generator
+        ).reshape(tensor.shape)
     return tensor

@@ -3,49 +3,77 @@
 Legend: b batch · t token or position · k rank of the cut · i, o channels in and out.
 """
 
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalora.adapters.targets import Target
 from metalora.network.cut import Cut
+from metalora.network.spec import INPUT_MODES
 
 
 class AdaptedLayer(nn.Module):
     """y = base(x) + scale . ((x Left) Mid) Right.
 
+    `plain_base` is the class whose forward `apply_weight` repeats with another weight.
     It has no `weight`: code that reads `.weight` fails loudly instead of ignoring the adapter.
     """
+
+    plain_base: type[nn.Module] | None = nn.Linear
 
     def __init__(self, base: nn.Module, target: Target, cut: Cut, adapter: nn.Module):
         super().__init__()
         self.base, self.target, self.cut = base, target, cut
         self._owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
         self.original: Tensor | None = None  # the base's weight while merged
+        self.input_size = prod(target.sizes.get(mode, 1) for mode in INPUT_MODES)
+        self.positions_per_step = prod(getattr(base, "stride", (1,)))
+        self.plain = type(base).forward is getattr(self.plain_base, "forward", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
         adapter = self._owner[0]
         if not adapter.enabled or self.original is not None:
-            return y
+            return self.base(x)
         factors = adapter.read(self.target)
         n = adapter.batch_of(self.target, len(x) if x.ndim > 1 else 1)
+        if self.weight_first(x, n):
+            delta = self.dense(factors)[0]
+            return self.apply_weight(x, self.base.weight + delta.to(self.base.weight.dtype))
+        y = self.base(x)
         cut = self.cut
         kernel = cut.kernel([factors[f] for f in cut.left]).to(y.dtype)
         h = adapter.rank_dropout(self.hidden(x.to(y.dtype) if x.is_floating_point() else x, kernel))
         mids, rights = [factors[f] for f in cut.mid], [factors[f] for f in cut.right]
         if n == 1 or not cut.fold_batched or h.shape[1:].numel() // cut.left_rank > self.target.sizes["out"]:
             up = cut.fold(mids + rights).to(y.dtype)  # (b or 1 or none, *bonds, o)
-            up = up.flatten(-1 - len(cut.left_shape), -2) if len(cut.left_shape) > 1 else up
-            h, batched = h, cut.fold_batched
+            up = up.flatten(-1 - len(cut.left_shape), -2)
+            batched = cut.fold_batched
         else:  # activations first: the per-example Mid touches k numbers a token only
             h = self.channels_first(self.mix(h, mids))
             up = cut.expand(rights).to(y.dtype)
             up = up.reshape(*up.shape[:1] if cut.right_batched else (), cut.right_rank, up.shape[-1])
             batched = cut.right_batched
         if batched and n == 1:
-            up, batched = up[0], False
+            up = up[0]
         return y + self.restore(self.expand(h, up * adapter.scale), y)
+
+    def weight_first(self, x: Tensor, n: int) -> bool:
+        """Whether base(x) with W + Delta W costs fewer multiply-adds than base(x) and the cut beside it.
+
+        With T positions, s = kernel size x in: training pays 3 T k (s + o) for the cut, T s o + 3 s k o for the weight;
+        inference T k (s + o) against s k o. Only for one condition, no rank dropout and a plain base.
+        """
+        adapter, cut = self._owner[0], self.cut
+        dropout = adapter.training and adapter.config.dropout > 0
+        if n != 1 or cut.left_batched or dropout or not self.plain or not adapter.weight_first:
+            return False
+        side, out, k = self.input_size, self.target.sizes["out"], cut.left_rank
+        positions = x.numel() // self.target.sizes["in"] // self.positions_per_step
+        if torch.is_grad_enabled():
+            return positions * side * out + 3 * side * k * out < 3 * positions * k * (side + out)
+        return side * k * out < positions * k * (side + out)
 
     def mix(self, h: Tensor, mids: list[Tensor]) -> Tensor:
         """Apply Mid to the hidden activation: (b, t, k) -> (b, t, k')."""
@@ -54,16 +82,19 @@ class AdaptedLayer(nn.Module):
 
     def delta(self, condition_values: dict[str, Tensor] | None) -> Tensor:
         """Dense Delta W in the base weight's layout, with a leading axis where the factors differ per example."""
-        adapter, cut = self._owner[0], self.cut
-        factors = adapter.read(self.target, condition_values)
+        dense = self.dense(self._owner[0].read(self.target, condition_values))
+        return dense if len(dense) > 1 else dense[0]
+
+    def dense(self, factors: dict[str, Tensor]) -> Tensor:
+        """(n, *base weight)."""
+        cut = self.cut
         left = cut.kernel([factors[f] for f in cut.left])  # (b?, *bonds, *inputs)
         up = cut.fold([factors[f] for f in cut.mid + cut.right])  # (b?, *bonds, o)
         left = left if cut.left_batched else left[None]
         up = (up if cut.fold_batched else up[None]).reshape(-1, cut.left_rank, self.target.sizes["out"])
         inputs = left.shape[1 + len(cut.left_shape) :]
-        dense = torch.einsum("bki,bko->bio", left.reshape(len(left), cut.left_rank, -1), up) * adapter.scale
-        dense = torch.stack([self.to_base_layout(d.reshape(*inputs, -1)) for d in dense])
-        return dense if len(dense) > 1 else dense[0]
+        dense = left.reshape(len(left), cut.left_rank, -1).mT @ (up * self._owner[0].scale)  # (n, inputs, o)
+        return self.to_base_layout(dense.unflatten(1, inputs))
 
     def pair(self, condition_values: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
         """(Left as (k, *inputs), scale . Mid . Right as (k, o)): the exact LoRA pair for one condition."""
@@ -99,12 +130,18 @@ class AdaptedLayer(nn.Module):
         return out.reshape(like.shape)
 
     def to_base_layout(self, dense: Tensor) -> Tensor:
-        """Delta W as (*inputs, o) -> the layout of the base's weight."""
+        """Delta W as (n, *inputs, o) -> (n, *base weight)."""
         return dense.mT
+
+    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The base's own forward with another weight."""
+        return F.linear(x, weight, self.base.bias)
 
 
 class AdaptedConv1D(AdaptedLayer):
     """GPT-2's Conv1D: a linear layer that stores its weight in x out."""
+
+    plain_base = None
 
     def to_base_layout(self, dense: Tensor) -> Tensor:
         return dense
@@ -123,7 +160,9 @@ class AdaptedEmbedding(AdaptedConv1D):
 
 
 class AdaptedConv(AdaptedLayer):
-    """Conv1d and Conv2d: Left is a convolution of the base's stride, padding and dilation to k channels."""
+    """Conv2d: Left is a convolution of the base's stride, padding and dilation to k channels."""
+
+    plain_base = nn.Conv2d
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
         base, spatial = self.base, len(self.base.kernel_size)
@@ -153,12 +192,21 @@ class AdaptedConv(AdaptedLayer):
         return up.mT @ h.flatten(2)  # (b, o, t)
 
     def to_base_layout(self, dense: Tensor) -> Tensor:
-        return dense.movedim(-1, 0)  # inputs are (i, *kernel)
+        return dense.movedim(-1, 1)  # (n, o, i, *kernel)
+
+    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.base._conv_forward(x, weight, self.base.bias)
+
+
+class AdaptedConv1d(AdaptedConv):
+    """Conv1d, the same with one spatial axis."""
+
+    plain_base = nn.Conv1d
 
 
 LAYERS: dict[str, type[AdaptedLayer]] = {
     "linear": AdaptedLayer,
-    "conv1d": AdaptedConv,
+    "conv1d": AdaptedConv1d,
     "conv2d": AdaptedConv,
     "conv1d_gpt2": AdaptedConv1D,
     "embedding": AdaptedEmbedding,

@@ -97,7 +97,9 @@ def _patterned(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         layers = [path for path in matched if kind_of(modules[path])]
         if not matched:
             leaves = {name for path in modules if kind_of(modules[path]) for name in (path, path.rpartition(".")[2])}
-            raise ValueError(f"target {pattern!r} matches no module of {type(model).__name__}{nearest(pattern, leaves)}")
+            raise ValueError(
+                f"target {pattern!r} matches no module of {type(model).__name__}{nearest(pattern, leaves)}"
+            )
         for path in layers or matched:
             if why := refusal(model, path, modules[path]):
                 raise ValueError(f"target {path!r} (from {pattern!r}): {why}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from metalora.evaluation.statistics import variance_share
 from metalora.experiments.config import EpisodeConfig
 from metalora.training.losses import matching_loss, prototypical_loss, supervised_contrastive_loss
 
+Metric = Callable[..., tuple[Tensor, ...]]
 UNSEEN = "class (unseen)"
 TEST_SEED = 7_000_000
 
@@ -72,7 +73,11 @@ class EpisodeExperiment:
         """Scores of the model as it is: k-NN accuracy per task and its means, with the controls of a condition."""
         conditional = adapter is not None and adapter.conditional
         conditions = self._conditions(adapter) if conditional else {}
-        mean = Condition.stack([c for name in self.config.trained for c in conditions[name]]).mean() if conditional else None
+        mean = (
+            Condition.stack([c for name in self.config.trained for c in conditions[name]]).mean()
+            if conditional
+            else None
+        )
         scores: dict[str, dict[str, list[float]]] = {}
         for task in self.tasks:
             for number in range(self.config.test_episodes):
@@ -107,18 +112,27 @@ class EpisodeExperiment:
     def _score(self, episode: Episode, condition: Condition | None, adapter: Adapter | None) -> dict[str, float]:
         support, query = self.embed(episode, condition)
         labels = (episode.support_y, episode.query_y)
-        k_nn = {f"k{k}": knn_accuracy(support, labels[0], query, labels[1], k) for k in (5, 10, 20)}
-        project = lda_transform(support, labels[0])
-        found = {**k_nn, "lda": knn_accuracy(project(support), labels[0], project(query), labels[1], 5)}
+        found = {f"k{k}": knn_accuracy(support, labels[0], query, labels[1], k) for k in (5, 10, 20)}
         with adapter.disabled() if adapter is not None else contextlib.nullcontext():
             statistics = stage_statistics(self.model, torch.cat([episode.support_x, episode.query_x]))
-        ours, theirs = statistics[: len(support)], statistics[len(support) :]
-        project = lda_transform(ours, labels[0])
-        plain = (project(ours), project(theirs))
-        found["stats_lda"] = knn_accuracy(plain[0], labels[0], plain[1], labels[1], 5)
-        weighted = weighted_statistics(ours, labels[0], theirs)
-        fused = [fuse(a, b) for a, b in zip((support, query), weighted, strict=True)]
-        found["fused"] = knn_accuracy(fused[0], labels[0], fused[1], labels[1], 5)
+        plain = statistics[: len(support)], statistics[len(support) :]
+        metrics: dict[str, Metric] = {
+            "adapted": lambda fit, y, *parts: tuple(part[0] for part in parts),
+            "lda": lambda fit, y, *parts: _projected(fit[0], y, [part[0] for part in parts]),
+            "stats_lda": lambda fit, y, *parts: _projected(fit[1], y, [part[1] for part in parts]),
+            "fused": lambda fit, y, *parts: tuple(
+                fuse(part[0], weighted)
+                for part, weighted in zip(parts, weighted_statistics(fit[1], y, [p[1] for p in parts]), strict=True)
+            ),
+        }
+        both, asked = (support, plain[0]), (query, plain[1])
+        for name in ("lda", "stats_lda", "fused"):
+            bank, queries = metrics[name](both, labels[0], both, asked)
+            found[name] = knn_accuracy(bank, labels[0], queries, labels[1], 5)
+        if condition is not None:
+            best = max(metrics, key=lambda name: _cross_validated(metrics[name], both, labels[0]))
+            bank, queries = metrics[best](both, labels[0], both, asked)
+            found["selected"] = knn_accuracy(bank, labels[0], queries, labels[1], 5)
         return found
 
     def _controls(self, episode: Episode, other: Condition, mean: Condition) -> dict[str, float]:
@@ -140,18 +154,33 @@ class EpisodeExperiment:
         }
 
 
-def weighted_statistics(support: Tensor, labels: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+def weighted_statistics(fit: Tensor, labels: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
     """Standardised features weighted by their between-class share: a metric read off the support set, no training.
 
     w_j = max(share_j - e, 0), with e = (classes - 1) / (n - 1) the share that chance alone gives.
     """
-    mean, std = support.mean(0), support.std(0).clamp_min(1e-4)
+    mean, std = fit.mean(0), fit.std(0).clamp_min(1e-4)
     chance = (len(labels.unique()) - 1) / (len(labels) - 1)
-    weight = (between_class_share(support, labels) - chance).clamp_min(0)
-    return (support - mean) / std * weight, (query - mean) / std * weight
+    weight = (between_class_share(fit, labels) - chance).clamp_min(0)
+    return [(part - mean) / std * weight for part in parts]
+
+
+def _projected(fit: Tensor, labels: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    project = lda_transform(fit, labels)
+    return tuple(project(part) for part in parts)
+
+
+def _cross_validated(metric: Metric, both: tuple[Tensor, Tensor], labels: Tensor, folds: int = 3) -> float:
+    """k-NN accuracy of a metric on the support set itself, each fold judged by the others."""
+    fold = torch.arange(len(labels)) % folds
+    right = 0.0
+    for k in range(folds):
+        kept, asked = (tuple(part[mask] for part in both) for mask in (fold != k, fold == k))
+        bank, queries = metric(kept, labels[fold != k], kept, asked)
+        right += knn_accuracy(bank, labels[fold != k], queries, labels[fold == k], 5) / folds
+    return right
 
 
 def fuse(a: Tensor, b: Tensor) -> Tensor:
     """Two features side by side, each of unit length, so that their cosines add with equal weight."""
     return torch.cat([nn.functional.normalize(a, dim=-1), nn.functional.normalize(b, dim=-1)], -1)
-

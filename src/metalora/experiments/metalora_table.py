@@ -89,7 +89,13 @@ def choosing_runs(table: TableConfig) -> list[RunConfig]:
 def headline(suite: str) -> tuple[str, ...]:
     """The metrics of a suite, the first of which chooses the learning rate."""
     if suite == "attributes":
-        return ("k5.trained_mean", "k5.unseen_class", "k5.held_out_mean", "k10.trained_mean", "other_support.trained_mean")
+        return (
+            "k5.trained_mean",
+            "k5.unseen_class",
+            "k5.held_out_mean",
+            "k10.trained_mean",
+            "other_support.trained_mean",
+        )
     cells = ("unseen_domain_seen_class", "unseen_domain_unseen_class")
     return (*(f"clean.k5.{cell}" for cell in cells), *(f"own.k5.{cell}" for cell in cells))
 
@@ -137,9 +143,7 @@ def report(rows: list[dict], table: TableConfig) -> Report:
     names = {row["config"]["method"] for row in rows}
     if len({row["seed"] for row in rows}) > 1 and names >= {*GENERATED, *STATIC}:
         for metric in metrics[:2]:
-            found.comparisons += comparison(
-                rows, metric=metric, treatment_methods=GENERATED, baseline_methods=STATIC
-            )
+            found.comparisons += comparison(rows, metric=metric, treatment_methods=GENERATED, baseline_methods=STATIC)
         found.tables.append(comparison_table(found.comparisons, title=f"{title}: against the best static of that size"))
     return found
 

@@ -23,7 +23,9 @@ def load_model(name: str, *, weights: bool = True) -> nn.Module:
 
         return efficientnet_lite0_imagenet()
     if library not in LIBRARIES or not rest:
-        raise ValueError(f"model {name!r}: expected timm:NAME, torchvision:NAME or hf:FOLDER{nearest(library, LIBRARIES)}")
+        raise ValueError(
+            f"model {name!r}: expected timm:NAME, torchvision:NAME or hf:FOLDER{nearest(library, LIBRARIES)}"
+        )
     return {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}[library](rest, weights)
 
 
@@ -31,7 +33,9 @@ def _timm(name: str, weights: bool) -> nn.Module:
     import timm
 
     if Path(name).exists():
-        raise ValueError(f"model timm:{name}: expected a timm model name; pass a checkpoint to timm.create_model yourself")
+        raise ValueError(
+            f"model timm:{name}: expected a timm model name; pass a checkpoint to timm.create_model yourself"
+        )
     if name not in timm.list_models(name.split(".")[0]):
         raise ValueError(f"model timm:{name}: unknown{nearest(name, timm.list_models())[:300]}")
     return timm.create_model(name, pretrained=weights).eval()

@@ -135,7 +135,7 @@ def summary_table(rows: Sequence[dict], metrics: Sequence[str], *, by: str = "me
 
 
 def comparison_table(comparisons: Sequence[Comparison], *, title: str = "") -> Table:
-    """Return one line for each comparison: both means, the difference with its 95 % interval, p before and after Holm."""
+    """Return a line for each comparison: both means, the difference with its 95 % interval, p before and after Holm."""
     columns = ("metric", "treatment", "baseline", "means", "difference [95 %]", "p", "p (Holm)", "seeds")
     cells = []
     for one in comparisons:

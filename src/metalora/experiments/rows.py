@@ -14,7 +14,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def make_row(*, key: str, suite: str, config: dict, seed: int, results: dict, se
         "seed": seed,
         "commit": commit(),
         "environment": environment(),
-        "time": {"finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": seconds},
+        "time": {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds},
         "results": results,
     }
     _check_json(row, "row")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from metalora.experiments.config import RunConfig, TableConfig
-from metalora.experiments.metalora_table import chosen_rates, choosing_runs, plot, report, runs
+from metalora.experiments.metalora_table import choosing_runs, chosen_rates, plot, report, runs
 from metalora.experiments.pool import key_of, run_all
 from metalora.experiments.report import print_table, write_markdown
 

@@ -19,7 +19,9 @@ def show_use(run: RunConfig, path: Path, console: Console) -> None:
     """Print what a user does with a saved adapter: sixty labelled examples in, predictions out, one forward pass."""
     prepared = prepare(run)
     adapter = metalora.load(prepared.model, path)
-    console.print(f"\n[bold]Using it[/bold]: {path} ({path.stat().st_size / 1000:.1f} kB), loaded on its frozen backbone")
+    console.print(
+        f"\n[bold]Using it[/bold]: {path} ({path.stat().st_size / 1000:.1f} kB), loaded on its frozen backbone"
+    )
     for attribute in ("position", "frame", "class"):
         episode = prepared.experiment.suite.episode(attribute, "test", 60, 60, seed=12345)
         start = time.perf_counter()
@@ -29,7 +31,9 @@ def show_use(run: RunConfig, path: Path, console: Console) -> None:
         query = prepared.model(episode.query_x, condition=condition)
         predicted = knn_predict(support, episode.support_y, query, 5)
         with adapter.disabled():
-            plain = knn_predict(prepared.model(episode.support_x), episode.support_y, prepared.model(episode.query_x), 5)
+            plain = knn_predict(
+                prepared.model(episode.support_x), episode.support_y, prepared.model(episode.query_x), 5
+            )
         right, before = (float((p == episode.query_y).float().mean()) for p in (predicted, plain))
         console.print(
             f"  60 examples labelled by {attribute:>8}: adapter generated in {1000 * seconds:.0f} ms without training; "

@@ -62,8 +62,10 @@ def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]
         "targets": {t.path: {"kind": t.kind, "sizes": t.sizes, "coords": t.coords} for t in adapter.targets.values()},
         "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,
         "num_params": adapter.num_params(),
-        "base": {"class": type(adapter.model[0]).__name__,
-                 "fingerprint": fingerprint(adapter.model[0], list(adapter.targets))},
+        "base": {
+            "class": type(adapter.model[0]).__name__,
+            "fingerprint": fingerprint(adapter.model[0], list(adapter.targets)),
+        },
         "tensors_sha256": _tensor_hash(tensors),
     }
 
@@ -95,7 +97,7 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and the tensors of an adapter file; ValueError if it is missing, damaged or of another version."""
+    """The description and tensors of an adapter file; ValueError if it is missing, damaged or of another version."""
     try:
         content = Path(path).read_bytes()
         tensors = load_tensors(content)
@@ -125,13 +127,17 @@ def load(model: nn.Module, path: str | Path, *, extractor: nn.Module | None = No
     modules = dict(model.named_modules())
     missing = [target for target in targets if target not in modules]
     if missing:
-        raise ValueError(f"{path}: made for {description['base']['class']}; {type(model).__name__} has no {missing[0]!r}")
+        raise ValueError(
+            f"{path}: made for {description['base']['class']}; {type(model).__name__} has no {missing[0]!r}"
+        )
     for target, entry in targets.items():
         weight = getattr(modules[target], "weight", None)
         if weight is None or weight.numel() != _numel(entry["sizes"]):
             raise ValueError(f"{path}: target {target!r} has another shape in this {type(model).__name__}")
     if fingerprint(model, list(targets)) != description["base"]["fingerprint"]:
-        raise ValueError(f"{path}: the base weights are not those that the adapter was trained on (fingerprints differ)")
+        raise ValueError(
+            f"{path}: the base weights are not those that the adapter was trained on (fingerprints differ)"
+        )
     adapter = attach(model, config, extractor=extractor)
     try:
         _restore(adapter, description, tensors, path)

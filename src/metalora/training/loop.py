@@ -15,7 +15,6 @@ from metalora.adapters.adapter import Adapter
 from metalora.config import TrainConfig
 from metalora.io.adapter_file import write_atomically
 
-
 StepLoss = Callable[[int], Tensor]
 
 
@@ -33,7 +32,7 @@ def fit(
 
     step_loss(step) makes its batch from the step's number and returns the loss; random numbers inside are seeded by
     (seed, step), so a run that is cut off and resumed from `checkpoint` ends in the same bits. The backbone stays in
-    eval mode and frozen. Ctrl-C writes the checkpoint and raises KeyboardInterrupt. ValueError if the loss is not finite.
+    eval mode and frozen. Ctrl-C writes the checkpoint and raises KeyboardInterrupt. ValueError: a loss not finite.
     """
     from accelerate import Accelerator
 
@@ -120,7 +119,9 @@ class _Run:
         try:
             state = torch.load(self.path, weights_only=True)
         except Exception as error:
-            raise ValueError(f"{self.path}: not a whole checkpoint ({type(error).__name__}); delete it to restart") from None
+            raise ValueError(
+                f"{self.path}: not a whole checkpoint ({type(error).__name__}); delete it to restart"
+            ) from None
         if state["identity"] != self.identity:
             raise ValueError(f"{self.path}: made by another run (configuration or seed differ); delete it to restart")
         self.adapter.load_state_dict(state["adapter"])

@@ -8,7 +8,7 @@ from torch import Tensor
 def matching_loss(
     support: Tensor, support_labels: Tensor, query: Tensor, query_labels: Tensor, temperature: float = 0.1
 ) -> Tensor:
-    """k-NN made soft: -log sum_{i: y_i = y_q} softmax_i(cos(f_q, f_i) / temperature)  (matching networks, 1606.04080)."""
+    """k-NN made soft: -log sum_{i: y_i = y_q} softmax_i(cos(f_q, f_i) / temperature)  (1606.04080)."""
     logits = F.normalize(query, dim=-1) @ F.normalize(support, dim=-1).mT / temperature
     same = query_labels[:, None] == support_labels[None]
     chosen = logits.masked_fill(~same, float("-inf")).logsumexp(-1)
