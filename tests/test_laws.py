@@ -42,7 +42,7 @@ TOLERANCE = dict(rtol=1e-10, atol=1e-10)
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "counts.json").read_text())
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 EVERY_LAYER = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-EVERY_SIZE = pytest.mark.parametrize("size", ("few", "many"))
+EVERY_SIZE = pytest.mark.parametrize("size", ("few", "many", "many, cut"))
 GENERATED = {name: case for name, case in CASES.items() if case.generated}
 STATIC = {name: case for name, case in CASES.items() if not case.generated}
 
@@ -82,6 +82,18 @@ def test_2_forward_is_base_plus_dense_delta(case, layer, size):
         dense = oracle_delta(case, layer, adapter, condition.get("condition"), i)
         assert dense.abs().max() > 1e-3
         close(got[i : i + 1], apply(base, x[i : i + 1], base.weight + dense))
+
+
+@pytest.mark.parametrize("kind", ("linear", "conv1d", "conv2d"))
+def test_2_the_sizes_run_both_paths(kind):
+    """The base itself runs beside the cut, and does not run where W + Delta W is formed."""
+    for size, want in (("many, cut", 1), ("many", 0)):
+        model, adapter, x, _ = attached(CASES["lora"], LAYERS[kind], size)
+        ran = []
+        model[0].base.register_forward_hook(lambda *args, ran=ran: ran.append(1))
+        with torch.no_grad():
+            model(x)
+        assert len(ran) == want
 
 
 @EVERY_LAYER

@@ -126,6 +126,7 @@ def table(
     config: Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")] = None,
     demo: Annotated[bool, tyro.conf.arg(help="one seed, few steps, then load the adapter and predict")] = False,
     out: Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")] = Path("runs/metalora"),
+    rows: Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")] = None,
     workers: Annotated[int, tyro.conf.arg(help="processes, one thread each")] = 2,
     json: Json = False,
 ) -> None:
@@ -134,7 +135,7 @@ def table(
 
     if config is not None:
         table = from_dict(TableConfig, {**dataclasses.asdict(load_yaml(TableConfig, config)), **_changed(table)})
-    run_table(table, out, workers=workers, demo=demo, as_json=json)
+    run_table(table, out, workers=workers, demo=demo, as_json=json, rows_file=rows)
 
 
 def _changed(table: TableConfig) -> dict[str, Any]:

@@ -68,12 +68,15 @@ def features(n: int) -> torch.Tensor:
 
 
 def attached(case: Case, layer, size: str = "few", random: bool = True, **changes):
-    """(model, adapter, x, keywords of a forward): a base of one layer with its adapter and a mixed batch."""
+    """(model, adapter, x, keywords of a forward): a base of one layer with its adapter and a mixed batch.
+
+    size: few or many positions; "many, cut" never forms W + Delta W where that would be cheaper.
+    """
     model = layer.base()
     adapter = attach(model, case.config(**changes))
     if random:
         randomise(adapter)
-    x = layer.inputs(size)
+    x, adapter.weight_first = layer.inputs(size.removesuffix(", cut")), not size.endswith("cut")
     return model, adapter, x, {"condition": adapter.condition(features(len(x)))} if case.generated else {}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metalora.data.sources import ImageSet, check_choice, load_image_set
+from metalora.data.sources import SIZE, ImageSet, check_choice, load_image_set
 
 SPLITS = ("train", "val", "test")
 CLASS_GROUPS = ("seen", "unseen", "all")
@@ -16,7 +16,7 @@ VAL_SEED = 7
 class ImagePool:
     """The base images of one or more suites; an id is a row of `images`, and no id is in two splits.
 
-    `images` uint8 (n, 28, 28), `labels` int64 (n,). "val" is a seeded tenth of every class of the train files.
+    `images` uint8 (n, h, w), `labels` int64 (n,). "val" is a seeded tenth of every class of the train files.
     ValueError: `seen` names a class that does not exist, repeats one, or leaves no class unseen or seen.
     """
 
@@ -101,6 +101,7 @@ class ImagePool:
         return order[:cut], order[cut:]
 
 
-def load_pool(source: str, seen: tuple[int, ...], root: str | Path | None = None) -> ImagePool:
-    """The pool of a named image set; see `load_image_set` for `root` and the errors."""
-    return ImagePool(load_image_set(source, "train", root), load_image_set(source, "test", root), seen)
+def load_pool(source: str, seen: tuple[int, ...], root: str | Path | None = None, size: int = SIZE) -> ImagePool:
+    """The pool of an image set; see `load_image_set` for `root`, `size` and the errors."""
+    train, test = (load_image_set(source, split, root, size) for split in ("train", "test"))
+    return ImagePool(train, test, seen)

@@ -4,8 +4,10 @@ import difflib
 import gzip
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,11 @@ FASHION_CLASSES = (
 FASHION_HUB_NAME = "zalando-datasets/fashion_mnist"
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
 SPLIT_SEED = 20240229
+FOLDER, HUB = "folder:", "hub:"
+SIZE = 28
+TRAIN_SHARE = 0.8  # of a folder or a hub set that is not parted
+PARTS = {"train", "val", "valid", "validation", "test"}  # folders of these names alone are parts, not classes
+LABEL_NAMES = ("label", "labels", "class", "target")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
@@ -41,13 +48,22 @@ class ImageSet:
     class_names: tuple[str, ...]
 
 
-def load_image_set(name: str, split: str, root: str | Path | None = None) -> ImageSet:
-    """Load the "train" or "test" part of a named 28×28 set; `root` is the folder of fashion-mnist's IDX files.
+def load_image_set(name: str, split: str, root: str | Path | None = None, size: int = SIZE) -> ImageSet:
+    """Load the "train" or "test" part of a set of grey images, `size`×`size`.
 
-    ValueError: unknown name or split, missing or corrupt files.
+    name  mnist-5k, digits, fashion-mnist (28×28 only; `root` is the folder of its IDX files);
+          folder:PATH, one subfolder a class in PATH/train and PATH/test, or in PATH, parted 80/20 by seed (`root`: what
+          a relative PATH starts from); hub:OWNER/NAME or hub:OWNER/NAME:LABEL_COLUMN, by `datasets` (`root`: its cache)
+    The suites take light for object and dark for ground. ValueError: unknown name or split, missing or corrupt files.
     """
-    check_choice("image set", name, SOURCES)
     check_choice("split", split, ("train", "test"))
+    if name.startswith(FOLDER):
+        return _parted_folder(name, split, root, size)
+    if name.startswith(HUB):
+        return _hub(name, split, root, size)
+    check_choice("image set", name, (*SOURCES, "folder:PATH", "hub:OWNER/NAME"))
+    if size != SIZE:
+        raise ValueError(f"image set {name!r} is {SIZE}×{SIZE}; size={size} is for folder: and hub: sets")
     if name == "fashion-mnist":
         return _fashion(split, root)
     images, labels, share = _mnist_5k() if name == "mnist-5k" else _digits()
@@ -88,7 +104,7 @@ def _stratified(labels: Tensor, share: float) -> dict[str, Tensor]:
     for label in labels.unique():
         rows = (labels == label).nonzero()[:, 0]
         rows = rows[torch.randperm(len(rows), generator=generator)]
-        cut = round(share * len(rows))
+        cut = min(max(round(share * len(rows)), 1), len(rows) - 1)
         train.append(rows[:cut])
         test.append(rows[cut:])
     return {"train": torch.cat(train).sort().values, "test": torch.cat(test).sort().values}
@@ -155,25 +171,61 @@ def read_idx(path: Path, dims: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=header).copy()).reshape(shape)
 
 
-def load_image_folder(path: str | Path, *, size: int = 28, colour: bool = False) -> ImageSet:
+def load_image_folder(path: str | Path, *, size: int = SIZE, colour: bool = False) -> ImageSet:
     """Load a folder of class subfolders, every image resized to `size`×`size`; greyscale unless `colour`.
 
     ValueError: no such folder, fewer than two classes, an empty class, an unreadable image.
     """
     root = Path(path)
-    if not root.is_dir():
-        raise ValueError(f"{root}: no such folder")
-    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    files, labels, names = _class_files(root)
+    return ImageSet(root.name, torch.stack([_read_image(file, size, colour) for file in files]), labels, names)
+
+
+def _class_files(root: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
+    """The image files of a folder of class subfolders, their labels, and the names of the classes."""
+    folders = _subfolders(root)
     if len(folders) < 2:
         raise ValueError(f"{root}: expected at least two class subfolders, found {len(folders)}")
-    images, labels = [], []
+    found, labels = [], []
     for label, folder in enumerate(folders):
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
             raise ValueError(f"{folder}: no images (known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))})")
-        images += [_read_image(file, size, colour) for file in files]
+        found += files
         labels += [label] * len(files)
-    return ImageSet(root.name, torch.stack(images), torch.tensor(labels), tuple(folder.name for folder in folders))
+    return found, torch.tensor(labels), tuple(folder.name for folder in folders)
+
+
+def _subfolders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    return sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _parted_folder(name: str, split: str, root: str | Path | None, size: int) -> ImageSet:
+    path = Path(root or "", name.removeprefix(FOLDER))
+    parts = {folder.name for folder in _subfolders(path)}
+    if parts and parts <= PARTS:
+        if not {"train", "test"} <= parts:
+            raise ValueError(f"{path}: expected folders train and test, found {', '.join(sorted(parts))}")
+        train, test = (_class_files(path / part) for part in ("train", "test"))
+        if train[2] != test[2]:
+            odd = ", ".join(sorted(set(train[2]) ^ set(test[2])))
+            raise ValueError(f"{path}: train and test must hold the same classes; in only one of them: {odd}")
+        files, labels, names = train if split == "train" else test
+    else:
+        files, labels, names = _class_files(path)
+        rows = _parted(name, labels, names)[split]
+        files, labels = [files[row] for row in rows.tolist()], labels[rows]
+    return ImageSet(name, torch.stack([_read_image(file, size, colour=False) for file in files]), labels, names)
+
+
+def _parted(name: str, labels: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Rows of the seeded 80/20 parts of a set that has none; ValueError for a class with fewer than two images."""
+    for label, count in enumerate(labels.bincount(minlength=len(names)).tolist()):
+        if count < 2:
+            raise ValueError(f"{name}: class {names[label]!r} has {count} images; parting 80/20 needs two or more")
+    return _stratified(labels, TRAIN_SHARE)
 
 
 def _read_image(path: Path, size: int, colour: bool) -> Tensor:
@@ -181,8 +233,76 @@ def _read_image(path: Path, size: int, colour: bool) -> Tensor:
 
     try:
         with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB" if colour else "L").resize((size, size), Image.Resampling.BILINEAR))
+            return _pixels(image, size, colour)
     except (OSError, SyntaxError, ValueError) as error:  # PIL reports a broken PNG as a SyntaxError
         raise ValueError(f"{path}: not a readable image ({error})") from error
-    tensor = torch.from_numpy(pixels)
+
+
+def _pixels(image: Any, size: int, colour: bool = False) -> Tensor:
+    """A PIL image as uint8 (size, size), or (3, size, size) in colour."""
+    from PIL import Image
+
+    resized = image.convert("RGB" if colour else "L").resize((size, size), Image.Resampling.BILINEAR)
+    tensor = torch.from_numpy(np.array(resized))
     return tensor.permute(2, 0, 1) if colour else tensor
+
+
+def _hub(name: str, split: str, root: str | Path | None, size: int) -> ImageSet:
+    """A set of the Hugging Face hub: its parts train and test (or validation), or one part, parted 80/20 by seed."""
+    repository, _, column = name.removeprefix(HUB).partition(":")
+    parts = _hub_parts(name, repository, root)
+    image, label = _hub_columns(name, next(iter(parts.values())).features, column)
+    test = next((part for part in ("test", "validation") if part in parts), None)
+    whole = "train" not in parts or test is None
+    if whole and len(parts) != 1:
+        raise ValueError(f"{name}: expected the parts train and test, found {', '.join(sorted(parts))}")
+    chosen = next(iter(parts.values())) if whole else parts["train" if split == "train" else test]
+    labels, names = _hub_labels(name, chosen, parts, label)
+    if whole:
+        rows = _parted(name, labels, names)[split]
+        chosen, labels = chosen.select(rows.tolist()), labels[rows]
+    return ImageSet(name, torch.stack([_pixels(one, size) for one in chosen[image]]), labels, names)
+
+
+def _hub_parts(name: str, repository: str, root: str | Path | None) -> Mapping[str, Any]:
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"{name}: needs the package datasets: pip install 'metalora[experiments]'") from None
+    try:
+        return datasets.load_dataset(repository, cache_dir=None if root is None else str(root))
+    except Exception as error:  # datasets lets the errors of several network and file libraries through
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: could not be loaded from the hub or its cache ({reason})") from error
+
+
+def _hub_columns(name: str, features: Mapping[str, Any], wanted: str) -> tuple[str, str]:
+    """The columns of images and labels; the label is `wanted`, else the only ClassLabel, else one of a usual name."""
+    kinds = {column: type(feature).__name__ for column, feature in features.items()}
+    known = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
+    images = [column for column, kind in kinds.items() if kind == "Image"]
+    if len(images) != 1:
+        raise ValueError(f"{name}: expected one image column, found {len(images)} (columns: {known})")
+    if wanted:
+        check_choice(f"label column of {name}", wanted, tuple(column for column in kinds if column != images[0]))
+        return images[0], wanted
+    labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+    labels = labels or [column for column in kinds if column in LABEL_NAMES]
+    usual = [column for column in labels if column in LABEL_NAMES]
+    if len(labels) != 1 and len(usual) != 1:
+        raise ValueError(
+            f"{name}: expected one label column, found {len(labels)} (columns: {known}); {name}:COLUMN names it"
+        )
+    return images[0], labels[0] if len(labels) == 1 else usual[0]
+
+
+def _hub_labels(name: str, rows: Any, parts: Mapping[str, Any], column: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels (n,) as 0..classes-1 and the classes' names; a column without declared classes gets those it holds."""
+    values = list(rows[column])
+    declared = getattr(rows.features[column], "names", None)
+    known = range(len(declared)) if declared else sorted({one for part in parts.values() for one in part[column]})
+    index = {value: k for k, value in enumerate(known)}
+    for value in values:
+        if value not in index:
+            raise ValueError(f"{name}: label {value!r} in column {column!r} is none of its {len(index)} classes")
+    return torch.tensor([index[value] for value in values]), tuple(map(str, declared or known))

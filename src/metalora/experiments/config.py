@@ -50,6 +50,9 @@ class RunConfig:
     adapter: AdapterConfig | None = None
     """None: the frozen backbone as it is"""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """the small backbone that is pre-trained on seen classes and cached"""
+    model: str = ""
+    """a pre-trained model instead of the small backbone: timm:NAME or efficientnet-lite0 (suite attributes)"""
     train: TrainConfig = field(default_factory=TrainConfig)
     episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
     domains: DomainConfig = field(default_factory=DomainConfig)
@@ -66,6 +69,18 @@ class TableConfig:
     data: str = "mnist-5k"
     data_root: str | None = None
     backbone: Literal["resnet", "mixer"] = "resnet"
+    model: str = ""
+    """a pre-trained model instead of the small backbone: timm:NAME or efficientnet-lite0 (suite attributes)"""
+    size: int = 32
+    """image size of suite attributes"""
+    methods: tuple[str, ...] = ()
+    """rows to run (empty: all)"""
+    trained: tuple[str, ...] = ("class", "hue", "rotation", "frame", "position")
+    """suite attributes: the notions that are tasks in training"""
+    held_out: tuple[str, ...] = ("scale", "noise")
+    """suite attributes: the notions that are only tested"""
+    descriptor_dropout: float = 0.0
+    """of the condition of the generated methods"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
     steps: int = 1500
     pretrain_steps: int = 1500

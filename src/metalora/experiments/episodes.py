@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,32 @@ TEST_SEED = 7_000_000
 class EpisodeExperiment:
     """One suite, one frozen backbone: the step loss of an adapter, and its scores."""
 
-    def __init__(self, suite: AttributeSuite, model: nn.Module, config: EpisodeConfig, seed: int, split: str = "test"):
+    def __init__(
+        self,
+        suite: AttributeSuite,
+        model: nn.Module,
+        config: EpisodeConfig,
+        seed: int,
+        split: str = "test",
+        normalise: tuple[Sequence[float], Sequence[float]] | None = None,
+    ):
         self.suite, self.model, self.config, self.seed, self.split = suite, model, config, seed, split
+        self.normalise = normalise
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images as the backbone was trained on: (image - mean) / std, where it states them."""
+        if self.normalise is None:
+            return images
+        mean, std = (torch.tensor(values)[:, None, None] for values in self.normalise)
+        return (images - mean) / std
+
+    def episode(
+        self, attribute: str, split: str, support: int, query: int, seed: int, classes: str = "seen"
+    ) -> Episode:
+        """An episode of the suite, with images as the backbone takes them."""
+        found = self.suite.episode(attribute, split, support, query, seed, classes)
+        support_x, query_x = self.normalised(found.support_x), self.normalised(found.query_x)
+        return replace(found, support_x=support_x, query_x=query_x)
 
     def loss(self, adapter: Adapter, penalty: float) -> Callable[[int], Tensor]:
         """step -> loss: the support set makes the condition, the queries judge it."""
@@ -34,7 +59,7 @@ class EpisodeExperiment:
 
         def step_loss(step: int) -> Tensor:
             attribute = names[int(torch.randint(len(names), ()))]
-            episode = self.suite.episode(attribute, "train", config.support, config.query, self.seed * 10**6 + step)
+            episode = self.episode(attribute, "train", config.support, config.query, self.seed * 10**6 + step)
             condition = adapter.condition(episode.support_x, episode.support_y) if adapter.conditional else None
             support, query = self.embed(episode, condition)
             loss = self._metric_loss(support, episode.support_y, query, episode.query_y)
@@ -66,7 +91,7 @@ class EpisodeExperiment:
         config = self.config
         attribute, classes = ("class", "unseen") if task == UNSEEN else (task, "seen")
         seed = TEST_SEED + 1000 * self.tasks.index(task) + number + 100_000 * self.seed
-        return self.suite.episode(attribute, self.split, config.test_support, config.test_query, seed, classes)
+        return self.episode(attribute, self.split, config.test_support, config.test_query, seed, classes)
 
     @torch.no_grad()
     def evaluate(self, adapter: Adapter | None) -> dict:

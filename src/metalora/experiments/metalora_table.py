@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from metalora.adapters.attach import attach, detach
-from metalora.config import AdapterConfig, BackboneConfig, ConditionConfig, TrainConfig
+from metalora.config import AdapterConfig, BackboneConfig, ConditionConfig, TrainConfig, nearest
 from metalora.experiments.config import RunConfig, TableConfig
-from metalora.experiments.report import Table, comparison, comparison_table, plot_bars, summary_table
+from metalora.experiments.models import load_model
+from metalora.experiments.report import Table, comparison, comparison_table, latest, plot_bars, summary_table
 from metalora.experiments.runs import matched_rank
 from metalora.training.backbones import build
 
@@ -22,7 +24,9 @@ STATIC = ("lora", "multi-lora", "moe-lora")
 def condition(table: TableConfig) -> ConditionConfig:
     """The condition of the generated methods: a labelled support set for attributes, the input itself else."""
     scope = "support" if table.suite == "attributes" else "sample"
-    return ConditionConfig(scope=scope, hidden=table.hidden, heads=table.heads)
+    return ConditionConfig(
+        scope=scope, hidden=table.hidden, heads=table.heads, descriptor_dropout=table.descriptor_dropout
+    )
 
 
 def adapters(table: TableConfig) -> dict[str, AdapterConfig | None]:
@@ -33,8 +37,8 @@ def adapters(table: TableConfig) -> dict[str, AdapterConfig | None]:
         "metalora-cp": AdapterConfig("metalora-cp", table.rank, condition=made, clip_rank=True),
         "metalora-tr": AdapterConfig("metalora-tr", table.ring_rank, condition=made, clip_rank=True),
     }
-    size = 32 if table.suite == "attributes" else 28
-    model = build(table.backbone, size, 6)
+    size = table.size if table.suite == "attributes" else 28
+    model = load_model(table.model, weights=False) if table.model else build(table.backbone, size, 6)
     model.reset_classifier(0)
     budget = max(_count(model, found[name], size) for name in GENERATED)
     constant = ConditionConfig(scope="constant")
@@ -48,7 +52,10 @@ def adapters(table: TableConfig) -> dict[str, AdapterConfig | None]:
     if table.equal_rank:
         name = f"metalora-cp at rank {table.ring_rank}"
         found[name] = dataclasses.replace(found["metalora-cp"], rank=table.ring_rank)
-    return found
+    for name in table.methods:
+        if name not in found:
+            raise ValueError(f"table: unknown row {name!r}{nearest(name, found)}")
+    return {name: found[name] for name in table.methods or found}
 
 
 def _count(model: torch.nn.Module, config: AdapterConfig, size: int) -> int:
@@ -77,6 +84,8 @@ def _run(table: TableConfig, name: str, adapter: AdapterConfig | None, seed: int
         adapter=adapter, backbone=BackboneConfig(architecture=table.backbone, steps=table.pretrain_steps),
         train=TrainConfig(steps=table.steps, lr=lr), seed=seed, split=split,
     )  # fmt: skip
+    episodes = dataclasses.replace(config.episodes, trained=table.trained, held_out=table.held_out, size=table.size)
+    config = dataclasses.replace(config, model=table.model, episodes=episodes)
     loss = table.loss or ("contrastive" if table.suite == "natural" else "distillation")
     return dataclasses.replace(config, domains=dataclasses.replace(config.domains, loss=loss))
 
@@ -106,13 +115,27 @@ def chosen_rates(rows: list[dict], suite: str) -> dict[str, float]:
     for row in rows:
         if row["config"]["split"] != "val":
             continue
-        value = row["results"]
-        for part in headline(suite)[0].split("."):
-            value = value[part]
+        value = _value(row, headline(suite)[0])
         name, lr = row["config"]["method"], row["config"]["train"]["lr"]
         if name not in best or value > best[name][0]:
             best[name] = (value, lr)
     return {name: lr for name, (_, lr) in best.items()}
+
+
+def rows_of(rows: list[dict], table: TableConfig) -> list[dict]:
+    """The test rows of this suite, data and backbone; ValueError if there is none."""
+    data = "" if table.suite == "natural" else table.data
+    found = [
+        row
+        for row in latest(rows)
+        if row["config"]["split"] == "test"
+        and (row["suite"], row["config"]["data"]) == (table.suite, data)
+        and row["config"]["backbone"]["architecture"] == table.backbone
+        and (not table.methods or row["config"]["method"] in table.methods)
+    ]
+    if not found:
+        raise ValueError(f"no test row of suite {table.suite!r}, data {data!r}, backbone {table.backbone!r}")
+    return found
 
 
 @dataclass
@@ -132,13 +155,15 @@ class Report:
 
 def report(rows: list[dict], table: TableConfig) -> Report:
     """The tables of the test rows, with the paired comparisons where there are two seeds or more."""
-    rows = [row for row in rows if row["config"]["split"] == "test"]
     title = f"suite {table.suite}, {table.data if table.suite != 'natural' else 'real sets'}, {table.backbone}"
-    metrics = headline(table.suite)
+    metrics = _present(rows, headline(table.suite))
     found = Report([summary_table(rows, (*metrics, "num_params"), title=title)])
     if table.suite == "attributes":
-        plain = ("lda.trained_mean", "stats_lda.trained_mean", "stats_lda.unseen_class", "fused.trained_mean",
-                 "fused.unseen_class", "fused.held_out_mean")  # fmt: skip
+        plain = (
+            "lda.trained_mean", "stats_lda.trained_mean", "stats_lda.unseen_class", "fused.trained_mean",
+            "fused.unseen_class", "fused.held_out_mean", "selected.trained_mean", "selected.held_out_mean",
+        )  # fmt: skip
+        plain = _present(rows, plain)
         found.tables.append(summary_table(rows, plain, title=f"{title}: plain baselines and fusion, K=5"))
     names = {row["config"]["method"] for row in rows}
     if len({row["seed"] for row in rows}) > 1 and names >= {*GENERATED, *STATIC}:
@@ -148,8 +173,18 @@ def report(rows: list[dict], table: TableConfig) -> Report:
     return found
 
 
+def _value(row: dict, metric: str) -> float | None:
+    value = row["results"]
+    for part in metric.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _present(rows: list[dict], metrics: Sequence[str]) -> tuple[str, ...]:
+    return tuple(metric for metric in metrics if any(_value(row, metric) is not None for row in rows))
+
+
 def plot(rows: list[dict], table: TableConfig, path: Path) -> None:
     """The headline metrics as bars."""
-    rows = [row for row in rows if row["config"]["split"] == "test"]
-    metrics = [m for m in headline(table.suite)[:4]]
+    metrics = _present(rows, headline(table.suite)[:4])
     plot_bars(rows, metrics, path, title=f"suite {table.suite}, {table.data}, {table.backbone}")

@@ -136,7 +136,7 @@ def summary_table(rows: Sequence[dict], metrics: Sequence[str], *, by: str = "me
 
 def comparison_table(comparisons: Sequence[Comparison], *, title: str = "") -> Table:
     """Return a line for each comparison: both means, the difference with its 95 % interval, p before and after Holm."""
-    columns = ("metric", "treatment", "baseline", "means", "difference [95 %]", "p", "p (Holm)", "seeds")
+    columns = ("metric", "treatment", "baseline", "means", "difference", "p", "p (Holm)", "seeds")
     cells = []
     for one in comparisons:
         means = f"{_number(one.treatment_mean)}, {_number(one.baseline_mean)}"
@@ -147,15 +147,16 @@ def comparison_table(comparisons: Sequence[Comparison], *, title: str = "") -> T
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Print a table to the terminal, or to the console that is given; a pipe or a file gets its full width."""
+    """Print a table to the terminal, or to the console that is given; a pipe or a file gets lines as long as needed."""
     console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 30 * len(table.columns))
     drawn = RichTable(title=escape(table.title) or None)
     for column in table.columns:
-        drawn.add_column(escape(column), overflow="fold")
+        drawn.add_column(escape(column), overflow="fold", min_width=len(column))
     for cells in table.cells:
         drawn.add_row(*map(escape, cells))
-    width = console.width if console.is_terminal else max(console.width, 24 * len(table.columns))
-    console.print(drawn, width=width, crop=False)
+    console.print(drawn)
 
 
 def write_markdown(tables: Sequence[Table], path: str | Path) -> None:
@@ -261,7 +262,7 @@ def _metric(row: dict, name: str) -> float | None:
     value = row["results"]
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+    if value is not None and (type(value) not in (int, float)):
         known = ", ".join(_metric_names(row["results"]))
         raise ValueError(f"metric {name!r} is a {type(value).__name__}, not a number; known: {known}")
     return value
@@ -269,13 +270,8 @@ def _metric(row: dict, name: str) -> float | None:
 
 def _metric_names(results: dict, prefix: str = "") -> list[str]:
     """Return the dotted names of all numbers in results."""
-    names = []
-    for name, value in results.items():
-        if isinstance(value, dict):
-            names += _metric_names(value, f"{prefix}{name}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            names.append(prefix + name)
-    return names
+    inner = [_metric_names(value, f"{prefix}{name}.") for name, value in results.items() if isinstance(value, dict)]
+    return [prefix + name for name, value in results.items() if type(value) in (int, float)] + sum(inner, [])
 
 
 def _names(rows: Sequence[dict], by: str) -> list[str]:
@@ -290,7 +286,7 @@ def _check_seeds(group: dict[str, Any], members: Sequence[dict]) -> None:
         fields = {name for row in twins for name in row["config"]}
         differ = [name for name in sorted(fields) if len({repr(row["config"].get(name)) for row in twins}) > 1]
         differ += ["suite"] if len({row["suite"] for row in twins}) > 1 else []
-        advice = f"filter or group by what differs: {', '.join(differ)}" if differ else "the same run is there twice"
+        advice = f"filter or group by what differs: {', '.join(differ)}" if differ else "one run, twice: see `latest`"
         raise ValueError(f"{group} has seed {seed} {count} times; {advice}")
 
 

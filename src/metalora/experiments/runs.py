@@ -20,6 +20,7 @@ from metalora.config import AdapterConfig, to_dict
 from metalora.experiments.config import RunConfig
 from metalora.experiments.domains import DomainExperiment
 from metalora.experiments.episodes import EpisodeExperiment
+from metalora.experiments.models import load_model
 from metalora.experiments.rows import make_row, run_key
 from metalora.training.backbones import buffers_hash, pretrained
 from metalora.training.loop import fit
@@ -59,8 +60,10 @@ def _prepare_episodes(config: RunConfig) -> Prepared:
 
     key = f"attributes/{config.data}/{episodes.size}/{','.join(sorted(drawn))}/seen={tuple(seen)}"
     model, _ = _backbone(config, sample, key, len(seen), episodes.size)
-    experiment = EpisodeExperiment(suite, model, episodes, config.seed, config.split)
-    return Prepared(experiment, model, lambda: [sample(10**6 + k)[0] for k in range(8)])
+    statistics = getattr(model, "pretrained_cfg", {}) if config.model else {}
+    normalise = (statistics["mean"], statistics["std"]) if "mean" in statistics else None
+    experiment = EpisodeExperiment(suite, model, episodes, config.seed, config.split, normalise)
+    return Prepared(experiment, model, lambda: [experiment.normalised(sample(10**6 + k)[0]) for k in range(8)])
 
 
 def _prepare_domains(config: RunConfig) -> Prepared:
@@ -86,6 +89,11 @@ def _prepare_domains(config: RunConfig) -> Prepared:
 
 
 def _backbone(config: RunConfig, sample: Any, key: str, classes: int, size: int) -> tuple[nn.Module, nn.Module]:
+    if config.model:
+        model = load_model(config.model).requires_grad_(False)
+        head = model.get_classifier()
+        model.reset_classifier(0)
+        return model, head
     backbone = dataclasses.replace(config.backbone, num_classes=classes, image_size=size)
     model = pretrained(backbone, sample, key)
     head = model.get_classifier()

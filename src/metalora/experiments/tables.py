@@ -12,18 +12,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from metalora.experiments.config import RunConfig, TableConfig
-from metalora.experiments.metalora_table import choosing_runs, chosen_rates, plot, report, runs
+from metalora.experiments.metalora_table import choosing_runs, chosen_rates, plot, report, rows_of, runs
 from metalora.experiments.pool import key_of, run_all
 from metalora.experiments.report import print_table, write_markdown
+from metalora.experiments.rows import RowStore
 
 DEMO = dict(seeds=(0,), steps=500, pretrain_steps=700)
 
 
-def run_table(table: TableConfig, out: Path, *, workers: int, demo: bool, as_json: bool) -> None:
-    """Run, report and draw; the rows that `out` already holds are not run again."""
+def run_table(
+    table: TableConfig, out: Path, *, workers: int, demo: bool, as_json: bool, rows_file: Path | None = None
+) -> None:
+    """Run, report and draw; rows that `out` already holds are not run again, and with `rows_file` nothing is run."""
     if demo:
         table = dataclasses.replace(table, **DEMO)
     console = Console(stderr=as_json)
+    if rows_file is not None:
+        _publish(rows_of(RowStore(rows_file).rows(), table), table, out, console, as_json)
+        return
     rates = {}
     if table.lr_grid:
         with _progress(console, "learning rates (validation)", choosing := choosing_runs(table)) as on_done:
@@ -32,6 +38,16 @@ def run_table(table: TableConfig, out: Path, *, workers: int, demo: bool, as_jso
     wanted = runs(table, rates)
     with _progress(console, f"suite {table.suite}, {table.backbone}", wanted) as on_done:
         rows = run_all(wanted, out, workers=workers, on_done=on_done)
+    _publish(rows, table, out, console, as_json)
+    if demo and table.suite == "attributes":
+        from metalora.experiments.use import show_use
+
+        best = next(run for run in wanted if run.method == "metalora-cp")
+        show_use(best, out / "adapters" / f"{key_of(best)}.safetensors", console)
+
+
+def _publish(rows: list[dict], table: TableConfig, out: Path, console: Console, as_json: bool) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     found = report(rows, table)
     name = f"{table.suite}-{'sets' if table.suite == 'natural' else table.data}-{table.backbone}"
     picture, text = out / f"{name}.png", out / f"{name}.md"
@@ -42,12 +58,7 @@ def run_table(table: TableConfig, out: Path, *, workers: int, demo: bool, as_jso
         return
     for one in found.tables:
         print_table(one, console)
-    console.print(f"plot: {picture}   tables: {text}   rows: {out / 'rows.jsonl'}")
-    if demo and table.suite == "attributes":
-        from metalora.experiments.use import show_use
-
-        best = next(run for run in wanted if run.method == "metalora-cp")
-        show_use(best, out / "adapters" / f"{key_of(best)}.safetensors", console)
+    console.print(f"plot: {picture}   tables: {text}")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def show_use(run: RunConfig, path: Path, console: Console) -> None:
         f"\n[bold]Using it[/bold]: {path} ({path.stat().st_size / 1000:.1f} kB), loaded on its frozen backbone"
     )
     for attribute in ("position", "frame", "class"):
-        episode = prepared.experiment.suite.episode(attribute, "test", 60, 60, seed=12345)
+        episode = prepared.experiment.episode(attribute, "test", 60, 60, seed=12345)
         start = time.perf_counter()
         condition = adapter.condition(episode.support_x, episode.support_y)
         seconds = time.perf_counter() - start
