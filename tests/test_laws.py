@@ -87,10 +87,10 @@ def test_2_forward_is_base_plus_dense_delta(case, layer, size):
 @pytest.mark.parametrize("kind", ("linear", "conv1d", "conv2d"))
 def test_2_the_sizes_run_both_paths(kind):
     """The base itself runs beside the cut, and does not run where W + Delta W is formed."""
-    for size, want in (("many, cut", 1), ("many", 0)):
+    for size, want in (("many, cut", 0), ("many", 1)):
         model, adapter, x, _ = attached(CASES["lora"], LAYERS[kind], size)
-        ran = []
-        model[0].base.register_forward_hook(lambda *args, ran=ran: ran.append(1))
+        ran, layer = [], model[0]
+        layer.apply_weight = lambda x, weight, ran=ran, plain=layer.apply_weight: ran.append(1) or plain(x, weight)
         with torch.no_grad():
             model(x)
         assert len(ran) == want
@@ -205,9 +205,6 @@ def test_5_batch_norm_of_a_training_model_keeps_its_very_bits(method):
     assert all(torch.equal(after[name], value) for name, value in before.items()) and after.keys() == before.keys()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="frozen_norms holds BatchNorm only: InstanceNorm(track_running_stats) is updated"
-)
 def test_5_instance_norm_of_a_training_model_keeps_its_very_bits():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True))
     attach(model, AdapterConfig(rank=2, targets="conv"))

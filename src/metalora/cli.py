@@ -84,9 +84,12 @@ def evaluate(
 ) -> None:
     """Score a saved adapter (or the frozen backbone) on the suite of RUN.yaml."""
     from metalora.experiments.runs import prepare
-    from metalora.io.adapter_file import load
+    from metalora.io.adapter_file import load, read
 
-    prepared = prepare(load_yaml(RunConfig, config))
+    run = load_yaml(RunConfig, config)
+    if adapter is not None:
+        read(adapter)  # a file that is not there must not be missed after a backbone was pre-trained
+    prepared = prepare(run)
     attached = load(prepared.model, adapter) if adapter is not None else None
     results = prepared.experiment.evaluate(attached)
     _show(results, json, f"{config}", ("metric", "value"), _flat(results))
@@ -104,8 +107,10 @@ def merge(
     if (model is None) == (run is None):
         raise ValueError("merge takes either --model or --run, the base that the adapter was trained on")
     from metalora.adapters.conditioning import Condition
-    from metalora.io.adapter_file import load, save_merged
+    from metalora.io.adapter_file import load, read, save_merged
 
+    read(adapter)
+    chosen = None if condition is None else Condition.load(condition)
     if model is not None:
         from metalora.experiments.models import load_model
 
@@ -115,7 +120,7 @@ def merge(
 
         base = prepare(load_yaml(RunConfig, run)).model
     load(base, adapter)
-    save_merged(base, out, None if condition is None else Condition.load(condition))
+    save_merged(base, out, chosen)
     _show({"merged": str(out), "bytes": out.stat().st_size}, json, "merged", ("merged", "bytes"),
           [{"merged": str(out), "bytes": out.stat().st_size}])  # fmt: skip
 

@@ -53,7 +53,7 @@ class ConditionConfig:
     stem: str | None = None
     """module path for source=stem"""
     feature_size: int | None = None
-    """width of the tensor for source=tensor"""
+    """width of the features: needed for source=tensor, else learnt from an example input"""
 
 
 @dataclass(frozen=True)

@@ -125,19 +125,12 @@ def test_a_recompute_without_the_condition_is_a_clear_error(reentrant):
         backward_of_two(model, inputs)
 
 
-STAGES_OF_A_RESNET = pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="timm's ResNet flattens its stages when it checkpoints, so the hooks on layer1..4 see nothing",
-)
-
-
 @BOTH_MODES
 @pytest.mark.parametrize(
     "name, source",
     (
         pytest.param("resnet", "pooled"),
-        pytest.param("resnet", "stages", marks=STAGES_OF_A_RESNET),
+        pytest.param("resnet", "stages"),
         pytest.param("vit", "pooled"),
         pytest.param("vit", "stages"),
     ),

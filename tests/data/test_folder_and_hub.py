@@ -140,7 +140,7 @@ def part(n, classes=2, **features):
     values = {
         "Image": [Image.new("RGB", (9, 9), (i, i, i)) for i in range(n)],
         "ClassLabel": [i % classes for i in range(n)],
-        "Value": ["ba"[i % classes] for i in range(n)],
+        "Value": ["bac"[i % classes] for i in range(n)],
     }
     return Rows({name: values[type(feature).__name__] for name, feature in features.items()}, features)
 

@@ -61,9 +61,7 @@ def test_build_gives_logits_and_pinned_size(architecture, size, n_parameters):
     ("make", "expected"),
     [
         pytest.param(lambda: backbones.build("resnet", 32, 6), ["act1", *LAYERS], id="resnet"),
-        pytest.param(
-            lambda: backbones.build("mixer", 32, 6), ["stem", *(f"blocks.{k}" for k in range(4))], id="mixer"
-        ),
+        pytest.param(lambda: backbones.build("mixer", 32, 6), ["stem", *(f"blocks.{k}" for k in range(4))], id="mixer"),
         pytest.param(
             lambda: timm_model("efficientnet_lite0"), ["bn1", *(f"blocks.{k}" for k in range(7))], id="efficientnet"
         ),

@@ -40,7 +40,8 @@ class Adapter(nn.Module):
         self.recorder = Recorder()
         self.enabled = True
         self.weight_first = True  # let layers form W + Delta W where the cost model says so; False: always the cut
-        self.active: dict[str, Tensor] | None = None  # generated factors; set only while a forward runs
+        self.active: Mapping[str, Tensor] | None = None  # generated factors; set only while a forward runs
+        self.held: Mapping[str, Tensor] | None = None  # those of the innermost `using`
         self.fixed: Condition | None = None
         self.layers: dict[str, nn.Module] = {}
         self.model: tuple[nn.Module, ...] = ()
@@ -100,10 +101,14 @@ class Adapter(nn.Module):
         """The number of conditions at a target (1 or the layer's batch); ValueError if it fits neither."""
         if not self.conditional:
             return 1
-        n = len(self.active[self._keys[target.path, self.generated[0]]])
+        n = self.count(target)
         if n not in (1, batch):
             raise ValueError(f"target {target.path!r}: the condition is for {n} examples, the layer got {batch}")
         return n
+
+    def count(self, target: Target) -> int:
+        """The number of conditions that are active at a target."""
+        return len(self.active[self._keys[target.path, self.generated[0]]])
 
     def delta(self, target: str, condition: Condition | None = None) -> Tensor:
         """Dense Delta W of a target in the base weight's layout; (n, ...) for a condition of n > 1 examples."""
@@ -169,14 +174,15 @@ class Adapter(nn.Module):
         self.conditioner.calibrate(torch.cat([self.features(batch) for batch in ([inputs] if one else inputs)]))
 
     @contextlib.contextmanager
-    def using(self, condition: Condition | Mapping[str, Tensor] | None) -> Iterator[None]:
-        """Run every forward inside with this condition (None: with the one that is active now)."""
+    def using(self, condition: Condition | Mapping[str, Tensor]) -> Iterator[None]:
+        """Run every forward inside with this condition, of the model or of any part of it."""
         values = condition.values if isinstance(condition, Condition) else condition
-        before, self.active = self.active, values
+        before = self.active, self.held
+        self.active = self.held = values
         try:
             yield
         finally:
-            self.active = before
+            self.active, self.held = before
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
@@ -199,11 +205,13 @@ class Adapter(nn.Module):
         condition = kwargs.pop("condition", None)
         if not self.enabled or not self.conditional or self.merged:
             return args, kwargs
-        if condition is None:
-            condition = self.fixed
         if condition is not None:
             self.active = condition.values
-        elif self.active is None:
+        elif self.held is not None:
+            self.active = self.held
+        elif self.fixed is not None:
+            self.active = self.fixed.values
+        else:
             self.active = self._from_inputs(args, kwargs)
         return args, kwargs
 
@@ -229,7 +237,7 @@ class Adapter(nn.Module):
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the model: no condition outlives its forward."""
         if self.enabled:
-            self.active, self.recorder.active = None, False
+            self.active, self.recorder.active = self.held, False
 
     @property
     def merged(self) -> bool:

@@ -1,5 +1,6 @@
 """Attach, detach, merge and unmerge: every change happens at all targets or at none."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
@@ -55,14 +56,20 @@ def attach(
         if number == 0:
             layer.adapter = adapter  # the one owner: .to(), .train() and .parameters() of the model reach it once
         adapter.layers[target.path] = layer
-        model.set_submodule(target.path, layer)
-    adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        _replace(model, base, layer)
+    adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     if adapter.conditional or adapter.frozen_norms:
         adapter.hooks.append(model.register_forward_pre_hook(adapter.before_forward, with_kwargs=True))
     if adapter.conditional:
         adapter.hooks.append(model.register_forward_hook(adapter.after_forward, always_call=True))
     adapter.train(model.training)
     return adapter
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` stands: a module may have several names."""
+    for path in [path for path, module in model.named_modules(remove_duplicate=False) if module is old]:
+        model.set_submodule(path, new)
 
 
 class _undo_hooks_on_error:
@@ -176,7 +183,9 @@ def _prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | Non
             raise ValueError("condition source 'tensor' needs condition.feature_size, the width of the tensor")
     else:
         network = _watch(adapter, model, extractor)
-        size = adapter.features(example_input(network) if example is None else example).shape[1]
+        if size is None:
+            size = adapter.features(example_input(network) if example is None else example).shape[1]
+            adapter.config = replace(config, condition=replace(condition, feature_size=size))
     device, dtype = next(adapter.parameters()).device, next(adapter.parameters()).dtype
     inits = {**adapter.method.init, **config.init}
     silent = [
@@ -196,7 +205,7 @@ def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> n
         if condition.scope != "sample":
             raise ValueError("condition source 'stem' is read in the same forward pass, so its scope must be 'sample'")
         if condition.stem is None:
-            raise ValueError(f"condition source 'stem' needs condition.stem, e.g. {stages(model)[0]!r}")
+            raise ValueError("condition source 'stem' needs condition.stem, the path of the module that is read")
         paths = [condition.stem]
     elif condition.source == "pooled" or (condition.source == "extractor" and not condition.stages):
         adapter.hooks += watch_head(network, adapter.recorder)
@@ -229,8 +238,10 @@ def detach(model: nn.Module) -> None:
     unmerge(model)
     for handle in adapter.hooks:
         handle.remove()
-    for path, layer in adapter.layers.items():
-        model.set_submodule(path, layer.base)
+    for layer in adapter.layers.values():
+        _replace(model, layer, layer.base)
+    for norm in adapter.frozen_norms:
+        norm.training = model.training
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(adapter.required_grad.get(name, True))
 
@@ -254,8 +265,13 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     condition = condition if condition is not None else adapter.fixed
     if condition is not None and len(condition) != 1:
         raise ValueError(f"merge: the condition is for {len(condition)} examples; merge one (condition.mean())")
+    uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
     merged = {}
     for path, layer in adapter.layers.items():
+        if uses[id(layer.base.weight)] > 1:
+            raise ValueError(
+                f"merge: the weight of target {path!r} is tied to another module's, which would change too"
+            )
         weight, delta = layer.base.weight, adapter.delta(path, condition)
         if not torch.isfinite(delta).all():
             raise ValueError(f"merge: NaNs detected in the merged weights of target {path!r}")

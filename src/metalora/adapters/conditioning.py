@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.features import between_class_share
 from metalora.config import ConditionConfig
+from metalora.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Condition:
         return len(self.features)
 
     def __getitem__(self, index: int | slice | Tensor) -> Condition:
+        if isinstance(index, int) and not -len(self) <= index < len(self):
+            raise IndexError(f"condition {index} of {len(self)}")
         pick = slice(index, index + 1 or None) if isinstance(index, int) else index
         return self._map(lambda t: t[pick])
 
@@ -69,12 +71,7 @@ class Condition:
 
         tensors = {f"values/{k}": v.detach().contiguous() for k, v in self.values.items()}
         tensors |= {"features": self.features.detach().contiguous(), "penalty": self.penalty.detach()}
-        temporary = Path(f"{path}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(save(tensors, {"metalora": json.dumps({"kind": "condition", "version": 1})}))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, save(tensors, {"metalora": json.dumps({"kind": "condition", "version": 1})}))
 
     @staticmethod
     def load(path: str | Path) -> Condition:
@@ -112,8 +109,10 @@ class MappingNet(nn.Module):
         self.numels = [prod(shape) for shape in shapes.values()]
         self.shared = heads == "shared"
         generator = torch.Generator().manual_seed(seed)
-        self.trunk = nn.Linear(feature_size, hidden)
-        self.head = nn.Linear(hidden, max(self.numels) if self.shared else sum(self.numels))
+        out = max(self.numels) if self.shared else sum(self.numels)
+        # skip_init: nn.Linear would draw from the global generator, and so move every later random number
+        self.trunk = nn.utils.skip_init(nn.Linear, feature_size, hidden)
+        self.head = nn.utils.skip_init(nn.Linear, hidden, out)
         self.embedding = nn.Parameter(torch.empty(len(self.numels), hidden)) if self.shared else None
         with torch.no_grad():
             self.trunk.weight.normal_(0, feature_size**-0.5, generator=generator)

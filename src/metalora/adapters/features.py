@@ -73,8 +73,15 @@ def pooled(x: Tensor) -> Tensor:
 
 def watch_stages(model: nn.Module, paths: Sequence[str], recorder: Recorder) -> list[Any]:
     """Record the channel statistics of every stage's output; returns the handles of the hooks."""
-    modules = [model.get_submodule(path) for path in paths]
+    modules = [_last(model.get_submodule(path)) for path in paths]
     return [m.register_forward_hook(partial(_record_output, recorder, k)) for k, m in enumerate(modules)]
+
+
+def _last(module: nn.Module) -> nn.Module:
+    """The last part of a Sequential: it runs even where checkpointing calls the parts and not the whole."""
+    while type(module) is nn.Sequential and len(module):
+        module = module[-1]
+    return module
 
 
 def stage_statistics(model: nn.Module, inputs: Inputs, paths: Sequence[str] = ()) -> Tensor:

@@ -37,7 +37,7 @@ class AdaptedLayer(nn.Module):
         if not adapter.enabled or self.original is not None:
             return self.base(x)
         factors = adapter.read(self.target)
-        n = adapter.batch_of(self.target, len(x) if x.ndim > 1 else 1)
+        n = adapter.batch_of(self.target, self.examples(x))
         if self.weight_first(x, n):
             delta = self.dense(factors)[0]
             return self.apply_weight(x, self.base.weight + delta.to(self.base.weight.dtype))
@@ -63,11 +63,15 @@ class AdaptedLayer(nn.Module):
         """Whether base(x) with W + Delta W costs fewer multiply-adds than base(x) and the cut beside it.
 
         With T positions, s = kernel size x in: training pays 3 T k (s + o) for the cut, T s o + 3 s k o for the weight;
-        inference T k (s + o) against s k o. Only for one condition, no rank dropout and a plain base.
+        inference T k (s + o) against s k o. Only for one condition, a plain base and full precision: in 16 bits
+        W + Delta W would round a small Delta W away.
         """
         adapter, cut = self._owner[0], self.cut
-        dropout = adapter.training and adapter.config.dropout > 0
-        if n != 1 or cut.left_batched or dropout or not self.plain or not adapter.weight_first:
+        if n != 1 or cut.left_batched or not adapter.weight_first or not self.plain:
+            return False
+        if self.base._forward_hooks or self.base._forward_pre_hooks or (adapter.training and adapter.config.dropout):
+            return False
+        if torch.is_autocast_enabled() or self.base.weight.dtype not in (torch.float32, torch.float64):
             return False
         side, out, k = self.input_size, self.target.sizes["out"], cut.left_rank
         positions = x.numel() // self.target.sizes["in"] // self.positions_per_step
@@ -106,11 +110,15 @@ class AdaptedLayer(nn.Module):
         inputs = left.shape[len(cut.left_shape) :]
         return left.reshape(cut.left_rank, *inputs), up.reshape(cut.left_rank, -1) * adapter.scale
 
-    # ---- the four things that differ between layer kinds; linear-like by default ----------------------------------
+    # ---- what differs between layer kinds; linear-like by default --------------------------------------------------
+    def examples(self, x: Tensor) -> int:
+        """The number of examples in an input, its first axis."""
+        return len(x) if x.ndim > 1 else 1
+
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
         """x Left: (b, t, k)."""
         kernel = kernel.flatten(-1 - len(self.cut.left_shape), -2)  # (b?, k, i)
-        tokens = x.reshape(len(x) if x.ndim > 1 else 1, -1, x.shape[-1])
+        tokens = x.reshape(self.examples(x), x.shape[1:-1].numel(), x.shape[-1])
         return tokens @ kernel.mT if self.cut.left_batched else F.linear(tokens, kernel)
 
     def channels_first(self, h: Tensor) -> Tensor:
@@ -148,11 +156,23 @@ class AdaptedConv1D(AdaptedLayer):
 
 
 class AdaptedEmbedding(AdaptedConv1D):
-    """Embedding: the input mode is the vocabulary, so Left is a table of k numbers a token."""
+    """Embedding: the input mode is the vocabulary, so Left is a table of k numbers a token.
+
+    Ids of one row, such as positions that all examples share, take every example's own factors.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self._owner[0].active
+        n = self._owner[0].count(self.target) if values is not None and self._owner[0].conditional else 1
+        shared = n > 1 and x.ndim > 1 and len(x) == 1
+        return super().forward(x.expand(n, *x.shape[1:]) if shared else x)
+
+    def examples(self, x: Tensor) -> int:
+        return len(x)
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
         kernel = kernel.flatten(-1 - len(self.cut.left_shape), -2)  # (b?, k, i)
-        ids = x.reshape(len(x) if x.ndim > 1 else 1, -1)
+        ids = x.reshape(len(x), x.shape[1:].numel())
         if self.cut.left_batched:
             index = ids[:, None].expand(-1, kernel.shape[1], -1)
             return kernel.expand(len(ids), -1, -1).gather(2, index).mT
@@ -163,6 +183,11 @@ class AdaptedConv(AdaptedLayer):
     """Conv2d: Left is a convolution of the base's stride, padding and dilation to k channels."""
 
     plain_base = nn.Conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 1 + len(self.base.kernel_size):  # one example without a batch axis
+            return super().forward(x[None])[0]
+        return super().forward(x)
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
         base, spatial = self.base, len(self.base.kernel_size)

@@ -61,6 +61,8 @@ def refusal(model: nn.Module, path: str, module: nn.Module) -> str | None:
     parent = model.get_submodule(path.rpartition(".")[0]) if "." in path else model
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this layer's weight itself, so a wrapper would never run"
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        return "nn.TransformerEncoderLayer reads this layer's weight itself in eval mode"
     return None
 
 
@@ -96,10 +98,9 @@ def _patterned(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         matched = [path for path in modules if _matches(path, pattern)]
         layers = [path for path in matched if kind_of(modules[path])]
         if not matched:
-            leaves = {name for path in modules if kind_of(modules[path]) for name in (path, path.rpartition(".")[2])}
-            raise ValueError(
-                f"target {pattern!r} matches no module of {type(model).__name__}{nearest(pattern, leaves)}"
-            )
+            layers = [path for path in modules if kind_of(modules[path])]
+            known = {*PRESETS, *layers, *(path.rpartition(".")[2] for path in layers)}
+            raise ValueError(f"target {pattern!r} matches no module of {type(model).__name__}{nearest(pattern, known)}")
         for path in layers or matched:
             if why := refusal(model, path, modules[path]):
                 raise ValueError(f"target {path!r} (from {pattern!r}): {why}")

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
@@ -15,6 +16,7 @@ from torch.nn.functional import normalize, one_hot
 Weighting = Literal["uniform", "dino"]
 
 QUERIES_AT_ONCE = 1024
+SINGULAR = 1e-10  # smallest over largest eigenvalue
 
 
 def knn_predict(
@@ -132,26 +134,21 @@ def linear_probe_accuracy(
 def lda_transform(bank: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     """Fit a shrinkage LDA on the standardised bank (n, d) and return its projection (m, d) -> (m, min(c - 1, d)).
 
-    The projection maximises between-class over within-class scatter (Ledoit-Wolf shrinkage for each class) and maps
-    the bank's mean to zero. Constant channels are dropped. With two classes it has one dimension, whose cosine is
-    only a sign. ValueError: unfit features or labels, one class, no variance within any class.
+    The projection maximises between-class over within-class scatter (Ledoit-Wolf shrinkage for each class, 0.5 where
+    that leaves the scatter singular) and maps the bank's mean to zero. Constant channels are dropped. With two classes
+    it has one dimension, whose cosine is only a sign. ValueError: unfit features or labels, one class, no variance
+    within any class.
     """
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
     bank, labels = _checked("bank", bank, labels)
     _check_two_classes(labels, "LDA")
-    classes, targets, counts = labels.unique(return_inverse=True, return_counts=True)
+    classes, targets = labels.unique(return_inverse=True)
     by_class = [bank[targets == index] for index in range(len(classes))]
     if all((items == items[0]).all() for items in by_class):
         raise ValueError(f"LDA needs variance within a class: none of the {len(classes)} classes has two unlike items")
     varies = bank.amax(0) > bank.amin(0)  # (d,)
     mean, scale = _mean_and_scale(bank)
-    # Two samples deviate alike from their mean: Ledoit-Wolf then shrinks by 0, and the scatter stays singular.
-    shrinkage = "auto" if counts.max() > 2 else 0.5
-    lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage=shrinkage)
-    lda.fit(((bank.double() - mean) / scale)[:, varies].cpu().numpy(), labels.cpu().numpy())
-    directions = lda.scalings_[:, : len(classes) - 1].copy()  # (varying channels, c - 1)
-    projection = torch.as_tensor(directions, device=bank.device)
+    standard = ((bank.double() - mean) / scale)[:, varies]
+    projection = _lda_directions(standard.cpu(), labels.cpu())[:, : len(classes) - 1].to(bank.device)
 
     def project(features: Tensor) -> Tensor:
         features = _checked_queries(features, bank)
@@ -173,6 +170,26 @@ def check_bank(labels: Tensor, k: int) -> int:
             stacklevel=2,
         )
     return smallest
+
+
+def _lda_directions(features: Tensor, labels: Tensor) -> Tensor:
+    """Return scikit-learn's discriminant directions (d, d), the best one first, for float64 features (n, d)."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    x, y = features.numpy(), labels.numpy()
+    # Items that all deviate alike from their class mean, such as two of them, make Ledoit-Wolf shrink by 0.
+    for shrinkage in ("auto", 0.5):
+        lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage=shrinkage)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Only one sample available")  # it adds nothing to the scatter
+            try:
+                lda.fit(x, y)
+            except np.linalg.LinAlgError:
+                continue
+        scatter = np.linalg.eigvalsh(lda.covariance_)
+        if scatter[0] > scatter[-1] * SINGULAR:
+            return torch.from_numpy(lda.scalings_.copy())
+    raise ValueError(f"LDA fails on a bank of {len(x)} items: its within-class scatter is singular even when shrunk")
 
 
 def _vote(

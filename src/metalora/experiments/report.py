@@ -177,7 +177,6 @@ def plot_bars(
     A bar is the mean, a whisker its 95 % interval over seeds, a dot one seed; a missing metric leaves a gap.
     ValueError: as `summarise`, no metrics or more of them than the palette has colours.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if not 1 <= len(metrics) <= len(PALETTE):
@@ -186,7 +185,6 @@ def plot_bars(
     thickness = 0.8 / len(metrics)
     height = 1.3 + len(names) * max(0.45, 0.24 * len(metrics)) + 0.22 * math.ceil(len(metrics) / 3)
     figure = Figure(figsize=(8, height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for index, metric in enumerate(metrics):
         offset = (index - (len(metrics) - 1) / 2) * thickness
@@ -217,12 +215,7 @@ def _draw_bars(axes: Any, found: dict[float, GroupSummary], thickness: float, co
 
 
 def _compare(
-    treatment: str,
-    baselines: Sequence[str],
-    values: dict[str, dict[int, float]],
-    sizes: dict[str, float],
-    metric: str,
-    sign: int,
+    treatment: str, baselines: Sequence[str], values: dict[str, dict], sizes: dict[str, float], metric: str, sign: int
 ) -> Comparison:
     """Return the comparison of one treatment with its best baseline, not yet Holm-corrected."""
     large = [name for name in baselines if sizes[name] >= sizes[treatment]]
@@ -262,7 +255,7 @@ def _metric(row: dict, name: str) -> float | None:
     value = row["results"]
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    if value is not None and (type(value) not in (int, float)):
+    if value is not None and (not _is_number(value)):
         known = ", ".join(_metric_names(row["results"]))
         raise ValueError(f"metric {name!r} is a {type(value).__name__}, not a number; known: {known}")
     return value
@@ -271,7 +264,11 @@ def _metric(row: dict, name: str) -> float | None:
 def _metric_names(results: dict, prefix: str = "") -> list[str]:
     """Return the dotted names of all numbers in results."""
     inner = [_metric_names(value, f"{prefix}{name}.") for name, value in results.items() if isinstance(value, dict)]
-    return [prefix + name for name, value in results.items() if type(value) in (int, float)] + sum(inner, [])
+    return [prefix + name for name, value in results.items() if _is_number(value)] + sum(inner, [])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _names(rows: Sequence[dict], by: str) -> list[str]:

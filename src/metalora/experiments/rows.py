@@ -94,6 +94,7 @@ class RowStore:
             if path.exists():
                 warnings.warn(f"run {key}: a stale claim is taken over ({owner or 'unreadable'})", stacklevel=2)
             _replace(path, json.dumps(_this_process()))
+            commit()  # asked now: when the run ends, the checkout may have moved on
             return True
 
     def release(self, key: str) -> None:
@@ -165,7 +166,7 @@ def commit() -> str:
     """Return the commit of the checkout that holds this package, or the package's version outside of one.
 
     "-dirty" is added when files of the package differ from the commit or are not in it; other files do not count, as
-    results may lie in the same checkout. The first call in a process decides, for that is the code it has loaded.
+    results may lie in the same checkout. The first call in a process, or its first claim, decides.
     """
     return _commit_of(PACKAGE) or _version("metalora") or "unknown"
 

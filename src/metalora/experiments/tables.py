@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,8 @@ def run_table(
 def _publish(rows: list[dict], table: TableConfig, out: Path, console: Console, as_json: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     found = report(rows, table)
-    name = f"{table.suite}-{'sets' if table.suite == 'natural' else table.data}-{table.backbone}"
+    data = "sets" if table.suite == "natural" else re.sub(r"[^A-Za-z0-9.]+", "-", table.data)
+    name = f"{table.suite}-{data}-{table.backbone}"
     picture, text = out / f"{name}.png", out / f"{name}.md"
     plot(rows, table, picture)
     write_markdown(found.tables, text)

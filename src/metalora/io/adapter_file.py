@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, detach, merge, unmerge
 from metalora.adapters.conditioning import Condition
 from metalora.config import AdapterConfig, from_dict, to_dict
+from metalora.files import write_atomically
 
 FORMAT, VERSION = "metalora-adapter", 1
 
@@ -37,8 +37,9 @@ def fingerprint(model: nn.Module, paths: list[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _tensor_hash(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(description: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    described = {key: value for key, value in description.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -66,24 +67,7 @@ def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]
             "class": type(adapter.model[0]).__name__,
             "fingerprint": fingerprint(adapter.model[0], list(adapter.targets)),
         },
-        "tensors_sha256": _tensor_hash(tensors),
     }
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a whole file or nothing: a full disk or a killed process leaves the old file as it was."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"{path}: could not be written ({error.strerror}); the old file is unchanged") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -93,6 +77,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise ValueError(f"save: {type(model).__name__} has no adapter")
     tensors = _tensors(adapter)
     description = _description(adapter, tensors)
+    description["sha256"] = _digest(description, tensors)
     write_atomically(path, dump_tensors(tensors, {"metalora": json.dumps(description)}))
 
 
@@ -110,18 +95,20 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path}: a directory, expected an adapter file") from None
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: not a whole adapter file (truncated or damaged: {error})") from None
-    if description.get("format") != FORMAT:
-        raise ValueError(f"{path}: format {description.get('format')!r}, expected {FORMAT!r}")
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a {FORMAT} file")
     if description.get("version") != VERSION:
         raise ValueError(f"{path}: version {description.get('version')!r} of the format, this library reads {VERSION}")
-    if _tensor_hash(tensors) != description.get("tensors_sha256"):
-        raise ValueError(f"{path}: its tensors do not match their checksum: the file was changed after it was written")
+    if _digest(description, tensors) != description.get("sha256"):
+        raise ValueError(f"{path}: does not match its checksum: the file was changed after it was written")
     return description, tensors
 
 
 def load(model: nn.Module, path: str | Path, *, extractor: nn.Module | None = None) -> Adapter:
     """Attach the adapter of a file to the base that it was trained on; ValueError refuses any other, unchanged."""
     description, tensors = read(path)
+    if adapter_of(model) is not None:
+        raise ValueError(f"{path}: {type(model).__name__} already has an adapter: detach it first")
     config = from_dict(AdapterConfig, description["config"], f"{path}: config")
     targets = description["targets"]
     modules = dict(model.named_modules())
@@ -138,7 +125,10 @@ def load(model: nn.Module, path: str | Path, *, extractor: nn.Module | None = No
         raise ValueError(
             f"{path}: the base weights are not those that the adapter was trained on (fingerprints differ)"
         )
-    adapter = attach(model, config, extractor=extractor)
+    try:
+        adapter = attach(model, config, extractor=extractor)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     try:
         _restore(adapter, description, tensors, path)
     except ValueError:

@@ -21,7 +21,7 @@ class Method:
     count         closed form of the trainable numbers at one target, in I, O, K (kernel size), R (rank), N (experts)
     generated     factors that a mapping net makes by default; their stored value is the condition-free c0
     gates         factors whose values pass through a softmax over the expert mode
-    scale         "alpha/r": alpha over the size of `rank_bond`; "alpha": alpha itself
+    scale         "alpha/r": alpha over the configured rank (the largest, if there is one per bond); "alpha": alpha
     split_rank    the rank is divided by the number of experts (r/N each)
     starts_as_base  Delta W is zero at the start; else `why` says why not
     """
@@ -49,16 +49,11 @@ class Method:
     def bond_sizes(self, rank: int | Mapping[str, int], experts: int) -> dict[str, int]:
         """The size of every bond for a rank (one number, or one per bond); ValueError for what cannot be."""
         bonds = self.network.bonds
-        if isinstance(rank, int):
-            sizes = dict.fromkeys(bonds, rank)
-        else:
-            sizes = dict(rank)
-            for bond in sizes:
-                if bond not in bonds:
-                    raise ValueError(f"method {self.name!r}: rank names {bond!r}, its bonds are {', '.join(bonds)}")
-            for bond in bonds:
-                if bond not in sizes:
-                    raise ValueError(f"method {self.name!r}: rank has no size for bond {bond!r}")
+        sizes = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(bonds, rank)
+        if any(not isinstance(size, int) or isinstance(size, bool) for size in sizes.values()):
+            raise ValueError(f"method {self.name!r}: rank is {rank!r}, expected a whole number or one per bond")
+        if set(sizes) != set(bonds):
+            raise ValueError(f"method {self.name!r}: rank names {', '.join(sizes)}, its bonds are {', '.join(bonds)}")
         for bond, size in sizes.items():
             if size < 1:
                 raise ValueError(f"method {self.name!r}: rank of bond {bond!r} is {size}, expected at least 1")

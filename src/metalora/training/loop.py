@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
-from metalora.config import TrainConfig
-from metalora.io.adapter_file import write_atomically
+from metalora.config import TrainConfig, to_dict
+from metalora.files import write_atomically
 
 StepLoss = Callable[[int], Tensor]
 
@@ -46,26 +49,43 @@ def fit(
     run = _Run(adapter, optimizer, scheduler, checkpoint, seed, config)
     losses = run.resume()
     try:
-        for step in range(len(losses), config.steps):
-            torch.manual_seed(seed * 1_000_003 + step)
-            with accelerator.autocast():
-                loss = step_loss(step)
-            losses.append(_finite(loss, step))
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            if config.clip:
-                accelerator.clip_grad_norm_(adapter.parameters(), config.clip)
-            optimizer.step()
-            scheduler.step()
-            if on_step is not None:
-                on_step(step, losses[-1])
-            if (step + 1) % config.checkpoint_every == 0:
-                run.save(losses)
+        with _deferred_interrupt() as stopped:
+            for step in range(len(losses), config.steps):
+                torch.manual_seed(seed * 1_000_003 + step)
+                with accelerator.autocast():
+                    loss = step_loss(step)
+                losses.append(_finite(loss, step))
+                optimizer.zero_grad()
+                accelerator.backward(loss)
+                if config.clip:
+                    accelerator.clip_grad_norm_(adapter.parameters(), config.clip)
+                optimizer.step()
+                scheduler.step()
+                if on_step is not None:
+                    on_step(step, losses[-1])
+                if stopped:
+                    raise KeyboardInterrupt
+                if (step + 1) % config.checkpoint_every == 0:
+                    run.save(losses)
     except KeyboardInterrupt:
-        run.save(losses[: run.steps_done()])
+        run.save(losses[: scheduler.last_epoch])
         raise
     adapter.eval()
     return losses
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[list[int]]:
+    """Let Ctrl-C wait for the end of a step, so that the factors, the optimiser and the schedule agree."""
+    stopped: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _finite(loss: Tensor, step: int) -> float:
@@ -90,10 +110,7 @@ class _Run:
     def __init__(self, adapter, optimizer, scheduler, path, seed: int, config: TrainConfig):
         self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
         self.path = None if path is None else Path(path)
-        self.identity = json.dumps([seed, repr(config), adapter.method.name, adapter.num_params()])
-
-    def steps_done(self) -> int:
-        return self.scheduler.last_epoch
+        self.identity = json.dumps([seed, to_dict(config), to_dict(adapter.config), adapter.num_params()])
 
     def save(self, losses: list[float]) -> None:
         if self.path is None:
@@ -122,7 +139,7 @@ class _Run:
             raise ValueError(
                 f"{self.path}: not a whole checkpoint ({type(error).__name__}); delete it to restart"
             ) from None
-        if state["identity"] != self.identity:
+        if not isinstance(state, dict) or state.get("identity") != self.identity:
             raise ValueError(f"{self.path}: made by another run (configuration or seed differ); delete it to restart")
         self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])

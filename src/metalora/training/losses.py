@@ -11,6 +11,7 @@ def matching_loss(
     """k-NN made soft: -log sum_{i: y_i = y_q} softmax_i(cos(f_q, f_i) / temperature)  (1606.04080)."""
     logits = F.normalize(query, dim=-1) @ F.normalize(support, dim=-1).mT / temperature
     same = query_labels[:, None] == support_labels[None]
+    _check_known(same.any(1), query_labels)
     chosen = logits.masked_fill(~same, float("-inf")).logsumexp(-1)
     return (logits.logsumexp(-1) - chosen).mean()
 
@@ -23,6 +24,7 @@ def prototypical_loss(
     unit = F.normalize(support, dim=-1)
     sums = torch.zeros(len(classes), unit.shape[1], device=unit.device, dtype=unit.dtype).index_add(0, index, unit)
     logits = F.normalize(query, dim=-1) @ F.normalize(sums, dim=-1).mT / temperature
+    _check_known(torch.isin(query_labels, classes), query_labels)
     return F.cross_entropy(logits, torch.searchsorted(classes, query_labels))
 
 
@@ -34,8 +36,15 @@ def supervised_contrastive_loss(features: Tensor, labels: Tensor, temperature: f
     log_p = logits - logits.logsumexp(-1, keepdim=True)
     positive = (labels[:, None] == labels[None]) & ~self_mask
     counts = positive.sum(-1)
+    if not counts.any():
+        raise ValueError("supervised contrastive loss: no two examples share a label")
     per_anchor = -log_p.masked_fill(~positive, 0.0).sum(-1) / counts.clamp_min(1)
     return per_anchor[counts > 0].mean()
+
+
+def _check_known(known: Tensor, labels: Tensor) -> None:
+    if not known.all():
+        raise ValueError(f"query label {int(labels[~known][0])} does not occur in the support set")
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:

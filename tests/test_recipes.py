@@ -1,0 +1,33 @@
+"""Every recipe loads, and says what its first line says it is."""
+
+from pathlib import Path
+
+import pytest
+
+from metalora.config import load_yaml, to_dict
+from metalora.experiments.config import RunConfig, TableConfig
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+KINDS = {"# RunConfig": RunConfig, "# TableConfig": TableConfig}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_a_recipe_loads(path):
+    kind = path.read_text().splitlines()[0]
+    assert kind in KINDS, f"{path}: the first line must be one of {', '.join(KINDS)}"
+    assert load_yaml(KINDS[kind], path) != KINDS[kind](), "a recipe that is the default says nothing"
+
+
+def test_the_recipes_are_there():
+    assert {path.stem for path in RECIPES} >= {"attributes-resnet", "attributes-fashion"}
+
+
+def test_the_recipe_of_one_run_is_that_row_of_the_table():
+    """One seed of metalora-cp in `metalora table metalora`: the same key, so a table finds its row and skips it."""
+    pytest.importorskip("timm")
+    from metalora.experiments.metalora_table import runs
+    from metalora.experiments.pool import key_of
+
+    recipe = load_yaml(RunConfig, next(path for path in RECIPES if path.stem == "attributes-resnet"))
+    (run,) = runs(TableConfig(methods=("metalora-cp",), seeds=(0,)), {})
+    assert to_dict(recipe) == to_dict(run) and key_of(recipe) == key_of(run)
