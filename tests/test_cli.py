@@ -13,7 +13,7 @@ import torch
 import metalora
 from metalora.cli import main
 from metalora.config import load_yaml
-from metalora.experiments.config import RunConfig
+from metalora.experiments.config import RunConfig, TableConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only one sample available", "ignore:.*the condition is ignored")
 INSPECT = "inspect --model timm:resnet18"
@@ -259,6 +259,21 @@ def test_ctrl_c_says_that_the_same_command_goes_on(files, monkeypatch):
     assert (
         code == 130 and err == "metalora: stopped; finished runs and checkpoints are kept, the same command goes on\n"
     )
+
+
+def test_flags_override_the_file_also_with_a_default(tmp_path, monkeypatch):
+    from metalora.experiments import tables
+
+    found = []
+    monkeypatch.setattr(tables, "run_table", lambda table, out, **_: found.append(table))
+    (tmp_path / "t.yaml").write_text("steps: 7\nlr: 0.1\nequal_rank: true\nseeds: [4]\n")
+    command = ("table", "metalora", "--config", tmp_path / "t.yaml")
+    assert metalora_command(*command)[0] == 0
+    flags = ("--steps", TableConfig().steps, "--no-equal-rank", "--seeds", 1, 2, "--pretrain-steps=9")
+    assert metalora_command(*command, *flags)[0] == 0
+    plain, changed = found
+    assert plain == TableConfig(steps=7, lr=0.1, equal_rank=True, seeds=(4,))
+    assert changed == TableConfig(lr=0.1, seeds=(1, 2), pretrain_steps=9)
 
 
 # ---- start-up ------------------------------------------------------------------------------------------------------

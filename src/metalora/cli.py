@@ -89,9 +89,10 @@ def evaluate(
     run = load_yaml(RunConfig, config)
     if adapter is not None:
         read(adapter)  # a file that is not there must not be missed after a backbone was pre-trained
-    prepared = prepare(run)
-    attached = load(prepared.model, adapter) if adapter is not None else None
-    results = prepared.experiment.evaluate(attached)
+    with _status("data, backbone and scores", quiet=json):
+        prepared = prepare(run)
+        attached = load(prepared.model, adapter) if adapter is not None else None
+        results = prepared.experiment.evaluate(attached)
     _show(results, json, f"{config}", ("metric", "value"), _flat(results))
 
 
@@ -139,14 +140,15 @@ def table(
     from metalora.experiments.tables import run_table
 
     if config is not None:
-        table = from_dict(TableConfig, {**dataclasses.asdict(load_yaml(TableConfig, config)), **_changed(table)})
+        table = from_dict(TableConfig, {**dataclasses.asdict(load_yaml(TableConfig, config)), **_given(table)})
     run_table(table, out, workers=workers, demo=demo, as_json=json, rows_file=rows)
 
 
-def _changed(table: TableConfig) -> dict[str, Any]:
-    default = TableConfig()
-    return {f.name: getattr(table, f.name) for f in dataclasses.fields(table)
-            if getattr(table, f.name) != getattr(default, f.name)}  # fmt: skip
+def _given(table: TableConfig) -> dict[str, Any]:
+    """The fields whose flags are on the command line, also those that are set to their default."""
+    flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in sys.argv if word.startswith("--")}
+    fields = (field.name for field in dataclasses.fields(table))
+    return {name: getattr(table, name) for name in fields if flags & {name, f"no_{name}"}}
 
 
 # ---- printing ------------------------------------------------------------------------------------------------------
@@ -186,6 +188,14 @@ def _flat(results: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
     return rows
 
 
+def _status(label: str, quiet: bool):
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    return nullcontext() if quiet else Console(stderr=True).status(label)
+
+
 @contextmanager
 def _progress(total: int, label: str, quiet: bool):
     from rich.console import Console
@@ -193,7 +203,7 @@ def _progress(total: int, label: str, quiet: bool):
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=quiet) as bar:
-        task = bar.add_task(label, total=total, note="")
+        task = bar.add_task(label, total=total, note="data and backbone first")
         yield lambda done, note="": bar.update(task, completed=done, note=note)
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, Condition, ConditionConfig, adapter_of, attach, detach
+from metalora.adapters.features import between_class_share
 from oracles import conditioning as oracle
 from oracles.cases import BODY, CASES, SOURCES, attached, conv_net, features, images, randomise
 from oracles.layers import LAYERS
@@ -376,3 +377,10 @@ def test_a_file_that_is_no_condition(tmp_path):
     (tmp_path / "c").write_bytes(b"not a condition at all")
     with pytest.raises(ValueError, match="not a condition file"):
         Condition.load(tmp_path / "c")
+
+
+def test_the_share_of_a_feature_that_hardly_varies():
+    """A constant has a share of 0, whatever the rounding of its mean; a label itself has 1."""
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 2])
+    x = torch.stack([labels.float(), torch.full((7,), 0.1), torch.full((7,), 100.1)], dim=1)
+    torch.testing.assert_close(between_class_share(x, labels), torch.tensor([1.0, 0.0, 0.0]))

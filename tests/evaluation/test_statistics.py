@@ -10,7 +10,6 @@ import scipy.stats
 import torch
 
 from metalora.evaluation.statistics import (
-    between_class_share,
     bootstrap_interval,
     holm,
     paired_t_test,
@@ -162,9 +161,6 @@ def test_variance_shares_equal_plain_loops():
     labels = torch.tensor([4, 4, -1, -1, -1, 8, 8, 8, 8, 8])
     x = torch.randn(10, 6, generator=g) + labels[:, None] * torch.linspace(0, 1, 6) + 100
     pairs = [loop_share(column.tolist(), labels.tolist()) for column in x.double().T]
-    shares = between_class_share(x, labels)
-    assert shares.dtype == torch.float32
-    assert shares.tolist() == pytest.approx([between / total for between, total in pairs], rel=1e-5)
     expected = sum(between for between, _ in pairs) / sum(total for _, total in pairs)
     assert variance_share(x, labels) == pytest.approx(expected)
 
@@ -172,8 +168,6 @@ def test_variance_shares_equal_plain_loops():
 def test_variance_shares_of_extreme_channels():
     labels = torch.tensor([0, 0, 1, 1, 2, 2, 2])
     x = torch.stack([labels.float(), torch.full((7,), 0.1), torch.tensor([1.0, -1, 1, -1, 0, 1, -1])], dim=1)
-    assert between_class_share(x, labels).tolist() == pytest.approx([1, 0, 0])
-    assert between_class_share(x, labels)[1] == 0
     assert variance_share(x[:, 1:2], labels) == 0 and variance_share(x[:, :1], labels) == pytest.approx(1)
 
 
@@ -194,7 +188,7 @@ def test_variance_shares_of_extreme_channels():
         (lambda: bootstrap_interval([1.0, 2.0], level=95), "level must be between 0 and 1"),
         (lambda: bootstrap_interval([1.0, 2.0], n=0), "at least 1 replicate"),
         (lambda: variance_share(torch.ones(3, 2), torch.zeros(4)), "expected values"),
-        (lambda: between_class_share(torch.tensor([[math.nan]]), torch.zeros(1)), "finite"),
+        (lambda: variance_share(torch.tensor([[math.nan]]), torch.zeros(1)), "finite"),
     ],
 )
 def test_errors_name_the_thing(call, message):

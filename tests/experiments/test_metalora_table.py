@@ -160,3 +160,12 @@ def test_the_command_reports_a_table_on_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["metalora", "table", "metalora", *arguments])
     main()
     assert (tmp_path / "out").exists()
+
+
+def test_the_demo_of_other_methods_ends_well(tmp_path, monkeypatch):
+    from metalora.experiments import tables
+
+    pytest.importorskip("matplotlib")
+    rows = [made_up("lora", 0)]
+    monkeypatch.setattr(tables, "run_all", lambda *_, **__: rows)
+    tables.run_table(TableConfig(methods=("lora",)), tmp_path, workers=1, demo=True, as_json=False)

@@ -326,3 +326,24 @@ def test_a_backbone_belongs_to_the_images_it_was_trained_on(tmp_path):
         config = dataclasses.replace(tiny("attributes", "original"), data="folder:set", data_root=str(root))
         states.append(prepare(config).model.state_dict())
     assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+# ---- settings that cannot work are refused before a backbone is trained --------------------------------------------
+BAD_SETTINGS = {
+    "an unknown method": {"adapter": AdapterConfig("metalora-pc")},
+    "an unknown loss": {"episodes": EpisodeConfig(loss="matchin")},
+    "a pre-trained model on a suite of domains": {"suite": "cue", "model": "timm:resnet18"},
+}
+
+
+@pytest.mark.parametrize("changes", BAD_SETTINGS.values(), ids=BAD_SETTINGS)
+def test_a_setting_that_cannot_work_is_refused_first(changes, monkeypatch):
+    from metalora.experiments import runs
+
+    def late(*_, **__):
+        raise RuntimeError("a backbone was trained or loaded first")
+
+    monkeypatch.setattr(runs, "pretrained", late)
+    monkeypatch.setattr(runs, "load_model", late)
+    with pytest.raises(ValueError):
+        execute(dataclasses.replace(tiny("attributes", "metalora-cp"), **changes))

@@ -34,11 +34,12 @@ def between_class_share(features: Tensor, labels: Tensor) -> Tensor:
     """
     classes, index = labels.unique(return_inverse=True)
     one_hot = torch.nn.functional.one_hot(index, len(classes)).to(features.dtype)
-    centred = features - features.mean(0)
+    varies = features.amax(0) > features.amin(0)
+    centred = (features - features.mean(0)) * varies  # the mean of a constant may be off in its last bit
     sums = one_hot.mT @ centred  # (class, d)
     between = (sums.square() / one_hot.sum(0)[:, None]).sum(0)
     total = centred.square().sum(0)
-    return torch.where(total > 1e-12, between / total.clamp_min(1e-12), torch.zeros_like(total))
+    return torch.where(varies, between / total, torch.zeros_like(total))
 
 
 class Recorder:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalora.data.drawing import add_noise, edge_distance, gaussian_matrices, hue_to_rgb, resampling_matrices, to_unit
 from metalora.data.pool import load_pool
-from metalora.data.sources import check_choice
+from metalora.data.sources import SIZE, SOURCES, check_choice
 
 # Lengths are in pixels of a 32×32 image and grow with the size.
 HUES = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)
@@ -67,7 +67,7 @@ class AttributeSuite:
         source: str,
         *,
         size: int = 32,
-        seen: tuple[int, ...] = (0, 1, 2, 3, 4, 5),
+        seen: tuple[int, ...] | None = None,
         attributes: tuple[str, ...] = DEFAULT_ATTRIBUTES,
         root: str | Path | None = None,
     ):
@@ -75,7 +75,9 @@ class AttributeSuite:
             check_choice("attribute", name, ("class", *VALUE_COUNTS))
         if len(set(attributes)) != len(attributes):
             raise ValueError(f"attributes={attributes}: an attribute is named twice")
-        self.pool = load_pool(source, seen, root)
+        # A folder's or the Hub's images come as large as an object is drawn; the small sets have one size.
+        drawn = SIZE if source in SOURCES else max(SIZE, round(max(OBJECT_WIDTHS) * size / 32))
+        self.pool = load_pool(source, seen, root, drawn)
         self.size = size
         counts = {"class": len(self.pool.class_names), **VALUE_COUNTS}
         self.attributes = {name: counts[name] for name in attributes}

@@ -40,7 +40,7 @@ class CueSuite(DomainSuite[CueDomain]):
 
     has_clean = True
 
-    def __init__(self, source: str, *, seen: tuple[int, ...] = (0, 1, 2, 3, 4, 5), root: str | Path | None = None):
+    def __init__(self, source: str, *, seen: tuple[int, ...] | None = None, root: str | Path | None = None):
         self.pool: ImagePool = load_pool(source, seen, root)
 
     def sample_domain(self, split: str, generator: torch.Generator) -> CueDomain:

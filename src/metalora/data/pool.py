@@ -101,7 +101,14 @@ class ImagePool:
         return order[:cut], order[cut:]
 
 
-def load_pool(source: str, seen: tuple[int, ...], root: str | Path | None = None, size: int = SIZE) -> ImagePool:
-    """The pool of an image set; see `load_image_set` for `root`, `size` and the errors."""
+def load_pool(
+    source: str, seen: tuple[int, ...] | None = None, root: str | Path | None = None, size: int = SIZE
+) -> ImagePool:
+    """The pool of an image set; see `load_image_set` for `root`, `size` and the errors.
+
+    seen    class numbers to train on; None: the first six of ten, of another number the first 60 %
+    """
     train, test = (load_image_set(source, split, root, size) for split in ("train", "test"))
+    if seen is None:
+        seen = tuple(range(max(1, round(0.6 * len(train.class_names)))))
     return ImagePool(train, test, seen)

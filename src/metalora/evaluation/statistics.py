@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 SIGN_FLIP_LIMIT = 16
@@ -117,17 +116,6 @@ def variance_share(values: Tensor, groups: Tensor) -> float:
     """
     between, total = _scatter(values, groups)
     return float(between.sum() / total.sum()) if total.sum() > 0 else 0.0
-
-
-def between_class_share(features: Tensor, labels: Tensor) -> Tensor:
-    """Return for each channel of features (n, d) the share of its variance between the classes of labels (n,).
-
-    share_d = sum_c n_c (mean_cd - mean_d)^2 / sum_i (x_id - mean_d)^2, and 0 for a channel without variance. Returns
-    (d,) in [0, 1]. ValueError: other shapes, NaN or infinite values.
-    """
-    between, total = _scatter(features, labels)
-    share = torch.where(total > 0, between / total, torch.zeros_like(total)).clamp(max=1)
-    return share.to(features.dtype if features.is_floating_point() else torch.get_default_dtype())
 
 
 def _scatter(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ class EpisodeConfig:
     test_support: int = 100
     test_query: int = 100
     test_episodes: int = 12
-    loss: str = "matching"
+    loss: Literal["matching", "prototypical", "contrastive"] = "matching"
     temperature: float = 0.1
 
 

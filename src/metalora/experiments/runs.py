@@ -17,12 +17,13 @@ from torch import nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach, count_params
 from metalora.adapters.targets import find_targets
-from metalora.config import AdapterConfig, to_dict
+from metalora.config import AdapterConfig, from_dict, to_dict
 from metalora.experiments.config import RunConfig
 from metalora.experiments.domains import DomainExperiment
 from metalora.experiments.episodes import EpisodeExperiment
 from metalora.experiments.models import load_model
 from metalora.experiments.rows import make_row, run_key
+from metalora.methods.registry import get_method
 from metalora.training.backbones import buffers_hash, pretrained
 from metalora.training.loop import fit
 
@@ -38,8 +39,18 @@ class Prepared:
     calibration: Callable[[], list[torch.Tensor]]
 
 
+def check(config: RunConfig) -> None:
+    """ValueError for settings that cannot work, before anything is loaded or trained."""
+    from_dict(RunConfig, to_dict(config))
+    if config.adapter is not None:
+        get_method(config.adapter.method).bond_sizes(config.adapter.rank, config.adapter.experts)
+    if config.model and config.suite != "attributes":
+        raise ValueError(f"model {config.model!r}: suite {config.suite!r} runs on its small backbone only")
+
+
 def prepare(config: RunConfig) -> Prepared:
     """Load the data and the frozen backbone (pre-trained on seen classes only, cached)."""
+    check(config)
     if config.suite == "attributes":
         return _prepare_episodes(config)
     return _prepare_domains(config)

@@ -18,7 +18,7 @@ from metalora.experiments.pool import key_of, run_all
 from metalora.experiments.report import print_table, write_markdown
 from metalora.experiments.rows import RowStore
 
-DEMO = dict(seeds=(0,), steps=500, pretrain_steps=700)
+DEMO = dict(seeds=(0,), steps=800, pretrain_steps=1000)
 
 
 def run_table(
@@ -40,10 +40,10 @@ def run_table(
     with _progress(console, f"suite {table.suite}, {table.backbone}", wanted) as on_done:
         rows = run_all(wanted, out, workers=workers, on_done=on_done)
     _publish(rows, table, out, console, as_json)
-    if demo and table.suite == "attributes":
+    best = next((run for run in wanted if run.method == "metalora-cp"), None)
+    if demo and table.suite == "attributes" and best is not None:
         from metalora.experiments.use import show_use
 
-        best = next(run for run in wanted if run.method == "metalora-cp")
         show_use(best, out / "adapters" / f"{key_of(best)}.safetensors", console)
 
 

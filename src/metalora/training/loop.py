@@ -81,7 +81,13 @@ def _deferred_interrupt() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
-    before = signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
+
+    def stop(number: int, frame: object) -> None:
+        if stopped:  # asked twice: a step that hangs is not waited for
+            raise KeyboardInterrupt
+        stopped.append(number)
+
+    before = signal.signal(signal.SIGINT, stop)
     try:
         yield stopped
     finally:
