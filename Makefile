@@ -15,7 +15,7 @@ setup: .venv/.stamp
 	touch $@
 
 test: setup lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2
 
 lint: setup
 	$(BIN)/ruff check src tests
