@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,18 +94,39 @@ def choosing_runs(table: TableConfig) -> list[RunConfig]:
     return [run for lr in table.lr_grid for run in runs(dataclasses.replace(table, lr=lr), {}, split="val")]
 
 
-def headline(suite: str) -> tuple[str, ...]:
-    """The metrics of a suite, the first of which chooses the learning rate."""
+def headline(suite: str) -> dict[str, str]:
+    """The metrics of a suite and their labels; the first chooses the learning rate, the first two are compared."""
     if suite == "attributes":
-        return (
-            "k5.trained_mean",
-            "k5.unseen_class",
-            "k5.held_out_mean",
-            "k10.trained_mean",
-            "other_support.trained_mean",
-        )
-    cells = ("unseen_domain_seen_class", "unseen_domain_unseen_class")
-    return (*(f"clean.k5.{cell}" for cell in cells), *(f"own.k5.{cell}" for cell in cells))
+        return {
+            "k5.trained_mean": "trained notions",
+            "k5.unseen_class": "unseen classes",
+            "k5.held_out_mean": "never trained",
+            "other_support.trained_mean": "another's support",
+        }
+    cells = {
+        "unseen_domain_seen_class": "unseen domain, seen class",
+        "unseen_domain_unseen_class": "unseen domain, unseen class",
+    }
+    return {f"{bank}.k5.{cell}": f"{bank} bank: {label}" for bank in ("clean", "own") for cell, label in cells.items()}
+
+
+def beside(suite: str) -> dict[str, str]:
+    """Further columns: other K, plain baselines, and the metric that the support set itself chooses."""
+    if suite == "attributes":
+        return {
+            "k10.trained_mean": "trained K=10",
+            "lda.trained_mean": "trained, LDA",
+            "stats_lda.trained_mean": "trained, stats + LDA",
+            "stats_lda.unseen_class": "unseen, stats + LDA",
+            "selected.trained_mean": "trained, selected",
+            "selected.held_out_mean": "never trained, selected",
+        }
+    cells = ("seen_domain_seen_class", "seen_domain_unseen_class")
+    found = {f"clean.k5.{cell}": cell.replace("_", " ") for cell in cells}
+    found |= {
+        f"{name}_condition": f"{name.replace('_', ' ')} c" for name in ("own", "domain_mean", "global_mean", "other")
+    }
+    return found | {"domain_share": "domain share"}
 
 
 def chosen_rates(rows: list[dict], suite: str) -> dict[str, float]:
@@ -115,7 +135,7 @@ def chosen_rates(rows: list[dict], suite: str) -> dict[str, float]:
     for row in rows:
         if row["config"]["split"] != "val":
             continue
-        value = _value(row, headline(suite)[0])
+        value = _value(row, next(iter(headline(suite))))
         name, lr = row["config"]["method"], row["config"]["train"]["lr"]
         if name not in best or value > best[name][0]:
             best[name] = (value, lr)
@@ -156,18 +176,13 @@ class Report:
 def report(rows: list[dict], table: TableConfig) -> Report:
     """The tables of the test rows, with the paired comparisons where there are two seeds or more."""
     title = f"suite {table.suite}, {table.data if table.suite != 'natural' else 'real sets'}, {table.backbone}"
-    metrics = _present(rows, headline(table.suite))
-    found = Report([summary_table(rows, (*metrics, "num_params"), title=title)])
-    if table.suite == "attributes":
-        plain = (
-            "lda.trained_mean", "stats_lda.trained_mean", "stats_lda.unseen_class", "fused.trained_mean",
-            "fused.unseen_class", "fused.held_out_mean", "selected.trained_mean", "selected.held_out_mean",
-        )  # fmt: skip
-        plain = _present(rows, plain)
-        found.tables.append(summary_table(rows, plain, title=f"{title}: plain baselines and fusion, K=5"))
+    metrics = _present(rows, headline(table.suite)) | {"num_params": "parameters"}
+    found = Report([summary_table(rows, metrics, title=f"{title}: k-NN, K=5, %", percent=True)])
+    further = _present(rows, beside(table.suite))
+    found.tables.append(summary_table(rows, further, title=f"{title}: beside it, %", percent=True))
     names = {row["config"]["method"] for row in rows}
     if len({row["seed"] for row in rows}) > 1 and names >= {*GENERATED, *STATIC}:
-        for metric in metrics[:2]:
+        for metric in list(metrics)[:2]:
             found.comparisons += comparison(rows, metric=metric, treatment_methods=GENERATED, baseline_methods=STATIC)
         found.tables.append(comparison_table(found.comparisons, title=f"{title}: against the best static of that size"))
     return found
@@ -180,11 +195,11 @@ def _value(row: dict, metric: str) -> float | None:
     return value
 
 
-def _present(rows: list[dict], metrics: Sequence[str]) -> tuple[str, ...]:
-    return tuple(metric for metric in metrics if any(_value(row, metric) is not None for row in rows))
+def _present(rows: list[dict], metrics: dict[str, str]) -> dict[str, str]:
+    return {name: label for name, label in metrics.items() if any(_value(row, name) is not None for row in rows)}
 
 
 def plot(rows: list[dict], table: TableConfig, path: Path) -> None:
     """The headline metrics as bars."""
-    metrics = _present(rows, headline(table.suite)[:4])
+    metrics = _present(rows, headline(table.suite))
     plot_bars(rows, metrics, path, title=f"suite {table.suite}, {table.data}, {table.backbone}")

