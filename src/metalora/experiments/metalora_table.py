@@ -17,6 +17,7 @@ from metalora.experiments.runs import matched_rank
 from metalora.training.backbones import build
 
 GENERATED = ("metalora-cp", "metalora-tr")
+AT_RANK = " at rank "  # rows beside the main ones; they take the learning rate of their method
 STATIC = ("lora", "multi-lora", "moe-lora")
 
 
@@ -47,9 +48,9 @@ def adapters(table: TableConfig) -> dict[str, AdapterConfig | None]:
         found[name] = dataclasses.replace(config, rank=rank)
         if table.equal_rank:
             equal = table.rank // config.experts if name == "multi-lora" else table.rank
-            found[f"{name} at rank {table.rank}"] = dataclasses.replace(config, rank=equal)
+            found[f"{name}{AT_RANK}{table.rank}"] = dataclasses.replace(config, rank=equal)
     if table.equal_rank:
-        name = f"metalora-cp at rank {table.ring_rank}"
+        name = f"metalora-cp{AT_RANK}{table.ring_rank}"
         found[name] = dataclasses.replace(found["metalora-cp"], rank=table.ring_rank)
     for name in table.methods:
         if name not in found:
@@ -68,7 +69,7 @@ def runs(table: TableConfig, rates: dict[str, float], *, split: str = "test") ->
     made = adapters(table)
     seeds = table.seeds if split == "test" else (1000,)  # hyper-parameters have a seed of their own
     return [
-        _run(table, name, adapter, seed, rates.get(name, table.lr), split)
+        _run(table, name, adapter, seed, rates.get(name.split(AT_RANK)[0], table.lr), split)
         for seed in seeds
         for name, adapter in made.items()
         if split == "test" or adapter is not None
@@ -91,7 +92,11 @@ def _run(table: TableConfig, name: str, adapter: AdapterConfig | None, seed: int
 
 def choosing_runs(table: TableConfig) -> list[RunConfig]:
     """The runs on the validation split from which each method's learning rate is chosen."""
-    return [run for lr in table.lr_grid for run in runs(dataclasses.replace(table, lr=lr), {}, split="val")]
+    return [
+        run
+        for lr in table.lr_grid
+        for run in runs(dataclasses.replace(table, lr=lr, equal_rank=False), {}, split="val")
+    ]
 
 
 def headline(suite: str) -> dict[str, str]:
