@@ -100,8 +100,8 @@ class DomainExperiment:
         split = "train" if domain_kind == "seen_domain" else self.split
         classes = class_kind.removesuffix("_class")
         domains = self.suite.domains(split, config.test_domains, seed + (split == "train"))
-        half = 2 if self.split == "val" else 1  # a small set has few validation images of a class
-        bank, queries = config.per_class // half, config.queries // half
+        val = self.split == "val"  # a small set has few validation images of a class
+        bank, queries = config.per_class // (2 if val else 1), config.queries // (4 if val else 1)
         return [
             self.suite.bank_and_queries(domain, classes, bank, queries, seed + k, self.split)
             for k, domain in enumerate(domains)
