@@ -44,16 +44,22 @@ def table_rows(suite="attributes"):
 def test_a_report_of_two_seeds_has_tables_and_comparisons(suite):
     found = report(table_rows(suite), TableConfig(suite=suite))
     first, last = found.tables[0], found.tables[-1]
-    assert len(found.tables) == (3 if suite == "attributes" else 2)
-    assert [cells[0] for cells in first.cells] == list(METHODS) and first.columns[2:-1] == headline(suite)
+    plain = ["stats + LDA"] if suite == "attributes" else []
+    assert [cells[0] for cells in first.cells] == [*METHODS, *plain]
+    assert first.columns[2:-1] == tuple(headline(suite).values())
     assert dict(zip(first.columns, first.cells[1], strict=True))["seeds"] == "2"
-    assert len(found.comparisons) == 4 == len(last.cells)
+    assert len(found.comparisons) == 4 * (1 + len(plain)) == len(last.cells)
     for one in found.comparisons:
-        assert one.treatment in GENERATED and one.baseline == "lora" and one.seeds == (0, 1) and one.difference > 0
+        assert one.treatment in GENERATED and one.seeds == (0, 1) and one.difference > 0
+        assert one.baseline in ("lora", *plain)
     if suite == "attributes":
         one = next(c for c in found.comparisons if c.treatment == "metalora-cp" and c.metric == "k5.trained_mean")
         # seeds differ by 0.02 for CP and 0.04 for LoRA: 0.80 - 0.50 and 0.82 - 0.54
-        assert one.difference == pytest.approx(0.29) and one.treatment_mean == pytest.approx(0.81)
+        assert (
+            one.baseline == "lora"
+            and one.difference == pytest.approx(0.29)
+            and one.treatment_mean == pytest.approx(0.81)
+        )
     json.dumps(found.to_json(), allow_nan=False)
 
 
@@ -146,7 +152,7 @@ def test_the_command_reports_from_rows_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["metalora", "table", "metalora", *arguments])
     main()
     found = json.loads(capsys.readouterr().out)
-    assert len(found["comparisons"]) == 4 and len(found["rows"]) == 12
+    assert len(found["comparisons"]) == 8 and len(found["rows"]) == 12
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".md", ".png"]
 
 

@@ -1,7 +1,7 @@
 """Attach, detach, merge and unmerge: every change happens at all targets or at none."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -46,17 +46,20 @@ def attach(
     adapter.to(device=device, dtype=dtype)
     adapter.required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
     adapter.model = (model,)
-    with _undo_hooks_on_error(adapter):
+    try:
         _prepare_condition(adapter, model, example, extractor)
+    except BaseException:
+        _remove_hooks(adapter)
+        raise
     model.requires_grad_(False)
-    for number, target in enumerate(targets):
+    batched = adapter.generated if adapter.conditional else ()
+    for target in targets:
         base = model.get_submodule(target.path)
-        layer = LAYERS[target.kind](base, target, plan(adapter.method, target, _batched(adapter)), adapter)
-        layer.training = base.training
-        if number == 0:
-            layer.adapter = adapter  # the one owner: .to(), .train() and .parameters() of the model reach it once
-        adapter.layers[target.path] = layer
-        _replace(model, base, layer)
+        adapter.layers[target.path] = LAYERS[target.kind](base, target, plan(method, target, batched), adapter)
+        adapter.layers[target.path].training = base.training
+    # One owner, so that .to(), .train() and .parameters() of the model reach the adapter once.
+    adapter.layers[targets[0].path].adapter = adapter
+    _replace(model, {layer.base: layer for layer in adapter.layers.values()})
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     if adapter.conditional or adapter.frozen_norms:
         adapter.hooks.append(model.register_forward_pre_hook(adapter.before_forward, with_kwargs=True))
@@ -66,23 +69,16 @@ def attach(
     return adapter
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` stands: a module may have several names."""
-    for path in [path for path, module in model.named_modules(remove_duplicate=False) if module is old]:
-        model.set_submodule(path, new)
+def _replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put the new module wherever an old one stands: a module may have several names."""
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module in new:
+            model.set_submodule(path, new[module])
 
 
-class _undo_hooks_on_error:
-    def __init__(self, adapter: Adapter):
-        self.adapter = adapter
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, *rest: object) -> None:
-        if kind is not None:
-            for handle in self.adapter.hooks:
-                handle.remove()
+def _remove_hooks(adapter: Adapter) -> None:
+    for handle in adapter.hooks:
+        handle.remove()
 
 
 def adapter_of(model: nn.Module) -> Adapter | None:
@@ -168,10 +164,6 @@ def _placement(model: nn.Module, targets: Sequence[Target]) -> tuple[torch.devic
     return weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
-def _batched(adapter: Adapter) -> tuple[str, ...]:
-    return adapter.generated if adapter.conditional else ()
-
-
 def _prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None, extractor: nn.Module | None) -> None:
     config, condition = adapter.config, adapter.config.condition
     shapes = generated_shapes(config, adapter.method, list(adapter.targets.values()))
@@ -236,10 +228,8 @@ def detach(model: nn.Module) -> None:
     """Put the original modules back, bit for bit, with the requires_grad that they had."""
     adapter = _required(model, "detach")
     unmerge(model)
-    for handle in adapter.hooks:
-        handle.remove()
-    for layer in adapter.layers.values():
-        _replace(model, layer, layer.base)
+    _remove_hooks(adapter)
+    _replace(model, {layer: layer.base for layer in adapter.layers.values()})
     for norm in adapter.frozen_norms:
         norm.training = model.training
     for name, parameter in model.named_parameters():

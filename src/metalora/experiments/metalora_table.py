@@ -17,6 +17,7 @@ from metalora.experiments.runs import matched_rank
 from metalora.training.backbones import build
 
 GENERATED = ("metalora-cp", "metalora-tr")
+PLAIN = "stats + LDA"
 AT_RANK = " at rank "  # rows beside the main ones; they take the learning rate of their method
 STATIC = ("lora", "multi-lora", "moe-lora")
 
@@ -124,8 +125,6 @@ def beside(suite: str) -> dict[str, str]:
         return {
             "k10.trained_mean": "trained K=10",
             "lda.trained_mean": "trained, LDA",
-            "stats_lda.trained_mean": "trained, stats + LDA",
-            "stats_lda.unseen_class": "unseen, stats + LDA",
             "selected.trained_mean": "trained, selected",
             "selected.held_out_mean": "never trained, selected",
         }
@@ -151,7 +150,7 @@ def chosen_rates(rows: list[dict], suite: str) -> dict[str, float]:
 
 
 def rows_of(rows: list[dict], table: TableConfig) -> list[dict]:
-    """The test rows of this suite, data and backbone; ValueError if there is none."""
+    """The test rows of this suite, data, backbone and trained notions; ValueError if there is none."""
     data = "" if table.suite == "natural" else table.data
     found = [
         row
@@ -160,6 +159,7 @@ def rows_of(rows: list[dict], table: TableConfig) -> list[dict]:
         and (row["suite"], row["config"]["data"]) == (table.suite, data)
         and row["config"]["backbone"]["architecture"] == table.backbone
         and (not table.methods or row["config"]["method"] in table.methods)
+        and (table.suite != "attributes" or tuple(row["config"]["episodes"]["trained"]) == table.trained)
     ]
     if not found:
         raise ValueError(f"no test row of suite {table.suite!r}, data {data!r}, backbone {table.backbone!r}")
@@ -184,16 +184,35 @@ class Report:
 def report(rows: list[dict], table: TableConfig) -> Report:
     """The tables of the test rows, with the paired comparisons where there are two seeds or more."""
     title = f"suite {table.suite}, {table.data if table.suite != 'natural' else 'real sets'}, {table.backbone}"
+    trained, rows = rows, rows + plain_rows(rows)
     metrics = _present(rows, headline(table.suite)) | {"num_params": "parameters"}
     found = Report([summary_table(rows, metrics, title=f"{title}: k-NN, K=5, %", percent=True)])
-    further = _present(rows, beside(table.suite))
-    found.tables.append(summary_table(rows, further, title=f"{title}: beside it, %", percent=True))
+    further = _present(trained, beside(table.suite))
+    found.tables.append(summary_table(trained, further, title=f"{title}: beside it, %", percent=True))
     names = {row["config"]["method"] for row in rows}
     if len({row["seed"] for row in rows}) > 1 and names >= {*GENERATED, *STATIC}:
         for metric in list(metrics)[:2]:
             found.comparisons += comparison(rows, metric=metric, treatment_methods=GENERATED, baseline_methods=STATIC)
-        found.tables.append(comparison_table(found.comparisons, title=f"{title}: against the best static of that size"))
+            if PLAIN in {row["config"]["method"] for row in rows}:
+                found.comparisons += comparison(
+                    rows, metric=metric, treatment_methods=GENERATED, baseline_methods=(PLAIN,), size=None
+                )
+        found.tables.append(comparison_table(found.comparisons, title=f"{title}: against the best baseline"))
     return found
+
+
+def plain_rows(rows: list[dict]) -> list[dict]:
+    """The strong baseline without training, LDA on the frozen backbone's stage statistics, as rows of its own."""
+    return [
+        {
+            **row,
+            "key": f"{row['key']}-stats",
+            "config": {**row["config"], "method": PLAIN},
+            "results": {"k5": row["results"]["stats_lda"], "num_params": 0},
+        }
+        for row in rows
+        if row["config"]["method"] == "original" and "stats_lda" in row["results"]
+    ]
 
 
 def _value(row: dict, metric: str) -> float | None:

@@ -99,17 +99,20 @@ def comparison(
     treatment_methods: Sequence[str],
     baseline_methods: Sequence[str],
     by: str = "method",
-    size: str = "num_params",
+    size: str | None = "num_params",
     higher_is_better: bool = True,
 ) -> list[Comparison]:
     """Compare each treatment with the best of the baselines that have at least as many parameters, paired by seed.
 
     Best is by the mean over the seeds shared with the treatment; a seed of only one of the two is left out with a
-    warning. `by` is the field that names the methods, `size` the metric that counts parameters. ValueError: as
+    warning. `by` is the field that names the methods, `size` the metric that counts parameters (None: any baseline
+    will do). ValueError: as
     `summarise`, an unknown method, no baseline of that size, fewer than two shared seeds.
     """
     values = {str(found.group[by]): found.by_seed for found in summarise(rows, (by,), metric=metric)}
-    sizes = {str(found.group[by]): found.summary.mean for found in summarise(rows, (by,), metric=size)}
+    sizes = dict.fromkeys(values, 0.0)
+    if size is not None:
+        sizes = {str(found.group[by]): found.summary.mean for found in summarise(rows, (by,), metric=size)}
     for name in (*treatment_methods, *baseline_methods):
         if name not in values or name not in sizes:
             known = sorted(values.keys() & sizes.keys())
