@@ -90,10 +90,11 @@ class AttributeSuite:
         return Batch(self.render(self.pool.images[ids], values, generator), values, ids)
 
     def episode(
-        self, attribute: str, split: str, n_support: int, n_query: int, seed: int, classes: str = "seen"
+        self, attribute: str, split: str, n_support: int, n_query: int, seed: int, classes: str = "seen", ways: int = 0
     ) -> Episode:
         """Draw a task: a support set balanced over the attribute's values, and queries uniform over them.
 
+        `ways` > 0 draws that many of the values, so that a task is not always the same set of them.
         Everything else varies independently. Support and query never share a base image; only where a class of the
         split has too few images do base images repeat, within one of the two.
         ValueError: an attribute that the suite lacks, or fewer than two support images a value.
@@ -103,6 +104,8 @@ class AttributeSuite:
         values = self._draw_values(n_support + n_query, classes, generator)
         group = self.pool.classes[classes] if attribute == "class" else range(self.attributes[attribute])
         levels = torch.tensor(tuple(group))
+        if 0 < ways < len(levels):
+            levels = levels[torch.randperm(len(levels), generator=generator)[:ways]]
         if n_support < 2 * len(levels):
             raise ValueError(f"n_support={n_support}: {attribute!r} needs at least {2 * len(levels)}, two a value")
         labels = torch.randint(len(levels), (n_support + n_query,), generator=generator)

@@ -21,6 +21,8 @@ class EpisodeConfig:
     test_episodes: int = 12
     loss: Literal["matching", "prototypical", "contrastive"] = "matching"
     temperature: float = 0.1
+    class_ways: int = 0
+    """training episodes of the class task draw this many of the seen classes (0: all)"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class TableConfig:
     """suite attributes: the notions that are tasks in training"""
     held_out: tuple[str, ...] = ("scale", "noise")
     """suite attributes: the notions that are only tested"""
+    class_ways: int = 0
+    """suite attributes: training episodes of the class task draw this many of the seen classes (0: all)"""
     descriptor_dropout: float = 0.0
     """of the condition of the generated methods"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)

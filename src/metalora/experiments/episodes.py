@@ -59,7 +59,10 @@ class EpisodeExperiment:
 
         def step_loss(step: int) -> Tensor:
             attribute = names[int(torch.randint(len(names), ()))]
-            episode = self.episode(attribute, "train", config.support, config.query, self.seed * 10**6 + step)
+            ways = config.class_ways if attribute == "class" else 0
+            episode = self.episode(
+                attribute, "train", config.support, config.query, self.seed * 10**6 + step, ways=ways
+            )
             condition = adapter.condition(episode.support_x, episode.support_y) if adapter.conditional else None
             support, query = self.embed(episode, condition)
             loss = self._metric_loss(support, episode.support_y, query, episode.query_y)

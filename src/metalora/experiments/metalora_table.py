@@ -85,7 +85,9 @@ def _run(table: TableConfig, name: str, adapter: AdapterConfig | None, seed: int
         adapter=adapter, backbone=BackboneConfig(architecture=table.backbone, steps=table.pretrain_steps),
         train=TrainConfig(steps=table.steps, lr=lr), seed=seed, split=split,
     )  # fmt: skip
-    episodes = dataclasses.replace(config.episodes, trained=table.trained, held_out=table.held_out, size=table.size)
+    episodes = dataclasses.replace(
+        config.episodes, trained=table.trained, held_out=table.held_out, size=table.size, class_ways=table.class_ways
+    )
     config = dataclasses.replace(config, model=table.model, episodes=episodes)
     loss = table.loss or ("contrastive" if table.suite == "natural" else "distillation")
     domains = dataclasses.replace(config.domains, loss=loss)
