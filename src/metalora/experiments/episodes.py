@@ -46,10 +46,10 @@ class EpisodeExperiment:
         return (images - mean) / std
 
     def episode(
-        self, attribute: str, split: str, support: int, query: int, seed: int, classes: str = "seen"
+        self, attribute: str, split: str, support: int, query: int, seed: int, classes: str = "seen", ways: int = 0
     ) -> Episode:
         """An episode of the suite, with images as the backbone takes them."""
-        found = self.suite.episode(attribute, split, support, query, seed, classes)
+        found = self.suite.episode(attribute, split, support, query, seed, classes, ways)
         support_x, query_x = self.normalised(found.support_x), self.normalised(found.query_x)
         return replace(found, support_x=support_x, query_x=query_x)
 
