@@ -27,6 +27,8 @@ def show_use(run: RunConfig, path: Path, console: Console) -> None:
         start = time.perf_counter()
         condition = adapter.condition(episode.support_x, episode.support_y)
         seconds = time.perf_counter() - start
+        tenant = path.with_name(f"{attribute}.condition.safetensors")
+        condition.save(tenant)
         support = prepared.model(episode.support_x, condition=condition)
         query = prepared.model(episode.query_x, condition=condition)
         predicted = knn_predict(support, episode.support_y, query, 5)
@@ -36,6 +38,6 @@ def show_use(run: RunConfig, path: Path, console: Console) -> None:
             )
         right, before = (float((p == episode.query_y).float().mean()) for p in (predicted, plain))
         console.print(
-            f"  60 examples labelled by {attribute:>8}: adapter generated in {1000 * seconds:.0f} ms without training; "
-            f"5-NN on 60 new images {right:.0%} (frozen backbone alone {before:.0%}), first: {predicted[:8].tolist()}"
+            f"  60 examples labelled by {attribute:>8}: adapter generated in {1000 * seconds:.0f} ms without training "
+            f"({tenant.stat().st_size / 1000:.1f} kB); 5-NN on 60 new images {right:.0%} (frozen backbone alone {before:.0%}), first: {predicted[:8].tolist()}"
         )
