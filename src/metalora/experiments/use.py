@@ -39,5 +39,6 @@ def show_use(run: RunConfig, path: Path, console: Console) -> None:
         right, before = (float((p == episode.query_y).float().mean()) for p in (predicted, plain))
         console.print(
             f"  60 examples labelled by {attribute:>8}: adapter generated in {1000 * seconds:.0f} ms without training "
-            f"({tenant.stat().st_size / 1000:.1f} kB); 5-NN on 60 new images {right:.0%} (frozen backbone alone {before:.0%}), first: {predicted[:8].tolist()}"
+            f"({tenant.stat().st_size / 1000:.1f} kB); 5-NN on 60 new images {right:.0%} "
+            f"(frozen backbone alone {before:.0%}), first: {predicted[:8].tolist()}"
         )
