@@ -8,6 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 setup: .venv/.stamp
 
 .venv/.stamp: pyproject.toml constraints.txt
+	@echo "installing into .venv, about two minutes"
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt torch torchvision  # alone and first: it is by far the largest
 	$(PIP) -c constraints.txt -e '.[vision,train,experiments,hf,dev]'
