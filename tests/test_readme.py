@@ -21,3 +21,17 @@ def test_there_are_blocks():
 def test_a_block_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "block", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("backbone", ("resnet", "mixer"))
+def test_the_numbers_of_the_readme_are_those_of_the_rows(backbone):
+    from metalora.experiments.config import TableConfig
+    from metalora.experiments.metalora_table import report, rows_of
+    from metalora.experiments.rows import RowStore
+
+    table = TableConfig(data="fashion-mnist", backbone=backbone)
+    found = report(rows_of(RowStore(ROOT / "results" / "attributes.jsonl").rows(), table), table)
+    text = (ROOT / "README.md").read_text()
+    for cells in found.tables[0].cells:
+        line = " | ".join(cells[2:4])  # trained notions, unseen classes
+        assert f"| {line} |" in text, cells
