@@ -87,8 +87,8 @@ def trained(files):
 # ---- a table of commands -------------------------------------------------------------------------------------------
 COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of stdout (code 0) or of stderr
     "methods": ("methods", 0, "metalora-tr"),
-    "inspect a model": (f"{INSPECT} --adapter.rank 4", 0, "layer1.0.conv1"),
-    "inspect says the size": (f"{INSPECT} --adapter.targets layer1.0.conv1", 0, "5,120 parameters at 1 targets"),
+    "inspect a model": (f"{INSPECT} --rank 4", 0, "layer1.0.conv1"),
+    "inspect says the size": (f"{INSPECT} --targets layer1.0.conv1", 0, "5,120 parameters at 1 targets"),
     "inspect a file": ("inspect --file {}/adapter.safetensors", 0, '"layer1.0.conv1"'),
     "help": ("--help", 0, "Tensor-network adapters"),
     "help of a verb": ("train --help", 0, "RUN.yaml"),
@@ -98,9 +98,9 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
     "unknown library": ("inspect --model tim:resnet18", 2, "did you mean 'timm'?"),
     "a model without a library": ("inspect --model resnet18", 2, "expected timm:NAME, torchvision:NAME or hf:FOLDER"),
     "unknown torchvision model": ("inspect --model torchvision:resnet81", 2, "did you mean 'resnet18'?"),
-    "unknown method": (f"{INSPECT} --adapter.method metalora-pc", 2, "did you mean 'metalora-cp'?"),
-    "unknown target": (f"{INSPECT} --adapter.targets layer1.0.conf1", 2, "did you mean 'layer1.0.conv1'?"),
-    "rank too large": (f"{INSPECT} --adapter.rank 4096", 2, "rank 4096 of bond 'r' is above"),
+    "unknown method": (f"{INSPECT} --method metalora-pc", 2, "did you mean 'metalora-cp'?"),
+    "unknown target": (f"{INSPECT} --targets layer1.0.conf1", 2, "did you mean 'layer1.0.conv1'?"),
+    "rank too large": (f"{INSPECT} --rank 4096", 2, "rank 4096 of bond 'r' is above"),
     "no adapter file": ("inspect --file {}/none.safetensors", 2, "none.safetensors: no such adapter file"),
     "broken adapter file": ("inspect --file {}/broken.safetensors", 2, "broken.safetensors: not a whole adapter file"),
     "a folder for a file": ("inspect --file {}", 2, "a directory, expected an adapter file"),
@@ -148,7 +148,7 @@ def test_wrong_usage_says_what_is_known(arguments):
 
 
 def test_a_misspelt_preset_names_the_preset():
-    code, _, err = metalora_command(*INSPECT.split(), "--adapter.targets", "liner")
+    code, _, err = metalora_command(*INSPECT.split(), "--targets", "liner")
     assert code == 2 and "did you mean 'linear'" in err
 
 
@@ -163,7 +163,7 @@ def test_methods_as_json_lists_every_method():
 def test_inspect_as_json_is_what_attach_makes():
     import timm
 
-    code, out, _ = metalora_command(*INSPECT.split(), "--adapter.rank", "4", "--json")
+    code, out, _ = metalora_command(*INSPECT.split(), "--rank", "4", "--json")
     found = json.loads(out)
     adapter = metalora.attach(timm.create_model("resnet18", pretrained=False), metalora.AdapterConfig("lora", 4))
     assert code == 0 and [row["target"] for row in found["targets"]] == list(adapter.targets)
@@ -180,7 +180,7 @@ def test_inspect_of_a_file_is_json_of_what_it_holds(files):
 
 
 def test_inspect_estimates_the_bytes_of_the_file(files):
-    arguments = "inspect --model timm:resnet10t --adapter.rank 2 --adapter.targets layer1.0.conv1 --json"
+    arguments = "inspect --model timm:resnet10t --rank 2 --targets layer1.0.conv1 --json"
     found = json.loads(metalora_command(*arguments.split())[1])
     size = (files / "adapter.safetensors").stat().st_size
     assert found["parameters"] * 4 < size and 0.5 < found["bytes"] / size < 2

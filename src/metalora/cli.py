@@ -34,7 +34,7 @@ def inspect(
         str | None, tyro.conf.arg(help="timm:NAME, torchvision:NAME, hf:FOLDER, efficientnet-lite0")
     ] = None,
     file: Annotated[Path | None, tyro.conf.arg(help="an adapter file: print what it holds")] = None,
-    adapter: AdapterConfig = AdapterConfig(),  # noqa: B008 (frozen)
+    adapter: Annotated[AdapterConfig, tyro.conf.arg(name="")] = AdapterConfig(),  # noqa: B008 (frozen)
     json: Json = False,
 ) -> None:
     """Show an adapter before it is made: targets, planned contractions, parameters, file size; or an adapter file."""
