@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -54,7 +57,7 @@ def _in_processes(
     missing: Sequence[RunConfig], folder: Path, workers: int, on_done: Callable[[RunConfig], None] | None
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(os.getpid(),)) as pool:
         backbones = {repr((c.suite, c.data, c.backbone, c.episodes)): c for c in missing}
         for future in [pool.submit(_warm, config) for config in backbones.values()]:
             future.result()
@@ -67,6 +70,18 @@ def _in_processes(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _start(parent: int) -> None:
+    """One thread for torch, and no life after the parent's: a killed table must not leave workers behind."""
+    torch.set_num_threads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _warm(config: RunConfig) -> None:
