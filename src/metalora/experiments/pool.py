@@ -19,6 +19,9 @@ from metalora.experiments.runs import execute, prepare
 from metalora.io.adapter_file import save
 
 
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
 def key_of(config: RunConfig) -> str:
     """The key of a run's row."""
     return run_key(to_dict(config))
@@ -57,6 +60,8 @@ def _in_processes(
     missing: Sequence[RunConfig], folder: Path, workers: int, on_done: Callable[[RunConfig], None] | None
 ) -> None:
     context = multiprocessing.get_context("spawn")
+    # torch.set_num_threads does not reach the OpenMP and BLAS of scipy: two workers would fight over the cores.
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(os.getpid(),)) as pool:
         backbones = {repr((c.suite, c.data, c.backbone, c.episodes)): c for c in missing}
         for future in [pool.submit(_warm, config) for config in backbones.values()]:
