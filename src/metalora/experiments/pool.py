@@ -18,7 +18,6 @@ from metalora.experiments.rows import RowStore, run_key
 from metalora.experiments.runs import execute, prepare
 from metalora.io.adapter_file import save
 
-
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
