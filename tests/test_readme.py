@@ -23,15 +23,15 @@ def test_a_block_runs(block, tmp_path, monkeypatch):
     exec(compile(block, "block", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("backbone", ("resnet", "mixer"))
-def test_the_numbers_of_the_readme_are_those_of_the_rows(backbone):
+@pytest.mark.parametrize("suite, backbone", (("attributes", "resnet"), ("attributes", "mixer"), ("cue", "resnet")))
+def test_the_numbers_of_the_readme_are_those_of_the_rows(suite, backbone):
     from metalora.experiments.config import TableConfig
     from metalora.experiments.metalora_table import report, rows_of
     from metalora.experiments.rows import RowStore
 
-    table = TableConfig(data="fashion-mnist", backbone=backbone)
-    found = report(rows_of(RowStore(ROOT / "results" / "attributes.jsonl").rows(), table), table)
+    table = TableConfig(suite=suite, data="fashion-mnist", backbone=backbone)
+    found = report(rows_of(RowStore(ROOT / "results" / f"{suite}.jsonl").rows(), table), table)
     text = (ROOT / "README.md").read_text()
     for cells in found.tables[0].cells:
-        line = " | ".join(cells[2:4])  # trained notions, unseen classes
+        line = " | ".join(cells[2:4])  # the two metrics that are compared
         assert f"| {line} |" in text, cells
