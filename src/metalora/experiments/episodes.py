@@ -110,10 +110,11 @@ class EpisodeExperiment:
         for task in self.tasks:
             for number in range(self.config.test_episodes):
                 own = conditions[task][number] if conditional else None
-                found = self._score(self.test_episode(task, number), own, adapter)
+                episode = self.test_episode(task, number)
+                found = self._score(episode, own, adapter)
                 if conditional:
                     other = conditions[self._other(task)][number]
-                    found |= self._controls(self.test_episode(task, number), other, mean)
+                    found |= self._controls(episode, other, mean)
                 for variant, value in found.items():
                     scores.setdefault(variant, {}).setdefault(task, []).append(value)
         results = {variant: self._summary(by_task) for variant, by_task in scores.items()}
