@@ -183,7 +183,7 @@ def _flat(results: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
     for name, value in results.items():
         if isinstance(value, dict):
             rows += _flat(value, f"{prefix}{name}.")
-        else:
+        elif not isinstance(value, list):
             rows.append({"metric": prefix + name, "value": value})
     return rows
 

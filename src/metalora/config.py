@@ -104,6 +104,8 @@ class TrainConfig:
     clip: float = 1.0
     """gradient norm, 0 for none"""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    store: Literal["float32", "float16"] = "float16"
+    """numbers of the adapter file; the trained adapter is rounded to it before it is scored"""
     checkpoint_every: int = 500
     """steps between resumable checkpoints, where a path is given"""
 

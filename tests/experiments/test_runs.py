@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import warnings
 from types import SimpleNamespace
 
@@ -26,8 +27,8 @@ STATIC = AdapterConfig("lora", 2, clip_rank=True, condition=ConditionConfig(scop
 TASKS = ("class", "hue", "frame", "scale", "class (unseen)")
 CELLS = {f"{d}_domain_{c}_class" for d in ("seen", "unseen") for c in ("seen", "unseen")}
 METRICS = {
-    "attributes": {"k5", "k10", "k20", "lda", "stats_lda", "fused"},
-    "cue": {"clean", "own", "by_domain"},
+    "attributes": {"k5", "k10", "k20", "lda", "stats_lda", "fused", "nested"},
+    "cue": {"clean", "own", "nested"},
 }
 CONTROLS = {
     "attributes": {"other_support", "mean_condition", "selected", "task_share", "own_condition", "other_condition"},
@@ -72,9 +73,7 @@ def numbers(results, skipped=("num_params", "loss", "condition_used")):
     for name, value in results.items():
         if isinstance(value, dict):
             yield from numbers(value)
-        elif isinstance(value, list):
-            yield from value
-        elif name not in skipped:
+        elif name not in skipped and name != "nested":
             yield value
 
 
@@ -100,11 +99,14 @@ def test_a_run_gives_a_row_with_every_metric(suite, method):
         assert results["k5"]["unseen_class"] == results["k5"]["per_task"]["class (unseen)"]
         trained = [results["k5"]["per_task"][task] for task in TASKS[:3]]
         assert results["k5"]["trained_mean"] == pytest.approx(sum(trained) / 3)
+        counts = next(c for c in results["nested"] if c["metric"] == "k5.trained_mean")
+        assert sum(counts["right"]) / counts["queries"] == pytest.approx(sum(trained) / 3)
     else:
         assert set(results["clean"]) == {"k5", "k10", "k20", "dino", "nearest_mean", "probe"} == set(results["own"])
-        assert all(set(by_cell) == CELLS for by_cell in (*results["clean"].values(), results["by_domain"]))
-        for cell in CELLS:
-            assert results["clean"]["k5"][cell] == pytest.approx(sum(results["by_domain"][cell]) / 2)
+        assert all(set(by_cell) == CELLS for by_cell in results["clean"].values())
+        for bank, cell in itertools.product(("clean", "own"), CELLS):
+            counts = next(c for c in results["nested"] if c["metric"] == f"{bank}.k5.{cell}")
+            assert results[bank]["k5"][cell] == pytest.approx(sum(counts["right"]) / counts["queries"] / 2)
 
 
 @pytest.mark.parametrize("suite, method", [run for run in RUNS if run[1] == "metalora-cp"])

@@ -90,11 +90,20 @@ class AttributeSuite:
         return Batch(self.render(self.pool.images[ids], values, generator), values, ids)
 
     def episode(
-        self, attribute: str, split: str, n_support: int, n_query: int, seed: int, classes: str = "seen", ways: int = 0
+        self,
+        attribute: str,
+        split: str,
+        n_support: int,
+        n_query: int,
+        seed: int,
+        classes: str = "seen",
+        ways: int = 0,
+        blended: bool = False,
     ) -> Episode:
         """Draw a task: a support set balanced over the attribute's values, and queries uniform over them.
 
-        `ways` > 0 draws that many of the values, so that a task is not always the same set of them.
+        `ways` > 0 draws that many of the values, so that a task is not always the same set of them. `blended` makes
+        a class task's values pairs of classes, one over the mirror image of the other: n² classes out of n.
         Everything else varies independently. Support and query never share a base image; only where a class of the
         split has too few images do base images repeat, within one of the two.
         ValueError: an attribute that the suite lacks, or fewer than two support images a value.
@@ -104,17 +113,25 @@ class AttributeSuite:
         values = self._draw_values(n_support + n_query, classes, generator)
         group = self.pool.classes[classes] if attribute == "class" else range(self.attributes[attribute])
         levels = torch.tensor(tuple(group))
-        if 0 < ways < len(levels):
+        if blended:
+            levels = torch.cartesian_prod(levels, levels)
+        ways = ways or len(group)
+        if ways < len(levels):
             levels = levels[torch.randperm(len(levels), generator=generator)[:ways]]
         if n_support < 2 * len(levels):
             raise ValueError(f"n_support={n_support}: {attribute!r} needs at least {2 * len(levels)}, two a value")
         labels = torch.randint(len(levels), (n_support + n_query,), generator=generator)
         labels[:n_support] = _balanced(n_support, len(levels), generator)
-        values[attribute] = levels[labels]
-        ids = torch.cat(self.pool.draw_disjoint(
-            split, values["class"][:n_support], values["class"][n_support:], generator
-        ))  # fmt: skip
-        images = self.render(self.pool.images[ids], values, generator)
+        values[attribute] = levels[labels, 0] if blended else levels[labels]
+
+        def draw(drawn: Tensor) -> Tensor:
+            return torch.cat(self.pool.draw_disjoint(split, drawn[:n_support], drawn[n_support:], generator))
+
+        ids = draw(values["class"])
+        base = self.pool.images[ids]
+        if blended:
+            base = torch.maximum(base, self.pool.images[draw(levels[labels, 1])].flip(-1))
+        images = self.render(base, values, generator)
         return Episode(
             images[:n_support], labels[:n_support], images[n_support:], labels[n_support:],
             attribute, ids[:n_support], ids[n_support:],

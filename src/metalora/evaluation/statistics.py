@@ -108,6 +108,16 @@ def bootstrap_interval(values: Sequence[Any], level: float = 0.95, n: int = 2000
     return Summary(float(seeds.mean()), std, float(low), float(high), len(seeds))
 
 
+def right_counts(metric: str, accuracies: Sequence[float], queries: int) -> dict:
+    """How many of each group's `queries` were right: what a row keeps so that `trials` can resample single images."""
+    return {"metric": metric, "queries": queries, "right": [round(value * queries) for value in accuracies]}
+
+
+def trials(counts: dict) -> list[list[float]]:
+    """Group by group (domain or episode), one number an image: 1 right, 0 wrong."""
+    return [[1.0] * right + [0.0] * (counts["queries"] - right) for right in counts["right"]]
+
+
 def variance_share(values: Tensor, groups: Tensor) -> float:
     """Return the share of the total variance of values (n, d), summed over d, that lies between groups (n,).
 
@@ -180,6 +190,8 @@ def _resampled_means(node: list | np.ndarray, draws: int, rng: np.random.Generat
     """Return `draws` means (draws,) of the node, each from a fresh resample of it and of all below it."""
     size = len(node)
     if isinstance(node, np.ndarray):
+        if np.isin(node, (0, 1)).all():  # the mean of a resample of trials is binomial: the same law, no draws
+            return rng.binomial(size, node.mean(), size=draws) / size
         block = max(1, DRAWN_AT_ONCE // size)
         sizes = [min(block, draws - start) for start in range(0, draws, block)]
         return np.concatenate([node[rng.integers(size, size=(rows, size))].mean(1) for rows in sizes] or [np.empty(0)])

@@ -21,8 +21,10 @@ class EpisodeConfig:
     test_episodes: int = 12
     loss: Literal["matching", "prototypical", "contrastive"] = "matching"
     temperature: float = 0.1
-    class_ways: int = 0
+    class_ways: int = 3
     """training episodes of the class task draw this many of the seen classes (0: all)"""
+    blended_classes: float = 0.5
+    """share of the training episodes of the class task whose classes are pairs of seen classes"""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,10 @@ class TableConfig:
     """suite attributes: the notions that are tasks in training"""
     held_out: tuple[str, ...] = ("scale", "noise")
     """suite attributes: the notions that are only tested"""
-    class_ways: int = 0
+    class_ways: int = 3
     """suite attributes: training episodes of the class task draw this many of the seen classes (0: all)"""
+    blended_classes: float = 0.5
+    """suite attributes: share of the training episodes of the class task whose classes are pairs of seen classes"""
     descriptor_dropout: float = 0.0
     """of the condition of the generated methods"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
@@ -91,10 +95,12 @@ class TableConfig:
     lr: float = 5e-3
     lr_grid: tuple[float, ...] = ()
     """rates to choose from on the validation split, per method (empty: `lr` for all)"""
-    rank: int = 16
+    rank: int = 9
     """rank of CP, and of the static methods at equal rank"""
-    ring_rank: int = 4
-    hidden: int = 32
+    ring_rank: int = 3
+    """its square is the rank at which CP has as many parameters"""
+    hidden: int = 16
+    """width of the mapping net"""
     heads: Literal["target", "shared"] = "target"
     equal_rank: bool = False
     """also run the static methods at the rank of CP, and CP at the ring rank"""

@@ -12,7 +12,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning import Condition
 from metalora.data.domains import BankAndQueries, DomainBatch, DomainSuite
 from metalora.evaluation.knn import knn_accuracy, linear_probe_accuracy, nearest_class_mean_accuracy
-from metalora.evaluation.statistics import variance_share
+from metalora.evaluation.statistics import right_counts, variance_share
 from metalora.experiments.config import DomainConfig
 from metalora.training.losses import distillation_loss, supervised_contrastive_loss
 
@@ -73,7 +73,7 @@ class DomainExperiment:
     @torch.no_grad()
     def evaluate(self, adapter: Adapter | None) -> dict:
         """k-NN accuracy in the four cells with both banks; the controls of a condition; nearest mean and probe."""
-        results: dict = {"clean": {}, "own": {}}
+        results: dict = {"clean": {}, "own": {}, "nested": []}
         conditional = adapter is not None and adapter.conditional
         vectors, groups = [], []
         for domain_kind in CELLS[0]:
@@ -85,7 +85,8 @@ class DomainExperiment:
                     for metric in scores[0][bank]:
                         mean = sum(score[bank][metric] for score in scores) / len(scores)
                         results[bank].setdefault(metric, {})[cell] = mean
-                results.setdefault("by_domain", {})[cell] = [score["clean"]["k5"] for score in scores]
+                    accuracies = [score[bank]["k5"] for score in scores]
+                    results["nested"].append(right_counts(f"{bank}.k5.{cell}", accuracies, len(banks[0].query_y)))
                 if conditional and cell == "unseen_domain_seen_class":
                     conditions = [adapter.condition(one.query_x) for one in banks]
                     results |= self._controls(banks, conditions, adapter)

@@ -14,7 +14,7 @@ from metalora.adapters.conditioning import Condition
 from metalora.adapters.features import between_class_share, stage_statistics
 from metalora.data.attributes import AttributeSuite, Episode
 from metalora.evaluation.knn import knn_accuracy, lda_transform
-from metalora.evaluation.statistics import variance_share
+from metalora.evaluation.statistics import right_counts, variance_share
 from metalora.experiments.config import EpisodeConfig
 from metalora.training.losses import matching_loss, prototypical_loss, supervised_contrastive_loss
 
@@ -45,30 +45,34 @@ class EpisodeExperiment:
         mean, std = (torch.tensor(values)[:, None, None] for values in self.normalise)
         return (images - mean) / std
 
-    def episode(
-        self, attribute: str, split: str, support: int, query: int, seed: int, classes: str = "seen", ways: int = 0
-    ) -> Episode:
-        """An episode of the suite, with images as the backbone takes them."""
-        found = self.suite.episode(attribute, split, support, query, seed, classes, ways)
-        support_x, query_x = self.normalised(found.support_x), self.normalised(found.query_x)
-        return replace(found, support_x=support_x, query_x=query_x)
+    def prepared(self, episode: Episode) -> Episode:
+        """The episode with images as the backbone takes them."""
+        support_x, query_x = self.normalised(episode.support_x), self.normalised(episode.query_x)
+        return replace(episode, support_x=support_x, query_x=query_x)
 
     def loss(self, adapter: Adapter, penalty: float) -> Callable[[int], Tensor]:
         """step -> loss: the support set makes the condition, the queries judge it."""
-        config, names = self.config, self.config.trained
+        names = self.config.trained
 
         def step_loss(step: int) -> Tensor:
             attribute = names[int(torch.randint(len(names), ()))]
-            ways = config.class_ways if attribute == "class" else 0
-            episode = self.episode(
-                attribute, "train", config.support, config.query, self.seed * 10**6 + step, ways=ways
-            )
+            episode = self.train_episode(attribute, self.seed * 10**6 + step)
             condition = adapter.condition(episode.support_x, episode.support_y) if adapter.conditional else None
             support, query = self.embed(episode, condition)
             loss = self._metric_loss(support, episode.support_y, query, episode.query_y)
             return loss if condition is None else loss + penalty * condition.penalty
 
         return step_loss
+
+    def train_episode(self, attribute: str, seed: int) -> Episode:
+        """One episode of the training images; the class task has its own ways of drawing classes."""
+        config = self.config
+        ways, blended = 0, False
+        if attribute == "class":
+            ways, blended = config.class_ways, float(torch.rand(())) < config.blended_classes
+        return self.prepared(
+            self.suite.episode(attribute, "train", config.support, config.query, seed, ways=ways, blended=blended)
+        )
 
     def _metric_loss(self, support: Tensor, support_y: Tensor, query: Tensor, query_y: Tensor) -> Tensor:
         if self.config.loss == "contrastive":
@@ -94,7 +98,9 @@ class EpisodeExperiment:
         config = self.config
         attribute, classes = ("class", "unseen") if task == UNSEEN else (task, "seen")
         seed = TEST_SEED + 1000 * self.tasks.index(task) + number + 100_000 * self.seed
-        return self.episode(attribute, self.split, config.test_support, config.test_query, seed, classes)
+        return self.prepared(
+            self.suite.episode(attribute, self.split, config.test_support, config.test_query, seed, classes)
+        )
 
     @torch.no_grad()
     def evaluate(self, adapter: Adapter | None) -> dict:
@@ -117,7 +123,8 @@ class EpisodeExperiment:
                     found |= self._controls(episode, other, mean)
                 for variant, value in found.items():
                     scores.setdefault(variant, {}).setdefault(task, []).append(value)
-        results = {variant: self._summary(by_task) for variant, by_task in scores.items()}
+        results: dict = {variant: self._summary(by_task) for variant, by_task in scores.items()}
+        results["nested"] = self._nested(scores)
         if conditional:
             names = [name for name in self.config.trained for _ in conditions[name]]
             vectors = torch.cat([c.vector() for name in self.config.trained for c in conditions[name]])
@@ -181,6 +188,19 @@ class EpisodeExperiment:
             "unseen_class": means[UNSEEN],
             "per_task": means,
         }
+
+    def _nested(self, scores: dict[str, dict[str, list[float]]]) -> list[dict]:
+        """Accuracy by episode, for intervals; the tasks of a mean are fixed: episode k is number k of each."""
+        groups = {"trained_mean": self.config.trained, "held_out_mean": self.config.held_out, "unseen_class": (UNSEEN,)}
+        found = []
+        for variant in ("k5", "stats_lda", "other_support"):
+            for metric, tasks in groups.items():
+                if tasks and variant in scores:
+                    episodes = zip(*(scores[variant][task] for task in tasks), strict=True)
+                    accuracies = [sum(values) / len(tasks) for values in episodes]
+                    queries = self.config.test_query * len(tasks)
+                    found.append(right_counts(f"{variant}.{metric}", accuracies, queries))
+        return found
 
 
 def weighted_statistics(fit: Tensor, labels: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:

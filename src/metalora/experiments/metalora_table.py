@@ -86,8 +86,9 @@ def _run(table: TableConfig, name: str, adapter: AdapterConfig | None, seed: int
         train=TrainConfig(steps=table.steps, lr=lr), seed=seed, split=split,
     )  # fmt: skip
     episodes = dataclasses.replace(
-        config.episodes, trained=table.trained, held_out=table.held_out, size=table.size, class_ways=table.class_ways
-    )
+        config.episodes, trained=table.trained, held_out=table.held_out, size=table.size, class_ways=table.class_ways,
+        blended_classes=table.blended_classes,
+    )  # fmt: skip
     config = dataclasses.replace(config, model=table.model, episodes=episodes)
     loss = table.loss or ("contrastive" if table.suite == "natural" else "distillation")
     domains = dataclasses.replace(config.domains, loss=loss)
@@ -210,7 +211,15 @@ def plain_rows(rows: list[dict]) -> list[dict]:
             **row,
             "key": f"{row['key']}-stats",
             "config": {**row["config"], "method": PLAIN},
-            "results": {"k5": row["results"]["stats_lda"], "num_params": 0},
+            "results": {
+                "k5": row["results"]["stats_lda"],
+                "num_params": 0,
+                "nested": [
+                    {**counts, "metric": counts["metric"].replace("stats_lda", "k5")}
+                    for counts in row["results"].get("nested", ())
+                    if counts["metric"].startswith("stats_lda.")
+                ],
+            },
         }
         for row in rows
         if row["config"]["method"] == "original" and "stats_lda" in row["results"]

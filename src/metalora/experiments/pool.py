@@ -112,7 +112,7 @@ def _one(config: RunConfig, folder: Path, on_step: Callable[[int, float], None] 
         if adapter is not None:
             path = folder / "adapters" / f"{key}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            save(adapter.model[0], path)
+            save(adapter.model[0], path, getattr(torch, config.train.store))
         store.append(row)
         checkpoint.unlink(missing_ok=True)
     finally:

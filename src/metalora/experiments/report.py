@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from metalora.evaluation.statistics import Summary, bootstrap_interval, holm, paired_t_test
+from metalora.evaluation.statistics import Summary, bootstrap_interval, holm, paired_t_test, trials
 
 # Okabe and Ito's palette, which stays apart under the common kinds of colour blindness.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -84,8 +84,9 @@ def summarise(rows: Sequence[dict], group_by: Sequence[str] = ("method",), *, me
         if members:
             group = {name: _field(members[0], name) for name in group_by}
             _check_seeds(group, members)
-            by_seed = {row["seed"]: _metric(row, metric) for row in sorted(members, key=lambda row: row["seed"])}
-            found.append(GroupSummary(group, metric, bootstrap_interval(list(by_seed.values())), by_seed))
+            members = sorted(members, key=lambda row: row["seed"])
+            by_seed = {row["seed"]: _metric(row, metric) for row in members}
+            found.append(GroupSummary(group, metric, bootstrap_interval(_tree(members, metric)), by_seed))
     if not found:
         known = sorted({name for row in rows for name in _metric_names(row["results"])})
         raise ValueError(f"no row has the metric {metric!r}; known: {', '.join(known) or 'none'}")
@@ -279,6 +280,14 @@ def _metric(row: dict, name: str) -> float | None:
         known = ", ".join(_metric_names(row["results"]))
         raise ValueError(f"metric {name!r} is a {type(value).__name__}, not a number; known: {known}")
     return value
+
+
+def _tree(members: Sequence[dict], metric: str) -> list:
+    """Values by seed, and below each seed by domain or episode and by image, where every row holds them."""
+    inner = [
+        trials(counts) for row in members for counts in row["results"].get("nested", ()) if counts["metric"] == metric
+    ]
+    return inner if len(inner) == len(members) else [_metric(row, metric) for row in members]
 
 
 def _metric_names(results: dict, prefix: str = "") -> list[str]:

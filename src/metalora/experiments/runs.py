@@ -134,6 +134,7 @@ def execute(
             adapter.calibrate(prepared.calibration())
         step_loss = experiment.loss(adapter, config.train.penalty)
         losses = fit(model, adapter, step_loss, config.train, seed=config.seed, checkpoint=checkpoint, on_step=on_step)
+        adapter.to(getattr(torch, config.train.store)).to(torch.float32)  # what is scored is what is saved
         if buffers_hash_of_base(model) != buffers:
             raise RuntimeError("training changed a buffer of the frozen backbone")
     results = experiment.evaluate(adapter)

@@ -18,12 +18,13 @@ from metalora.experiments.runs import prepare
 def show_use(run: RunConfig, path: Path, console: Console) -> None:
     """Print what a user does with a saved adapter: sixty labelled examples in, predictions out, one forward pass."""
     prepared = prepare(run)
+    experiment = prepared.experiment
     adapter = metalora.load(prepared.model, path)
     console.print(
         f"\n[bold]Using it[/bold]: {path} ({path.stat().st_size / 1000:.1f} kB), loaded on its frozen backbone"
     )
     for attribute in ("position", "frame", "class"):
-        episode = prepared.experiment.episode(attribute, "test", 60, 60, seed=12345)
+        episode = experiment.prepared(experiment.suite.episode(attribute, "test", 60, 60, seed=12345))
         start = time.perf_counter()
         condition = adapter.condition(episode.support_x, episode.support_y)
         seconds = time.perf_counter() - start

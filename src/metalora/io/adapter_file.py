@@ -47,11 +47,11 @@ def _digest(description: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _tensors(adapter: Adapter) -> dict[str, Tensor]:
+def _tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     tensors = {f"factors/{key}": value for key, value in adapter.factors.items()}
     if adapter.conditioner is not None:
         tensors |= {f"conditioner/{key}": value for key, value in adapter.conditioner.state_dict().items()}
-    return {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+    return {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
 
 
 def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -70,12 +70,18 @@ def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]
     }
 
 
-def save(model: nn.Module, path: str | Path) -> None:
-    """Write the model's adapter: exactly the declared parameters, each shared factor once."""
+def save(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write the model's adapter: exactly the declared parameters, each shared factor once.
+
+    dtype  of the numbers in the file (None: as they are); float16 halves it. ValueError if a number overflows in it.
+    """
     adapter = adapter_of(model)
     if adapter is None:
         raise ValueError(f"save: {type(model).__name__} has no adapter")
-    tensors = _tensors(adapter)
+    tensors = _tensors(adapter, dtype)
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"save: {name!r} has numbers that are not finite in {value.dtype}")
     description = _description(adapter, tensors)
     description["sha256"] = _digest(description, tensors)
     write_atomically(path, dump_tensors(tensors, {"metalora": json.dumps(description)}))
