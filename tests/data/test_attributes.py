@@ -80,6 +80,21 @@ def test_class_episodes_use_the_group_asked_for(suite):
     assert suite.pool.labels[torch.cat([hue.support_ids, hue.query_ids])].max() < 6
 
 
+def test_ways_and_blended_pairs_of_classes(suite):
+    plain = suite.episode("class", "train", 30, 30, seed=1, ways=3)
+    assert set(plain.support_y.tolist()) == {0, 1, 2} >= set(plain.query_y.tolist())
+    assert len(suite.pool.labels[plain.support_ids].unique()) == 3
+    blended = suite.episode("class", "train", 30, 30, seed=1, ways=3, blended=True)
+    assert set(blended.support_y.tolist()) == {0, 1, 2}
+    for label in range(3):  # one pair of seen classes a value: all the bases below are of its first class
+        first = suite.pool.labels[blended.support_ids[blended.support_y == label]]
+        assert len(first.unique()) == 1 and int(first[0]) in suite.pool.classes["seen"]
+    assert not set(blended.support_ids.tolist()) & set(blended.query_ids.tolist())
+    assert not torch.equal(plain.support_x, blended.support_x)
+    six = suite.episode("class", "train", 30, 30, seed=1, blended=True)
+    assert six.support_y.max() == len(suite.pool.classes["seen"]) - 1
+
+
 def test_small_splits_repeat_images_but_never_across():
     suite = AttributeSuite("digits")
     episode = suite.episode("class", "val", 100, 100, seed=0)

@@ -13,7 +13,9 @@ from metalora.evaluation.statistics import (
     bootstrap_interval,
     holm,
     paired_t_test,
+    right_counts,
     sign_flip_test,
+    trials,
     variance_share,
 )
 
@@ -125,6 +127,18 @@ def test_each_level_of_the_bootstrap_adds_its_own_variance():
     found = bootstrap_interval(values, level=0.6827, n=20000)
     expected = math.sqrt(between_seeds + between_domains + between_images)
     assert (found.high - found.low) / 2 == pytest.approx(expected, rel=0.05)  # the percentiles of a normal curve
+
+
+def test_right_counts_of_a_row_resample_single_images():
+    counts = right_counts("k5", [0.25, 1.0, 0.5], 4)
+    assert counts == {"metric": "k5", "queries": 4, "right": [1, 4, 2]}
+    assert [sum(group) / len(group) for group in trials(counts)] == [0.25, 1.0, 0.5]
+    seeds, domains, images = 3, 4, 50
+    rights = np.random.default_rng(1).binomial(images, np.linspace(0.2, 0.9, seeds * domains)).reshape(seeds, domains)
+    tree = [trials(right_counts("k5", row / images, images)) for row in rights]
+    found, plain = bootstrap_interval(tree, n=20000), bootstrap_interval(np.array(tree) + 1.0, n=20000)
+    assert found.mean == pytest.approx(rights.mean() / images)
+    assert (found.low, found.high) == pytest.approx((plain.low - 1, plain.high - 1), abs=0.01)  # drawn one by one
 
 
 def test_bootstrap_is_reproducible_takes_tensors_and_works_in_blocks(monkeypatch):

@@ -137,7 +137,7 @@ def test_the_condition_fits_the_suite():
     for suite in ("attributes", "cue"):
         (run,) = runs(TableConfig(suite=suite, seeds=(0,), methods=("metalora-cp",)), {})
         scopes[suite] = run.adapter.condition
-    assert scopes["attributes"] == ConditionConfig(scope="support") and scopes["cue"].scope == "sample"
+    assert scopes["attributes"] == ConditionConfig(scope="support", hidden=16) and scopes["cue"].scope == "sample"
     (run,) = runs(TableConfig(seeds=(0,), methods=("lora",)), {})
     assert isinstance(run.adapter, AdapterConfig) and run.adapter.condition.scope == "constant"
 

@@ -167,6 +167,22 @@ def test_a_place_that_cannot_be_written(place, tmp_path):
     assert not list((tmp_path / "sub").iterdir())
 
 
+def test_a_file_in_half_precision(tmp_path):
+    base, model, path = saved(tmp_path)
+    whole = path.stat().st_size
+    numbers = {key: value.detach().clone() for key, value in adapter_of(model).factors.items()}
+    save(model, path, torch.float16)
+    assert all(torch.equal(adapter_of(model).factors[key], value) for key, value in numbers.items())
+    assert path.stat().st_size < whole
+    again = load(copy.deepcopy(base), path)
+    for key, value in again.factors.items():
+        assert torch.equal(value, numbers[key].half().to(value.dtype))
+    adapter_of(model).factors["2.0.A"].data[0, 0, 0, 0] = 1e6
+    with pytest.raises(ValueError, match="'factors/2.0.A' has numbers that are not finite in torch.float16"):
+        save(model, path, torch.float16)
+    load(copy.deepcopy(base), path)  # the old file is still whole
+
+
 def test_the_description_says_what_the_file_holds(tmp_path):
     base, model, path = saved(tmp_path)
     description = described(path)
