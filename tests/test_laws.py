@@ -1,6 +1,7 @@
 """Ten laws over registry x layer kinds x {generated, constant}: float64, 1e-10, oracles sharing no code with us."""
 
 import copy
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -23,6 +24,7 @@ from metalora import (
     save,
     unmerge,
 )
+from metalora.experiments.models import load_model
 from metalora.methods.registry import METHODS
 from oracles.cases import (
     BODY,
@@ -30,7 +32,6 @@ from oracles.cases import (
     SOURCES,
     attached,
     conv_net,
-    features,
     images,
     oracle_delta,
     randomise,
@@ -40,11 +41,12 @@ from oracles.layers import LAYERS, Layer, apply
 
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "counts.json").read_text())
+QUERY_VALUE = {"r": ("query", "value"), "l": ("q_proj", "v_proj")}
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 EVERY_LAYER = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 EVERY_SIZE = pytest.mark.parametrize("size", ("few", "many", "many, cut"))
-GENERATED = {name: case for name, case in CASES.items() if case.generated}
-STATIC = {name: case for name, case in CASES.items() if not case.generated}
+GENERATED = {name: case for name, case in CASES.items() if case.per_example}
+STATIC = {name: case for name, case in CASES.items() if not case.per_example}
 
 
 def close(got, want):
@@ -102,7 +104,7 @@ def test_2_delta_is_the_oracle_in_the_base_layout(case, layer):
     model, adapter, x, condition = attached(case, layer)
     want = torch.stack([oracle_delta(case, layer, adapter, condition.get("condition"), i) for i in range(len(x))])
     got = adapter.delta("0", **condition)
-    close(got, want if case.generated else want[0])
+    close(got, want if case.per_example else want[0])
     assert got.shape[-model[0].base.weight.ndim :] == model[0].base.weight.shape
 
 
@@ -142,11 +144,11 @@ def test_4_save_load_is_bit_equal_and_holds_the_declared_parameters(case, layer,
     save(model, tmp_path / "adapter")
     other = load(fresh, tmp_path / "adapter")
     assert torch.equal(fresh(x, **condition), model(x, **condition))
-    seen = features(3)
-    if case.generated:
-        assert torch.equal(other.condition(seen).vector(), adapter.condition(seen).vector())
+    if case.per_example:
+        assert torch.equal(case.condition(other, 3, 1).vector(), case.condition(adapter, 3, 1).vector())
     net = ["trunk.weight", "trunk.bias", "head.weight", "head.bias"] + ["embedding"] * (case.heads == "shared")
-    declared = {f"factors/0.{f}" for f in METHODS[case.method].factors}
+    method = METHODS[case.method]
+    declared = {f"factors/{f}" if method.shared else f"factors/0.{f}" for f in method.factors}
     declared |= {f"conditioner/mapping_net.{p}" for p in net} if case.generated else set()
     buffers = {"conditioner/mean", "conditioner/std"} if case.generated else set()
     with safe_open(tmp_path / "adapter", "pt") as file:
@@ -169,8 +171,7 @@ def step(model, optimiser, x, target, condition):
 def test_5_gradients_reach_every_learned_number_and_no_base_parameter(case, layer, optimiser):
     model, adapter, x, condition = attached(case, layer, "many", random=False)
     base = {n: p.clone() for n, p in model[0].base.named_parameters()}
-    seen = features(len(x))
-    make = (lambda: {"condition": adapter.condition(seen)}) if case.generated else dict
+    make = (lambda: {"condition": case.condition(adapter, len(x), 1)}) if case.per_example else dict
     target = torch.randn_like(model(x, **make()))
     optimiser = optimiser(adapter.parameters(), lr=1e-3)
     reached = step(model, optimiser, x, target, make)
@@ -185,16 +186,14 @@ def test_5_gradients_reach_every_learned_number_and_no_base_parameter(case, laye
 
 @pytest.mark.parametrize("method", METHODS)
 def test_5_batch_norm_of_a_training_model_keeps_its_very_bits(method):
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(36, 3)
-    )
-    model.double()[1].running_mean.normal_()
+    blocks = (nn.Sequential(nn.Conv2d(n, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for n in (3, 4))
+    model = nn.Sequential(nn.Sequential(*blocks), nn.Flatten(), nn.Linear(36, 3))
+    model.double()[0][0][1].running_mean.normal_()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    condition = ConditionConfig(stages=("2",))
+    condition = ConditionConfig(stages=("0.0",))
     example = torch.randn(4, 3, 7, 7, dtype=torch.float64)
-    adapter = attach(
-        model, AdapterConfig(method=method, rank=2, experts=2, targets="conv", condition=condition), example=example
-    )
+    options = dict(rank=2, experts=2, targets="conv", head_dim=2, condition=condition)
+    adapter = attach(model, AdapterConfig(method=method, **options), example=example)
     model.train()
     optimiser = torch.optim.SGD(adapter.parameters(), lr=0.1)
     for _ in range(3):
@@ -347,7 +346,7 @@ def test_8_compiled_is_eager_and_new_values_do_not_recompile(case, kind):
 
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     close(compiled(x, **condition), model(x, **condition))
-    other, y = {"condition": adapter.condition(features(len(x)))} if condition else {}, layer_input(kind)
+    other, y = {"condition": case.condition(adapter, len(x))} if condition else {}, layer_input(kind)
     close(compiled(y, **other), model(y, **other))
     assert len(graphs) == 1
 
@@ -375,10 +374,9 @@ COPY = {"deepcopy": copy.deepcopy, "pickle": lambda model: pickle.loads(pickle.d
 @EVERY_CASE
 def test_9_copies_are_independent(case, copied):
     model, adapter, x, _ = attached(case, LAYERS["conv2d"])
-    seen = features(len(x))
 
     def run(model, adapter):
-        return model(x, **({"condition": adapter.condition(seen)} if case.generated else {}))
+        return model(x, **({"condition": case.condition(adapter, len(x), 1)} if case.per_example else {}))
 
     other = copied(model)
     twin = metalora.adapter_of(other)
@@ -427,11 +425,13 @@ def test_10_num_params_is_the_closed_form(case, layer):
     if isinstance(case.rank, int):
         sizes = target.sizes
         kernel = sizes.get("kh", 1) * sizes.get("kw", 1)
-        numbers = dict(I=sizes["in"], O=sizes["out"], K=kernel, R=case.rank, N=config.experts)
+        numbers = dict(I=sizes["in"], O=sizes["out"], K=kernel, R=case.rank, N=config.experts, L=1, M=1, T=case.tasks)
         assert count_params(config, [target]) == eval(METHODS[case.method].count, numbers)
 
 
-@pytest.mark.parametrize("row", GOLDEN, ids=lambda row: f"{row['model']}-{row['method']}-r{row['rank']}")
+@pytest.mark.parametrize(
+    "row", [r for r in GOLDEN if "layer" in r], ids=lambda row: f"{row['model']}-{row['method']}-r{row['rank']}"
+)
 def test_10_golden_counts(row):
     """Numbers worked out by hand, and those that the papers print."""
     made = nn.Linear(row["in"], row["out"], device="meta")
@@ -445,3 +445,19 @@ def test_10_golden_counts(row):
     assert count_params(config, find_targets(model, ("*",))) == row["params"]
     if row["in"] < 4096:  # the factors of the largest would be made on the CPU
         assert attach(model, config).num_params() == row["params"]
+
+
+@functools.cache
+def architecture(name):
+    return load_model(name, weights=False)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [r for r in GOLDEN if "layer" not in r],
+    ids=lambda row: f"{row['model']}-{row['method']}-r{row['rank']}-{row['tasks']}",
+)
+def test_10_golden_counts_of_shared_networks(row):
+    """Query and value of well-known transformers, from their sizes alone: what the MetaTT paper prints."""
+    config = AdapterConfig(row["method"], row["rank"], targets=QUERY_VALUE[row["model"][0]], tasks=row["tasks"])
+    assert count_params(config, find_targets(architecture(row["model"]), config.targets)) == row["params"]

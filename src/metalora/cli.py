@@ -58,6 +58,28 @@ def inspect(
         print(f"{found['parameters']:,} parameters at {len(found['targets'])} targets, about {found['bytes']:,} bytes")
 
 
+def plan(
+    model: Annotated[str, tyro.conf.arg(help="roberta-base, timm:NAME, hf:FOLDER or its config.json, ...")],
+    adapter: Annotated[AdapterConfig, tyro.conf.arg(name="")] = AdapterConfig(),  # noqa: B008 (frozen)
+    json: Json = False,
+) -> None:
+    """Say what an adapter would cost, with no weights: parameters, file size, multiply-adds, memory in training."""
+    from metalora.experiments.inspection import summarise
+    from metalora.experiments.models import load_model
+
+    found = summarise(load_model(model, weights=False), adapter)
+    if json:
+        return _print_json(found)
+    print(f"{found['method']} on {model}: {found['formula']}")
+    for name, shape in found["factors"].items():
+        print(f"  {name:<10} {shape}")
+    print(f"{found['parameters']:,} parameters at {found['targets']} targets "
+          f"({found['parameters'] / found['base_parameters']:.4%} of the base)")  # fmt: skip
+    print(f"file about {found['bytes']:,} bytes; {found['training_bytes']:,} bytes in training (Adam, float32)")
+    print(f"{found['multiply_adds']:,} multiply-adds a token beside the targets' {found['base_multiply_adds']:,} "
+          f"(+{found['overhead']:.2%}); none once merged")  # fmt: skip
+
+
 def train(
     config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN.yaml")],
     out: Annotated[Path, tyro.conf.arg(help="folder of the row, the checkpoint and the adapter")] = Path("runs/train"),
@@ -210,7 +232,15 @@ def _progress(total: int, label: str, quiet: bool):
 def main() -> None:
     """Entry point: a ValueError is the user's and prints as one line, exit code 2; Ctrl-C exits with 130."""
     app = tyro.extras.SubcommandApp()
-    verbs = {"methods": methods, "inspect": inspect, "train": train, "eval": evaluate, "merge": merge, "table": table}
+    verbs = {
+        "methods": methods,
+        "inspect": inspect,
+        "plan": plan,
+        "train": train,
+        "eval": evaluate,
+        "merge": merge,
+        "table": table,
+    }
     for name, verb in verbs.items():
         app.command(name=name)(verb)
     try:

@@ -70,12 +70,21 @@ class AdapterConfig:
     """all, linear, conv, or glob patterns of module paths (a suffix of whole path components is enough)"""
     exclude: tuple[str, ...] = ()
     """patterns taken out of targets"""
+    order: tuple[str, ...] | None = None
+    """order of a tensor train's modes, such as [in, proj, layer, out]; None means the method's own"""
     experts: int = 4
     """size of the expert mode, where the method has one"""
+    tasks: int = 1
+    """size of the task mode, where the method has one"""
+    widths: Literal["per_shape", "max_slice", "chunk"] = "per_shape"
+    """a shared network at weights of unequal width: a boundary factor per shape; one of the largest, cut to size;
+    or weights cut into squares, each a projection of its own"""
+    head_dim: int | None = None
+    """size of a head, where the method has heads and the model does not say it"""
     generated: tuple[str, ...] | None = None
     """factors made by a mapping net; None means the method's own choice"""
-    init: dict[str, str] = field(default_factory=dict)
-    """initialisation per factor, over the method's own"""
+    init: str | dict[str, str] = field(default_factory=dict)
+    """initialisation per factor, over the method's own; or a code of one word a factor, such as ze-id-id-id"""
     clip_rank: bool = False
     """lower a rank to what a target's modes allow, instead of refusing it"""
     dropout: float = 0.0

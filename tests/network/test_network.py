@@ -111,7 +111,7 @@ def test_left_mid_right_is_the_whole_contraction(case, batch):
         expand = cut.expand([values[f] for f in cut.right])
         expand = (expand[i] if cut.right_batched else expand).reshape(cut.right_rank, -1)
         torch.testing.assert_close(mixed[i] @ expand, x[i] @ want, rtol=1e-10, atol=1e-10)
-    assert cut.rank == prod(n for m, n in sizes.items() if m in specs["A"].split() and m not in inputs)
+    assert cut.rank <= prod(n for m, n in sizes.items() if m in specs["A"].split() and m not in inputs)
 
 
 BAD_SPECS = {

@@ -20,6 +20,20 @@ class Case:
     alpha: float | None = None
     generated: tuple[str, ...] = ()
     heads: str = "target"
+    tasks: int = 1
+    init: str = ""
+
+    @property
+    def per_example(self) -> bool:
+        """Whether a forward takes a condition, made from features or looked up by task."""
+        return bool(self.generated) or self.tasks > 1
+
+    def condition(self, adapter, n: int, seed: int | None = None):
+        """A condition for n examples; of the same features or tasks again for the same seed."""
+        drawn = torch.Generator().manual_seed(int(torch.randint(10**6, ())) if seed is None else seed)
+        if self.tasks > 1:
+            return adapter.task(torch.arange(n) % self.tasks if n > 2 else torch.arange(n))
+        return adapter.condition(torch.randn(n, FEATURES, generator=drawn))
 
     def config(self, **changes) -> AdapterConfig:
         condition = ConditionConfig(
@@ -29,11 +43,13 @@ class Case:
             heads=self.heads,
             scope="sample" if self.generated else "constant",
         )
-        options = dict(targets=("0",), experts=2, condition=condition, generated=self.generated or None) | changes
+        options = dict(targets=("0",), experts=2, condition=condition, generated=self.generated or None)
+        options |= {"tasks": self.tasks, "head_dim": 3, "init": self.init or {}} | changes
         return AdapterConfig(method=self.method, rank=self.rank, alpha=self.alpha, **options)
 
 
 BONDS = {"r0": 2, "r1": 3, "r2": 4}
+CHAIN = {"r1": 2, "r2": 4, "r3": 3}
 CASES = {
     "lora": Case("lora", 3, 7.0),
     "lora-A": Case("lora", 3, 7.0, ("A",)),
@@ -53,6 +69,17 @@ CASES = {
     "metalora-tr-ABC": Case("metalora-tr", BONDS, None, ("A", "B", "C"), heads="shared"),
     "metalora-square": Case("metalora-square", {"r0": 3, "r1": 2}),
     "metalora-square-C": Case("metalora-square", {"r0": 3, "r1": 2}, None, ("C",)),
+    "metatt-4d": Case("metatt-4d", CHAIN, 0.7),
+    "metatt-4d-G2": Case("metatt-4d", CHAIN, 0.7, ("G2",)),
+    "metatt-4d-G1G4": Case("metatt-4d", 2, None, ("G1", "G4"), heads="shared"),
+    "metatt-5d": Case("metatt-5d", {**CHAIN, "r4": 2}, 0.7),
+    "metatt-5d-G4": Case("metatt-5d", {**CHAIN, "r4": 2}, None, ("G4",)),
+    "metatt-4+1d": Case("metatt-4+1d", {**CHAIN, "r4": 2}, 0.7),
+    "metatt-4+1d-tasks": Case("metatt-4+1d", {**CHAIN, "r4": 2}, 0.7, tasks=3),
+    "metatt-4+1d-G3": Case("metatt-4+1d", {**CHAIN, "r4": 2}, 0.7, ("G3",)),
+    "metatt-6d": Case("metatt-6d", {**CHAIN, "r4": 2, "r5": 3}, 0.7),
+    "metatt-6d-tasks": Case("metatt-6d", {**CHAIN, "r4": 2, "r5": 3}, None, tasks=3, init="no-no-no-no-no-ze"),
+    "metatt-6d-G5": Case("metatt-6d", {**CHAIN, "r4": 2, "r5": 3}, None, ("G5",)),
 }
 
 
@@ -77,14 +104,15 @@ def attached(case: Case, layer, size: str = "few", random: bool = True, **change
     if random:
         randomise(adapter)
     x, adapter.weight_first = layer.inputs(size.removesuffix(", cut")), not size.endswith("cut")
-    return model, adapter, x, {"condition": adapter.condition(features(len(x)))} if case.generated else {}
+    return model, adapter, x, {"condition": case.condition(adapter, len(x))} if case.per_example else {}
 
 
 def factors_of(adapter, target: str, condition=None, example: int = 0) -> dict[str, torch.Tensor]:
     """The factors of one example as the oracle takes them."""
-    found = {f: adapter.factors[f"{target}.{f}"] for f in adapter.method.factors}
+    shared = adapter.method.shared
+    found = {f: adapter.factors[f if shared else f"{target}.{f}"] for f in adapter.method.factors}
     if condition is not None:
-        found |= {f: condition.values[f"{target}.{f}"][example] for f in adapter.generated}
+        found |= {f: condition.values[f if shared else f"{target}.{f}"][example] for f in adapter.per_example}
     return {name: value.detach() for name, value in found.items()}
 
 

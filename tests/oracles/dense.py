@@ -47,6 +47,25 @@ def square(A, C, B):
     return sum(_outer(A[..., r], B[s]) * C[r, s] for r, s in product(range(len(C)), range(len(B))))
 
 
+def chain(*cores):
+    """MetaTT, arXiv:2506.09105 eqs. 3, 5 and 6 at layer 0, projection 0: one row-vector-matrix product after another.
+
+    The first core is [kernel] x in x r; a middle core r x (layer, proj or task) x r, without that axis where it was
+    chosen already; the last r x out, with a core r x head x r before it that is kept whole.
+    """
+    first, *middle, last = cores
+    rows = [([first[..., r] for r in range(first.shape[-1])], ())]
+    for core in middle:
+        core = core if core.ndim == 3 else core[:, None]
+        rows = [
+            ([sum(left[a] * core[a, k, b] for a in range(len(left))) for b in range(core.shape[2])], (*which, k))
+            for left, which in rows
+            for k in range(core.shape[1])
+        ]
+    blocks = [sum(_outer(left[a], last[a]) for a in range(len(left))) for left, _ in rows]
+    return torch.cat(blocks, -1)  # head by head
+
+
 DENSE = {
     "lora": lora,
     "conv-lora": lora,
@@ -55,11 +74,17 @@ DENSE = {
     "metalora-cp": cp,
     "metalora-tr": tr,
     "metalora-square": square,
+    "metatt-4d": chain,
+    "metatt-5d": chain,
+    "metatt-4+1d": chain,
+    "metatt-6d": chain,
 }
 
 
 def delta(method, factors, alpha=None, rank=None):
-    """alpha / r times the dense Delta W of one example; alpha None is a scale of one."""
+    """alpha / r (of MetaTT: alpha) times the dense Delta W of one example; alpha None is a scale of one."""
+    if DENSE[method] is chain:
+        return chain(*factors.values()) * (1.0 if alpha is None else alpha)
     return DENSE[method](**factors) * (1.0 if alpha is None else alpha / rank)
 
 

@@ -32,23 +32,23 @@ class Layer:
 
 
 LAYERS = {
-    "linear": Layer("linear", lambda: nn.Linear(6, 5), (6,), (7, 6)),
-    "linear-4d": Layer("linear", lambda: nn.Linear(6, 5, bias=False), (2, 2, 6), (3, 4, 6)),
-    "conv1d": Layer("conv1d", lambda: nn.Conv1d(4, 5, 3, stride=2, padding=2, dilation=2), (4, 5), (4, 17)),
-    "conv2d": Layer("conv2d", lambda: nn.Conv2d(3, 5, 3, stride=2, padding=1, dilation=2), (3, 6, 5), (3, 11, 9)),
-    "conv2d-1x1": Layer("conv2d", lambda: nn.Conv2d(6, 5, 1, stride=(2, 1)), (6, 3, 2), (6, 5, 4)),
+    "linear": Layer("linear", lambda: nn.Linear(6, 6), (6,), (7, 6)),
+    "linear-4d": Layer("linear", lambda: nn.Linear(6, 6, bias=False), (2, 2, 6), (3, 4, 6)),
+    "conv1d": Layer("conv1d", lambda: nn.Conv1d(4, 6, 3, stride=2, padding=2, dilation=2), (4, 5), (4, 17)),
+    "conv2d": Layer("conv2d", lambda: nn.Conv2d(3, 6, 3, stride=2, padding=1, dilation=2), (3, 6, 5), (3, 11, 9)),
+    "conv2d-1x1": Layer("conv2d", lambda: nn.Conv2d(6, 6, 1, stride=(2, 1)), (6, 3, 2), (6, 5, 4)),
     "conv2d-circular": Layer(
         "conv2d",
-        lambda: nn.Conv2d(3, 5, 3, padding=(1, 2), dilation=(1, 2), padding_mode="circular"),
+        lambda: nn.Conv2d(3, 6, 3, padding=(1, 2), dilation=(1, 2), padding_mode="circular"),
         (3, 2, 2),
         (3, 5, 4),
     ),
     "conv2d-reflect": Layer(
-        "conv2d", lambda: nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), (3, 2, 2), (3, 5, 4)
+        "conv2d", lambda: nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect"), (3, 2, 2), (3, 5, 4)
     ),
-    "conv2d-same": Layer("conv2d", lambda: nn.Conv2d(3, 5, (3, 2), padding="same"), (3, 2, 2), (3, 5, 4)),
-    "conv1d_gpt2": Layer("conv1d_gpt2", lambda: Conv1D(5, 6), (2, 6), (7, 6)),
-    "embedding": Layer("embedding", lambda: nn.Embedding(11, 5), (2,), (7,), vocabulary=11),
+    "conv2d-same": Layer("conv2d", lambda: nn.Conv2d(3, 6, (3, 2), padding="same"), (3, 2, 2), (3, 5, 4)),
+    "conv1d_gpt2": Layer("conv1d_gpt2", lambda: Conv1D(6, 6), (2, 6), (7, 6)),
+    "embedding": Layer("embedding", lambda: nn.Embedding(11, 6), (2,), (7,), vocabulary=11),
 }
 
 

@@ -8,19 +8,18 @@ from math import prod
 import torch
 from torch import nn
 
-from metalora.adapters.adapter import Adapter, factor_key
+from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning import Condition, Conditioner
 from metalora.adapters.features import Inputs, example_input, watch_head, watch_stages
-from metalora.adapters.init import initial
+from metalora.adapters.init import initial, inits
 from metalora.adapters.layers import LAYERS
+from metalora.adapters.placement import Place, Placement, place
 from metalora.adapters.stages import stages
 from metalora.adapters.targets import Target, find_targets
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
-from metalora.methods.registry import get_method
+from metalora.methods.registry import method_of
 from metalora.network.cut import Cut
-from metalora.network.network import Network
-from metalora.network.spec import INPUT_MODES
 
 
 def attach(
@@ -38,32 +37,33 @@ def attach(
     """
     if adapter_of(model) is not None:
         raise ValueError(f"{type(model).__name__} already has an adapter: detach it first")
-    method = get_method(config.method)
+    method = method_of(config)
     _check_factors(config, method)
-    targets = [bind_sizes(t, config, method) for t in find_targets(model, config.targets, config.exclude)]
-    adapter = Adapter(config, method, targets, _initial_factors(config, method, targets))
-    device, dtype = _placement(model, targets)
+    kinds = inits(config, method)
+    placement = place(find_targets(model, config.targets, config.exclude), config, method)
+    adapter = Adapter(config, method, placement, _initial_factors(config, kinds, placement))
+    targets = list(adapter.targets.values())
+    device, dtype = _device_and_dtype(model, targets)
     adapter.to(device=device, dtype=dtype)
     adapter.required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
     adapter.model = (model,)
     try:
-        _prepare_condition(adapter, model, example, extractor)
+        _prepare_condition(adapter, kinds, model, example, extractor)
     except BaseException:
         _remove_hooks(adapter)
         raise
     model.requires_grad_(False)
-    batched = adapter.generated if adapter.conditional else ()
     for target in targets:
-        base = model.get_submodule(target.path)
-        adapter.layers[target.path] = LAYERS[target.kind](base, target, plan(method, target, batched), adapter)
+        base, cut = model.get_submodule(target.path), plan(placement.places[target.path], adapter.per_example)
+        adapter.layers[target.path] = LAYERS[target.kind](base, target, cut, adapter)
         adapter.layers[target.path].training = base.training
     # One owner, so that .to(), .train() and .parameters() of the model reach the adapter once.
     adapter.layers[targets[0].path].adapter = adapter
     _replace(model, {layer.base: layer for layer in adapter.layers.values()})
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    if adapter.conditional or adapter.frozen_norms:
+    if adapter.per_example or adapter.frozen_norms or adapter.stacked:
         adapter.hooks.append(model.register_forward_pre_hook(adapter.before_forward, with_kwargs=True))
-    if adapter.conditional:
+    if adapter.per_example or adapter.stacked:
         adapter.hooks.append(model.register_forward_hook(adapter.after_forward, always_call=True))
     adapter.train(model.training)
     return adapter
@@ -86,38 +86,16 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return next((module for module in model.modules() if isinstance(module, Adapter)), None)
 
 
-def target_network(method: Method, target: Target) -> Network:
-    """The method's network at a target: modes that its weight does not have (kh, kw of a Linear) drop out."""
-    absent = [mode for mode in INPUT_MODES if mode not in target.sizes]
-    return method.network.at([*absent, *target.coords])
-
-
-def plan(method: Method, target: Target, batched: Sequence[str]) -> Cut:
-    """The cut of a method at a target, contractions planned with the real sizes."""
-    return Cut(target_network(method, target), target.sizes, batched)
-
-
-def bind_sizes(target: Target, config: AdapterConfig, method: Method) -> Target:
-    """The target with the sizes of its bonds and of the expert mode; ValueError for a rank its modes do not allow."""
-    bonds = method.bond_sizes(config.rank, config.experts)
-    for bond, size in bonds.items():
-        largest = method.network.max_rank(bond, target.sizes)
-        if size > largest and not config.clip_rank:
-            raise ValueError(
-                f"target {target.path!r}: rank {size} of bond {bond!r} is above {largest}, the smaller side of its "
-                f"{ {m: n for m, n in target.sizes.items()} } (clip_rank: true lowers it where needed)"
-            )
-        bonds[bond] = min(size, largest)
-    experts = {"expert": config.experts} if method.uses_experts else {}
-    return replace(target, sizes={**target.sizes, **bonds, **experts})
+def plan(place: Place, batched: Sequence[str]) -> Cut:
+    """The cut of a network at a target, contractions planned with the real sizes."""
+    return Cut(place.network, place.sizes, batched)
 
 
 def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size: int | None = None) -> int:
     """Closed form of `adapter.num_params()`, from sizes alone; `feature_size` is needed if factors are generated."""
-    method = get_method(config.method)
-    bound = [bind_sizes(t, config, method) for t in targets]
-    total = sum(target_network(method, t).num_params(t.sizes) for t in bound)
-    shapes = generated_shapes(config, method, bound)
+    placement = place(targets, config, method_of(config))
+    total = placement.num_params()
+    shapes = generated_shapes(config, placement)
     if shapes and feature_size is not None:
         condition, numels = config.condition, [prod(shape) for shape in shapes.values()]
         out = max(numels) if condition.heads == "shared" else sum(numels)
@@ -126,47 +104,42 @@ def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size:
     return total
 
 
-def generated_shapes(config: AdapterConfig, method: Method, targets: Sequence[Target]) -> dict[str, tuple[int, ...]]:
+def generated_shapes(config: AdapterConfig, placement: Placement) -> dict[str, tuple[int, ...]]:
     """Factor key -> shape of everything that the mapping net makes; empty for scope=constant."""
+    method = method_of(config)
     factors = method.generated if config.generated is None else config.generated
     if config.condition.scope == "constant":
         return {}
-    return {factor_key(t.path, f): target_network(method, t).shape(f, t.sizes) for t in targets for f in factors}
+    return {key: stored.shape for key, stored in placement.stored.items() if stored.factor in factors}
 
 
 def _check_factors(config: AdapterConfig, method: Method) -> None:
-    for option, names in (("generated", config.generated or ()), ("init", config.init)):
-        for name in names:
-            if name not in method.factors:
-                raise ValueError(
-                    f"method {method.name!r}: {option} names factor {name!r}{nearest(name, method.factors)}"
-                )
-    inits = {**method.init, **config.init}
-    zeros = [factor for factor, kind in inits.items() if kind == "zeros" and factor not in method.gates]
-    if len(zeros) > 1:
+    for name in config.generated or ():
+        if name not in method.factors:
+            raise ValueError(f"method {method.name!r}: generated names factor {name!r}{nearest(name, method.factors)}")
+    if config.tasks < 1 or (config.tasks > 1 and "task" not in method.network.modes):
         raise ValueError(
-            f"method {method.name!r}: factors {', '.join(zeros)} all start at zero, so no gradient would ever reach any"
+            f"method {method.name!r}: tasks={config.tasks}, expected {'at least 1' if config.tasks < 1 else '1'}"
+            + ("" if config.tasks < 1 else "; it has no task mode")
         )
 
 
-def _initial_factors(config: AdapterConfig, method: Method, targets: Sequence[Target]) -> dict[str, torch.Tensor]:
-    inits, factors = {**method.init, **config.init}, {}
-    for target in targets:
-        network = target_network(method, target)
-        for factor, modes in network.factors.items():
-            key = factor_key(target.path, factor)
-            factors[key] = initial(inits[factor], modes, network.shape(factor, target.sizes), config.seed, key)
-    return factors
+def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement: Placement) -> dict[str, torch.Tensor]:
+    return {
+        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key) for key, one in placement.stored.items()
+    }
 
 
-def _placement(model: nn.Module, targets: Sequence[Target]) -> tuple[torch.device, torch.dtype]:
+def _device_and_dtype(model: nn.Module, targets: Sequence[Target]) -> tuple[torch.device, torch.dtype]:
     weight = model.get_submodule(targets[0].path).weight
     return weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
-def _prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None, extractor: nn.Module | None) -> None:
+def _prepare_condition(
+    adapter: Adapter, kinds: Mapping[str, str], model: nn.Module, example: Inputs | None, extractor: nn.Module | None
+) -> None:
     config, condition = adapter.config, adapter.config.condition
-    shapes = generated_shapes(config, adapter.method, list(adapter.targets.values()))
+    shapes = generated_shapes(config, adapter.placement)
     if not shapes:
         return
     size = condition.feature_size
@@ -179,10 +152,8 @@ def _prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | Non
             size = adapter.features(example_input(network) if example is None else example).shape[1]
             adapter.config = replace(config, condition=replace(condition, feature_size=size))
     device, dtype = next(adapter.parameters()).device, next(adapter.parameters()).dtype
-    inits = {**adapter.method.init, **config.init}
-    silent = [
-        k for k in shapes if inits[k.rpartition(".")[2]] == "zeros" and k.rpartition(".")[2] not in adapter.method.gates
-    ]
+    factors = {key: adapter.placement.stored[key].factor for key in shapes}
+    silent = [key for key, f in factors.items() if kinds[f] == "zeros" and f not in adapter.method.gates]
     adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent).to(device, dtype)
 
 

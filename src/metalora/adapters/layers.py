@@ -162,8 +162,7 @@ class AdaptedEmbedding(AdaptedConv1D):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        values = self._owner[0].active
-        n = self._owner[0].count(self.target) if values is not None and self._owner[0].conditional else 1
+        n = self._owner[0].count(self.target)
         shared = n > 1 and x.ndim > 1 and len(x) == 1
         return super().forward(x.expand(n, *x.shape[1:]) if shared else x)
 

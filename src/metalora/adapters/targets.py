@@ -1,7 +1,7 @@
 """Targets: which weights of a model are adapted, and what their modes' sizes are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -12,14 +12,28 @@ from metalora.config import nearest
 PRESETS = ("all", "linear", "conv")
 
 
+FUSED = ("qkv", "c_attn", "in_proj", "Wqkv", "qkv_proj")  # one layer whose output is query, key and value in turn
+HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
+
+
 @dataclass(frozen=True)
 class Target:
-    """A weight to adapt: its module path, kind of layer, mode sizes and coordinates."""
+    """A weight to adapt.
+
+    sizes     its modes: in, out and, for convolutions, kh and kw
+    layer     the numbers of its layer in the model ("encoder.layer.3.output.dense": (3,)); None if it is in none
+    role      its path without them ("encoder.layer.*.output.dense"): the projection it is
+    parts     how many projections its output holds one after another: 3 for a fused qkv
+    head_dim  the size of an attention head, where the model says it
+    """
 
     path: str
     kind: str
     sizes: dict[str, int]
-    coords: dict[str, int] = field(default_factory=dict)
+    layer: tuple[int, ...] | None = None
+    role: str = ""
+    parts: int = 1
+    head_dim: int | None = None
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -112,16 +126,50 @@ def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude
     """The targets that a preset or patterns name, in the model's order.
 
     Presets `all`, `linear` and `conv` take every supported layer but the output head and embeddings, and leave out
-    grouped convolutions. A pattern is a glob of a module path or of its last components ("layer1.*.conv1", "query").
+    grouped convolutions. A pattern is a glob of a module path or of its last components ("layer1.*.conv1", "query");
+    several in one string are parted by commas.
     ValueError if nothing matches or a matched layer cannot be adapted.
     """
     if isinstance(targets, str) and targets in PRESETS:
         paths = _preset(model, targets)
     else:
-        paths = _patterned(model, [targets] if isinstance(targets, str) else list(targets))
+        paths = _patterned(model, targets.split(",") if isinstance(targets, str) else list(targets))
     paths = [path for path in paths if not any(_matches(path, pattern) for pattern in exclude)]
     if not paths:
         raise ValueError(f"targets {targets!r} (exclude {tuple(exclude)!r}) match nothing in {type(model).__name__}")
     order = {path: k for k, (path, _) in enumerate(model.named_modules())}
     modules = {path: model.get_submodule(path) for path in sorted(paths, key=order.__getitem__)}
-    return [Target(path, kind_of(m), mode_sizes(m, kind_of(m))) for path, m in modules.items()]
+    return [_target(model, path, module) for path, module in modules.items()]
+
+
+def _target(model: nn.Module, path: str, module: nn.Module) -> Target:
+    kind = kind_of(module)
+    sizes = mode_sizes(module, kind)
+    layer, role = _numbered(model, path)
+    fused = path.rpartition(".")[2] in FUSED and sizes["out"] == 3 * sizes["in"]
+    return Target(path, kind, sizes, layer, role, 3 if fused else 1, _head_dim(model, path))
+
+
+def _numbered(model: nn.Module, path: str) -> tuple[tuple[int, ...] | None, str]:
+    """The layer's numbers and the role: a number counts layers if its siblings are all of one class."""
+    parts, numbers = path.split("."), []
+    for k, part in enumerate(parts):
+        if part.isdigit():
+            siblings = list(model.get_submodule(".".join(path.split(".")[:k])).children())
+            if len({type(sibling) for sibling in siblings}) == 1:
+                numbers.append(int(part))
+                parts[k] = "*"
+    return tuple(numbers) or None, ".".join(parts)
+
+
+def _head_dim(model: nn.Module, path: str) -> int | None:
+    """From the nearest module above that says it, else from the model's config."""
+    names = path.split(".")
+    above = [model.get_submodule(".".join(names[:k])) for k in range(len(names) - 1, -1, -1)]
+    for owner in (*above, getattr(model, "config", None)):
+        for name in ("head_dim", "attention_head_size"):
+            if isinstance(getattr(owner, name, None), int):
+                return getattr(owner, name)
+    config = getattr(model, "config", None)
+    width, heads = getattr(config, "hidden_size", None), next((getattr(config, h, None) for h in HEADS), None)
+    return width // heads if width and heads else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,21 +11,32 @@ from torch import nn
 from metalora.config import nearest
 
 LIBRARIES = ("timm", "torchvision", "hf", "efficientnet-lite0")
+ARCHITECTURES = Path(__file__).with_name("architectures.json")
+
+
+def architectures() -> dict[str, dict]:
+    """The sizes of well-known transformers, by short name: what a plan needs, with no download."""
+    return json.loads(ARCHITECTURES.read_text())
 
 
 def load_model(name: str, *, weights: bool = True) -> nn.Module:
-    """A frozen-to-be model: timm:NAME or timm:NAME@CHECKPOINT, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0.
+    """A frozen-to-be model: timm:NAME or timm:NAME@CHECKPOINT, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0,
+    or the short name of a well-known transformer (roberta-base).
 
     weights=False builds the architecture only, with no download. ValueError for a name that is not known.
     """
     library, _, rest = name.partition(":")
+    known = architectures()
+    if name in known:
+        return _transformers(known[name]["hub"], True) if weights else _named(known[name])
     if library == "efficientnet-lite0":
         from metalora.training.backbones import efficientnet_lite0_imagenet
 
         return efficientnet_lite0_imagenet()
     if library not in LIBRARIES or not rest:
         raise ValueError(
-            f"model {name!r}: expected timm:NAME, torchvision:NAME or hf:FOLDER{nearest(library, LIBRARIES)}"
+            f"model {name!r}: expected timm:NAME, torchvision:NAME, hf:FOLDER or a known architecture"
+            f"{nearest(name if not rest else library, [*LIBRARIES, *known])}"
         )
     return {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}[library](rest, weights)
 
@@ -51,9 +63,18 @@ def _torchvision(name: str, weights: bool) -> nn.Module:
     return torchvision.models.get_model(name, weights="DEFAULT" if weights else None).eval()
 
 
+def _named(sizes: dict) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.for_model(**{key: value for key, value in sizes.items() if key != "hub"})
+    with torch.device("meta"):
+        return AutoModel.from_config(config).eval()
+
+
 def _transformers(name: str, weights: bool) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
+    name = name.removesuffix("/config.json")
     try:
         if weights:
             return AutoModel.from_pretrained(name).eval()

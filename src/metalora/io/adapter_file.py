@@ -60,7 +60,10 @@ def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]
         "version": VERSION,
         "config": to_dict(adapter.config),
         "method": {"name": adapter.method.name, "factors": dict(adapter.method.factors)},
-        "targets": {t.path: {"kind": t.kind, "sizes": t.sizes, "coords": t.coords} for t in adapter.targets.values()},
+        "targets": {
+            path: {"kind": one.target.kind, "sizes": {**one.sizes, **one.target.sizes}, "coords": one.coords}
+            for path, one in adapter.placement.places.items()
+        },
         "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,
         "num_params": adapter.num_params(),
         "base": {

@@ -1,10 +1,11 @@
 """What a method is: a declared network with its initialisation and scale."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
+from metalora.network.formats import tt
 from metalora.network.network import Network
 
 INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal")
@@ -18,7 +19,10 @@ class Method:
     formula       Delta W as printed in its paper, with its number
     factors       factor -> spec string; bonds are ranks
     init          factor -> one of INITS (what the sizes of the fans are is told by the modes)
-    count         closed form of the trainable numbers at one target, in I, O, K (kernel size), R (rank), N (experts)
+    count         closed form of the trainable numbers at one target, in I, O, K (kernel size), R (rank), N (experts);
+                  of a shared network in all, with L (layers), M (projections), H (heads), J (head size), T (tasks) too
+    folds         axis of the weight -> the modes it is cut into, slowest first ({"out": "head hdim"})
+    shared        one network for all targets, which index its coordinate modes; else one at each target
     generated     factors that a mapping net makes by default; their stored value is the condition-free c0
     gates         factors whose values pass through a softmax over the expert mode
     scale         "alpha/r": alpha over the configured rank (the largest, if there is one per bond); "alpha": alpha
@@ -33,6 +37,8 @@ class Method:
     factors: Mapping[str, str]
     init: Mapping[str, str]
     count: str
+    folds: Mapping[str, str] = field(default_factory=dict)
+    shared: bool = False
     generated: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     scale: Literal["alpha/r", "alpha"] = "alpha/r"
@@ -44,7 +50,22 @@ class Method:
     @cached_property
     def network(self) -> Network:
         """The parsed network; spec errors appear here, once."""
-        return Network.parse(self.factors)
+        return Network.parse(self.factors, self.folds)
+
+    def reordered(self, order: Sequence[str]) -> "Method":
+        """The same chain with its modes in another order; ValueError for a method that is no chain, or another order.
+
+        A factor keeps the initialisation of its mode; factors are named by their place.
+        """
+        own = {f: [m for m in term if m not in self.network.bonds] for f, term in self.network.factors.items()}
+        modes = {term[-1]: factor for factor, term in own.items() if term}
+        if dict(tt({f: " ".join(term) for f, term in own.items()})) != dict(self.factors):
+            raise ValueError(f"method {self.name!r}: it is no tensor train, so order={list(order)} means nothing")
+        if sorted(order) != sorted(modes):
+            raise ValueError(f"method {self.name!r}: order is {list(order)}, expected an order of {', '.join(modes)}")
+        names = {f"G{k}": modes[mode] for k, mode in enumerate(order, start=1)}
+        factors = tt({new: " ".join(own[old]) for new, old in names.items()})
+        return replace(self, factors=factors, init={new: self.init[old] for new, old in names.items()})
 
     def bond_sizes(self, rank: int | Mapping[str, int], experts: int) -> dict[str, int]:
         """The size of every bond for a rank (one number, or one per bond); ValueError for what cannot be."""

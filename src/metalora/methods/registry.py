@@ -1,7 +1,7 @@
 """All methods by name."""
 
-from metalora.config import nearest
-from metalora.methods import lora, metalora, moelora, multilora
+from metalora.config import AdapterConfig, nearest
+from metalora.methods import lora, metalora, metatt, moelora, multilora
 from metalora.methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -14,6 +14,10 @@ METHODS: dict[str, Method] = {
         metalora.METALORA_CP,
         metalora.METALORA_TR,
         metalora.METALORA_SQUARE,
+        metatt.METATT_4D,
+        metatt.METATT_5D,
+        metatt.METATT_4P1D,
+        metatt.METATT_6D,
     )
 }
 
@@ -28,3 +32,9 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}{nearest(name, METHODS)}")
     return METHODS[name]
+
+
+def method_of(config: AdapterConfig) -> Method:
+    """The method of a configuration, its chain in the order that the configuration asks for."""
+    method = get_method(config.method)
+    return method if config.order is None else method.reordered(config.order)

@@ -14,10 +14,19 @@ class Contraction:
     """An einsum over named modes whose pairwise order is planned at construction with the real sizes.
 
     `flops` is the planned cost in multiply-adds. Planning inside forward breaks graphs; replaying does not.
+    tail: (n, shape): the last n axes of the result are given another shape (folded modes put back together).
     """
 
-    def __init__(self, terms: Sequence[Modes], out: Modes, sizes: Mapping[str, int]):
+    def __init__(
+        self,
+        terms: Sequence[Modes],
+        out: Modes,
+        sizes: Mapping[str, int],
+        tail: tuple[int, tuple[int, ...]] = (0, ()),
+    ):
         self.terms, self.out = tuple(terms), tuple(out)
+        n, shape = tail
+        self.tail = tail if tuple(sizes[mode] for mode in out[len(out) - n :]) != tuple(shape) else (0, ())
         modes = dict.fromkeys(mode for term in terms for mode in term)
         letter = dict(zip(modes, ascii_letters, strict=False))
         *inputs, output = ["".join(letter[mode] for mode in term) for term in (*terms, out)]
@@ -35,7 +44,8 @@ class Contraction:
         pending = list(operands)
         for picked, equation in self.steps:
             pending.append(torch.einsum(equation, *[pending.pop(k) for k in picked]))
-        return pending[0]
+        n, shape = self.tail
+        return pending[0].reshape(*pending[0].shape[:-n], *shape) if n else pending[0]
 
     def __repr__(self) -> str:
         terms = ", ".join(" ".join(term) or "1" for term in self.terms)

@@ -1,44 +1,52 @@
 """The cut of a network between its input side and the rest."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from itertools import chain, combinations
 from math import prod
 
 from metalora.network.contraction import Contraction
 from metalora.network.network import Network, Sizes
-from metalora.network.spec import INPUT_MODES, OUTPUT_MODES, Modes
+from metalora.network.spec import INPUT_MODES, Modes
 
 
 class Cut:
     """Delta W = Left . Mid . Right, every contraction planned once with the real sizes.
 
-    Left:  inputs -> k   the factors with an input mode: a thin layer of the base's own kind
+    Left:  inputs -> k   the factors with an input mode: a thin layer of the base's own kind; factors between join them
+                         where that makes k smaller
     Mid:   k -> k'       the factors with neither input nor output mode
     Right: k' -> out     the factors with an output mode
-    `batched` names the factors that carry a leading batch mode (generated, or indexed per example).
+    `batched` names the factors that carry a leading batch mode (generated, or indexed per example). Folded axes come
+    out whole: the kernel as (*bonds, in, kh, kw), expand and fold as (*bonds, out).
     """
 
     def __init__(self, network: Network, sizes: Sizes, batched: Collection[str] = ()):
         terms = {f: (("batch",) if f in batched else ()) + tuple(modes) for f, modes in network.factors.items()}
         sizes = {"batch": 8, "token": 64, **sizes}
-        self.inputs = tuple(m for m in INPUT_MODES if any(m in term for term in terms.values()))
-        self.left = [f for f, term in terms.items() if set(term) & set(INPUT_MODES)]
-        self.right = [f for f, term in terms.items() if f not in self.left and "out" in term]
+        self._open = {*network.inputs, *network.outputs, "batch"}
+        self.left = self._left_side(network, terms, sizes, batched)
+        self.right = self._right_side(network, terms, sizes, batched)
         self.mid = [f for f in terms if f not in self.left and f not in self.right]
         self.left_batched, self.mid_batched, self.right_batched = (
             any(f in batched for f in side) for side in (self.left, self.mid, self.right)
         )
-        left_bonds = _bonds(terms, self.left, self.right + self.mid)
-        right_bonds = _bonds(terms, self.right, self.left + self.mid)
+        left_bonds = self._bonds(terms, self.left, self.right + self.mid)
+        right_bonds = self._bonds(terms, self.right, self.left + self.mid)
         self.left_shape = [sizes[b] for b in left_bonds]
         self.left_rank, self.right_rank = prod(self.left_shape), prod(sizes[b] for b in right_bonds)
         lefts, mids, rights = ([terms[f] for f in side] for side in (self.left, self.mid, self.right))
         left_batch, right_batch = (("batch",) if b else () for b in (self.left_batched, self.right_batched))
-        self.kernel = Contraction(lefts, (*left_batch, *left_bonds, *self.inputs), sizes)
+        inputs, outputs = network.inputs, network.outputs
+        folded = [prod(sizes[m] for m in network.folds.get(axis, (axis,)) if m in inputs) for axis in INPUT_MODES[:1]]
+        kernel_shape = (*folded, *(sizes[m] for m in inputs if m in INPUT_MODES[1:]))
+        out_shape = (prod(sizes[m] for m in outputs),)
+        self.kernel = Contraction(lefts, (*left_batch, *left_bonds, *inputs), sizes, (len(inputs), kernel_shape))
         hidden = ("batch", "token", *left_bonds)
         self.mix = Contraction([hidden, *mids], ("batch", "token", *right_bonds), sizes)
-        self.expand = Contraction(rights, (*right_batch, *right_bonds, "out"), sizes)
+        whole = (len(outputs), out_shape)
+        self.expand = Contraction(rights, (*right_batch, *right_bonds, *outputs), sizes, whole)
         fold_batch = ("batch",) if self.mid_batched or self.right_batched else ()
-        self.fold = Contraction(mids + rights, (*fold_batch, *left_bonds, "out"), sizes)
+        self.fold = Contraction(mids + rights, (*fold_batch, *left_bonds, *outputs), sizes, whole)
         self.fold_batched = bool(fold_batch)
 
     @property
@@ -46,8 +54,45 @@ class Cut:
         """k, the width of the cut: the rank of an exact LoRA export."""
         return self.left_rank
 
+    def _left_side(
+        self, network: Network, terms: Mapping[str, Modes], sizes: Sizes, batched: Collection[str]
+    ) -> list[str]:
+        """The factors with an input mode, joined by those between (none per example) that make k smaller."""
+        left = [f for f, term in terms.items() if set(term) & set(network.inputs)]
+        outputs = [f for f, term in terms.items() if set(term) & set(network.outputs)]
+        between = [f for f in terms if f not in (*left, *outputs, *batched)]
+        return self._narrowest(left, between, terms, lambda side, width: width, sizes)
 
-def _bonds(terms: Mapping[str, Modes], inside: list[str], outside: list[str]) -> Modes:
-    rest = {mode for f in outside for mode in terms[f]}
-    own = dict.fromkeys(mode for f in inside for mode in terms[f])
-    return tuple(mode for mode in own if mode in rest and mode not in ("batch", *INPUT_MODES, *OUTPUT_MODES))
+    def _right_side(
+        self, network: Network, terms: Mapping[str, Modes], sizes: Sizes, batched: Collection[str]
+    ) -> list[str]:
+        """The factors with an output mode, joined by those between that make k' smaller; much, if per example."""
+        right = [f for f, term in terms.items() if f not in self.left and set(term) & set(network.outputs)]
+        between = [f for f in terms if f not in (*self.left, *right)]
+        return self._narrowest(
+            right, between, terms, lambda side, width: width * (4 if any(f in batched for f in side) else 1), sizes
+        )
+
+    def _narrowest(
+        self,
+        side: list[str],
+        between: list[str],
+        terms: Mapping[str, Modes],
+        cost: Callable[[Collection[str], int], int],
+        sizes: Sizes,
+    ) -> list[str]:
+        """`side` with those of the factors between that cost the least, and of these the fewest."""
+
+        def weight(more: tuple[str, ...]) -> tuple[int, int]:
+            inside = [*side, *more]
+            width = prod(sizes[b] for b in self._bonds(terms, inside, [f for f in terms if f not in inside]))
+            return cost(more, width), len(more)
+
+        sides = chain.from_iterable(combinations(between, n) for n in range(len(between) + 1))
+        best = min(sides, key=weight)
+        return [f for f in terms if f in side or f in best]
+
+    def _bonds(self, terms: Mapping[str, Modes], inside: Collection[str], outside: Collection[str]) -> Modes:
+        rest = {mode for f in outside for mode in terms[f]}
+        own = dict.fromkeys(mode for f in inside for mode in terms[f])
+        return tuple(mode for mode in own if mode in rest and mode not in self._open)

@@ -1,34 +1,53 @@
 """A tensor network: factors over named modes; needs no torch."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
-from metalora.network.spec import INPUT_MODES, KNOWN_MODES, OUTPUT_MODES, Modes, parse_factors
+from metalora.network.spec import INPUT_MODES, KNOWN_MODES, Modes, parse_factors, parse_folds
 
 Sizes = Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Network:
-    """Factors over named modes; parsed once, from spec strings."""
+    """Factors over named modes, parsed once from spec strings; `folds` says which modes make up an axis."""
 
     factors: Mapping[str, Modes]
+    folds: Mapping[str, Modes] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, specs: Mapping[str, str]) -> "Network":
+    def parse(cls, specs: Mapping[str, str], folds: Mapping[str, str] | None = None) -> "Network":
         """Parse {"A": "in r", "B": "r out"}; ValueError quotes the spec, the factor and the offending mode."""
-        return cls(parse_factors(specs))
+        parsed = parse_folds(folds or {})
+        return cls(parse_factors(specs, parsed), parsed)
+
+    @property
+    def modes(self) -> Modes:
+        """Every mode, in order of appearance."""
+        return tuple(dict.fromkeys(mode for term in self.factors.values() for mode in term))
+
+    @property
+    def inputs(self) -> Modes:
+        """The modes of the input side, in the order of the weight's axes: in (or what it folds into), kh, kw."""
+        sides = [mode for axis in INPUT_MODES for mode in self.folds.get(axis, (axis,))]
+        return tuple(mode for mode in sides if mode in self.modes)
+
+    @property
+    def outputs(self) -> Modes:
+        """The modes of the output side: out, or what it folds into."""
+        return tuple(self.folds.get("out", ("out",)))
 
     @property
     def bonds(self) -> Modes:
         """Summed modes, in order of appearance."""
-        modes = dict.fromkeys(mode for term in self.factors.values() for mode in term)
-        return tuple(mode for mode in modes if mode not in KNOWN_MODES)
+        folded = {mode for modes in self.folds.values() for mode in modes}
+        return tuple(mode for mode in self.modes if mode not in KNOWN_MODES and mode not in folded)
 
-    def at(self, dropped: Collection[str]) -> "Network":
+    def at(self, dropped: Collection[str], folds: Mapping[str, Modes] | None = None) -> "Network":
         """The network that is left when modes are indexed away, or do not exist at a target (kh, kw of a Linear)."""
-        return Network({name: tuple(m for m in term if m not in dropped) for name, term in self.factors.items()})
+        kept = {name: tuple(m for m in term if m not in dropped) for name, term in self.factors.items()}
+        return Network(kept, self.folds if folds is None else folds)
 
     def shape(self, factor: str, sizes: Sizes) -> tuple[int, ...]:
         """The sizes of one factor's axes."""
@@ -39,6 +58,21 @@ class Network:
         return sum(prod(self.shape(factor, sizes)) for factor in self.factors)
 
     def max_rank(self, bond: str, sizes: Sizes) -> int:
-        """The largest useful size of a bond: no larger than the input side or the output side of the weight."""
-        sides = [prod(sizes.get(m, 1) for m in modes) for modes in (INPUT_MODES, OUTPUT_MODES)]
-        return min(sides)
+        """The largest useful size of a bond.
+
+        A bond that is the only link between two parts of the network: the smaller of their products of open modes.
+        Any other: the smaller of the weight's input and output sides.
+        """
+        parts = self._parts(bond)
+        if len(parts) != 2:
+            parts = [set(self.inputs), set(self.outputs)]
+        return min(prod(sizes.get(m, 1) for m in part if m not in self.bonds) for part in parts)
+
+    def _parts(self, bond: str) -> list[set[str]]:
+        """The modes of the connected parts that are left when a bond is cut."""
+        parts: list[set[str]] = []
+        for term in self.factors.values():
+            modes = set(term) - {bond}
+            joined = [part for part in parts if part & modes & {*self.bonds, "expert"}]
+            parts = [part for part in parts if part not in joined] + [modes.union(*joined)]
+        return parts

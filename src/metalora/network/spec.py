@@ -24,18 +24,28 @@ def parse_factor(name: str, spec: str) -> Modes:
     return modes
 
 
-def parse_factors(specs: Mapping[str, str]) -> dict[str, Modes]:
+def parse_folds(folds: Mapping[str, str]) -> dict[str, Modes]:
+    """{"out": "head hdim"}: the modes, slowest first, that an axis of the weight is cut into."""
+    for axis in folds:
+        if axis not in ("in", "out"):
+            raise ValueError(f"fold of {axis!r} ({folds[axis]!r}): only 'in' and 'out' are folded")
+    return {axis: parse_factor(f"fold of {axis}", spec) for axis, spec in folds.items()}
+
+
+def parse_factors(specs: Mapping[str, str], folds: Mapping[str, Modes]) -> dict[str, Modes]:
     """All factors of a network; a mode that is not known is a bond and must occur in two factors or more."""
     factors = {name: parse_factor(name, spec) for name, spec in specs.items()}
+    known = (*KNOWN_MODES, *(mode for modes in folds.values() for mode in modes))
     for name, modes in factors.items():
         for mode in modes:
             shared = sum(mode in other for other in factors.values())
-            if mode not in KNOWN_MODES and shared < 2:
+            if mode not in known and shared < 2:
                 raise ValueError(
                     f"factor {name!r} ({specs[name]!r}): {mode!r} occurs in no other factor, so it is not a bond, "
-                    f"and it is not a known mode either (known: {', '.join(KNOWN_MODES)})"
+                    f"and it is not a known mode either (known: {', '.join(known)})"
                 )
-    for side, modes in (("input", INPUT_MODES[:1]), ("output", OUTPUT_MODES)):
-        if not any(set(modes) & set(term) for term in factors.values()):
-            raise ValueError(f"network {dict(specs)}: no factor has the {side} mode {modes[0]!r}")
+    for side, axis in (("input", "in"), ("output", "out")):
+        for mode in folds.get(axis, (axis,)):
+            if not any(mode in term for term in factors.values()):
+                raise ValueError(f"network {dict(specs)}: no factor has the {side} mode {mode!r}")
     return factors
