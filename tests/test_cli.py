@@ -16,6 +16,7 @@ from metalora.config import load_yaml
 from metalora.experiments.config import RunConfig, TableConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only one sample available", "ignore:.*the condition is ignored")
+PLAN = "plan --model roberta-base --targets query,value"
 INSPECT = "inspect --model timm:resnet18"
 RUN = """
 suite: attributes
@@ -89,8 +90,8 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
     "methods": ("methods", 0, "metalora-tr"),
     "inspect a model": (f"{INSPECT} --rank 4", 0, "layer1.0.conv1"),
     "inspect says the size": (f"{INSPECT} --targets layer1.0.conv1", 0, "5,120 parameters at 1 targets"),
-    "plan": ("plan --method metatt-4d --model roberta-base --targets query,value --rank 8", 0, "13,184 parameters at 24"),
-    "plan as json": ("plan --model roberta-base --targets query,value --json", 0, '"parameters": 294912'),
+    "plan": (f"{PLAN} --method metatt-4d --rank 8", 0, "13,184 parameters at 24 targets"),
+    "plan as json": (f"{PLAN} --json", 0, '"parameters": 294912'),
     "inspect a file": ("inspect --file {}/adapter.safetensors", 0, '"layer1.0.conv1"'),
     "help": ("--help", 0, "Tensor-network adapters"),
     "help of a verb": ("train --help", 0, "RUN.yaml"),
