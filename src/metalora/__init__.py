@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from metalora.adapters.attach import adapter_of, attach, count_params, detach, merge, unmerge
     from metalora.adapters.checkpointing import checkpoint, checkpointing
     from metalora.adapters.conditioning import Condition
+    from metalora.adapters.sweep import sweep
     from metalora.adapters.targets import Target, find_targets
     from metalora.io.adapter_file import load, save
 
@@ -22,6 +23,7 @@ _HOMES = {
     "metalora.adapters.attach": ("adapter_of", "attach", "count_params", "detach", "merge", "unmerge"),
     "metalora.adapters.checkpointing": ("checkpoint", "checkpointing"),
     "metalora.adapters.conditioning": ("Condition",),
+    "metalora.adapters.sweep": ("sweep",),
     "metalora.adapters.targets": ("Target", "find_targets"),
     "metalora.io.adapter_file": ("load", "save"),
 }
@@ -44,6 +46,7 @@ __all__ = [
     "merge",
     "methods",
     "save",
+    "sweep",
     "unmerge",
 ]
 

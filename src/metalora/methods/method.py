@@ -52,14 +52,29 @@ class Method:
         """The parsed network; spec errors appear here, once."""
         return Network.parse(self.factors, self.folds)
 
+    @property
+    def _own_modes(self) -> dict[str, list[str]]:
+        return {f: [m for m in term if m not in self.network.bonds] for f, term in self.network.factors.items()}
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every factor shares one bond with the next, one with the one before, and none with any other."""
+        terms = [set(term) & set(self.network.bonds) for term in self.network.factors.values()]
+        links = [a & b for a, b in zip(terms, terms[1:], strict=False)]
+        return (
+            all(len(link) == 1 for link in links)
+            and sum(map(len, terms)) == 2 * len(links) == 2 * len(self.network.bonds)
+            and not self.uses_experts
+        )
+
     def reordered(self, order: Sequence[str]) -> "Method":
         """The same chain with its modes in another order; ValueError for a method that is no chain, or another order.
 
         A factor keeps the initialisation of its mode; factors are named by their place.
         """
-        own = {f: [m for m in term if m not in self.network.bonds] for f, term in self.network.factors.items()}
+        own = self._own_modes
         modes = {term[-1]: factor for factor, term in own.items() if term}
-        if dict(tt({f: " ".join(term) for f, term in own.items()})) != dict(self.factors):
+        if not self.is_chain or len(modes) != len(own):
             raise ValueError(f"method {self.name!r}: it is no tensor train, so order={list(order)} means nothing")
         if sorted(order) != sorted(modes):
             raise ValueError(f"method {self.name!r}: order is {list(order)}, expected an order of {', '.join(modes)}")
