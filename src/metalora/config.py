@@ -96,6 +96,27 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class RankScheduleConfig:
+    """After which optimiser steps the ranks fall, and to what: MetaTT's sweeps between AdamW steps."""
+
+    steps: tuple[int, ...] = ()
+    """numbers of optimiser steps after which a sweep is made"""
+    ranks: tuple[int, ...] = ()
+    """the rank after each of them; empty: r(i) = r_f + (r_0 - r_f) (1 - (i / N)^gamma), from the adapter's rank r_0"""
+    final: int = 0
+    """r_f"""
+    gamma: float = 2.0
+    rounding: Literal["round", "floor", "ceil"] = "round"
+    """of r(i) to a whole number"""
+    mode: Literal["round", "paper"] = "round"
+    """round: orthogonalise first; paper: Algorithm 1 as printed"""
+    gauge: Literal["left", "right", "balanced"] = "left"
+    """where the norm is after a sweep: in the last core, in the first, shared alike"""
+    state: Literal["reset", "carry"] = "reset"
+    """what becomes of the optimiser's moments"""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How an adapter is trained: AdamW with a one-cycle or constant rate."""
 
@@ -110,6 +131,8 @@ class TrainConfig:
     """share of the steps over which the one-cycle rate rises"""
     penalty: float = 0.01
     """weight of the mean square of c - c0"""
+    rank_schedule: RankScheduleConfig | None = None
+    """when and how ranks fall while training"""
     clip: float = 1.0
     """gradient norm, 0 for none"""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"

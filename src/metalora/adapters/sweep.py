@@ -59,23 +59,17 @@ def sweep(
     rank       of every bond (never above what it is), or one per bond; without a target nothing is truncated
     optimizer  whose moments of the changed factors are dropped (state="reset", the paper's way) or carried over by
                the change of basis (state="carry": exact for the mean without truncation, diagonal for the square)
+    Parameters stay the same objects, so let go of an earlier loss first (`del loss`): its graph has the old shapes.
     Bonds of a generated factor stay as they are. Under torch.distributed, process 0 decides.
     ValueError: a method that is no chain, a merged or untrained adapter, ranks that grow; nothing is changed.
     """
-    adapter = adapter_of(model)
-    if adapter is None:
-        raise ValueError(f"sweep: {type(model).__name__} has no adapter")
-    if adapter.merged:
-        raise ValueError("sweep: the adapter is merged; unmerge it first")
-    chains = _chains(adapter)
+    adapter, chains = _ready(model)
     if len(chains) > 1 and (tolerance or budget is not None):
         raise ValueError(f"sweep: the adapter has {len(chains)} chains of factors; give them a rank=... instead")
-    before = _bond_sizes(adapter)
-    wanted = _wanted(adapter, rank, before)
-    factors = adapter.factors
+    before, params, scale, factors = _bond_sizes(adapter), adapter.num_params(), adapter.scale, adapter.factors
+    wanted = _wanted(rank, before)
     if budget is not None:
-        swept = sum(factors[key].numel() for keys in chains[0].keys for key in keys)
-        budget -= adapter.num_params() - swept
+        budget -= params - sum(factors[key].numel() for keys in chains[0].keys for key in keys)
     moments = _moments(optimizer, factors) if state == "carry" else {}
     new, new_moments, error = {}, {name: {} for name in moments}, 0.0
     sizes: dict[str, int] = {}
@@ -83,30 +77,26 @@ def sweep(
         cores = _cores(chain, factors)
         ranks = [min(wanted[bond], core.shape[2]) for bond, core in zip(chain.bonds, cores, strict=False)]
         target = dict(ranks=ranks) if rank is not None else dict(tolerance=tolerance, budget=budget)
-        try:
-            found = _agreed(round_train(cores, mode=mode, gauge=gauge, **target))
-        except ValueError as problem:
-            raise ValueError(f"sweep of {chain.keys[0][0]!r} to {chain.keys[-1][0]!r}: {problem}") from None
+        found = _rounded(chain, cores, mode=mode, gauge=gauge, **target)
         error = max(error, _relative_error(cores, found.cores))
         new |= _split(chain, found.cores, factors)
         for name, tensors in moments.items():
             carried = _carried(cores, found.cores, _cores(chain, tensors), squared=name == "exp_avg_sq")
             new_moments[name] |= _split(chain, carried, factors)
-        for bond, size in zip(chain.bonds, found.ranks, strict=True):
-            sizes[bond] = max(size, sizes.get(bond, 0))
-    params = adapter.num_params()
+        sizes |= {b: max(n, sizes.get(b, 0)) for b, n in zip(chain.bonds, found.ranks, strict=True)}
     sizes = {**before, **sizes}
     resize(adapter, sizes, new)
+    for key in new:
+        if adapter.placement.stored[key].factor == chains[0].factors[-1]:
+            factors[key].mul_(scale / adapter.scale)  # alpha / r rises as r falls
     if optimizer is not None:
-        _tell(optimizer, [factors[key] for key in new], {
-            name: [tensors[key] for key in new] for name, tensors in new_moments.items()
-        })  # fmt: skip
+        _tell(optimizer, {key: factors[key] for key in new}, new_moments)
     return SweepReport(before, sizes, params, adapter.num_params(), error)
 
 
 @torch.no_grad()
 def resize(adapter: Adapter, rank: int | Mapping[str, int], tensors: Mapping[str, Tensor]) -> None:
-    """Give the adapter other ranks and the factors that fit them; a scale alpha / r keeps its Delta W.
+    """Give the adapter other ranks and the factors that fit them.
 
     Parameters stay the same objects, with other data: optimisers and the like keep their references.
     """
@@ -116,15 +106,32 @@ def resize(adapter: Adapter, rank: int | Mapping[str, int], tensors: Mapping[str
         shape = tuple(tensors[key].shape) if key in tensors else tuple(adapter.factors[key].shape)
         if shape != stored.shape:
             raise ValueError(f"factor {key!r}: shape {shape} does not fit rank {rank}, which makes it {stored.shape}")
-    scale = adapter.scale
     adapter.config, adapter.placement = config, placement
-    last = list(adapter.method.factors)[-1]
     for key, value in tensors.items():
-        ratio = scale / adapter.scale if placement.stored[key].factor == last else 1.0
         parameter = adapter.factors[key]
-        parameter.data, parameter.grad = (value * ratio).to(parameter.dtype).contiguous(), None
+        parameter.data, parameter.grad = value.to(parameter).contiguous(), None
     for path, layer in adapter.layers.items():
         layer.cut = plan(placement.places[path], adapter.per_example)
+
+
+def _ready(model: nn.Module) -> tuple[Adapter, list[Chain]]:
+    adapter = adapter_of(model)
+    if adapter is None:
+        raise ValueError(f"sweep: {type(model).__name__} has no adapter")
+    if adapter.merged:
+        raise ValueError("sweep: the adapter is merged; unmerge it first")
+    return adapter, _chains(adapter)
+
+
+def _rounded(chain: Chain, cores: Sequence[Tensor], **target: Any) -> Rounded:
+    """`round_train`, its errors with the name of the chain; under torch.distributed, what process 0 found."""
+    try:
+        found = [round_train(cores, **target)]
+    except ValueError as problem:
+        raise ValueError(f"sweep of {chain.keys[0][0]!r} to {chain.keys[-1][0]!r}: {problem}") from None
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 # ---- from factors to trains and back --------------------------------------------------------------------------------
@@ -212,7 +219,7 @@ def _bond_sizes(adapter: Adapter) -> dict[str, int]:
     return found
 
 
-def _wanted(adapter: Adapter, rank: int | Mapping[str, int] | None, now: dict[str, int]) -> dict[str, int]:
+def _wanted(rank: int | Mapping[str, int] | None, now: dict[str, int]) -> dict[str, int]:
     if rank is None:
         return now
     if isinstance(rank, Mapping):
@@ -237,15 +244,6 @@ def _relative_error(old: Sequence[Tensor], new: Sequence[Tensor]) -> float:
         cross = torch.einsum("ab,anc,bnd->cd", cross, a, b)
     square = norm(old) ** 2 - 2 * float(cross) + norm(new) ** 2
     return max(square, 0.0) ** 0.5 / norm(old)
-
-
-def _agreed(found: Rounded) -> Rounded:
-    """What process 0 found, in every process of a group."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return found
-    shared = [found]
-    torch.distributed.broadcast_object_list(shared, src=0)
-    return shared[0]
 
 
 # ---- the optimiser --------------------------------------------------------------------------------------------------
@@ -275,9 +273,9 @@ def _carried(old: Sequence[Tensor], new: Sequence[Tensor], moment: Sequence[Tens
     return carried
 
 
-def _tell(optimizer: Any, parameters: Sequence[nn.Parameter], moments: Mapping[str, Sequence[Tensor]]) -> None:
-    for k, parameter in enumerate(parameters):
+def _tell(optimizer: Any, parameters: Mapping[str, nn.Parameter], moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+    for key, parameter in parameters.items():
         if not moments:
             optimizer.state.pop(parameter, None)
         for name, tensors in moments.items():
-            optimizer.state[parameter][name] = tensors[k].to(parameter.dtype).contiguous()
+            optimizer.state[parameter][name] = tensors[key].to(parameter).contiguous()

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.sweep import resize
 from metalora.config import TrainConfig, to_dict
 from metalora.files import write_atomically
+from metalora.training.rank_schedule import RankSchedule
 
 StepLoss = Callable[[int], Tensor]
 
@@ -35,7 +37,8 @@ def fit(
 
     step_loss(step) makes its batch from the step's number and returns the loss; random numbers inside are seeded by
     (seed, step), so a run that is cut off and resumed from `checkpoint` ends in the same bits. The backbone stays in
-    eval mode and frozen. Ctrl-C writes the checkpoint and raises KeyboardInterrupt. ValueError: a loss not finite.
+    eval mode and frozen. Of several processes each makes its own batches, and gradients are averaged. Ctrl-C writes the
+    checkpoint and raises KeyboardInterrupt. ValueError: a loss not finite.
     """
     from accelerate import Accelerator
 
@@ -46,6 +49,7 @@ def fit(
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     scheduler = _schedule(optimizer, config)
     optimizer = accelerator.prepare(optimizer)
+    ranks = RankSchedule(model, config.rank_schedule) if config.rank_schedule is not None else None
     run = _Run(adapter, optimizer, scheduler, checkpoint, seed, config)
     losses = run.resume()
     try:
@@ -57,10 +61,14 @@ def fit(
                 losses.append(_finite(loss, step))
                 optimizer.zero_grad()
                 accelerator.backward(loss)
+                del loss  # a graph that is alive would keep the shapes that a sweep changes
+                _average_gradients(adapter, accelerator.num_processes)
                 if config.clip:
                     accelerator.clip_grad_norm_(adapter.parameters(), config.clip)
                 optimizer.step()
                 scheduler.step()
+                if ranks is not None:
+                    ranks.after(step + 1, optimizer)
                 if on_step is not None:
                     on_step(step, losses[-1])
                 if stopped:
@@ -72,6 +80,18 @@ def fit(
         raise
     adapter.eval()
     return losses
+
+
+def _average_gradients(adapter: Adapter, processes: int) -> None:
+    """One all-reduce of an adapter's few gradients: no wrapper around the model, and ranks may change between steps."""
+    if processes == 1:
+        return
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in adapter.parameters()]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    parts = (flat / processes).split([gradient.numel() for gradient in gradients])
+    for parameter, part in zip(adapter.parameters(), parts, strict=True):
+        parameter.grad = part.view_as(parameter)
 
 
 @contextlib.contextmanager
@@ -126,7 +146,9 @@ class _Run:
         buffer = io.BytesIO()
         state = {
             "identity": self.identity,
-            "adapter": self.adapter.state_dict(),
+            "rank": self.adapter.config.rank,
+            "factors": {key: value.detach() for key, value in self.adapter.factors.items()},
+            "conditioner": self.adapter.conditioner.state_dict() if self.adapter.conditioner is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "losses": losses,
@@ -147,7 +169,9 @@ class _Run:
             ) from None
         if not isinstance(state, dict) or state.get("identity") != self.identity:
             raise ValueError(f"{self.path}: made by another run (configuration or seed differ); delete it to restart")
-        self.adapter.load_state_dict(state["adapter"])
+        resize(self.adapter, state["rank"], state["factors"])
+        if state["conditioner"] is not None:
+            self.adapter.conditioner.load_state_dict(state["conditioner"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         return state["losses"]
