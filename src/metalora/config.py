@@ -118,7 +118,7 @@ class RankScheduleConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How an adapter is trained: AdamW with a one-cycle or constant rate."""
+    """How an adapter is trained, by AdamW."""
 
     steps: int = 1500
     lr: float = 5e-3
@@ -126,9 +126,10 @@ class TrainConfig:
     mapping_lr_ratio: float = 0.2
     """learning rate of the mapping net, over that of the factors"""
     weight_decay: float = 0.0
-    schedule: Literal["onecycle", "constant"] = "onecycle"
+    schedule: Literal["onecycle", "linear", "constant"] = "onecycle"
+    """of the learning rate; linear rises over the warm-up and falls to zero"""
     warmup: float = 0.3
-    """share of the steps over which the one-cycle rate rises"""
+    """share of the steps over which the rate rises"""
     penalty: float = 0.01
     """weight of the mean square of c - c0"""
     rank_schedule: RankScheduleConfig | None = None

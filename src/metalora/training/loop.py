@@ -7,7 +7,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,16 @@ StepLoss = Callable[[int], Tensor]
 
 def fit(
     model: nn.Module,
-    adapter: Adapter,
+    adapter: Adapter | None,
     step_loss: StepLoss,
     config: TrainConfig,
     *,
+    also: nn.Module | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Train the adapter and return the loss of every step.
+    """Train the adapter, and what requires a gradient in `also` (a head, or the whole model), and return all losses.
 
     step_loss(step) makes its batch from the step's number and returns the loss; random numbers inside are seeded by
     (seed, step), so a run that is cut off and resumed from `checkpoint` ends in the same bits. The backbone stays in
@@ -44,13 +45,12 @@ def fit(
 
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     model.eval()
-    adapter.train()
-    groups = adapter.parameter_groups(config.lr, config.mapping_lr_ratio)
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    trained = _Trained(adapter, also)
+    optimizer = torch.optim.AdamW(trained.groups(config), weight_decay=config.weight_decay)
     scheduler = _schedule(optimizer, config)
     optimizer = accelerator.prepare(optimizer)
     ranks = RankSchedule(model, config.rank_schedule) if config.rank_schedule is not None else None
-    run = _Run(adapter, optimizer, scheduler, checkpoint, seed, config)
+    run = _Run(trained, optimizer, scheduler, checkpoint, seed, config)
     losses = run.resume()
     try:
         with _deferred_interrupt() as stopped:
@@ -62,9 +62,9 @@ def fit(
                 optimizer.zero_grad()
                 accelerator.backward(loss)
                 del loss  # a graph that is alive would keep the shapes that a sweep changes
-                _average_gradients(adapter, accelerator.num_processes)
+                _average_gradients(trained.parameters, accelerator.num_processes)
                 if config.clip:
-                    accelerator.clip_grad_norm_(adapter.parameters(), config.clip)
+                    accelerator.clip_grad_norm_(trained.parameters, config.clip)
                 optimizer.step()
                 scheduler.step()
                 if ranks is not None:
@@ -78,19 +78,66 @@ def fit(
     except KeyboardInterrupt:
         run.save(losses[: scheduler.last_epoch])
         raise
-    adapter.eval()
+    if adapter is not None:
+        adapter.eval()
     return losses
 
 
-def _average_gradients(adapter: Adapter, processes: int) -> None:
-    """One all-reduce of an adapter's few gradients: no wrapper around the model, and ranks may change between steps."""
+class _Trained:
+    """What a run trains: an adapter, other parameters by name, or both."""
+
+    def __init__(self, adapter: Adapter | None, also: nn.Module | None):
+        self.adapter = adapter
+        own = {id(p) for p in adapter.parameters()} if adapter is not None else set()
+        named = also.named_parameters() if also is not None else ()
+        self.others = {name: p for name, p in named if p.requires_grad and id(p) not in own}
+        if adapter is not None:
+            adapter.train()
+        elif not self.others:
+            raise ValueError("nothing to train: there is no adapter, and nothing else requires a gradient")
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [*(self.adapter.parameters() if self.adapter is not None else ()), *self.others.values()]
+
+    def groups(self, config: TrainConfig) -> list[dict[str, Any]]:
+        groups = [] if self.adapter is None else self.adapter.parameter_groups(config.lr, config.mapping_lr_ratio)
+        return groups + ([{"params": list(self.others.values()), "lr": config.lr}] if self.others else [])
+
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"others": {name: p.detach() for name, p in self.others.items()}}
+        if self.adapter is not None:
+            found["rank"] = self.adapter.config.rank
+            found["factors"] = {key: value.detach() for key, value in self.adapter.factors.items()}
+            if self.adapter.conditioner is not None:
+                found["conditioner"] = self.adapter.conditioner.state_dict()
+        return found
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        for name, value in state["others"].items():
+            self.others[name].copy_(value)
+        if self.adapter is not None:
+            resize(self.adapter, state["rank"], state["factors"])
+            if self.adapter.conditioner is not None:
+                self.adapter.conditioner.load_state_dict(state["conditioner"])
+
+    def identity(self) -> list[Any]:
+        shapes = {name: list(p.shape) for name, p in self.others.items()}
+        if self.adapter is None:
+            return [shapes]
+        return [to_dict(self.adapter.config), self.adapter.num_params(), shapes]
+
+
+def _average_gradients(parameters: Sequence[nn.Parameter], processes: int) -> None:
+    """One all-reduce of the few gradients: no wrapper around the model, and ranks may change between steps."""
     if processes == 1:
         return
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in adapter.parameters()]
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
     parts = (flat / processes).split([gradient.numel() for gradient in gradients])
-    for parameter, part in zip(adapter.parameters(), parts, strict=True):
+    for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
 
 
@@ -124,6 +171,12 @@ def _finite(loss: Tensor, step: int) -> float:
 def _schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Any:
     if config.schedule == "constant":
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    if config.schedule == "linear":
+        rise = max(1, round(config.warmup * config.steps))
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: min((step + 1) / rise, max(0.0, (config.steps - step) / max(1, config.steps - rise))),
+        )
     rates = [group["lr"] for group in optimizer.param_groups]
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=rates, total_steps=config.steps + 1, pct_start=config.warmup
@@ -133,10 +186,10 @@ def _schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Any:
 class _Run:
     """The state of a run that a checkpoint holds."""
 
-    def __init__(self, adapter, optimizer, scheduler, path, seed: int, config: TrainConfig):
-        self.adapter, self.optimizer, self.scheduler = adapter, optimizer, scheduler
+    def __init__(self, trained: _Trained, optimizer, scheduler, path, seed: int, config: TrainConfig):
+        self.trained, self.optimizer, self.scheduler = trained, optimizer, scheduler
         self.path = None if path is None else Path(path)
-        self.identity = json.dumps([seed, to_dict(config), to_dict(adapter.config), adapter.num_params()])
+        self.identity = json.dumps([seed, to_dict(config), *trained.identity()])
 
     def save(self, losses: list[float]) -> None:
         if self.path is None:
@@ -146,9 +199,7 @@ class _Run:
         buffer = io.BytesIO()
         state = {
             "identity": self.identity,
-            "rank": self.adapter.config.rank,
-            "factors": {key: value.detach() for key, value in self.adapter.factors.items()},
-            "conditioner": self.adapter.conditioner.state_dict() if self.adapter.conditioner is not None else None,
+            **self.trained.state(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "losses": losses,
@@ -169,9 +220,7 @@ class _Run:
             ) from None
         if not isinstance(state, dict) or state.get("identity") != self.identity:
             raise ValueError(f"{self.path}: made by another run (configuration or seed differ); delete it to restart")
-        resize(self.adapter, state["rank"], state["factors"])
-        if state["conditioner"] is not None:
-            self.adapter.conditioner.load_state_dict(state["conditioner"])
+        self.trained.restore(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         return state["losses"]
