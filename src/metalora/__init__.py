@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metalora.adapters.conditioning import Condition
     from metalora.adapters.sweep import sweep
     from metalora.adapters.targets import Target, find_targets
+    from metalora.adapters.tasks import new_task
     from metalora.io.adapter_file import load, save
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ _HOMES = {
     "metalora.adapters.conditioning": ("Condition",),
     "metalora.adapters.sweep": ("sweep",),
     "metalora.adapters.targets": ("Target", "find_targets"),
+    "metalora.adapters.tasks": ("new_task",),
     "metalora.io.adapter_file": ("load", "save"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
@@ -45,6 +47,7 @@ __all__ = [
     "load",
     "merge",
     "methods",
+    "new_task",
     "save",
     "sweep",
     "unmerge",

@@ -125,6 +125,8 @@ class TrainConfig:
     """learning rate of the factors"""
     mapping_lr_ratio: float = 0.2
     """learning rate of the mapping net, over that of the factors"""
+    factor_lr_ratio: dict[str, float] = field(default_factory=dict)
+    """learning rate of single factors, over that of the others"""
     weight_decay: float = 0.0
     schedule: Literal["onecycle", "linear", "constant"] = "onecycle"
     """of the learning rate; linear rises over the warm-up and falls to zero"""

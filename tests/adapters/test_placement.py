@@ -271,3 +271,13 @@ def test_init_codes():
     for layer in range(LAYERS):
         torch.testing.assert_close(g2[:, layer] @ g2[:, layer].T, torch.eye(2).double(), rtol=0, atol=1e-6)
     assert torch.equal(g3[:, 0], torch.eye(2).double())
+
+
+def test_learning_rates_by_factor():
+    net, adapter = attached(targets=("query", "up"))
+    groups = adapter.parameter_groups(0.1, factor_lr_ratio={"G1": 4.0, "G4": 0.5})
+    found = {id(p): group["lr"] for group in groups for p in group["params"]}
+    want = {"G1": 0.4, "G2": 0.1, "G3": 0.1, "G4.6": 0.05, "G4.12": 0.05}
+    assert {key: found[id(value)] for key, value in adapter.factors.items()} == pytest.approx(want)
+    with pytest.raises(ValueError, match="factor_lr_ratio names 'G7'"):
+        adapter.parameter_groups(0.1, factor_lr_ratio={"G7": 1.0})

@@ -32,6 +32,7 @@ class Adapter(nn.Module):
         self.targets = {path: place.target for path, place in placement.places.items()}
         self.generated = tuple(method.generated if config.generated is None else config.generated)
         self._bank = nn.ParameterDict({_slot(key): nn.Parameter(value) for key, value in factors.items()})
+        self.fresh = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
         self._stacks = _stack_axes(placement)
         self._slices: dict[str, tuple[Tensor, ...]] | None = None  # while a forward runs: stacked factors, cut once
         self.rank_dropout = nn.Dropout(config.dropout)
@@ -91,14 +92,25 @@ class Adapter(nn.Module):
 
     def num_params(self) -> int:
         """Trainable numbers: the factors of every target and the mapping net."""
-        return sum(p.numel() for p in self.parameters())
+        made = self.conditioner.parameters() if self.conditioner is not None else ()
+        return sum(p.numel() for p in (*self._bank.parameters(), *made))
 
-    def parameter_groups(self, lr: float, mapping_lr_ratio: float = 0.2) -> list[dict[str, Any]]:
-        """Optimiser groups: the factors at `lr`, the mapping net at `mapping_lr_ratio` of it."""
-        groups = [{"params": list(self._bank.parameters()), "lr": lr}]
+    def parameter_groups(
+        self, lr: float, mapping_lr_ratio: float = 0.2, factor_lr_ratio: Mapping[str, float] | None = None
+    ) -> list[dict[str, Any]]:
+        """Optimiser groups: the factors at `lr`, some at a ratio of it, the mapping net at `mapping_lr_ratio` of it."""
+        ratios = factor_lr_ratio or {}
+        for factor in ratios:
+            if factor not in self.method.factors:
+                raise ValueError(f"factor_lr_ratio names {factor!r}{nearest(factor, self.method.factors)}")
+        groups: dict[float, list[nn.Parameter]] = {}
+        for bank in (self._bank, self.fresh):
+            for key, stored in self.placement.stored.items():
+                if _slot(key) in bank:
+                    groups.setdefault(ratios.get(stored.factor, 1.0), []).append(bank[_slot(key)])
         if self.conditioner is not None:
-            groups.append({"params": list(self.conditioner.parameters()), "lr": lr * mapping_lr_ratio})
-        return groups
+            groups.setdefault(mapping_lr_ratio, []).extend(self.conditioner.parameters())
+        return [{"params": params, "lr": lr * ratio} for ratio, params in groups.items()]
 
     # ---- reading factors -------------------------------------------------------------------------------------------
     def read(self, target: Target, values: Values | None = None) -> dict[str, Tensor]:
@@ -180,11 +192,24 @@ class Adapter(nn.Module):
             wrong = index[(index < 0) | (index >= self.config.tasks)]
             if index.is_floating_point() or len(wrong):
                 raise ValueError(f"task {(wrong if len(wrong) else index)[0]}: expected 0..{self.config.tasks - 1}")
-        values = {
-            key: self._bank[_slot(key)].index_select(axis, index).movedim(axis, 0)
-            for key, axis in self.task_keys.items()
-        }
+        values = {}
+        for key, axis in self.task_keys.items():
+            values[key] = self._bank[_slot(key)].index_select(axis, index).movedim(axis, 0)
+            if len(self.fresh):
+                newest = (index == self.config.tasks - 1).reshape(-1, *[1] * (values[key].ndim - 1))
+                values[key] = torch.where(newest, self.fresh[_slot(key)], values[key])
         return Condition(values, index[:, None].float(), torch.zeros((), device=index.device))
+
+    def begin_task(self, slices: Mapping[str, nn.Parameter]) -> None:
+        """Read the newest task's slices from these parameters, by factor key, until `end_task`."""
+        self.fresh.update({_slot(key): value for key, value in slices.items()})
+
+    @torch.no_grad()
+    def end_task(self) -> None:
+        """Write the slices of `begin_task` where they belong."""
+        for key, axis in self.task_keys.items():
+            self._bank[_slot(key)].select(axis, self.config.tasks - 1).copy_(self.fresh[_slot(key)])
+        self.fresh.clear()
 
     def neutral(self) -> Condition:
         """The condition c0 that no feature has changed."""

@@ -74,7 +74,7 @@ class Method:
         """
         own = self._own_modes
         modes = {term[-1]: factor for factor, term in own.items() if term}
-        if not self.is_chain or len(modes) != len(own):
+        if not self.shared or not self.is_chain or len(modes) != len(own):
             raise ValueError(f"method {self.name!r}: it is no tensor train, so order={list(order)} means nothing")
         if sorted(order) != sorted(modes):
             raise ValueError(f"method {self.name!r}: order is {list(order)}, expected an order of {', '.join(modes)}")

@@ -101,7 +101,9 @@ class _Trained:
         return [*(self.adapter.parameters() if self.adapter is not None else ()), *self.others.values()]
 
     def groups(self, config: TrainConfig) -> list[dict[str, Any]]:
-        groups = [] if self.adapter is None else self.adapter.parameter_groups(config.lr, config.mapping_lr_ratio)
+        groups = []
+        if self.adapter is not None:
+            groups = self.adapter.parameter_groups(config.lr, config.mapping_lr_ratio, config.factor_lr_ratio)
         return groups + ([{"params": list(self.others.values()), "lr": config.lr}] if self.others else [])
 
     def state(self) -> dict[str, Any]:
@@ -109,6 +111,7 @@ class _Trained:
         if self.adapter is not None:
             found["rank"] = self.adapter.config.rank
             found["factors"] = {key: value.detach() for key, value in self.adapter.factors.items()}
+            found["fresh"] = self.adapter.fresh.state_dict()
             if self.adapter.conditioner is not None:
                 found["conditioner"] = self.adapter.conditioner.state_dict()
         return found
@@ -119,6 +122,7 @@ class _Trained:
             self.others[name].copy_(value)
         if self.adapter is not None:
             resize(self.adapter, state["rank"], state["factors"])
+            self.adapter.fresh.load_state_dict(state["fresh"])
             if self.adapter.conditioner is not None:
                 self.adapter.conditioner.load_state_dict(state["conditioner"])
 
