@@ -32,6 +32,7 @@ class Adapter(nn.Module):
         self.targets = {path: place.target for path, place in placement.places.items()}
         self.generated = tuple(method.generated if config.generated is None else config.generated)
         self._bank = nn.ParameterDict({_slot(key): nn.Parameter(value) for key, value in factors.items()})
+        self._per_example: tuple[str, ...] | None = None
         self.fresh = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
         self._stacks = _stack_axes(placement)
         self._slices: dict[str, tuple[Tensor, ...]] | None = None  # while a forward runs: stacked factors, cut once
@@ -86,9 +87,15 @@ class Adapter(nn.Module):
     @property
     def per_example(self) -> tuple[str, ...]:
         """The factors that differ by example: generated, or indexed by a task."""
-        found = dict.fromkeys(self.generated if self.conditional else ())
-        found |= dict.fromkeys(self.placement.stored[key].factor for key in self.task_keys)
-        return tuple(found)
+        if self._per_example is None:
+            found = dict.fromkeys(self.generated if self.conditional else ())
+            found |= dict.fromkeys(self.placement.stored[key].factor for key in self.task_keys)
+            self._per_example = tuple(found)
+        return self._per_example
+
+    def replace(self, config: AdapterConfig, placement: Placement) -> None:
+        """Take another configuration and the placement that fits it; the caller gives the factors their new shapes."""
+        self.config, self.placement, self._per_example = config, placement, None
 
     def num_params(self) -> int:
         """Trainable numbers: the factors of every target and the mapping net."""

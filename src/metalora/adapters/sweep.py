@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, plan
 from metalora.adapters.placement import Stored, place
-from metalora.config import nearest
+from metalora.config import AdapterConfig, nearest
 from metalora.network.rounding import Gauge, Mode, Rounded, norm, round_train
 
 State = Literal["reset", "carry"]
@@ -85,7 +85,7 @@ def sweep(
             new_moments[name] |= _split(chain, carried, factors)
         sizes |= {b: max(n, sizes.get(b, 0)) for b, n in zip(chain.bonds, found.ranks, strict=True)}
     sizes = {**before, **sizes}
-    resize(adapter, sizes, new)
+    resize(adapter, replace(adapter.config, rank=sizes), new)
     for key in new:
         if adapter.placement.stored[key].factor == chains[0].factors[-1]:
             factors[key].mul_(scale / adapter.scale)  # alpha / r rises as r falls
@@ -95,18 +95,17 @@ def sweep(
 
 
 @torch.no_grad()
-def resize(adapter: Adapter, rank: int | Mapping[str, int], tensors: Mapping[str, Tensor]) -> None:
-    """Give the adapter other ranks and the factors that fit them.
+def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Give the adapter a configuration of other ranks or tasks, and the factors that fit it.
 
     Parameters stay the same objects, with other data: optimisers and the like keep their references.
     """
-    config = replace(adapter.config, rank=dict(rank) if isinstance(rank, Mapping) else rank)
     placement = place(list(adapter.targets.values()), config, adapter.method)
     for key, stored in placement.stored.items():
         shape = tuple(tensors[key].shape) if key in tensors else tuple(adapter.factors[key].shape)
         if shape != stored.shape:
-            raise ValueError(f"factor {key!r}: shape {shape} does not fit rank {rank}, which makes it {stored.shape}")
-    adapter.config, adapter.placement = config, placement
+            raise ValueError(f"factor {key!r}: shape {shape} does not fit, expected {stored.shape}")
+    adapter.replace(config, placement)
     for key, value in tensors.items():
         parameter = adapter.factors[key]
         parameter.data, parameter.grad = value.to(parameter).contiguous(), None

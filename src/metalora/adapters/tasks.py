@@ -36,8 +36,7 @@ def new_task(adapter: Adapter, like: int | None = None) -> Iterator[int]:
         starts[key] = factor.mean(axis) if like is None else factor.select(axis, like)
         larger[key] = torch.cat([factor, starts[key].unsqueeze(axis)], axis)
     required = {id(p): p.requires_grad for p in adapter.parameters()}
-    adapter.config = replace(adapter.config, tasks=tasks + 1)
-    resize(adapter, adapter.config.rank, larger)
+    resize(adapter, replace(adapter.config, tasks=tasks + 1), larger)
     adapter.requires_grad_(False)
     adapter.begin_task({key: nn.Parameter(value.clone()) for key, value in starts.items()})
     try:

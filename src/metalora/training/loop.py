@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ class _Trained:
         for name, value in state["others"].items():
             self.others[name].copy_(value)
         if self.adapter is not None:
-            resize(self.adapter, state["rank"], state["factors"])
+            resize(self.adapter, replace(self.adapter.config, rank=state["rank"]), state["factors"])
             self.adapter.fresh.load_state_dict(state["fresh"])
             if self.adapter.conditioner is not None:
                 self.adapter.conditioner.load_state_dict(state["conditioner"])
