@@ -175,3 +175,11 @@ def test_the_demo_of_other_methods_ends_well(tmp_path, monkeypatch):
     rows = [made_up("lora", 0)]
     monkeypatch.setattr(tables, "run_all", lambda *_, **__: rows)
     tables.run_table(TableConfig(methods=("lora",)), tmp_path, workers=1, demo=True, as_json=False)
+
+
+def test_rows_at_a_rate_that_validation_did_not_choose_are_left_out():
+    choice = [made_up("lora", 1000, "cue", score, "val", lr) for lr, score in ((0.01, 0.1), (0.02, 0.2))]
+    tests = [made_up("lora", seed, "cue", 0.3, lr=lr) for lr in (0.01, 0.02) for seed in (0, 1)]
+    table = TableConfig(suite="cue")
+    assert [row["config"]["train"]["lr"] for row in rows_of(choice + tests, table)] == [0.02, 0.02]
+    assert rows_of(tests, table) == tests  # no choice was made: all are kept

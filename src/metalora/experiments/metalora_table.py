@@ -153,20 +153,30 @@ def chosen_rates(rows: list[dict], suite: str) -> dict[str, float]:
 
 
 def rows_of(rows: list[dict], table: TableConfig) -> list[dict]:
-    """The test rows of this suite, data, backbone and trained notions; ValueError if there is none."""
+    """The test rows of this suite, data, backbone and trained notions; ValueError if there is none.
+
+    Where the rows hold a choice on the validation split, those at a learning rate that was not chosen are left out.
+    """
     data = "" if table.suite == "natural" else table.data
     found = [
         row
         for row in latest(rows)
-        if row["config"]["split"] == "test"
-        and (row["suite"], row["config"]["data"]) == (table.suite, data)
+        if (row["suite"], row["config"]["data"]) == (table.suite, data)
         and row["config"]["backbone"]["architecture"] == table.backbone
+        and row["config"].get("model", "") == table.model  # rows of before that field have none
         and (not table.methods or row["config"]["method"] in table.methods)
         and (table.suite != "attributes" or tuple(row["config"]["episodes"]["trained"]) == table.trained)
     ]
+    rates = chosen_rates(found, table.suite)
+    found = [row for row in found if row["config"]["split"] == "test" and _at_chosen_rate(row, rates)]
     if not found:
         raise ValueError(f"no test row of suite {table.suite!r}, data {data!r}, backbone {table.backbone!r}")
     return found
+
+
+def _at_chosen_rate(row: dict, rates: dict[str, float]) -> bool:
+    lr = row["config"]["train"]["lr"]
+    return rates.get(row["config"]["method"].split(AT_RANK)[0], lr) == lr
 
 
 @dataclass
