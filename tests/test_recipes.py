@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from metalora.config import load_yaml, to_dict
-from metalora.experiments.config import RunConfig, TableConfig
+from metalora.experiments.config import RunConfig, TableConfig, TextTableConfig
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
-KINDS = {"# RunConfig": RunConfig, "# TableConfig": TableConfig}
+KINDS = {"# RunConfig": RunConfig, "# TableConfig": TableConfig, "# TextTableConfig": TextTableConfig}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])

@@ -7,12 +7,12 @@ import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from metalora.config import AdapterConfig, from_dict, load_yaml
-from metalora.experiments.config import RunConfig, TableConfig
+from metalora.experiments.config import RunConfig, TableConfig, TextTableConfig
 from metalora.methods.registry import METHODS
 
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
@@ -148,8 +148,12 @@ def merge(
           [{"merged": str(out), "bytes": out.stat().st_size}])  # fmt: skip
 
 
-def table(
-    which: Annotated[Literal["metalora"], tyro.conf.Positional, tyro.conf.arg(help="the paper whose table it is")],
+def table() -> None:
+    """Compare methods as a paper does: `table metalora` (Table I), `table metatt` (Tables 2 and 3); --help for each."""
+    raise ValueError("table: name the paper, metalora or metatt")
+
+
+def table_metalora(
     table: Annotated[TableConfig, tyro.conf.arg(name="")] = TableConfig(),  # noqa: B008 (frozen)
     config: Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")] = None,
     demo: Annotated[bool, tyro.conf.arg(help="one seed, few steps, then load the adapter and predict")] = False,
@@ -166,7 +170,23 @@ def table(
     run_table(table, out, workers=workers, demo=demo, as_json=json, rows_file=rows)
 
 
-def _given(table: TableConfig) -> dict[str, Any]:
+def table_metatt(
+    table: Annotated[TextTableConfig, tyro.conf.arg(name="")] = TextTableConfig(),  # noqa: B008 (frozen)
+    config: Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")] = None,
+    out: Annotated[Path, tyro.conf.arg(help="folder of rows, adapters and tables")] = Path("runs/metatt"),
+    rows: Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")] = None,
+    workers: Annotated[int, tyro.conf.arg(help="processes, one thread each")] = 2,
+    json: Json = False,
+) -> None:
+    """Compare LoRA and MetaTT on text, task by task or (--joint) together (Tables 2 and 3 of arXiv:2506.09105)."""
+    from metalora.experiments.tables import run_text_table
+
+    if config is not None:
+        table = from_dict(TextTableConfig, {**dataclasses.asdict(load_yaml(TextTableConfig, config)), **_given(table)})
+    run_text_table(table, out, workers=workers, as_json=json, rows_file=rows)
+
+
+def _given(table: TableConfig | TextTableConfig) -> dict[str, Any]:
     """The fields whose flags are on the command line, also those that are set to their default."""
     flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in sys.argv if word.startswith("--")}
     fields = (field.name for field in dataclasses.fields(table))
@@ -231,7 +251,7 @@ def _progress(total: int, label: str, quiet: bool):
 
 def main() -> None:
     """Entry point: a ValueError is the user's and prints as one line, exit code 2; Ctrl-C exits with 130."""
-    app = tyro.extras.SubcommandApp()
+    app, prog, arguments = tyro.extras.SubcommandApp(), "metalora", sys.argv[1:]
     verbs = {
         "methods": methods,
         "inspect": inspect,
@@ -241,10 +261,13 @@ def main() -> None:
         "merge": merge,
         "table": table,
     }
+    if arguments[:1] == ["table"]:
+        verbs = {"metalora": table_metalora, "metatt": table_metatt}
+        prog, arguments = "metalora table", arguments[1:]
     for name, verb in verbs.items():
         app.command(name=name)(verb)
     try:
-        app.cli(prog="metalora", description="Tensor-network adapters of pre-trained PyTorch models.")
+        app.cli(prog=prog, args=arguments, description="Tensor-network adapters of pre-trained PyTorch models.")
     except (ValueError, ModuleNotFoundError) as error:
         print(f"metalora: {error}", file=sys.stderr)
         raise SystemExit(2) from None

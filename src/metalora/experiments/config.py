@@ -135,3 +135,32 @@ class TextRunConfig:
     """tokens of a text or a pair"""
     seed: int = 0
     split: Literal["val", "test"] = "test"
+
+
+@dataclass(frozen=True)
+class TextTableConfig:
+    """MetaTT's comparisons on text: one adapter a task, or one for all tasks together."""
+
+    tasks: tuple[str, ...] = ("topic", "same-article", "acceptable", "next")
+    joint: bool = False
+    """train all tasks together (MetaTT, Table 3) instead of one after another (Table 2)"""
+    methods: tuple[str, ...] = ()
+    """rows to run (empty: all)"""
+    model: str = "minilm"
+    """minilm, or hf:FOLDER_OR_ID"""
+    targets: tuple[str, ...] = ("query", "value")
+    rank: int = 8
+    alpha: float = 4.0
+    """of the tensor trains; LoRA has a scale of two"""
+    init: str = "ze-no-no-no"
+    """of MetaTT-4D, core by core; a further core (heads, tasks) starts as the identity"""
+    classifier: Literal["trained", "frozen"] = "trained"
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    steps: int = 300
+    examples: int = 1000
+    batch: int = 16
+    lr: float = 1e-3
+    lr_grid: tuple[float, ...] = ()
+    """rates to choose from on the validation split, per method and task (empty: `lr` for all)"""
+    full: bool = False
+    """also train every weight: the reference, at a hundredth of the rate"""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from metalora.config import to_dict
-from metalora.experiments.config import RunConfig
+from metalora.experiments.config import RunConfig, TextRunConfig
 from metalora.experiments.rows import RowStore, run_key
 from metalora.experiments.runs import execute, prepare
 from metalora.io.adapter_file import save
@@ -21,17 +21,20 @@ from metalora.io.adapter_file import save
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def key_of(config: RunConfig) -> str:
+Run = RunConfig | TextRunConfig
+
+
+def key_of(config: Run) -> str:
     """The key of a run's row."""
     return run_key(to_dict(config))
 
 
 def run_all(
-    configs: Sequence[RunConfig],
+    configs: Sequence[Run],
     folder: Path,
     *,
     workers: int = 1,
-    on_done: Callable[[RunConfig], None] | None = None,
+    on_done: Callable[[Run], None] | None = None,
 ) -> list[dict]:
     """Execute the runs that have no row yet and return the rows of all, in the order of `configs`.
 
@@ -55,14 +58,13 @@ def run_all(
     return [rows[key] for key in map(key_of, configs) if key in rows]
 
 
-def _in_processes(
-    missing: Sequence[RunConfig], folder: Path, workers: int, on_done: Callable[[RunConfig], None] | None
-) -> None:
+def _in_processes(missing: Sequence[Run], folder: Path, workers: int, on_done: Callable[[Run], None] | None) -> None:
     context = multiprocessing.get_context("spawn")
     # torch.set_num_threads does not reach the OpenMP and BLAS of scipy: two workers would fight over the cores.
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(os.getpid(),)) as pool:
-        backbones = {repr((c.suite, c.data, c.backbone, c.episodes)): c for c in missing}
+        vision = [config for config in missing if isinstance(config, RunConfig)]
+        backbones = {repr((c.suite, c.data, c.backbone, c.episodes)): c for c in vision}
         for future in [pool.submit(_warm, config) for config in backbones.values()]:
             future.result()
         futures = {pool.submit(_one, config, folder): config for config in missing}
@@ -93,7 +95,7 @@ def _warm(config: RunConfig) -> None:
     prepare(config)
 
 
-def run_one(config: RunConfig, folder: Path, *, on_step: Callable[[int, float], None] | None = None) -> dict:
+def run_one(config: Run, folder: Path, *, on_step: Callable[[int, float], None] | None = None) -> dict:
     """Execute one run, or return the row that it already has; ValueError if another process is at it."""
     _one(config, folder, on_step)
     row = next((row for row in RowStore(folder / "rows.jsonl").rows() if row["key"] == key_of(config)), None)
@@ -102,13 +104,18 @@ def run_one(config: RunConfig, folder: Path, *, on_step: Callable[[int, float], 
     return row
 
 
-def _one(config: RunConfig, folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
+def _one(config: Run, folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
     key, store = key_of(config), RowStore(folder / "rows.jsonl")
     if not store.claim(key):
         return
     try:
         checkpoint = folder / "checkpoints" / f"{key}.pt"
-        row, adapter = execute(config, checkpoint=checkpoint, on_step=on_step)
+        if isinstance(config, TextRunConfig):
+            from metalora.experiments.text import execute_text
+
+            row, adapter = execute_text(config, checkpoint=checkpoint, on_step=on_step)
+        else:
+            row, adapter = execute(config, checkpoint=checkpoint, on_step=on_step)
         if adapter is not None:
             path = folder / "adapters" / f"{key}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)

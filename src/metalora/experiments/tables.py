@@ -1,4 +1,4 @@
-"""`metalora table metalora`: run what is missing, print the tables, draw the plot, and show one use of the adapter."""
+"""`metalora table ...`: run what is missing, print the tables, draw the plot, and show one use of the adapter."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from metalora.experiments.config import RunConfig, TableConfig
+from metalora.experiments import metatt_table
+from metalora.experiments.config import TableConfig, TextTableConfig
 from metalora.experiments.metalora_table import choosing_runs, chosen_rates, plot, report, rows_of, runs
-from metalora.experiments.pool import key_of, run_all
+from metalora.experiments.pool import Run, key_of, run_all
 from metalora.experiments.report import print_table, write_markdown
 from metalora.experiments.rows import RowStore
 
@@ -47,6 +48,36 @@ def run_table(
         show_use(best, out / "adapters" / f"{key_of(best)}.safetensors", console)
 
 
+def run_text_table(
+    table: TextTableConfig, out: Path, *, workers: int, as_json: bool, rows_file: Path | None = None
+) -> None:
+    """MetaTT's comparison on text; as `run_table`."""
+    console = Console(stderr=as_json)
+    if rows_file is not None:
+        rows = RowStore(rows_file).rows()
+    else:
+        rates = {}
+        if table.lr_grid:
+            with _progress(
+                console, "learning rates (validation)", wanted := metatt_table.choosing_runs(table)
+            ) as on_done:
+                rates = metatt_table.chosen_rates(run_all(wanted, out, workers=workers, on_done=on_done))
+            console.print("learning rates:", {" on ".join(key): lr for key, lr in rates.items()})
+        wanted = metatt_table.runs(table, rates)
+        with _progress(console, "joint" if table.joint else "task by task", wanted) as on_done:
+            rows = run_all(wanted, out, workers=workers, on_done=on_done)
+    tables = metatt_table.report(rows, table)
+    out.mkdir(parents=True, exist_ok=True)
+    text = out / f"metatt-{'joint' if table.joint else 'single'}.md"
+    write_markdown(tables, text)
+    if as_json:
+        print(json.dumps({"tables": [dataclasses.asdict(one) for one in tables], "rows": rows}, indent=1))
+        return
+    for one in tables:
+        print_table(one, console)
+    console.print(f"tables: {text}")
+
+
 def _publish(rows: list[dict], table: TableConfig, out: Path, console: Console, as_json: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
     found = report(rows, table)
@@ -64,7 +95,7 @@ def _publish(rows: list[dict], table: TableConfig, out: Path, console: Console, 
 
 
 @contextmanager
-def _progress(console: Console, label: str, wanted: list[RunConfig]) -> Iterator:
+def _progress(console: Console, label: str, wanted: list[Run]) -> Iterator:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
         task = bar.add_task(label, total=len(wanted), note="backbone, then runs")
