@@ -8,6 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, find_targets, load, merge, save
+from metalora.adapters.placement import place
+from metalora.methods.registry import method_of
 from oracles.cases import randomise
 
 WIDTH, HEAD, LAYERS = 6, 2, 3
@@ -281,3 +283,50 @@ def test_learning_rates_by_factor():
     assert {key: found[id(value)] for key, value in adapter.factors.items()} == pytest.approx(want)
     with pytest.raises(ValueError, match="factor_lr_ratio names 'G7'"):
         adapter.parameter_groups(0.1, factor_lr_ratio={"G7": 1.0})
+
+
+# ---- well-known families --------------------------------------------------------------------------------------------
+FAMILIES = {  # targets -> (roles in the first layer, parts of a fused one, size of a head)
+    "bert-base": ("query,key,value,*.output.dense,*.intermediate.dense", 6, 1, 64),
+    "roberta-base": ("query,value", 2, 1, 64),
+    "gpt2": ("c_attn,c_proj,c_fc", 4, 3, 64),
+    "llama-3-8b": ("*_proj", 7, 1, 128),
+    "qwen2.5-7b": ("*_proj", 7, 1, 128),
+    "vit-base": ("*layer*", 6, 1, 64),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_by_name(name):
+    from transformers import AutoConfig, AutoModel
+
+    from metalora.experiments.models import architectures
+
+    patterns, roles, parts, head = FAMILIES[name]
+    sizes = {key: value for key, value in architectures()[name].items() if key != "hub"}
+    layers = {"n_layer": 2} if name == "gpt2" else {"num_hidden_layers": 2}
+    with torch.device("meta"):
+        net = AutoModel.from_config(AutoConfig.for_model(**{**sizes, **layers}))
+    found = find_targets(net, patterns)
+    assert {target.layer for target in found} == {(0,), (1,)} and len({target.role for target in found}) == roles
+    assert max(target.parts for target in found) == parts and {target.head_dim for target in found} == {head}
+    config = AdapterConfig("metatt-5d", 8, targets=patterns)
+    width = net.config.hidden_size
+    placed = place(found, config, method_of(config))
+    assert placed.stored["G2"].shape == (8, 2, 8) and placed.stored["G3"].shape[1] == roles + parts - 1
+    assert {one.shape[0] for key, one in placed.stored.items() if key.startswith("G1")} >= {width}
+
+
+def test_a_vit_of_timm_has_fused_projections():
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=3)
+    found = find_targets(net, "blocks*")
+    assert {(t.role, t.parts, t.head_dim) for t in found if "attn" in t.path} == {
+        ("blocks.*.attn.qkv", 3, 64), ("blocks.*.attn.proj", 1, 64),
+    }  # fmt: skip
+    adapter = attach(net.eval(), AdapterConfig("metatt-4d", 4, targets="blocks*", init="no-no-no-no"))
+    assert adapter.factors["G3"].shape == (4, 6, 4)
+    x = torch.randn(1, 3, 224, 224)
+    want = net(x)
+    merge(net)
+    torch.testing.assert_close(net(x), want, rtol=1e-3, atol=1e-4)
