@@ -32,28 +32,29 @@ def test_examples(news, task):
     assert found == news.examples(task, "train", 200, 3) != news.examples(task, "train", 200, 4)
     numbers = {split: {n for part in (news.parts[split],) for n in (a.number for a in part)} for split in news.parts}
     for split in ("train", "test"):
-        used = {number for articles in news.examples(task, split, 100, 0).articles for number in articles}
+        used = {number for articles in news.drawn(task, split, 100, 0)[3] for number in articles}
         assert used <= numbers[split]
 
 
 def test_labels_are_true(news):
     articles = {article.number: article for part in news.parts.values() for article in part}
-    found = news.examples("topic", "test", 50, 0)
-    for text, label, (number,) in zip(found.first, found.labels, found.articles, strict=True):
+    for text, _, label, (number,) in drawn(news, "topic"):
         assert text in articles[number].sentences and articles[number].topic == label
-    found = news.examples("same-article", "test", 50, 0)
-    for label, numbers in zip(found.labels, found.articles, strict=True):
+    for *_, label, numbers in drawn(news, "same-article"):
         assert len(set(numbers)) == 2 - label and len({articles[number].topic for number in numbers}) == 1
-    found = news.examples("next", "test", 50, 0)
-    for first, second, label, (number,) in zip(found.first, found.second, found.labels, found.articles, strict=True):
+    for first, second, label, (number,) in drawn(news, "next"):
         sentences = articles[number].sentences
         follows = {sentences[k + 1] for k in range(len(sentences) - 1) if sentences[k] == first}
         assert second in sentences and second != first and (second in follows) == bool(label)
-    found = news.examples("acceptable", "test", 50, 0)
-    for text, label, (number,) in zip(found.first, found.labels, found.articles, strict=True):
+    for text, _, label, (number,) in drawn(news, "acceptable"):
         written = {" ".join(sentence.split()) for sentence in articles[number].sentences}
         assert (text in written) == bool(label)
         assert any(sorted(text.split()) == sorted(sentence.split()) for sentence in written)
+
+
+def drawn(news, task):
+    first, second, labels, articles = news.drawn(task, "test", 50, 0)
+    return list(zip(first, second or first, labels, articles, strict=True))
 
 
 @pytest.mark.parametrize(

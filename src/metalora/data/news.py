@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from metalora.data.sources import check_choice
+from metalora.data.text import SPLITS, TextExamples
 
-SPLITS = ("train", "val", "test")
 SHARES = (0.7, 0.1, 0.2)
 SPLIT_SEED = 20240229
 WORDS = (8, 40)  # of a sentence that is used
@@ -24,16 +24,6 @@ class Article:
     number: int
     topic: int
     sentences: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TextExamples:
-    """Texts, second texts (none for a task on single sentences), labels, and the numbers of their articles."""
-
-    first: tuple[str, ...]
-    second: tuple[str, ...]
-    labels: tuple[int, ...]
-    articles: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -55,8 +45,18 @@ class News:
     def __init__(self, root: str | Path | None = None):
         self.parts = _parts(str(root) if root is not None else None)
 
+    def classes(self, task: str) -> int:
+        """The number of labels of a task; ValueError for an unknown one."""
+        check_choice("text task", task, tuple(TASKS))
+        return len(TASKS[task].labels)
+
     def examples(self, task: str, split: str, n: int, seed: int) -> TextExamples:
         """Draw n examples, labels balanced to within one; equal arguments give the same. ValueError: unknown names."""
+        first, second, labels, _ = self.drawn(task, split, n, seed)
+        return TextExamples(first, second, labels)
+
+    def drawn(self, task: str, split: str, n: int, seed: int) -> tuple[tuple, tuple, tuple, tuple]:
+        """As `examples`, and the numbers of the articles that each example is from."""
         check_choice("text task", task, tuple(TASKS))
         check_choice("split", split, SPLITS)
         chosen, rng = TASKS[task], random.Random(f"{task}/{split}/{seed}")
@@ -64,7 +64,7 @@ class News:
         rng.shuffle(labels)
         drawn = [chosen.draw(self.parts[split], label, rng) for label in labels]
         first, second, articles = zip(*drawn, strict=True) if drawn else ((), (), ())
-        return TextExamples(first, second if chosen.pairs else (), tuple(labels), articles)
+        return first, second if chosen.pairs else (), tuple(labels), articles
 
 
 @cache

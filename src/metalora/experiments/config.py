@@ -112,7 +112,9 @@ class TableConfig:
 class TextRunConfig:
     """One run on text: a pre-trained encoder, one task or several at once, an adapter or none."""
 
-    suite: Literal["news"] = "news"
+    suite: Literal["news", "glue"] = "news"
+    data_root: str | None = None
+    """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
     tasks: tuple[str, ...] = ("topic",)
     """trained together; a batch holds as many examples of each"""
     model: str = "minilm"
@@ -141,6 +143,9 @@ class TextRunConfig:
 class TextTableConfig:
     """MetaTT's comparisons on text: one adapter a task, or one for all tasks together."""
 
+    suite: Literal["news", "glue"] = "news"
+    data_root: str | None = None
+    """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
     tasks: tuple[str, ...] = ("topic", "same-article", "acceptable", "next")
     joint: bool = False
     """train all tasks together (MetaTT, Table 3) instead of one after another (Table 2)"""

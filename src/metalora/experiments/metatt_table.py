@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from metalora.config import AdapterConfig, ConditionConfig, TrainConfig, nearest
-from metalora.data.news import TASKS
+from metalora.data import glue, news
 from metalora.data.sources import check_choice
 from metalora.experiments.config import TextRunConfig, TextTableConfig
 from metalora.experiments.report import Table, comparison, comparison_table, latest, summary_table
 
+TASKS = {"news": tuple(news.TASKS), "glue": tuple(glue.TASKS)}
 CHOOSING_SEED = 1000
 REFERENCE = "lora"
 FULL_LR_RATIO = 0.01
@@ -42,7 +43,7 @@ def adapters(table: TextTableConfig) -> dict[str, AdapterConfig | None]:
 def runs(table: TextTableConfig, rates: dict[tuple[str, str], float], *, split: str = "test") -> list[TextRunConfig]:
     """Every run, seeds outermost; `rates` holds the learning rate of a method on a task (of a joint run: "joint")."""
     for task in table.tasks:
-        check_choice("text task", task, tuple(TASKS))
+        check_choice("text task", task, TASKS[table.suite])
     groups = [table.tasks] if table.joint else [(task,) for task in table.tasks]
     seeds = table.seeds if split == "test" else (CHOOSING_SEED,)
     return [
@@ -69,7 +70,8 @@ def _run(
 ) -> TextRunConfig:
     full = name == "every weight"
     return TextRunConfig(
-        tasks=tuple(tasks), model=table.model, method=name, full=full, classifier=table.classifier, seed=seed,
+        suite=table.suite, data_root=table.data_root, tasks=tuple(tasks),
+        model=table.model, method=name, full=full, classifier=table.classifier, seed=seed,
         adapter=None if adapter is None else dataclasses.replace(adapter, seed=seed),
         train=TrainConfig(steps=table.steps, lr=lr * (FULL_LR_RATIO if full else 1.0), schedule="linear", warmup=0.06),
         batch=table.batch, examples=table.examples, split=split,

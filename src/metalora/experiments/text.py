@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach
-from metalora.config import to_dict
-from metalora.data.news import TASKS, News
+from metalora.config import nearest, to_dict
+from metalora.data.glue import Glue
+from metalora.data.news import News
+from metalora.data.text import TextCorpus
 from metalora.experiments.config import TextRunConfig
 from metalora.experiments.rows import make_row, run_key
 from metalora.training.loop import fit
@@ -27,6 +29,8 @@ def load_encoder(name: str) -> tuple[nn.Module, Any]:
     """A frozen-to-be encoder and its tokenizer; ValueError if the package or the folder is not there."""
     from transformers import AutoModel, AutoTokenizer
 
+    if name != "minilm" and not name.startswith("hf:"):
+        raise ValueError(f"model {name!r}: expected minilm or hf:FOLDER_OR_ID{nearest(name, ['minilm', 'hf:'])}")
     folder = name.removeprefix("hf:")
     if name == "minilm":
         import importlib.util
@@ -68,23 +72,23 @@ class Classifier(nn.Module):
 class TextExperiment:
     """The tasks of one run: batches, the step loss, the scores."""
 
-    def __init__(self, config: TextRunConfig, news: News | None = None):
+    def __init__(self, config: TextRunConfig):
         self.config = config
-        self.news = news if news is not None else News()
+        self.corpus: TextCorpus = {"news": News, "glue": Glue}[config.suite](config.data_root)
+        self.classes = {task: self.corpus.classes(task) for task in config.tasks}
         encoder, self.tokenizer = load_encoder(config.model)
-        heads = {task: len(TASKS[task].labels) for task in config.tasks}
-        self.model = Classifier(encoder, heads, config.seed)
+        self.model = Classifier(encoder, {task: n or 1 for task, n in self.classes.items()}, config.seed)
         self.model.requires_grad_(False)
         self.train_sets = {task: self._set(task, "train", config.examples, TRAIN_SEED) for task in config.tasks}
 
     def _set(self, task: str, split: str, n: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
-        found = self.news.examples(task, split, n, seed)
+        found = self.corpus.examples(task, split, n, seed)
         pair = (list(found.second),) if found.second else ()
         tokens = self.tokenizer(
             list(found.first), *pair, padding=True, truncation=True, max_length=self.config.max_length,
             return_tensors="pt",
         )  # fmt: skip
-        return dict(tokens), torch.tensor(found.labels)
+        return dict(tokens), torch.tensor(found.labels, dtype=torch.long if self.classes[task] else torch.float32)
 
     def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
         """Tokens of all tasks together, the task of every example, and the labels task by task."""
@@ -102,32 +106,37 @@ class TextExperiment:
         return _joined(parts), ids, labels
 
     def loss(self, adapter: Adapter | None) -> Callable[[int], Tensor]:
-        """step -> the sum over tasks of the mean cross-entropy (MetaTT, section 3.2: L = sum_k L_k)."""
+        """step -> the sum over tasks of cross-entropy, or of the squared error of scores (MetaTT: L = sum_k L_k)."""
 
         def step_loss(step: int) -> Tensor:
             tokens, ids, labels = self.batch(step)
             features = self.model.embed(tokens, ids if _by_task(adapter) else None)
             parts = features.split([len(y) for y in labels])
             heads = self.model.heads.values()
-            return torch.stack([F.cross_entropy(h(f), y) for h, f, y in zip(heads, parts, labels, strict=True)]).sum()
+            return torch.stack([_loss(h(f), y) for h, f, y in zip(heads, parts, labels, strict=True)]).sum()
 
         return step_loss
 
     @torch.no_grad()
     def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
-        """Accuracy of every task, the Matthews correlation of those with two labels, and the mean accuracy."""
+        """Accuracy of every task (of scores: Spearman's correlation), Matthews' of those with two labels, the mean."""
+        from scipy.stats import spearmanr
         from sklearn.metrics import matthews_corrcoef
 
         accuracy, matthews = {}, {}
         for k, task in enumerate(self.config.tasks):
             tokens, labels = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
             chunks = [
-                self.model.heads[task](self.model.embed(part, k if _by_task(adapter) else None)).argmax(-1)
+                self.model.heads[task](self.model.embed(part, k if _by_task(adapter) else None))
                 for part in _chunks(tokens, EVALUATED_AT_ONCE)
             ]
-            predicted = torch.cat(chunks)
+            outputs = torch.cat(chunks)
+            if not self.classes[task]:
+                accuracy[task] = float(spearmanr(outputs[:, 0], labels).statistic)
+                continue
+            predicted = outputs.argmax(-1)
             accuracy[task] = float((predicted == labels).float().mean())
-            if len(TASKS[task].labels) == 2:
+            if self.classes[task] == 2:
                 matthews[task] = float(matthews_corrcoef(labels, predicted))
         return {"accuracy": accuracy, "matthews": matthews, "mean": sum(accuracy.values()) / len(accuracy)}
 
@@ -162,6 +171,10 @@ def execute_text(
     row = make_row(key=run_key(described), suite=config.suite, config=described, seed=config.seed, results=results,
                    seconds=seconds)  # fmt: skip
     return row, adapter
+
+
+def _loss(output: Tensor, labels: Tensor) -> Tensor:
+    return F.mse_loss(output[:, 0], labels) if labels.is_floating_point() else F.cross_entropy(output, labels)
 
 
 def _by_task(adapter: Adapter | None) -> bool:
