@@ -28,6 +28,7 @@ TABLES = {
     ("attributes", "fashion-mnist", "mixer"),
     ("attributes", "mnist-5k", "resnet"),
     ("cue", "fashion-mnist", "resnet"),
+    ("cue", "fashion-mnist", "mixer"),
 }
 
 
