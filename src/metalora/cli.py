@@ -7,7 +7,7 @@ import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -15,6 +15,7 @@ from metalora.config import AdapterConfig, from_dict, load_yaml
 from metalora.experiments.config import RunConfig, TableConfig, TextTableConfig
 from metalora.methods.registry import METHODS
 
+T = TypeVar("T", TableConfig, TextTableConfig)
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
 
 
@@ -165,9 +166,7 @@ def table_metalora(
     """Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN (Table I of arXiv:2504.00460)."""
     from metalora.experiments.tables import run_table
 
-    if config is not None:
-        table = from_dict(TableConfig, {**dataclasses.asdict(load_yaml(TableConfig, config)), **_given(table)})
-    run_table(table, out, workers=workers, demo=demo, as_json=json, rows_file=rows)
+    run_table(_over_file(table, config), out, workers=workers, demo=demo, as_json=json, rows_file=rows)
 
 
 def table_metatt(
@@ -181,16 +180,17 @@ def table_metatt(
     """Compare LoRA and MetaTT on text, task by task or (--joint) together (Tables 2 and 3 of arXiv:2506.09105)."""
     from metalora.experiments.tables import run_text_table
 
-    if config is not None:
-        table = from_dict(TextTableConfig, {**dataclasses.asdict(load_yaml(TextTableConfig, config)), **_given(table)})
-    run_text_table(table, out, workers=workers, as_json=json, rows_file=rows)
+    run_text_table(_over_file(table, config), out, workers=workers, as_json=json, rows_file=rows)
 
 
-def _given(table: TableConfig | TextTableConfig) -> dict[str, Any]:
-    """The fields whose flags are on the command line, also those that are set to their default."""
+def _over_file(table: T, path: Path | None) -> T:
+    """The file's table with the flags on the command line over it, also those that are set to their default."""
+    if path is None:
+        return table
     flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in sys.argv if word.startswith("--")}
     fields = (field.name for field in dataclasses.fields(table))
-    return {name: getattr(table, name) for name in fields if flags & {name, f"no_{name}"}}
+    given = {name: getattr(table, name) for name in fields if flags & {name, f"no_{name}"}}
+    return from_dict(type(table), {**dataclasses.asdict(load_yaml(type(table), path)), **given})
 
 
 # ---- printing ------------------------------------------------------------------------------------------------------

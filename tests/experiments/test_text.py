@@ -68,6 +68,11 @@ def test_the_same_run_gives_the_same_row():
     assert first["results"] == second["results"] and first["key"] == second["key"]
 
 
+def test_what_is_scored_is_what_is_saved():
+    _, adapter = execute_text(RUNS["metatt-4d"])
+    assert all(torch.equal(value, value.half().float()) for value in adapter.factors.values())
+
+
 def test_a_batch_has_every_task_and_no_needless_padding():
     experiment = TextExperiment(RUNS["two tasks"])
     tokens, ids, labels = experiment.batch(0)

@@ -63,8 +63,13 @@ class Adapter(nn.Module):
         alpha = self.config.alpha
         if alpha is None:
             return 1.0
-        rank = self.config.rank if isinstance(self.config.rank, int) else max(self.config.rank.values())
-        return alpha / rank if self.method.scale == "alpha/r" else alpha
+        return alpha / self.rank if self.method.scale == "alpha/r" else alpha
+
+    @property
+    def rank(self) -> int:
+        """The configured rank; of unequal bonds the largest."""
+        rank = self.config.rank
+        return rank if isinstance(rank, int) else max(rank.values())
 
     @property
     def conditional(self) -> bool:

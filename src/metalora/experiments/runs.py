@@ -23,6 +23,7 @@ from metalora.experiments.domains import DomainExperiment
 from metalora.experiments.episodes import EpisodeExperiment
 from metalora.experiments.models import load_model
 from metalora.experiments.rows import make_row, run_key
+from metalora.io.adapter_file import round_as_saved
 from metalora.methods.registry import get_method
 from metalora.training.backbones import buffers_hash, pretrained
 from metalora.training.loop import fit
@@ -134,7 +135,7 @@ def execute(
             adapter.calibrate(prepared.calibration())
         step_loss = experiment.loss(adapter, config.train.penalty)
         losses = fit(model, adapter, step_loss, config.train, seed=config.seed, checkpoint=checkpoint, on_step=on_step)
-        adapter.to(getattr(torch, config.train.store)).to(torch.float32)  # what is scored is what is saved
+        round_as_saved(adapter, getattr(torch, config.train.store))
         if buffers_hash_of_base(model) != buffers:
             raise RuntimeError("training changed a buffer of the frozen backbone")
     results = experiment.evaluate(adapter)

@@ -19,6 +19,7 @@ from metalora.data.news import News
 from metalora.data.text import TextCorpus
 from metalora.experiments.config import TextRunConfig
 from metalora.experiments.rows import make_row, run_key
+from metalora.io.adapter_file import round_as_saved
 from metalora.training.loop import fit
 
 TRAIN_SEED, TEST_SEED = 0, 9_000_000
@@ -159,6 +160,8 @@ def execute_text(
             model.encoder, adapter, experiment.loss(adapter), config.train, also=model, seed=config.seed,
             checkpoint=checkpoint, on_step=on_step,
         )  # fmt: skip
+    if adapter is not None:
+        round_as_saved(adapter, getattr(torch, config.train.store))
     results = experiment.evaluate(adapter)
     encoder = sum(p.numel() for p in model.encoder.parameters()) if config.full else 0
     results |= {

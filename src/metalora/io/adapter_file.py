@@ -73,6 +73,12 @@ def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]
     }
 
 
+def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
+    """Round every number to what a file in `dtype` would hold, so that what is scored is what is saved."""
+    for tensor in (*adapter.parameters(), *adapter.buffers()):
+        tensor.data.copy_(tensor.data.to(dtype))
+
+
 def save(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write the model's adapter: exactly the declared parameters, each shared factor once.
 

@@ -37,8 +37,8 @@ class Cut:
         lefts, mids, rights = ([terms[f] for f in side] for side in (self.left, self.mid, self.right))
         left_batch, right_batch = (("batch",) if b else () for b in (self.left_batched, self.right_batched))
         inputs, outputs = network.inputs, network.outputs
-        folded = [prod(sizes[m] for m in network.folds.get(axis, (axis,)) if m in inputs) for axis in INPUT_MODES[:1]]
-        kernel_shape = (*folded, *(sizes[m] for m in inputs if m in INPUT_MODES[1:]))
+        spatial = [sizes[m] for m in inputs if m in INPUT_MODES[1:]]
+        kernel_shape = (prod(sizes[m] for m in inputs) // prod(spatial), *spatial)
         out_shape = (prod(sizes[m] for m in outputs),)
         self.kernel = Contraction(lefts, (*left_batch, *left_bonds, *inputs), sizes, (len(inputs), kernel_shape))
         hidden = ("batch", "token", *left_bonds)

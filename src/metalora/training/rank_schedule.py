@@ -40,18 +40,12 @@ def ranks_by_step(schedule: RankScheduleConfig, rank: int) -> dict[int, int]:
     return dict(zip(steps, found, strict=True))
 
 
-def largest_rank(model: nn.Module) -> int:
-    """The rank that the attached adapter has; of unequal bonds the largest."""
-    rank = adapter_of(model).config.rank
-    return rank if isinstance(rank, int) else max(rank.values())
-
-
 class RankSchedule:
     """Sweeps an adapter's model when its step has come."""
 
     def __init__(self, model: nn.Module, schedule: RankScheduleConfig):
         self.model, self.schedule = model, schedule
-        self.ranks = ranks_by_step(schedule, largest_rank(model))
+        self.ranks = ranks_by_step(schedule, adapter_of(model).rank)
 
     def after(self, step: int, optimizer: Any) -> SweepReport | None:
         """Call with the number of optimiser steps taken, before any evaluation."""
@@ -60,7 +54,7 @@ class RankSchedule:
         schedule = self.schedule
         return sweep(
             self.model,
-            rank=min(self.ranks[step], largest_rank(self.model)),
+            rank=min(self.ranks[step], adapter_of(self.model).rank),
             mode=schedule.mode,
             gauge=schedule.gauge,
             optimizer=optimizer,
