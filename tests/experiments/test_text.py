@@ -91,6 +91,11 @@ def test_models_that_are_not_there(name, message):
         load_encoder(name)
 
 
+def test_fewer_examples_than_a_batch():
+    with pytest.raises(ValueError, match="text task 'topic': 3 training examples are less than a batch of 4"):
+        TextExperiment(replace(TINY, examples=3))
+
+
 def test_an_adapter_and_every_weight():
     with pytest.raises(ValueError, match="there can be no adapter"):
         execute_text(replace(RUNS["metatt-4d"], full=True))

@@ -81,6 +81,11 @@ class TextExperiment:
         self.model = Classifier(encoder, {task: n or 1 for task, n in self.classes.items()}, config.seed)
         self.model.requires_grad_(False)
         self.train_sets = {task: self._set(task, "train", config.examples, TRAIN_SEED) for task in config.tasks}
+        for task, (_, labels) in self.train_sets.items():
+            if len(labels) < config.batch:
+                raise ValueError(
+                    f"text task {task!r}: {len(labels)} training examples are less than a batch of {config.batch}"
+                )
 
     def _set(self, task: str, split: str, n: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
         found = self.corpus.examples(task, split, n, seed)
