@@ -138,6 +138,8 @@ class TrainConfig:
     """when and how ranks fall while training"""
     clip: float = 1.0
     """gradient norm, 0 for none"""
+    accumulate: int = 1
+    """batches whose mean gradient makes one step of the optimiser"""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     store: Literal["float32", "float16"] = "float16"
     """numbers of the adapter file; the trained adapter is rounded to it before it is scored"""
@@ -234,12 +236,16 @@ def _union(value: Any, choices: tuple[Any, ...], where: str) -> Any:
 
 def load_yaml(cls: type[T], path: str | Path) -> T:
     """Read the dataclass `cls` from a YAML file; every error names the file and the key."""
+    return from_dict(cls, read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The plain values of a YAML file, {} for an empty one; ValueError if it is missing or damaged."""
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        return yaml.safe_load(Path(path).read_text()) or {}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return from_dict(cls, values or {}, str(path))

@@ -244,3 +244,70 @@ def test_without_a_checkpoint_an_interruption_writes_nothing(tmp_path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         fit(model, adapter, interrupted_at(1, step_loss), CONFIG)
     assert not list(tmp_path.iterdir())
+
+
+# ---- several batches for one step of the optimiser -------------------------------------------------------------------
+def halves(n, size):
+    """n examples of a fixed set as the batches of `size` that follow one another in it."""
+    model, adapter, _ = made(dropout=0.0)
+    x = torch.randn(n, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def step_loss(k):
+        rows = torch.arange(k * size, (k + 1) * size) % n
+        condition = adapter.condition(x[rows])
+        return F.cross_entropy(model(x[rows], condition=condition), rows % 3)
+
+    return model, adapter, step_loss
+
+
+def test_two_half_batches_are_one_full_batch():
+    config = TrainConfig(steps=3, lr=1e-2)
+    model, whole, step_loss = halves(8, 8)
+    losses = fit(model, whole, step_loss, config)
+    model, accumulated, step_loss = halves(8, 4)
+    seen = []
+    found = fit(
+        model, accumulated, lambda k: seen.append(k) or step_loss(k), TrainConfig(steps=3, lr=1e-2, accumulate=2)
+    )
+    assert seen == [0, 1, 2, 3, 4, 5] and found == pytest.approx(losses, abs=1e-12)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(accumulated.state_dict()[name], value, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("micro", [2, 5, 6])
+def test_accumulation_that_is_cut_off_resumes_to_the_same_bits(micro, tmp_path):
+    config = TrainConfig(steps=4, lr=1e-2, accumulate=3)
+    model, adapter, step_loss = made()
+    losses, end = fit(model, adapter, step_loss, config, seed=3), state(adapter)
+    model, adapter, step_loss = made()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, adapter, interrupted_at(micro, step_loss), config, seed=3, checkpoint=tmp_path / "run.pt")
+    model, adapter, step_loss = made()
+    micros = []
+    found = fit(
+        model, adapter, lambda k: micros.append(k) or step_loss(k), config, seed=3, checkpoint=tmp_path / "run.pt"
+    )
+    assert micros == list(range(micro // 3 * 3, 12)) and found == losses
+    assert_same(state(adapter), end)
+
+
+def test_ranks_fall_after_steps_of_the_optimiser():
+    from metalora.config import RankScheduleConfig
+
+    model = conv_net()
+    adapter = attach(model, AdapterConfig("lora", 3, targets=BODY[:1], condition=ConditionConfig(scope="constant")))
+    ranks = []
+
+    def step_loss(k):
+        ranks.append((k, adapter.rank))
+        return sum(p.square().sum() for p in adapter.parameters()) + model(images(2)).sum()
+
+    schedule = RankScheduleConfig(steps=(2,), ranks=(1,))
+    fit(model, adapter, step_loss, TrainConfig(steps=3, accumulate=2, rank_schedule=schedule))
+    assert ranks == [(0, 3), (1, 3), (2, 3), (3, 3), (4, 1), (5, 1)]
+
+
+def test_no_batch_for_a_step():
+    model, adapter, step_loss = made()
+    with pytest.raises(ValueError, match="accumulate is 0, expected at least 1"):
+        fit(model, adapter, step_loss, TrainConfig(steps=1, accumulate=0))

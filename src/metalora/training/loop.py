@@ -37,15 +37,19 @@ def fit(
 ) -> list[float]:
     """Train the adapter, and what requires a gradient in `also` (a head, or the whole model), and return all losses.
 
-    step_loss(step) makes its batch from the step's number and returns the loss; random numbers inside are seeded by
-    (seed, step), so a run that is cut off and resumed from `checkpoint` ends in the same bits. The backbone stays in
-    eval mode and frozen. Of several processes each makes its own batches, and gradients are averaged. Ctrl-C writes the
-    checkpoint and raises KeyboardInterrupt. ValueError: a loss not finite.
+    step_loss(k) makes its batch from the number k and returns the loss; random numbers inside are seeded by (seed, k),
+    so a run that is cut off and resumed from `checkpoint` ends in the same bits. A step of the optimiser takes the mean
+    over its n = config.accumulate micro-steps k = step n .. step n + n - 1; schedules, checkpoints and the losses that
+    are returned count steps of the optimiser. The backbone stays in eval mode and frozen. Of several processes each
+    makes its own batches, and gradients are averaged. Ctrl-C writes the checkpoint and raises KeyboardInterrupt.
+    ValueError: a loss not finite, accumulate below 1.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     model.eval()
+    if config.accumulate < 1:
+        raise ValueError(f"accumulate is {config.accumulate}, expected at least 1")
     trained = _Trained(adapter, also)
     optimizer = torch.optim.AdamW(trained.groups(config), weight_decay=config.weight_decay)
     scheduler = _schedule(optimizer, config)
@@ -56,13 +60,8 @@ def fit(
     try:
         with _deferred_interrupt() as stopped:
             for step in range(len(losses), config.steps):
-                torch.manual_seed(seed * 1_000_003 + step)
-                with accelerator.autocast():
-                    loss = step_loss(step)
-                losses.append(_finite(loss, step))
                 optimizer.zero_grad()
-                accelerator.backward(loss)
-                del loss  # a graph that is alive would keep the shapes that a sweep changes
+                losses.append(_backward(step_loss, step, config.accumulate, seed, accelerator))
                 _average_gradients(trained.parameters, accelerator.num_processes)
                 if config.clip:
                     accelerator.clip_grad_norm_(trained.parameters, config.clip)
@@ -82,6 +81,18 @@ def fit(
     if adapter is not None:
         adapter.eval()
     return losses
+
+
+def _backward(step_loss: StepLoss, step: int, micro_steps: int, seed: int, accelerator: Any) -> float:
+    """Add the gradients of the mean over a step's micro-steps, and return that mean; no graph outlives the call."""
+    total = 0.0
+    for k in range(step * micro_steps, (step + 1) * micro_steps):
+        torch.manual_seed(seed * 1_000_003 + k)
+        with accelerator.autocast():
+            loss = step_loss(k)
+        total += _finite(loss, step)
+        accelerator.backward(loss / micro_steps)
+    return total / micro_steps
 
 
 class _Trained:
