@@ -12,7 +12,8 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from metalora.config import AdapterConfig, from_dict, load_yaml
-from metalora.experiments.config import RunConfig, TableConfig, TextTableConfig
+from metalora.experiments.config import TableConfig, TextTableConfig
+from metalora.experiments.kinds import load_run
 from metalora.methods.registry import METHODS
 
 T = TypeVar("T", TableConfig, TextTableConfig)
@@ -86,10 +87,10 @@ def train(
     out: Annotated[Path, tyro.conf.arg(help="folder of the row, the checkpoint and the adapter")] = Path("runs/train"),
     json: Json = False,
 ) -> None:
-    """Train an adapter as RUN.yaml says, score it, and save it; a run that was cut off is resumed."""
+    """Train an adapter as RUN.yaml says (its suite: images, text or a causal LM), score and save it; resumes."""
     from metalora.experiments.pool import key_of, run_one
 
-    run = load_yaml(RunConfig, config)
+    run = load_run(config)
     with _progress(run.train.steps, f"training {run.method}", quiet=json) as advance:
         row = run_one(run, out, on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"))
     row["adapter"] = str(out / "adapters" / f"{key_of(run)}.safetensors") if run.adapter else None
@@ -105,48 +106,35 @@ def evaluate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Score a saved adapter (or the frozen backbone) on the suite of RUN.yaml."""
-    from metalora.experiments.runs import prepare
-    from metalora.io.adapter_file import load, read
+    """Score a saved adapter (or the frozen model) on the suite of RUN.yaml."""
+    from metalora.experiments.kinds import score
 
-    run = load_yaml(RunConfig, config)
-    if adapter is not None:
-        read(adapter)  # a file that is not there must not be missed after a backbone was pre-trained
-    with _status("data, backbone and scores", quiet=json):
-        prepared = prepare(run)
-        attached = load(prepared.model, adapter) if adapter is not None else None
-        results = prepared.experiment.evaluate(attached)
+    run = load_run(config)
+    with _status("data, model and scores", quiet=json):
+        results = score(run, adapter)
     _show(results, json, f"{config}", ("metric", "value"), _flat(results))
 
 
 def merge(
     adapter: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")],
-    out: Annotated[Path, tyro.conf.arg(help="safetensors file of the merged model's state")],
+    out: Annotated[str, tyro.conf.arg(help="safetensors file of the merged state; DIR/ for a whole hf: model")],
     model: Annotated[str | None, tyro.conf.arg(help="timm:NAME, torchvision:NAME, hf:FOLDER, ...")] = None,
     run: Annotated[Path | None, tyro.conf.arg(help="RUN.yaml whose backbone is the base")] = None,
     condition: Annotated[Path | None, tyro.conf.arg(help="condition file, for a generated adapter")] = None,
+    task: Annotated[int | None, tyro.conf.arg(help="number of the task, for an adapter with tasks")] = None,
     json: Json = False,
 ) -> None:
-    """Write base + Delta W as a plain checkpoint; a generated adapter is merged for one condition (a snapshot)."""
+    """Write base + Delta W as a plain checkpoint, or (DIR/) as a folder that from_pretrained and lm-eval take.
+
+    A generated adapter is merged for one condition (a snapshot), an adapter with tasks for one task.
+    """
     if (model is None) == (run is None):
         raise ValueError("merge takes either --model or --run, the base that the adapter was trained on")
-    from metalora.adapters.conditioning import Condition
-    from metalora.io.adapter_file import load, read, save_merged
+    from metalora.experiments.merging import merge_file
 
-    read(adapter)
-    chosen = None if condition is None else Condition.load(condition)
-    if model is not None:
-        from metalora.experiments.models import load_model
-
-        base = load_model(model)
-    else:
-        from metalora.experiments.runs import prepare
-
-        base = prepare(load_yaml(RunConfig, run)).model
-    load(base, adapter)
-    save_merged(base, out, chosen)
-    _show({"merged": str(out), "bytes": out.stat().st_size}, json, "merged", ("merged", "bytes"),
-          [{"merged": str(out), "bytes": out.stat().st_size}])  # fmt: skip
+    written = merge_file(adapter, out, model=model, run=run, condition=condition, task=task)
+    row = {"merged": out, "bytes": written}
+    _show(row, json, "merged", ("merged", "bytes"), [row])
 
 
 def table() -> None:

@@ -169,3 +169,37 @@ class TextTableConfig:
     """rates to choose from on the validation split, per method and task (empty: `lr` for all)"""
     full: bool = False
     """also train every weight: the reference, at a hundredth of the rate"""
+
+
+@dataclass(frozen=True)
+class CausalRunConfig:
+    """One run on a causal language model: questions with choices, answered by what the model finds most likely."""
+
+    suite: Literal["commonsense"] = "commonsense"
+    data_root: str | None = None
+    """folder with commonsense_170k.json and <task>/test.json; None: the publisher's files, through `datasets`"""
+    tasks: tuple[str, ...] = (
+        "boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa",
+    )  # fmt: skip
+    """the test sets; with by_task they are trained on together too"""
+    by_task: bool = False
+    """train on <task>/train.json, so that a method with a task mode knows the task of every question"""
+    model: str = ""
+    """hf:FOLDER_OR_ID, or a known name such as llama-2-7b"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """of the frozen weights; the adapter is float32"""
+    method: str = "frozen"
+    """name of the row in tables"""
+    adapter: AdapterConfig | None = None
+    """None: the model as it is"""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, lr=2e-4, schedule="linear", warmup=0.06))
+    batch: int = 8
+    """questions at once; a step of the optimiser takes train.accumulate times as many"""
+    examples: int = 1000
+    """training questions, with by_task of every task"""
+    test_examples: int = 500
+    """questions of a task"""
+    max_length: int = 256
+    """tokens of a prompt with its response; a longer prompt loses its beginning"""
+    seed: int = 0
+    split: Literal["val", "test"] = "test"

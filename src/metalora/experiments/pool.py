@@ -13,15 +13,13 @@ from pathlib import Path
 import torch
 
 from metalora.config import to_dict
-from metalora.experiments.config import RunConfig, TextRunConfig
+from metalora.experiments.config import CausalRunConfig, RunConfig, TextRunConfig
+from metalora.experiments.kinds import Run
 from metalora.experiments.rows import RowStore, run_key
 from metalora.experiments.runs import execute, prepare
 from metalora.io.adapter_file import save
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-Run = RunConfig | TextRunConfig
 
 
 def key_of(config: Run) -> str:
@@ -114,6 +112,10 @@ def _one(config: Run, folder: Path, on_step: Callable[[int, float], None] | None
             from metalora.experiments.text import execute_text
 
             row, adapter = execute_text(config, checkpoint=checkpoint, on_step=on_step)
+        elif isinstance(config, CausalRunConfig):
+            from metalora.experiments.causal import execute_causal
+
+            row, adapter = execute_causal(config, checkpoint=checkpoint, on_step=on_step)
         else:
             row, adapter = execute(config, checkpoint=checkpoint, on_step=on_step)
         if adapter is not None:

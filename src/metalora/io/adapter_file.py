@@ -173,19 +173,23 @@ def _restore(adapter: Adapter, description: dict[str, Any], tensors: dict[str, T
         adapter.conditioner.load_state_dict(state)
 
 
-def save_merged(model: nn.Module, path: str | Path, condition: Condition | None = None) -> None:
-    """Write the state of the plain model with base + Delta W as its weights; the model itself ends unmerged."""
+def merged_state(model: nn.Module, condition: Condition | None = None) -> dict[str, Tensor]:
+    """The state of the plain model with base + Delta W as its weights, on the CPU; the model itself ends unmerged."""
     adapter = adapter_of(model)
     if adapter is None:
         raise ValueError(f"save_merged: {type(model).__name__} has no adapter")
     merge(model, condition)
     try:
         own = {id(value) for value in (*adapter.parameters(), *adapter.buffers())}
-        state = {
+        return {
             name.replace(".base.", "."): value.detach().to("cpu").contiguous().clone()
             for name, value in model.state_dict(keep_vars=True).items()
             if id(value) not in own
         }
-        write_atomically(path, dump_tensors(state))
     finally:
         unmerge(model)
+
+
+def save_merged(model: nn.Module, path: str | Path, condition: Condition | None = None) -> None:
+    """Write the state of the plain model with base + Delta W as its weights; the model itself ends unmerged."""
+    write_atomically(path, dump_tensors(merged_state(model, condition)))
