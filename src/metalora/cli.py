@@ -137,6 +137,25 @@ def merge(
     _show(row, json, "merged", ("merged", "bytes"), [row])
 
 
+def recipe(
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="one of the list that is printed without it")] = "",
+    seed: Annotated[int | None, tyro.conf.arg(help="another than the first of the paper's seeds")] = None,
+    json: Json = False,
+) -> None:
+    """Print an experiment of the MetaTT paper at its own scale as a RUN.yaml for `train`, or list all of them."""
+    from metalora.experiments import metatt_paper
+
+    if name:
+        print(metatt_paper.recipe(name).yaml(seed), end="")
+        return
+    rows = [
+        {"name": one.name, "model": one.architecture, "method": one.run.method, "rank": one.run.adapter.rank,
+         "steps": one.run.train.steps, "batch": one.run.batch * one.run.train.accumulate}
+        for one in metatt_paper.recipes().values()
+    ]  # fmt: skip
+    _show(rows, json, "recipes", ("name", "model", "method", "rank", "steps", "batch"), rows)
+
+
 def table() -> None:
     """Compare methods as a paper does: `table metalora` (Table I), `table metatt` (Tables 2 and 3); --help for each."""
     raise ValueError("table: name the paper, metalora or metatt")
@@ -247,6 +266,7 @@ def main() -> None:
         "train": train,
         "eval": evaluate,
         "merge": merge,
+        "recipe": recipe,
         "table": table,
     }
     if arguments[:1] == ["table"]:

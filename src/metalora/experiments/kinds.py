@@ -24,7 +24,7 @@ def load_run(path: str | Path) -> Run:
     """The run of a YAML file, by its suite (attributes if it names none); ValueError for an unknown one."""
     values = read_yaml(path)
     suite = values.get("suite", "attributes") if isinstance(values, dict) else "attributes"
-    if suite not in SUITES:
+    if not isinstance(suite, str) or suite not in SUITES:
         raise ValueError(f"{path}.suite: unknown choice {suite!r}{nearest(str(suite), SUITES)}")
     return from_dict(SUITES[suite], values, str(path))
 
