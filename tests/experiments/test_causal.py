@@ -56,8 +56,9 @@ def test_the_response_is_what_the_prompt_is_not_the_beginning_of(experiment):
     (ended,) = samples(tokenizer, [("is red a colour ?", " the correct answer is true")], 64, end=True)
     assert tokenizer.convert_ids_to_tokens(plain.ids[plain.start :]) == ["the", "correct", "answer", "is", "true"]
     assert plain.ids[0] == tokenizer.bos_token_id and ended.ids == (*plain.ids, tokenizer.eos_token_id)
-    (cut,) = samples(tokenizer, [("is red a colour ?", " the correct answer is true")], 7)
-    assert cut.ids == plain.ids[-7:] and cut.ids[cut.start :] == plain.ids[plain.start :]
+    with pytest.warns(UserWarning, match="1 of 1 texts are longer than max_length 7: their prompts were shortened"):
+        (cut,) = samples(tokenizer, [("is red a colour ?", " the correct answer is true")], 7)
+    assert cut.ids == (tokenizer.bos_token_id, *plain.ids[-6:]) and cut.ids[cut.start :] == plain.ids[plain.start :]
     with pytest.raises(ValueError, match="max_length 5: a response of 5 tokens leaves no prompt"):
         samples(tokenizer, [("is red a colour ?", " the correct answer is true")], 5)
 
@@ -200,6 +201,15 @@ def test_runs_that_cannot_be(changes, message, config):
     with pytest.raises(ValueError, match=message) as error:
         execute_causal(replace(config, **changes))
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_overflows_answers_nothing(experiment):
+    questions = experiment.corpus.questions("boolq", "test", 2, 0)
+    broken = CausalExperiment(experiment.config)
+    with torch.no_grad():
+        broken.model.lm_head.weight.fill_(float("inf"))
+    with pytest.raises(ValueError, match="boolq: log-likelihoods are not finite in float32"):
+        broken.answers("boolq", questions, None)
 
 
 def test_a_tokenizer_with_nothing_to_pad_with(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +63,12 @@ def load_causal(name: str, dtype: str = "float32") -> tuple[nn.Module, Any]:
 def samples(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int, *, end: bool = False) -> list[Sample]:
     """Prompts with their responses as tokens; the response is all that a prompt alone is not the beginning of.
 
-    end: add the end-of-text token, for training. A text that is too long loses the beginning of its prompt.
-    ValueError: a response that does not fit into max_length.
+    end: add the end-of-text token, for training. A text that is too long loses the beginning of its prompt (not a
+    begin-of-text token), with a warning. ValueError: a response that does not fit into max_length.
     """
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     wholes = tokenizer([prompt + response for prompt, response in pairs])["input_ids"]
-    found = []
+    found, shortened = [], 0
     for prompt, whole in zip(prompts, wholes, strict=True):
         start = next((k for k, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
         if end and tokenizer.eos_token_id is not None and whole[-1] != tokenizer.eos_token_id:
@@ -75,7 +76,14 @@ def samples(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int, *
         cut = max(0, len(whole) - max_length)
         if start - cut < 1:
             raise ValueError(f"max_length {max_length}: a response of {len(whole) - start} tokens leaves no prompt")
-        found.append(Sample(tuple(whole[cut:]), start - cut))
+        shortened += cut > 0
+        first = whole[:1] if whole[0] == tokenizer.bos_token_id else whole[cut : cut + 1]
+        found.append(Sample((*first, *whole[cut + 1 :]), start - cut))
+    if shortened:
+        warnings.warn(
+            f"{shortened} of {len(found)} texts are longer than max_length {max_length}: their prompts were shortened",
+            stacklevel=2,
+        )
     return found
 
 
@@ -167,7 +175,7 @@ class CausalExperiment:
 
     @torch.no_grad()
     def answers(self, task: str, questions: Sequence[Question], adapter: Adapter | None) -> list[int]:
-        """The number of the most likely choice of every question."""
+        """The number of the most likely choice of every question; ValueError for likelihoods that are not finite."""
         by_task = adapter is not None and bool(adapter.task_keys)
         pairs = [(one.prompt, choice) for one in questions for choice in one.choices]
         all_samples = self._of_task(task, samples(self.tokenizer, pairs, self.config.max_length))
@@ -176,8 +184,10 @@ class CausalExperiment:
             log_likelihoods(self.model, all_samples[k : k + size], self.pad, by_task)
             for k in range(0, len(all_samples), size)
         ]
-        by_question = torch.cat(parts).split([len(one.choices) for one in questions])
-        return [int(scores.argmax()) for scores in by_question]
+        found = torch.cat(parts)
+        if not torch.isfinite(found).all():
+            raise ValueError(f"{task}: log-likelihoods are not finite in {self.config.dtype}; try another dtype")
+        return [int(scores.argmax()) for scores in found.split([len(one.choices) for one in questions])]
 
 
 def check(config: CausalRunConfig) -> None:
