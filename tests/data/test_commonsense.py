@@ -117,3 +117,27 @@ def test_the_configuration_names_every_task():
     from metalora.data.commonsense import TASKS
 
     assert CausalRunConfig().tasks == TASKS
+
+
+def test_without_a_folder_the_publishers_files_are_read_through_datasets(monkeypatch):
+    """No network here: what `datasets` would be asked for, and what a failure of it says."""
+    import metalora.data.commonsense as module
+
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(kind, *, data_files, split):
+        asked.append((kind, data_files.removeprefix(module.SOURCE), split))
+        if "piqa" in data_files:
+            raise ConnectionError("no network\nsecond line")
+        return datasets.Dataset.from_list([record(k) for k in range(3)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(module, "_questions", module._questions.__wrapped__)
+    assert len(Commonsense().questions("boolq", "test", 9, 0)) == 3
+    assert len(Commonsense().questions("mixed", "train", 9, 0)) == 2
+    with pytest.raises(ValueError, match=r"piqa/test.json: could not be read \(ConnectionError: no network\); give a"):
+        Commonsense().questions("piqa", "test", 9, 0)
+    assert asked[:2] == [
+        ("json", "/dataset/boolq/test.json", "train"), ("json", "/ft-training_set/commonsense_170k.json", "train"),
+    ]  # fmt: skip
