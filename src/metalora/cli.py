@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from metalora.config import AdapterConfig, from_dict, load_yaml
-from metalora.experiments.config import TableConfig, TextTableConfig
+from metalora.experiments.config import TEXT_TABLES, TableConfig, TextTableConfig
 from metalora.experiments.kinds import load_run
 from metalora.methods.registry import METHODS
 
@@ -157,8 +158,8 @@ def recipe(
 
 
 def table() -> None:
-    """Compare methods as a paper does: `table metalora` (Table I), `table metatt` (Tables 2 and 3); --help for each."""
-    raise ValueError("table: name the paper, metalora or metatt")
+    """Compare methods as a paper does: `table metalora` (Table I), `table metatt-2` (Table 2), ...; table --help."""
+    raise ValueError(f"table: name one of metalora, {', '.join(TEXT_TABLES)}")
 
 
 def table_metalora(
@@ -176,18 +177,23 @@ def table_metalora(
     run_table(_over_file(table, config), out, workers=workers, demo=demo, as_json=json, rows_file=rows)
 
 
-def table_metatt(
-    table: Annotated[TextTableConfig, tyro.conf.arg(name="")] = TextTableConfig(),  # noqa: B008 (frozen)
-    config: Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")] = None,
-    out: Annotated[Path, tyro.conf.arg(help="folder of rows, adapters and tables")] = Path("runs/metatt"),
-    rows: Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")] = None,
-    workers: Annotated[int, tyro.conf.arg(help="processes, one thread each")] = 2,
-    json: Json = False,
-) -> None:
-    """Compare LoRA and MetaTT on text, task by task or (--joint) together (Tables 2 and 3 of arXiv:2506.09105)."""
-    from metalora.experiments.tables import run_text_table
+def table_metatt(name: str) -> Callable[..., None]:
+    """The verb of one of the comparisons on text."""
 
-    run_text_table(_over_file(table, config), out, workers=workers, as_json=json, rows_file=rows)
+    def verb(
+        table: Annotated[TextTableConfig, tyro.conf.arg(name="")] = TextTableConfig(),  # noqa: B008 (frozen)
+        config: Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")] = None,
+        out: Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")] = Path("runs/metatt"),
+        rows: Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")] = None,
+        workers: Annotated[int, tyro.conf.arg(help="processes, one thread each")] = 2,
+        json: Json = False,
+    ) -> None:
+        from metalora.experiments.tables import run_text_table
+
+        run_text_table(name, _over_file(table, config), out, workers=workers, as_json=json, rows_file=rows)
+
+    verb.__doc__ = f"MetaTT (arXiv:2506.09105) on text: {TEXT_TABLES[name]}."
+    return verb
 
 
 def _over_file(table: T, path: Path | None) -> T:
@@ -270,7 +276,7 @@ def main() -> None:
         "table": table,
     }
     if arguments[:1] == ["table"]:
-        verbs = {"metalora": table_metalora, "metatt": table_metatt}
+        verbs = {"metalora": table_metalora, **{name: table_metatt(name) for name in TEXT_TABLES}}
         prog, arguments = "metalora table", arguments[1:]
     for name, verb in verbs.items():
         app.command(name=name)(verb)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, Condition, ConditionConfig, adapter_of, attach, detach
-from metalora.adapters.features import between_class_share
+from metalora.adapters.features import between_class_share, channel_statistics
 from oracles import conditioning as oracle
 from oracles.cases import BODY, CASES, SOURCES, attached, conv_net, features, images, randomise
 from oracles.layers import LAYERS
@@ -384,3 +384,18 @@ def test_the_share_of_a_feature_that_hardly_varies():
     labels = torch.tensor([0, 0, 1, 1, 2, 2, 2])
     x = torch.stack([labels.float(), torch.full((7,), 0.1), torch.full((7,), 100.1)], dim=1)
     torch.testing.assert_close(between_class_share(x, labels), torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_padding_is_no_part_of_the_features():
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 3)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    found = channel_statistics(x, mask)
+    torch.testing.assert_close(found[0], channel_statistics(x[:1, :3])[0])
+    torch.testing.assert_close(found[1], channel_statistics(x[1:])[0])
+    torch.testing.assert_close(channel_statistics(x, mask[:, :4]), channel_statistics(x))  # not of this output
+
+
+def test_a_channel_that_is_as_good_as_dead_has_no_share():
+    x = torch.tensor([[1e-33], [-1e-33], [2e-33], [0.0]])
+    assert between_class_share(x, torch.tensor([0, 0, 1, 1])).tolist() == [0.0]

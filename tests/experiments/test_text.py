@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metalora import AdapterConfig, ConditionConfig
+from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.config import TrainConfig
 from metalora.experiments.config import TextRunConfig
 from metalora.experiments.text import TextExperiment, execute_text, load_encoder
@@ -61,6 +61,58 @@ def test_glue_with_classes_and_scores_together(tmp_path):
     row, adapter = execute_text(config)
     assert set(row["results"]["accuracy"]) == {"rte", "stsb"} and set(row["results"]["matthews"]) == {"rte"}
     assert row["results"]["head_params"] == 385 * 3 and -1 <= row["results"]["accuracy"]["stsb"] <= 1
+
+
+GENERATED = replace(
+    TINY, tasks=("topic", "next"), left_out=("acceptable",), support=8, evaluate_every=1, method="generated",
+    adapter=AdapterConfig("metatt-4+1d", 4, alpha=4.0, init="ze-no-id-no-no", targets="query,value",
+                          generated=("G3",), condition=ConditionConfig(scope="support", hidden=4)),
+)  # fmt: skip
+
+
+def test_a_generated_task_core_meets_a_task_that_was_left_out():
+    row, adapter = execute_text(GENERATED)
+    assert set(row["results"]["left_out"]) == {"acceptable"} and 0 < row["results"]["left_out"]["acceptable"] < 1
+    first, last = row["results"]["history"]
+    assert (first["step"], last["step"]) == (1, 2) and set(last["accuracy"]) == {"topic", "next"}
+    assert last["gradients"]["G1"] > 0 and set(last["gradients"]) <= set(adapter.factors)
+    assert row["results"] == execute_text(replace(GENERATED, evaluate_every=0))[0]["results"] | {
+        "history": row["results"]["history"]
+    }  # looking on the way changes nothing
+
+
+def test_every_task_is_run_under_its_own_condition():
+    experiment = TextExperiment(GENERATED)
+    adapter = attach(experiment.model.encoder, GENERATED.adapter)
+    experiment.prepare(adapter)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+    tokens, ids, labels = experiment.batch(0)
+    expected = 0.0
+    for k, (task, head) in enumerate(experiment.model.heads.items()):
+        one = adapter.condition_from(*(value[rows_of(experiment, task)] for value in experiment.support[task]))
+        own = {name: value[ids == k] for name, value in tokens.items()}
+        with adapter.using(one):
+            expected += torch.nn.functional.cross_entropy(head(experiment.model.embed(own)), labels[k])
+        expected += GENERATED.train.penalty * one.penalty / 2
+    torch.testing.assert_close(experiment.loss(adapter)(0), expected)
+
+
+def rows_of(experiment, task):
+    seed, n = experiment.config.seed * 10_007, len(experiment.support[task][1])
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: experiment.config.support]
+
+
+def test_an_indexed_task_mode_has_no_slice_for_a_left_out_task():
+    with pytest.raises(ValueError, match="none for one left out"):
+        execute_text(replace(RUNS["two tasks"], left_out=("acceptable",)))
+
+
+def test_gradients_of_a_task_mode_come_slice_by_slice():
+    row, _ = execute_text(replace(RUNS["two tasks"], evaluate_every=2))
+    (point,) = row["results"]["history"]
+    assert {"G1", "G2", "G3[0]", "G3[1]"} < set(point["gradients"])
 
 
 def test_the_same_run_gives_the_same_row():

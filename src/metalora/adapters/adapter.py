@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.conditioning import Condition, Conditioner
-from metalora.adapters.features import Inputs, Recorder, run
+from metalora.adapters.features import Inputs, Recorder, run, token_mask
 from metalora.adapters.placement import Placement, View
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig, nearest
@@ -188,9 +188,13 @@ class Adapter(nn.Module):
         inputs: what the model takes (for source=tensor: the features, (n, d)); labels: (n,) integers.
         Differentiable with respect to the mapping net. ValueError for a static adapter or features that are not finite.
         """
+        return self.condition_from(self.features(inputs) if self.conditional else inputs, labels)
+
+    def condition_from(self, features: Tensor, labels: Tensor | None = None) -> Condition:
+        """`condition` of features that were kept: (n, d), as `adapter.features` gives them."""
         if self.conditioner is None:
             raise ValueError(f"{self.method.name}: no factor is generated, so there is no condition to make")
-        return self.conditioner(self.features(inputs), labels, self._centre())
+        return self.conditioner(features, labels, self._centre())
 
     def task(self, ids: Tensor | Sequence[int] | int) -> Condition:
         """The condition of tasks by number: one for each of `ids`, (n,), or one for all where it is a single number.
@@ -241,14 +245,15 @@ class Adapter(nn.Module):
             return inputs.float()
         network = self.extractor[0] if self.extractor else self.model[0]
         training = [module for module in network.modules() if module.training]
-        was_enabled, self.enabled, self.recorder.active = self.enabled, False, True
+        was_enabled, self.enabled = self.enabled, False
+        self.recorder.active, self.recorder.mask = True, token_mask(inputs)
         try:
             for module in training:
                 module.training = False
             run(network, inputs)
             return self.recorder.take()
         finally:
-            self.enabled, self.recorder.active = was_enabled, False
+            self.enabled, self.recorder.active, self.recorder.mask = was_enabled, False, None
             for module in training:
                 module.training = True
 

@@ -13,16 +13,22 @@ from metalora.adapters.targets import head_path
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
-def channel_statistics(output: Any) -> Tensor:
+def channel_statistics(output: Any, mask: Tensor | None = None) -> Tensor:
     """Mean and standard deviation of every channel over positions: (b, c, h, w) or (b, t, c) -> (b, 2c), float32.
 
-    An output of (b, c) has no positions and is returned as it is.
+    mask: (b, t), the tokens that count; one of another shape is not of this output. An output of (b, c) has no
+    positions and is returned as it is.
     """
     x = output if isinstance(output, Tensor) else output[0]
     x = x.float()
     if x.ndim == 2:
         return x
     dims = (1,) if x.ndim == 3 else tuple(range(2, x.ndim))
+    if mask is not None and x.shape[:-1] == mask.shape:
+        weight = (mask / mask.sum(1, keepdim=True)).to(x.dtype)[..., None]
+        mean = (x * weight).sum(1, keepdim=True)
+        var = ((x - mean).square() * weight).sum(1)
+        return torch.cat([mean.flatten(1), (var + 1e-6).sqrt()], -1)
     mean = x.mean(dims, keepdim=True)
     var = (x - mean).square().mean(dims)  # in two passes: torch.var is ten times slower on CPU
     return torch.cat([mean.flatten(1), (var + 1e-6).sqrt()], -1)
@@ -40,7 +46,8 @@ def between_class_share(features: Tensor, labels: Tensor) -> Tensor:
     sums = one_hot.mT @ centred  # (class, d)
     between = (sums.square() / one_hot.sum(0)[:, None]).sum(0)
     total = centred.square().sum(0)
-    return torch.where(varies, between / total, torch.zeros_like(total))
+    varies &= total > 0  # the squares of a dead channel's 1e-33 are zero
+    return torch.where(varies, between / total.where(varies, torch.ones_like(total)), torch.zeros_like(total))
 
 
 class Recorder:
@@ -48,6 +55,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.active = False
+        self.mask: Tensor | None = None
         self.seen: dict[int, Tensor] = {}
 
     def take(self) -> Tensor:
@@ -60,7 +68,7 @@ class Recorder:
 
 def _record_output(recorder: Recorder, index: int, module: nn.Module, args: Any, output: Any) -> None:
     if recorder.active:
-        recorder.seen[index] = channel_statistics(output)
+        recorder.seen[index] = channel_statistics(output, recorder.mask)
 
 
 def _record_input(recorder: Recorder, index: int, module: nn.Module, args: Any) -> None:
@@ -90,7 +98,7 @@ def stage_statistics(model: nn.Module, inputs: Inputs, paths: Sequence[str] = ()
     """Channel statistics of every stage (found by architecture if not named), (n, d): one pass, hooks removed after."""
     recorder = Recorder()
     handles = watch_stages(model, paths or stages(model), recorder)
-    recorder.active = True
+    recorder.active, recorder.mask = True, token_mask(inputs)
     try:
         run(model, inputs)
         return recorder.take()
@@ -105,6 +113,12 @@ def watch_head(model: nn.Module, recorder: Recorder) -> list[Any]:
     if path is None:
         raise ValueError(f"condition source 'pooled': {type(model).__name__} has no output head to read the input of")
     return [model.get_submodule(path).register_forward_pre_hook(partial(_record_input, recorder, 0))]
+
+
+def token_mask(inputs: Inputs) -> Tensor | None:
+    """Which tokens of a padded batch count: its `attention_mask` (b, t), if it has one."""
+    mask = inputs.get("attention_mask") if hasattr(inputs, "get") else None
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:

@@ -14,6 +14,7 @@ from metalora.data.text import SPLITS, TextExamples
 SHARES = (0.7, 0.1, 0.2)
 SPLIT_SEED = 20240229
 WORDS = (8, 40)  # of a sentence that is used
+SHUFFLED, IN_SIGHT = 5, 20  # words of an unacceptable sentence that change places, among its first so many
 TOPICS = ("business", "entertainment", "politics", "sports", "tech")
 
 
@@ -116,34 +117,42 @@ def _topic(articles: Sequence[Article], label: int, rng: random.Random) -> tuple
 
 
 def _same_article(articles: Sequence[Article], label: int, rng: random.Random) -> tuple[str, str, tuple[int, ...]]:
-    """1: two sentences of one article, not neighbours; 0: of two articles of one topic."""
+    """1: two sentences of one article, not neighbours; 0: of two articles."""
     article = rng.choice(articles)
     k = rng.randrange(len(article.sentences))
     if label:
         far = [j for j in range(len(article.sentences)) if abs(j - k) > 1] or [(k + 1) % len(article.sentences)]
         return article.sentences[k], article.sentences[rng.choice(far)], (article.number,)
-    other = rng.choice([one for one in articles if one.topic == article.topic and one is not article])
-    return article.sentences[k], rng.choice(other.sentences), (article.number, other.number)
+    return _and_another(articles, article, k, rng)
 
 
 def _acceptable(articles: Sequence[Article], label: int, rng: random.Random) -> tuple[str, str, tuple[int, ...]]:
-    """1: a sentence as written; 0: with two of its inner words exchanged."""
+    """1: a sentence as written; 0: with a few neighbouring inner words in another order."""
     article = rng.choice(articles)
     words = rng.choice(article.sentences).split()
     if not label:
-        inner = range(1, len(words) - 1)
-        pairs = [(i, j) for i in inner for j in inner if j > i + 1 and words[i].lower() != words[j].lower()]
-        i, j = rng.choice(pairs)
-        words[i], words[j] = words[j], words[i]
+        start = rng.randrange(1, min(len(words), IN_SIGHT) - SHUFFLED)
+        part = words[start : start + SHUFFLED]
+        while words[start : start + SHUFFLED] == part and len(set(part)) > 1:
+            rng.shuffle(part)
+        words[start : start + SHUFFLED] = part
     return " ".join(words), "", (article.number,)
 
 
 def _next(articles: Sequence[Article], label: int, rng: random.Random) -> tuple[str, str, tuple[int, ...]]:
-    """1: the second sentence follows the first; 0: it is another one of the same article."""
+    """1: the second sentence follows the first; 0: it is one of another article (as in BERT's pre-training)."""
     article = rng.choice(articles)
     k = rng.randrange(len(article.sentences) - 1)
-    others = [j for j in range(len(article.sentences)) if j not in (k, k + 1)]
-    return article.sentences[k], article.sentences[k + 1 if label else rng.choice(others)], (article.number,)
+    if label:
+        return article.sentences[k], article.sentences[k + 1], (article.number,)
+    return _and_another(articles, article, k, rng)
+
+
+def _and_another(
+    articles: Sequence[Article], article: Article, k: int, rng: random.Random
+) -> tuple[str, str, tuple[int, ...]]:
+    other = rng.choice([one for one in articles if one is not article])
+    return article.sentences[k], rng.choice(other.sentences), (article.number, other.number)
 
 
 TASKS = {

@@ -135,20 +135,24 @@ class TextRunConfig:
     test_examples: int = 500
     max_length: int = 64
     """tokens of a text or a pair"""
+    left_out: tuple[str, ...] = ()
+    """tasks that are not trained: scored by a logistic regression on the features of a few labelled examples"""
+    support: int = 64
+    """labelled examples of a left-out task, and of the support set that a generated factor is made from"""
+    evaluate_every: int = 0
+    """also score, and record the gradients of the factors, after every so many steps (0: at the end only)"""
     seed: int = 0
     split: Literal["val", "test"] = "test"
 
 
 @dataclass(frozen=True)
 class TextTableConfig:
-    """MetaTT's comparisons on text: one adapter a task, or one for all tasks together."""
+    """MetaTT's comparisons on text; which one is the name of the table (metatt-2, metatt-3, ...)."""
 
     suite: Literal["news", "glue"] = "news"
     data_root: str | None = None
     """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
     tasks: tuple[str, ...] = ("topic", "same-article", "acceptable", "next")
-    joint: bool = False
-    """train all tasks together (MetaTT, Table 3) instead of one after another (Table 2)"""
     methods: tuple[str, ...] = ()
     """rows to run (empty: all)"""
     model: str = "minilm"
@@ -167,8 +171,22 @@ class TextTableConfig:
     lr: float = 1e-3
     lr_grid: tuple[float, ...] = ()
     """rates to choose from on the validation split, per method and task (empty: `lr` for all)"""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    max_length: int = 64
     full: bool = False
     """also train every weight: the reference, at a hundredth of the rate"""
+    method: str = "metatt-4d"
+    """metatt-4, metatt-fig4: the train that is swept, or started in several ways"""
+    final_rank: int = 4
+    """metatt-4: where the sweeps end, and the rank that AdamW has from the start"""
+    sweeps: int = 4
+    """metatt-4: how many, evenly between a fifth and three fifths of the steps"""
+    inits: tuple[str, ...] = ("ze-id-id-id", "ze-no-no-no", "ze-no-no-id", "id-id-id-ze", "no-no-no-ze")
+    """metatt-fig4: core by core"""
+    ranks: tuple[int, ...] = (4, 8, 16, 32)
+    """metatt-fig9"""
+    evaluate_every: int = 0
+    """score along the way, for curves over the steps"""
 
 
 @dataclass(frozen=True)
@@ -203,3 +221,14 @@ class CausalRunConfig:
     """tokens of a prompt with its response; a longer prompt loses its beginning"""
     seed: int = 0
     split: Literal["val", "test"] = "test"
+
+
+TEXT_TABLES = {
+    "metatt-2": "one adapter a task (Tables 2, 15, 18)",
+    "metatt-3": "one adapter for all tasks (Tables 3, 13; Figs. 3, 5)",
+    "metatt-4": "AdamW and AdamW + sweeps (Table 4, Fig. 2)",
+    "metatt-fig4": "initialisations (Fig. 4)",
+    "metatt-fig7": "learning rates (Figs. 7, 8)",
+    "metatt-fig9": "ranks (Figs. 9, 10)",
+    "metatt-transfer": "a task that was left out of training",
+}

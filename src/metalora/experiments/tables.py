@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from metalora.experiments import metatt_table
-from metalora.experiments.config import TableConfig, TextTableConfig
+from metalora.experiments import metatt_plots, metatt_table
+from metalora.experiments.config import TEXT_TABLES, TableConfig, TextTableConfig
 from metalora.experiments.metalora_table import choosing_runs, chosen_rates, plot, report, rows_of, runs
 from metalora.experiments.pool import Run, key_of, run_all
 from metalora.experiments.report import print_table, write_markdown
@@ -49,33 +49,33 @@ def run_table(
 
 
 def run_text_table(
-    table: TextTableConfig, out: Path, *, workers: int, as_json: bool, rows_file: Path | None = None
+    name: str, table: TextTableConfig, out: Path, *, workers: int, as_json: bool, rows_file: Path | None = None
 ) -> None:
-    """MetaTT's comparison on text; as `run_table`."""
+    """One of MetaTT's comparisons on text (`TEXT_TABLES`); as `run_table`."""
     console = Console(stderr=as_json)
     if rows_file is not None:
-        rows = RowStore(rows_file).rows()
+        rows = metatt_table.rows_of(name, RowStore(rows_file).rows(), table)
     else:
         rates = {}
-        if table.lr_grid:
-            with _progress(
-                console, "learning rates (validation)", wanted := metatt_table.choosing_runs(table)
-            ) as on_done:
-                rates = metatt_table.chosen_rates(run_all(wanted, out, workers=workers, on_done=on_done))
+        if table.lr_grid and (choosing := metatt_table.choosing_runs(name, table)):
+            with _progress(console, "learning rates (validation)", choosing) as on_done:
+                rates = metatt_table.chosen_rates(run_all(choosing, out, workers=workers, on_done=on_done))
             console.print("learning rates:", {" on ".join(key): lr for key, lr in rates.items()})
-        wanted = metatt_table.runs(table, rates)
-        with _progress(console, "joint" if table.joint else "task by task", wanted) as on_done:
+        wanted = metatt_table.runs(name, table, rates)
+        with _progress(console, TEXT_TABLES[name], wanted) as on_done:
             rows = run_all(wanted, out, workers=workers, on_done=on_done)
-    tables = metatt_table.report(rows, table)
+    tables = metatt_table.report(name, rows, table)
     out.mkdir(parents=True, exist_ok=True)
-    text = out / f"metatt-{'joint' if table.joint else 'single'}.md"
+    text = out / f"{name}.md"
     write_markdown(tables, text)
+    pictures = metatt_plots.plot(name, rows, table, out)
     if as_json:
-        print(json.dumps({"tables": [dataclasses.asdict(one) for one in tables], "rows": rows}, indent=1))
+        found = {"tables": [dataclasses.asdict(one) for one in tables], "rows": rows, "plots": list(map(str, pictures))}
+        print(json.dumps(found, indent=1))
         return
     for one in tables:
         print_table(one, console)
-    console.print(f"tables: {text}")
+    console.print(f"tables: {text}", *(f"plot: {picture}" for picture in pictures))
 
 
 def _publish(rows: list[dict], table: TableConfig, out: Path, console: Console, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach
+from metalora.adapters.conditioning import Condition
 from metalora.config import nearest, to_dict
 from metalora.data.glue import Glue
 from metalora.data.news import News
@@ -22,8 +24,11 @@ from metalora.experiments.rows import make_row, run_key
 from metalora.io.adapter_file import round_as_saved
 from metalora.training.loop import fit
 
-TRAIN_SEED, TEST_SEED = 0, 9_000_000
+TRAIN_SEED, TEST_SEED, LEFT_OUT_SEED = 0, 9_000_000, 5_000_000
 EVALUATED_AT_ONCE = 128
+SORTED_AT_ONCE = 16  # batches among which texts are grouped by length, so that little of a batch is padding
+POOL = 512  # labelled training examples of a task that support sets are drawn from
+DRAWS = 3  # support sets of a left-out task
 
 
 def load_encoder(name: str) -> tuple[nn.Module, Any]:
@@ -76,9 +81,9 @@ class TextExperiment:
     def __init__(self, config: TextRunConfig):
         self.config = config
         self.corpus: TextCorpus = {"news": News, "glue": Glue}[config.suite](config.data_root)
-        self.classes = {task: self.corpus.classes(task) for task in config.tasks}
+        self.classes = {task: self.corpus.classes(task) for task in (*config.tasks, *config.left_out)}
         encoder, self.tokenizer = load_encoder(config.model)
-        self.model = Classifier(encoder, {task: n or 1 for task, n in self.classes.items()}, config.seed)
+        self.model = Classifier(encoder, {task: self.classes[task] or 1 for task in config.tasks}, config.seed)
         self.model.requires_grad_(False)
         self.train_sets = {task: self._set(task, "train", config.examples, TRAIN_SEED) for task in config.tasks}
         for task, (_, labels) in self.train_sets.items():
@@ -86,6 +91,24 @@ class TextExperiment:
                 raise ValueError(
                     f"text task {task!r}: {len(labels)} training examples are less than a batch of {config.batch}"
                 )
+        self.support: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def prepare(self, adapter: Adapter | None) -> None:
+        """For a generated adapter: keep the features that its support sets are drawn from, and calibrate on them."""
+        if adapter is None or not adapter.conditional:
+            return
+        for task, (tokens, labels) in self.train_sets.items():
+            rows = {name: value[:POOL] for name, value in tokens.items()}
+            self.support[task] = self._features(adapter, rows), labels[:POOL]
+        adapter.conditioner.calibrate(torch.cat([features for features, _ in self.support.values()]))
+
+    def _features(self, adapter: Adapter, tokens: dict[str, Tensor]) -> Tensor:
+        with self._precision():
+            return torch.cat([adapter.features(part) for part in _chunks(tokens, EVALUATED_AT_ONCE)])
+
+    def _precision(self) -> torch.autocast:
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.train.mixed_precision == "bf16")
 
     def _set(self, task: str, split: str, n: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
         found = self.corpus.examples(task, split, n, seed)
@@ -100,12 +123,8 @@ class TextExperiment:
         """Tokens of all tasks together, the task of every example, and the labels task by task."""
         config, parts, labels = self.config, [], []
         for k, (tokens, y) in enumerate(self.train_sets.values()):
-            per_epoch = len(y) // config.batch
-            epoch, place = divmod(step, per_epoch)
-            order = torch.randperm(
-                len(y), generator=torch.Generator().manual_seed(config.seed * 10_007 + epoch * 101 + k)
-            )
-            rows = order[place * config.batch : (place + 1) * config.batch]
+            epoch, place = divmod(step, len(y) // config.batch)
+            rows = _epoch(tokens["attention_mask"].sum(1), config.batch, config.seed * 10_007 + epoch * 101, k)[place]
             parts.append({name: value[rows] for name, value in tokens.items()})
             labels.append(y[rows])
         ids = torch.arange(len(parts)).repeat_interleave(config.batch)
@@ -116,12 +135,37 @@ class TextExperiment:
 
         def step_loss(step: int) -> Tensor:
             tokens, ids, labels = self.batch(step)
-            features = self.model.embed(tokens, ids if _by_task(adapter) else None)
+            penalty: Tensor | float = 0.0
+            if self.support:
+                conditions = Condition.stack([self._condition(adapter, task, step) for task in self.support])
+                with adapter.using(conditions[ids]):
+                    features = self.model.embed(tokens)
+                penalty = self.config.train.penalty * conditions.penalty
+            else:
+                features = self.model.embed(tokens, ids if _by_task(adapter) else None)
             parts = features.split([len(y) for y in labels])
             heads = self.model.heads.values()
-            return torch.stack([_loss(h(f), y) for h, f, y in zip(heads, parts, labels, strict=True)]).sum()
+            return torch.stack([_loss(h(f), y) for h, f, y in zip(heads, parts, labels, strict=True)]).sum() + penalty
 
         return step_loss
+
+    def _condition(self, adapter: Adapter, task: str, step: int | None = None) -> Condition:
+        """From `support` examples of a task's pool that the step draws; without a step from all of them."""
+        features, labels = self.support[task]
+        if step is not None:
+            generator = torch.Generator().manual_seed(self.config.seed * 10_007 + step)
+            rows = torch.randperm(len(labels), generator=generator)[: self.config.support]
+            features, labels = features[rows], labels[rows]
+        return adapter.condition_from(features, labels)
+
+    @torch.no_grad()
+    def _embedded(
+        self, tokens: dict[str, Tensor], adapter: Adapter | None, task: int, made: Condition | None
+    ) -> Tensor:
+        """Features of a whole set, for the task of a number or under a condition."""
+        with self._precision(), adapter.using(made) if made is not None else contextlib.nullcontext():
+            ids = task if _by_task(adapter) else None
+            return torch.cat([self.model.embed(part, ids).float() for part in _chunks(tokens, EVALUATED_AT_ONCE)])
 
     @torch.no_grad()
     def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
@@ -132,11 +176,8 @@ class TextExperiment:
         accuracy, matthews = {}, {}
         for k, task in enumerate(self.config.tasks):
             tokens, labels = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
-            chunks = [
-                self.model.heads[task](self.model.embed(part, k if _by_task(adapter) else None))
-                for part in _chunks(tokens, EVALUATED_AT_ONCE)
-            ]
-            outputs = torch.cat(chunks)
+            made = self._condition(adapter, task) if self.support else None
+            outputs = self.model.heads[task](self._embedded(tokens, adapter, k, made))
             if not self.classes[task]:
                 accuracy[task] = float(spearmanr(outputs[:, 0], labels).statistic)
                 continue
@@ -145,6 +186,65 @@ class TextExperiment:
             if self.classes[task] == 2:
                 matthews[task] = float(matthews_corrcoef(labels, predicted))
         return {"accuracy": accuracy, "matthews": matthews, "mean": sum(accuracy.values()) / len(accuracy)}
+
+    def left_out(self, adapter: Adapter | None) -> dict[str, float]:
+        """Accuracy on tasks that were not trained: a logistic regression on the features of `support` examples.
+
+        The mean over a few support sets; a generated adapter is made anew from each. An indexed task mode has no
+        slice for such a task: ValueError.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        if _by_task(adapter) and self.config.left_out:
+            raise ValueError(f"{adapter.method.name} has a slice for each trained task, and none for one left out")
+        found = {}
+        for task in self.config.left_out:
+            asked, answers = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
+            queries, right = None, []
+            for draw in range(DRAWS):
+                given, labels = self._set(task, "train", self.config.support, LEFT_OUT_SEED + draw)
+                made = adapter.condition_from(self._features(adapter, given), labels) if self.support else None
+                if queries is None or made is not None:
+                    queries = self._embedded(asked, adapter, 0, made)
+                probe = LogisticRegression(max_iter=2000).fit(self._embedded(given, adapter, 0, made), labels)
+                right.append(probe.score(queries, answers))
+            found[task] = sum(right) / DRAWS
+        return found
+
+
+class History:
+    """Scores and gradients along the way: |grad G|_F / sqrt(|G|) of every factor, of a task mode slice by slice
+    (MetaTT, appendix B). A run that was cut off has only those since it went on."""
+
+    def __init__(self, experiment: TextExperiment, adapter: Adapter | None):
+        self.experiment, self.adapter, self.points = experiment, adapter, []
+
+    def __call__(self, step: int, loss: float) -> None:
+        every = self.experiment.config.evaluate_every
+        if not every or (step + 1) % every:
+            return
+        point: dict[str, Any] = {"step": step + 1, "loss": loss}
+        if self.adapter is not None:
+            point["gradients"], point["rank"] = gradient_sizes(self.adapter), self.adapter.rank
+            self.adapter.eval()
+        point["accuracy"] = self.experiment.evaluate(self.adapter)["accuracy"]
+        if self.adapter is not None:
+            self.adapter.train()
+        self.points.append(point)
+
+
+def gradient_sizes(adapter: Adapter) -> dict[str, float]:
+    """Root mean square of every factor's gradient, where it has one; of a factor with tasks, "G3[0]", "G3[1]", ..."""
+    found = {}
+    for key, parameter in adapter.factors.items():
+        if parameter.grad is None:
+            continue
+        axis = adapter.task_keys.get(key)
+        parts = {key: parameter.grad}
+        if axis is not None:
+            parts = {f"{key}[{k}]": part for k, part in enumerate(parameter.grad.unbind(axis))}
+        found |= {name: float(part.square().mean().sqrt()) for name, part in parts.items()}
+    return found
 
 
 def execute_text(
@@ -160,14 +260,22 @@ def execute_text(
         adapter = attach(model.encoder, config.adapter)
     model.encoder.requires_grad_(config.full) if adapter is None else None
     model.heads.requires_grad_(config.classifier == "trained")
+    experiment.prepare(adapter)
+    history = History(experiment, adapter)
+
+    def after(step: int, loss: float) -> None:
+        history(step, loss)
+        if on_step is not None:
+            on_step(step, loss)
+
     if adapter is not None or any(p.requires_grad for p in model.parameters()):
         losses = fit(
             model.encoder, adapter, experiment.loss(adapter), config.train, also=model, seed=config.seed,
-            checkpoint=checkpoint, on_step=on_step,
+            checkpoint=checkpoint, on_step=after,
         )  # fmt: skip
     if adapter is not None:
         round_as_saved(adapter, getattr(torch, config.train.store))
-    results = experiment.evaluate(adapter)
+    results = experiment.evaluate(adapter) | {"left_out": experiment.left_out(adapter), "history": history.points}
     encoder = sum(p.numel() for p in model.encoder.parameters()) if config.full else 0
     results |= {
         "num_params": adapter.num_params() if adapter is not None else encoder,
@@ -187,6 +295,18 @@ def _loss(output: Tensor, labels: Tensor) -> Tensor:
 
 def _by_task(adapter: Adapter | None) -> bool:
     return adapter is not None and bool(adapter.task_keys)
+
+
+def _epoch(lengths: Tensor, batch: int, seed: int, task: int) -> list[Tensor]:
+    """The batches of one epoch: every example once but for a rest, texts of like length together.
+
+    The order of the batches depends on the seed alone, so those of several tasks are long and short together.
+    """
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed + task))
+    windows = order[: len(order) // batch * batch].split(SORTED_AT_ONCE * batch)
+    batches = [rows for window in windows for rows in window[lengths[window].argsort(stable=True)].split(batch)]
+    mixed = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [batches[k] for k in mixed]
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
