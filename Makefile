@@ -3,7 +3,7 @@ DATA ?= mnist-5k
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup test lint demo clean
+.PHONY: setup test lint demo bench clean
 
 setup: .venv/.stamp
 
@@ -24,6 +24,9 @@ lint: setup
 
 demo: setup
 	$(BIN)/metalora table metalora --demo --data $(DATA)
+
+bench: setup
+	$(BIN)/metalora bench
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info

@@ -157,6 +157,19 @@ def recipe(
     _show(rows, json, "recipes", ("name", "model", "method", "rank", "steps", "batch"), rows)
 
 
+def bench(
+    rounds: Annotated[int, tyro.conf.arg(help="interleaved repetitions")] = 11,
+    json: Json = False,
+) -> None:
+    """Time what has a price, as ratios in one run: a batch of many tasks beside a batch of one."""
+    from metalora.bench.tasks import tasks_in_a_batch
+
+    with _status("timing; leave the machine alone", quiet=json):
+        rows = [dataclasses.asdict(one) for one in tasks_in_a_batch(rounds)]
+    shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    _show(rows, json, "cost, as a ratio to the reference", tuple(rows[0]), shown)
+
+
 def table() -> None:
     """Compare methods as a paper does: `table metalora` (Table I), `table metatt-2` (Table 2), ...; table --help."""
     raise ValueError(f"table: name one of metalora, {', '.join(TEXT_TABLES)}")
@@ -273,6 +286,7 @@ def main() -> None:
         "eval": evaluate,
         "merge": merge,
         "recipe": recipe,
+        "bench": bench,
         "table": table,
     }
     if arguments[:1] == ["table"]:
