@@ -132,6 +132,20 @@ def test_a_network_at_every_convolution(method):
     torch.testing.assert_close(net(x), plain(x), rtol=1e-10, atol=1e-10)
 
 
+def test_a_rank_that_is_too_large_at_one_target_only():
+    """A 1 x 1 kernel beside a 3 x 3: there r3 cannot be above r4; it is filled up with zeros."""
+    net = nn.Sequential(nn.Conv2d(8, 6, 3), nn.Conv2d(6, 8, 1)).double()
+    rank = {"r1": 3, "r2": 3, "r3": 4, "r4": 2}
+    adapter = attach(net, AdapterConfig("tucker-own", rank, targets=("0", "1"), clip_rank=True))
+    randomise(adapter)
+    before = {path: adapter.delta(path).detach() for path in adapter.targets}
+    assert sweep(net).after == rank
+    for path, value in before.items():
+        torch.testing.assert_close(adapter.delta(path).detach(), value, rtol=1e-10, atol=1e-10)
+    assert sweep(net, rank={"r3": 3, "r4": 1}).after == {"r1": 3, "r2": 3, "r3": 3, "r4": 1}
+    assert [adapter.factors[f"{path}.core"].shape for path in "01"] == [(3, 3, 3, 1), (1, 1, 3, 1)]
+
+
 def _base(net, plain):
     values = {key.replace(".base.", "."): value for key, value in net.state_dict().items()}
     return {key: values[key] for key in plain.state_dict()}

@@ -83,12 +83,14 @@ def sweep(
             moved = carried(piece.terms, tensors, found.tensors, piece.gather(every), squared=name == "exp_avg_sq")
             new_moments[name] |= piece.scatter(moved, factors)
         sizes |= {b: max(n, sizes.get(b, 0)) for b, n in found.ranks.items()}
-    sizes = {**before, **sizes}
-    resize(adapter, replace(adapter.config, rank=sizes), new)
+    config = replace(adapter.config, rank={**before, **sizes})
+    new, *padded = _padded(adapter, config, [new, *new_moments.values()])
+    new_moments = dict(zip(new_moments, padded, strict=True))
+    resize(adapter, config, new)
     _keep_delta(adapter, pieces[0].factors[-1], scale / adapter.scale, new, new_moments)
     if optimizer is not None:
         _tell(optimizer, {key: factors[key] for key in new}, new_moments)
-    return SweepReport(before, sizes, params, adapter.num_params(), error)
+    return SweepReport(before, config.rank, params, adapter.num_params(), error)
 
 
 @torch.no_grad()
@@ -135,6 +137,19 @@ def _truncated(piece: Piece, tensors: Sequence[Tensor], **target: Any) -> Trunca
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(found, src=0)
     return found[0]
+
+
+def _padded(adapter: Adapter, config: AdapterConfig, many: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Tensors with zeros up to the shape of their factor: a rank that is too large at one target is not at another."""
+    stored = place(list(adapter.targets.values()), config, adapter.method).stored
+    found = []
+    for tensors in many:
+        missing = {
+            key: [max(n - m, 0) for n, m in zip(stored[key].shape, t.shape, strict=True)] for key, t in tensors.items()
+        }
+        pads = {key: [side for n in reversed(short) for side in (0, n)] for key, short in missing.items()}
+        found.append({key: torch.nn.functional.pad(t, pads[key]) for key, t in tensors.items()})
+    return found
 
 
 def _keep_delta(

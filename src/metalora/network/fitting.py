@@ -57,8 +57,8 @@ def _cut_ring(terms: Terms, whole: Sequence[Tensor], ranks: dict[str, int]) -> t
         mine[v] = applied(mine[v], axis(terms[v], bond), right)
         now = distance(terms, whole, mine)
         discarded[bond] = max(now**2 - error**2, 0.0) ** 0.5
-        mine, error = fitted(terms, whole, mine, 2)
-    return (fitted(terms, whole, mine)[0] if any(discarded.values()) else mine), discarded
+        error = now
+    return fitted(terms, whole, mine), discarded
 
 
 def _projection(terms: Terms, mine: Sequence[Tensor], bond: str, rank: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -109,7 +109,7 @@ def truncate_columns(terms: Terms, whole: Sequence[Tensor], goal: Goal) -> tuple
     weights = torch.linalg.pinv(gram[kept][:, kept], hermitian=True) @ gram[kept].sum(1)
     mine[-1] = mine[-1] * weights
     discarded = max(distance(terms, whole, mine), float(tails(gains)[rank]))
-    return fitted(terms, whole, mine)[0], {bond: discarded}
+    return fitted(terms, whole, mine), {bond: discarded}
 
 
 def _greedy(gram: Tensor) -> tuple[list[int], Tensor]:
@@ -130,10 +130,8 @@ def _greedy(gram: Tensor) -> tuple[list[int], Tensor]:
     return order, gram.new_tensor(gains)
 
 
-def fitted(
-    terms: Terms, whole: Sequence[Tensor], mine: Sequence[Tensor], passes: int = PASSES
-) -> tuple[list[Tensor], float]:
-    """Every factor in turn the best for the others (alternating least squares), and |T - T'|, which never rises.
+def fitted(terms: Terms, whole: Sequence[Tensor], mine: Sequence[Tensor], passes: int = PASSES) -> list[Tensor]:
+    """Every factor in turn the best for the others (alternating least squares): |T - T'| never rises.
 
     X = <T, rest> <rest, rest>^-1, with the rest of T' at the factor's bonds.
     """
@@ -152,7 +150,7 @@ def fitted(
         best, error = trial, now
         if before - now < GAIN * before:
             break
-    return best, error
+    return best
 
 
 # ---- where the norm is ----------------------------------------------------------------------------------------------

@@ -66,7 +66,8 @@ def truncate(
     tolerance  |T - T'|_F <= tolerance |T|_F
     budget     the relatively largest singular values of all bonds that the factors have room for
     mode       "paper" is an algorithm of chains
-    gauge      where the norm ends: in the last factor (left), in the first (right), shared alike (balanced)
+    gauge      where the norm ends: in the last factor (left), in the first (right), shared alike (balanced); of a chain
+               the last is the end that is not declared first
 
     Equal input gives equal output: the largest entry of every singular vector, or column, is positive. ValueError:
     another wiring, a zero or not finite network, ranks that grow, a budget below that of rank one, two targets.
