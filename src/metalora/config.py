@@ -109,11 +109,11 @@ class RankScheduleConfig:
     rounding: Literal["round", "floor", "ceil"] = "round"
     """of r(i) to a whole number"""
     mode: Literal["round", "paper"] = "round"
-    """round: orthogonalise first; paper: Algorithm 1 as printed"""
+    """round: orthogonalise first; paper: Algorithm 1 as printed, for chains only"""
     gauge: Literal["left", "right", "balanced"] = "left"
-    """where the norm is after a sweep: in the last core, in the first, shared alike"""
+    """where the norm is after a sweep: in the last factor, in the first, shared alike"""
     state: Literal["reset", "carry"] = "reset"
-    """what becomes of the optimiser's moments"""
+    """what becomes of the optimiser's moments; those of a ring cannot be carried"""
 
 
 @dataclass(frozen=True)

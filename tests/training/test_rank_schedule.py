@@ -85,8 +85,13 @@ def test_schedules_that_cannot_be(schedule, message):
 
 
 # ---- in the loop ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("state", ("reset", "carry"))
-@pytest.mark.parametrize("method", ("metatt-4d", "lora"))
+@pytest.mark.parametrize(
+    "method, state",
+    [
+        *[(method, state) for method in ("metatt-4d", "lora", "metalora-cp") for state in ("reset", "carry")],
+        ("metalora-tr", "reset"),
+    ],
+)
 def test_ranks_fall_and_the_loss_too(method, state):
     model, adapter, step_loss = made(method)
     many = replace(CONFIG, steps=60, rank_schedule=replace(SCHEDULE, steps=(20, 30), state=state))

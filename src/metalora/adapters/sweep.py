@@ -1,10 +1,9 @@
-"""Rank-adaptive sweeps of an attached adapter: its chain of factors is rounded, its optimiser told."""
+"""Rank-adaptive sweeps of an attached adapter: its factors are truncated, its optimiser told."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any, Literal
 
 import torch
@@ -12,22 +11,15 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, plan
-from metalora.adapters.placement import Stored, place
+from metalora.adapters.pieces import Piece, pieces_of
+from metalora.adapters.placement import place
 from metalora.config import AdapterConfig, nearest
-from metalora.network.rounding import Gauge, Mode, Rounded, norm, round_train
+from metalora.network.basis import carried
+from metalora.network.rounding import Gauge, Mode
+from metalora.network.truncation import Truncated, truncate
+from metalora.network.wiring import bond_sizes
 
 State = Literal["reset", "carry"]
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Neighbouring factors that may be rounded together: their names, the bonds between, their keys (by width)."""
-
-    factors: tuple[str, ...]
-    bonds: tuple[str, ...]
-    keys: tuple[tuple[str, ...], ...]
-    axes: tuple[tuple[int | None, int | None], ...]
-    """of every factor: the axis of its left and of its right bond inside the chain"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class SweepReport:
     params_before: int
     params_after: int
     error: float
-    """|T - T'|_F / |T|_F of the rounded chain, the largest over chains"""
+    """|T - T'|_F / |T|_F of what is truncated together, the largest over targets"""
 
 
 @torch.no_grad()
@@ -54,44 +46,51 @@ def sweep(
     optimizer: torch.optim.Optimizer | None = None,
     state: State = "reset",
 ) -> SweepReport:
-    """Round the adapter's factors to ranks, to a relative error, or to a number of parameters (MetaTT, Algorithm 1).
+    """Truncate the adapter's factors to ranks, to a relative error, or to a number of parameters.
+
+    How is told by their wiring: chains by rounding (MetaTT, Algorithm 1), trees such as Tucker by HOSVD and HOOI, rings
+    bond by bond with a fit, factors that share one bond (CP) by the columns that matter; see `network.truncation`.
 
     rank       of every bond (never above what it is), or one per bond; without a target nothing is truncated
+    mode       "paper": Algorithm 1 as printed, for chains only
+    gauge      where the norm ends: in the last factor (left), in the first (right), shared alike (balanced)
     optimizer  whose moments of the changed factors are dropped (state="reset", the paper's way) or carried over by
                the change of basis (state="carry": exact for the mean without truncation, diagonal for the square)
     Parameters stay the same objects, so let go of an earlier loss first (`del loss`): its graph has the old shapes.
     Bonds of a generated factor stay as they are. Under torch.distributed, process 0 decides.
-    ValueError: a method that is no chain, a merged or untrained adapter, ranks that grow; nothing is changed.
+    ValueError: factors of another wiring, state="carry" for a ring, a merged or untrained adapter, ranks that grow;
+    nothing is changed.
     """
-    adapter, chains = _ready(model)
-    if len(chains) > 1 and (tolerance or budget is not None):
-        raise ValueError(f"sweep: the adapter has {len(chains)} chains of factors; give them a rank=... instead")
+    adapter, pieces = _ready(model, state)
+    if len(pieces) > 1 and (tolerance or budget is not None):
+        what = f"{len(pieces)} {pieces[0].kind}s of factors"
+        raise ValueError(f"sweep: the adapter has {what}; give them a rank=... instead")
     before, params, scale, factors = _bond_sizes(adapter), adapter.num_params(), adapter.scale, adapter.factors
     wanted = _wanted(rank, before)
     if budget is not None:
-        budget -= params - sum(factors[key].numel() for keys in chains[0].keys for key in keys)
+        budget -= params - sum(factors[key].numel() for keys in pieces[0].keys for key in keys)
     moments = _moments(optimizer, factors) if state == "carry" else {}
     new, new_moments, error = {}, {name: {} for name in moments}, 0.0
     sizes: dict[str, int] = {}
-    for chain in chains:
-        cores = _cores(chain, factors)
-        ranks = [min(wanted[bond], core.shape[2]) for bond, core in zip(chain.bonds, cores, strict=False)]
-        target = dict(ranks=ranks) if rank is not None else dict(tolerance=tolerance, budget=budget)
-        found = _rounded(chain, cores, mode=mode, gauge=gauge, **target)
-        error = max(error, _relative_error(cores, found.cores))
-        new |= _split(chain, found.cores, factors)
-        for name, tensors in moments.items():
-            carried = _carried(cores, found.cores, _cores(chain, tensors), squared=name == "exp_avg_sq")
-            new_moments[name] |= _split(chain, carried, factors)
-        sizes |= {b: max(n, sizes.get(b, 0)) for b, n in zip(chain.bonds, found.ranks, strict=True)}
-    sizes = {**before, **sizes}
-    resize(adapter, replace(adapter.config, rank=sizes), new)
-    for key in new:
-        if adapter.placement.stored[key].factor == chains[0].factors[-1]:
-            factors[key].mul_(scale / adapter.scale)  # alpha / r rises as r falls
+    for piece in pieces:
+        tensors = piece.gather(factors)
+        ranks = None if rank is None else {b: min(wanted[b], n) for b, n in bond_sizes(piece.terms, tensors).items()}
+        target = dict(ranks=ranks, tolerance=tolerance, budget=budget)
+        found = _truncated(piece, tensors, mode=mode, gauge=gauge, **target)
+        error = max(error, found.error)
+        new |= piece.scatter(found.tensors, factors)
+        for name, every in moments.items():
+            moved = carried(piece.terms, tensors, found.tensors, piece.gather(every), squared=name == "exp_avg_sq")
+            new_moments[name] |= piece.scatter(moved, factors)
+        sizes |= {b: max(n, sizes.get(b, 0)) for b, n in found.ranks.items()}
+    config = replace(adapter.config, rank={**before, **sizes})
+    new, *padded = _padded(adapter, config, [new, *new_moments.values()])
+    new_moments = dict(zip(new_moments, padded, strict=True))
+    resize(adapter, config, new)
+    _keep_delta(adapter, pieces[0].factors[-1], scale / adapter.scale, new, new_moments)
     if optimizer is not None:
         _tell(optimizer, {key: factors[key] for key in new}, new_moments)
-    return SweepReport(before, sizes, params, adapter.num_params(), error)
+    return SweepReport(before, config.rank, params, adapter.num_params(), error)
 
 
 @torch.no_grad()
@@ -113,100 +112,55 @@ def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor
         layer.cut = plan(placement.places[path], adapter.per_example)
 
 
-def _ready(model: nn.Module) -> tuple[Adapter, list[Chain]]:
+def _ready(model: nn.Module, state: State) -> tuple[Adapter, list[Piece]]:
     adapter = adapter_of(model)
     if adapter is None:
         raise ValueError(f"sweep: {type(model).__name__} has no adapter")
     if adapter.merged:
         raise ValueError("sweep: the adapter is merged; unmerge it first")
-    return adapter, _chains(adapter)
+    pieces = pieces_of(adapter)
+    for piece in pieces:
+        if state == "carry" and piece.kind == "ring":
+            raise ValueError(
+                f"sweep of {piece}: a ring is truncated by a fit, which is no change of basis that moments could be "
+                "carried over by; use state='reset'"
+            )
+    return adapter, pieces
 
 
-def _rounded(chain: Chain, cores: Sequence[Tensor], **target: Any) -> Rounded:
-    """`round_train`, its errors with the name of the chain; under torch.distributed, what process 0 found."""
+def _truncated(piece: Piece, tensors: Sequence[Tensor], **target: Any) -> Truncated:
+    """`truncate`, its errors with the name of the piece; under torch.distributed, what process 0 found."""
     try:
-        found = [round_train(cores, **target)]
+        found = [truncate(piece.terms, tensors, **target)]
     except ValueError as problem:
-        raise ValueError(f"sweep of {chain.keys[0][0]!r} to {chain.keys[-1][0]!r}: {problem}") from None
+        raise ValueError(f"sweep of {piece}: {problem}") from None
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(found, src=0)
     return found[0]
 
 
-# ---- from factors to trains and back --------------------------------------------------------------------------------
-def _chains(adapter: Adapter) -> list[Chain]:
-    """Runs of neighbouring factors that no mapping net makes; one set for each network. ValueError for no chain."""
-    method, stored = adapter.method, adapter.placement.stored
-    if not method.is_chain:
-        raise ValueError(f"sweep: the factors of {method.name!r} are no chain, so they have no sweep")
-    terms, made = method.network.factors, set(adapter.generated if adapter.conditional else ())
-    names = list(terms)
-    bonds = [next(m for m in terms[a] if m in terms[b]) for a, b in zip(names, names[1:], strict=False)]
-    runs, run = [], []
-    for k, name in enumerate([*names, None]):
-        if name is not None and name not in made:
-            run.append(k)
-            continue
-        if len(run) > 1:
-            runs.append(run)
-        run = []
-    if not runs:
-        raise ValueError(f"sweep: {method.name!r} has no two neighbouring factors that are learned")
-    owners = [""] if method.shared else list(adapter.targets)
+def _padded(adapter: Adapter, config: AdapterConfig, many: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Tensors with zeros up to the shape of their factor: a rank that is too large at one target is not at another."""
+    stored = place(list(adapter.targets.values()), config, adapter.method).stored
     found = []
-    for owner in owners:
-        for run in runs:
-            inside = [bonds[k] for k in run[:-1]]
-            keys = tuple(
-                tuple(key for key, one in stored.items() if one.factor == names[k] and _owner(key, one) in ("", owner))
-                for k in run
-            )
-            axes = tuple(
-                tuple(
-                    stored[keys[j][0]].modes.index(bond) if bond in inside else None
-                    for bond in (bonds[k - 1] if j else None, bonds[k] if j < len(run) - 1 else None)
-                )
-                for j, k in enumerate(run)
-            )
-            found.append(Chain(tuple(names[k] for k in run), tuple(inside), keys, axes))
+    for tensors in many:
+        missing = {
+            key: [max(n - m, 0) for n, m in zip(stored[key].shape, t.shape, strict=True)] for key, t in tensors.items()
+        }
+        pads = {key: [side for n in reversed(short) for side in (0, n)] for key, short in missing.items()}
+        found.append({key: torch.nn.functional.pad(t, pads[key]) for key, t in tensors.items()})
     return found
 
 
-def _owner(key: str, stored: Stored) -> str:
-    """The target whose network a stored factor belongs to; "" for a common one."""
-    return key.removesuffix(f".{stored.factor}") if key.endswith(f".{stored.factor}") else ""
-
-
-def _cores(chain: Chain, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """Every factor as (left bond, everything else, right bond), those of several widths one after another."""
-    cores = []
-    for keys, (left, right) in zip(chain.keys, chain.axes, strict=True):
-        parts = []
-        for key in keys:
-            value = tensors[key].detach()
-            ends = [axis for axis in (left, right) if axis is not None]
-            between = [axis for axis in range(value.ndim) if axis not in ends]
-            ordered = value.permute([*([] if left is None else [left]), *between, *([] if right is None else [right])])
-            ordered = ordered[None] if left is None else ordered
-            ordered = ordered[..., None] if right is None else ordered
-            parts.append(ordered.flatten(1, -2) if ordered.ndim > 2 else ordered[:, None])
-        cores.append(torch.cat(parts, 1))
-    return cores
-
-
-def _split(chain: Chain, cores: Sequence[Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cores back as factors: the widths apart, the axes where they were."""
-    found = {}
-    for keys, (left, right), core in zip(chain.keys, chain.axes, cores, strict=True):
-        between = [[n for axis, n in enumerate(like[key].shape) if axis not in (left, right)] for key in keys]
-        for key, sizes, part in zip(keys, between, core.split([prod(n) for n in between], 1), strict=True):
-            value = part.unflatten(1, sizes) if sizes else part[:, 0]
-            value = value[0] if left is None else value
-            value = value[..., 0] if right is None else value
-            order = [*([] if left is None else [left]), *(a for a in range(like[key].ndim) if a not in (left, right))]
-            order += [] if right is None else [right]
-            found[key] = value.permute([order.index(axis) for axis in range(like[key].ndim)])
-    return found
+def _keep_delta(
+    adapter: Adapter, factor: str, ratio: float, new: Mapping[str, Tensor], moments: Mapping[str, dict[str, Tensor]]
+) -> None:
+    """alpha / r rises as r falls: one factor falls with it, and its gradient rises."""
+    for key in new:
+        if adapter.placement.stored[key].factor == factor:
+            adapter.factors[key].mul_(ratio)
+            for name, tensors in moments.items():
+                tensors[key] = tensors[key] / ratio ** (2 if name == "exp_avg_sq" else 1)
 
 
 def _bond_sizes(adapter: Adapter) -> dict[str, int]:
@@ -236,40 +190,12 @@ def _wanted(rank: int | Mapping[str, int] | None, now: dict[str, int]) -> dict[s
     return wanted
 
 
-def _relative_error(old: Sequence[Tensor], new: Sequence[Tensor]) -> float:
-    old, new = ([core.double() for core in train] for train in (old, new))
-    cross = old[0].new_ones(1, 1)
-    for a, b in zip(old, new, strict=True):
-        cross = torch.einsum("ab,anc,bnd->cd", cross, a, b)
-    square = norm(old) ** 2 - 2 * float(cross) + norm(new) ** 2
-    return max(square, 0.0) ** 0.5 / norm(old)
-
-
 # ---- the optimiser --------------------------------------------------------------------------------------------------
 def _moments(optimizer: Any, factors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """exp_avg and exp_avg_sq of the factors, where the optimiser has them for all."""
     states = {key: optimizer.state.get(parameter, {}) for key, parameter in factors.items()} if optimizer else {}
     names = [name for name in ("exp_avg", "exp_avg_sq") if states and all(name in one for one in states.values())]
     return {name: {key: one[name] for key, one in states.items()} for name in names}
-
-
-def _carried(old: Sequence[Tensor], new: Sequence[Tensor], moment: Sequence[Tensor], *, squared: bool) -> list[Tensor]:
-    """A gradient's moment in the new basis: g'_k = X_{k-1}' g_k Y_k', with X_k = argmin |L_k X - L'_k|, Y_k = pinv X_k.
-
-    L_k is the product of the cores up to k. Of squares, with the entries of X and Y squared (a diagonal estimate).
-    """
-    gram = cross = old[0].new_ones(1, 1, dtype=torch.float64)
-    before, carried = gram, []
-    for k, (a, b, g) in enumerate(zip(old, new, moment, strict=True)):
-        a, b, g = a.double(), b.double(), g.double()
-        gram = torch.einsum("ab,anc,bnd->cd", gram, a, a)
-        cross = torch.einsum("ab,anc,bnd->cd", cross, a, b)
-        change = torch.linalg.pinv(gram, hermitian=True) @ cross if k < len(old) - 1 else torch.ones_like(gram)
-        back = torch.linalg.pinv(change)
-        x, y = (before.square(), back.square()) if squared else (before, back)
-        carried.append(torch.einsum("ab,anc,dc->bnd", x, g, y))
-        before = change
-    return carried
 
 
 def _tell(optimizer: Any, parameters: Mapping[str, nn.Parameter], moments: Mapping[str, Mapping[str, Tensor]]) -> None:
