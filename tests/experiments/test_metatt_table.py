@@ -39,8 +39,8 @@ def test_one_run_a_task_or_one_for_all():
     assert len(joint) == 2 * 5 and {run.tasks for run in joint} == {TASKS}
     by_name = {run.method: run.adapter for run in joint}
     assert by_name["head alone"] is None and by_name["lora"].alpha == 16 and by_name["metatt-4d"].alpha == 4
-    assert by_name["metatt-4+1d"].tasks == 4 and by_name["metatt-4+1d"].init == "ze-no-id-no-no"
-    assert by_name["metatt-5d"].init == "ze-no-no-id-no" and by_name["metatt-4d"].tasks == 1
+    assert by_name["metatt-4+1d"].tasks == 4 and by_name["metatt-4+1d"].init == "ze-id-id-id-id"
+    assert by_name["metatt-5d"].init == "ze-id-id-id-id" and by_name["metatt-4d"].tasks == 1
     assert {run.adapter.seed for run in single if run.adapter and run.seed == 1} == {1}
 
 

@@ -161,7 +161,7 @@ class TextTableConfig:
     rank: int = 8
     alpha: float = 4.0
     """of the tensor trains; LoRA has a scale of two"""
-    init: str = "ze-no-no-no"
+    init: str = "ze-id-id-id"
     """of MetaTT-4D, core by core; a further core (heads, tasks) starts as the identity"""
     classifier: Literal["trained", "frozen"] = "trained"
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
