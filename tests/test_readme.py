@@ -29,6 +29,9 @@ TABLES = {
     ("attributes", "mnist-5k", "resnet"),
     ("cue", "fashion-mnist", "resnet"),
     ("cue", "fashion-mnist", "mixer"),
+    ("cue", "mnist-5k", "resnet"),
+    ("shift", "fashion-mnist", "resnet"),
+    ("natural", "fashion-mnist", "resnet"),
 }
 
 

@@ -9,7 +9,16 @@ import torch
 from metalora.cli import main
 from metalora.config import AdapterConfig, ConditionConfig, TrainConfig, to_dict
 from metalora.experiments.config import RunConfig, TableConfig
-from metalora.experiments.metalora_table import choosing_runs, chosen_rates, headline, plot, report, rows_of, runs
+from metalora.experiments.metalora_table import (
+    adapters,
+    choosing_runs,
+    chosen_rates,
+    headline,
+    plot,
+    report,
+    rows_of,
+    runs,
+)
 from metalora.experiments.rows import RowStore, make_row, run_key
 
 pytest.importorskip("timm")
@@ -183,3 +192,9 @@ def test_rows_at_a_rate_that_validation_did_not_choose_are_left_out():
     table = TableConfig(suite="cue")
     assert [row["config"]["train"]["lr"] for row in rows_of(choice + tests, table)] == [0.02, 0.02]
     assert rows_of(tests, table) == tests  # no choice was made: all are kept
+
+
+def test_equal_rank_is_never_more_than_that_of_cp():
+    found = adapters(TableConfig(suite="cue", equal_rank=True))
+    ranks = {name: found[f"{name} at rank 9"].rank for name in ("lora", "multi-lora", "moe-lora")}
+    assert ranks == {"lora": 9, "multi-lora": 2, "moe-lora": 8} and found["metalora-cp at rank 3"].rank == 3

@@ -15,6 +15,7 @@ from metalora.config import AdapterConfig, BackboneConfig, ConditionConfig, Trai
 from metalora.experiments import pool
 from metalora.experiments.config import DomainConfig, EpisodeConfig, RunConfig
 from metalora.experiments.pool import key_of, run_all, run_one
+from metalora.experiments.rows import RowStore
 from metalora.experiments.runs import Prepared, execute, matched_rank, prepare
 from metalora.training.backbones import buffers_hash, build
 
@@ -197,6 +198,20 @@ def test_an_interrupted_table_keeps_its_rows_and_gives_its_claim_back(executed, 
     assert executed == ["original", "lora", "lora"]
     assert rows[1]["results"] == row_of("cue", "lora")[0]["results"]
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_runs_of_another_process_are_waited_for(tmp_path, monkeypatch):
+    row, asked = row_of("attributes", "original")[0], []
+
+    def busy(config, folder):
+        asked.append(config.method)
+        if len(asked) == 3:  # by now the other process has done it
+            RowStore(folder / "rows.jsonl").append(row)
+
+    monkeypatch.setattr(pool, "_one", busy)
+    monkeypatch.setattr(pool, "WAIT", 0.0)
+    (found,) = run_all(WANTED[1:], tmp_path)
+    assert found["results"] == row["results"] and len(asked) == 3
 
 
 @pytest.mark.slow

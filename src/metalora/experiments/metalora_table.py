@@ -14,6 +14,7 @@ from metalora.experiments.config import RunConfig, TableConfig
 from metalora.experiments.models import load_model
 from metalora.experiments.report import Table, comparison, comparison_table, latest, plot_bars, summary_table
 from metalora.experiments.runs import matched_rank
+from metalora.methods.registry import get_method
 from metalora.training.backbones import build
 
 GENERATED = ("metalora-cp", "metalora-tr")
@@ -48,8 +49,7 @@ def adapters(table: TableConfig) -> dict[str, AdapterConfig | None]:
         rank = matched_rank(model, config, budget)
         found[name] = dataclasses.replace(config, rank=rank)
         if table.equal_rank:
-            equal = table.rank // config.experts if name == "multi-lora" else table.rank
-            found[f"{name}{AT_RANK}{table.rank}"] = dataclasses.replace(config, rank=equal)
+            found[f"{name}{AT_RANK}{table.rank}"] = dataclasses.replace(config, rank=_equal_rank(config, table.rank))
     if table.equal_rank:
         name = f"metalora-cp{AT_RANK}{table.ring_rank}"
         found[name] = dataclasses.replace(found["metalora-cp"], rank=table.ring_rank)
@@ -57,6 +57,14 @@ def adapters(table: TableConfig) -> dict[str, AdapterConfig | None]:
         if name not in found:
             raise ValueError(f"table: unknown row {name!r}{nearest(name, found)}")
     return {name: found[name] for name in table.methods or found}
+
+
+def _equal_rank(config: AdapterConfig, rank: int) -> int:
+    """The largest rank that is no more than `rank` over all experts together."""
+    method = get_method(config.method)
+    if not method.uses_experts:
+        return rank
+    return rank - rank % config.experts if method.split_rank else rank // config.experts
 
 
 def _count(model: torch.nn.Module, config: AdapterConfig, size: int) -> int:

@@ -19,6 +19,7 @@ from metalora.experiments.rows import RowStore, run_key
 from metalora.experiments.runs import execute, prepare
 from metalora.io.adapter_file import save
 
+WAIT = 1.0  # seconds between looks at what another process is doing
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -37,11 +38,11 @@ def run_all(
     """Execute the runs that have no row yet and return the rows of all, in the order of `configs`.
 
     One thread a worker; adapters are saved to `folder/adapters/<key>.safetensors`. An interrupted table keeps its
-    finished rows and the checkpoints of its unfinished runs; another process may work on the same folder.
+    finished rows and the checkpoints of its unfinished runs; another process may work on the same folder, and its runs
+    are waited for.
     """
     store = RowStore(folder / "rows.jsonl")
-    done = store.keys()
-    missing = [config for config in configs if key_of(config) not in done]
+    missing = _without_row(configs, store)
     for config in configs:
         if on_done is not None and config not in missing:
             on_done(config)
@@ -52,8 +53,17 @@ def run_all(
                 on_done(config)
     elif missing:
         _in_processes(missing, folder, workers, on_done)
+    while left := _without_row(missing, store):  # another process has them, or died of them
+        time.sleep(WAIT)
+        for config in left:
+            _one(config, folder)
     rows = {row["key"]: row for row in store.rows()}
-    return [rows[key] for key in map(key_of, configs) if key in rows]
+    return [rows[key] for key in map(key_of, configs)]
+
+
+def _without_row(configs: Sequence[Run], store: RowStore) -> list[Run]:
+    done = store.keys()
+    return [config for config in configs if key_of(config) not in done]
 
 
 def _in_processes(missing: Sequence[Run], folder: Path, workers: int, on_done: Callable[[Run], None] | None) -> None:
