@@ -95,6 +95,16 @@ def test_truncated(name, tmp_path):
     torch.testing.assert_close(net(x), want, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name, bonds", FIXED.items(), ids=FIXED)
+def test_a_bond_of_a_generated_factor_cannot_be_named(name, bonds):
+    net, adapter = attached(**NETWORKS[name])
+    now = sweep(net).before
+    assert sweep(net, rank=now).after == now
+    for bond in bonds:
+        with pytest.raises(ValueError, match=f"bond '{bond}' is that of a generated factor and stays at {now[bond]}"):
+            sweep(net, rank={bond: 1})
+
+
 @pytest.mark.parametrize("name", ("tucker", "ring", "cp"))
 def test_the_error_is_that_of_all_deltas_together(name):
     net, adapter = attached(**NETWORKS[name] | dict(targets=("query",), rank=3, clip_rank=True))

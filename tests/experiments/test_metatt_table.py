@@ -44,6 +44,12 @@ def test_one_run_a_task_or_one_for_all():
     assert {run.adapter.seed for run in single if run.adapter and run.seed == 1} == {1}
 
 
+def test_a_train_over_more_targets():
+    wide = ("query", "key", "value", "attention.output.dense")
+    found = {run.method: run for run in runs("metatt-2", replace(TABLE, wide_targets=wide), {})}
+    assert found["metatt-4d, more targets"].adapter == replace(found["metatt-4d"].adapter, targets=wide)
+
+
 def test_every_weight_learns_at_a_hundredth_of_the_rate():
     run = next(run for run in runs("metatt-2", replace(TABLE, full=True), {}) if run.method == "every weight")
     assert run.full and run.adapter is None and run.train.lr == pytest.approx(1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -66,7 +66,7 @@ def sweep(
         what = f"{len(pieces)} {pieces[0].kind}s of factors"
         raise ValueError(f"sweep: the adapter has {what}; give them a rank=... instead")
     before, params, scale, factors = _bond_sizes(adapter), adapter.num_params(), adapter.scale, adapter.factors
-    wanted = _wanted(rank, before)
+    wanted = _wanted(rank, before, free={bond for piece in pieces for term in piece.terms for bond in term})
     if budget is not None:
         budget -= params - sum(factors[key].numel() for keys in pieces[0].keys for key in keys)
     moments = _moments(optimizer, factors) if state == "carry" else {}
@@ -172,13 +172,15 @@ def _bond_sizes(adapter: Adapter) -> dict[str, int]:
     return found
 
 
-def _wanted(rank: int | Mapping[str, int] | None, now: dict[str, int]) -> dict[str, int]:
+def _wanted(rank: int | Mapping[str, int] | None, now: dict[str, int], free: Collection[str]) -> dict[str, int]:
     if rank is None:
         return now
     if isinstance(rank, Mapping):
-        for bond in rank:
+        for bond, size in rank.items():
             if bond not in now:
                 raise ValueError(f"sweep: rank names bond {bond!r}{nearest(bond, now)}")
+            if bond not in free and size != now[bond]:
+                raise ValueError(f"sweep: bond {bond!r} is that of a generated factor and stays at {now[bond]}")
         wanted = {**now, **rank}
     else:
         if rank > max(now.values()):

@@ -158,6 +158,8 @@ class TextTableConfig:
     model: str = "minilm"
     """minilm, or hf:FOLDER_OR_ID"""
     targets: tuple[str, ...] = ("query", "value")
+    wide_targets: tuple[str, ...] = ()
+    """metatt-2: also a train over these; further matrices cost a train next to nothing"""
     rank: int = 8
     alpha: float = 4.0
     """of the tensor trains; LoRA has a scale of two"""

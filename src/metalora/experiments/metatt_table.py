@@ -17,7 +17,7 @@ from metalora.experiments.transfer import transfer_rows
 TASKS = {"news": tuple(news.TASKS), "glue": tuple(glue.TASKS)}
 CHOOSING_SEED = 1000
 FULL_LR_RATIO = 0.01
-HEAD, FULL, GENERATED = "head alone", "every weight", "metatt-4+1d generated"
+HEAD, FULL, GENERATED, WIDE = "head alone", "every weight", "metatt-4+1d generated", "metatt-4d, more targets"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def _rows(table: TextTableConfig, joint: bool) -> dict[str, AdapterConfig | None
     found |= {name: _adapter(table, name) for name in ("lora", "metatt-4d", "metatt-5d")}
     if joint:
         found["metatt-4+1d"] = _adapter(table, "metatt-4+1d", tasks=len(table.tasks))
+    if table.wide_targets:
+        found[WIDE] = dataclasses.replace(_adapter(table, "metatt-4d"), targets=table.wide_targets)
     if table.full:
         found[FULL] = None
     return found

@@ -83,8 +83,9 @@ class TextExperiment:
         self.corpus: TextCorpus = {"news": News, "glue": Glue}[config.suite](config.data_root)
         self.classes = {task: self.corpus.classes(task) for task in (*config.tasks, *config.left_out)}
         encoder, self.tokenizer = load_encoder(config.model)
-        self.model = Classifier(encoder, {task: self.classes[task] or 1 for task in config.tasks}, config.seed)
-        self.model.requires_grad_(False)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        heads = {task: self.classes[task] or 1 for task in config.tasks}
+        self.model = Classifier(encoder, heads, config.seed).requires_grad_(False).to(self.device)
         self.train_sets = {task: self._set(task, "train", config.examples, TRAIN_SEED) for task in config.tasks}
         for task, (_, labels) in self.train_sets.items():
             if len(labels) < config.batch:
@@ -107,8 +108,7 @@ class TextExperiment:
             return torch.cat([adapter.features(part) for part in _chunks(tokens, EVALUATED_AT_ONCE)])
 
     def _precision(self) -> torch.autocast:
-        device = next(self.model.parameters()).device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.train.mixed_precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.mixed_precision == "bf16")
 
     def _set(self, task: str, split: str, n: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
         found = self.corpus.examples(task, split, n, seed)
@@ -117,17 +117,20 @@ class TextExperiment:
             list(found.first), *pair, padding=True, truncation=True, max_length=self.config.max_length,
             return_tensors="pt",
         )  # fmt: skip
-        return dict(tokens), torch.tensor(found.labels, dtype=torch.long if self.classes[task] else torch.float32)
+        labels = torch.tensor(found.labels, dtype=torch.long if self.classes[task] else torch.float32)
+        return {name: value.to(self.device) for name, value in tokens.items()}, labels.to(self.device)
 
     def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
         """Tokens of all tasks together, the task of every example, and the labels task by task."""
         config, parts, labels = self.config, [], []
         for k, (tokens, y) in enumerate(self.train_sets.values()):
             epoch, place = divmod(step, len(y) // config.batch)
-            rows = _epoch(tokens["attention_mask"].sum(1), config.batch, config.seed * 10_007 + epoch * 101, k)[place]
+            rows = _epoch(tokens["attention_mask"].sum(1).cpu(), config.batch, config.seed * 10_007 + epoch * 101, k)[
+                place
+            ]
             parts.append({name: value[rows] for name, value in tokens.items()})
             labels.append(y[rows])
-        ids = torch.arange(len(parts)).repeat_interleave(config.batch)
+        ids = torch.arange(len(parts), device=self.device).repeat_interleave(config.batch)
         return _joined(parts), ids, labels
 
     def loss(self, adapter: Adapter | None) -> Callable[[int], Tensor]:
@@ -177,7 +180,8 @@ class TextExperiment:
         for k, task in enumerate(self.config.tasks):
             tokens, labels = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
             made = self._condition(adapter, task) if self.support else None
-            outputs = self.model.heads[task](self._embedded(tokens, adapter, k, made))
+            outputs = self.model.heads[task](self._embedded(tokens, adapter, k, made)).cpu()
+            labels = labels.cpu()
             if not self.classes[task]:
                 accuracy[task] = float(spearmanr(outputs[:, 0], labels).statistic)
                 continue
@@ -205,9 +209,9 @@ class TextExperiment:
                 given, labels = self._set(task, "train", self.config.support, LEFT_OUT_SEED + draw)
                 made = adapter.condition_from(self._features(adapter, given), labels) if self.support else None
                 if queries is None or made is not None:
-                    queries = self._embedded(asked, adapter, 0, made)
-                probe = LogisticRegression(max_iter=2000).fit(self._embedded(given, adapter, 0, made), labels)
-                right.append(probe.score(queries, answers))
+                    queries = self._embedded(asked, adapter, 0, made).cpu()
+                known = self._embedded(given, adapter, 0, made).cpu()
+                right.append(LogisticRegression(max_iter=2000).fit(known, labels.cpu()).score(queries, answers.cpu()))
             found[task] = sum(right) / DRAWS
         return found
 
