@@ -89,12 +89,12 @@ def train(
     json: Json = False,
 ) -> None:
     """Train an adapter as RUN.yaml says (its suite: images, text or a causal LM), score and save it; resumes."""
-    from metalora.experiments.pool import key_of, run_one
+    from metalora.experiments.pool import run_one
 
     run = load_run(config)
     with _progress(run.train.steps, f"training {run.method}", quiet=json) as advance:
         row = run_one(run, out, on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"))
-    row["adapter"] = str(out / "adapters" / f"{key_of(run)}.safetensors") if run.adapter else None
+    row["adapter"] = str(out / "adapters" / f"{row['key']}.safetensors") if run.adapter else None
     _show(row, json, f"{run.suite}, {run.method}", ("metric", "value"), _flat(row["results"]))
     if not json:
         print(f"adapter: {row['adapter']}")

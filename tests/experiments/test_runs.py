@@ -1,5 +1,6 @@
 """Runs from data to row, on a set so small that a run takes a second; and the guards around them."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -198,6 +199,16 @@ def test_an_interrupted_table_keeps_its_rows_and_gives_its_claim_back(executed, 
     assert executed == ["original", "lora", "lora"]
     assert rows[1]["results"] == row_of("cue", "lora")[0]["results"]
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_row_from_before_a_field_was_there_is_still_that_of_its_run(executed, tmp_path):
+    old = copy.deepcopy(row_of("attributes", "original")[0])
+    del old["config"]["train"]["accumulate"]
+    store = RowStore(tmp_path / "rows.jsonl")
+    store.append({**old, "key": "of-another-time"})
+    store.append({**old, "key": "gone", "config": {**old["config"], "no_such_field": 1}})
+    (row,) = run_all(WANTED[1:], tmp_path)
+    assert row["key"] == "of-another-time" == run_one(WANTED[1], tmp_path)["key"] and not executed
 
 
 def test_runs_of_another_process_are_waited_for(tmp_path, monkeypatch):

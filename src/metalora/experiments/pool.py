@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from metalora.config import to_dict
+from metalora.config import from_dict, to_dict
 from metalora.experiments.config import CausalRunConfig, RunConfig, TextRunConfig
-from metalora.experiments.kinds import Run
+from metalora.experiments.kinds import SUITES, Run
 from metalora.experiments.rows import RowStore, run_key
 from metalora.experiments.runs import execute, prepare
 from metalora.io.adapter_file import save
@@ -57,12 +58,21 @@ def run_all(
         time.sleep(WAIT)
         for config in left:
             _one(config, folder)
-    rows = {row["key"]: row for row in store.rows()}
+    rows = _rows_by_key(store)
     return [rows[key] for key in map(key_of, configs)]
 
 
+def _rows_by_key(store: RowStore) -> dict[str, dict]:
+    """Rows by the key that their run has today: a field that came into the configuration later has its default."""
+    found = {}
+    for row in store.rows():
+        with contextlib.suppress(ValueError, KeyError):  # of a configuration that no longer exists
+            found[key_of(from_dict(SUITES[row["suite"]], row["config"]))] = row
+    return found
+
+
 def _without_row(configs: Sequence[Run], store: RowStore) -> list[Run]:
-    done = store.keys()
+    done = _rows_by_key(store)
     return [config for config in configs if key_of(config) not in done]
 
 
@@ -105,8 +115,10 @@ def _warm(config: RunConfig) -> None:
 
 def run_one(config: Run, folder: Path, *, on_step: Callable[[int, float], None] | None = None) -> dict:
     """Execute one run, or return the row that it already has; ValueError if another process is at it."""
-    _one(config, folder, on_step)
-    row = next((row for row in RowStore(folder / "rows.jsonl").rows() if row["key"] == key_of(config)), None)
+    store = RowStore(folder / "rows.jsonl")
+    if _without_row([config], store):
+        _one(config, folder, on_step)
+    row = _rows_by_key(store).get(key_of(config))
     if row is None:
         raise ValueError(f"{folder}: another process is at this run")
     return row

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from metalora.experiments import metatt_plots, metatt_table
 from metalora.experiments.config import TEXT_TABLES, TableConfig, TextTableConfig
 from metalora.experiments.metalora_table import choosing_runs, chosen_rates, plot, report, rows_of, runs
-from metalora.experiments.pool import Run, key_of, run_all
+from metalora.experiments.pool import Run, run_all
 from metalora.experiments.report import print_table, write_markdown
 from metalora.experiments.rows import RowStore
 
@@ -41,11 +41,12 @@ def run_table(
     with _progress(console, f"suite {table.suite}, {table.backbone}", wanted) as on_done:
         rows = run_all(wanted, out, workers=workers, on_done=on_done)
     _publish(rows, table, out, console, as_json)
-    best = next((run for run in wanted if run.method == "metalora-cp"), None)
+    best = next(((run, row) for run, row in zip(wanted, rows, strict=True) if run.method == "metalora-cp"), None)
     if demo and table.suite == "attributes" and best is not None:
         from metalora.experiments.use import show_use
 
-        show_use(best, out / "adapters" / f"{key_of(best)}.safetensors", console)
+        run, row = best
+        show_use(run, out / "adapters" / f"{row['key']}.safetensors", console)
 
 
 def run_text_table(
