@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, attach
+from metalora.methods.registry import METHODS
 from oracles.dense import delta, to_base_layout
 
 FEATURES = 7
@@ -16,7 +17,7 @@ class Case:
     """One configuration of one method; `generated` empty is scope "constant"."""
 
     method: str
-    rank: int | dict[str, int]
+    rank: int | dict[str, int] | tuple[int, ...]
     alpha: float | None = None
     generated: tuple[str, ...] = ()
     heads: str = "target"
@@ -80,6 +81,11 @@ CASES = {
     "metatt-6d": Case("metatt-6d", {**CHAIN, "r4": 2, "r5": 3}, 0.7),
     "metatt-6d-tasks": Case("metatt-6d", {**CHAIN, "r4": 2, "r5": 3}, None, tasks=3, init="no-no-no-no-no-ze"),
     "metatt-6d-G5": Case("metatt-6d", {**CHAIN, "r4": 2, "r5": 3}, None, ("G5",)),
+    **{name: Case(name, 2, 0.7) for name in METHODS if name.startswith("tenslora")},
+    "tenslora-att-ranks": Case("tenslora-att", (3, 4, 2), 0.7),
+    "tenslora-qkv-depth-ranks": Case("tenslora-qkv-depth", (2, 5, 3, 2), 0.7),
+    "tenslora-depth-cp-L": Case("tenslora-depth-cp", 3, 0.7, ("L",)),
+    "tenslora-att-qkv-core": Case("tenslora-att-qkv", (3, 2, 2, 2), None, ("core",)),
 }
 
 
@@ -109,10 +115,10 @@ def attached(case: Case, layer, size: str = "few", random: bool = True, **change
 
 def factors_of(adapter, target: str, condition=None, example: int = 0) -> dict[str, torch.Tensor]:
     """The factors of one example as the oracle takes them."""
-    shared = adapter.method.shared
-    found = {f: adapter.factors[f if shared else f"{target}.{f}"] for f in adapter.method.factors}
+    keys = {f: view.key for f, view in adapter.placement.places[target].views.items()}
+    found = {f: adapter.factors[key] for f, key in keys.items()}
     if condition is not None:
-        found |= {f: condition.values[f if shared else f"{target}.{f}"][example] for f in adapter.per_example}
+        found |= {f: condition.values[keys[f]][example] for f in adapter.per_example}
     return {name: value.detach() for name, value in found.items()}
 
 

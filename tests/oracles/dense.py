@@ -1,6 +1,6 @@
 """Dense Delta W of every method for one example, from the papers: sums over bonds of outer products.
 
-No einsum and nothing of ours. Factors are in the papers' order of modes; the modes of the kernel (kh, kw of a Conv2d,
+Nothing of ours. Factors are in the papers' order of modes; the modes of the kernel (kh, kw of a Conv2d,
 kw of a Conv1d, none of a matrix) come before `in`. The result is [kernel] x in x out.
 """
 
@@ -66,6 +66,59 @@ def chain(*cores):
     return torch.cat(blocks, -1)  # head by head
 
 
+# ---- TensLoRA: modes in the order of its code (in, dh, H, 3, L); projection 0 and layer 0 are taken ----------------
+TENSLORA = {
+    "att": "IJH", "qkv": "IOM", "depth": "IOL", "att-qkv": "IJHM", "att-depth": "IJHL", "qkv-depth": "IOML",
+    "att-qkv-depth": "IJHML",
+}  # fmt: skip
+
+
+def _at_first(tensor, modes):
+    """[kernel] x in x ... over letters -> [kernel] x in x out at projection 0 and layer 0; heads h J + j."""
+    tensor = tensor[(..., *(0 if one in "ML" else slice(None) for one in modes[1:]))]
+    rest = [one for one in modes[1:] if one not in "ML"]
+    tensor = tensor.movedim(-1, -2) if rest == ["J", "H"] else tensor
+    return tensor.flatten(-2) if "J" in rest else tensor
+
+
+def tenslora_tucker(modes, factors):
+    """core x_1 F_1 x_2 F_2 ..., one product after another."""
+    result, *rest = factors["core"], *modes[1:]
+    result = torch.tensordot(factors["I"], result, 1)
+    for one in rest:  # the next axis of the core is the first behind the input's
+        result = torch.tensordot(result, factors[one], ([factors["I"].ndim - 1], [1]))
+    return _at_first(result, modes)
+
+
+def tenslora_cp(modes, factors):
+    """sum_r of the outer product of the columns."""
+    total = 0
+    for r in range(factors["I"].shape[-1]):
+        one = factors["I"][..., r]
+        for letter in modes[1:]:
+            one = one[..., None] * factors[letter][:, r]
+        total = total + one
+    return _at_first(total, modes)
+
+
+def tenslora_chain(modes, factors, closed):
+    """Matrices multiplied along in, layer, proj, head and output; closed: the trace of their product."""
+    modes = "".join(one for one in "ILMHJO" if one in modes)
+    result, *rest = (factors[one] for one in modes)
+    for core in rest:
+        result = torch.tensordot(result, core, 1)
+    return _at_first(result.diagonal(dim1=0, dim2=-1).sum(-1) if closed else result, modes)
+
+
+def _tenslora(name):
+    construction, _, form = name.removeprefix("tenslora-").rpartition("-")
+    construction, form = (construction, form) if form in ("cp", "tt", "ring") else (name[9:], "tucker")
+    modes = TENSLORA[construction]
+    if form in ("tt", "ring"):
+        return lambda **factors: tenslora_chain(modes, factors, form == "ring")
+    return lambda **factors: {"tucker": tenslora_tucker, "cp": tenslora_cp}[form](modes, factors)
+
+
 DENSE = {
     "lora": lora,
     "conv-lora": lora,
@@ -79,13 +132,14 @@ DENSE = {
     "metatt-4+1d": chain,
     "metatt-6d": chain,
 }
+DENSE |= {name: _tenslora(name) for name in (f"tenslora-{c}{f}" for f in ("", "-cp", "-tt", "-ring") for c in TENSLORA)}
+OVER_RANK = {"lora", "conv-lora", "multi-lora", "moe-lora", "metalora-cp", "metalora-tr", "metalora-square"}
 
 
 def delta(method, factors, alpha=None, rank=None):
-    """alpha / r (of MetaTT: alpha) times the dense Delta W of one example; alpha None is a scale of one."""
-    if DENSE[method] is chain:
-        return chain(*factors.values()) * (1.0 if alpha is None else alpha)
-    return DENSE[method](**factors) * (1.0 if alpha is None else alpha / rank)
+    """alpha / r (of OVER_RANK, else alpha) times the dense Delta W of one example; alpha None is a scale of one."""
+    scale = 1.0 if alpha is None else alpha / rank if method in OVER_RANK else alpha
+    return scale * (chain(*factors.values()) if DENSE[method] is chain else DENSE[method](**factors))
 
 
 def to_base_layout(kind, dense):

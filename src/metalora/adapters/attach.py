@@ -114,9 +114,14 @@ def generated_shapes(config: AdapterConfig, placement: Placement) -> dict[str, t
 
 
 def _check_factors(config: AdapterConfig, method: Method) -> None:
-    for name in config.generated or ():
-        if name not in method.factors:
-            raise ValueError(f"method {method.name!r}: generated names factor {name!r}{nearest(name, method.factors)}")
+    made = method.generated if config.generated is None else config.generated
+    made = made if config.condition.scope != "constant" else ()
+    for what, names in (("generated", config.generated or ()), ("frozen", config.frozen)):
+        for name in names:
+            if name not in method.factors:
+                raise ValueError(f"method {method.name!r}: {what} names factor {name!r}{nearest(name, method.factors)}")
+    for name in {*method.frozen, *config.frozen} & {*made}:
+        raise ValueError(f"method {method.name!r}: factor {name!r} is both frozen and generated")
     if config.tasks < 1 or (config.tasks > 1 and "task" not in method.network.modes):
         raise ValueError(
             f"method {method.name!r}: tasks={config.tasks}, expected {'at least 1' if config.tasks < 1 else '1'}"
@@ -125,8 +130,10 @@ def _check_factors(config: AdapterConfig, method: Method) -> None:
 
 
 def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement: Placement) -> dict[str, torch.Tensor]:
+    network = method_of(config).network
     return {
-        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key) for key, one in placement.stored.items()
+        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key, network)
+        for key, one in placement.stored.items()
     }
 
 

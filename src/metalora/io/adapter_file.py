@@ -48,7 +48,7 @@ def _digest(description: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 
 def _tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    tensors = {f"factors/{key}": value for key, value in adapter.factors.items()}
+    tensors = {f"factors/{key}": value for key, value in adapter.learned.items()}
     if adapter.conditioner is not None:
         tensors |= {f"conditioner/{key}": value for key, value in adapter.conditioner.state_dict().items()}
     return {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
@@ -75,7 +75,8 @@ def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]
 
 def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
     """Round every number to what a file in `dtype` would hold, so that what is scored is what is saved."""
-    for tensor in (*adapter.parameters(), *adapter.buffers()):
+    made = adapter.conditioner.buffers() if adapter.conditioner is not None else ()
+    for tensor in (*adapter.parameters(), *made):  # frozen factors are not in the file
         tensor.data.copy_(tensor.data.to(dtype))
 
 
@@ -166,7 +167,7 @@ def _restore(adapter: Adapter, description: dict[str, Any], tensors: dict[str, T
         if tensors[name].shape != value.shape:
             raise ValueError(f"{path}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
     with torch.no_grad():
-        for key, parameter in adapter.factors.items():
+        for key, parameter in adapter.learned.items():
             parameter.copy_(tensors[f"factors/{key}"])
     if adapter.conditioner is not None:
         state = {k.removeprefix("conditioner/"): v for k, v in tensors.items() if k.startswith("conditioner/")}

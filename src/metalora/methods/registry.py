@@ -1,7 +1,7 @@
 """All methods by name."""
 
 from metalora.config import AdapterConfig, nearest
-from metalora.methods import lora, metalora, metatt, moelora, multilora
+from metalora.methods import lora, metalora, metatt, moelora, multilora, tenslora
 from metalora.methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -18,6 +18,7 @@ METHODS: dict[str, Method] = {
         metatt.METATT_5D,
         metatt.METATT_4P1D,
         metatt.METATT_6D,
+        *tenslora.TENSLORA,
     )
 }
 
@@ -35,6 +36,11 @@ def get_method(name: str) -> Method:
 
 
 def method_of(config: AdapterConfig) -> Method:
-    """The method of a configuration, its chain in the order that the configuration asks for."""
+    """The method of a configuration, its chain or heads in the order that the configuration asks for."""
     method = get_method(config.method)
-    return method if config.order is None else method.reordered(config.order)
+    order = config.order[0] if isinstance(config.order, tuple) and len(config.order) == 1 else config.order
+    if order == "tenslora":
+        return method.interleaved()
+    if isinstance(order, str) and order != "model":
+        raise ValueError(f"order {order!r}{nearest(order, ('model', 'tenslora'))}")
+    return method if order in (None, "model") else method.reordered(order)

@@ -39,6 +39,11 @@ class Network:
         return tuple(self.folds.get("out", ("out",)))
 
     @property
+    def edges(self) -> frozenset[str]:
+        """The modes that are axes of the weight, whole or folded; heads are counted, like layers."""
+        return frozenset({*INPUT_MODES, "out", *(mode for modes in self.folds.values() for mode in modes)} - {"head"})
+
+    @property
     def bonds(self) -> Modes:
         """Summed modes, in order of appearance."""
         folded = {mode for modes in self.folds.values() for mode in modes}
@@ -66,7 +71,8 @@ class Network:
         parts = self._parts(bond)
         if len(parts) != 2:
             parts = [set(self.inputs), set(self.outputs)]
-        return min(prod(sizes.get(m, 1) for m in part if m not in self.bonds) for part in parts)
+        common = {m for m in self.modes if sum(m in part for part in parts) > 1}  # an index of both parts links them
+        return min(prod(sizes.get(m, 1) for m in part - common if m not in self.bonds) for part in map(set, parts))
 
     def _parts(self, bond: str) -> list[set[str]]:
         """The modes of the connected parts that are left when a bond is cut."""

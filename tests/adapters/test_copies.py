@@ -1,0 +1,189 @@
+"""A network for each layer, each projection or each of both; factors of other owners; frozen ones; orders of heads."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adapters.test_placement import HEAD, LAYERS, WIDTH, attached, model
+from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, load, merge, save, sweep
+from metalora.adapters.placement import digits
+
+PATHS = {(k, m): f"layers.{k}.attention.{name}" for k in range(LAYERS) for m, name in enumerate(("query", "key"))}
+
+
+def close(got, want):
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def tucker(core, first, *others):
+    """core x_1 F_1 x_2 F_2 ..., as an einsum."""
+    n, where = len(others) + 1, "abcdefgh"
+    terms = [f"{where[k].upper()}{where[k]}" for k in range(n)]
+    out = "".join(where[k].upper() for k in range(n))
+    return torch.einsum(f"{where[:n]},{','.join(terms)}->{out}", core, first, *others)
+
+
+CONSTRUCTIONS = {  # TensLoRA: the names of its factors in its code's order of modes, and who has a network
+    "att": ("IJH", lambda k, m: f"layer{k}.proj{m}."),
+    "qkv": ("IOM", lambda k, m: f"layer{k}."),
+    "depth": ("IOL", lambda k, m: f"proj{m}."),
+    "att-qkv": ("IJHM", lambda k, m: f"layer{k}."),
+    "att-depth": ("IJHL", lambda k, m: f"proj{m}."),
+    "qkv-depth": ("IOML", lambda k, m: ""),
+    "att-qkv-depth": ("IJHML", lambda k, m: ""),
+}
+LETTERS = {"layer": 0, "proj": 1}
+
+
+@pytest.mark.parametrize("order", ("model", "tenslora"))
+@pytest.mark.parametrize("name", CONSTRUCTIONS)
+def test_tenslora_of_every_layer_and_projection(name, order):
+    """Dense tensors of all, and the slices that every target reads; heads are blocks, or interleaved as in its code."""
+    letters, owner = CONSTRUCTIONS[name]
+    if order == "tenslora" and "J" not in letters:
+        with pytest.raises(ValueError, match="it has no heads, so order='tenslora'"):
+            attached(f"tenslora-{name}", order=order)
+        return
+    net, adapter = attached(f"tenslora-{name}", targets=("query",), alpha=0.5, order=order)
+    f = {key: value.detach() for key, value in adapter.factors.items()}
+    assert count_params(adapter.config, list(adapter.targets.values())) == sum(v.numel() for v in f.values())
+    for k in range(LAYERS):
+        who = owner(k, 0)
+        whole = tucker(*(f[f"{who}{one}"] for one in ("core", *letters)))
+        if "L" in letters:
+            whole = whole[..., k]
+        whole = whole[..., 0] if "M" in letters else whole
+        if "J" in letters:
+            whole = (whole if order == "tenslora" else whole.mT).flatten(1)
+        close(adapter.delta(PATHS[k, 0]), 0.5 * whole.T)
+
+
+WHOLE = {
+    "att": dict(method="tenslora-att", targets=("query", "key")),
+    "att, fused": dict(method="tenslora-att", targets=("query", "qkv")),
+    "att-qkv, fused": dict(method="tenslora-att-qkv", targets=("query", "key", "qkv")),
+    "depth, widths": dict(method="tenslora-depth-cp", targets=("query", "up", "down")),
+    "depth, max_slice": dict(method="tenslora-depth-ring", targets=("query", "up", "down"), widths="max_slice"),
+    "qkv, widths": dict(method="tenslora-qkv-tt", targets=("query", "up", "down")),
+    "qkv-depth, chunk": dict(method="tenslora-qkv-depth", targets=("query", "up", "down"), widths="chunk"),
+    "frozen core": dict(method="metatt-4d", targets=("query", "up"), frozen=("G2",), init="no-no-no-ze"),
+}
+
+
+@pytest.mark.parametrize("options", WHOLE.values(), ids=WHOLE)
+def test_a_whole_model(options, tmp_path):
+    """Forward, gradient, file, merge, copy and count; the base is left as it was."""
+    net, adapter = attached(**options)
+    x = torch.randn(4, 5, WIDTH, dtype=torch.float64)
+    want = net(x)
+    assert adapter.num_params() == count_params(adapter.config, list(adapter.targets.values()))
+    want.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
+    save(net, tmp_path / "a")
+    torch.testing.assert_close(load(model(), tmp_path / "a").model[0](x), want, rtol=0, atol=0)
+    twin = copy.deepcopy(net)
+    twin.zero_grad()
+    merge(twin)
+    close(twin(x), want)
+    detach(twin)
+    assert all(
+        torch.equal(a, b) for a, b in zip(twin.state_dict().values(), model().state_dict().values(), strict=True)
+    )
+
+
+def test_ranks_by_mode_in_the_papers_order():
+    _, adapter = attached("tenslora-qkv-depth", (4, 3, 2, 3), targets=("query", "qkv"))
+    assert {key: tuple(value.shape) for key, value in adapter.factors.items()} == {
+        "I": (WIDTH, 4), "O": (WIDTH, 3), "M": (4, 2), "L": (LAYERS, 3), "core": (4, 3, 2, 3),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="rank has 2 numbers for the bonds r1, r2, r3, r4"):
+        attached("tenslora-qkv-depth", (4, 3))
+
+
+def test_a_rank_above_a_mode_is_taken_or_lowered():
+    _, adapter = attached("tenslora-qkv-depth", 5, targets=("query",))
+    assert adapter.factors["core"].shape == (5, 5, 5, 5)
+    _, adapter = attached("tenslora-qkv-depth", 5, targets=("query",), clip_rank=True)
+    assert adapter.factors["core"].shape == (5, 5, 1, LAYERS)
+
+
+def test_each_network_is_swept():
+    net, adapter = attached("tenslora-att", 3, targets=("query",))
+    before = adapter.delta(PATHS[1, 0])
+    assert sweep(net, rank=3).error < 1e-6  # the difference of two norms
+    close(adapter.delta(PATHS[1, 0]), before)
+    report = sweep(net, rank={"r2": 1, "r3": 2})
+    assert adapter.factors["layer2.proj0.core"].shape == (3, 1, 2) and 0 < report.error < 1
+
+
+def test_no_tensor_of_all_layers_is_ever_formed():
+    """The largest tensor of a forward and backward is far below in x out x 3 x layers, and below in x out."""
+
+    class Largest(TorchDispatchMode):
+        numel, known = 0, ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            made = [one for one in (found if isinstance(found, (tuple, list)) else [found]) if torch.is_tensor(one)]
+            self.numel = max(
+                [self.numel, *(one.numel() for one in made if one.untyped_storage().data_ptr() not in self.known)]
+            )
+            return found
+
+    class Wide(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.ModuleList(torch.nn.ModuleDict({"q": torch.nn.Linear(256, 256)}) for _ in range(4))
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer["q"](x)
+            return x
+
+    for form in ("", "-cp", "-tt", "-ring"):
+        net = Wide()
+        adapter = attach(net, AdapterConfig(f"tenslora-att-qkv-depth{form}", 3, head_dim=64))
+        adapter.weight_first = False
+        with Largest() as seen:
+            seen.known = [p.untyped_storage().data_ptr() for p in net.parameters()]
+            net(torch.randn(2, 256)).sum().backward()
+        assert seen.numel <= 256 * 256 / 4
+
+
+def test_digits():
+    assert digits(768, 3) == [8, 8, 12] and digits(7, 3) == [1, 1, 7] and digits(16, 2) == [4, 4]
+    assert digits(768, 3, "16 16 12, 64 4 3") == [64, 4, 3] and digits(6, 2, "64 4 3") == [2, 3]
+    with pytest.raises(ValueError, match="in 'query': '64 12' has 2 digits, expected 3"):
+        digits(768, 3, "64 12", "in 'query'")
+    with pytest.raises(ValueError, match="'8 x' is not a list of whole numbers"):
+        digits(8, 2, "8 x")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(frozen=("G7",)), "frozen names factor 'G7'"),
+        (dict(frozen=("G1",)), "frozen factor G1 starts at zero, so Delta W would always be zero"),
+        (dict(frozen=("G2",), generated=("G2",)), "factor 'G2' is both frozen and generated"),
+        (dict(order=("tenslros",)), "did you mean 'tenslora'"),
+        (dict(init={"G2": "normal:x"}), "factor 'G2': initialisation 'normal:x', expected a number"),
+        (dict(init={"G2": "identity:2"}), "factor 'G2': initialisation 'identity:2', expected a number"),
+        (dict(init={"G2": "normel"}), "unknown initialisation 'normel'; did you mean 'normal'"),
+    ],
+)
+def test_refusals(changes, message):
+    with pytest.raises(ValueError, match=message):
+        attach(model(), AdapterConfig(**(dict(method="metatt-4d", rank=2, targets=("query",)) | changes)))
+
+
+def test_frozen_factors_are_made_again_from_the_seed():
+    constant = ConditionConfig(scope="constant")
+    config = AdapterConfig("lora", 2, targets=("query",), frozen=("A",), condition=constant, seed=3)
+    adapter = attach(model(), config)
+    assert adapter.num_params() == LAYERS * 2 * WIDTH == sum(p.numel() for p in adapter.parameters())
+    key = f"{PATHS[1, 0]}.A"
+    assert not adapter.factors[key].requires_grad and not any("A" in name for name in adapter.state_dict())
+    assert torch.equal(attach(model(), config).factors[key], adapter.factors[key])
+    assert HEAD and not adapter.factors[key].eq(0).any()
