@@ -185,12 +185,12 @@ def test_5_gradients_reach_every_learned_number_and_no_base_parameter(case, laye
 
 @pytest.mark.parametrize("method", METHODS)
 def test_5_batch_norm_of_a_training_model_keeps_its_very_bits(method):
-    blocks = (nn.Sequential(nn.Conv2d(n, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for n in (3, 4))
+    blocks = (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(2))
     model = nn.Sequential(nn.Sequential(*blocks), nn.Flatten(), nn.Linear(36, 3))
     model.double()[0][0][1].running_mean.normal_()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     condition = ConditionConfig(stages=("0.0",))
-    example = torch.randn(4, 3, 7, 7, dtype=torch.float64)
+    example = torch.randn(4, 4, 7, 7, dtype=torch.float64)
     options = dict(rank=2, experts=2, targets="conv", head_dim=2, condition=condition)
     adapter = attach(model, AdapterConfig(method=method, **options), example=example)
     model.train()
@@ -426,6 +426,7 @@ def test_10_num_params_is_the_closed_form(case, layer):
         kernel = sizes.get("kh", 1) * sizes.get("kw", 1)
         numbers = dict(I=sizes["in"], O=sizes["out"], K=kernel, R=case.rank, N=config.experts, L=1, M=1, T=case.tasks)
         numbers |= dict(H=sizes["out"] // config.head_dim, J=config.head_dim)
+        numbers |= adapter.placement.places["0"].sizes
         assert count_params(config, [target]) == eval(METHODS[case.method].count, numbers)
         assert model[0].cut.rank <= eval(METHODS[case.method].export, numbers)
 
@@ -462,5 +463,5 @@ def test_10_golden_counts_of_shared_networks(row):
     """Well-known transformers (query and value, if not said), from their sizes alone: what the papers print."""
     options = {key: row[key] for key in ("tasks", "widths", "experts", "digits", "scale", "frozen") if key in row}
     rank = tuple(row["rank"]) if isinstance(row["rank"], list) else row["rank"]
-    config = AdapterConfig(row["method"], rank, targets=row.get("targets", QUERY_VALUE[row["model"][0]]), **options)
+    config = AdapterConfig(row["method"], rank, targets=row.get("targets") or QUERY_VALUE[row["model"][0]], **options)
     assert count_params(config, find_targets(architecture(row["model"]), config.targets)) == row["params"]

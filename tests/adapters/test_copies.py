@@ -68,6 +68,19 @@ WHOLE = {
     "depth, max_slice": dict(method="tenslora-depth-ring", targets=("query", "up", "down"), widths="max_slice"),
     "qkv, widths": dict(method="tenslora-qkv-tt", targets=("query", "up", "down")),
     "qkv-depth, chunk": dict(method="tenslora-qkv-depth", targets=("query", "up", "down"), widths="chunk"),
+    "lotr": dict(method="lotr", targets=("query", "qkv", "up")),
+    "fact-tk, chunk": dict(method="fact-tk", targets=("query", "up", "down"), widths="chunk"),
+    "lorta, grouped heads": dict(method="lorta", targets=("query", "key")),
+    "lorta-in": dict(method="lorta-in", targets=("query", "up")),
+    "vera": dict(method="vera", rank=9, targets=("query", "up", "down")),
+    "vera, max_slice": dict(method="vera", rank=9, targets=("query", "up", "down"), widths="max_slice"),
+    "tensorpeft": dict(method="tensorpeft", targets=("query", "up", "down")),
+    "lokr": dict(method="lokr", targets=("query", "qkv", "up"), digits={"in": "3 2", "out": "6 2"}),
+    "tt-lora": dict(method="tt-lora", targets=("query", "c_attn", "down")),
+    "loretta-rep": dict(method="loretta-rep", targets=("query", "c_attn")),
+    "moe-lora-shared": dict(method="moe-lora-shared", targets=("query", "up"), tasks=3, experts=2),
+    "mtl-lora": dict(method="mtl-lora", targets=("query", "up"), tasks=3, experts=2),
+    "task-lora": dict(method="task-lora", targets=("query", "up"), tasks=3),
     "frozen core": dict(method="metatt-4d", targets=("query", "up"), frozen=("G2",), init="no-no-no-ze"),
 }
 
@@ -77,15 +90,16 @@ def test_a_whole_model(options, tmp_path):
     """Forward, gradient, file, merge, copy and count; the base is left as it was."""
     net, adapter = attached(**options)
     x = torch.randn(4, 5, WIDTH, dtype=torch.float64)
-    want = net(x)
+    task = {"task_ids": 2} if adapter.config.tasks > 1 else {}
+    want = net(x, **task)
     assert adapter.num_params() == count_params(adapter.config, list(adapter.targets.values()))
     want.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
     save(net, tmp_path / "a")
-    torch.testing.assert_close(load(model(), tmp_path / "a").model[0](x), want, rtol=0, atol=0)
+    torch.testing.assert_close(load(model(), tmp_path / "a").model[0](x, **task), want, rtol=0, atol=0)
     twin = copy.deepcopy(net)
     twin.zero_grad()
-    merge(twin)
+    merge(twin, adapter.task(2) if task else None)
     close(twin(x), want)
     detach(twin)
     assert all(
@@ -107,6 +121,28 @@ def test_a_rank_above_a_mode_is_taken_or_lowered():
     assert adapter.factors["core"].shape == (5, 5, 5, 5)
     _, adapter = attached("tenslora-qkv-depth", 5, targets=("query",), clip_rank=True)
     assert adapter.factors["core"].shape == (5, 5, 1, LAYERS)
+
+
+def test_vera_is_one_pair_for_the_model_and_vectors_for_each_target():
+    _, adapter = attached("vera", 9, targets=("query", "up"), widths="max_slice")
+    f = {key: value.detach() for key, value in adapter.factors.items()}
+    assert set(adapter.state_dict()) == {f"_bank.{key.replace('.', '/')}" for key in f if key not in "AB"}
+    assert f["A"].shape == (WIDTH, 9) and f["B"].shape == (9, 2 * WIDTH)
+    d, b = f[f"{PATHS[1, 0]}.d"], f[f"{PATHS[1, 0]}.b"]
+    close(adapter.delta(PATHS[1, 0]), 0.5 * (f["A"] * d @ f["B"][:, :WIDTH] * b).T)
+
+
+def test_a_gate_of_the_model_serves_every_target():
+    net, adapter = attached("moe-lora-shared", targets=("query", "up"), tasks=3, experts=2)
+    gates = [key for key, one in adapter.placement.stored.items() if one.factor == "g"]
+    assert gates == ["g"] and adapter.factors["g"].shape == (3, 2)
+    g = adapter.factors["g"].detach().softmax(-1)
+    path = "layers.2.up"
+    A, B = (adapter.factors[f"{path}.{one}"].detach() for one in "AB")
+    want = sum(g[1, n] * A[n] @ B[n] for n in range(2)).T
+    close(adapter.delta(path, adapter.task(1)), 0.25 * want)
+    x, ids = torch.randn(3, 5, WIDTH, dtype=torch.float64), torch.tensor([2, 0, 1])
+    close(net(x, task_ids=ids), torch.cat([net(x[i : i + 1], task_ids=int(ids[i])) for i in range(3)]))
 
 
 def test_each_network_is_swept():

@@ -23,6 +23,7 @@ class Case:
     heads: str = "target"
     tasks: int = 1
     init: str = ""
+    head_dim: int = 3
 
     @property
     def per_example(self) -> bool:
@@ -45,7 +46,7 @@ class Case:
             scope="sample" if self.generated else "constant",
         )
         options = dict(targets=("0",), experts=2, condition=condition, generated=self.generated or None)
-        options |= {"tasks": self.tasks, "head_dim": 3, "init": self.init or {}} | changes
+        options |= {"tasks": self.tasks, "head_dim": self.head_dim, "init": self.init or {}} | changes
         return AdapterConfig(method=self.method, rank=self.rank, alpha=self.alpha, **options)
 
 
@@ -85,6 +86,32 @@ CASES = {
     "tenslora-att-ranks": Case("tenslora-att", (3, 4, 2), 0.7),
     "tenslora-qkv-depth-ranks": Case("tenslora-qkv-depth", (2, 5, 3, 2), 0.7),
     "tenslora-depth-cp-L": Case("tenslora-depth-cp", 3, 0.7, ("L",)),
+    "lotr": Case("lotr", (2, 3), 0.7),
+    "lotr-U": Case("lotr", 2, None, ("U",)),
+    "fact-tt": Case("fact-tt", (2, 3), 0.7),
+    "fact-tk": Case("fact-tk", (2, 3, 2), 0.7),
+    "lorta": Case("lorta", 3, 0.7),
+    "lorta-in": Case("lorta-in", 3, 0.7, head_dim=1),
+    "cara": Case("cara", 3, 0.7),
+    "vera": Case("vera", 7, 0.7),
+    "vera-d": Case("vera", 4, None, ("d",)),
+    "tensorpeft": Case("tensorpeft", 3, 0.7),
+    "rslora": Case("rslora", 3, 7.0),
+    "adalora": Case("adalora", 3, 7.0),
+    "loha": Case("loha", (2, 3), 7.0),
+    "loha-A2": Case("loha", 2, 7.0, ("A2",)),
+    "lokr": Case("lokr", 2, 7.0),
+    "lokr-C": Case("lokr", 2, None, ("C",)),
+    "locon-tucker": Case("locon-tucker", (2, 3), 7.0),
+    "tt-lora": Case("tt-lora", (2, 3, 2, 3, 2), 7.0),
+    "loretta-rep": Case("loretta-rep", (2, 3, 2, 3, 2, 3, 2), 7.0),
+    "mtl-lora": Case("mtl-lora", 2, 7.0),
+    "mtl-lora-tasks": Case("mtl-lora", (2, 3), 7.0, tasks=3),
+    "task-lora": Case("task-lora", 2, 7.0),
+    "task-lora-tasks": Case("task-lora", 2, 7.0, tasks=3),
+    "moe-lora-shared": Case("moe-lora-shared", 4, 7.0),
+    "moe-lora-shared-tasks": Case("moe-lora-shared", 4, 7.0, tasks=3),
+    "moe-lora-shared-g": Case("moe-lora-shared", 4, 7.0, ("g",)),
     "tenslora-att-qkv-core": Case("tenslora-att-qkv", (3, 2, 2, 2), None, ("core",)),
 }
 

@@ -117,7 +117,7 @@ class Method:
         return replace(self, folds={**self.folds, **folds})
 
     def bond_sizes(self, rank: int | Mapping[str, int] | Sequence[int], experts: int) -> dict[str, int]:
-        """The size of every bond for a rank: one number, or one a bond in order or by name; ValueError if impossible."""
+        """The size of every bond for a rank (one, or one a bond in order or by name); ValueError if it cannot be."""
         bonds = self.network.bonds
         if isinstance(rank, (list, tuple)):
             if len(rank) != len(bonds):

@@ -1,7 +1,24 @@
 """All methods by name."""
 
 from metalora.config import AdapterConfig, nearest
-from metalora.methods import lora, metalora, metatt, moelora, multilora, tenslora
+from metalora.methods import (
+    adalora,
+    cara,
+    fact,
+    folded,
+    lora,
+    lorta,
+    lotr,
+    lycoris,
+    metalora,
+    metatt,
+    moelora,
+    multilora,
+    multitask,
+    tenslora,
+    tensorpeft,
+    vera,
+)
 from metalora.methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -19,6 +36,24 @@ METHODS: dict[str, Method] = {
         metatt.METATT_4P1D,
         metatt.METATT_6D,
         *tenslora.TENSLORA,
+        lotr.LOTR,
+        fact.FACT_TT,
+        fact.FACT_TK,
+        lorta.LORTA,
+        lorta.LORTA_IN,
+        cara.CARA,
+        vera.VERA,
+        tensorpeft.TENSORPEFT,
+        lora.RSLORA,
+        adalora.ADALORA,
+        lycoris.LOHA,
+        lycoris.LOKR,
+        lycoris.LOCON_TUCKER,
+        folded.TT_LORA,
+        folded.LORETTA_REP,
+        multitask.MTL_LORA,
+        multitask.TASK_LORA,
+        multitask.MOE_LORA_SHARED,
     )
 }
 

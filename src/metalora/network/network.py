@@ -68,17 +68,17 @@ class Network:
         A bond that is the only link between two parts of the network: the smaller of their products of open modes.
         Any other: the smaller of the weight's input and output sides.
         """
-        parts = self._parts(bond)
+        parts = [part for part in self._parts(bond) if bond in part]
         if len(parts) != 2:
             parts = [set(self.inputs), set(self.outputs)]
         common = {m for m in self.modes if sum(m in part for part in parts) > 1}  # an index of both parts links them
         return min(prod(sizes.get(m, 1) for m in part - common if m not in self.bonds) for part in map(set, parts))
 
     def _parts(self, bond: str) -> list[set[str]]:
-        """The modes of the connected parts that are left when a bond is cut."""
+        """The modes of the connected parts that are left when a bond is cut; those that it joined have it still."""
         parts: list[set[str]] = []
         for term in self.factors.values():
-            modes = set(term) - {bond}
-            joined = [part for part in parts if part & modes & {*self.bonds, "expert"}]
+            modes, links = set(term), {*self.bonds, "expert"} - {bond}
+            joined = [part for part in parts if part & modes & links]
             parts = [part for part in parts if part not in joined] + [modes.union(*joined)]
         return parts
