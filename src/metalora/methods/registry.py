@@ -79,3 +79,35 @@ def method_of(config: AdapterConfig) -> Method:
     if isinstance(order, str) and order != "model":
         raise ValueError(f"order {order!r}{nearest(order, ('model', 'tenslora'))}")
     return method if order in (None, "model") else method.reordered(order)
+
+
+INTRODUCTION = """# Methods
+
+Written by `metalora methods --markdown > docs/methods.md`; do not edit.
+
+- count: learned numbers of one network, in I (in), O (out), K (kernel size), R (rank), N (experts), L (layers),
+  M (projections), H (heads), J (head size), T (tasks), and i1, o1, ... (digits of in and out)
+- export rank: of the exact LoRA pair at a target
+- one for each: what has factors of its own; said factor by factor where they differ
+- published counts, reproduced or not: `tests/golden/counts.json`
+"""
+
+
+def markdown() -> str:
+    """The table of all methods, as docs/methods.md holds it."""
+    columns = ("method", "formula", "count", "export rank", "one for each", "scale", "source")
+    lines = [INTRODUCTION, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for m in METHODS.values():
+        cells = (f"`{m.name}`", f"`{m.formula}`", f"`{m.count}`", f"`{m.export}`", _copies(m), m.scale, m.source)
+        lines.append(f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |")
+    notes = [f"- `{m.name}`: {m.notes}" for m in METHODS.values() if m.notes]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _copies(method: Method) -> str:
+    def said(copies: str) -> str:
+        return " and ".join(copies.split()) or "model"
+
+    if isinstance(method.copies, str):
+        return said(method.copies)
+    return ", ".join(f"{factor}: {said(copies)}" for factor, copies in method.copies.items())
