@@ -271,6 +271,11 @@ PEFT_CASES = {
         "metalora-tr-C",
         "metalora-square-C",
         "lora-A",
+        "vera",
+        "loha",
+        "lokr",
+        "tt-lora",
+        "tenslora-qkv-depth-ranks",
     )
 }
 
@@ -328,6 +333,10 @@ COMPILED = {
         "metalora-tr-C",
         "metalora-square-C",
         "metalora-tr",
+        "vera",
+        "lokr",
+        "tenslora-att-qkv",
+        "mtl-lora-tasks",
     )
 }
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters.test_placement import HEAD, LAYERS, WIDTH, attached, model
+from adapters.test_placement import LAYERS, WIDTH, attached, model
 from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, load, merge, save, sweep
 from metalora.adapters.placement import digits
 
@@ -222,4 +222,49 @@ def test_frozen_factors_are_made_again_from_the_seed():
     key = f"{PATHS[1, 0]}.A"
     assert not adapter.factors[key].requires_grad and not any("A" in name for name in adapter.state_dict())
     assert torch.equal(attach(model(), config).factors[key], adapter.factors[key])
-    assert HEAD and not adapter.factors[key].eq(0).any()
+    assert not adapter.factors[key].eq(0).any()
+
+
+def test_a_file_whose_frozen_factors_come_out_otherwise_is_refused(tmp_path, monkeypatch):
+    net, _ = attached("vera", 9, targets=("query",))
+    save(net, tmp_path / "a")
+    fresh, plain = model(), torch.Tensor.uniform_
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, *a, **k: plain(self, *a, **k).mul_(2))
+    with pytest.raises(ValueError, match="its frozen factors, made from seed 0, come out otherwise here"):
+        load(fresh, tmp_path / "a")
+    assert type(fresh.layers[0].attention.query) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("init", ({}, "or-or-or-ze", "no-no-no-ze", "ka-ka-ka-ze"))
+def test_initialisations_of_tenslora(init):
+    """Its factors are orthogonal by default, those of the small modes as whole matrices; the core is zero."""
+    net = model()
+    adapter = attach(net, AdapterConfig("tenslora-att", 2, targets=("query",), init=init))
+    f = {key: value.detach() for key, value in adapter.factors.items()}
+    for k in range(LAYERS):
+        assert not f[f"layer{k}.proj0.core"].any()
+        for one in "IJH":
+            factor = f[f"layer{k}.proj0.{one}"]
+            assert factor.any()
+            if init in ({}, "or-or-or-ze"):
+                torch.testing.assert_close(factor.T @ factor, torch.eye(2).double(), rtol=0, atol=1e-6)
+
+
+def test_initialisations_with_numbers():
+    """LoRTA: A uniform up to 1 / sqrt(r), the others up to sqrt(6 / r). VeRA: d = 0.1."""
+    adapter = attach(model(), AdapterConfig("lorta", 2, targets=("query",)))
+    f = {key: value.detach().abs().max() for key, value in adapter.factors.items()}
+    assert 0.5 < f["A"] <= 2**-0.5 and 2**-0.5 < max(f["C_H"], f["C_L"], f["C_P"]) <= 3**0.5 and f["B"] == 0
+    adapter = attach(model(), AdapterConfig("vera", 9, targets=("query",)))
+    assert torch.equal(adapter.factors[f"{PATHS[0, 0]}.d"], torch.full((9,), 0.1).double())
+    assert 0.5 < adapter.factors["A"].abs().max() <= 3**0.5 / WIDTH**0.5
+
+
+def test_scales():
+    for options, scale in (
+        (dict(method="rslora"), 4.0),
+        (dict(scale="alpha/sqrt(r)"), 4.0),
+        (dict(scale="alpha"), 8.0),
+    ):
+        config = AdapterConfig(**(dict(method="lora", rank=4, alpha=8.0, targets=("query",)) | options))
+        assert attach(model(), config).scale == scale
