@@ -337,6 +337,7 @@ COMPILED = {
         "lokr",
         "tenslora-att-qkv",
         "mtl-lora-tasks",
+        "mtlora-tasks",
     )
 }
 

@@ -7,8 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.test_placement import LAYERS, WIDTH, attached, model
-from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, load, merge, save, sweep
+from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, load, merge, new_task, save, sweep
 from metalora.adapters.placement import digits
+from metalora.network.network import Network
 
 PATHS = {(k, m): f"layers.{k}.attention.{name}" for k in range(LAYERS) for m, name in enumerate(("query", "key"))}
 
@@ -80,6 +81,7 @@ WHOLE = {
     "loretta-rep": dict(method="loretta-rep", targets=("query", "c_attn")),
     "moe-lora-shared": dict(method="moe-lora-shared", targets=("query", "up"), tasks=3, experts=2),
     "mtl-lora": dict(method="mtl-lora", targets=("query", "up"), tasks=3, experts=2),
+    "mtlora": dict(method="mtlora", targets=("query", "up"), tasks=3),
     "task-lora": dict(method="task-lora", targets=("query", "up"), tasks=3),
     "frozen core": dict(method="metatt-4d", targets=("query", "up"), frozen=("G2",), init="no-no-no-ze"),
 }
@@ -268,3 +270,32 @@ def test_scales():
     ):
         config = AdapterConfig(**(dict(method="lora", rank=4, alpha=8.0, targets=("query",)) | options))
         assert attach(model(), config).scale == scale
+
+
+@pytest.mark.parametrize("method", ("mtl-lora", "mtlora", "task-lora", "moe-lora-shared"))
+def test_a_later_task_leaves_the_others_their_bits(method):
+    net, adapter = attached(method, tasks=2, targets=("query", "up"), experts=2)
+    x = torch.randn(3, 5, WIDTH, dtype=torch.float64)
+    before = [net(x, task_ids=k) for k in range(2)]
+    with new_task(adapter, like=1) as number:
+        optimiser = torch.optim.SGD(adapter.parameter_groups(0.1))
+        net(x, task_ids=number).square().sum().backward()
+        optimiser.step()
+    assert number == 2 and not torch.equal(net(x, task_ids=2), before[1])
+    assert all(torch.equal(net(x, task_ids=k), before[k]) for k in range(2))
+
+
+def test_a_sum_is_swept_term_by_term():
+    net, adapter = attached("mtlora", 3, tasks=2, targets=("query",))
+    before = adapter.delta(PATHS[1, 0], adapter.task(1))
+    assert sweep(net, rank=3).error < 1e-6
+    close(adapter.delta(PATHS[1, 0], adapter.task(1)), before)
+    sweep(net, rank={"rt": 1})
+    assert adapter.layers[PATHS[1, 0]].cut.rank == 4
+
+
+def test_terms_hold_every_factor_once():
+    specs = {"A": "in r", "B": "r out", "C": "in s", "D": "s out"}
+    assert len(Network.parse(specs, terms=[("A", "B"), ("C", "D")]).summands()) == 2
+    with pytest.raises(ValueError, match="each of the factors A, B, C, D is in one of them"):
+        Network.parse(specs, terms=[("A", "B"), ("C",)])

@@ -214,6 +214,11 @@ def task_lora(A, B):
     return A[0] @ B[0] if B.ndim == 3 else A @ B
 
 
+def mtlora(A, B, At, Bt):
+    """MTLoRA, arXiv:2403.20320: A B + A_t B_t."""
+    return lora(A, B) + task_lora(At, Bt)
+
+
 def moe_lora_shared(A, g, B):
     """MOELoRA with the gate of a task: sum_n softmax(g_t)_n A_n B_n."""
     return sum(weight * A[n] @ B[n] for n, weight in enumerate(_softmax(_one(g, 0, 2))))
@@ -236,6 +241,7 @@ DENSE = {
     "tt-lora": tt_lora,
     "loretta-rep": loretta,
     "mtl-lora": mtl_lora,
+    "mtlora": mtlora,
     "task-lora": task_lora,
     "moe-lora-shared": moe_lora_shared,
     "lora": lora,

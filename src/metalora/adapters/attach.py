@@ -20,6 +20,7 @@ from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
 from metalora.methods.registry import method_of
 from metalora.network.cut import Cut
+from metalora.network.cut_sum import CutSum
 
 
 def attach(
@@ -86,9 +87,10 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return next((module for module in model.modules() if isinstance(module, Adapter)), None)
 
 
-def plan(place: Place, batched: Sequence[str]) -> Cut:
+def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum:
     """The cut of a network at a target, contractions planned with the real sizes."""
-    return Cut(place.network, place.sizes, batched)
+    cuts = [Cut(one, place.sizes, batched) for one in place.network.summands()]
+    return CutSum(cuts) if len(cuts) > 1 else cuts[0]
 
 
 def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size: int | None = None) -> int:

@@ -37,11 +37,13 @@ def inits(config: AdapterConfig, method: Method) -> dict[str, str]:
             raise ValueError(
                 f"method {method.name!r}: frozen factor {factor} starts at zero, so Delta W would always be zero"
             )
-    zeros = [factor for factor, kind in found.items() if kind == "zeros" and factor not in method.gates]
-    if len(zeros) > 1:
-        raise ValueError(
-            f"method {method.name!r}: factors {', '.join(zeros)} all start at zero, so no gradient would ever reach any"
-        )
+    for term in method.terms or (method.factors,):
+        zeros = [factor for factor in term if found[factor] == "zeros" and factor not in method.gates]
+        if len(zeros) > 1:
+            names = ", ".join(zeros)
+            raise ValueError(
+                f"method {method.name!r}: factors {names} all start at zero, so no gradient would ever reach any"
+            )
     return found
 
 

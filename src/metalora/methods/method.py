@@ -24,6 +24,7 @@ class Method:
                   L (layers), M (projections), H (heads), J (head size), T (tasks), and the sizes of digits by name
     export        closed form of the rank of its exact LoRA export, the width of the cut, at a wide target
     folds         axis of the weight -> the modes it is cut into, slowest first ({"out": "head hdim"})
+    terms         groups of factors whose products are added (a shared LoRA and one a task); empty: one product
     copies        the coordinates of which each has factors of its own: "target", "layer proj", "layer", "proj", or ""
                   for one network of the whole model; or factor -> that. Targets index the coordinates that are modes
     frozen        factors that are not learned: made from the seed, never saved
@@ -44,6 +45,7 @@ class Method:
     count: str
     export: str = "R"
     folds: Mapping[str, str] = field(default_factory=dict)
+    terms: tuple[tuple[str, ...], ...] = ()
     copies: str | Mapping[str, str] = "target"
     frozen: tuple[str, ...] = ()
     generated: tuple[str, ...] = ()
@@ -59,7 +61,7 @@ class Method:
     @cached_property
     def network(self) -> Network:
         """The parsed network; spec errors appear here, once."""
-        return Network.parse(self.factors, self.folds)
+        return Network.parse(self.factors, self.folds, self.terms)
 
     def copies_of(self, factor: str) -> frozenset[str]:
         """The coordinates of which each has a copy of the factor; those of a target imply its layer and projection."""

@@ -15,6 +15,20 @@ MTL_LORA = Method(
     notes="For four tasks MetaTT's Table 13 prints the counts of three.",
 )
 
+MTLORA = Method(
+    name="mtlora",
+    title="MTLoRA",
+    source="arXiv:2403.20320",
+    formula="ΔW_t = s (A B + A_t B_t)",
+    factors={"A": "kh kw in r", "B": "r out", "At": "task kh kw in rt", "Bt": "task rt out"},
+    init={"A": "kaiming", "B": "zeros", "At": "kaiming", "Bt": "zeros"},
+    count="R*(K*I + O) + T*R*(K*I + O)",
+    export="2*R",
+    terms=(("A", "B"), ("At", "Bt")),
+    scale="alpha",
+    notes="Each example takes its own task; the paper's several outputs of one input, task by task, are as many calls.",
+)
+
 TASK_LORA = Method(
     name="task-lora",
     title="One LoRA a task",

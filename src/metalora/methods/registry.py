@@ -52,6 +52,7 @@ METHODS: dict[str, Method] = {
         folded.TT_LORA,
         folded.LORETTA_REP,
         multitask.MTL_LORA,
+        multitask.MTLORA,
         multitask.TASK_LORA,
         multitask.MOE_LORA_SHARED,
     )

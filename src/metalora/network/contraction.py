@@ -30,6 +30,7 @@ class Contraction:
         self.terms, self.out = tuple(terms), tuple(out)
         self.eyes = tuple(sizes[eye[0]] for eye in eyes)
         n, shape = tail
+        self.tail_modes = n
         self.tail = tail if tuple(sizes[mode] for mode in out[len(out) - n :]) != tuple(shape) else (0, ())
         modes = dict.fromkeys(mode for term in terms for mode in term)
         letter = dict(zip(modes, ascii_letters, strict=False))
