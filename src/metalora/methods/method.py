@@ -9,7 +9,6 @@ from metalora.network.formats import tt
 from metalora.network.network import Network
 
 INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal", "by_rank")
-SCALES = ("alpha/r", "alpha/sqrt(r)", "alpha")
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Method:
     frozen        factors that are not learned: made from the seed, never saved
     generated     factors that a mapping net makes by default; their stored value is the condition-free c0
     gates         factors whose values pass through a softmax over the expert mode, at `temperature`
-    scale         one of SCALES; r is the configured rank (the largest, if there is one per bond)
+    scale         what multiplies Delta W; r is the configured rank (the largest, if there is one per bond)
     any_rank      a rank above what the modes allow is taken as it is, as published ranks are, unless config.clip_rank
     split_rank    the rank is divided by the number of experts (r/N each)
     starts_as_base  Delta W is zero at the start; else `why` says why not

@@ -27,6 +27,7 @@ class Cut:
         self._open = {*network.inputs, *network.outputs, "batch"}
         eyes = _carry_inputs(terms, network)
         self.left = self._left_side(network, terms, sizes, batched)
+        assert self.left, "a network needs a factor whose modes of the weight are of the input side alone"
         self.right = self._right_side(network, terms, sizes, batched)
         self.mid = [f for f in terms if f not in self.left and f not in self.right]
         self.left_batched, self.mid_batched, self.right_batched = (
