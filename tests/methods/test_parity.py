@@ -60,6 +60,21 @@ def lokr(f):
     return {"lokr_w1": f["C"].T, "lokr_w2_a": f["B"].T, "lokr_w2_b": flat(f["A"])}
 
 
+def core(factor):
+    """(kh, kw, r of in, r of out) -> (r of out, r of in, kh, kw)"""
+    return factor.permute(3, 2, 0, 1)
+
+
+def loha_tucker(f):
+    found = {f"hada_w{k}_{side}": f[f"{'BA'[side == 'b']}{k}"] for k in (1, 2) for side in "ab"}
+    found = {name: value if name.endswith("a") else value.T for name, value in found.items()}
+    return found | {f"hada_t{k}": core(f[f"M{k}"]) for k in (1, 2)}
+
+
+def lokr_tucker(f):
+    return {"lokr_w1": f["C"].T, "lokr_w2_a": f["B"], "lokr_w2_b": f["A"].T, "lokr_t2": core(f["M"])}
+
+
 def adalora(f):
     return {"lora_A": f["P"].T, "lora_E": f["E"][:, None], "lora_B": f["Q"].T}
 
@@ -104,6 +119,18 @@ def test_loha_of_peft(layer):
     base, model, f, x = ours("loha", layer)
     config = LoHaConfig(r=RANK, alpha=ALPHA, target_modules=["0"])
     close(peft(base, config, named(loha(f)))(x), model(x))
+
+
+def test_tucker_cores_of_peft():
+    from peft import LoHaConfig, LoKrConfig
+
+    options = dict(r=RANK, alpha=ALPHA, target_modules=["0"], use_effective_conv2d=True)
+    for method, config, values in (
+        ("loha-tucker", LoHaConfig(**options), loha_tucker),
+        ("lokr-tucker", LoKrConfig(**options), lokr_tucker),
+    ):
+        base, model, f, x = ours(method, "conv2d")
+        close(peft(base, config, named(values(f)))(x), model(x))
 
 
 @each_layer
@@ -155,7 +182,9 @@ LYCORIS = {  # ours -> module, class, values, layers, options
     "lora": ("locon", "LoConModule", locon, ("linear", "conv2d"), {}),
     "locon-tucker": ("locon", "LoConModule", locon_tucker, ("conv2d",), {"use_tucker": True}),
     "loha": ("loha", "LohaModule", loha, ("linear", "conv2d"), {}),
+    "loha-tucker": ("loha", "LohaModule", loha_tucker, ("conv2d",), {"use_tucker": True}),
     "lokr": ("lokr", "LokrModule", lokr, ("linear", "conv2d"), {}),
+    "lokr-tucker": ("lokr", "LokrModule", lokr_tucker, ("conv2d",), {"use_tucker": True}),
 }
 
 

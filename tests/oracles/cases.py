@@ -103,6 +103,8 @@ CASES = {
     "lokr": Case("lokr", 2, 7.0),
     "lokr-C": Case("lokr", 2, None, ("C",)),
     "locon-tucker": Case("locon-tucker", (2, 3), 7.0),
+    "loha-tucker": Case("loha-tucker", 2, 7.0),
+    "lokr-tucker": Case("lokr-tucker", 2, 7.0),
     "tt-lora": Case("tt-lora", (2, 3, 2, 3, 2), 7.0),
     "loretta-rep": Case("loretta-rep", (2, 3, 2, 3, 2, 3, 2), 7.0),
     "mtl-lora": Case("mtl-lora", 2, 7.0),

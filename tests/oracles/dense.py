@@ -188,6 +188,16 @@ def locon_tucker(A, M, B):
     return A @ M @ B
 
 
+def loha_tucker(A1, M1, B1, A2, M2, B2):
+    """LoHa whose two matrices have a core for the kernel."""
+    return (A1 @ M1 @ B1) * (A2 @ M2 @ B2)
+
+
+def lokr_tucker(C, A, M, B):
+    """LoKr whose second factor has a core for the kernel."""
+    return lokr(C, A @ M, B)
+
+
 def tt_lora(G1, G2, G3, G4, G5, G6):
     """TT-LoRA: one train over the digits of in, then those of out; digits are big-endian."""
     whole = G1
@@ -238,6 +248,8 @@ DENSE = {
     "loha": loha,
     "lokr": lokr,
     "locon-tucker": locon_tucker,
+    "loha-tucker": loha_tucker,
+    "lokr-tucker": lokr_tucker,
     "tt-lora": tt_lora,
     "loretta-rep": loretta,
     "mtl-lora": mtl_lora,
@@ -258,7 +270,18 @@ DENSE = {
 }
 DENSE |= {name: _tenslora(name) for name in (f"tenslora-{c}{f}" for f in ("", "-cp", "-tt", "-ring") for c in TENSLORA)}
 OVER_RANK = {"lora", "conv-lora", "multi-lora", "moe-lora", "metalora-cp", "metalora-tr", "metalora-square"}
-OVER_RANK |= {"lotr", "lorta", "lorta-in", "adalora", "loha", "lokr", "locon-tucker", "loretta-rep"}
+OVER_RANK |= {
+    "lotr",
+    "lorta",
+    "lorta-in",
+    "adalora",
+    "loha",
+    "lokr",
+    "locon-tucker",
+    "loha-tucker",
+    "lokr-tucker",
+    "loretta-rep",
+}
 OVER_RANK |= {"mtl-lora", "task-lora", "moe-lora-shared"}
 
 

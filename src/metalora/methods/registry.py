@@ -49,6 +49,8 @@ METHODS: dict[str, Method] = {
         lycoris.LOHA,
         lycoris.LOKR,
         lycoris.LOCON_TUCKER,
+        lycoris.LOHA_TUCKER,
+        lycoris.LOKR_TUCKER,
         folded.TT_LORA,
         folded.LORETTA_REP,
         multitask.MTL_LORA,
