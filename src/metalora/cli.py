@@ -15,20 +15,25 @@ import tyro
 from metalora.config import AdapterConfig, from_dict, load_yaml
 from metalora.experiments.config import TEXT_TABLES, TableConfig, TextTableConfig
 from metalora.experiments.kinds import load_run
-from metalora.methods.registry import METHODS
+from metalora.methods import registry
 
 T = TypeVar("T", TableConfig, TextTableConfig)
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
 
 
-def methods(json: Json = False) -> None:
+def methods(
+    markdown: Annotated[bool, tyro.conf.arg(help="print docs/methods.md")] = False,
+    json: Json = False,
+) -> None:
     """List every method: formula, source, parameters at one target (I in, O out, K kernel, R rank, N experts)."""
+    if markdown:
+        return print(registry.markdown(), end="")
     rows = [
         {"name": m.name, "formula": " ".join(m.formula.split()), "factors": dict(m.factors), "count": m.count,
-         "generated": list(m.generated), "source": m.source}
-        for m in METHODS.values()
+         "export": m.export, "generated": list(m.generated), "source": m.source}
+        for m in registry.METHODS.values()
     ]  # fmt: skip
-    columns = ("name", "formula", "count", "generated", "source")
+    columns = ("name", "formula", "count", "export", "generated", "source")
     _show(rows, json, "methods", columns, rows)
 
 
@@ -64,16 +69,31 @@ def inspect(
 def plan(
     model: Annotated[str, tyro.conf.arg(help="roberta-base, timm:NAME, hf:FOLDER or its config.json, ...")],
     adapter: Annotated[AdapterConfig, tyro.conf.arg(name="")] = AdapterConfig(),  # noqa: B008 (frozen)
+    match_params: Annotated[int | None, tyro.conf.arg(help="find the rank with at most so many parameters")] = None,
+    match_rank: Annotated[
+        int | None, tyro.conf.arg(help="this rank for every bond, above a mode's size or not")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Say what an adapter would cost, with no weights: parameters, file size, multiply-adds, memory in training."""
-    from metalora.experiments.inspection import summarise
+    """Say what an adapter would cost, with no weights: parameters, file size, multiply-adds, memory in training.
+
+    --match-params is TensLoRA's isoparameter protocol, --match-rank its isorank.
+    """
+    from metalora.experiments.inspection import matched, summarise
     from metalora.experiments.models import load_model
 
-    found = summarise(load_model(model, weights=False), adapter)
+    if match_params is not None and match_rank is not None:
+        raise ValueError("plan takes either --match-params or --match-rank")
+    net = load_model(model, weights=False)
+    if match_params is not None:
+        adapter = matched(net, adapter, match_params)
+    elif match_rank is not None:
+        adapter = dataclasses.replace(adapter, rank=match_rank, clip_rank=False)
+    found = summarise(net, adapter)
     if json:
         return _print_json(found)
     print(f"{found['method']} on {model}: {found['formula']}")
+    print("ranks " + ", ".join(f"{bond} {size}" for bond, size in found["ranks"].items()))
     for name, shape in found["factors"].items():
         print(f"  {name:<10} {shape}")
     print(f"{found['parameters']:,} parameters at {found['targets']} targets "

@@ -62,16 +62,19 @@ class AdapterConfig:
 
     method: str = "lora"
     """one of metalora.methods()"""
-    rank: int | dict[str, int] = 8
-    """size of every bond, or a size per bond"""
+    rank: int | dict[str, int] | tuple[int, ...] = 8
+    """size of every bond, a size per bond by name, or a size per bond in the order of the method's modes"""
     alpha: float | None = None
     """scale numerator; None means a scale of one"""
+    scale: Literal["alpha/r", "alpha/sqrt(r)", "alpha"] | None = None
+    """how alpha and the rank make the scale; None means the method's own"""
     targets: str | tuple[str, ...] = "all"
     """all, linear, conv, or glob patterns of module paths (a suffix of whole path components is enough)"""
     exclude: tuple[str, ...] = ()
     """patterns taken out of targets"""
-    order: tuple[str, ...] | None = None
-    """order of a tensor train's modes, such as [in, proj, layer, out]; None means the method's own"""
+    order: Literal["model", "tenslora"] | tuple[str, ...] | None = None
+    """order of a tensor train's modes, such as [in, proj, layer, out], None meaning the method's own; or of the heads:
+    the model's (as None), or interleaved as in TensLoRA's code"""
     experts: int = 4
     """size of the expert mode, where the method has one"""
     tasks: int = 1
@@ -81,10 +84,16 @@ class AdapterConfig:
     or weights cut into squares, each a projection of its own"""
     head_dim: int | None = None
     """size of a head, where the method has heads and the model does not say it"""
+    digits: dict[str, str] = field(default_factory=dict)
+    """sizes, slowest first, that the method folds in or out into, such as {in: "64 4 3, 16 16 12"} for two widths;
+    of any other width they are as equal as they can be, the smaller first"""
     generated: tuple[str, ...] | None = None
     """factors made by a mapping net; None means the method's own choice"""
+    frozen: tuple[str, ...] = ()
+    """factors that are not learned, beside the method's own: made from the seed, never saved"""
     init: str | dict[str, str] = field(default_factory=dict)
-    """initialisation per factor, over the method's own; or a code of one word a factor, such as ze-id-id-id"""
+    """initialisation per factor, over the method's own, such as kaiming or normal:0.02; or a code of one word a factor,
+    such as ze-id-id-id"""
     clip_rank: bool = False
     """lower a rank to what a target's modes allow, instead of refusing it"""
     dropout: float = 0.0

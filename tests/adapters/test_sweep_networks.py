@@ -15,19 +15,19 @@ from metalora.network.formats import cp, ring, tucker
 from oracles.cases import conv_net, images, randomise
 
 
-def declared(name, factors, shared=True, zero="", **options):
+def declared(name, factors, copies="", zero="", **options):
     init = {factor: "zeros" if factor == zero else "normal" for factor in factors}
-    return Method(name, name, "a test", "", factors, init, "0", shared=shared, **options)
+    return Method(name, name, "a test", "", factors, init, "0", copies=copies, **options)
 
 
 KERNEL = {"H": "kh", "W": "kw", "A": "in", "B": "out"}
 DECLARED = {
     "tucker": declared("tucker", tucker("in layer proj out"), zero="core", scale="alpha"),
     "tucker-tasks": declared("tucker-tasks", tucker("in layer task out"), zero="core"),
-    "tucker-own": declared("tucker-own", tucker(KERNEL), shared=False, zero="core"),
+    "tucker-own": declared("tucker-own", tucker(KERNEL), copies="target", zero="core"),
     "ring": declared("ring", ring("in layer proj out"), zero="G1"),
     "cp": declared("cp", cp("in layer proj out"), zero="G1"),
-    "cp-own": declared("cp-own", cp(KERNEL), shared=False, zero="A"),
+    "cp-own": declared("cp-own", cp(KERNEL), copies="target", zero="A"),
     "tangle": declared("tangle", {"A": "in r", "B": "r layer", "C": "r s", "D": "s out"}, zero="A"),
 }
 RANKS = {"r1": 4, "r2": 3, "r3": 2, "r4": 3}
@@ -167,7 +167,7 @@ def _base(net, plain):
 def test_alpha_over_r_keeps_a_delta_of_lower_rank(method, factor, axes, monkeypatch):
     """Four of everything, of which two are used: rank two is exact, and the scale alpha / r doubles meanwhile."""
     flat = declared(
-        "tucker-flat", {"A": "in r1", "B": "out r2", "c": "r3", "core": "r1 r2 r3"}, shared=False, zero="core"
+        "tucker-flat", {"A": "in r1", "B": "out r2", "c": "r3", "core": "r1 r2 r3"}, copies="target", zero="core"
     )
     monkeypatch.setitem(METHODS, "tucker-flat", flat)
     net = nn.Sequential(nn.Linear(9, 8).double())

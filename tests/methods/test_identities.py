@@ -141,3 +141,31 @@ def test_identity_per_example(name, layer, size):
         for model, f, values in ((special, made, examples), (general, two.generated[0], copies))
     ]
     torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)
+
+
+SAME_NETWORKS = {  # two names of one network, factor by factor in order
+    "TensLoRA Att_QKV_Depth as a train = MetaTT-5D": ("tenslora-att-qkv-depth-tt", "metatt-5d"),
+    "FacT-TT = LoTR": ("fact-tt", "lotr"),
+    "AdaLoRA = MetaLoRA-CP": ("adalora", "metalora-cp"),
+    "rsLoRA = LoRA": ("rslora", "lora"),
+}
+
+
+@pytest.mark.parametrize("names", SAME_NETWORKS.values(), ids=SAME_NETWORKS)
+def test_two_names_of_one_network(names):
+    base = LAYERS["linear"].base()
+    models = [LAYERS["linear"].base() for _ in names]
+    for one in models:
+        one.load_state_dict(base.state_dict())
+    constant = ConditionConfig(scope="constant")
+    adapters = [
+        attach(one, AdapterConfig(name, 2, targets=("0",), head_dim=3, condition=constant))
+        for one, name in zip(models, names, strict=True)
+    ]
+    with torch.no_grad():
+        for first, second in zip(*(adapter.factors.values() for adapter in adapters), strict=True):
+            first.normal_()
+            second.copy_(first)
+    x = LAYERS["linear"].inputs()
+    torch.testing.assert_close(models[0](x), models[1](x), rtol=1e-12, atol=1e-12)
+    assert not torch.equal(models[0](x), base(x))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, attach
+from metalora.methods.registry import METHODS
 from oracles.dense import delta, to_base_layout
 
 FEATURES = 7
@@ -16,12 +17,13 @@ class Case:
     """One configuration of one method; `generated` empty is scope "constant"."""
 
     method: str
-    rank: int | dict[str, int]
+    rank: int | dict[str, int] | tuple[int, ...]
     alpha: float | None = None
     generated: tuple[str, ...] = ()
     heads: str = "target"
     tasks: int = 1
     init: str = ""
+    head_dim: int = 3
 
     @property
     def per_example(self) -> bool:
@@ -44,7 +46,7 @@ class Case:
             scope="sample" if self.generated else "constant",
         )
         options = dict(targets=("0",), experts=2, condition=condition, generated=self.generated or None)
-        options |= {"tasks": self.tasks, "head_dim": 3, "init": self.init or {}} | changes
+        options |= {"tasks": self.tasks, "head_dim": self.head_dim, "init": self.init or {}} | changes
         return AdapterConfig(method=self.method, rank=self.rank, alpha=self.alpha, **options)
 
 
@@ -80,6 +82,43 @@ CASES = {
     "metatt-6d": Case("metatt-6d", {**CHAIN, "r4": 2, "r5": 3}, 0.7),
     "metatt-6d-tasks": Case("metatt-6d", {**CHAIN, "r4": 2, "r5": 3}, None, tasks=3, init="no-no-no-no-no-ze"),
     "metatt-6d-G5": Case("metatt-6d", {**CHAIN, "r4": 2, "r5": 3}, None, ("G5",)),
+    **{name: Case(name, 2, 0.7) for name in METHODS if name.startswith("tenslora")},
+    "tenslora-att-ranks": Case("tenslora-att", (3, 4, 2), 0.7),
+    "tenslora-qkv-depth-ranks": Case("tenslora-qkv-depth", (2, 5, 3, 2), 0.7),
+    "tenslora-depth-cp-L": Case("tenslora-depth-cp", 3, 0.7, ("L",)),
+    "lotr": Case("lotr", (2, 3), 0.7),
+    "lotr-U": Case("lotr", 2, None, ("U",)),
+    "fact-tt": Case("fact-tt", (2, 3), 0.7),
+    "fact-tk": Case("fact-tk", (2, 3, 2), 0.7),
+    "lorta": Case("lorta", 3, 0.7),
+    "lorta-in": Case("lorta-in", 3, 0.7, head_dim=1),
+    "cara": Case("cara", 3, 0.7),
+    "vera": Case("vera", 7, 0.7),
+    "vera-d": Case("vera", 4, None, ("d",)),
+    "tensorpeft": Case("tensorpeft", 3, 0.7),
+    "rslora": Case("rslora", 3, 7.0),
+    "adalora": Case("adalora", 3, 7.0),
+    "loha": Case("loha", (2, 3), 7.0),
+    "loha-A2": Case("loha", 2, 7.0, ("A2",)),
+    "lokr": Case("lokr", 2, 7.0),
+    "lokr-C": Case("lokr", 2, None, ("C",)),
+    "locon-tucker": Case("locon-tucker", (2, 3), 7.0),
+    "loha-tucker": Case("loha-tucker", 2, 7.0),
+    "lokr-tucker": Case("lokr-tucker", 2, 7.0),
+    "tt-lora": Case("tt-lora", (2, 3, 2, 3, 2), 7.0),
+    "loretta-rep": Case("loretta-rep", (2, 3, 2, 3, 2, 3, 2), 7.0),
+    "mtl-lora": Case("mtl-lora", 2, 7.0),
+    "mtl-lora-tasks": Case("mtl-lora", (2, 3), 7.0, tasks=3),
+    "mtlora": Case("mtlora", (2, 3), 0.7),
+    "mtlora-1": Case("mtlora", 2, 0.7),
+    "mtlora-tasks": Case("mtlora", (2, 3), 0.7, tasks=3),
+    "mtlora-A": Case("mtlora", (2, 3), 0.7, ("A",)),
+    "task-lora": Case("task-lora", 2, 7.0),
+    "task-lora-tasks": Case("task-lora", 2, 7.0, tasks=3),
+    "moe-lora-shared": Case("moe-lora-shared", 4, 7.0),
+    "moe-lora-shared-tasks": Case("moe-lora-shared", 4, 7.0, tasks=3),
+    "moe-lora-shared-g": Case("moe-lora-shared", 4, 7.0, ("g",)),
+    "tenslora-att-qkv-core": Case("tenslora-att-qkv", (3, 2, 2, 2), None, ("core",)),
 }
 
 
@@ -109,10 +148,10 @@ def attached(case: Case, layer, size: str = "few", random: bool = True, **change
 
 def factors_of(adapter, target: str, condition=None, example: int = 0) -> dict[str, torch.Tensor]:
     """The factors of one example as the oracle takes them."""
-    shared = adapter.method.shared
-    found = {f: adapter.factors[f if shared else f"{target}.{f}"] for f in adapter.method.factors}
+    keys = {f: view.key for f, view in adapter.placement.places[target].views.items()}
+    found = {f: adapter.factors[key] for f, key in keys.items()}
     if condition is not None:
-        found |= {f: condition.values[f if shared else f"{target}.{f}"][example] for f in adapter.per_example}
+        found |= {f: condition.values[keys[f]][example] for f in adapter.per_example}
     return {name: value.detach() for name, value in found.items()}
 
 

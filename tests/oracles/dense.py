@@ -1,6 +1,6 @@
 """Dense Delta W of every method for one example, from the papers: sums over bonds of outer products.
 
-No einsum and nothing of ours. Factors are in the papers' order of modes; the modes of the kernel (kh, kw of a Conv2d,
+Nothing of ours. Factors are in the papers' order of modes; the modes of the kernel (kh, kw of a Conv2d,
 kw of a Conv1d, none of a matrix) come before `in`. The result is [kernel] x in x out.
 """
 
@@ -66,7 +66,196 @@ def chain(*cores):
     return torch.cat(blocks, -1)  # head by head
 
 
+# ---- TensLoRA: modes in the order of its code (in, dh, H, 3, L); projection 0 and layer 0 are taken ----------------
+TENSLORA = {
+    "att": "IJH", "qkv": "IOM", "depth": "IOL", "att-qkv": "IJHM", "att-depth": "IJHL", "qkv-depth": "IOML",
+    "att-qkv-depth": "IJHML",
+}  # fmt: skip
+
+
+def _at_first(tensor, modes):
+    """[kernel] x in x ... over letters -> [kernel] x in x out at projection 0 and layer 0; heads h J + j."""
+    tensor = tensor[(..., *(0 if one in "ML" else slice(None) for one in modes[1:]))]
+    rest = [one for one in modes[1:] if one not in "ML"]
+    tensor = tensor.movedim(-1, -2) if rest == ["J", "H"] else tensor
+    return tensor.flatten(-2) if "J" in rest else tensor
+
+
+def tenslora_tucker(modes, factors):
+    """core x_1 F_1 x_2 F_2 ..., one product after another."""
+    result, *rest = factors["core"], *modes[1:]
+    result = torch.tensordot(factors["I"], result, 1)
+    for one in rest:  # the next axis of the core is the first behind the input's
+        result = torch.tensordot(result, factors[one], ([factors["I"].ndim - 1], [1]))
+    return _at_first(result, modes)
+
+
+def tenslora_cp(modes, factors):
+    """sum_r of the outer product of the columns."""
+    total = 0
+    for r in range(factors["I"].shape[-1]):
+        one = factors["I"][..., r]
+        for letter in modes[1:]:
+            one = one[..., None] * factors[letter][:, r]
+        total = total + one
+    return _at_first(total, modes)
+
+
+def tenslora_chain(modes, factors, closed):
+    """Matrices multiplied along in, layer, proj, head and output; closed: the trace of their product."""
+    modes = "".join(one for one in "ILMHJO" if one in modes)
+    result, *rest = (factors[one] for one in modes)
+    for core in rest:
+        result = torch.tensordot(result, core, 1)
+    return _at_first(result.diagonal(dim1=0, dim2=-1).sum(-1) if closed else result, modes)
+
+
+def _tenslora(name):
+    construction, _, form = name.removeprefix("tenslora-").rpartition("-")
+    construction, form = (construction, form) if form in ("cp", "tt", "ring") else (name[9:], "tucker")
+    modes = TENSLORA[construction]
+    if form in ("tt", "ring"):
+        return lambda **factors: tenslora_chain(modes, factors, form == "ring")
+    return lambda **factors: {"tucker": tenslora_tucker, "cp": tenslora_cp}[form](modes, factors)
+
+
+# ---- other baselines; a task axis is there unless the task was chosen already ----------------------------------------
+def _one(tensor, axis, ndim):
+    """The first along an axis that is there if the tensor has `ndim` axes."""
+    return tensor.select(axis, 0) if tensor.ndim == ndim else tensor
+
+
+def _softmax(values):
+    weights = [torch.exp(v) for v in values]
+    return [w / sum(weights) for w in weights]
+
+
+def lotr(U, C, V):
+    """LoTR, arXiv:2402.01376: U C[l,p] V; FacT-TT is the same with another scale."""
+    return U @ C[:, 0, 0] @ V
+
+
+def fact_tk(U, C, P, V):
+    """FacT-TK: U (sum_c C[:,:,c] P[c,k]) V."""
+    return U @ sum(C[:, :, c] * P[c, 0, 0] for c in range(C.shape[2])) @ V
+
+
+def lorta(A, C_H, C_L, C_P, B):
+    """LoRTA, arXiv:2410.04060: blocks A diag(C_H[h] * C_L[l] * C_P[p]) B^T side by side on the outputs."""
+    return torch.cat([A @ (row * C_L[0] * C_P[0] * B).T for row in C_H], -1)
+
+
+def lorta_in(A, C_H, C_L, C_P, B):
+    """LoRTA's code: the blocks one below another on the inputs."""
+    return torch.cat([B @ (row * C_L[0] * C_P[0] * A).T for row in C_H], -2)
+
+
+def cara(w, A1, A2, A3, A4):
+    """CaRA: sum_r w_r A1[k,r] A2[i,r] A3[h,r] A4[j,r]."""
+    return torch.cat([A2 @ (row * A1[0, 0] * w * A4).T for row in A3], -1)
+
+
+def vera(A, d, B, b):
+    """VeRA, arXiv:2310.11454: A diag(d) B diag(b)."""
+    return A @ d.diag() @ B @ b.diag()
+
+
+def tensorpeft(a, uL, uP, uI, uO):
+    """TensorPEFT: sum_k a_k uL[l] uP[p] uI uO."""
+    return sum(a[k] * uL[0, k] * uP[0, k] * _outer(uI[..., k], uO[:, k]) for k in range(len(a)))
+
+
+def adalora(P, E, Q):
+    """AdaLoRA, arXiv:2303.10512: P diag(E) Q."""
+    return P @ E.diag() @ Q
+
+
+def loha(A1, B1, A2, B2):
+    """LoHa: (A1 B1) * (A2 B2), number by number."""
+    return (A1 @ B1) * (A2 @ B2)
+
+
+def lokr(C, A, B):
+    """LoKr: the Kronecker product, for every place of the kernel."""
+    inner = A @ B
+    places = inner.flatten(0, -3) if inner.ndim > 2 else inner[None]
+    dense = torch.stack([torch.kron(C, place) for place in places])
+    return dense.reshape(*inner.shape[:-2], *dense.shape[1:])
+
+
+def locon_tucker(A, M, B):
+    """LoCon with a Tucker core: a 1 x 1 map down, the kernel among the ranks, a 1 x 1 map up."""
+    return A @ M @ B
+
+
+def loha_tucker(A1, M1, B1, A2, M2, B2):
+    """LoHa whose two matrices have a core for the kernel."""
+    return (A1 @ M1 @ B1) * (A2 @ M2 @ B2)
+
+
+def lokr_tucker(C, A, M, B):
+    """LoKr whose second factor has a core for the kernel."""
+    return lokr(C, A @ M, B)
+
+
+def tt_lora(G1, G2, G3, G4, G5, G6):
+    """TT-LoRA: one train over the digits of in, then those of out; digits are big-endian."""
+    whole = G1
+    for core in (G2, G3, G4, G5, G6):
+        whole = torch.tensordot(whole, core, 1)
+    return whole.flatten(-3).flatten(-4, -2)
+
+
+def loretta(A1, A2, A3, A4, B1, B2, B3, B4):
+    """LoRETTA_rep: LoRA whose two matrices are folded trains."""
+    A = torch.tensordot(torch.tensordot(torch.tensordot(A1, A2, 1), A3, 1), A4, 1).flatten(-4, -2)
+    B = torch.tensordot(torch.tensordot(torch.tensordot(B1, B2, 1), B3, 1), B4, 1).flatten(0, 2)
+    return A @ B.T
+
+
+def mtl_lora(A, D, w, B):
+    """MTL-LoRA, arXiv:2410.09437: A D_t sum_n softmax(w_t / 0.1)_n B_n."""
+    weights = _softmax(_one(w, 0, 2) / 0.1)
+    return A @ _one(D, 1, 3) @ sum(g * one for g, one in zip(weights, B, strict=True))
+
+
+def task_lora(A, B):
+    """One LoRA a task."""
+    return A[0] @ B[0] if B.ndim == 3 else A @ B
+
+
+def mtlora(A, B, At, Bt):
+    """MTLoRA, arXiv:2403.20320: A B + A_t B_t."""
+    return lora(A, B) + task_lora(At, Bt)
+
+
+def moe_lora_shared(A, g, B):
+    """MOELoRA with the gate of a task: sum_n softmax(g_t)_n A_n B_n."""
+    return sum(weight * A[n] @ B[n] for n, weight in enumerate(_softmax(_one(g, 0, 2))))
+
+
 DENSE = {
+    "lotr": lotr,
+    "fact-tt": lambda U, S, V: lotr(U, S, V),
+    "fact-tk": fact_tk,
+    "lorta": lorta,
+    "lorta-in": lorta_in,
+    "cara": cara,
+    "vera": vera,
+    "tensorpeft": tensorpeft,
+    "rslora": lora,
+    "adalora": adalora,
+    "loha": loha,
+    "lokr": lokr,
+    "locon-tucker": locon_tucker,
+    "loha-tucker": loha_tucker,
+    "lokr-tucker": lokr_tucker,
+    "tt-lora": tt_lora,
+    "loretta-rep": loretta,
+    "mtl-lora": mtl_lora,
+    "mtlora": mtlora,
+    "task-lora": task_lora,
+    "moe-lora-shared": moe_lora_shared,
     "lora": lora,
     "conv-lora": lora,
     "multi-lora": multi_lora,
@@ -79,13 +268,29 @@ DENSE = {
     "metatt-4+1d": chain,
     "metatt-6d": chain,
 }
+DENSE |= {name: _tenslora(name) for name in (f"tenslora-{c}{f}" for f in ("", "-cp", "-tt", "-ring") for c in TENSLORA)}
+OVER_RANK = {"lora", "conv-lora", "multi-lora", "moe-lora", "metalora-cp", "metalora-tr", "metalora-square"}
+OVER_RANK |= {
+    "lotr",
+    "lorta",
+    "lorta-in",
+    "adalora",
+    "loha",
+    "lokr",
+    "locon-tucker",
+    "loha-tucker",
+    "lokr-tucker",
+    "loretta-rep",
+}
+OVER_RANK |= {"mtl-lora", "task-lora", "moe-lora-shared"}
 
 
 def delta(method, factors, alpha=None, rank=None):
-    """alpha / r (of MetaTT: alpha) times the dense Delta W of one example; alpha None is a scale of one."""
-    if DENSE[method] is chain:
-        return chain(*factors.values()) * (1.0 if alpha is None else alpha)
-    return DENSE[method](**factors) * (1.0 if alpha is None else alpha / rank)
+    """alpha / r (of OVER_RANK, else alpha) times the dense Delta W of one example; alpha None is a scale of one."""
+    rank = max(rank) if isinstance(rank, tuple) else rank
+    over = {"rslora": 3**0.5}.get(method, rank if method in OVER_RANK else 1)  # rslora's case has rank 3
+    scale = 1.0 if alpha is None else alpha / over
+    return scale * (chain(*factors.values()) if DENSE[method] is chain else DENSE[method](**factors))
 
 
 def to_base_layout(kind, dense):

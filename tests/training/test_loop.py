@@ -15,6 +15,7 @@ from oracles.cases import BODY, SOURCES, conv_net, images, randomise
 pytest.importorskip("accelerate")
 STEPS = 6
 CONFIG = TrainConfig(steps=STEPS, lr=1e-2, checkpoint_every=100)
+torch.manual_seed(0)  # what other modules draw when they are imported must not move the base
 BASE = conv_net()
 
 
@@ -98,6 +99,22 @@ def test_the_learning_rates_follow_the_schedule(schedule):
         assert all(abs(rate - 0.1) < 1e-9 for rate in rates)
     else:
         assert rates[0] < rates[1] < rates[2] + 1e-9 and rates[3] > rates[4] and 0.09 < max(rates) < 0.1 + 1e-9
+
+
+def test_a_run_with_frozen_factors_resumes_to_the_same_bits(tmp_path):
+    def vera():
+        model = copy.deepcopy(BASE)
+        adapter = attach(model, AdapterConfig("vera", 5, targets=BODY))
+        return model, adapter, lambda step: model(torch.ones(1, 3, 9, 9, dtype=torch.float64) * (step + 1)).sum()
+
+    model, adapter, step_loss = vera()
+    losses, want = fit(model, adapter, step_loss, CONFIG, seed=3), state(adapter)
+    model, adapter, step_loss = vera()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, adapter, interrupted_at(3, step_loss), CONFIG, seed=3, checkpoint=tmp_path / "run.pt")
+    model, adapter, step_loss = vera()
+    assert fit(model, adapter, step_loss, CONFIG, seed=3, checkpoint=tmp_path / "run.pt") == losses
+    assert_same(state(adapter), want)
 
 
 @pytest.mark.parametrize("where", ["step_loss", "on_step"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import sqrt
 from typing import Any
 
 import torch
@@ -31,7 +32,11 @@ class Adapter(nn.Module):
         self.config, self.method, self.placement = config, method, placement
         self.targets = {path: place.target for path, place in placement.places.items()}
         self.generated = tuple(method.generated if config.generated is None else config.generated)
-        self._bank = nn.ParameterDict({_slot(key): nn.Parameter(value) for key, value in factors.items()})
+        learned = {key: value for key, value in factors.items() if not placement.stored[key].frozen}
+        self._bank = nn.ParameterDict({_slot(key): nn.Parameter(value) for key, value in learned.items()})
+        self._frozen = nn.Module()  # a buffer for each: made from the seed, so never saved
+        for key in factors.keys() - learned.keys():
+            self._frozen.register_buffer(_slot(key), factors[key], persistent=False)
         self._per_example: tuple[str, ...] | None = None
         self.fresh = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
         self._stacks = _stack_axes(placement)
@@ -53,23 +58,35 @@ class Adapter(nn.Module):
 
     # ---- what the adapter holds ------------------------------------------------------------------------------------
     @property
-    def factors(self) -> dict[str, nn.Parameter]:
-        """Factor name -> Parameter ("layer1.0.conv1.A"); a generated factor's entry is its condition-free value c0."""
-        return {key: self._bank[_slot(key)] for key in self.placement.stored}
+    def factors(self) -> dict[str, Tensor]:
+        """Factor name -> Parameter ("layer1.0.conv1.A"), or a plain tensor where it is frozen.
+
+        A generated factor's entry is its condition-free value c0.
+        """
+        return {key: self._value(key) for key in self.placement.stored}
+
+    @property
+    def learned(self) -> dict[str, nn.Parameter]:
+        """The factors that are not frozen."""
+        return {key: self._bank[_slot(key)] for key, one in self.placement.stored.items() if not one.frozen}
+
+    def _value(self, key: str) -> Tensor:
+        slot = _slot(key)
+        return self._bank[slot] if slot in self._bank else getattr(self._frozen, slot)
 
     @property
     def scale(self) -> float:
-        """alpha / r (or alpha, as the method declares); one when alpha is None."""
-        alpha = self.config.alpha
-        if alpha is None:
+        """alpha / r, alpha / sqrt(r) or alpha, as the config or the method says; one when alpha is None."""
+        if self.config.alpha is None:
             return 1.0
-        return alpha / self.rank if self.method.scale == "alpha/r" else alpha
+        over = {"alpha/r": self.rank, "alpha/sqrt(r)": sqrt(self.rank), "alpha": 1}
+        return self.config.alpha / over[self.config.scale or self.method.scale]
 
     @property
     def rank(self) -> int:
         """The configured rank; of unequal bonds the largest."""
         rank = self.config.rank
-        return rank if isinstance(rank, int) else max(rank.values())
+        return rank if isinstance(rank, int) else max(rank.values() if isinstance(rank, Mapping) else rank)
 
     @property
     def conditional(self) -> bool:
@@ -139,14 +156,14 @@ class Adapter(nn.Module):
                 value = _picked(values[view.key], view, offset=1)
             else:
                 value = self._stored(view)
-            found[factor] = value.softmax(-1) if factor in self.method.gates else value
+            found[factor] = (value / self.method.temperature).softmax(-1) if factor in self.method.gates else value
         return found
 
     def _stored(self, view: View) -> Tensor:
         """A target's slice: from the stack that the forward cut once (backward 8 times faster), else cut here."""
         axis = self._stacks.get(view.key)
         if axis is None or self._slices is None or not isinstance(dict(view.picks).get(axis), int):
-            return _picked(self._bank[_slot(view.key)], view)
+            return _picked(self._value(view.key), view)
         rest = tuple((a - (a > axis), index) for a, index in view.picks if a != axis)
         return _picked(self._slices[view.key][dict(view.picks)[axis]], View(view.key, rest))
 
@@ -296,7 +313,7 @@ class Adapter(nn.Module):
         condition, ids = kwargs.pop("condition", None), kwargs.pop("task_ids", None) if self.task_keys else None
         if not self.enabled or self.merged:
             return args, kwargs
-        self._slices = {key: self._bank[_slot(key)].unbind(axis) for key, axis in self._stacks.items()}
+        self._slices = {key: self._value(key).unbind(axis) for key, axis in self._stacks.items()}
         if self.per_example:
             self.active = self._choose(condition, ids, args, kwargs)
         return args, kwargs

@@ -20,6 +20,7 @@ from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
 from metalora.methods.registry import method_of
 from metalora.network.cut import Cut
+from metalora.network.cut_sum import CutSum
 
 
 def attach(
@@ -86,9 +87,10 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return next((module for module in model.modules() if isinstance(module, Adapter)), None)
 
 
-def plan(place: Place, batched: Sequence[str]) -> Cut:
+def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum:
     """The cut of a network at a target, contractions planned with the real sizes."""
-    return Cut(place.network, place.sizes, batched)
+    cuts = [Cut(one, place.sizes, batched) for one in place.network.summands()]
+    return CutSum(cuts) if len(cuts) > 1 else cuts[0]
 
 
 def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size: int | None = None) -> int:
@@ -114,9 +116,14 @@ def generated_shapes(config: AdapterConfig, placement: Placement) -> dict[str, t
 
 
 def _check_factors(config: AdapterConfig, method: Method) -> None:
-    for name in config.generated or ():
-        if name not in method.factors:
-            raise ValueError(f"method {method.name!r}: generated names factor {name!r}{nearest(name, method.factors)}")
+    made = method.generated if config.generated is None else config.generated
+    made = made if config.condition.scope != "constant" else ()
+    for what, names in (("generated", config.generated or ()), ("frozen", config.frozen)):
+        for name in names:
+            if name not in method.factors:
+                raise ValueError(f"method {method.name!r}: {what} names factor {name!r}{nearest(name, method.factors)}")
+    for name in {*method.frozen, *config.frozen} & {*made}:
+        raise ValueError(f"method {method.name!r}: factor {name!r} is both frozen and generated")
     if config.tasks < 1 or (config.tasks > 1 and "task" not in method.network.modes):
         raise ValueError(
             f"method {method.name!r}: tasks={config.tasks}, expected {'at least 1' if config.tasks < 1 else '1'}"
@@ -125,8 +132,10 @@ def _check_factors(config: AdapterConfig, method: Method) -> None:
 
 
 def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement: Placement) -> dict[str, torch.Tensor]:
+    network = method_of(config).network
     return {
-        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key) for key, one in placement.stored.items()
+        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key, network)
+        for key, one in placement.stored.items()
     }
 
 

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import INITS, Method
-from metalora.network.spec import COORDINATE_MODES, INPUT_MODES
+from metalora.network.network import Network
+from metalora.network.spec import COORDINATE_MODES
 
 CODES = {kind[:2]: kind for kind in INITS}
+DEFAULTS = {"ones": 1.0, "kaiming": sqrt(5), "by_rank": sqrt(5), "normal": 0.2}
 
 
 def inits(config: AdapterConfig, method: Method) -> dict[str, str]:
@@ -30,46 +32,72 @@ def inits(config: AdapterConfig, method: Method) -> dict[str, str]:
         if factor not in method.factors:
             raise ValueError(f"method {method.name!r}: init names factor {factor!r}{nearest(factor, method.factors)}")
     found = {**method.init, **chosen}
-    zeros = [factor for factor, kind in found.items() if kind == "zeros" and factor not in method.gates]
-    if len(zeros) > 1:
-        raise ValueError(
-            f"method {method.name!r}: factors {', '.join(zeros)} all start at zero, so no gradient would ever reach any"
-        )
+    for factor in (*method.frozen, *config.frozen):
+        if found[factor] == "zeros":
+            raise ValueError(
+                f"method {method.name!r}: frozen factor {factor} starts at zero, so Delta W would always be zero"
+            )
+    for term in method.terms or (method.factors,):
+        zeros = [factor for factor in term if found[factor] == "zeros" and factor not in method.gates]
+        if len(zeros) > 1:
+            names = ", ".join(zeros)
+            raise ValueError(
+                f"method {method.name!r}: factors {names} all start at zero, so no gradient would ever reach any"
+            )
     return found
 
 
-def initial(kind: str, modes: Sequence[str], shape: Sequence[int], seed: int, key: str) -> Tensor:
+def initial(kind: str, modes: Sequence[str], shape: Sequence[int], seed: int, key: str, network: Network) -> Tensor:
     """A float32 tensor; random ones depend on (seed, key) alone, never on the order of creation.
 
-    kaiming: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the a = sqrt(5) of LoRA; fan_in is the product of the input modes, or
-    of the bonds where a factor has none. xavier: N(0, 2 / (fan_in + fan_out)); normal: N(0, 0.2^2). identity: ones on
-    the diagonal of a factor's first and last axis, slice by slice. orthogonal: of the matrix with the last axis as its
-    columns, slice by slice over layer, proj, head and task.
+    The kind may carry a number: kaiming:a is U(-b, b) with b = sqrt(6 / ((1 + a^2) fan_in)), a = sqrt(5) as in LoRA by
+    default; fan_in is the product of the input modes, or of the bonds where a factor has none. by_rank:a is the same
+    with the bonds. normal:s is N(0, s^2), s = 0.2; ones:v is filled with v; xavier: N(0, 2 / (fan_in + fan_out)).
+    identity: ones on the diagonal of a factor's first and last axis, slice by slice. orthogonal: of the matrix with the
+    last axis as its columns; of a factor with several bonds slice by slice over layer, proj, head and task.
     """
-    if kind not in INITS:
-        raise ValueError(f"factor {key!r}: unknown initialisation {kind!r}{nearest(kind, INITS)}")
+    kind, number = _parsed(kind, key)
     tensor = torch.zeros(*shape)
     if kind == "ones":
-        return tensor.fill_(1.0)
+        return tensor.fill_(number)
     if kind == "identity":
         tensor.diagonal(dim1=0, dim2=-1).fill_(1.0)
         return tensor
     generator = torch.Generator().manual_seed(crc32(f"{seed}/{key}".encode()))
-    inputs = [size for mode, size in zip(modes, shape, strict=True) if mode in INPUT_MODES]
-    outer = (*INPUT_MODES, "out", "expert", *COORDINATE_MODES)
-    bonds = [n for m, n in zip(modes, shape, strict=True) if m not in outer]
-    fan_in, fan_out = prod(inputs) if inputs else prod(bonds), prod(shape)
-    if kind == "kaiming":
-        bound = 1 / sqrt(fan_in)
+    sizes = dict(zip(modes, shape, strict=True))
+    inputs = prod(n for m, n in sizes.items() if m in network.inputs)
+    bonds = prod(n for m, n in sizes.items() if m in network.bonds)
+    fan_in = bonds if kind == "by_rank" or not {*network.inputs} & {*modes} else inputs
+    if kind in ("kaiming", "by_rank"):
+        bound = sqrt(6 / round(1 + number**2, 9)) / sqrt(fan_in)
         return tensor.uniform_(-bound, bound, generator=generator)
     if kind == "xavier":
-        return tensor.normal_(0, sqrt(2 / (fan_in + fan_out / fan_in)), generator=generator)
+        return tensor.normal_(0, sqrt(2 / (fan_in + prod(shape) / fan_in)), generator=generator)
     if kind == "normal":
-        return tensor.normal_(0, 0.2, generator=generator)
+        return tensor.normal_(0, number, generator=generator)
     if kind == "orthogonal":
-        every = (slice(None),)
-        for pick in product(*(range(n) if m in COORDINATE_MODES else every for m, n in zip(modes, shape, strict=True))):
-            one = tensor[pick]
-            matrix = torch.empty(one.shape[:-1].numel() if one.ndim > 1 else 1, one.shape[-1])
-            one.copy_(torch.nn.init.orthogonal_(matrix, generator=generator).reshape(one.shape))
+        _fill_orthogonal(tensor, modes, sum(m in network.bonds for m in modes) > 1, generator)
     return tensor
+
+
+def _parsed(kind: str, key: str) -> tuple[str, float]:
+    """ "normal:0.02" -> the kind and its number; ValueError for a kind that is not known, or a number it has not."""
+    name, _, number = kind.partition(":")
+    if name not in INITS:
+        raise ValueError(f"factor {key!r}: unknown initialisation {kind!r}{nearest(name, INITS)}")
+    try:
+        if number and name not in DEFAULTS:
+            raise ValueError
+        return name, float(number) if number else DEFAULTS.get(name, 0.0)
+    except ValueError:
+        with_number = ", ".join(f"{one}:{value:.3g}" for one, value in DEFAULTS.items())
+        raise ValueError(f"factor {key!r}: initialisation {kind!r}, expected a number as in {with_number}") from None
+
+
+def _fill_orthogonal(tensor: Tensor, modes: Sequence[str], slices: bool, generator: torch.Generator) -> None:
+    sliced = COORDINATE_MODES if slices else ()
+    every = (slice(None),)
+    for pick in product(*(range(n) if m in sliced else every for m, n in zip(modes, tensor.shape, strict=True))):
+        one = tensor[pick]
+        matrix = torch.empty(one.shape[:-1].numel() if one.ndim > 1 else 1, one.shape[-1])
+        one.copy_(torch.nn.init.orthogonal_(matrix, generator=generator).reshape(one.shape))

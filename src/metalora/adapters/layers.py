@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.targets import Target
 from metalora.network.cut import Cut
+from metalora.network.cut_sum import CutSum
 from metalora.network.spec import INPUT_MODES
 
 
@@ -23,7 +24,7 @@ class AdaptedLayer(nn.Module):
 
     plain_base: type[nn.Module] | None = nn.Linear
 
-    def __init__(self, base: nn.Module, target: Target, cut: Cut, adapter: nn.Module):
+    def __init__(self, base: nn.Module, target: Target, cut: Cut | CutSum, adapter: nn.Module):
         super().__init__()
         self.base, self.target, self.cut = base, target, cut
         self._owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner

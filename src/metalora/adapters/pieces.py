@@ -60,7 +60,7 @@ def pieces_of(adapter: Adapter) -> list[Piece]:
     ValueError: another wiring than `wiring` knows, and factors that are all apart.
     """
     method, stored = adapter.method, adapter.placement.stored
-    made = set(adapter.generated if adapter.conditional else ())
+    made = {*(adapter.generated if adapter.conditional else ()), *method.frozen, *adapter.config.frozen}
     fixed = {mode for factor in made for mode in method.network.factors[factor]}
     learned = [factor for factor in method.network.factors if factor not in made]
     inside = {
@@ -73,16 +73,18 @@ def pieces_of(adapter: Adapter) -> list[Piece]:
         raise ValueError(f"sweep: the factors of {method.name!r} are no chain, tree, ring or CP, so they have no sweep")
     if not groups:
         raise ValueError(f"sweep: {method.name!r} has no two neighbouring factors that are learned")
-    owners = [""] if method.shared else list(adapter.targets)
-    return [_piece(group, inside, stored, owner) for owner in owners for group in groups]
+    if any(len({method.copies_of(factor) for factor in group}) > 1 for group in groups):
+        raise ValueError(f"sweep: the factors of {method.name!r} are shared by unequal sets of targets")
+    owners = {group: dict.fromkeys(one.owner for one in stored.values() if one.factor in group) for group in groups}
+    every = dict.fromkeys(owner for own in owners.values() for owner in own)
+    return [_piece(group, inside, stored, owner) for owner in every for group in groups if owner in owners[group]]
 
 
 def _piece(
     group: Sequence[str], inside: Mapping[str, tuple[str, ...]], stored: Mapping[str, Stored], owner: str
 ) -> Piece:
     keys = tuple(
-        tuple(key for key, one in stored.items() if one.factor == factor and _owner(key, one) in ("", owner))
-        for factor in group
+        tuple(key for key, one in stored.items() if one.factor == factor and one.owner == owner) for factor in group
     )
     axes = {
         key: tuple(stored[key].modes.index(bond) for bond in inside[factor])
@@ -90,8 +92,3 @@ def _piece(
         for key in own
     }
     return Piece(tuple(group), tuple(inside[factor] for factor in group), keys, axes)
-
-
-def _owner(key: str, stored: Stored) -> str:
-    """The target whose network a stored factor belongs to; "" for a common one."""
-    return key.removesuffix(f".{stored.factor}") if key.endswith(f".{stored.factor}") else ""

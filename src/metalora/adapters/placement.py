@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -17,11 +17,16 @@ Index = int | tuple[int, int]  # one slice, or start and length
 
 @dataclass(frozen=True)
 class Stored:
-    """A factor as it is stored: its name in the method, its modes and their sizes."""
+    """A factor as it is stored: its name in the method, its modes, their sizes, whose it is, and whether it is learned.
+
+    owner: a target's path, a layer or a projection ("layer0.proj1"), "" for the whole model
+    """
 
     factor: str
     modes: Modes
     shape: tuple[int, ...]
+    owner: str = ""
+    frozen: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,8 @@ class Placement:
     stored: dict[str, Stored]
 
     def num_params(self) -> int:
-        """Closed form of the numbers in all factors: each stored factor once."""
-        return sum(prod(one.shape) for one in self.stored.values())
+        """Closed form of the learned numbers in all factors: each stored factor once."""
+        return sum(prod(one.shape) for one in self.stored.values() if not one.frozen)
 
 
 def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> Placement:
@@ -60,71 +65,155 @@ def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> P
     heads = {target.head_dim for target in targets} - {None}
     if len(heads) == 1:  # an MLP beside attention does not say it
         targets = [replace(target, head_dim=next(iter(heads))) for target in targets]
-    bonds = method.bond_sizes(config.rank, config.experts)
-    extra = {"expert": config.experts} if method.uses_experts else {}
-    if not method.shared:
-        return _own(targets, config, method, bonds, extra)
-    return _shared(targets, config, method, bonds, extra)
-
-
-# ---- a network of its own at every target ---------------------------------------------------------------------------
-def _own(
-    targets: Sequence[Target], config: AdapterConfig, method: Method, bonds: Mapping[str, int], extra: dict[str, int]
-) -> Placement:
-    places, stored = {}, {}
-    for target in targets:
-        folded, folds = _folded(target, target.sizes, config, method)
-        where = f"target {target.path!r}"
-        sizes = {**folded, **clipped(bonds, method.network, folded, config.clip_rank, where), **extra}
-        network = method.network.at(_absent(target), folds)
-        views = {f: View(f"{target.path}.{f}") for f in network.factors}
-        places[target.path] = Place(target, network, sizes, {}, views)
-        stored |= {v.key: Stored(f, network.factors[f], network.shape(f, sizes)) for f, v in views.items()}
+    located, counts = _located(targets, config, method)
+    bonds = _bonds(located, counts, config, method)
+    network, frozen = method.network, {*method.frozen, *config.frozen}
+    every = {f: _grouped(located, method.copies_of(f)) for f in network.factors}
+    stored, places = {}, {}
+    for path, one in located.items():
+        picked = [mode for mode, index in one.coords.items() if isinstance(index, int)]
+        left = network.at([*_absent(one.target), *picked, "task"], one.folds)
+        sizes = {**one.sizes, **bonds[path], **{mode: n for mode, n in counts.items() if mode == "expert"}}
+        views = {}
+        for factor, term in network.factors.items():
+            own = [mode for mode in term if mode not in _absent(one.target)]
+            edges = [mode for mode in term if mode in network.edges]
+            owner = one.owner(method.copies_of(factor))
+            peers = [located[other].sizes for other in every[factor][owner]]
+            several = len(_variants(edges, peers, config)) > 1
+            whole = {**_largest(peers), **counts, **bonds[path]}
+            full = [sizes[m] if several and m in edges else whole[m] for m in own]
+            width = "x".join(str(sizes[mode]) for mode in own if mode in edges) if several else ""
+            key = ".".join(word for word in (owner, factor, width) if word)
+            views[factor] = View(key, _picks(own, full, sizes, one.coords, config, factor, method))
+            kept = [k for k, mode in enumerate(own) if mode != "task" or not _made(config, method, factor)]
+            modes, shape = tuple(own[k] for k in kept), tuple(full[k] for k in kept)
+            stored[key] = Stored(factor, modes, shape, owner, factor in frozen)
+        places[path] = Place(one.target, left, sizes, one.coords, views)
     return Placement(places, stored)
 
 
-def clipped(
-    bonds: Mapping[str, int], network: Network, sizes: Mapping[str, int], clip: bool, where: str
-) -> dict[str, int]:
-    """The bonds, lowered to what the modes allow if `clip`; else ValueError for one that is above."""
-    found = {}
-    for bond, size in bonds.items():
-        largest = network.max_rank(bond, {**sizes, **bonds})
-        if size > largest and not clip:
-            raise ValueError(
-                f"{where}: rank {size} of bond {bond!r} is above {largest}, the smaller side of its "
-                f"{dict(sizes)} (clip_rank: true lowers it where needed)"
-            )
-        found[bond] = min(size, largest)
+@dataclass(frozen=True)
+class _Located:
+    """A target with the sizes of its modes (axes folded), the folds, and its coordinates as far as they matter."""
+
+    target: Target
+    sizes: dict[str, int]
+    folds: Mapping[str, Modes]
+    coords: dict[str, Index]
+
+    def owner(self, copies: Collection[str]) -> str:
+        """Who has the copy that this target reads: itself, a layer or a projection, or "" for the whole model."""
+        if "target" in copies:
+            return self.target.path
+        numbers = {m: self.coords[m] for m in ("layer", "proj") if m in copies}
+        return ".".join(f"{m}{n if isinstance(n, int) else n[0]}" for m, n in numbers.items())
+
+
+def _grouped(located: Mapping[str, _Located], copies: Collection[str]) -> dict[str, list[str]]:
+    """Owner -> the paths of the targets that read its copy."""
+    found: dict[str, list[str]] = {}
+    for path, one in located.items():
+        found.setdefault(one.owner(copies), []).append(path)
     return found
+
+
+def _largest(every: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    modes = dict.fromkeys(mode for sizes in every for mode in sizes)
+    return {mode: max(sizes.get(mode, 1) for sizes in every) for mode in modes}
 
 
 def _absent(target: Target) -> list[str]:
     return [mode for mode in INPUT_MODES if mode not in target.sizes]
 
 
+# ---- sizes of bonds -------------------------------------------------------------------------------------------------
+def _bonds(
+    located: Mapping[str, _Located], counts: Mapping[str, int], config: AdapterConfig, method: Method
+) -> dict[str, dict[str, int]]:
+    """Path -> bond -> size; the same for all targets that read a copy of some factor with the bond in common."""
+    wanted, network = method.bond_sizes(config.rank, config.experts), method.network
+    found: dict[str, dict[str, int]] = {path: {} for path in located}
+    for bond in wanted:
+        copies = frozenset.intersection(*(method.copies_of(f) for f, term in network.factors.items() if bond in term))
+        for paths in _grouped(located, copies).values():
+            sizes = {**_largest([located[path].sizes for path in paths]), **counts}
+            where = f"target {paths[0]!r}" if "target" in copies else f"method {method.name!r}"
+            size = _clipped(bond, wanted, sizes, config, method, where)
+            for path in paths:
+                found[path][bond] = size
+    return found
+
+
+def _clipped(
+    bond: str, wanted: Mapping[str, int], sizes: Mapping[str, int], config: AdapterConfig, method: Method, where: str
+) -> int:
+    """The bond's size, lowered to what the modes allow if so configured; else ValueError for one that is above."""
+    size, largest = wanted[bond], method.network.max_rank(bond, {**sizes, **wanted})
+    if size > largest and not config.clip_rank and not method.any_rank:
+        own = {mode: n for mode, n in sizes.items() if mode in method.network.modes}
+        raise ValueError(
+            f"{where}: rank {size} of bond {bond!r} is above {largest}, the smaller side of its {own} "
+            "(clip_rank: true lowers it where needed)"
+        )
+    return min(size, largest) if config.clip_rank else size
+
+
+# ---- axes that are folded -------------------------------------------------------------------------------------------
 def _folded(
     target: Target, sizes: Mapping[str, int], config: AdapterConfig, method: Method
 ) -> tuple[dict[str, int], dict[str, Modes]]:
     """The sizes of the target's modes with its axes folded, and the folds."""
     sizes, folds = dict(sizes), method.network.folds
-    if folds.get("out") == ("head", "hdim"):
-        size = config.head_dim or target.head_dim
-        if size is None:
-            raise ValueError(
-                f"target {target.path!r}: method {method.name!r} has heads, and the model does not say how large they "
-                "are: set head_dim"
-            )
-        if sizes["out"] % size:
-            raise ValueError(f"target {target.path!r}: its {sizes['out']} outputs are not heads of {size}")
-        sizes |= {"head": sizes.pop("out") // size, "hdim": size}
+    for axis, modes in folds.items():
+        width = sizes.pop(axis)
+        if "head" in modes:
+            size = _head_size(target, axis, width, config, method)
+            sizes |= {"head": width // size, "hdim": size}
+        else:
+            where = f"target {target.path!r}, digits of {axis!r}"
+            sizes |= zip(modes, digits(width, len(modes), config.digits.get(axis, ""), where), strict=True)
     return sizes, folds
 
 
-# ---- one network for all targets ------------------------------------------------------------------------------------
-def _shared(
-    targets: Sequence[Target], config: AdapterConfig, method: Method, bonds: Mapping[str, int], extra: dict[str, int]
-) -> Placement:
+def _head_size(target: Target, axis: str, width: int, config: AdapterConfig, method: Method) -> int:
+    size = config.head_dim or target.head_dim
+    if size is None:
+        raise ValueError(
+            f"target {target.path!r}: method {method.name!r} has heads, and the model does not say how large they "
+            "are: set head_dim"
+        )
+    if width % size:
+        raise ValueError(f"target {target.path!r}: its {width} {axis}puts are not heads of {size}")
+    return size
+
+
+def digits(width: int, n: int, given: str = "", where: str = "digits") -> list[int]:
+    """n factors of a width, big-endian: those of `given` ("64 4 3, 16 16 12") that make it, else nearly equal ones.
+
+    Nearly equal: each in turn the largest divisor not above the root of what is left. ValueError: `given` is no list
+    of whole numbers, or has another count of digits for the width.
+    """
+    for word in filter(None, given.split(",")):
+        if not all(one.isdecimal() and int(one) for one in word.split()):
+            raise ValueError(f"{where}: {given!r} is not a list of whole numbers, such as '64 4 3, 16 16 12'")
+        found = [int(one) for one in word.split()]
+        if prod(found) == width:
+            if len(found) != n:
+                raise ValueError(f"{where}: {word.strip()!r} has {len(found)} digits, expected {n}")
+            return found
+    found = []
+    for k in range(n, 1, -1):
+        found.append(next(d for d in range(width, 0, -1) if width % d == 0 and d**k <= width))
+        width //= found[-1]
+    return [*found, width]
+
+
+# ---- layers, projections and pieces ---------------------------------------------------------------------------------
+def _located(
+    targets: Sequence[Target], config: AdapterConfig, method: Method
+) -> tuple[dict[str, _Located], dict[str, int]]:
+    """Every target in its place by path, and the sizes of the modes that all have in common."""
     layers, roles = _layers(targets, method), dict.fromkeys(target.role for target in targets)
     width = min(min(t.sizes["in"], t.sizes["out"]) for t in targets) if config.widths == "chunk" else None
     cuts = {target.path: _pieces(target, width, method) for target in targets}
@@ -132,7 +221,7 @@ def _shared(
     for role in roles:
         starts[role] = projections
         projections += max(prod(cuts[t.path].values()) for t in targets if t.role == role)
-    counts = {"layer": len(set(layers.values())), "proj": projections, "task": config.tasks, **extra}
+    counts = {"layer": len(set(layers.values())), "proj": projections, "task": config.tasks, "expert": config.experts}
     located = {}
     for target in targets:
         pieces, sizes = cuts[target.path], dict(target.sizes)
@@ -145,13 +234,14 @@ def _shared(
             folds = {**folds, axis: ("proj", *folds.get(axis, (axis,)))}
             coords["proj"] = (starts[target.role], count)
             sizes["proj"] = count
-        located[target.path] = target, sizes, folds, coords
-    return _stored_once(located, config, method, bonds, counts)
+        coords = {mode: index for mode, index in coords.items() if mode in method.coordinates}
+        located[target.path] = _Located(target, sizes, folds, coords)
+    return located, {mode: n for mode, n in counts.items() if mode in method.network.modes}
 
 
 def _layers(targets: Sequence[Target], method: Method) -> dict[str, int]:
     """Path -> layer coordinate, 0 for the first layer that has a target."""
-    if "layer" not in method.network.modes:
+    if "layer" not in method.coordinates:
         return dict.fromkeys((target.path for target in targets), 0)
     for target in targets:
         if target.layer is None:
@@ -183,44 +273,9 @@ def _pieces(target: Target, width: int | None, method: Method) -> dict[str, int]
     return found
 
 
-def _stored_once(
-    located: Mapping[str, tuple], config: AdapterConfig, method: Method, bonds: Mapping[str, int], counts: dict
-) -> Placement:
-    network = method.network
-    every = [sizes for _, sizes, _, _ in located.values()]
-    largest = {mode: max(sizes.get(mode, 1) for sizes in every) for mode in network.modes if mode not in bonds}
-    largest |= {mode: counts[mode] for mode in network.modes if mode in counts}
-    bonds = clipped(bonds, network, largest, config.clip_rank, f"method {method.name!r}")
-    whole = {**largest, **bonds}
-    variants = {f: _variants(term, every, config) for f, term in network.factors.items()}
-    stored, places = {}, {}
-    for path, (target, sizes, folds, coords) in located.items():
-        picked = [mode for mode in ("layer", "proj") if isinstance(coords[mode], int)]
-        left = network.at([*_absent(target), *picked, "task"], folds)
-        sizes = {**sizes, **bonds, **{mode: counts[mode] for mode in ("expert",) if mode in counts}}
-        views = {}
-        for factor, term in network.factors.items():
-            own = [mode for mode in term if mode not in _absent(target)]
-            boundary = tuple(sizes[mode] for mode in own if _is_boundary(mode))
-            several = len(variants[factor]) > 1
-            key = f"{factor}.{'x'.join(map(str, boundary))}" if several else factor
-            full = [sizes[m] if several and _is_boundary(m) else whole[m] for m in own]
-            views[factor] = View(key, _picks(own, full, sizes, coords, config, factor, method))
-            kept = [k for k, mode in enumerate(own) if mode != "task" or not _made(config, method, factor)]
-            stored[key] = Stored(factor, tuple(own[k] for k in kept), tuple(full[k] for k in kept))
-        places[path] = Place(target, left, sizes, coords, views)
-    return Placement(places, stored)
-
-
-def _is_boundary(mode: str) -> bool:
-    """Whether a mode is an axis of the weight, so that weights of another shape need a factor of their own."""
-    return mode in (*INPUT_MODES, "out", "hdim")
-
-
-def _variants(term: Modes, every: Sequence[Mapping[str, int]], config: AdapterConfig) -> set[tuple]:
-    if config.widths == "max_slice":
-        return {()}
-    return {tuple(sizes.get(mode) for mode in term if _is_boundary(mode)) for sizes in every}
+def _variants(edges: Sequence[str], every: Sequence[Mapping[str, int]], config: AdapterConfig) -> set[tuple]:
+    """The sizes of a factor's own axes of the weight: each needs a factor of its own, unless they are slices of one."""
+    return {() if config.widths == "max_slice" else tuple(sizes.get(mode) for mode in edges) for sizes in every}
 
 
 def _made(config: AdapterConfig, method: Method, factor: str) -> bool:

@@ -69,7 +69,7 @@ def sweep(
     wanted = _wanted(rank, before, free={bond for piece in pieces for term in piece.terms for bond in term})
     if budget is not None:
         budget -= params - sum(factors[key].numel() for keys in pieces[0].keys for key in keys)
-    moments = _moments(optimizer, factors) if state == "carry" else {}
+    moments = _moments(optimizer, adapter.learned) if state == "carry" else {}
     new, new_moments, error = {}, {name: {} for name in moments}, 0.0
     sizes: dict[str, int] = {}
     for piece in pieces:
@@ -106,7 +106,7 @@ def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor
             raise ValueError(f"factor {key!r}: shape {shape} does not fit, expected {stored.shape}")
     adapter.replace(config, placement)
     for key, value in tensors.items():
-        parameter = adapter.factors[key]
+        parameter = adapter.learned[key]
         parameter.data, parameter.grad = value.to(parameter).contiguous(), None
     for path, layer in adapter.layers.items():
         layer.cut = plan(placement.places[path], adapter.per_example)

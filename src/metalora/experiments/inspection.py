@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -15,6 +17,47 @@ from metalora.methods.registry import method_of
 from metalora.network.spec import INPUT_MODES
 
 ADAM_BYTES = 16  # a trained float32 number: itself, its gradient and two moments
+
+
+def matched(model: nn.Module, config: AdapterConfig, params: int) -> AdapterConfig:
+    """The configuration of the largest rank whose learned numbers are at most `params` (isoparameter).
+
+    All bonds have one rank, lowered where modes are smaller (clip_rank), but for the one bond of a method that takes
+    any rank. ValueError: not even the smallest rank fits, or more numbers than any rank could have.
+    """
+    method, targets = method_of(config), find_targets(model, config.targets, config.exclude)
+    step = config.experts if method.split_rank else 1
+    clip = not (method.any_rank and len(method.network.bonds) == 1)
+
+    def at(times: int) -> tuple[AdapterConfig, int]:
+        tried = replace(config, rank=step * times, clip_rank=clip)
+        return tried, place(targets, tried, method).num_params()
+
+    if at(1)[1] > params:
+        raise ValueError(f"match_params {params}: {method.name!r} has {at(1)[1]} numbers at rank {step}, the smallest")
+    return at(_largest(lambda times: at(times)[1], params, f"match_params {params}: {method.name!r}"))[0]
+
+
+def _largest(count: Callable[[int], int], limit: int, where: str) -> int:
+    """The largest argument whose count, which never falls, is at most the limit; its count at 1 is."""
+    low, high = 1, 2
+    while count(high) <= limit:
+        if count(high) == count(2 * high) < limit:
+            raise ValueError(f"{where} has {count(high)} numbers at most, at any rank")
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) <= limit else (low, middle)
+    return low
+
+
+def _ranks(placement: Placement) -> dict[str, int]:
+    """Bond -> its size, the largest over targets."""
+    found: dict[str, int] = {}
+    for one in placement.places.values():
+        for bond in one.network.bonds:
+            found[bond] = max(found.get(bond, 0), one.sizes[bond])
+    return found
 
 
 def summarise(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
@@ -32,10 +75,13 @@ def summarise(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
     return {
         "method": method.name,
         "formula": " ".join(method.formula.split()),
+        "ranks": _ranks(placement),
         "targets": len(places),
-        "factors": {key: " ".join(map(str, one.shape)) for key, one in placement.stored.items()}
-        if method.shared
-        else {},
+        "factors": {
+            key: " ".join(map(str, one.shape)) + " frozen" * one.frozen
+            for key, one in placement.stored.items()
+            if not one.owner
+        },
         "parameters": total,
         "base_parameters": sum(p.numel() for p in model.parameters()),
         "bytes": _file_bytes(placement),
@@ -51,7 +97,7 @@ def _side(one: Place) -> int:
 
 
 def _file_bytes(placement: Placement) -> int:
-    header = 90 * len(placement.stored) + 130 * len(placement.places) + 1500
+    header = 90 * sum(not one.frozen for one in placement.stored.values()) + 130 * len(placement.places) + 1500
     return 4 * placement.num_params() + header
 
 
@@ -70,7 +116,11 @@ def describe(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
                 "mid": repr(cut.mix) if cut.mid else "identity",
                 "right": repr(cut.expand),
                 "k": cut.rank,
-                "parameters": sum(prod(placement.stored[view.key].shape) for view in one.views.values()),
+                "parameters": sum(
+                    prod(placement.stored[view.key].shape)
+                    for view in one.views.values()
+                    if not placement.stored[view.key].frozen
+                ),
             }
         )
     total = placement.num_params()

@@ -48,10 +48,20 @@ def _digest(description: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 
 
 def _tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    tensors = {f"factors/{key}": value for key, value in adapter.factors.items()}
+    tensors = {f"factors/{key}": value for key, value in adapter.learned.items()}
     if adapter.conditioner is not None:
         tensors |= {f"conditioner/{key}": value for key, value in adapter.conditioner.state_dict().items()}
     return {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
+
+
+def _frozen_digest(adapter: Adapter) -> str | None:
+    """A hash of the factors that are made from the seed, which another version of torch might make otherwise."""
+    frozen = {key: adapter.factors[key] for key, one in adapter.placement.stored.items() if one.frozen}
+    digest = hashlib.sha256()
+    for key, value in frozen.items():
+        digest.update(f"{key} {tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32] if frozen else None
 
 
 def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -66,6 +76,7 @@ def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]
         },
         "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,
         "num_params": adapter.num_params(),
+        "frozen": _frozen_digest(adapter),
         "base": {
             "class": type(adapter.model[0]).__name__,
             "fingerprint": fingerprint(adapter.model[0], list(adapter.targets)),
@@ -75,7 +86,8 @@ def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]
 
 def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
     """Round every number to what a file in `dtype` would hold, so that what is scored is what is saved."""
-    for tensor in (*adapter.parameters(), *adapter.buffers()):
+    made = adapter.conditioner.buffers() if adapter.conditioner is not None else ()
+    for tensor in (*adapter.parameters(), *made):  # frozen factors are not in the file
         tensor.data.copy_(tensor.data.to(dtype))
 
 
@@ -159,6 +171,8 @@ def _numel(sizes: dict[str, int]) -> int:
 def _restore(adapter: Adapter, description: dict[str, Any], tensors: dict[str, Tensor], path: str | Path) -> None:
     if dict(adapter.method.factors) != description["method"]["factors"]:
         raise ValueError(f"{path}: its {adapter.method.name} is wired {description['method']['factors']}, not as here")
+    if description.get("frozen") != _frozen_digest(adapter):
+        raise ValueError(f"{path}: its frozen factors, made from seed {adapter.config.seed}, come out otherwise here")
     expected = _tensors(adapter)
     for name in sorted(set(expected) ^ set(tensors)):
         raise ValueError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not expected'}")
@@ -166,7 +180,7 @@ def _restore(adapter: Adapter, description: dict[str, Any], tensors: dict[str, T
         if tensors[name].shape != value.shape:
             raise ValueError(f"{path}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
     with torch.no_grad():
-        for key, parameter in adapter.factors.items():
+        for key, parameter in adapter.learned.items():
             parameter.copy_(tensors[f"factors/{key}"])
     if adapter.conditioner is not None:
         state = {k.removeprefix("conditioner/"): v for k, v in tensors.items() if k.startswith("conditioner/")}

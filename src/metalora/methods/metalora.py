@@ -26,6 +26,7 @@ METALORA_TR = Method(
     factors={"A": "r0 kh kw in r1", "B": "r1 out r2", "C": "r2 r0"},
     init={"A": "kaiming", "B": "zeros", "C": "identity"},
     count="R**2*(K*I + O) + R**2",
+    export="R**2",
     generated=("C",),
 )
 

@@ -8,7 +8,7 @@ from typing import Literal
 from metalora.network.formats import tt
 from metalora.network.network import Network
 
-INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal")
+INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal", "by_rank")
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,19 @@ class Method:
     name, title   registry name, and the name in the literature
     formula       Delta W as printed in its paper, with its number
     factors       factor -> spec string; bonds are ranks
-    init          factor -> one of INITS (what the sizes of the fans are is told by the modes)
-    count         closed form of the trainable numbers at one target, in I, O, K (kernel size), R (rank), N (experts);
-                  of a shared network in all, with L (layers), M (projections), H (heads), J (head size), T (tasks) too
+    init          factor -> one of INITS, or one with its number such as "normal:0.02" (fans are told by the modes)
+    count         closed form of the trainable numbers of one network, in I, O, K (kernel size), R (rank), N (experts),
+                  L (layers), M (projections), H (heads), J (head size), T (tasks), and the sizes of digits by name
+    export        closed form of the rank of its exact LoRA export, the width of the cut, at a wide target
     folds         axis of the weight -> the modes it is cut into, slowest first ({"out": "head hdim"})
-    shared        one network for all targets, which index its coordinate modes; else one at each target
+    terms         groups of factors whose products are added (a shared LoRA and one a task); empty: one product
+    copies        the coordinates of which each has factors of its own: "target", "layer proj", "layer", "proj", or ""
+                  for one network of the whole model; or factor -> that. Targets index the coordinates that are modes
+    frozen        factors that are not learned: made from the seed, never saved
     generated     factors that a mapping net makes by default; their stored value is the condition-free c0
-    gates         factors whose values pass through a softmax over the expert mode
-    scale         "alpha/r": alpha over the configured rank (the largest, if there is one per bond); "alpha": alpha
+    gates         factors whose values pass through a softmax over the expert mode, at `temperature`
+    scale         what multiplies Delta W; r is the configured rank (the largest, if there is one per bond)
+    any_rank      a rank above what the modes allow is taken as it is, as published ranks are, unless config.clip_rank
     split_rank    the rank is divided by the number of experts (r/N each)
     starts_as_base  Delta W is zero at the start; else `why` says why not
     """
@@ -37,12 +42,17 @@ class Method:
     factors: Mapping[str, str]
     init: Mapping[str, str]
     count: str
+    export: str = "R"
     folds: Mapping[str, str] = field(default_factory=dict)
-    shared: bool = False
+    terms: tuple[tuple[str, ...], ...] = ()
+    copies: str | Mapping[str, str] = "target"
+    frozen: tuple[str, ...] = ()
     generated: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
-    scale: Literal["alpha/r", "alpha"] = "alpha/r"
+    temperature: float = 1.0
+    scale: Literal["alpha/r", "alpha/sqrt(r)", "alpha"] = "alpha/r"
     split_rank: bool = False
+    any_rank: bool = False
     starts_as_base: bool = True
     why: str = ""
     notes: str = field(default="", compare=False)
@@ -50,7 +60,25 @@ class Method:
     @cached_property
     def network(self) -> Network:
         """The parsed network; spec errors appear here, once."""
-        return Network.parse(self.factors, self.folds)
+        return Network.parse(self.factors, self.folds, self.terms)
+
+    def copies_of(self, factor: str) -> frozenset[str]:
+        """The coordinates of which each has a copy of the factor; those of a target imply its layer and projection."""
+        copies = self.copies if isinstance(self.copies, str) else self.copies[factor]
+        return frozenset(("target", "layer", "proj") if copies == "target" else copies.split())
+
+    @property
+    def shared(self) -> bool:
+        """Whether targets have factors in common."""
+        return any("target" not in self.copies_of(factor) for factor in self.factors)
+
+    @property
+    def coordinates(self) -> frozenset[str]:
+        """The coordinates, of layer and proj, that tell what a target reads of common factors."""
+        copies = (self.copies_of(factor) for factor in self.factors)
+        return frozenset(
+            {"layer", "proj"} & {*self.network.modes, *(m for c in copies if "target" not in c for m in c)}
+        )
 
     @property
     def _own_modes(self) -> dict[str, list[str]]:
@@ -82,9 +110,20 @@ class Method:
         factors = tt({new: " ".join(own[old]) for new, old in names.items()})
         return replace(self, factors=factors, init={new: self.init[old] for new, old in names.items()})
 
-    def bond_sizes(self, rank: int | Mapping[str, int], experts: int) -> dict[str, int]:
-        """The size of every bond for a rank (one number, or one per bond); ValueError for what cannot be."""
+    def interleaved(self) -> "Method":
+        """The same network with position j of head h at j H + h, as in TensLoRA's code; models have it at h J + j."""
+        folds = {axis: " ".join(reversed(modes)) for axis, modes in self.network.folds.items() if "head" in modes}
+        if not folds:
+            raise ValueError(f"method {self.name!r}: it has no heads, so order='tenslora' means nothing")
+        return replace(self, folds={**self.folds, **folds})
+
+    def bond_sizes(self, rank: int | Mapping[str, int] | Sequence[int], experts: int) -> dict[str, int]:
+        """The size of every bond for a rank (one, or one a bond in order or by name); ValueError if it cannot be."""
         bonds = self.network.bonds
+        if isinstance(rank, (list, tuple)):
+            if len(rank) != len(bonds):
+                raise ValueError(f"method {self.name!r}: rank has {len(rank)} numbers for the bonds {', '.join(bonds)}")
+            rank = dict(zip(bonds, rank, strict=True))
         sizes = dict(rank) if isinstance(rank, Mapping) else dict.fromkeys(bonds, rank)
         if any(not isinstance(size, int) or isinstance(size, bool) for size in sizes.values()):
             raise ValueError(f"method {self.name!r}: rank is {rank!r}, expected a whole number or one per bond")

@@ -10,5 +10,6 @@ MULTI_LORA = Method(
     factors={"A": "expert kh kw in r", "B": "expert r out", "s": "expert out"},
     init={"A": "kaiming", "B": "kaiming", "s": "zeros"},
     count="N*(R*(K*I + O) + O)",
+    export="N*R",
     notes="The rank is that of each parallel module; the cut has rank N r.",
 )

@@ -1,7 +1,24 @@
 """All methods by name."""
 
 from metalora.config import AdapterConfig, nearest
-from metalora.methods import lora, metalora, metatt, moelora, multilora
+from metalora.methods import (
+    adalora,
+    cara,
+    fact,
+    folded,
+    lora,
+    lorta,
+    lotr,
+    lycoris,
+    metalora,
+    metatt,
+    moelora,
+    multilora,
+    multitask,
+    tenslora,
+    tensorpeft,
+    vera,
+)
 from metalora.methods.method import Method
 
 METHODS: dict[str, Method] = {
@@ -18,6 +35,28 @@ METHODS: dict[str, Method] = {
         metatt.METATT_5D,
         metatt.METATT_4P1D,
         metatt.METATT_6D,
+        *tenslora.TENSLORA,
+        lotr.LOTR,
+        fact.FACT_TT,
+        fact.FACT_TK,
+        lorta.LORTA,
+        lorta.LORTA_IN,
+        cara.CARA,
+        vera.VERA,
+        tensorpeft.TENSORPEFT,
+        lora.RSLORA,
+        adalora.ADALORA,
+        lycoris.LOHA,
+        lycoris.LOKR,
+        lycoris.LOCON_TUCKER,
+        lycoris.LOHA_TUCKER,
+        lycoris.LOKR_TUCKER,
+        folded.TT_LORA,
+        folded.LORETTA_REP,
+        multitask.MTL_LORA,
+        multitask.MTLORA,
+        multitask.TASK_LORA,
+        multitask.MOE_LORA_SHARED,
     )
 }
 
@@ -35,6 +74,43 @@ def get_method(name: str) -> Method:
 
 
 def method_of(config: AdapterConfig) -> Method:
-    """The method of a configuration, its chain in the order that the configuration asks for."""
+    """The method of a configuration, its chain or heads in the order that the configuration asks for."""
     method = get_method(config.method)
-    return method if config.order is None else method.reordered(config.order)
+    order = config.order[0] if isinstance(config.order, tuple) and len(config.order) == 1 else config.order
+    if order == "tenslora":
+        return method.interleaved()
+    if isinstance(order, str) and order != "model":
+        raise ValueError(f"order {order!r}{nearest(order, ('model', 'tenslora'))}")
+    return method if order in (None, "model") else method.reordered(order)
+
+
+INTRODUCTION = """# Methods
+
+Written by `metalora methods --markdown > docs/methods.md`; do not edit.
+
+- count: learned numbers of one network, in I (in), O (out), K (kernel size), R (rank), N (experts), L (layers),
+  M (projections), H (heads), J (head size), T (tasks), and i1, o1, ... (digits of in and out)
+- export rank: of the exact LoRA pair at a target
+- one for each: what has factors of its own; said factor by factor where they differ
+- published counts, reproduced or not: `tests/golden/counts.json`
+"""
+
+
+def markdown() -> str:
+    """The table of all methods, as docs/methods.md holds it."""
+    columns = ("method", "formula", "count", "export rank", "one for each", "scale", "source")
+    lines = [INTRODUCTION, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for m in METHODS.values():
+        cells = (f"`{m.name}`", f"`{m.formula}`", f"`{m.count}`", f"`{m.export}`", _copies(m), m.scale, m.source)
+        lines.append(f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |")
+    notes = [f"- `{m.name}`: {m.notes}" for m in METHODS.values() if m.notes]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _copies(method: Method) -> str:
+    def said(copies: str) -> str:
+        return " and ".join(copies.split()) or "model"
+
+    if isinstance(method.copies, str):
+        return said(method.copies)
+    return ", ".join(f"{factor}: {said(copies)}" for factor, copies in method.copies.items())

@@ -15,6 +15,7 @@ class Contraction:
 
     `flops` is the planned cost in multiply-adds. Planning inside forward breaks graphs; replaying does not.
     tail: (n, shape): the last n axes of the result are given another shape (folded modes put back together).
+    eyes: pairs of modes joined by an identity matrix, beside the operands that are given.
     """
 
     def __init__(
@@ -23,9 +24,13 @@ class Contraction:
         out: Modes,
         sizes: Mapping[str, int],
         tail: tuple[int, tuple[int, ...]] = (0, ()),
+        eyes: Sequence[Modes] = (),
     ):
+        terms = [*terms, *eyes]
         self.terms, self.out = tuple(terms), tuple(out)
+        self.eyes = tuple(sizes[eye[0]] for eye in eyes)
         n, shape = tail
+        self.tail_modes = n
         self.tail = tail if tuple(sizes[mode] for mode in out[len(out) - n :]) != tuple(shape) else (0, ())
         modes = dict.fromkeys(mode for term in terms for mode in term)
         letter = dict(zip(modes, ascii_letters, strict=False))
@@ -41,7 +46,7 @@ class Contraction:
         self.flops = int(plan.opt_cost)
 
     def __call__(self, operands: Sequence[Tensor]) -> Tensor:
-        pending = list(operands)
+        pending = [*operands, *(torch.eye(n, dtype=operands[0].dtype, device=operands[0].device) for n in self.eyes)]
         for picked, equation in self.steps:
             pending.append(torch.einsum(equation, *[pending.pop(k) for k in picked]))
         n, shape = self.tail

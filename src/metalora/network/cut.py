@@ -16,22 +16,28 @@ class Cut:
                          where that makes k smaller
     Mid:   k -> k'       the factors with neither input nor output mode
     Right: k' -> out     the factors with an output mode
+    A factor with modes of both sides (a Kronecker product's) stands right; an identity takes its input modes there.
     `batched` names the factors that carry a leading batch mode (generated, or indexed per example). Folded axes come
     out whole: the kernel as (*bonds, in, kh, kw), expand and fold as (*bonds, out).
     """
 
     def __init__(self, network: Network, sizes: Sizes, batched: Collection[str] = ()):
         terms = {f: (("batch",) if f in batched else ()) + tuple(modes) for f, modes in network.factors.items()}
-        sizes = {"batch": 8, "token": 64, **sizes}
+        sizes = {"batch": 8, "token": 64, **sizes, **{_carried(m): sizes[m] for m in network.inputs}}
         self._open = {*network.inputs, *network.outputs, "batch"}
+        eyes = _carry_inputs(terms, network)
         self.left = self._left_side(network, terms, sizes, batched)
+        assert self.left, "a network needs a factor whose modes of the weight are of the input side alone"
         self.right = self._right_side(network, terms, sizes, batched)
         self.mid = [f for f in terms if f not in self.left and f not in self.right]
         self.left_batched, self.mid_batched, self.right_batched = (
             any(f in batched for f in side) for side in (self.left, self.mid, self.right)
         )
-        left_bonds = self._bonds(terms, self.left, self.right + self.mid)
+        left_bonds = self._bonds(
+            {**terms, "": [m for eye in eyes for m in eye]}, [*self.left, ""], self.right + self.mid
+        )
         right_bonds = self._bonds(terms, self.right, self.left + self.mid)
+        right_bonds += tuple(eye[1] for eye in eyes)
         self.left_shape = [sizes[b] for b in left_bonds]
         self.left_rank, self.right_rank = prod(self.left_shape), prod(sizes[b] for b in right_bonds)
         lefts, mids, rights = ([terms[f] for f in side] for side in (self.left, self.mid, self.right))
@@ -40,7 +46,7 @@ class Cut:
         spatial = [sizes[m] for m in inputs if m in INPUT_MODES[1:]]
         kernel_shape = (prod(sizes[m] for m in inputs) // prod(spatial), *spatial)
         out_shape = (prod(sizes[m] for m in outputs),)
-        self.kernel = Contraction(lefts, (*left_batch, *left_bonds, *inputs), sizes, (len(inputs), kernel_shape))
+        self.kernel = Contraction(lefts, (*left_batch, *left_bonds, *inputs), sizes, (len(inputs), kernel_shape), eyes)
         hidden = ("batch", "token", *left_bonds)
         self.mix = Contraction([hidden, *mids], ("batch", "token", *right_bonds), sizes)
         whole = (len(outputs), out_shape)
@@ -96,3 +102,16 @@ class Cut:
         rest = {mode for f in outside for mode in terms[f]}
         own = dict.fromkeys(mode for f in inside for mode in terms[f])
         return tuple(mode for mode in own if mode in rest and mode not in self._open)
+
+
+def _carried(mode: str) -> str:
+    return f"{mode}'"
+
+
+def _carry_inputs(terms: dict[str, Modes], network: Network) -> list[Modes]:
+    """Rename the input modes of factors that have output modes too; the identities from the ones to the others."""
+    both = [f for f, term in terms.items() if set(term) & set(network.inputs) and set(term) & set(network.outputs)]
+    carried = dict.fromkeys(mode for f in both for mode in terms[f] if mode in network.inputs)
+    for f in both:
+        terms[f] = tuple(_carried(mode) if mode in carried else mode for mode in terms[f])
+    return [(mode, _carried(mode)) for mode in carried]

@@ -1,6 +1,6 @@
 """A tensor network: factors over named modes; needs no torch."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -11,16 +11,24 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Network:
-    """Factors over named modes, parsed once from spec strings; `folds` says which modes make up an axis."""
+    """Factors over named modes, parsed once from spec strings; `folds` says which modes make up an axis.
+
+    terms: groups of factors whose contractions are added; empty: all factors are one product
+    """
 
     factors: Mapping[str, Modes]
     folds: Mapping[str, Modes] = field(default_factory=dict)
+    terms: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
-    def parse(cls, specs: Mapping[str, str], folds: Mapping[str, str] | None = None) -> "Network":
+    def parse(
+        cls, specs: Mapping[str, str], folds: Mapping[str, str] | None = None, terms: Sequence[Sequence[str]] = ()
+    ) -> "Network":
         """Parse {"A": "in r", "B": "r out"}; ValueError quotes the spec, the factor and the offending mode."""
         parsed = parse_folds(folds or {})
-        return cls(parse_factors(specs, parsed), parsed)
+        if terms and sorted(factor for term in terms for factor in term) != sorted(specs):
+            raise ValueError(f"terms {terms}: each of the factors {', '.join(specs)} is in one of them")
+        return cls(parse_factors(specs, parsed), parsed, tuple(map(tuple, terms)))
 
     @property
     def modes(self) -> Modes:
@@ -39,6 +47,11 @@ class Network:
         return tuple(self.folds.get("out", ("out",)))
 
     @property
+    def edges(self) -> frozenset[str]:
+        """The modes that are axes of the weight, whole or folded; heads are counted, like layers."""
+        return frozenset({*INPUT_MODES, "out", *(mode for modes in self.folds.values() for mode in modes)} - {"head"})
+
+    @property
     def bonds(self) -> Modes:
         """Summed modes, in order of appearance."""
         folded = {mode for modes in self.folds.values() for mode in modes}
@@ -47,7 +60,12 @@ class Network:
     def at(self, dropped: Collection[str], folds: Mapping[str, Modes] | None = None) -> "Network":
         """The network that is left when modes are indexed away, or do not exist at a target (kh, kw of a Linear)."""
         kept = {name: tuple(m for m in term if m not in dropped) for name, term in self.factors.items()}
-        return Network(kept, self.folds if folds is None else folds)
+        return Network(kept, self.folds if folds is None else folds, self.terms)
+
+    def summands(self) -> list["Network"]:
+        """The networks whose sum this is."""
+        every = self.terms or (tuple(self.factors),)
+        return [Network({f: self.factors[f] for f in term}, self.folds) for term in every]
 
     def shape(self, factor: str, sizes: Sizes) -> tuple[int, ...]:
         """The sizes of one factor's axes."""
@@ -63,16 +81,17 @@ class Network:
         A bond that is the only link between two parts of the network: the smaller of their products of open modes.
         Any other: the smaller of the weight's input and output sides.
         """
-        parts = self._parts(bond)
+        parts = [part for part in self._parts(bond) if bond in part]
         if len(parts) != 2:
             parts = [set(self.inputs), set(self.outputs)]
-        return min(prod(sizes.get(m, 1) for m in part if m not in self.bonds) for part in parts)
+        common = {m for m in self.modes if sum(m in part for part in parts) > 1}  # an index of both parts links them
+        return min(prod(sizes.get(m, 1) for m in part - common if m not in self.bonds) for part in map(set, parts))
 
     def _parts(self, bond: str) -> list[set[str]]:
-        """The modes of the connected parts that are left when a bond is cut."""
+        """The modes of the connected parts that are left when a bond is cut; those that it joined have it still."""
         parts: list[set[str]] = []
         for term in self.factors.values():
-            modes = set(term) - {bond}
-            joined = [part for part in parts if part & modes & {*self.bonds, "expert"}]
+            modes, links = set(term), {*self.bonds, "expert"} - {bond}
+            joined = [part for part in parts if part & modes & links]
             parts = [part for part in parts if part not in joined] + [modes.union(*joined)]
         return parts

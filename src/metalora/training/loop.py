@@ -122,7 +122,7 @@ class _Trained:
         found: dict[str, Any] = {"others": {name: p.detach() for name, p in self.others.items()}}
         if self.adapter is not None:
             found["rank"] = self.adapter.config.rank
-            found["factors"] = {key: value.detach() for key, value in self.adapter.factors.items()}
+            found["factors"] = {key: value.detach() for key, value in self.adapter.learned.items()}
             found["fresh"] = self.adapter.fresh.state_dict()
             if self.adapter.conditioner is not None:
                 found["conditioner"] = self.adapter.conditioner.state_dict()

@@ -1,0 +1,17 @@
+"""AdaLoRA (arXiv:2303.10512): the form of a singular value decomposition.
+
+Only the network: its orthogonality penalty and its budget over the singular values are training rules.
+"""
+
+from metalora.methods.method import Method
+
+ADALORA = Method(
+    name="adalora",
+    title="AdaLoRA",
+    source="arXiv:2303.10512",
+    formula="ΔW = P diag(E) Q",
+    factors={"P": "kh kw in r", "E": "r", "Q": "r out"},
+    init={"P": "normal:0.02", "E": "zeros", "Q": "normal:0.02"},
+    count="R*(K*I + O + 1)",
+    notes="Its code scales by alpha / (r + 1e-5).",
+)

@@ -1,0 +1,21 @@
+"""VeRA (arXiv:2310.11454): two frozen random matrices for the whole model, two vectors for each target.
+
+The matrices are made from the seed and never saved. PEFT's are of the largest width and are sliced: widths="max_slice".
+"""
+
+from metalora.methods.method import Method
+
+VERA = Method(
+    name="vera",
+    title="VeRA",
+    source="arXiv:2310.11454",
+    formula="ΔW = A diag(d) B diag(b)",
+    factors={"A": "kh kw in r", "d": "r", "B": "r out", "b": "out"},
+    init={"A": "kaiming:1", "d": "ones:0.1", "B": "kaiming:1", "b": "zeros"},
+    count="O + R",
+    copies={"A": "", "d": "target", "B": "", "b": "target"},
+    frozen=("A", "B"),
+    scale="alpha",
+    any_rank=True,
+    notes="The paper has no scale.",
+)

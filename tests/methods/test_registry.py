@@ -1,0 +1,21 @@
+"""What the registry says of its methods is true, and docs/methods.md says the same."""
+
+from pathlib import Path
+
+import pytest
+
+from metalora.methods.registry import METHODS, markdown
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_of_methods_is_up_to_date():
+    assert (ROOT / "docs" / "methods.md").read_text() == markdown()
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_declaration_names_its_own_factors(method):
+    assert set(method.init) == set(method.factors)
+    assert {*method.generated, *method.frozen, *method.gates} <= set(method.factors)
+    assert isinstance(method.copies, str) or set(method.copies) == set(method.factors)
+    assert method.formula.startswith("ΔW") and method.source
