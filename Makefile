@@ -3,7 +3,7 @@ DATA ?= mnist-5k
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup test lint demo bench clean
+.PHONY: setup test laws lint demo bench clean
 
 setup: .venv/.stamp
 
@@ -17,6 +17,9 @@ setup: .venv/.stamp
 
 test: setup lint
 	$(BIN)/pytest -q -n 2
+
+laws: setup
+	$(BIN)/pytest -q -n 2 --every-cell tests/test_laws.py
 
 lint: setup
 	$(BIN)/ruff check src tests

@@ -13,6 +13,25 @@ settings.load_profile("suite")
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--every-cell", action="store_true", help="the laws on every method and layer kind, not a sample")
+
+
+def pytest_generate_tests(metafunc):
+    """Laws over method x layer kind: all pairs, or linear and conv2d for every method and a quarter of the others."""
+    if metafunc.definition.get_closest_marker("every_cell") is None:
+        return
+    from oracles.cases import CASES
+    from oracles.layers import LAYERS
+
+    every, cells = metafunc.config.getoption("every_cell"), {}
+    for k, (name, case) in enumerate(CASES.items()):
+        for j, (kind, layer) in enumerate(LAYERS.items()):
+            if every or kind in ("linear", "conv2d") or (j + k) % 4 == 0:
+                cells[f"{name}-{kind}"] = (case, layer)
+    metafunc.parametrize("case, layer", cells.values(), ids=cells)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same numbers, whatever ran before it."""

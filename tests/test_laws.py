@@ -43,7 +43,7 @@ TOLERANCE = dict(rtol=1e-10, atol=1e-10)
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "counts.json").read_text())
 QUERY_VALUE = {"r": ("query", "value"), "l": ("q_proj", "v_proj")}
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-EVERY_LAYER = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+EVERY_CELL = pytest.mark.every_cell  # case x layer; conftest.py says which
 EVERY_SIZE = pytest.mark.parametrize("size", ("few", "many", "many, cut"))
 GENERATED = {name: case for name, case in CASES.items() if case.per_example}
 STATIC = {name: case for name, case in CASES.items() if not case.per_example}
@@ -61,8 +61,7 @@ def test_the_tables_cover_the_registry():
 
 
 # ---- 1 starts as the base -------------------------------------------------------------------------------------------
-@EVERY_LAYER
-@EVERY_CASE
+@EVERY_CELL
 def test_1_starts_as_the_base(case, layer):
     model, adapter, x, condition = attached(case, layer, random=False)
     assert all(method.starts_as_base for method in METHODS.values())
@@ -74,8 +73,7 @@ def test_1_starts_as_the_base(case, layer):
 
 # ---- 2 forward = base + dense Delta W -------------------------------------------------------------------------------
 @EVERY_SIZE
-@EVERY_LAYER
-@EVERY_CASE
+@EVERY_CELL
 def test_2_forward_is_base_plus_dense_delta(case, layer, size):
     model, adapter, x, condition = attached(case, layer, size)
     got = model(x, **condition)
@@ -98,8 +96,7 @@ def test_2_the_sizes_run_both_paths(kind):
         assert len(ran) == want
 
 
-@EVERY_LAYER
-@EVERY_CASE
+@EVERY_CELL
 def test_2_delta_is_the_oracle_in_the_base_layout(case, layer):
     model, adapter, x, condition = attached(case, layer)
     want = torch.stack([oracle_delta(case, layer, adapter, condition.get("condition"), i) for i in range(len(x))])
@@ -110,8 +107,7 @@ def test_2_delta_is_the_oracle_in_the_base_layout(case, layer):
 
 # ---- 3 merge = forward; unmerge restores the bits -------------------------------------------------------------------
 @EVERY_SIZE
-@EVERY_LAYER
-@EVERY_CASE
+@EVERY_CELL
 def test_3_merge_is_forward_and_unmerge_restores_the_bits(case, layer, size):
     model, adapter, x, condition = attached(case, layer, size)
     snapshot = {"condition": condition["condition"].mean()} if condition else {}
@@ -135,8 +131,7 @@ def test_3_a_generated_adapter_is_merged_with_one_condition_only(case):
 
 
 # ---- 4 save -> load -------------------------------------------------------------------------------------------------
-@EVERY_LAYER
-@EVERY_CASE
+@EVERY_CELL
 def test_4_save_load_is_bit_equal_and_holds_the_declared_parameters(case, layer, tmp_path):
     model, adapter, x, condition = attached(case, layer)
     fresh = copy.deepcopy(model)
@@ -165,8 +160,7 @@ def step(model, optimiser, x, target, condition):
 
 
 @pytest.mark.parametrize("optimiser", (torch.optim.SGD, torch.optim.Adam), ids=("sgd", "adam"))
-@EVERY_LAYER
-@EVERY_CASE
+@EVERY_CELL
 def test_5_gradients_reach_every_learned_number_and_no_base_parameter(case, layer, optimiser):
     model, adapter, x, condition = attached(case, layer, "many", random=False)
     base = {n: p.clone() for n, p in model[0].base.named_parameters()}
@@ -213,8 +207,7 @@ def test_5_instance_norm_of_a_training_model_keeps_its_very_bits():
 
 # ---- 6 a mixed batch = each alone -----------------------------------------------------------------------------------
 @EVERY_SIZE
-@EVERY_LAYER
-@EVERY_CASE
+@EVERY_CELL
 def test_6_a_mixed_batch_is_each_example_alone(case, layer, size):
     model, adapter, x, condition = attached(case, layer, size)
     got = model(x, **condition)
@@ -225,7 +218,7 @@ def test_6_a_mixed_batch_is_each_example_alone(case, layer, size):
     close(model(x[order], **pick(order)), got[order])
 
 
-@EVERY_LAYER
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
 @pytest.mark.parametrize("case", GENERATED.values(), ids=GENERATED)
 def test_6_one_condition_serves_a_whole_batch(case, layer):
     model, adapter, x, condition = attached(case, layer)
@@ -241,8 +234,7 @@ def pair(model, condition):
     return [t.detach() for t in model[0].pair(values)]
 
 
-@EVERY_LAYER
-@EVERY_CASE
+@EVERY_CELL
 def test_7_the_pair_reproduces_delta(case, layer):
     model, adapter, x, condition = attached(case, layer)
     left, right = pair(model, condition)
@@ -423,8 +415,7 @@ def test_9_the_hooks_of_a_copy_use_the_adapter_of_the_copy(source, copied):
 
 
 # ---- 10 counts ------------------------------------------------------------------------------------------------------
-@EVERY_LAYER
-@EVERY_CASE
+@EVERY_CELL
 def test_10_num_params_is_the_closed_form(case, layer):
     model, adapter, x, _ = attached(case, layer)
     config = case.config()
