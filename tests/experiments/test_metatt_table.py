@@ -7,7 +7,7 @@ import pytest
 
 from metalora.config import to_dict
 from metalora.experiments.config import TEXT_TABLES, TextTableConfig
-from metalora.experiments.metatt_table import COMPARISONS, choosing_runs, chosen_rates, report, runs
+from metalora.experiments.metatt_table import COMPARISONS, choosing_runs, chosen_rates, report, rows_of, runs
 from metalora.experiments.pool import run_all
 from metalora.experiments.rows import RowStore, make_row, run_key
 from metalora.experiments.tables import run_text_table
@@ -127,6 +127,18 @@ def test_a_method_that_lacks_a_task_is_left_out():
     assert "metatt-5d" not in {cells[0] for cells in report("metatt-2", rows, TABLE)[0].cells}
     with pytest.raises(ValueError, match="no method has a row on each of topic"):
         report("metatt-2", rows[:1], TABLE)
+
+
+def test_rows_of_several_settings_are_told_apart():
+    table = replace(TABLE, tasks=("topic",), methods=("lora",), seeds=(0,))
+    rows = [made_up(run) for lr in (1e-3, 4e-3) for run in runs("metatt-2", replace(table, lr=lr), {})]
+    with pytest.raises(ValueError, match="'lora' has seed 0 on 'topic' twice"):
+        report("metatt-2", rows, table)
+    for run in choosing_runs("metatt-2", table):
+        row = made_up(run)
+        row["results"]["mean"] = run.train.lr
+        rows.append(row)
+    assert [row["config"]["train"]["lr"] for row in rows_of("metatt-2", rows, table)] == [4e-3]
 
 
 def test_what_has_a_row_is_not_run_again(tmp_path):

@@ -186,11 +186,19 @@ def chosen_rates(rows: Sequence[dict]) -> dict[tuple[str, str], float]:
         config = row["config"]
         if config["split"] != "val":
             continue
-        lr = config["train"]["lr"] / (FULL_LR_RATIO if config["full"] else 1.0)
-        key = config["method"], "+".join(config["tasks"])
+        key = _row_label(row)
         if key not in best or row["results"]["mean"] > best[key][0]:
-            best[key] = (row["results"]["mean"], lr)
+            best[key] = (row["results"]["mean"], _rate(row))
     return {key: lr for key, (_, lr) in best.items()}
+
+
+def _rate(row: dict) -> float:
+    """The table's learning rate that a row was run at."""
+    return row["config"]["train"]["lr"] / (FULL_LR_RATIO if row["config"]["full"] else 1.0)
+
+
+def _row_label(row: dict) -> tuple[str, str]:
+    return row["config"]["method"], "+".join(row["config"]["tasks"])
 
 
 def _label(job: Job) -> tuple[str, str]:
@@ -214,15 +222,18 @@ def _run(table: TextTableConfig, job: Job, seed: int, lr: float, split: str = "t
 
 # ---- reports --------------------------------------------------------------------------------------------------------
 def rows_of(name: str, rows: Sequence[dict], table: TextTableConfig) -> list[dict]:
-    """The test rows of a comparison among all that a file holds; ValueError if there is none."""
-    wanted = {_label(job) for job in jobs_of(name, table)}
-    found = [
-        row
-        for row in latest(rows)
-        if row["config"]["split"] == "test"
-        and row["config"]["model"] == table.model
-        and (row["config"]["method"], "+".join(row["config"]["tasks"])) in wanted
-    ]
+    """The test rows of a comparison among all that a file holds; ValueError if there is none.
+
+    Where the rows hold a choice on the validation split, those at a learning rate that was not chosen are left out.
+    """
+    wanted = {_label(job): job.lr for job in jobs_of(name, table)}
+    own = [row for row in latest(rows) if row["config"]["model"] == table.model and _row_label(row) in wanted]
+    rates = chosen_rates(own)
+    found = []
+    for row in own:
+        chosen = rates.get(_row_label(row)) if wanted[_row_label(row)] is None else None
+        if row["config"]["split"] == "test" and chosen in (None, _rate(row)):
+            found.append(row)
     if not found:
         raise ValueError(f"table {name}: no row of {table.model} on {', '.join(table.tasks)}")
     return found
@@ -255,13 +266,21 @@ def report(name: str, rows: Sequence[dict], table: TextTableConfig) -> list[Tabl
 
 
 def by_seed(rows: Sequence[dict], tasks: Sequence[str]) -> list[dict]:
-    """One row for every method and seed that has all tasks: its accuracies side by side; ValueError if none has."""
+    """One row for every method and seed that has all tasks: its accuracies side by side.
+
+    ValueError: no method has all, or one has a task twice (rows of several settings).
+    """
     groups: dict[tuple[str, int], list[dict]] = {}
     for row in rows:
         groups.setdefault((row["config"]["method"], row["seed"]), []).append(row)
     found = []
-    for members in groups.values():
-        accuracy = {task: value for row in members for task, value in row["results"]["accuracy"].items()}
+    for (method, seed), members in groups.items():
+        accuracy: dict[str, float] = {}
+        for row in members:
+            for task, value in row["results"]["accuracy"].items():
+                if task in accuracy:
+                    raise ValueError(f"{method!r} has seed {seed} on {task!r} twice: the rows are of several settings")
+                accuracy[task] = value
         if set(accuracy) >= set(tasks):
             found.append(merged_row(members, {task: accuracy[task] for task in tasks}))
     if not found:
