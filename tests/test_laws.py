@@ -259,6 +259,7 @@ PEFT_LAYERS = {  # PEFT's LoRA of a convolution leaves out the base's dilation a
     "conv1d": Layer("conv1d", lambda: nn.Conv1d(4, 5, 3, stride=2, padding=2), (4, 5), (4, 17)),
     "conv2d": Layer("conv2d", lambda: nn.Conv2d(3, 5, (3, 2), stride=2, padding=(1, 0)), (3, 6, 5), (3, 11, 9)),
     "conv2d-1x1": LAYERS["conv2d-1x1"],
+    "conv2d-same": LAYERS["conv2d-same"],
 }
 PEFT_CASES = {
     name: CASES[name]

@@ -189,8 +189,8 @@ def export(
         runtime=runtime, max_lora_rank=max_lora_rank,
     )  # fmt: skip
     rows = [
-        {"folder": one.folder, "targets": len(one.ranks), "rank": max(one.ranks.values()), "error": one.error,
-         "worst target": max(one.errors.values()), "bytes": one.bytes}
+        {"folder": one.folder, "targets": len(one.ranks), "rank": max(one.ranks.values()), "error": f"{one.error:.3g}",
+         "worst target": f"{max(one.errors.values()):.3g}", "bytes": one.bytes}
         for one in written
     ]  # fmt: skip
     found = [dataclasses.asdict(one) for one in written]

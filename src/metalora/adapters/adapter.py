@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -189,7 +190,7 @@ class Adapter(nn.Module):
 
     def export_lora(
         self,
-        folder: str,
+        folder: str | Path,
         condition: Condition | None = None,
         task: int | str | None = None,
         max_rank: int | None = None,

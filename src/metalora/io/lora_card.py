@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from metalora.adapters.adapter import Adapter
 
@@ -13,8 +14,9 @@ def card(adapter: Adapter, base: str | None, ranks: Mapping[str, int], error: fl
     rank = f"rank {largest}" if smallest == largest else f"ranks {smallest} to {largest}"
     made = [f"task {task} of {adapter.config.tasks}"] if task is not None else []
     made += ["one fixed condition"] if adapter.conditional else []
+    hub = base is not None and not Path(base).exists()  # a folder here is of no use to who reads the card
     lost = f"The ranks were cut: |ΔW - BA| / |ΔW| is {error:.3g}." if error else "It is exact: no rank was cut."
-    front = ["library_name: peft", *([f"base_model: {base}"] if base else []), "tags: [lora, metalora]"]
+    front = ["library_name: peft", *([f"base_model: {base}"] if hub else []), "tags: [lora, metalora]"]
     return "\n".join([
         "---", *front, "---", "",
         f"# {adapter.method.title} as LoRA", "",

@@ -24,10 +24,11 @@ def truncate_pair(left: Tensor, right: Tensor, rank: int) -> Truncated:
     Left^T = Qa Ra, Right^T = Qb Rb, Ra Rb^T = U S V^T; Left' = (Qa U sqrt(S))^T and Right' = (Qb V sqrt(S))^T, cut.
     left (k, *inputs), right (k, out). A pair whose k is not above `rank` is returned with its very bits.
     """
-    a, ra = torch.linalg.qr(left.double().flatten(1).mT)
-    b, rb = torch.linalg.qr(right.double().mT)
+    a, b = left.double().flatten(1), right.double()
     if len(left) <= rank:
-        return Truncated(left, right, float((ra @ rb.mT).norm()), 0.0)
+        square = ((a @ a.mT) * (b @ b.mT)).sum()  # |Left^T Right|_F^2 by the Gram matrices
+        return Truncated(left, right, float(square.clamp_min(0).sqrt()), 0.0)
+    (a, ra), (b, rb) = torch.linalg.qr(a.mT), torch.linalg.qr(b.mT)
     u, s, vh = torch.linalg.svd(ra @ rb.mT, full_matrices=False)
     root = s[:rank].sqrt()
     new_left = (a @ (u[:, :rank] * root)).mT.unflatten(1, left.shape[1:])
