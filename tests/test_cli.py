@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import metalora
 from metalora.cli import main
@@ -18,6 +19,7 @@ from metalora.experiments.config import RunConfig, TableConfig
 pytestmark = pytest.mark.filterwarnings("ignore:Only one sample available", "ignore:.*the condition is ignored")
 PLAN = "plan --model roberta-base --targets query,value"
 INSPECT = "inspect --model timm:resnet18"
+EXPORT, RESNET = "export {}/adapter.safetensors --to lora", "--model timm:resnet10t@{}/resnet.safetensors"
 RUN = """
 suite: attributes
 data: digits
@@ -61,6 +63,8 @@ def files(tmp_path_factory):
     model = timm.create_model("resnet10t", pretrained=False)
     metalora.attach(model, metalora.AdapterConfig("lora", 2, targets="layer1.0.conv1"))
     metalora.save(model, folder / "adapter.safetensors")
+    metalora.detach(model)
+    save_file(model.state_dict(), folder / "resnet.safetensors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METALORA_CACHE", str(folder / "cache"))
         yield folder
@@ -128,6 +132,15 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
     "merge for a missing condition": (
         "merge {}/adapter.safetensors --run {}/run.yaml --out {}/m --condition {}/none", 2, "no such condition file",
     ),
+    "export without a base": (f"{EXPORT} --out {{}}/m", 2, "export takes either --model or --run"),
+    "export of a task and all": (f"{EXPORT} {RESNET} --out {{}}/m --task 0 --all-tasks", 2, "--task or --all-tasks"),
+    "export of a missing file": ("export {}/none --to lora --out {}/m --run {}/run.yaml", 2, "no such adapter file"),
+    "export for a missing condition": (f"{EXPORT} {RESNET} --out {{}}/m --condition {{}}/none", 2, "condition file"),
+    "export of no tasks": (f"{EXPORT} {RESNET} --out {{}}/m --all-tasks", 2, "lora with tasks=1 has no tasks"),
+    "export of a convolution for vllm": (
+        f"{EXPORT} {RESNET} --out {{}}/m --for vllm", 2, "vllm has no LoRA for target 'layer1.0.conv1', a conv2d",
+    ),
+    "export into what is there": (f"{EXPORT} {RESNET} --out {{}}", 2, "exists already"),
 }  # fmt: skip
 
 
@@ -254,6 +267,27 @@ def test_a_file_of_another_kind_is_no_condition(trained, files):
     arguments = ("merge", trained.adapter, "--run", files / "run.yaml", "--out", files / "none")
     code, _, err = metalora_command(*arguments, "--condition", trained.adapter)
     assert code == 2 and "not a condition file" in err and err.count("\n") == 1
+
+
+def test_an_exported_folder_is_the_adapted_model_for_its_condition(trained, files):
+    from metalora.experiments.runs import prepare
+
+    peft = pytest.importorskip("peft")
+    arguments = ("export", trained.adapter, "--to", "lora", "--run", files / "run.yaml", "--out", files / "lora")
+    code, out, _ = metalora_command(*arguments, "--condition", files / "condition.safetensors", "--json")
+    [found] = json.loads(out)
+    assert code == 0 and found["folder"] == str(files / "lora") and found["error"] == 0
+    plain = prepare(load_yaml(RunConfig, files / "run.yaml")).model
+    with torch.no_grad():
+        got = peft.PeftModel.from_pretrained(plain, files / "lora").eval()(trained.query)
+    torch.testing.assert_close(got, trained.features, rtol=1e-5, atol=1e-5)
+
+
+def test_export_says_what_a_cut_rank_costs(files):
+    pytest.importorskip("peft")
+    arguments = f"{EXPORT} {RESNET} --out {{}}/cut --max-rank 1".replace("{}", str(files)).split()
+    code, out, _ = metalora_command(*arguments)
+    assert code == 0 and "worst target" in out and out.split("│")[3:6] == [" 1    ", " 0     ", " 0            "]
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(files, monkeypatch):

@@ -251,6 +251,7 @@ PEFT_LAYERS = {  # PEFT's LoRA of a convolution leaves out the base's dilation a
     "conv1d": Layer("conv1d", lambda: nn.Conv1d(4, 5, 3, stride=2, padding=2), (4, 5), (4, 17)),
     "conv2d": Layer("conv2d", lambda: nn.Conv2d(3, 5, (3, 2), stride=2, padding=(1, 0)), (3, 6, 5), (3, 11, 9)),
     "conv2d-1x1": LAYERS["conv2d-1x1"],
+    "conv2d-same": LAYERS["conv2d-same"],
 }
 PEFT_CASES = {
     name: CASES[name]
@@ -268,6 +269,8 @@ PEFT_CASES = {
         "lokr",
         "tt-lora",
         "tenslora-qkv-depth-ranks",
+        "metatt-4+1d-tasks",
+        "mtlora-tasks",
     )
 }
 
@@ -291,15 +294,25 @@ def into_peft(layer, base, left, right):
     return peft
 
 
+IN_FLOAT32 = ("metalora-tr-C", "metatt-4+1d-tasks", "tenslora-qkv-depth-ranks")
+EXPORTED = {f"{name}-f64": (case, torch.float64, 1e-10) for name, case in PEFT_CASES.items()}
+EXPORTED |= {f"{name}-f32": (CASES[name], torch.float32, 1e-5) for name in IN_FLOAT32}
+
+
 @pytest.mark.parametrize("layer", PEFT_LAYERS.values(), ids=PEFT_LAYERS)
-@pytest.mark.parametrize("case", PEFT_CASES.values(), ids=PEFT_CASES)
-def test_7_peft_loads_the_pair(case, layer):
-    model, adapter, x, condition = attached(case, layer, "many")
-    bare = copy.deepcopy(model)
-    detach(bare)
-    peft = into_peft(layer, bare, *pair(model, condition))
-    one = {"condition": condition["condition"][0]} if condition else {}
-    close(peft(x), model(x, **one))
+@pytest.mark.parametrize("case, dtype, tolerance", EXPORTED.values(), ids=EXPORTED)
+def test_7_peft_loads_the_exported_directory(case, dtype, tolerance, layer, tmp_path):
+    from peft import PeftModel
+
+    model, adapter, x, _ = attached(case, layer, "many")
+    model, x = model.to(dtype), x.to(dtype) if x.is_floating_point() else x
+    one = {"condition": case.condition(adapter, 1)} if case.per_example else {}
+    [exported] = adapter.export_lora(tmp_path / "lora", **one)
+    want = model(x, **one)
+    detach(model)
+    got = PeftModel.from_pretrained(model, tmp_path / "lora").eval()(x)
+    assert got.dtype == dtype and (got - want).abs().max() <= tolerance * want.abs().max().clamp_min(1)
+    assert exported.error == 0 and len(exported.ranks) == 1
 
 
 @pytest.mark.parametrize("layer", (PEFT_LAYERS["conv2d"], PEFT_LAYERS["conv2d-1x1"]), ids=("3x2", "1x1"))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -158,6 +158,45 @@ def merge(
     _show(row, json, "merged", ("merged", "bytes"), [row])
 
 
+def export(
+    adapter: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")],
+    to: Annotated[Literal["lora"], tyro.conf.arg(help="plain LoRA in PEFT's files")],
+    out: Annotated[str, tyro.conf.arg(help="folder; with --all-tasks it holds task0, task1, ...")],
+    model: Annotated[str | None, tyro.conf.arg(help="timm:NAME, torchvision:NAME, hf:FOLDER, ...")] = None,
+    run: Annotated[Path | None, tyro.conf.arg(help="RUN.yaml whose backbone is the base")] = None,
+    condition: Annotated[Path | None, tyro.conf.arg(help="condition file, for a generated adapter")] = None,
+    task: Annotated[int | None, tyro.conf.arg(help="number of the task, for an adapter with tasks")] = None,
+    all_tasks: Annotated[bool, tyro.conf.arg(help="a LoRA for each task")] = False,
+    max_rank: Annotated[int | None, tyro.conf.arg(help="cut larger ranks to it, optimally; the error is told")] = None,
+    runtime: Annotated[
+        Literal["vllm"] | None, tyro.conf.arg(name="for", help="refuse what this runtime does not serve")
+    ] = None,
+    max_lora_rank: Annotated[int | None, tyro.conf.arg(help="the runtime's limit (vllm: 16 if not given)")] = None,
+    json: Json = False,
+) -> None:
+    """Write an adapter as plain LoRA that PEFT loads: exact, without SVD, the rank being the cut's.
+
+    A generated adapter is exported for one condition (a snapshot), an adapter with tasks for one task or for all.
+    """
+    if (model is None) == (run is None):
+        raise ValueError("export takes either --model or --run, the base that the adapter was trained on")
+    if task is not None and all_tasks:
+        raise ValueError("export takes either --task or --all-tasks")
+    from metalora.experiments.merging import export_file
+
+    written = export_file(
+        adapter, out, model=model, run=run, condition=condition, task="all" if all_tasks else task, max_rank=max_rank,
+        runtime=runtime, max_lora_rank=max_lora_rank,
+    )  # fmt: skip
+    rows = [
+        {"folder": one.folder, "targets": len(one.ranks), "rank": max(one.ranks.values()), "error": f"{one.error:.3g}",
+         "worst target": f"{max(one.errors.values()):.3g}", "bytes": one.bytes}
+        for one in written
+    ]  # fmt: skip
+    found = [dataclasses.asdict(one) for one in written]
+    _show(found, json, f"plain {to}", ("folder", "targets", "rank", "error", "worst target", "bytes"), rows)
+
+
 def recipe(
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="one of the list that is printed without it")] = "",
     seed: Annotated[int | None, tyro.conf.arg(help="another than the first of the paper's seeds")] = None,
@@ -305,6 +344,7 @@ def main() -> None:
         "train": train,
         "eval": evaluate,
         "merge": merge,
+        "export": export,
         "recipe": recipe,
         "bench": bench,
         "table": table,

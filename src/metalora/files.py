@@ -1,6 +1,9 @@
-"""Writing files whole or not at all."""
+"""Writing files and folders whole or not at all."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,3 +21,23 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         raise ValueError(f"{path}: could not be written ({error.strerror}); the old file is unchanged") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when all is in it; an exception inside leaves nothing.
+
+    ValueError: something other than an empty folder has that name, or it cannot be written.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: exists already; delete it or name another folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ValueError(f"{path}: could not be written ({error.strerror}); there is no such folder") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.conditioning import Condition, Conditioner
 from metalora.adapters.features import Inputs, Recorder, run, token_mask
-from metalora.adapters.placement import Placement, View
+from metalora.adapters.placement import Placement, View, stack_axes
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
@@ -39,7 +40,7 @@ class Adapter(nn.Module):
             self._frozen.register_buffer(_slot(key), factors[key], persistent=False)
         self._per_example: tuple[str, ...] | None = None
         self.fresh = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
-        self._stacks = _stack_axes(placement)
+        self._stacks = stack_axes(placement)
         self._slices: dict[str, tuple[Tensor, ...]] | None = None  # while a forward runs: stacked factors, cut once
         self.rank_dropout = nn.Dropout(config.dropout)
         self.conditioner: Conditioner | None = None
@@ -186,6 +187,20 @@ class Adapter(nn.Module):
         if target not in self.layers:
             raise ValueError(f"unknown target {target!r}{nearest(target, self.layers)}")
         return self.layers[target].delta(self._values(condition, "delta"))
+
+    def export_lora(
+        self,
+        folder: str | Path,
+        condition: Condition | None = None,
+        task: int | str | None = None,
+        max_rank: int | None = None,
+        runtime: str | None = None,
+        max_lora_rank: int | None = None,
+    ) -> list[Any]:
+        """Write plain LoRA that PEFT loads, one directory, or (task="all") one for each task; see `io.lora_export`."""
+        from metalora.io.lora_export import export_lora
+
+        return export_lora(self, folder, condition, task, max_rank, runtime, max_lora_rank)
 
     def _values(self, condition: Condition | None, what: str) -> Values | None:
         if condition is None and self.fixed is not None:
@@ -366,17 +381,6 @@ class Adapter(nn.Module):
 
 def _slot(key: str) -> str:
     return key.replace(".", "/")
-
-
-def _stack_axes(placement: Placement) -> dict[str, int]:
-    """Key -> the axis by whose single slices the targets read a stored factor."""
-    axes: dict[str, int] = {}
-    for place in placement.places.values():
-        for view in place.views.values():
-            single = [axis for axis, index in view.picks if isinstance(index, int)]
-            if single and "task" not in placement.stored[view.key].modes:
-                axes.setdefault(view.key, single[-1])
-    return axes
 
 
 def _picked(value: Tensor, view: View, offset: int = 0) -> Tensor:

@@ -223,6 +223,16 @@ def _required(model: nn.Module, what: str) -> Adapter:
     return adapter
 
 
+def check_untied(adapter: Adapter, what: str) -> None:
+    """ValueError for a target whose weight another module uses too."""
+    uses = Counter(id(p) for m in adapter.model[0].modules() for p in m.parameters(recurse=False))
+    for path, layer in adapter.layers.items():
+        if uses[id(layer.base.weight)] > 1:
+            raise ValueError(
+                f"{what}: the weight of target {path!r} is tied to another module's, which would change too"
+            )
+
+
 @torch.no_grad()
 def merge(model: nn.Module, condition: Condition | None = None) -> None:
     """Add every Delta W to its base weight; the originals are kept, so `unmerge` restores their very bits.
@@ -235,13 +245,9 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     condition = condition if condition is not None else adapter.fixed
     if condition is not None and len(condition) != 1:
         raise ValueError(f"merge: the condition is for {len(condition)} examples; merge one (condition.mean())")
-    uses = Counter(id(p) for m in model.modules() for p in m.parameters(recurse=False))
+    check_untied(adapter, "merge")
     merged = {}
     for path, layer in adapter.layers.items():
-        if uses[id(layer.base.weight)] > 1:
-            raise ValueError(
-                f"merge: the weight of target {path!r} is tied to another module's, which would change too"
-            )
         weight, delta = layer.base.weight, adapter.delta(path, condition)
         if not torch.isfinite(delta).all():
             raise ValueError(f"merge: NaNs detected in the merged weights of target {path!r}")

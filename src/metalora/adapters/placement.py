@@ -300,3 +300,14 @@ def _picks(
         elif sizes[mode] < stored:  # fewer heads, or a narrower weight: the first of the stored ones
             picks.append((axis, (0, sizes[mode])))
     return tuple(reversed(picks))
+
+
+def stack_axes(placement: Placement) -> dict[str, int]:
+    """Key -> the axis by whose single slices the targets read a stored factor."""
+    axes: dict[str, int] = {}
+    for place in placement.places.values():
+        for view in place.views.values():
+            single = [axis for axis, index in view.picks if isinstance(index, int)]
+            if single and "task" not in placement.stored[view.key].modes:
+                axes.setdefault(view.key, single[-1])
+    return axes

@@ -1,9 +1,9 @@
-"""`metalora merge`: an adapter file and its base, as a plain checkpoint or a folder of transformers."""
+"""`metalora merge` and `export`: an adapter file and its base, as a plain checkpoint, a folder or plain LoRA."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from metalora.adapters.conditioning import Condition
 from metalora.experiments.kinds import load_run, prepare_run
 from metalora.experiments.models import architectures, load_model
 from metalora.io.adapter_file import load, read, save_merged
+from metalora.io.lora_export import Exported, export_lora
 from metalora.io.transformers_folder import load_base, save_merged_folder
 
 
@@ -26,7 +27,9 @@ def merge_file(
         raise ValueError("merge takes either --condition or --task")
     description, _ = read(adapter)
     chosen = None if condition is None else Condition.load(condition)
-    base, tokenizer = _base(model, run, description["base"]["class"], out)
+    if out.endswith("/") and run is None and not _of_transformers(model):
+        raise ValueError(f"merge --out {out}: a folder is written for an hf: model only; name a file")
+    base, tokenizer = _base(model, run, description["base"]["class"])
     attached = load(base, adapter)
     if task is not None:
         chosen = attached.task(task)
@@ -38,15 +41,35 @@ def merge_file(
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
 
 
-def _base(model: str | None, run: Path | None, kind: str, out: str) -> tuple[nn.Module, Any]:
+def export_file(
+    adapter: Path,
+    out: str,
+    *,
+    model: str | None,
+    run: Path | None,
+    condition: Path | None = None,
+    task: int | Literal["all"] | None = None,
+    max_rank: int | None = None,
+    runtime: str | None = None,
+    max_lora_rank: int | None = None,
+) -> list[Exported]:
+    """Write the adapter's file as plain LoRA for PEFT; ValueError: another base, and what `export_lora` refuses."""
+    description, _ = read(adapter)
+    chosen = None if condition is None else Condition.load(condition)
+    base, _ = _base(model, run, description["base"]["class"])
+    return export_lora(load(base, adapter), out, chosen, task, max_rank, runtime, max_lora_rank)
+
+
+def _of_transformers(model: str) -> bool:
+    return model.startswith("hf:") or model in architectures()
+
+
+def _base(model: str | None, run: Path | None, kind: str) -> tuple[nn.Module, Any]:
     """The base and its tokenizer: of transformers in the class that the adapter was trained on."""
     if run is not None:
         experiment, base = prepare_run(load_run(run))
         return base, getattr(experiment, "tokenizer", None)
-    known = architectures()
-    folder = known[model]["hub"] if model in known else model.removeprefix("hf:")
-    if model in known or model.startswith("hf:"):
-        return load_base(folder, kind)
-    if out.endswith("/"):
-        raise ValueError(f"merge --out {out}: a folder is written for an hf: model only; name a file")
+    if _of_transformers(model):
+        known = architectures()
+        return load_base(known[model]["hub"] if model in known else model.removeprefix("hf:"), kind)
     return load_model(model), None
