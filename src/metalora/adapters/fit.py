@@ -18,7 +18,7 @@ from metalora.adapters.pieces import Piece, pieces_of
 from metalora.adapters.updates import Block, Frame, Pair, blocks_of, frames_of
 from metalora.config import nearest
 from metalora.network.decomposition import factorise
-from metalora.network.wiring import bond_sizes, contracted, environment
+from metalora.network.wiring import bond_sizes, contracted, environment, norm
 
 FILLS = 10  # fits of a tensor some of whose entries no target reads
 START = 0.3  # size of the random numbers that such entries start from, over that of the others
@@ -137,12 +137,11 @@ class _PieceFit:
         ranks = bond_sizes(self.terms, start)
         frames = frames_of(self.piece, self.blocks, start, max(ranks.values()))
         core, read = _core(self.blocks, frames, [len(tensor) for tensor in start])
-        if core.any():
-            small = _filled(self.terms, core, read, ranks)
-            whole = [frames[k].lift(one) if k in frames else one for k, one in enumerate(small)]
-            found = _padded(self.terms, whole, ranks)
-        else:
-            found = [*start[:-1], torch.zeros_like(start[-1])]
+        if not core.any():
+            zero = norm(self.terms, start) == 0  # then they can learn as they are
+            return self.piece.scatter(start if zero else [*start[:-1], start[-1] * 0], self.adapter.factors)
+        small = _filled(self.terms, core, read, ranks)
+        found = _padded(self.terms, [frames[k].lift(t) if k in frames else t for k, t in enumerate(small)], ranks)
         found[-1] = found[-1] / self.adapter.scale
         return self.piece.scatter(found, self.adapter.factors)
 

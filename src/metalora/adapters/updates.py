@@ -159,23 +159,25 @@ def _rows(adapter: Adapter, piece: Piece, k: int, path: str, task: int) -> Tenso
 
 
 def frames_of(piece: Piece, blocks: Sequence[Block], tensors: Sequence[Tensor], rank: int) -> dict[int, Frame]:
-    """Frames of the two long axes: each side's leading directions, found as the other's frame sees the updates."""
+    """Frames of the two long axes: each side's leading directions, found as the other's frame sees the updates.
+
+    None for an axis of which a target reads a part (widths "max_slice"): its other rows are free, and a frame would mix
+    them with those that are read.
+    """
     (left, right), frames = (blocks[0].lefts[0], blocks[0].rights[0]), {}
     for k in (left, right, left, right):
-        starts = _starts(blocks, k)
-        ends = [*starts[1:], len(tensors[k])]
+        starts = sorted({int(block.rows[k][0]) for block in blocks})  # targets of a width read from its first row on
+        spans = list(zip(starts, [*starts[1:], len(tensors[k])], strict=True))
+        readers = [[one for one in blocks if start <= int(one.rows[k][0]) < end] for start, end in spans]
+        if any(len(one.rows[k]) < end - start for own, (start, end) in zip(readers, spans, strict=True) for one in own):
+            continue
         others = {j: frame for j, frame in frames.items() if j != k}
-        bases = []
-        for start, end in zip(starts, ends, strict=True):
-            own = [one for one in blocks if start <= int(one.rows[k][0]) < end and one.left is not None]
-            bases.append(_leading(own, k, start, end - start, rank + OVERSAMPLING, others))
+        bases = [
+            _leading([one for one in own if one.left is not None], k, start, end - start, rank + OVERSAMPLING, others)
+            for own, (start, end) in zip(readers, spans, strict=True)
+        ]
         frames[k] = Frame(tuple(starts), tuple(bases))
     return frames
-
-
-def _starts(blocks: Sequence[Block], k: int) -> list[int]:
-    """Where the widths of a factor begin: targets of one width all read from its first row on."""
-    return sorted({int(block.rows[k][0]) for block in blocks})
 
 
 def _leading(blocks: Sequence[Block], k: int, start: int, n: int, columns: int, frames: Mapping[int, Frame]) -> Tensor:
