@@ -41,6 +41,8 @@ CASES = {
     "chunks of out": ("metatt-4d", 3, {"query": (12, 12), "fc1": (24, 12)}, {"widths": "chunk"}),
     "chunks of in": ("metatt-4d", 3, {"query": (12, 12), "fc2": (12, 24)}, {"widths": "chunk"}),
     "a long axis": ("metatt-4d", 3, {"query": (50, 60), "value": (50, 60)}, {}),
+    "long heads": ("metatt-5d", 3, {"query": (120, 60), "value": (120, 60)}, {"head_dim": 40}),
+    "long axes, unequal": ("metatt-4d", 3, {"query": (50, 60), "fc1": (70, 60)}, {}),
 }
 
 
@@ -81,7 +83,7 @@ def test_what_the_network_made_is_found_again(case):
     randomise(adapter, 2)
     before = dense(adapter, next(iter(adapter.targets)), 0)
     report = fit(adapter, updates)
-    free = any(word in case for word in ("fused", "chunks", "slices of the largest"))
+    free = any(word in case for word in ("fused", "chunks", "slices of the largest", "unequal"))
     assert report.error < (1e-4 if free else 1e-6)
     for task, pairs in enumerate(updates):
         for path, pair in pairs.items():

@@ -22,7 +22,7 @@ from metalora.network.wiring import bond_sizes, contracted, environment, norm
 
 FILLS = 10  # fits of a tensor some of whose entries no target reads
 START = 0.3  # size of the random numbers that such entries start from, over that of the others
-POLISH = 300  # iterations of L-BFGS, at most, after them
+POLISH = 500  # iterations of L-BFGS, at most, after them
 
 
 @dataclass(frozen=True)

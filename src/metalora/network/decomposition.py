@@ -64,7 +64,7 @@ def fit_columns(tensor: Tensor, rank: int) -> list[Tensor]:
     """
     drawn = torch.Generator().manual_seed(0)
     starts = [_singular_start(tensor, rank, drawn)]
-    if sorted(tensor.shape)[-2] >= rank:
+    if tensor.ndim > 2 and sorted(tensor.shape)[-2] >= rank:
         starts.append(_eigen_start(tensor, rank, drawn))
     found = [_alternated(tensor, start) for start in starts]
     return _balanced(min(found, key=lambda one: one[1])[0])
@@ -114,7 +114,7 @@ def _singular_start(tensor: Tensor, rank: int, drawn: torch.Generator) -> list[T
 def _eigen_start(tensor: Tensor, rank: int, drawn: torch.Generator) -> list[Tensor]:
     """Jennrich: M1 M2^+ of two random mixtures of slices has the columns of the longest axis as eigenvectors."""
     i, j = sorted(range(tensor.ndim), key=lambda k: -tensor.shape[k])[:2]
-    slices = tensor.movedim((i, j), (0, 1)).flatten(2) if tensor.ndim > 2 else tensor.movedim(i, 0)[..., None]
+    slices = tensor.movedim((i, j), (0, 1)).flatten(2)
     u, v = (torch.linalg.svd(slices.movedim(k, 0).flatten(1), full_matrices=False).U[:, :rank] for k in (0, 1))
     mixed = slices @ torch.randn(slices.shape[2], 2, generator=drawn, dtype=tensor.dtype)
     one, other = (u.mT @ mixed[..., k] @ v for k in (0, 1))
