@@ -8,10 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metalora.network.tree import hooi, in_gauge
 from metalora.network.truncation import truncate
 from metalora.network.wiring import Terms, bond_sizes, contracted, rooted, wiring
 
 SMALLEST = 1e-13  # of the largest singular value: below it a direction is rounding
+REFINEMENTS = 8  # of HOOI, beyond those of a truncation
 PASSES = 200  # at most, of alternating least squares
 GAIN = 1e-5  # a pass that lowers the error by less of it is the last
 FLOOR = 1e-9  # of |T|: errors below it are rounding
@@ -20,7 +22,8 @@ FLOOR = 1e-9  # of |T|: errors below it are rounding
 def factorise(terms: Terms, tensor: Tensor, ranks: dict[str, int]) -> list[Tensor]:
     """Factors (n, *bonds) of at most these ranks whose contraction is near the tensor, norms balanced.
 
-    chain: TT-SVD, then `round_train` · tree: HOSVD, then HOOI · shared bond: ALS from two starts. Float64.
+    chain: TT-SVD, `round_train`, then pairs of neighbours as in HOOI · tree: HOSVD, then HOOI · shared bond: ALS from
+    two starts. Float64.
     ValueError: rings and other wirings, a zero tensor.
     """
     kind = wiring(terms)
@@ -31,7 +34,8 @@ def factorise(terms: Terms, tensor: Tensor, ranks: dict[str, int]) -> list[Tenso
     whole = decompose(terms, tensor)
     now = bond_sizes(terms, whole)
     wanted = {bond: min(rank, now[bond]) for bond, rank in ranks.items()}
-    return truncate(terms, whole, ranks=wanted, gauge="balanced").tensors
+    found = truncate(terms, whole, ranks=wanted, gauge="balanced").tensors
+    return found if wanted == now else in_gauge(terms, hooi(terms, whole, found, REFINEMENTS), "balanced")
 
 
 def decompose(terms: Terms, tensor: Tensor) -> list[Tensor]:
