@@ -197,6 +197,31 @@ def export(
     _show(found, json, f"plain {to}", ("folder", "targets", "rank", "error", "worst target", "bytes"), rows)
 
 
+def convert(
+    loras: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LORA_DIR...")],
+    model: Annotated[str, tyro.conf.arg(help="hf:FOLDER, timm:NAME, ...: the base of all LoRAs")],
+    out: Annotated[Path, tyro.conf.arg(help="the adapter file")],
+    adapter: Annotated[AdapterConfig, tyro.conf.arg(name="")] = AdapterConfig(),  # noqa: B008 (frozen)
+    store: Annotated[Literal["float32", "float16"], tyro.conf.arg(help="numbers of the file")] = "float32",
+    json: Json = False,
+) -> None:
+    """Make one adapter of a shared method from trained LoRAs (folders of PEFT), each a task if there are several.
+
+    The method is a chain (LoTR, MetaTT), a Tucker or a CP; the targets are those of the LoRAs. A warm start, or a
+    library of adapters in one file.
+    """
+    from metalora.experiments.conversion import convert_files
+    from metalora.experiments.models import load_model
+
+    with _status("reading the LoRAs and fitting", quiet=json):
+        found = convert_files(loras, load_model(model), adapter, out, store)
+    _show(found, json, f"{adapter.method}, {out}", ("target", "error"),
+          [{"target": path, "error": error} for path, error in found["targets"].items()])  # fmt: skip
+    if not json:
+        print(f"relative error {found['error']:.4f}; {found['bytes_before']:,} bytes of {len(loras)} LoRAs, "
+              f"{found['bytes']:,} now")  # fmt: skip
+
+
 def recipe(
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="one of the list that is printed without it")] = "",
     seed: Annotated[int | None, tyro.conf.arg(help="another than the first of the paper's seeds")] = None,
@@ -345,6 +370,7 @@ def main() -> None:
         "eval": evaluate,
         "merge": merge,
         "export": export,
+        "convert": convert,
         "recipe": recipe,
         "bench": bench,
         "table": table,

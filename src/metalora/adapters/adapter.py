@@ -154,7 +154,7 @@ class Adapter(nn.Module):
                         f"factor {view.key!r} differs by example and no condition is active: call the model itself, "
                         "pass condition=..., enter adapter.using(condition), or checkpoint with metalora.checkpoint"
                     )
-                value = _picked(values[view.key], view, offset=1)
+                value = picked(values[view.key], view, offset=1)
             else:
                 value = self._stored(view)
             found[factor] = (value / self.method.temperature).softmax(-1) if factor in self.method.gates else value
@@ -164,9 +164,9 @@ class Adapter(nn.Module):
         """A target's slice: from the stack that the forward cut once (backward 8 times faster), else cut here."""
         axis = self._stacks.get(view.key)
         if axis is None or self._slices is None or not isinstance(dict(view.picks).get(axis), int):
-            return _picked(self._value(view.key), view)
+            return picked(self._value(view.key), view)
         rest = tuple((a - (a > axis), index) for a, index in view.picks if a != axis)
-        return _picked(self._slices[view.key][dict(view.picks)[axis]], View(view.key, rest))
+        return picked(self._slices[view.key][dict(view.picks)[axis]], View(view.key, rest))
 
     def batch_of(self, target: Target, batch: int) -> int:
         """The number of conditions at a target (1 or the layer's batch); ValueError if it fits neither."""
@@ -383,7 +383,8 @@ def _slot(key: str) -> str:
     return key.replace(".", "/")
 
 
-def _picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
+def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
+    """What a target reads of a stored factor, whose axes come after `offset` others."""
     for axis, index in view.picks:
         if isinstance(index, int):
             value = value.select(axis + offset, index)

@@ -1,0 +1,36 @@
+"""`metalora convert`: folders of PEFT LoRAs and their base, as one adapter file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from metalora.config import AdapterConfig
+from metalora.io.adapter_file import save
+from metalora.io.convert import convert
+from metalora.io.peft_files import TENSORS
+
+
+def convert_files(
+    loras: Sequence[Path], model: nn.Module, config: AdapterConfig, out: Path, store: str
+) -> dict[str, Any]:
+    """Write the adapter; returns its errors (all, by target, by LoRA) and the bytes before and after.
+
+    ValueError: what `convert` refuses; nothing is written.
+    """
+    _, found = convert(model, loras, config)
+    save(model, out, getattr(torch, store))
+    return {
+        "adapter": str(out),
+        "error": found.error,
+        "targets": found.fit.by_target(),
+        "loras": dict(zip(map(str, loras), found.fit.by_task(), strict=True)),
+        "parameters_before": found.params_before,
+        "parameters": found.params_after,
+        "bytes_before": sum((folder / TENSORS).stat().st_size for folder in loras),
+        "bytes": out.stat().st_size,
+    }
