@@ -21,6 +21,7 @@ from metalora.evaluation.statistics import Summary, bootstrap_interval, holm, pa
 
 # Okabe and Ito's palette, which stays apart under the common kinds of colour blindness.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+LEGEND_WIDTH = 96  # characters
 TOP_LEVEL = ("suite", "seed", "key", "commit")
 
 
@@ -204,7 +205,8 @@ def plot_bars(
     labels = metrics if isinstance(metrics, Mapping) else {name: name for name in metrics}
     names = _names(rows, by)
     thickness = 0.8 / len(metrics)
-    height = 1.3 + len(names) * max(0.45, 0.24 * len(metrics)) + 0.22 * math.ceil(len(metrics) / 3)
+    columns = min(len(metrics), max(1, LEGEND_WIDTH // (8 + max(map(len, labels.values())))))
+    height = 1.3 + len(names) * max(0.45, 0.24 * len(metrics)) + 0.22 * math.ceil(len(metrics) / columns)
     figure = Figure(figsize=(8, height), layout="constrained")
     axes = figure.add_subplot()
     for index, (metric, label) in enumerate(labels.items()):
@@ -218,7 +220,7 @@ def plot_bars(
     axes.grid(axis="x", color="0.88")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=min(3, len(metrics)), frameon=False, title=title)
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False, title=title)
     figure.savefig(path, dpi=150, format="png")
 
 
