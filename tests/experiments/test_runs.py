@@ -211,6 +211,13 @@ def test_a_row_from_before_a_field_was_there_is_still_that_of_its_run(executed, 
     assert row["key"] == "of-another-time" == run_one(WANTED[1], tmp_path)["key"] and not executed
 
 
+def test_a_whole_number_where_a_file_has_a_fraction(executed, tmp_path):
+    """A run made in Python may hold 1 where its row gives 1.0: it is done all the same, and not waited for."""
+    whole = dataclasses.replace(WANTED[1], train=dataclasses.replace(WANTED[1].train, clip=1))
+    (row,) = run_all([whole], tmp_path)
+    assert row["key"] == key_of(whole) and run_all([whole], tmp_path) == [row] and executed == ["original"]
+
+
 def test_runs_of_another_process_are_waited_for(tmp_path, monkeypatch):
     row, asked = row_of("attributes", "original")[0], []
 

@@ -63,9 +63,10 @@ def run_all(
 
 
 def _rows_by_key(store: RowStore) -> dict[str, dict]:
-    """Rows by the key that their run has today: a field that came into the configuration later has its default."""
-    found = {}
-    for row in store.rows():
+    """Rows by their key, and by the key that their run has today: a field that came in later has its default."""
+    rows = store.rows()
+    found = {row["key"]: row for row in rows if "key" in row}
+    for row in rows:
         with contextlib.suppress(ValueError, KeyError):  # of a configuration that no longer exists
             found[key_of(from_dict(SUITES[row["suite"]], row["config"]))] = row
     return found
