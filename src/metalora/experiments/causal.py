@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach
-from metalora.config import nearest, to_dict
+from metalora.config import nearest
 from metalora.data.commonsense import Commonsense, Question
 from metalora.experiments.config import CausalRunConfig
 from metalora.experiments.models import architectures
-from metalora.experiments.rows import make_row, run_key
+from metalora.experiments.rows import finished_row
 from metalora.io.adapter_file import round_as_saved
 from metalora.methods.registry import get_method
 from metalora.training.loop import fit
@@ -220,8 +220,4 @@ def execute_causal(
         "num_params": adapter.num_params() if adapter is not None else 0,
         "loss": sum(losses[-20:]) / len(losses[-20:]) if losses else None,
     }
-    described = to_dict(config)
-    seconds = round(time.monotonic() - start, 2)
-    row = make_row(key=run_key(described), suite=config.suite, config=described, seed=config.seed, results=results,
-                   seconds=seconds)  # fmt: skip
-    return row, adapter
+    return finished_row(config, results, start), adapter

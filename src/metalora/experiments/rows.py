@@ -11,6 +11,7 @@ import platform
 import re
 import socket
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from metalora.config import to_dict
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -147,6 +150,15 @@ def make_row(*, key: str, suite: str, config: dict, seed: int, results: dict, se
     }
     _check_json(row, "row")
     return row
+
+
+def finished_row(config: Any, results: dict, start: float) -> dict:
+    """Return the row of a run's configuration that was begun at `start` (of `time.monotonic`) and ends now."""
+    described = to_dict(config)
+    seconds = round(time.monotonic() - start, 2)
+    return make_row(
+        key=run_key(described), suite=config.suite, config=described, seed=config.seed, results=results, seconds=seconds
+    )
 
 
 def environment() -> dict:

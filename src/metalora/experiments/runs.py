@@ -22,7 +22,7 @@ from metalora.experiments.config import RunConfig
 from metalora.experiments.domains import DomainExperiment
 from metalora.experiments.episodes import EpisodeExperiment
 from metalora.experiments.models import load_model
-from metalora.experiments.rows import make_row, run_key
+from metalora.experiments.rows import finished_row
 from metalora.io.adapter_file import round_as_saved
 from metalora.methods.registry import get_method
 from metalora.training.backbones import buffers_hash, pretrained
@@ -144,11 +144,7 @@ def execute(
         "loss": sum(losses[-50:]) / len(losses[-50:]) if losses else None,
     }
     _warn_if_ignored(config, results)
-    seconds = round(time.monotonic() - start, 2)
-    described = to_dict(config)
-    row = make_row(key=run_key(described), suite=config.suite, config=described, seed=config.seed, results=results,
-                   seconds=seconds)  # fmt: skip
-    return row, adapter
+    return finished_row(config, results, start), adapter
 
 
 def buffers_hash_of_base(model: nn.Module) -> str:

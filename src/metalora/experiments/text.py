@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach
 from metalora.adapters.conditioning import Condition
-from metalora.config import nearest, to_dict
+from metalora.config import nearest
 from metalora.data.glue import Glue
 from metalora.data.news import News
 from metalora.data.text import TextCorpus
 from metalora.experiments.config import TextRunConfig
-from metalora.experiments.rows import make_row, run_key
+from metalora.experiments.rows import finished_row
 from metalora.io.adapter_file import round_as_saved
 from metalora.training.loop import fit
 
@@ -286,11 +286,7 @@ def execute_text(
         "head_params": sum(p.numel() for p in model.heads.parameters() if p.requires_grad),
         "loss": sum(losses[-20:]) / len(losses[-20:]) if losses else None,
     }
-    described = to_dict(config)
-    seconds = round(time.monotonic() - start, 2)
-    row = make_row(key=run_key(described), suite=config.suite, config=described, seed=config.seed, results=results,
-                   seconds=seconds)  # fmt: skip
-    return row, adapter
+    return finished_row(config, results, start), adapter
 
 
 def _loss(output: Tensor, labels: Tensor) -> Tensor:

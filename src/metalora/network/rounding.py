@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from metalora.network.wiring import tails
+
 Mode = Literal["round", "paper"]
 Gauge = Literal["left", "right", "balanced"]
 REFINEMENTS = 2  # passes from the left and back after a truncation
@@ -159,10 +161,10 @@ def _sweep(
         q2, r2 = torch.linalg.qr(right.flatten(1).mT)
         u, s, v = torch.linalg.svd(r1 @ r2.mT, full_matrices=False)
         rank = min(rank, len(s))
-        tails = s.flip(0).square().cumsum(0).flip(0).sqrt()  # tails[j]: the norm of s[j:]
+        rest = tails(s)
         if cut > 0:
-            rank = min(rank, max(1, int((tails > cut).sum())))
-        discarded.append(float(tails[rank]) if rank < len(s) else 0.0)
+            rank = min(rank, max(1, int((rest > cut).sum())))
+        discarded.append(float(rest[rank]) if rank < len(s) else 0.0)
         kept.append(s[:rank])
         columns = q1 @ u[:, :rank]
         sign = torch.where(columns.gather(0, columns.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0).to(s.dtype)
