@@ -32,14 +32,10 @@ def run_table(
     if rows_file is not None:
         _publish(rows_of(RowStore(rows_file).rows(), table), table, out, console, as_json)
         return
-    rates = {}
-    if table.lr_grid:
-        with _progress(console, "learning rates (validation)", choosing := choosing_runs(table)) as on_done:
-            rates = chosen_rates(run_all(choosing, out, workers=workers, on_done=on_done), table.suite)
-        console.print("learning rates:", rates)
-    wanted = runs(table, rates)
-    with _progress(console, f"suite {table.suite}, {table.backbone}", wanted) as on_done:
-        rows = run_all(wanted, out, workers=workers, on_done=on_done)
+    choosing = choosing_runs(table) if table.lr_grid else []
+    chosen = _run(console, "learning rates (validation)", choosing, out, workers)
+    wanted = runs(table, _shown(console, chosen_rates(chosen, table.suite)))
+    rows = _run(console, f"suite {table.suite}, {table.backbone}", wanted, out, workers)
     _publish(rows, table, out, console, as_json)
     best = next(((run, row) for run, row in zip(wanted, rows, strict=True) if run.method == "metalora-cp"), None)
     if demo and table.suite == "attributes" and best is not None:
@@ -57,14 +53,10 @@ def run_text_table(
     if rows_file is not None:
         rows = metatt_table.rows_of(name, RowStore(rows_file).rows(), table)
     else:
-        rates = {}
-        if table.lr_grid and (choosing := metatt_table.choosing_runs(name, table)):
-            with _progress(console, "learning rates (validation)", choosing) as on_done:
-                rates = metatt_table.chosen_rates(run_all(choosing, out, workers=workers, on_done=on_done))
-            console.print("learning rates:", {" on ".join(key): lr for key, lr in rates.items()})
-        wanted = metatt_table.runs(name, table, rates)
-        with _progress(console, TEXT_TABLES[name], wanted) as on_done:
-            rows = run_all(wanted, out, workers=workers, on_done=on_done)
+        choosing = metatt_table.choosing_runs(name, table) if table.lr_grid else []
+        chosen = _run(console, "learning rates (validation)", choosing, out, workers)
+        wanted = metatt_table.runs(name, table, _shown(console, metatt_table.chosen_rates(chosen)))
+        rows = _run(console, TEXT_TABLES[name], wanted, out, workers)
     tables = metatt_table.report(name, rows, table)
     out.mkdir(parents=True, exist_ok=True)
     text = out / f"{name}.md"
@@ -77,6 +69,22 @@ def run_text_table(
     for one in tables:
         print_table(one, console)
     console.print(f"tables: {text}", *(f"plot: {picture}" for picture in pictures))
+
+
+def _run(console: Console, label: str, wanted: list[Run], out: Path, workers: int) -> list[dict]:
+    """The rows of the runs, with a bar while they are made."""
+    if not wanted:
+        return []
+    with _progress(console, label, wanted) as on_done:
+        return run_all(wanted, out, workers=workers, on_done=on_done)
+
+
+def _shown(console: Console, rates: dict) -> dict:
+    """The chosen learning rates, printed if there are any."""
+    if rates:
+        words = {" on ".join(key) if isinstance(key, tuple) else key: lr for key, lr in rates.items()}
+        console.print("learning rates:", words)
+    return rates
 
 
 def _publish(rows: list[dict], table: TableConfig, out: Path, console: Console, as_json: bool) -> None:
