@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from metalora.config import AdapterConfig, from_dict, load_yaml
-from metalora.experiments.config import TEXT_TABLES, TableConfig, TextTableConfig
+from metalora.cli_tables import TABLES, table
+from metalora.config import AdapterConfig
 from metalora.experiments.kinds import load_run
 from metalora.methods import registry
 
-T = TypeVar("T", TableConfig, TextTableConfig)
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
 
 
@@ -254,55 +252,6 @@ def bench(
     _show(rows, json, "cost, as a ratio to the reference", tuple(rows[0]), shown)
 
 
-def table() -> None:
-    """Compare methods as a paper does: `table metalora` (Table I), `table metatt-2` (Table 2), ...; table --help."""
-    raise ValueError(f"table: name one of metalora, {', '.join(TEXT_TABLES)}")
-
-
-def table_metalora(
-    table: Annotated[TableConfig, tyro.conf.arg(name="")] = TableConfig(),  # noqa: B008 (frozen)
-    config: Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")] = None,
-    demo: Annotated[bool, tyro.conf.arg(help="one seed, few steps, then load the adapter and predict")] = False,
-    out: Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")] = Path("runs/metalora"),
-    rows: Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")] = None,
-    workers: Annotated[int, tyro.conf.arg(help="processes, one thread each")] = 2,
-    json: Json = False,
-) -> None:
-    """Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN (Table I of arXiv:2504.00460)."""
-    from metalora.experiments.tables import run_table
-
-    run_table(_over_file(table, config), out, workers=workers, demo=demo, as_json=json, rows_file=rows)
-
-
-def table_metatt(name: str) -> Callable[..., None]:
-    """The verb of one of the comparisons on text."""
-
-    def verb(
-        table: Annotated[TextTableConfig, tyro.conf.arg(name="")] = TextTableConfig(),  # noqa: B008 (frozen)
-        config: Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")] = None,
-        out: Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")] = Path("runs/metatt"),
-        rows: Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")] = None,
-        workers: Annotated[int, tyro.conf.arg(help="processes, one thread each")] = 2,
-        json: Json = False,
-    ) -> None:
-        from metalora.experiments.tables import run_text_table
-
-        run_text_table(name, _over_file(table, config), out, workers=workers, as_json=json, rows_file=rows)
-
-    verb.__doc__ = f"MetaTT (arXiv:2506.09105) on text: {TEXT_TABLES[name]}."
-    return verb
-
-
-def _over_file(table: T, path: Path | None) -> T:
-    """The file's table with the flags on the command line over it, also those that are set to their default."""
-    if path is None:
-        return table
-    flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in sys.argv if word.startswith("--")}
-    fields = (field.name for field in dataclasses.fields(table))
-    given = {name: getattr(table, name) for name in fields if flags & {name, f"no_{name}"}}
-    return from_dict(type(table), {**dataclasses.asdict(load_yaml(type(table), path)), **given})
-
-
 # ---- printing ------------------------------------------------------------------------------------------------------
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, allow_nan=False))
@@ -376,8 +325,7 @@ def main() -> None:
         "table": table,
     }
     if arguments[:1] == ["table"]:
-        verbs = {"metalora": table_metalora, **{name: table_metatt(name) for name in TEXT_TABLES}}
-        prog, arguments = "metalora table", arguments[1:]
+        verbs, prog, arguments = TABLES, "metalora table", arguments[1:]
     for name, verb in verbs.items():
         app.command(name=name)(verb)
     try:

@@ -160,7 +160,7 @@ class TrainConfig:
 class BackboneConfig:
     """What a small backbone is and how it is pre-trained."""
 
-    architecture: Literal["resnet", "mixer"] = "resnet"
+    architecture: Literal["resnet", "mixer", "vit"] = "resnet"
     """family of the network"""
     image_size: int = 32
     """height and width of the images, in pixels"""
@@ -214,7 +214,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return _literal(value, args, where)
     if origin in (typing.Union, types.UnionType):
         return _union(value, args, where)
-    if origin is tuple and isinstance(value, (list, tuple)):
+    if origin is tuple and isinstance(value, (list, tuple)) and (Ellipsis in args or len(value) == len(args)):
         return tuple(_convert(item, args[0], f"{where}[{k}]") for k, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
         return {_convert(k, args[0], where): _convert(v, args[1], f"{where}.{k}") for k, v in value.items()}

@@ -13,6 +13,7 @@ from metalora.experiments.metalora_table import (
     adapters,
     choosing_runs,
     chosen_rates,
+    compared,
     headline,
     plot,
     report,
@@ -118,6 +119,18 @@ def test_static_methods_are_at_least_as_large_as_generated_ones(suite):
     assert set(counts) == set(METHODS) - {"original"}
     largest = max(counts[name] for name in GENERATED)
     assert all(largest <= counts[name] < 1.35 * largest for name in counts if name not in GENERATED)
+
+
+def test_tenslora_on_the_attention_of_a_vit():
+    from metalora.cli_tables import IMAGES
+
+    table = dataclasses.replace(IMAGES["tenslora-vit"][0], seeds=(0,))
+    found = {run.method: run for run in runs(table, {})}
+    treatments, baselines = compared(table)
+    assert set(found) == {"original", *treatments, *baselines} and len(found) == 16
+    assert {run.suite for run in found.values()} == {"natural"} and found["lora"].adapter.targets == ("attn.qkv",)
+    with pytest.raises(ValueError, match="target 'attn.qkv' matches no module of ResNet"):
+        runs(dataclasses.replace(table, backbone="resnet"), {})
 
 
 def test_runs_differ_in_method_and_seed_only_and_whole_seeds_come_first():

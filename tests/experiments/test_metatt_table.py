@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from metalora.config import to_dict
+from metalora.adapters.attach import count_params
+from metalora.adapters.targets import find_targets
+from metalora.config import RankScheduleConfig, to_dict
 from metalora.experiments.config import TEXT_TABLES, TextTableConfig
 from metalora.experiments.metatt_table import COMPARISONS, choosing_runs, chosen_rates, report, rows_of, runs
 from metalora.experiments.pool import run_all
 from metalora.experiments.rows import RowStore, make_row, run_key
 from metalora.experiments.tables import run_text_table
+from metalora.experiments.text import load_encoder
 
 TABLE = TextTableConfig(seeds=(0, 1), lr_grid=(1e-3, 4e-3))
 TASKS = TABLE.tasks
@@ -61,6 +64,21 @@ def test_sweeps_end_at_the_rank_that_adamw_has():
     assert (plain.adapter.rank, high.adapter.rank, swept.adapter.rank) == (4, 8, 8)
     assert swept.train.rank_schedule.steps == (60, 100, 140, 180) and swept.train.rank_schedule.final == 4
     assert plain.train.rank_schedule is None and {run.train.lr for run in (plain, high, swept)} == {table.lr}
+    later = replace(table, sweep_between=(0.5, 0.8), sweep=RankScheduleConfig(gauge="right", state="carry"))
+    found = runs("metatt-4", later, {})[2].train.rank_schedule
+    assert found == RankScheduleConfig(steps=(150, 180, 210, 240), final=4, gauge="right", state="carry")
+
+
+def test_tenslora_has_every_construction_at_the_rank_and_at_the_count_of_lora():
+    found = {run.method: run.adapter for run in runs("tenslora", replace(TABLE, seeds=(0,), tasks=("topic",)), {})}
+    targets = find_targets(load_encoder("minilm")[0], TABLE.qkv_targets)
+    counts = {name: count_params(adapter, targets) for name, adapter in found.items()}
+    budget = counts.pop("lora on q, k, v")
+    assert budget == 6 * 3 * 8 * 768 and len(counts) == 14
+    assert counts["tenslora-qkv-depth, isorank"] == 8 * (384 + 384 + 3 + 6) + 8**4  # 3 x 8 and 6 x 8 factors
+    assert all(0.9 * budget < counts[name] <= budget for name in counts if name.endswith("isoparameters"))
+    scales = {adapter.alpha / (adapter.rank if adapter.method == "lora" else 1) for adapter in found.values()}
+    assert scales == {2.0}
 
 
 def test_a_left_out_task_is_in_no_other_part_of_its_run():

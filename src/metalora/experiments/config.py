@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from metalora.config import AdapterConfig, BackboneConfig, TrainConfig
+from metalora.config import AdapterConfig, BackboneConfig, RankScheduleConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,12 @@ class RunConfig:
 class TableConfig:
     """Which comparison: the same grid, steps and batches for every method."""
 
+    compare: Literal["metalora", "tenslora"] = "metalora"
+    """MetaLoRA's Table I, or TensLoRA's constructions on the attention of the backbone vit"""
     suite: Literal["attributes", "cue", "shift", "natural"] = "attributes"
     data: str = "mnist-5k"
     data_root: str | None = None
-    backbone: Literal["resnet", "mixer"] = "resnet"
+    backbone: Literal["resnet", "mixer", "vit"] = "resnet"
     model: str = ""
     """a pre-trained model instead of the small backbone: timm:NAME or efficientnet-lite0 (suite attributes)"""
     size: int = 32
@@ -160,6 +162,8 @@ class TextTableConfig:
     targets: tuple[str, ...] = ("query", "value")
     wide_targets: tuple[str, ...] = ()
     """metatt-2: also a train over these; further matrices cost a train next to nothing"""
+    qkv_targets: tuple[str, ...] = ("query", "key", "value")
+    """tenslora: what LoRA and the constructions adapt"""
     rank: int = 8
     alpha: float = 4.0
     """of the tensor trains; LoRA has a scale of two"""
@@ -182,7 +186,11 @@ class TextTableConfig:
     final_rank: int = 4
     """metatt-4: where the sweeps end, and the rank that AdamW has from the start"""
     sweeps: int = 4
-    """metatt-4: how many, evenly between a fifth and three fifths of the steps"""
+    """metatt-4: how many, evenly over `sweep_between`"""
+    sweep_between: tuple[float, float] = (0.2, 0.6)
+    """metatt-4: when the first and the last sweep are made, as shares of the steps"""
+    sweep: RankScheduleConfig = field(default_factory=RankScheduleConfig)
+    """metatt-4: how they are made (gauge, state, mode, gamma); their steps and the final rank are given above"""
     inits: tuple[str, ...] = ("ze-id-id-id", "ze-no-no-no", "ze-no-no-id", "id-id-id-ze", "no-no-no-ze")
     """metatt-fig4: core by core"""
     ranks: tuple[int, ...] = (4, 8, 16, 32)
@@ -233,4 +241,5 @@ TEXT_TABLES = {
     "metatt-fig7": "learning rates (Figs. 7, 8)",
     "metatt-fig9": "ranks (Figs. 9, 10)",
     "metatt-transfer": "a task that was left out of training",
+    "tenslora": "TensLoRA's constructions at LoRA's rank and at its number of parameters",
 }

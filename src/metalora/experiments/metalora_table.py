@@ -10,6 +10,7 @@ import torch
 
 from metalora.adapters.attach import attach, detach
 from metalora.config import AdapterConfig, BackboneConfig, ConditionConfig, TrainConfig, nearest
+from metalora.experiments import tenslora_table
 from metalora.experiments.config import RunConfig, TableConfig
 from metalora.experiments.models import load_model
 from metalora.experiments.report import Table, comparison, comparison_table, latest, plot_bars, summary_table
@@ -31,18 +32,46 @@ def condition(table: TableConfig) -> ConditionConfig:
     )
 
 
+def compared(table: TableConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The rows that are measured, and those that they are measured against."""
+    return (GENERATED, STATIC) if table.compare == "metalora" else (tenslora_table.NAMES, ("lora",))
+
+
 def adapters(table: TableConfig) -> dict[str, AdapterConfig | None]:
-    """Row name -> adapter: every static method at the smallest rank whose count reaches that of CP and TR."""
+    """Row name -> adapter, of the rows that the table asks for; ValueError for names that are not known."""
+    found = _table_one(table) if table.compare == "metalora" else _tenslora(table)
+    for name in table.methods:
+        if name not in found:
+            raise ValueError(f"table: unknown row {name!r}{nearest(name, found)}")
+    return {name: found[name] for name in table.methods or found}
+
+
+def _backbone(table: TableConfig) -> torch.nn.Module:
+    model = load_model(table.model, weights=False) if table.model else build(table.backbone, _size(table), 6)
+    model.reset_classifier(0)
+    return model
+
+
+def _size(table: TableConfig) -> int:
+    return table.size if table.suite == "attributes" else 28
+
+
+def _tenslora(table: TableConfig) -> dict[str, AdapterConfig | None]:
+    constant = ConditionConfig(scope="constant")
+    lora = AdapterConfig("lora", table.rank, alpha=2.0 * table.rank, targets=("attn.qkv",), condition=constant)
+    return {"original": None, "lora": lora, **tenslora_table.protocol_rows(_backbone(table), lora)}
+
+
+def _table_one(table: TableConfig) -> dict[str, AdapterConfig | None]:
+    """Every static method at the smallest rank whose count reaches that of CP and TR."""
     made = condition(table)
     found: dict[str, AdapterConfig | None] = {
         "original": None,
         "metalora-cp": AdapterConfig("metalora-cp", table.rank, condition=made, clip_rank=True),
         "metalora-tr": AdapterConfig("metalora-tr", table.ring_rank, condition=made, clip_rank=True),
     }
-    size = table.size if table.suite == "attributes" else 28
-    model = load_model(table.model, weights=False) if table.model else build(table.backbone, size, 6)
-    model.reset_classifier(0)
-    budget = max(_count(model, found[name], size) for name in GENERATED)
+    model = _backbone(table)
+    budget = max(_count(model, found[name], _size(table)) for name in GENERATED)
     constant = ConditionConfig(scope="constant")
     for name in STATIC:
         config = AdapterConfig(name, clip_rank=True, condition=constant)
@@ -53,10 +82,7 @@ def adapters(table: TableConfig) -> dict[str, AdapterConfig | None]:
     if table.equal_rank:
         name = f"metalora-cp{AT_RANK}{table.ring_rank}"
         found[name] = dataclasses.replace(found["metalora-cp"], rank=table.ring_rank)
-    for name in table.methods:
-        if name not in found:
-            raise ValueError(f"table: unknown row {name!r}{nearest(name, found)}")
-    return {name: found[name] for name in table.methods or found}
+    return found
 
 
 def _equal_rank(config: AdapterConfig, rank: int) -> int:
@@ -166,12 +192,14 @@ def rows_of(rows: list[dict], table: TableConfig) -> list[dict]:
     Where the rows hold a choice on the validation split, those at a learning rate that was not chosen are left out.
     """
     data = "" if table.suite == "natural" else table.data
+    known = {"original", *(name for side in compared(table) for name in side)}
     found = [
         row
         for row in latest(rows)
         if (row["suite"], row["config"]["data"]) == (table.suite, data)
         and row["config"]["backbone"]["architecture"] == table.backbone
         and row["config"].get("model", "") == table.model  # rows of before that field have none
+        and row["config"]["method"].split(AT_RANK)[0] in known
         and (not table.methods or row["config"]["method"] in table.methods)
         and (table.suite != "attributes" or tuple(row["config"]["episodes"]["trained"]) == table.trained)
     ]
@@ -210,13 +238,16 @@ def report(rows: list[dict], table: TableConfig) -> Report:
     found = Report([summary_table(rows, metrics, title=f"{title}: k-NN, K=5, %", percent=True)])
     further = _present(trained, beside(table.suite))
     found.tables.append(summary_table(trained, further, title=f"{title}: beside it, %", percent=True))
-    names = {row["config"]["method"] for row in rows}
-    if len({row["seed"] for row in rows}) > 1 and names >= {*GENERATED, *STATIC}:
+    names, (treatments, baselines) = {row["config"]["method"] for row in rows}, compared(table)
+    if len({row["seed"] for row in rows}) > 1 and names >= {*treatments, *baselines}:
+        size = "num_params" if table.compare == "metalora" else None
         for metric in list(metrics)[:2]:
-            found.comparisons += comparison(rows, metric=metric, treatment_methods=GENERATED, baseline_methods=STATIC)
-            if PLAIN in {row["config"]["method"] for row in rows}:
+            found.comparisons += comparison(
+                rows, metric=metric, treatment_methods=treatments, baseline_methods=baselines, size=size
+            )
+            if PLAIN in names:
                 found.comparisons += comparison(
-                    rows, metric=metric, treatment_methods=GENERATED, baseline_methods=(PLAIN,), size=None
+                    rows, metric=metric, treatment_methods=treatments, baseline_methods=(PLAIN,), size=None
                 )
         found.tables.append(comparison_table(found.comparisons, title=f"{title}: against the best baseline"))
     return found

@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from metalora.config import AdapterConfig, ConditionConfig, RankScheduleConfig, TrainConfig, nearest
 from metalora.data import glue, news
 from metalora.data.sources import check_choice
+from metalora.experiments import tenslora_table
 from metalora.experiments.config import TEXT_TABLES, TextRunConfig, TextTableConfig
 from metalora.experiments.report import Table, comparison, comparison_table, latest, summary_table
+from metalora.experiments.text import load_encoder
 from metalora.experiments.transfer import transfer_rows
 
 TASKS = {"news": tuple(news.TASKS), "glue": tuple(glue.TASKS)}
 CHOOSING_SEED = 1000
 FULL_LR_RATIO = 0.01
 HEAD, FULL, GENERATED, WIDE = "head alone", "every weight", "metatt-4+1d generated", "metatt-4d, more targets"
+LORA_QKV = "lora on q, k, v"
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,9 @@ def _joint(table: TextTableConfig) -> list[Job]:
 
 def _sweeps(table: TextTableConfig) -> list[Job]:
     low, high, steps = table.final_rank, table.rank, table.steps
-    after = (round(steps * (0.2 + 0.4 * k / max(1, table.sweeps - 1))) for k in range(table.sweeps))
-    schedule = RankScheduleConfig(steps=tuple(after), final=low)
+    first, last = table.sweep_between
+    after = (round(steps * (first + (last - first) * k / max(1, table.sweeps - 1))) for k in range(table.sweeps))
+    schedule = dataclasses.replace(table.sweep, steps=tuple(after), final=low)
     jobs = []
     for task in table.tasks:
         jobs += [
@@ -139,6 +144,16 @@ def _transfer(table: TextTableConfig) -> list[Job]:
     return jobs
 
 
+@cache
+def _protocols(table: TextTableConfig) -> dict[str, AdapterConfig]:
+    lora = dataclasses.replace(_adapter(table, "lora"), targets=table.qkv_targets)
+    return {LORA_QKV: lora, **tenslora_table.protocol_rows(load_encoder(table.model)[0], lora)}
+
+
+def _tenslora(table: TextTableConfig) -> list[Job]:
+    return [Job(name, (task,), adapter) for task in table.tasks for name, adapter in _protocols(table).items()]
+
+
 def _others(table: TextTableConfig, task: str) -> tuple[str, ...]:
     return tuple(other for other in table.tasks if other != task)
 
@@ -151,6 +166,7 @@ COMPARISONS = {
     "metatt-fig7": Comparison(_rates),
     "metatt-fig9": Comparison(_ranks),
     "metatt-transfer": Comparison(_transfer),
+    "tenslora": Comparison(_tenslora, LORA_QKV),
 }
 
 
