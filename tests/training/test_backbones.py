@@ -49,7 +49,13 @@ def torchvision_resnet():
 
 @pytest.mark.parametrize(
     ("architecture", "size", "n_parameters"),
-    [("resnet", 32, 98_406), ("resnet", 28, 98_406), ("mixer", 32, 150_534), ("mixer", 28, 147_654), ("vit", 28, 140_806)],
+    [
+        ("resnet", 32, 98_406),
+        ("resnet", 28, 98_406),
+        ("mixer", 32, 150_534),
+        ("mixer", 28, 147_654),
+        ("vit", 28, 140_806),
+    ],
 )
 def test_build_gives_logits_and_pinned_size(architecture, size, n_parameters):
     model = backbones.build(architecture, size, 6)
@@ -85,7 +91,12 @@ def test_stages_refuses_a_model_without_parts():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(("resnt", 32, 6), "unknown architecture 'resnt'"), (("mixer", 30, 6), "image_size=30"), (("vit", 30, 6), "image_size=30")]
+    ("arguments", "message"),
+    [
+        (("resnt", 32, 6), "unknown architecture 'resnt'"),
+        (("mixer", 30, 6), "image_size=30"),
+        (("vit", 30, 6), "image_size=30"),
+    ],
 )
 def test_build_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):

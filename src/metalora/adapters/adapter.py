@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from metalora.adapters.conditioning import Condition, Conditioner
 from metalora.adapters.features import Inputs, Recorder, run, token_mask
-from metalora.adapters.placement import Placement, View, stack_axes
+from metalora.adapters.fused import SharedHidden
+from metalora.adapters.placement import Placement, View, picked, stack_axes
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
@@ -48,6 +49,8 @@ class Adapter(nn.Module):
         self.recorder = Recorder()
         self.enabled = True
         self.weight_first = True  # let layers form W + Delta W where the cost model says so; False: always the cut
+        self.fused = True  # write the adapter's products into the base's output; False: plain autograd, the reference
+        self.shared = SharedHidden()
         self.active: Values | None = None  # factors that differ by example; set only while a forward runs
         self.held: Values | None = None  # those of the innermost `using`
         self.fixed: Condition | None = None
@@ -328,6 +331,7 @@ class Adapter(nn.Module):
         condition, ids = kwargs.pop("condition", None), kwargs.pop("task_ids", None) if self.task_keys else None
         if not self.enabled or self.merged:
             return args, kwargs
+        self.shared.clear(running=True)
         self._slices = {key: self._value(key).unbind(axis) for key, axis in self._stacks.items()}
         if self.per_example:
             self.active = self._choose(condition, ids, args, kwargs)
@@ -370,6 +374,7 @@ class Adapter(nn.Module):
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the model: no condition outlives its forward."""
+        self.shared.clear()
         if self.enabled:
             self.active, self._slices, self.recorder.active = self.held, None, False
 
@@ -381,16 +386,6 @@ class Adapter(nn.Module):
 
 def _slot(key: str) -> str:
     return key.replace(".", "/")
-
-
-def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
-    """What a target reads of a stored factor, whose axes come after `offset` others."""
-    for axis, index in view.picks:
-        if isinstance(index, int):
-            value = value.select(axis + offset, index)
-        else:
-            value = value.narrow(axis + offset, *index)
-    return value
 
 
 def _together(*many: Values) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metalora.adapters.fused import AddProduct, BaseAndHidden, usable
 from metalora.adapters.targets import Target
 from metalora.network.cut import Cut
 from metalora.network.cut_sum import CutSum
@@ -23,6 +24,7 @@ class AdaptedLayer(nn.Module):
     """
 
     plain_base: type[nn.Module] | None = nn.Linear
+    channels = -1  # the axis of the output that holds its channels
 
     def __init__(self, base: nn.Module, target: Target, cut: Cut | CutSum, adapter: nn.Module):
         super().__init__()
@@ -42,23 +44,60 @@ class AdaptedLayer(nn.Module):
         if self.weight_first(x, n):
             delta = self.dense(factors)[0]
             return self.apply_weight(x, self.base.weight + delta.to(self.base.weight.dtype))
-        y = self.base(x)
-        cut = self.cut
-        kernel = cut.kernel([factors[f] for f in cut.left]).to(y.dtype)
-        h = adapter.rank_dropout(self.hidden(x.to(y.dtype) if x.is_floating_point() else x, kernel))
+        cut, in_place = self.cut, adapter.fused and self.unobserved() and usable()
+        y, h = self.base_and_hidden(x, factors, in_place)
+        h = adapter.rank_dropout(h)
         mids, rights = [factors[f] for f in cut.mid], [factors[f] for f in cut.right]
-        if n == 1 or not cut.fold_batched or h.shape[1:].numel() // cut.left_rank > self.target.sizes["out"]:
-            up = cut.fold(mids + rights).to(y.dtype)  # (b or 1 or none, *bonds, o)
-            up = up.flatten(-1 - len(cut.left_shape), -2)
-            batched = cut.fold_batched
-        else:  # activations first: the per-example Mid touches k numbers a token only
-            h = self.channels_first(self.mix(h, mids))
+        mixed = n > 1 and cut.fold_batched and h.shape[1:].numel() // cut.left_rank <= self.target.sizes["out"]
+        if mixed:  # activations first: the per-example Mid touches k numbers a token only
+            h = self.mix(h, mids)
             up = cut.expand(rights).to(y.dtype)
             up = up.reshape(*up.shape[:1] if cut.right_batched else (), cut.right_rank, up.shape[-1])
             batched = cut.right_batched
-        if batched and n == 1:
-            up = up[0]
-        return y + self.restore(self.expand(h, up * adapter.scale), y)
+        else:
+            up = cut.fold(mids + rights).to(y.dtype)  # (b or 1 or none, *bonds, o)
+            up = up.flatten(-1 - len(cut.left_shape), -2)
+            batched = cut.fold_batched
+        up = (up[0] if batched and n == 1 else up) * adapter.scale
+        if in_place and y.dtype == h.dtype == up.dtype and not (torch.is_grad_enabled() and y._is_view()):
+            return AddProduct.apply(y, h if mixed else self.tokens_first(h), up, self.channels)
+        return y + self.restore(self.expand(self.channels_first(h) if mixed else h, up), y)
+
+    def base_and_hidden(self, x: Tensor, factors: dict[str, Tensor], fused: bool) -> tuple[Tensor, Tensor]:
+        """base(x), and x Left in the layer's own hidden layout, which layers side by side may share."""
+        shared, cut = self._owner[0].shared, self.cut
+        views = self._owner[0].placement.places[self.target.path].views
+        key = self.target.path.rpartition(".")[0], tuple(views[f] for f in cut.left)
+        h = shared.take(key, x, self.target.path) if fused else None
+        kernel = None if h is not None else cut.kernel([factors[f] for f in cut.left])
+        if fused and self.one_node(x, kernel):
+            y, made = self._one_node(x, None if kernel is None else kernel.flatten(0, -2))
+            h = h if made is None else made.view(self.examples(x), x.shape[1:-1].numel(), made.shape[-1])
+        else:
+            y = self.base(x)
+            if h is None:
+                h = self.hidden(x.to(y.dtype) if x.is_floating_point() else x, kernel.to(y.dtype))
+        if fused and kernel is not None:
+            shared.keep(key, x, self.target.path, h)
+        return y, h
+
+    def one_node(self, x: Tensor, kernel: Tensor | None) -> bool:
+        """Whether base and hidden may be one node of the graph: frozen weights, one kernel for all, one dtype."""
+        weight, bias = self.base.weight, self.base.bias
+        frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
+        one_type = x.dtype == weight.dtype == (weight if kernel is None else kernel).dtype
+        linear = frozen and self.plain_base is nn.Linear and not self.cut.left_batched
+        return linear and torch.is_grad_enabled() and (one_type or _autocast(x) is not None)
+
+    def _one_node(self, x: Tensor, kernel: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        operands, dtype = (x, self.base.weight, self.base.bias, kernel), _autocast(x)
+        if dtype is not None:
+            operands = tuple(None if one is None else one.to(dtype) for one in operands)
+        return BaseAndHidden.apply(*operands)
+
+    def unobserved(self) -> bool:
+        """Whether the base is the plain layer, and nobody else sees what it gives."""
+        return self.plain and not (self.base._forward_hooks or self.base._forward_pre_hooks)
 
     def weight_first(self, x: Tensor, n: int) -> bool:
         """Whether base(x) with W + Delta W costs fewer multiply-adds than base(x) and the cut beside it.
@@ -68,11 +107,11 @@ class AdaptedLayer(nn.Module):
         W + Delta W would round a small Delta W away.
         """
         adapter, cut = self._owner[0], self.cut
-        if n != 1 or cut.left_batched or not adapter.weight_first or not self.plain:
+        if n != 1 or cut.left_batched or not adapter.weight_first or not self.unobserved():
             return False
-        if self.base._forward_hooks or self.base._forward_pre_hooks or (adapter.training and adapter.config.dropout):
+        if adapter.training and adapter.config.dropout:
             return False
-        if torch.is_autocast_enabled() or self.base.weight.dtype not in (torch.float32, torch.float64):
+        if _autocast(x) is not None or self.base.weight.dtype not in (torch.float32, torch.float64):
             return False
         side, out, k = self.input_size, self.target.sizes["out"], cut.left_rank
         positions = x.numel() // self.target.sizes["in"] // self.positions_per_step
@@ -183,6 +222,7 @@ class AdaptedConv(AdaptedLayer):
     """Conv2d: Left is a convolution of the base's stride, padding and dilation to k channels."""
 
     plain_base = nn.Conv2d
+    channels = 1
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 1 + len(self.base.kernel_size):  # one example without a batch axis
@@ -227,6 +267,12 @@ class AdaptedConv1d(AdaptedConv):
     """Conv1d, the same with one spatial axis."""
 
     plain_base = nn.Conv1d
+
+
+def _autocast(x: Tensor) -> torch.dtype | None:
+    """The type that autocast computes in where x is; None without autocast."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 LAYERS: dict[str, type[AdaptedLayer]] = {

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.network.network import Network
 from metalora.network.spec import INPUT_MODES, Modes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Index = int | tuple[int, int]  # one slice, or start and length
 
@@ -311,3 +315,13 @@ def stack_axes(placement: Placement) -> dict[str, int]:
             if single and "task" not in placement.stored[view.key].modes:
                 axes.setdefault(view.key, single[-1])
     return axes
+
+
+def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
+    """What a target reads of a stored factor, whose axes come after `offset` others."""
+    for axis, index in view.picks:
+        if isinstance(index, int):
+            value = value.select(axis + offset, index)
+        else:
+            value = value.narrow(axis + offset, *index)
+    return value

@@ -1,0 +1,215 @@
+"""The fused products beside plain autograd: the same outputs and gradients, with fewer products and passes."""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from metalora import AdapterConfig, ConditionConfig, attach
+from metalora.adapters.fused import AddProduct
+
+CONSTANT, GIVEN = ConditionConfig(scope="constant"), ConditionConfig(source="tensor", feature_size=5, hidden=3)
+QKV = ("query", "key", "value")
+
+
+class Block(nn.Module):
+    """Three projections of one input, and a fourth of their product."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value, self.dense = (nn.Linear(6, 6) for _ in range(4))
+
+    def forward(self, x):
+        return x + self.dense(torch.tanh(self.query(x)) * self.key(x) + self.value(x))
+
+
+class Net(nn.Module):
+    def __init__(self, checkpointed=None):
+        super().__init__()
+        self.layers, self.checkpointed = nn.ModuleList(Block() for _ in range(2)), checkpointed
+
+    def forward(self, x):
+        for block in self.layers:
+            x = block(x) if self.checkpointed is None else checkpoint(block, x, use_reentrant=self.checkpointed)
+        return x
+
+
+class Conv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 4, 3, stride=2)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)))
+
+
+def adapted(net, method="lora", rank=3, targets=QKV, **more):
+    torch.manual_seed(0)
+    model = net.double().eval()
+    adapter = attach(model, AdapterConfig(method, rank, targets=targets, **{"condition": CONSTANT, **more}))
+    adapter.weight_first = False
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_(0, 0.3)
+    return model, adapter
+
+
+def results(model, adapter, x, fused, **call):
+    """The output, and the gradients of the input and of every parameter."""
+    adapter.fused = fused
+    model.zero_grad()
+    x = x.detach().clone().requires_grad_(x.requires_grad)
+    condition = adapter.condition(call.pop("features")) if "features" in call else None
+    more = {} if condition is None else {"condition": condition}
+    y = model(x, **call, **more)
+    (y.double() ** 3).sum().backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {"": y.detach(), "x": x.grad if x.requires_grad else torch.zeros(()), **grads}
+
+
+def same(model, adapter, x, **call):
+    plain, fused = (results(model, adapter, x, which, **call) for which in (False, True))
+    assert plain.keys() == fused.keys() and len(plain) > 2
+    for name, value in plain.items():
+        torch.testing.assert_close(fused[name], value, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 6), (6,), (2, 3, 5, 6), (0, 5, 6)], ids=str)
+@pytest.mark.parametrize("needs", [True, False], ids=["input with gradient", "input without"])
+def test_linear_layers(shape, needs):
+    for method, more in {"lora": {}, "metatt-4d": {}, "adalora": {}, "tenslora-qkv-depth": {}}.items():
+        model, adapter = adapted(Net(), method, **more)
+        same(model, adapter, torch.randn(shape, dtype=torch.float64, requires_grad=needs))
+
+
+@pytest.mark.parametrize("tokens", [2, 9], ids=["activations first", "folded"])
+def test_factors_of_every_example(tokens):
+    x = torch.randn(4, tokens, 6, dtype=torch.float64, requires_grad=True)
+    model, adapter = adapted(Net(), "metatt-4+1d", tasks=3)
+    same(model, adapter, x, task_ids=torch.tensor([0, 2, 1, 2]))
+    for generated in (("c",), ("A",), ("B",)):
+        model, adapter = adapted(Net(), "metalora-cp", generated=generated, condition=GIVEN)
+        same(model, adapter, x, features=torch.randn(4, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["channels first", "last"])
+def test_convolutions(layout):
+    x = torch.randn(4, 3, 9, 8, dtype=torch.float64, requires_grad=True).to(memory_format=layout)
+    for method, condition in {"lora": CONSTANT, "metalora-cp": GIVEN, "metalora-tr": GIVEN}.items():
+        model, adapter = adapted(Conv().to(memory_format=layout), method, targets="conv", condition=condition)
+        call = {} if condition is CONSTANT else {"features": torch.randn(4, 5, dtype=torch.float64)}
+        same(model, adapter, x.detach().requires_grad_(), **call)
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
+def test_checkpointed_blocks(reentrant):
+    x = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
+    same(*adapted(Net(reentrant), "metatt-4d"), x)
+    model, adapter = adapted(Net(), "metatt-4d")
+    want = results(model, adapter, x, True)
+    other, its = adapted(Net(reentrant), "metatt-4d")
+    other.load_state_dict(model.state_dict())
+    for name, value in results(other, its, x, True).items():
+        torch.testing.assert_close(value, want[name], rtol=1e-10, atol=1e-10)
+
+
+class Products(TorchFunctionMode):
+    """Counts the linear products, by the width of their output."""
+
+    def __init__(self):
+        super().__init__()
+        self.widths = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is nn.functional.linear:
+            self.widths.append(args[1].shape[0])
+        return function(*args, **(kwargs or {}))
+
+
+def test_query_key_and_value_share_what_they_read_of_one_input():
+    x = torch.randn(4, 5, 6, dtype=torch.float64)
+    for method, each in {"metatt-4d": 1, "lora": 3}.items():
+        model, _ = adapted(Net(), method, rank=2)
+        for run in (nullcontext(), torch.no_grad()):
+            with run, Products() as seen:
+                model(x)
+            assert seen.widths.count(2) == 2 * each
+    model, adapter = adapted(Net(), "metatt-4d", rank=2)
+    block = model.layers[0]
+    with Products() as seen:  # a layer on its own keeps nothing: its factors may change before the next call
+        block.query(x), block.key(x)
+    assert seen.widths.count(2) == 2 and adapter.shared.hidden is None
+    model(x)
+    assert adapter.shared.hidden is None and adapter.shared.x is None
+
+
+def test_an_input_changed_in_place_is_not_the_same():
+    model, adapter = adapted(Net(), "metatt-4d")
+    block = model.layers[0]
+
+    def forward(x):
+        y = block.query(x)
+        x.mul_(2.0)
+        return y + block.key(x)
+
+    block.forward = forward
+    with torch.no_grad():
+        found = []
+        for adapter.fused in (False, True):
+            found.append(model(torch.ones(2, 3, 6, dtype=torch.float64)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+
+
+def test_what_others_see_or_train_takes_the_plain_path():
+    x = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
+    model, adapter = adapted(Net(), "metatt-4d")
+    seen = []
+    model.layers[0].query.base.register_forward_hook(lambda module, args, y: seen.append(y))
+    model(x)
+    torch.testing.assert_close(seen[0], nn.functional.linear(x, *model.layers[0].query.base.parameters()))
+    model.layers[0].key.base.weight.requires_grad_(True)
+    same(model, adapter, x)
+    assert model.layers[0].key.base.weight.grad.abs().sum() > 0
+
+
+def test_second_derivatives():
+    model, adapter = adapted(Net(), "metatt-4d")
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    found = []
+    for adapter.fused in (False, True):
+        first = torch.autograd.grad((model(x) ** 3).sum(), list(adapter.parameters()), create_graph=True)
+        found.append(torch.autograd.grad(sum((g**2).sum() for g in first), list(adapter.parameters())))
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_autocast_computes_in_its_own_type():
+    model, adapter = adapted(Net(), "metatt-4d")
+    model.float()
+    x = torch.randn(4, 5, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, fused = (results(model, adapter, x, which) for which in (False, True))
+    assert fused[""].dtype == plain[""].dtype and fused["x"].dtype == torch.float32
+    for name in plain:
+        torch.testing.assert_close(fused[name], plain[name], rtol=0.05, atol=0.05 * float(plain[name].abs().max()))
+
+
+def test_functional_calls():
+    model, adapter = adapted(Net(), "lora")
+    x = torch.randn(4, 6, dtype=torch.float64)
+    each = torch.func.vmap(lambda row: model(row[None])[0])(x)
+    torch.testing.assert_close(each, model(x))
+
+
+def test_the_product_writes_into_the_output():
+    y, h, up = torch.randn(2, 3, 4), torch.randn(2, 3, 2), torch.randn(2, 4)
+    want, place = y + h @ up, y.data_ptr()
+    got = AddProduct.apply(y, h, up, -1)
+    assert got.data_ptr() == place
+    torch.testing.assert_close(got, want)
+    picture = copy.deepcopy(y).mT  # (b, o, t), as Conv1d gives it
+    torch.testing.assert_close(AddProduct.apply(picture.contiguous(), h, up, 1), (want + h @ up).mT)
