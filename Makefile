@@ -29,7 +29,10 @@ demo: setup
 	$(BIN)/metalora table metalora --demo --data $(DATA)
 
 bench: setup
-	$(BIN)/metalora bench
+	$(BIN)/metalora bench --plain --out runs/bench.jsonl
+	$(BIN)/metalora bench --model timm:resnet18 --targets conv --methods lora metalora-cp --batch 32 \
+		--condition.source stem --condition.stem maxpool --out runs/bench.jsonl
+	$(BIN)/metalora bench --what tasks --out runs/bench.jsonl
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info

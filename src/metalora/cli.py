@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from metalora.bench.config import BenchConfig
 from metalora.cli_tables import TABLES, table
 from metalora.config import AdapterConfig
 from metalora.experiments.kinds import load_run
@@ -240,16 +241,26 @@ def recipe(
 
 
 def bench(
-    rounds: Annotated[int, tyro.conf.arg(help="interleaved repetitions")] = 11,
+    config: Annotated[BenchConfig, tyro.conf.arg(name="")] = BenchConfig(),  # noqa: B008 (frozen)
+    what: Annotated[Literal["steps", "tasks"], tyro.conf.arg(help="adapters, or many tasks in a batch")] = "steps",
+    out: Annotated[Path | None, tyro.conf.arg(help="file that gets the result as one more row")] = None,
     json: Json = False,
 ) -> None:
-    """Time what has a price, as ratios in one run: a batch of many tasks beside a batch of one."""
-    from metalora.bench.tasks import tasks_in_a_batch
+    """Time a training step, a forward and memory as ratios to the frozen model and beside PEFT, all in one run."""
+    from metalora.bench.report import run
 
     with _status("timing; leave the machine alone", quiet=json):
-        rows = [dataclasses.asdict(one) for one in tasks_in_a_batch(rounds)]
-    shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    _show(rows, json, "cost, as a ratio to the reference", tuple(rows[0]), shown)
+        row = run(config, what, out)
+    shown = row["results"]["cases"]
+    columns = tuple(name for name in shown[0] if not name.endswith(("_low", "_high", "_seconds")))
+    cells = [{name: "" if one[name] is None else _ratio(one, name) for name in columns} for one in shown]
+    _show(row, json, f"{what}: cost as a ratio, half the distance of its quartiles", columns, cells)
+
+
+def _ratio(row: dict[str, Any], name: str) -> str:
+    """A number, and half the distance of its quartiles where the row has them."""
+    value = f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name])
+    return f"{value} ±{(row[name + '_high'] - row[name + '_low']) / 2:.3f}" if name + "_low" in row else value
 
 
 # ---- printing ------------------------------------------------------------------------------------------------------

@@ -1,9 +1,16 @@
 """Interleaved timing: what is counted, and how a ratio is formed. No clock is asserted on."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
+from metalora.bench import memory, steps
+from metalora.bench.config import BenchConfig
+from metalora.bench.report import run
 from metalora.bench.tasks import tasks_in_a_batch
 from metalora.bench.timing import interleaved, ratio
+from metalora.experiments.rows import RowStore
 
 
 def test_cases_take_turns_and_warm_rounds_do_not_count():
@@ -29,3 +36,41 @@ def test_many_tasks_in_a_batch():
     found = {one.name: one for one in tasks_in_a_batch(rounds=1, batch=3, tokens=4)}
     assert set(found) == {f"{what}, {who}" for what in ("forward", "training step") for who in ("many tasks", "one id")}
     assert all(one.median > 0 and one.reference.endswith("one task") for one in found.values())
+
+
+def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers"), pytest.importorskip("peft")
+    monkeypatch.setattr(steps, "MINILM", dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                                              intermediate_size=16, vocab_size=50))  # fmt: skip
+    monkeypatch.setattr(memory, "peak", lambda config, name: 2**20)
+    config = BenchConfig(
+        methods=("metatt-4d",), peers=("lora", "vera"), rank=2, batch=2, tokens=3, rounds=1, plain=True
+    )
+    row = run(config, "steps", tmp_path / "rows.jsonl")
+    cases = {one["case"]: one for one in row["results"]["cases"]}
+    assert list(cases) == ["frozen model", "peft: lora", "peft: vera", "metatt-4d", "metatt-4d, plain"]
+    assert cases["frozen model"]["step"] == cases["frozen model"]["forward"] == 1.0
+    assert all(one["step_low"] <= one["step"] <= one["step_high"] and one["peak_mb"] == 1 for one in cases.values())
+    assert cases["peft: lora"]["num_params"] == 2 * 3 * 2 * 32 and cases["metatt-4d"]["num_params"] == 2 * 32 + 5 * 4
+    assert cases["metatt-4d"]["file_bytes"] > 4 * 84 and cases["frozen model"]["file_bytes"] is None
+    assert RowStore(tmp_path / "rows.jsonl").rows() == [json.loads(json.dumps(row))] and row["config"]["methods"] == [
+        "metatt-4d"
+    ]
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own():
+    config = BenchConfig(model="timm:resnet18", methods=("lora",), targets="conv", batch=2, size=32, rank=2)
+    small, large = (memory.peak(replace(config, batch=batch), "lora") for batch in (1, 16))
+    assert 0 < small < large
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(peers=("lor",)), "unknown tuner of PEFT 'lor'; did you mean 'lora'"),
+        (dict(methods=("metat-4d",)), "unknown method 'metat-4d'; did you mean 'metatt-4d'"),
+    ],
+)
+def test_unknown_names(changes, message):
+    with pytest.raises(ValueError, match=message):
+        steps.check(replace(BenchConfig(), **changes))

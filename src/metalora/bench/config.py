@@ -1,0 +1,35 @@
+"""What is timed; imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from metalora.config import ConditionConfig
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """A model, its inputs, and the adapters that are timed beside the frozen model and beside PEFT's."""
+
+    model: str = "minilm"
+    """minilm (its shape, no weights needed), timm:NAME, hf:FOLDER_OR_ID or a known architecture"""
+    methods: tuple[str, ...] = ("lora", "metatt-4d", "metatt-5d", "lotr", "tenslora-qkv-depth")
+    peers: tuple[str, ...] = ("lora",)
+    """PEFT's tuners at the same rank and targets: lora, vera, lokr, loha"""
+    rank: int = 8
+    targets: str | tuple[str, ...] = ("query", "key", "value")
+    batch: int = 16
+    tokens: int = 128
+    size: int = 64
+    """height and width of images"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the frozen weights and the activations"""
+    compile: bool = False
+    """time the compiled model"""
+    checkpointing: bool = False
+    """recompute every block in backward, as the model does it itself"""
+    plain: bool = False
+    """also time every method by plain autograd, without the fused products"""
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    """of methods that generate a factor, from every input anew"""
+    rounds: int = 11
+    """interleaved repetitions"""

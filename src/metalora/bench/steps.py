@@ -1,0 +1,175 @@
+"""One training step and one forward of adapted models, as ratios to the frozen model in the same run."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.attach import attach
+from metalora.adapters.targets import find_targets
+from metalora.bench import memory
+from metalora.bench.config import BenchConfig
+from metalora.bench.timing import interleaved, ratio
+from metalora.config import AdapterConfig, ConditionConfig, nearest
+from metalora.experiments.inspection import summarise
+from metalora.experiments.models import load_model
+from metalora.methods.registry import get_method
+
+MINILM = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+FLOOR, PEFT, PLAIN = "frozen model", "peft: ", ", plain"
+PEERS = {"lora": "LoraConfig", "vera": "VeraConfig", "lokr": "LoKrConfig", "loha": "LoHaConfig"}
+
+
+@dataclass
+class Case:
+    """A model that is timed: its inputs, what it learns, how long the adapter took to attach."""
+
+    model: nn.Module
+    inputs: dict[str, Tensor]
+    learned: list[nn.Parameter]
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.learned, lr=1e-4) if self.learned else None
+        self.run: Callable[..., Any] = self.model
+
+    def step(self) -> None:
+        """Forward, backward and, where there is something to learn, AdamW's step."""
+        self.model.train()
+        _first(self.run(**self.inputs)).float().square().mean().backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        _wait()
+
+    def forward(self) -> None:
+        """Inference."""
+        self.model.eval()
+        with torch.no_grad():
+            self.run(**self.inputs)
+        _wait()
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def check(config: BenchConfig) -> None:
+    """ValueError for names that are not known, before anything is built."""
+    for peer in config.peers:
+        if peer not in PEERS:
+            raise ValueError(f"bench: unknown tuner of PEFT {peer!r}{nearest(peer, PEERS)}")
+    for method in config.methods:
+        get_method(method)
+
+
+def names(config: BenchConfig) -> list[str]:
+    """The cases of a configuration, the floor first."""
+    methods = [name for method in config.methods for name in (method, method + PLAIN)[: 1 + config.plain]]
+    return [FLOOR, *(PEFT + peer for peer in config.peers), *methods]
+
+
+def build(config: BenchConfig) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The frozen model and a batch for it, without dropout so that all cases do the same work."""
+    torch.manual_seed(0)
+    if config.model == "minilm":
+        from transformers import BertConfig, BertModel
+
+        model = BertModel(BertConfig(**MINILM), add_pooling_layer=False)
+    else:
+        model = load_model(config.model, weights=not config.model.startswith("timm:"))  # weights cost no time
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", getattr(torch, config.dtype)
+    model.requires_grad_(False).to(device, dtype)
+    if hasattr(model, "get_input_embeddings"):
+        ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (config.batch, config.tokens))
+        return model, {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+    return model, {"x": torch.randn(config.batch, 3, config.size, config.size).to(device, dtype)}
+
+
+def make(name: str, base: nn.Module, inputs: dict[str, Tensor], config: BenchConfig) -> Case:
+    """A case on a copy of the frozen model."""
+    model = copy.deepcopy(base)
+    start = time.perf_counter()
+    if name == FLOOR:
+        _need_gradients(model, config)
+    elif name.startswith(PEFT):
+        model = _peft(model, name.removeprefix(PEFT), config)
+    else:
+        example = inputs.get("x", inputs)
+        attach(model, adapter_config(name, config), example=example).fused = not name.endswith(PLAIN)
+    seconds = time.perf_counter() - start
+    if config.checkpointing:
+        _checkpoint(model)
+    case = Case(model, inputs, [p for p in model.parameters() if p.requires_grad], seconds)
+    case.run = torch.compile(model) if config.compile else model
+    return case
+
+
+def adapter_config(name: str, config: BenchConfig) -> AdapterConfig:
+    """The adapter of a case: the scale is one, whatever the rank."""
+    method = name.removesuffix(PLAIN)
+    condition = config.condition if get_method(method).generated else ConditionConfig(scope="constant")
+    return AdapterConfig(method, config.rank, targets=config.targets, clip_rank=True, condition=condition)
+
+
+def _peft(model: nn.Module, peer: str, config: BenchConfig) -> nn.Module:
+    import peft
+
+    paths = [target.path for target in find_targets(model, config.targets)]
+    return peft.get_peft_model(model, getattr(peft, PEERS[peer])(r=config.rank, target_modules=paths)).base_model.model
+
+
+def _need_gradients(model: nn.Module, config: BenchConfig) -> None:
+    """Let the frozen model go back as far as an adapter would: to what its targets give, and no further."""
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        if torch.is_grad_enabled() and not output.requires_grad:
+            output.requires_grad_()
+
+    for target in find_targets(model, config.targets):
+        model.get_submodule(target.path).register_forward_hook(hook)
+
+
+def _checkpoint(model: nn.Module) -> None:
+    if hasattr(model, "gradient_checkpointing_enable"):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    elif hasattr(model, "set_grad_checkpointing"):
+        model.set_grad_checkpointing()
+    else:
+        raise ValueError(f"bench: {type(model).__name__} has no checkpointing of its own")
+
+
+def _first(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def steps(config: BenchConfig) -> list[dict[str, Any]]:
+    """Every case beside the frozen model: a training step, a forward, numbers, file, time to attach, peak memory."""
+    check(config)
+    base, inputs = build(config)
+    cases = {name: make(name, base, inputs, config) for name in names(config)}
+    trained = interleaved({name: case.step for name, case in cases.items()}, config.rounds)
+    inferred = interleaved({name: case.forward for name, case in cases.items()}, config.rounds)
+    rows = []
+    for name, case in cases.items():
+        step, forward = ratio(trained, name, FLOOR), ratio(inferred, name, FLOOR)
+        own = name != FLOOR and not name.startswith(PEFT)
+        rows.append({
+            "case": name, "step": step.median, "step_low": step.low, "step_high": step.high,
+            "step_seconds": step.seconds, "forward": forward.median, "forward_low": forward.low,
+            "forward_high": forward.high, "forward_seconds": forward.seconds,
+            "num_params": sum(p.numel() for p in case.learned), "attach_seconds": case.seconds,
+            "file_bytes": summarise(base, adapter_config(name, config))["bytes"] if own else None,
+            "peak_mb": memory.peak(config, name) / 2**20,
+        })  # fmt: skip
+    return rows
