@@ -34,7 +34,7 @@ class Piece:
 
     def gather(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """Every factor as (everything else, *bonds), those of several widths one after another."""
-        return [torch.cat([self._flat(key, tensors[key].detach()) for key in keys]) for keys in self.keys]
+        return [torch.cat([self._flat(key, tensors[key]) for key in keys]) for keys in self.keys]
 
     def scatter(self, gathered: Sequence[Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors back as factors: the widths apart, the axes where they were."""
