@@ -107,6 +107,8 @@ CASES = {
     "lokr-tucker": Case("lokr-tucker", 2, 7.0),
     "tt-lora": Case("tt-lora", (2, 3, 2, 3, 2), 7.0),
     "loretta-rep": Case("loretta-rep", (2, 3, 2, 3, 2, 3, 2), 7.0),
+    "quanta": Case("quanta", 8, 0.7),
+    "quanta-T13": Case("quanta", 8, None, ("T13",)),
     "mtl-lora": Case("mtl-lora", 2, 7.0),
     "mtl-lora-tasks": Case("mtl-lora", (2, 3), 7.0, tasks=3),
     "mtlora": Case("mtlora", (2, 3), 0.7),

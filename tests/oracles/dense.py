@@ -234,7 +234,30 @@ def moe_lora_shared(A, g, B):
     return sum(weight * A[n] @ B[n] for n, weight in enumerate(_softmax(_one(g, 0, 2))))
 
 
+def quanta(T12, T13, T23, T12_0, T13_0, T23_0):
+    """QuanTA, arXiv:2406.00132: unit vectors through three gates on pairs of digits, less the same at the start."""
+
+    def circuit(one, two, three):
+        *kernel, n1, n2, m1, m2 = one.shape
+        n3, m3 = two.shape[1], two.shape[3]
+        units = torch.eye(n1 * n2 * n3, dtype=one.dtype).reshape(-1, n1, n2, n3)
+        place = one.reshape(-1, n1, n2, m1, m2)
+        found = [_gate(_gate(_gate(units, gate, 1, 2), two, 1, 3), three, 2, 3).flatten(1) for gate in place]
+        return torch.stack(found).reshape(*kernel, n1 * n2 * n3, m1 * m2 * m3)
+
+    return circuit(T12, T13, T23) - circuit(T12_0, T13_0, T23_0)
+
+
+def _gate(x, gate, j, k):
+    """A matrix on axes j and k taken together."""
+    a, b, c, d = gate.shape
+    x = x.movedim((j, k), (-2, -1))
+    moved = (x.flatten(-2) @ gate.reshape(a * b, c * d)).unflatten(-1, (c, d))
+    return moved.movedim((-2, -1), (j, k))
+
+
 DENSE = {
+    "quanta": quanta,
     "lotr": lotr,
     "fact-tt": lambda U, S, V: lotr(U, S, V),
     "fact-tk": fact_tk,

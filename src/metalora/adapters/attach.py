@@ -19,6 +19,7 @@ from metalora.adapters.targets import Target, find_targets
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
 from metalora.methods.registry import method_of
+from metalora.network.circuit import Circuit
 from metalora.network.cut import Cut
 from metalora.network.cut_sum import CutSum
 
@@ -87,8 +88,10 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return next((module for module in model.modules() if isinstance(module, Adapter)), None)
 
 
-def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum:
+def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum | Circuit:
     """The cut of a network at a target, contractions planned with the real sizes."""
+    if place.network.form == "circuit":
+        return Circuit(place.network, place.sizes, batched)
     cuts = [Cut(one, place.sizes, batched) for one in place.network.summands()]
     return CutSum(cuts) if len(cuts) > 1 else cuts[0]
 
@@ -122,7 +125,7 @@ def _check_factors(config: AdapterConfig, method: Method) -> None:
         for name in names:
             if name not in method.factors:
                 raise ValueError(f"method {method.name!r}: {what} names factor {name!r}{nearest(name, method.factors)}")
-    for name in {*method.frozen, *config.frozen} & {*made}:
+    for name in {*method.fixed, *config.frozen} & {*made}:
         raise ValueError(f"method {method.name!r}: factor {name!r} is both frozen and generated")
     if config.tasks < 1 or (config.tasks > 1 and "task" not in method.network.modes):
         raise ValueError(
@@ -132,11 +135,16 @@ def _check_factors(config: AdapterConfig, method: Method) -> None:
 
 
 def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement: Placement) -> dict[str, torch.Tensor]:
-    network = method_of(config).network
-    return {
-        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key, network)
+    method = method_of(config)
+    values = {
+        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key, method.network)
         for key, one in placement.stored.items()
+        if one.factor in kinds
     }
+    for one in placement.places.values():
+        for start, factor in method.starts.items():
+            values[one.views[start].key] = values[one.views[factor].key].clone()
+    return values
 
 
 def _device_and_dtype(model: nn.Module, targets: Sequence[Target]) -> tuple[torch.device, torch.dtype]:
@@ -162,7 +170,8 @@ def _prepare_condition(
             adapter.config = replace(config, condition=replace(condition, feature_size=size))
     device, dtype = next(adapter.parameters()).device, next(adapter.parameters()).dtype
     factors = {key: adapter.placement.stored[key].factor for key in shapes}
-    silent = [key for key, f in factors.items() if kinds[f] == "zeros" and f not in adapter.method.gates]
+    method = adapter.method
+    silent = [k for k, f in factors.items() if method.starts or (kinds[f] == "zeros" and f not in method.gates)]
     adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent).to(device, dtype)
 
 

@@ -14,7 +14,7 @@ from metalora.network.network import Network
 from metalora.network.spec import COORDINATE_MODES
 
 CODES = {kind[:2]: kind for kind in INITS}
-DEFAULTS = {"ones": 1.0, "kaiming": sqrt(5), "by_rank": sqrt(5), "normal": 0.2}
+DEFAULTS = {"ones": 1.0, "kaiming": sqrt(5), "by_rank": sqrt(5), "gate": sqrt(5), "normal": 0.2}
 
 
 def inits(config: AdapterConfig, method: Method) -> dict[str, str]:
@@ -52,9 +52,10 @@ def initial(kind: str, modes: Sequence[str], shape: Sequence[int], seed: int, ke
 
     The kind may carry a number: kaiming:a is U(-b, b) with b = sqrt(6 / ((1 + a^2) fan_in)), a = sqrt(5) as in LoRA by
     default; fan_in is the product of the input modes, or of the bonds where a factor has none. by_rank:a is the same
-    with the bonds. normal:s is N(0, s^2), s = 0.2; ones:v is filled with v; xavier: N(0, 2 / (fan_in + fan_out)).
-    identity: ones on the diagonal of a factor's first and last axis, slice by slice. orthogonal: of the matrix with the
-    last axis as its columns; of a factor with several bonds slice by slice over layer, proj, head and task.
+    with the bonds, gate:a with all modes but the last two, those that a gate gives. normal:s is N(0, s^2), s = 0.2;
+    ones:v is filled with v; xavier: N(0, 2 / (fan_in + fan_out)). identity: ones on the diagonal of the first and the
+    last axis, slice by slice. orthogonal: of the matrix with the last axis as its columns; of a factor with several
+    bonds slice by slice over layer, proj, head and task.
     """
     kind, number = _parsed(kind, key)
     tensor = torch.zeros(*shape)
@@ -68,7 +69,8 @@ def initial(kind: str, modes: Sequence[str], shape: Sequence[int], seed: int, ke
     inputs = prod(n for m, n in sizes.items() if m in network.inputs)
     bonds = prod(n for m, n in sizes.items() if m in network.bonds)
     fan_in = bonds if kind == "by_rank" or not {*network.inputs} & {*modes} else inputs
-    if kind in ("kaiming", "by_rank"):
+    fan_in = prod(shape[:-2]) if kind == "gate" else fan_in
+    if kind in ("kaiming", "by_rank", "gate"):
         bound = sqrt(6 / round(1 + number**2, 9)) / sqrt(fan_in)
         return tensor.uniform_(-bound, bound, generator=generator)
     if kind == "xavier":

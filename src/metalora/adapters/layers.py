@@ -23,6 +23,7 @@ class AdaptedLayer(nn.Module):
     """
 
     plain_base: type[nn.Module] | None = nn.Linear
+    by_gates = True  # whether a circuit takes an input through its gates, or makes its kernel first
 
     def __init__(self, base: nn.Module, target: Target, cut: Cut | CutSum, adapter: nn.Module):
         super().__init__()
@@ -44,6 +45,9 @@ class AdaptedLayer(nn.Module):
             return self.apply_weight(x, self.base.weight + delta.to(self.base.weight.dtype))
         y = self.base(x)
         cut = self.cut
+        if cut.whole:
+            change = adapter.rank_dropout(self.through(x, factors, y.dtype))
+            return y + self.restore(change * adapter.scale, y)
         kernel = cut.kernel([factors[f] for f in cut.left]).to(y.dtype)
         h = adapter.rank_dropout(self.hidden(x.to(y.dtype) if x.is_floating_point() else x, kernel))
         mids, rights = [factors[f] for f in cut.mid], [factors[f] for f in cut.right]
@@ -64,8 +68,8 @@ class AdaptedLayer(nn.Module):
         """Whether base(x) with W + Delta W costs fewer multiply-adds than base(x) and the cut beside it.
 
         With T positions, s = kernel size x in: training pays 3 T k (s + o) for the cut, T s o + 3 s k o for the weight;
-        inference T k (s + o) against s k o. Only for one condition, a plain base and full precision: in 16 bits
-        W + Delta W would round a small Delta W away.
+        inference T k (s + o) against s k o; a circuit has its own numbers in their place. Only for one condition, a
+        plain base and full precision: in 16 bits W + Delta W would round a small Delta W away.
         """
         adapter, cut = self._owner[0], self.cut
         if n != 1 or cut.left_batched or not adapter.weight_first or not self.plain:
@@ -74,11 +78,21 @@ class AdaptedLayer(nn.Module):
             return False
         if torch.is_autocast_enabled() or self.base.weight.dtype not in (torch.float32, torch.float64):
             return False
-        side, out, k = self.input_size, self.target.sizes["out"], cut.left_rank
+        if cut.whole and not self.by_gates:
+            return True
         positions = x.numel() // self.target.sizes["in"] // self.positions_per_step
         if torch.is_grad_enabled():
-            return positions * side * out + 3 * side * k * out < 3 * positions * k * (side + out)
-        return side * k * out < positions * k * (side + out)
+            base = self.input_size * self.target.sizes["out"]
+            return positions * base + 3 * cut.form < 3 * positions * cut.per_position
+        return cut.form < positions * cut.per_position
+
+    def through(self, x: Tensor, factors: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """x Delta W of a circuit, unscaled, in the layer's own layout: gate by gate, or by its whole kernel."""
+        operands = [factors[f] for f in self.cut.left]
+        if not self.by_gates:
+            return self.hidden(x.to(dtype) if x.is_floating_point() else x, self.cut.kernel(operands).to(dtype))
+        tokens = x.reshape(self.examples(x), x.shape[1:-1].numel(), x.shape[-1])
+        return self.cut.through(tokens, operands).to(dtype)
 
     def mix(self, h: Tensor, mids: list[Tensor]) -> Tensor:
         """Apply Mid to the hidden activation: (b, t, k) -> (b, t, k')."""
@@ -94,6 +108,10 @@ class AdaptedLayer(nn.Module):
         """(n, *base weight)."""
         cut = self.cut
         left = cut.kernel([factors[f] for f in cut.left])  # (b?, *bonds, *inputs)
+        if cut.whole:
+            left = left.flatten(int(cut.left_batched), len(cut.left_shape) - 1 + cut.left_batched)  # (b?, o, *inputs)
+            left = left if cut.left_batched else left[None]
+            return self.to_base_layout(left.movedim(1, -1) * self._owner[0].scale)
         up = cut.fold([factors[f] for f in cut.mid + cut.right])  # (b?, *bonds, o)
         left = left if cut.left_batched else left[None]
         up = (up if cut.fold_batched else up[None]).reshape(-1, cut.left_rank, self.target.sizes["out"])
@@ -106,6 +124,10 @@ class AdaptedLayer(nn.Module):
         adapter, cut = self._owner[0], self.cut
         factors = adapter.read(self.target, condition_values)
         left = cut.kernel([factors[f] for f in cut.left])
+        if cut.whole:
+            left = left[0] if cut.left_batched else left
+            identity = torch.eye(cut.left_rank, dtype=left.dtype, device=left.device)
+            return left.reshape(cut.left_rank, *left.shape[len(cut.left_shape) :]), identity * adapter.scale
         up = cut.fold([factors[f] for f in cut.mid + cut.right])
         left, up = (left[0] if cut.left_batched else left), (up[0] if cut.fold_batched else up)
         inputs = left.shape[len(cut.left_shape) :]
@@ -162,6 +184,8 @@ class AdaptedEmbedding(AdaptedConv1D):
     Ids of one row, such as positions that all examples share, take every example's own factors.
     """
 
+    by_gates = False
+
     def forward(self, x: Tensor) -> Tensor:
         n = self._owner[0].count(self.target)
         shared = n > 1 and x.ndim > 1 and len(x) == 1
@@ -183,6 +207,7 @@ class AdaptedConv(AdaptedLayer):
     """Conv2d: Left is a convolution of the base's stride, padding and dilation to k channels."""
 
     plain_base = nn.Conv2d
+    by_gates = False
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 1 + len(self.base.kernel_size):  # one example without a batch axis

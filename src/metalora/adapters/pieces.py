@@ -60,11 +60,11 @@ def pieces_of(adapter: Adapter) -> list[Piece]:
     ValueError: another wiring than `wiring` knows, and factors that are all apart.
     """
     method, stored = adapter.method, adapter.placement.stored
-    made = {*(adapter.generated if adapter.conditional else ()), *method.frozen, *adapter.config.frozen}
+    made = {*(adapter.generated if adapter.conditional else ()), *method.fixed, *adapter.config.frozen}
     fixed = {mode for factor in made for mode in method.network.factors[factor]}
     learned = [factor for factor in method.network.factors if factor not in made]
     inside = {
-        factor: tuple(m for m in method.network.factors[factor] if m in method.network.bonds and m not in fixed)
+        factor: tuple(m for m in method.network.factors[factor] if m in method.ranked and m not in fixed)
         for factor in learned
     }
     groups = [part for part in parts(list(inside.values())) if len(part) > 1]

@@ -67,7 +67,7 @@ def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> P
         targets = [replace(target, head_dim=next(iter(heads))) for target in targets]
     located, counts = _located(targets, config, method)
     bonds = _bonds(located, counts, config, method)
-    network, frozen = method.network, {*method.frozen, *config.frozen}
+    network, frozen = method.network, {*method.fixed, *config.frozen}
     every = {f: _grouped(located, method.copies_of(f)) for f in network.factors}
     stored, places = {}, {}
     for path, one in located.items():
@@ -133,7 +133,7 @@ def _bonds(
 ) -> dict[str, dict[str, int]]:
     """Path -> bond -> size; the same for all targets that read a copy of some factor with the bond in common."""
     wanted, network = method.bond_sizes(config.rank, config.experts), method.network
-    found: dict[str, dict[str, int]] = {path: {} for path in located}
+    found = {path: {bond: one.sizes[mode] for bond, mode in method.wires.items()} for path, one in located.items()}
     for bond in wanted:
         copies = frozenset.intersection(*(method.copies_of(f) for f, term in network.factors.items() if bond in term))
         for paths in _grouped(located, copies).values():

@@ -167,7 +167,7 @@ def _bond_sizes(adapter: Adapter) -> dict[str, int]:
     found: dict[str, int] = {}
     for one in adapter.placement.stored.values():
         for mode, size in zip(one.modes, one.shape, strict=True):
-            if mode in adapter.method.network.bonds:
+            if mode in adapter.method.ranked:
                 found[mode] = max(found.get(mode, 0), size)
     return found
 

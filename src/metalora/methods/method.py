@@ -1,14 +1,14 @@
 """What a method is: a declared network with its initialisation and scale."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 from metalora.network.formats import tt
-from metalora.network.network import Network
+from metalora.network.network import Form, Network
 
-INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal", "by_rank")
+INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal", "by_rank", "gate")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Method:
     export        closed form of the rank of its exact LoRA export, the width of the cut, at a wide target
     folds         axis of the weight -> the modes it is cut into, slowest first ({"out": "head hdim"})
     terms         groups of factors whose products are added (a shared LoRA and one a task); empty: one product
+    form          "cut": Delta W is the network; "circuit": what the network is now less what it was at the start, so
+                  that it may start anywhere: gates as wide as the weight, applied one after another
+    wires         bond -> the mode whose size it has; the other bonds are ranks
+    refold        makes the same method for other numbers of digits, axis -> how many; None: they are as declared
     copies        the coordinates of which each has factors of its own: "target", "layer proj", "layer", "proj", or ""
                   for one network of the whole model; or factor -> that. Targets index the coordinates that are modes
     frozen        factors that are not learned: made from the seed, never saved
@@ -45,6 +49,9 @@ class Method:
     export: str = "R"
     folds: Mapping[str, str] = field(default_factory=dict)
     terms: tuple[tuple[str, ...], ...] = ()
+    form: Form = "cut"
+    wires: Mapping[str, str] = field(default_factory=dict)
+    refold: "Callable[[Mapping[str, int]], Method] | None" = field(default=None, compare=False, repr=False)
     copies: str | Mapping[str, str] = "target"
     frozen: tuple[str, ...] = ()
     generated: tuple[str, ...] = ()
@@ -60,10 +67,28 @@ class Method:
     @cached_property
     def network(self) -> Network:
         """The parsed network; spec errors appear here, once."""
-        return Network.parse(self.factors, self.folds, self.terms)
+        starts = {start: self.factors[factor] for start, factor in self.starts.items()}
+        terms = (tuple(self.factors), tuple(starts)) if starts else self.terms
+        return Network.parse({**self.factors, **starts}, self.folds, terms, self.form)
+
+    @property
+    def starts(self) -> dict[str, str]:
+        """Frozen copy of its start -> factor, for all factors of a circuit."""
+        return {f"{factor}_0": factor for factor in self.factors} if self.form == "circuit" else {}
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The factors that are never learned."""
+        return (*self.frozen, *self.starts)
+
+    @property
+    def ranked(self) -> tuple[str, ...]:
+        """The bonds whose sizes are ranks."""
+        return tuple(bond for bond in self.network.bonds if bond not in self.wires)
 
     def copies_of(self, factor: str) -> frozenset[str]:
         """The coordinates of which each has a copy of the factor; those of a target imply its layer and projection."""
+        factor = self.starts.get(factor, factor)
         copies = self.copies if isinstance(self.copies, str) else self.copies[factor]
         return frozenset(("target", "layer", "proj") if copies == "target" else copies.split())
 
@@ -110,6 +135,12 @@ class Method:
         factors = tt({new: " ".join(own[old]) for new, old in names.items()})
         return replace(self, factors=factors, init={new: self.init[old] for new, old in names.items()})
 
+    def folded(self, digits: Mapping[str, str]) -> "Method":
+        """The same method for as many digits of each axis as are given, {"in": "16 8 8 4"}; itself if it cannot."""
+        counts = {axis: len(words.split(",")[0].split()) for axis, words in digits.items()}
+        same = all(counts.get(axis, len(modes)) == len(modes) for axis, modes in self.network.folds.items())
+        return self if same or self.refold is None else self.refold(counts)
+
     def interleaved(self) -> "Method":
         """The same network with position j of head h at j H + h, as in TensLoRA's code; models have it at h J + j."""
         folds = {axis: " ".join(reversed(modes)) for axis, modes in self.network.folds.items() if "head" in modes}
@@ -119,7 +150,7 @@ class Method:
 
     def bond_sizes(self, rank: int | Mapping[str, int] | Sequence[int], experts: int) -> dict[str, int]:
         """The size of every bond for a rank (one, or one a bond in order or by name); ValueError if it cannot be."""
-        bonds = self.network.bonds
+        bonds = self.ranked
         if isinstance(rank, (list, tuple)):
             if len(rank) != len(bonds):
                 raise ValueError(f"method {self.name!r}: rank has {len(rank)} numbers for the bonds {', '.join(bonds)}")

@@ -15,6 +15,7 @@ from metalora.methods import (
     moelora,
     multilora,
     multitask,
+    quanta,
     tenslora,
     tensorpeft,
     vera,
@@ -53,6 +54,7 @@ METHODS: dict[str, Method] = {
         lycoris.LOKR_TUCKER,
         folded.TT_LORA,
         folded.LORETTA_REP,
+        quanta.QUANTA,
         multitask.MTL_LORA,
         multitask.MTLORA,
         multitask.TASK_LORA,
@@ -74,8 +76,8 @@ def get_method(name: str) -> Method:
 
 
 def method_of(config: AdapterConfig) -> Method:
-    """The method of a configuration, its chain or heads in the order that the configuration asks for."""
-    method = get_method(config.method)
+    """The method of a configuration: its digits, the order of its chain or heads as the configuration asks for."""
+    method = get_method(config.method).folded(config.digits)
     order = config.order[0] if isinstance(config.order, tuple) and len(config.order) == 1 else config.order
     if order == "tenslora":
         return method.interleaved()

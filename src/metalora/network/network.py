@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Literal
 
 from metalora.network.spec import INPUT_MODES, KNOWN_MODES, Modes, parse_factors, parse_folds
 
 Sizes = Mapping[str, int]
+Form = Literal["cut", "circuit"]
 
 
 @dataclass(frozen=True)
@@ -14,21 +16,27 @@ class Network:
     """Factors over named modes, parsed once from spec strings; `folds` says which modes make up an axis.
 
     terms: groups of factors whose contractions are added; empty: all factors are one product
+    form: "cut": Delta W is cut in three; "circuit": it is the first term less the second, too wide to be cut
     """
 
     factors: Mapping[str, Modes]
     folds: Mapping[str, Modes] = field(default_factory=dict)
     terms: tuple[tuple[str, ...], ...] = ()
+    form: Form = "cut"
 
     @classmethod
     def parse(
-        cls, specs: Mapping[str, str], folds: Mapping[str, str] | None = None, terms: Sequence[Sequence[str]] = ()
+        cls,
+        specs: Mapping[str, str],
+        folds: Mapping[str, str] | None = None,
+        terms: Sequence[Sequence[str]] = (),
+        form: Form = "cut",
     ) -> "Network":
         """Parse {"A": "in r", "B": "r out"}; ValueError quotes the spec, the factor and the offending mode."""
         parsed = parse_folds(folds or {})
         if terms and sorted(factor for term in terms for factor in term) != sorted(specs):
             raise ValueError(f"terms {terms}: each of the factors {', '.join(specs)} is in one of them")
-        return cls(parse_factors(specs, parsed), parsed, tuple(map(tuple, terms)))
+        return cls(parse_factors(specs, parsed), parsed, tuple(map(tuple, terms)), form)
 
     @property
     def modes(self) -> Modes:
@@ -60,7 +68,7 @@ class Network:
     def at(self, dropped: Collection[str], folds: Mapping[str, Modes] | None = None) -> "Network":
         """The network that is left when modes are indexed away, or do not exist at a target (kh, kw of a Linear)."""
         kept = {name: tuple(m for m in term if m not in dropped) for name, term in self.factors.items()}
-        return Network(kept, self.folds if folds is None else folds, self.terms)
+        return Network(kept, self.folds if folds is None else folds, self.terms, self.form)
 
     def summands(self) -> list["Network"]:
         """The networks whose sum this is."""
