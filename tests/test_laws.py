@@ -32,11 +32,12 @@ from oracles.cases import (
     SOURCES,
     attached,
     conv_net,
+    factors_of,
     images,
     oracle_delta,
     randomise,
 )
-from oracles.dense import DENSE
+from oracles.dense import BOTTLENECKS, DENSE
 from oracles.layers import LAYERS, Layer, apply
 
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
@@ -44,7 +45,10 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "counts.json").read_text
 QUERY_VALUE = {"r": ("query", "value"), "l": ("q_proj", "v_proj")}
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 EVERY_CELL = pytest.mark.every_cell  # case x layer; conftest.py says which
+EVERY_DELTA = pytest.mark.every_cell(delta=True)
+EVERY_BOTTLENECK = pytest.mark.every_cell(delta=False)
 EVERY_SIZE = pytest.mark.parametrize("size", ("few", "many", "many, cut"))
+BOTTLENECK_CASES = {name: case for name, case in CASES.items() if not case.has_delta}
 GENERATED = {name: case for name, case in CASES.items() if case.per_example}
 STATIC = {name: case for name, case in CASES.items() if not case.per_example}
 
@@ -55,7 +59,7 @@ def close(got, want):
 
 def test_the_tables_cover_the_registry():
     """A method that nobody tests is the first thing to go wrong."""
-    assert {case.method for case in CASES.values()} == set(DENSE) == set(METHODS) == set(metalora.methods())
+    assert {case.method for case in CASES.values()} == {*DENSE, *BOTTLENECKS} == set(METHODS) == set(metalora.methods())
     assert {row["method"] for row in GOLDEN} == set(METHODS)
     assert {case.method for case in GENERATED.values()} >= {m.name for m in METHODS.values() if m.generated}
 
@@ -73,7 +77,7 @@ def test_1_starts_as_the_base(case, layer):
 
 # ---- 2 forward = base + dense Delta W -------------------------------------------------------------------------------
 @EVERY_SIZE
-@EVERY_CELL
+@EVERY_DELTA
 def test_2_forward_is_base_plus_dense_delta(case, layer, size):
     model, adapter, x, condition = attached(case, layer, size)
     got = model(x, **condition)
@@ -96,7 +100,20 @@ def test_2_the_sizes_run_both_paths(kind):
         assert len(ran) == want
 
 
-@EVERY_CELL
+@EVERY_BOTTLENECK
+def test_2_a_bottleneck_is_a_function_of_the_output(case, layer):
+    model, adapter, x, condition = attached(case, layer, "many")
+    got = model(x, **condition)
+    axis = {"conv1d": 1, "conv2d": 1}.get(layer.kind, -1)
+    for i in range(len(x)):
+        z = model[0].base(x[i : i + 1]).movedim(axis, -1)
+        factors = factors_of(adapter, "0", condition.get("condition"), i)
+        want = z + (case.alpha or 1.0) * BOTTLENECKS[case.method](z, **factors)
+        assert (want - z).abs().max() > 1e-3
+        close(got[i : i + 1], want.movedim(-1, axis))
+
+
+@EVERY_DELTA
 def test_2_delta_is_the_oracle_in_the_base_layout(case, layer):
     model, adapter, x, condition = attached(case, layer)
     want = torch.stack([oracle_delta(case, layer, adapter, condition.get("condition"), i) for i in range(len(x))])
@@ -107,7 +124,7 @@ def test_2_delta_is_the_oracle_in_the_base_layout(case, layer):
 
 # ---- 3 merge = forward; unmerge restores the bits -------------------------------------------------------------------
 @EVERY_SIZE
-@EVERY_CELL
+@EVERY_DELTA
 def test_3_merge_is_forward_and_unmerge_restores_the_bits(case, layer, size):
     model, adapter, x, condition = attached(case, layer, size)
     snapshot = {"condition": condition["condition"].mean()} if condition else {}
@@ -120,7 +137,25 @@ def test_3_merge_is_forward_and_unmerge_restores_the_bits(case, layer, size):
     assert torch.equal(model(x, **snapshot), before)
 
 
-@pytest.mark.parametrize("case", GENERATED.values(), ids=GENERATED)
+@pytest.mark.parametrize("case", BOTTLENECK_CASES.values(), ids=BOTTLENECK_CASES)
+def test_3_a_bottleneck_says_that_it_is_not_mergeable(case, tmp_path):
+    model, adapter, x, condition = attached(case, LAYERS["linear"])
+    one = condition["condition"][0] if condition else None
+    before = model(x, **condition)
+    for call in (
+        lambda: merge(model, one),
+        lambda: adapter.delta("0", one),
+        lambda: adapter.export_lora(tmp_path / "lora", one),
+    ):
+        with pytest.raises(ValueError, match="target '0'.*(no Delta W|no LoRA)"):
+            call()
+    assert torch.equal(model(x, **condition), before) and not any(tmp_path.iterdir())
+
+
+WITH_DELTA = {name: case for name, case in GENERATED.items() if case.has_delta}
+
+
+@pytest.mark.parametrize("case", WITH_DELTA.values(), ids=WITH_DELTA)
 def test_3_a_generated_adapter_is_merged_with_one_condition_only(case):
     model, adapter, x, condition = attached(case, LAYERS["linear"])
     weight = model[0].base.weight.clone()
@@ -234,7 +269,7 @@ def pair(model, condition):
     return [t.detach() for t in model[0].pair(values)]
 
 
-@EVERY_CELL
+@EVERY_DELTA
 def test_7_the_pair_reproduces_delta(case, layer):
     model, adapter, x, condition = attached(case, layer)
     left, right = pair(model, condition)
@@ -343,6 +378,7 @@ COMPILED = {
         "lokr",
         "quanta",
         "quanta-T13",
+        "loretta-adp-U2",
         "tenslora-att-qkv",
         "mtl-lora-tasks",
         "mtlora-tasks",
@@ -445,7 +481,8 @@ def test_10_num_params_is_the_closed_form(case, layer):
         numbers |= dict(H=sizes["out"] // config.head_dim, J=config.head_dim)
         numbers |= adapter.placement.places["0"].sizes
         assert count_params(config, [target]) == eval(METHODS[case.method].count, numbers)
-        assert model[0].cut.rank <= eval(METHODS[case.method].export, numbers)
+        if case.has_delta:
+            assert model[0].cut.rank <= eval(METHODS[case.method].export, numbers)
 
 
 @pytest.mark.parametrize(

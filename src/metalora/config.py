@@ -86,7 +86,7 @@ class AdapterConfig:
     """size of a head, where the method has heads and the model does not say it"""
     digits: dict[str, str] = field(default_factory=dict)
     """sizes, slowest first, that the method folds in or out into, such as {in: "64 4 3, 16 16 12"} for two widths;
-    of any other width they are as equal as they can be, the smaller first"""
+    of any other width they are as equal as they can be, the smaller first. hidden: those of a bottleneck, its width"""
     generated: tuple[str, ...] | None = None
     """factors made by a mapping net; None means the method's own choice"""
     frozen: tuple[str, ...] = ()

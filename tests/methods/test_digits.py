@@ -86,6 +86,20 @@ def test_gates_have_no_rank():
         sweep(made("quanta", {})[0], rank=1)
 
 
+def test_both_trains_of_a_bottleneck_are_swept():
+    """Ranks that the trains do not need fall without a change of the output."""
+    model, adapter = made("loretta-adp", {"hidden": "2 2"}, rank=2)
+    x, before = torch.randn(5, 24, dtype=torch.float64), adapter.num_params()
+    with torch.no_grad():
+        for key, core in adapter.factors.items():
+            if key[2] in "DU":
+                core.copy_(core * torch.tensor([1.0, 0.0]) if key[2:] not in ("D5", "U5") else core)
+    want = model(x)
+    report = sweep(model, rank=1)
+    close(model(x), want)
+    assert set(report.after.values()) == {1} and adapter.num_params() < before
+
+
 def test_refolded_methods_are_the_registered_ones_at_their_own_digits():
     for method in METHODS.values():
         if method.refold is not None:

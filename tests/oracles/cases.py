@@ -1,6 +1,6 @@
 """The table of method cases that the laws run over: every method, frozen and generated, with unequal bonds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -24,6 +24,12 @@ class Case:
     tasks: int = 1
     init: str = ""
     head_dim: int = 3
+    digits: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_delta(self) -> bool:
+        """Whether the method is a change of the weight."""
+        return METHODS[self.method].form != "bottleneck"
 
     @property
     def per_example(self) -> bool:
@@ -46,10 +52,12 @@ class Case:
             scope="sample" if self.generated else "constant",
         )
         options = dict(targets=("0",), experts=2, condition=condition, generated=self.generated or None)
-        options |= {"tasks": self.tasks, "head_dim": self.head_dim, "init": self.init or {}} | changes
+        options |= {"tasks": self.tasks, "head_dim": self.head_dim, "init": self.init or {}, "digits": self.digits}
+        options |= changes
         return AdapterConfig(method=self.method, rank=self.rank, alpha=self.alpha, **options)
 
 
+HIDDEN = {"hidden": "2 3"}
 BONDS = {"r0": 2, "r1": 3, "r2": 4}
 CHAIN = {"r1": 2, "r2": 4, "r3": 3}
 CASES = {
@@ -109,6 +117,9 @@ CASES = {
     "loretta-rep": Case("loretta-rep", (2, 3, 2, 3, 2, 3, 2), 7.0),
     "quanta": Case("quanta", 8, 0.7),
     "quanta-T13": Case("quanta", 8, None, ("T13",)),
+    "loretta-adp": Case("loretta-adp", 2, 0.7, digits=HIDDEN),
+    "loretta-adp-ranks": Case("loretta-adp", (2, 3, 2, 4, 3, 2, 2, 3), None, digits=HIDDEN),
+    "loretta-adp-U2": Case("loretta-adp", 2, 0.7, ("U2",), digits=HIDDEN),
     "mtl-lora": Case("mtl-lora", 2, 7.0),
     "mtl-lora-tasks": Case("mtl-lora", (2, 3), 7.0, tasks=3),
     "mtlora": Case("mtlora", (2, 3), 0.7),

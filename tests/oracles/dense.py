@@ -256,6 +256,22 @@ def _gate(x, gate, j, k):
     return moved.movedim((-2, -1), (j, k))
 
 
+def loretta_adp(z, D1, D2, D3, D4, D5, U1, U2, U3, U4, U5, b, c):
+    """LoRETTA_adp's change of a layer's output z: tanh(z D + b) U + c, both matrices folded trains."""
+
+    def train(*cores):
+        whole = cores[0]
+        for core in cores[1:]:
+            whole = torch.tensordot(whole, core, 1)
+        return whole
+
+    down = train(D1, D2, D3, D4, D5).flatten(0, 2).flatten(1)
+    up = train(U1, U2, U3, U4, U5).flatten(0, 1).flatten(1)
+    return torch.tanh(z @ down + b.flatten()) @ up + c
+
+
+BOTTLENECKS = {"loretta-adp": loretta_adp}
+
 DENSE = {
     "quanta": quanta,
     "lotr": lotr,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.bottleneck import BottleneckLayer
 from metalora.adapters.conditioning import Condition, Conditioner
 from metalora.adapters.features import Inputs, example_input, watch_head, watch_stages
 from metalora.adapters.init import initial, inits
@@ -19,6 +20,7 @@ from metalora.adapters.targets import Target, find_targets
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
 from metalora.methods.registry import method_of
+from metalora.network.bottleneck import Bottleneck
 from metalora.network.circuit import Circuit
 from metalora.network.cut import Cut
 from metalora.network.cut_sum import CutSum
@@ -57,7 +59,8 @@ def attach(
     model.requires_grad_(False)
     for target in targets:
         base, cut = model.get_submodule(target.path), plan(placement.places[target.path], adapter.per_example)
-        adapter.layers[target.path] = LAYERS[target.kind](base, target, cut, adapter)
+        layer = BottleneckLayer if isinstance(cut, Bottleneck) else LAYERS[target.kind]
+        adapter.layers[target.path] = layer(base, target, cut, adapter)
         adapter.layers[target.path].training = base.training
     # One owner, so that .to(), .train() and .parameters() of the model reach the adapter once.
     adapter.layers[targets[0].path].adapter = adapter
@@ -88,10 +91,10 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return next((module for module in model.modules() if isinstance(module, Adapter)), None)
 
 
-def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum | Circuit:
-    """The cut of a network at a target, contractions planned with the real sizes."""
-    if place.network.form == "circuit":
-        return Circuit(place.network, place.sizes, batched)
+def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum | Circuit | Bottleneck:
+    """The cut of a network at a target, or what it has in its place, contractions planned with the real sizes."""
+    if place.network.form != "cut":
+        return {"circuit": Circuit, "bottleneck": Bottleneck}[place.network.form](place.network, place.sizes, batched)
     cuts = [Cut(one, place.sizes, batched) for one in place.network.summands()]
     return CutSum(cuts) if len(cuts) > 1 else cuts[0]
 

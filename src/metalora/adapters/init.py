@@ -38,7 +38,8 @@ def inits(config: AdapterConfig, method: Method) -> dict[str, str]:
                 f"method {method.name!r}: frozen factor {factor} starts at zero, so Delta W would always be zero"
             )
     for term in method.terms or (method.factors,):
-        zeros = [factor for factor in term if found[factor] == "zeros" and factor not in method.gates]
+        added = {*method.gates, *method.biases}
+        zeros = [factor for factor in term if found[factor] == "zeros" and factor not in added]
         if len(zeros) > 1:
             names = ", ".join(zeros)
             raise ValueError(

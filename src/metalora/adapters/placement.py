@@ -9,7 +9,7 @@ from math import prod
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
-from metalora.network.network import Network
+from metalora.network.network import Network, turned
 from metalora.network.spec import INPUT_MODES, Modes
 
 Index = int | tuple[int, int]  # one slice, or start and length
@@ -65,42 +65,78 @@ def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> P
     heads = {target.head_dim for target in targets} - {None}
     if len(heads) == 1:  # an MLP beside attention does not say it
         targets = [replace(target, head_dim=next(iter(heads))) for target in targets]
+    if method.parts:
+        return _placed_apart(targets, config, method)
     located, counts = _located(targets, config, method)
     bonds = _bonds(located, counts, config, method)
-    network, frozen = method.network, {*method.fixed, *config.frozen}
-    every = {f: _grouped(located, method.copies_of(f)) for f in network.factors}
     stored, places = {}, {}
     for path, one in located.items():
-        picked = [mode for mode, index in one.coords.items() if isinstance(index, int)]
-        left = network.at([*_absent(one.target), *picked, "task"], one.folds)
         sizes = {**one.sizes, **bonds[path], **{mode: n for mode, n in counts.items() if mode == "expert"}}
         views = {}
-        for factor, term in network.factors.items():
-            own = [mode for mode in term if mode not in _absent(one.target)]
-            edges = [mode for mode in term if mode in network.edges]
+        for factor in method.network.factors:
             owner = one.owner(method.copies_of(factor))
-            peers = [located[other].sizes for other in every[factor][owner]]
-            several = len(_variants(edges, peers, config)) > 1
-            whole = {**_largest(peers), **counts, **bonds[path]}
-            full = [sizes[m] if several and m in edges else whole[m] for m in own]
-            width = "x".join(str(sizes[mode]) for mode in own if mode in edges) if several else ""
-            key = ".".join(word for word in (owner, factor, width) if word)
-            views[factor] = View(key, _picks(own, full, sizes, one.coords, config, factor, method))
-            kept = [k for k, mode in enumerate(own) if mode != "task" or not _made(config, method, factor)]
-            modes, shape = tuple(own[k] for k in kept), tuple(full[k] for k in kept)
-            stored[key] = Stored(factor, modes, shape, owner, factor in frozen)
+            peers = [other for other in located.values() if other.owner(method.copies_of(factor)) == owner]
+            common = {**_largest([other.seen(factor, method) for other in peers]), **counts, **bonds[path]}
+            own = {**sizes, **one.seen(factor, method)}
+            key, view, what = _stored(factor, one, peers, own, common, config, method)
+            views[factor], stored[key] = View(key, view), what
+        picked = [mode for mode, index in one.coords.items() if isinstance(index, int)]
+        left = method.network.at([*_absent(one.target), *picked, "task"], one.folds)
+        if one.turned:
+            left, sizes = left.turned(), turned(sizes)
         places[path] = Place(one.target, left, sizes, one.coords, views)
     return Placement(places, stored)
 
 
+def _placed_apart(targets: Sequence[Target], config: AdapterConfig, method: Method) -> Placement:
+    """Every part of a method on the targets that it takes."""
+    sizes = method.bond_sizes(config.rank, config.experts)
+    places, stored = {}, {}
+    for part in method.parts:
+        own = [target for target in targets if part.takes(target.heads)]
+        if own:
+            placed = place(own, replace(config, rank={bond: sizes[bond] for bond in part.ranked}), part)
+            places, stored = {**places, **placed.places}, {**stored, **placed.stored}
+    return Placement({target.path: places[target.path] for target in targets}, stored)
+
+
+def _stored(
+    factor: str, one: _Located, peers: Sequence[_Located], sizes: Mapping[str, int], common: Mapping[str, int],
+    config: AdapterConfig, method: Method,
+) -> tuple[str, tuple[tuple[int, Index], ...], Stored]:  # fmt: skip
+    """The key of the factor that a target reads, what it reads of it, and how it is stored.
+
+    sizes: of the target's modes; common: the largest of all that read the same copy
+    """
+    network, copies = method.network, method.copies_of(factor)
+    own = [mode for mode in network.factors[factor] if mode not in _absent(one.target)]
+    edges = [mode for mode in network.factors[factor] if mode in network.edges]
+    several = len(_variants(edges, [other.seen(factor, method) for other in peers], config)) > 1
+    full = [sizes[m] if several and m in edges else common[m] for m in own]
+    width = "x".join(str(sizes[mode]) for mode in own if mode in edges) if several else ""
+    key = ".".join(word for word in (one.owner(copies), factor, width) if word)
+    picks = _picks(own, full, sizes, one.coords, config, factor, method)
+    kept = [k for k, mode in enumerate(own) if mode != "task" or not _made(config, method, factor)]
+    modes, shape = tuple(own[k] for k in kept), tuple(full[k] for k in kept)
+    return key, picks, Stored(factor, modes, shape, one.owner(copies), factor in {*method.fixed, *config.frozen})
+
+
 @dataclass(frozen=True)
 class _Located:
-    """A target with the sizes of its modes (axes folded), the folds, and its coordinates as far as they matter."""
+    """A target with the sizes of its modes (axes folded), the folds, and its coordinates as far as they matter.
+
+    turned: the network is declared for the transpose of this weight, so sizes and folds are the transpose's
+    """
 
     target: Target
     sizes: dict[str, int]
     folds: Mapping[str, Modes]
     coords: dict[str, Index]
+    turned: bool = False
+
+    def seen(self, factor: str, method: Method) -> dict[str, int]:
+        """The sizes of its modes as a factor sees them: a bias has the whole output."""
+        return {**self.sizes, "out": self.target.sizes["out"]} if factor in method.biases else self.sizes
 
     def owner(self, copies: Collection[str]) -> str:
         """Who has the copy that this target reads: itself, a layer or a projection, or "" for the whole model."""
@@ -157,6 +193,15 @@ def _clipped(
             "(clip_rank: true lowers it where needed)"
         )
     return min(size, largest) if config.clip_rank else size
+
+
+def _axes(target: Target, config: AdapterConfig, method: Method) -> dict[str, int]:
+    """The sizes of the axes that the network spans: the weight's, or a bottleneck's, which takes and gives outputs."""
+    if method.form != "bottleneck":
+        return dict(target.sizes)
+    given = config.digits.get("hidden", "").split(",")[0].split()
+    hidden = prod(map(int, given)) if given and all(map(str.isdecimal, given)) else method.hidden
+    return {"in": target.sizes["out"], "out": target.sizes["out"], "hidden": hidden}
 
 
 # ---- axes that are folded -------------------------------------------------------------------------------------------
@@ -224,7 +269,9 @@ def _located(
     counts = {"layer": len(set(layers.values())), "proj": projections, "task": config.tasks, "expert": config.experts}
     located = {}
     for target in targets:
-        pieces, sizes = cuts[target.path], dict(target.sizes)
+        turn = _turns(cuts[target.path], target, method)
+        sizes, pieces = _axes(target, config, method), cuts[target.path]
+        sizes, pieces = (turned(sizes), turned(pieces)) if turn else (sizes, pieces)
         for axis, count in pieces.items():
             sizes[axis] //= count
         sizes, folds = _folded(target, sizes, config, method)
@@ -235,7 +282,7 @@ def _located(
             coords["proj"] = (starts[target.role], count)
             sizes["proj"] = count
         coords = {mode: index for mode, index in coords.items() if mode in method.coordinates}
-        located[target.path] = _Located(target, sizes, folds, coords)
+        located[target.path] = _Located(target, sizes, folds, coords, turn)
     return located, {mode: n for mode, n in counts.items() if mode in method.network.modes}
 
 
@@ -271,6 +318,13 @@ def _pieces(target: Target, width: int | None, method: Method) -> dict[str, int]
             f"than {width}: use per_shape or max_slice"
         )
     return found
+
+
+def _turns(pieces: Mapping[str, int], target: Target, method: Method) -> bool:
+    """Whether the network is that of the weight's transpose here, by the method's own rule."""
+    if method.turned == "heads":
+        return target.heads == "in"
+    return method.turned == "chunks" and "in" not in pieces
 
 
 def _variants(edges: Sequence[str], every: Sequence[Mapping[str, int]], config: AdapterConfig) -> set[tuple]:

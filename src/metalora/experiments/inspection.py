@@ -57,7 +57,7 @@ def _ranks(placement: Placement, method: Method) -> dict[str, int]:
     found: dict[str, int] = {}
     for one in placement.places.values():
         for bond in method.ranked:
-            found[bond] = max(found.get(bond, 0), one.sizes[bond])
+            found[bond] = max(found.get(bond, 0), one.sizes.get(bond, 0))
     return found
 
 

@@ -1,7 +1,7 @@
-"""Adapters whose axes are folded into digits, big-endian: TT-LoRA (lanl/TTLoRAMoE) and LoRETTA_rep (arXiv:2402.11417).
+"""Adapters whose axes are folded into digits, big-endian: TT-LoRA (lanl/TTLoRAMoE) and LoRETTA (arXiv:2402.11417).
 
 Three digits an axis, as equal as they can be for any width, the smaller first; config.digits gives others, as many as
-one likes. Both official codes start away from the base; here the last core is zero.
+one likes. All three official codes start away from the base; here the last core is zero.
 """
 
 from collections.abc import Mapping
@@ -56,4 +56,38 @@ def _loretta_rep(digits: Mapping[str, int]) -> Method:
     )
 
 
-TT_LORA, LORETTA_REP = _tt_lora({}), _loretta_rep({})
+def _loretta_adp(digits: Mapping[str, int]) -> Method:
+    ins, outs = _digits("i", digits.get("in", 3)), _digits("o", digits.get("out", 3))
+    hidden = _digits("m", digits.get("hidden", 2))
+    down = {f"D{k}": mode for k, mode in enumerate([*ins, *hidden], start=1)}
+    up = {f"U{k}": mode for k, mode in enumerate([*hidden, *outs], start=1)}
+    wired = {
+        name: spec.replace("r", name[0].lower()) for own in (down, up) for name, spec in tt(own).items()
+    }  # the bonds d1, d2, ... and u1, u2, ...
+    last = f"U{len(up)}"
+    start = {factor: "zeros" if factor == last else "orthogonal" for factor in wired}
+    inner = [*ins[1:], *hidden[:-1], *hidden[1:], *outs[:-1]]
+    return Method(
+        name="loretta-adp",
+        title="LoRETTA_adp",
+        source="arXiv:2402.11417",
+        formula="ΔW: none; z + s (tanh(z fold(D1 ... D_d) + b) fold(U1 ... U_d) + c), z the layer's output",
+        factors={**wired, "b": " ".join(hidden), "c": "out"},
+        init={**start, "b": "zeros", "c": "zeros"},
+        count=f"R*(i1 + {hidden[-1]} + m1 + {outs[-1]}) + R**2*({' + '.join(inner)}) + {'*'.join(hidden)} + O",
+        export="none",
+        folds={"in": " ".join(ins), "out": " ".join(outs), "hidden": " ".join(hidden)},
+        terms=(tuple(down), tuple(up)),
+        form="bottleneck",
+        activation="tanh",
+        hidden=64,
+        biases=("b", "c"),
+        refold=_loretta_adp,
+        scale="alpha",
+        any_rank=True,
+        notes="Not mergeable. Behind attention.output.dense and output.dense of BERTs; the rank is of both trains, "
+        "the bottleneck has 64 numbers, or as many as digits['hidden'] makes.",
+    )
+
+
+TT_LORA, LORETTA_REP, LORETTA_ADP = _tt_lora({}), _loretta_rep({}), _loretta_adp({})

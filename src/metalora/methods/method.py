@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from metalora.network.formats import tt
 from metalora.network.network import Form, Network
@@ -21,12 +21,20 @@ class Method:
     init          factor -> one of INITS, or one with its number such as "normal:0.02" (fans are told by the modes)
     count         closed form of the trainable numbers of one network, in I, O, K (kernel size), R (rank), N (experts),
                   L (layers), M (projections), H (heads), J (head size), T (tasks), and the sizes of digits by name
-    export        closed form of the rank of its exact LoRA export, the width of the cut, at a wide target
+    export        closed form of the rank of its exact LoRA export, the width of the cut, at a wide target; or "none"
     folds         axis of the weight -> the modes it is cut into, slowest first ({"out": "head hdim"})
     terms         groups of factors whose products are added (a shared LoRA and one a task); empty: one product
     form          "cut": Delta W is the network; "circuit": what the network is now less what it was at the start, so
-                  that it may start anywhere: gates as wide as the weight, applied one after another
+                  that it may start anywhere: gates as wide as the weight, applied one after another; "bottleneck":
+                  the maps of the two terms behind the layer, from its output to `hidden` numbers (config.digits gives
+                  others) and back, with the `activation` between them: no Delta W
+    biases        factors that are added with the scale, not multiplied: to the output, which they have as "out" even
+                  where it is folded, or to what is hidden
     wires         bond -> the mode whose size it has; the other bonds are ranks
+    turned        "heads": where the heads are on the input side, behind the attention, the network is that of the
+                  weight's transpose; "chunks": that of the transpose unless the weight is cut along its inputs
+    parts         methods that take the targets among them; its other fields are theirs together (see `joined`)
+    where         of a part: "heads": it takes the projections whose outputs are heads (query, key, value); "rest"
     refold        makes the same method for other numbers of digits, axis -> how many; None: they are as declared
     copies        the coordinates of which each has factors of its own: "target", "layer proj", "layer", "proj", or ""
                   for one network of the whole model; or factor -> that. Targets index the coordinates that are modes
@@ -50,7 +58,13 @@ class Method:
     folds: Mapping[str, str] = field(default_factory=dict)
     terms: tuple[tuple[str, ...], ...] = ()
     form: Form = "cut"
+    activation: str = ""
+    hidden: int = 0
+    biases: tuple[str, ...] = ()
     wires: Mapping[str, str] = field(default_factory=dict)
+    turned: Literal["", "heads", "chunks"] = ""
+    parts: "tuple[Method, ...]" = ()
+    where: Literal["", "heads", "rest"] = ""
     refold: "Callable[[Mapping[str, int]], Method] | None" = field(default=None, compare=False, repr=False)
     copies: str | Mapping[str, str] = "target"
     frozen: tuple[str, ...] = ()
@@ -69,7 +83,7 @@ class Method:
         """The parsed network; spec errors appear here, once."""
         starts = {start: self.factors[factor] for start, factor in self.starts.items()}
         terms = (tuple(self.factors), tuple(starts)) if starts else self.terms
-        return Network.parse({**self.factors, **starts}, self.folds, terms, self.form)
+        return Network.parse({**self.factors, **starts}, self.folds, terms, self.form, self.biases)
 
     @property
     def starts(self) -> dict[str, str]:
@@ -85,6 +99,10 @@ class Method:
     def ranked(self) -> tuple[str, ...]:
         """The bonds whose sizes are ranks."""
         return tuple(bond for bond in self.network.bonds if bond not in self.wires)
+
+    def takes(self, heads: str) -> bool:
+        """Whether a part takes a target whose heads are on that side ("in", "out", or "" for none)."""
+        return not self.where or (self.where == "heads") == (heads == "out")
 
     def copies_of(self, factor: str) -> frozenset[str]:
         """The coordinates of which each has a copy of the factor; those of a target imply its layer and projection."""
@@ -178,3 +196,24 @@ class Method:
     def uses_experts(self) -> bool:
         """Whether a factor has the expert mode."""
         return any("expert" in term for term in self.network.factors.values())
+
+
+def joined(*parts: Method, **fields: Any) -> Method:
+    """A method of several parts, each on targets of its own; their factors and bonds have different names.
+
+    fields: those of `Method` that the parts do not say, such as name and formula
+    """
+
+    def together(name: str) -> dict[str, Any]:
+        return {key: value for part in parts for key, value in getattr(part, name).items()}
+
+    return Method(
+        factors=together("factors"),
+        init=together("init"),
+        folds=together("folds"),
+        terms=tuple(tuple(f for f in part.factors if f not in part.biases) for part in parts),
+        biases=tuple(factor for part in parts for factor in part.biases),
+        copies={f: " ".join(part.copies_of(f)) for part in parts for f in part.factors},
+        parts=parts,
+        **fields,
+    )

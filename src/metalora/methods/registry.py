@@ -54,6 +54,7 @@ METHODS: dict[str, Method] = {
         lycoris.LOKR_TUCKER,
         folded.TT_LORA,
         folded.LORETTA_REP,
+        folded.LORETTA_ADP,
         quanta.QUANTA,
         multitask.MTL_LORA,
         multitask.MTLORA,
