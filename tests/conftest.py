@@ -33,6 +33,8 @@ def pytest_generate_tests(metafunc):
         if case.has_delta is not marker.kwargs.get("delta", case.has_delta):
             continue
         for j, (kind, layer) in enumerate(LAYERS.items()):
+            if not case.fits(layer):
+                continue
             if every or kind in ("linear", "conv2d") or (j + k) % 4 == 0:
                 cells[f"{name}-{kind}"] = (case, layer)
     metafunc.parametrize("case, layer", cells.values(), ids=cells)

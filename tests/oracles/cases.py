@@ -7,7 +7,7 @@ from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.methods.registry import METHODS
-from oracles.dense import delta, to_base_layout
+from oracles.dense import BIASES, delta, to_base_layout
 
 FEATURES = 7
 
@@ -25,6 +25,10 @@ class Case:
     init: str = ""
     head_dim: int = 3
     digits: dict[str, str] = field(default_factory=dict)
+
+    def fits(self, layer) -> bool:
+        """Whether the method is for a kind of layer: an embedding has no place for a bias."""
+        return self.method not in BIASES or layer.kind != "embedding"
 
     @property
     def has_delta(self) -> bool:
@@ -101,6 +105,8 @@ CASES = {
     "lorta": Case("lorta", 3, 0.7),
     "lorta-in": Case("lorta-in", 3, 0.7, head_dim=1),
     "cara": Case("cara", 3, 0.7),
+    "cara-P3b": Case("cara", 3, None, ("P3", "b")),
+    "cara-attention": Case("cara-attention", 3, 0.7),
     "vera": Case("vera", 7, 0.7),
     "vera-d": Case("vera", 4, None, ("d",)),
     "tensorpeft": Case("tensorpeft", 3, 0.7),
@@ -166,6 +172,13 @@ def factors_of(adapter, target: str, condition=None, example: int = 0) -> dict[s
     if condition is not None:
         found |= {f: condition.values[keys[f]][example] for f in adapter.per_example}
     return {name: value.detach() for name, value in found.items()}
+
+
+def oracle_shift(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:
+    """What is added to the output of target "0" beside Delta W, along its channels."""
+    factors = factors_of(adapter, "0", condition, example)
+    total = sum((factors[name] for name in BIASES.get(case.method, ())), torch.zeros(()))
+    return (case.alpha or 1.0) * total.reshape(-1, *[1] * {"conv1d": 1, "conv2d": 2}.get(layer.kind, 0))
 
 
 def oracle_delta(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:

@@ -272,6 +272,12 @@ def loretta_adp(z, D1, D2, D3, D4, D5, U1, U2, U3, U4, U5, b, c):
 
 BOTTLENECKS = {"loretta-adp": loretta_adp}
 
+
+def cara_rest(w2, P1, P2, P3):
+    """CaRA's second tensor where no inputs are cut: the transpose of sum_t w2_t P1[k,t] P2[a,t] P3[b,t]."""
+    return sum(w2[t] * P1[0, 0, t] * _outer(P3[..., t], P2[:, t]) for t in range(len(w2)))
+
+
 DENSE = {
     "quanta": quanta,
     "lotr": lotr,
@@ -279,7 +285,8 @@ DENSE = {
     "fact-tk": fact_tk,
     "lorta": lorta,
     "lorta-in": lorta_in,
-    "cara": cara,
+    "cara": cara_rest,
+    "cara-attention": cara,
     "vera": vera,
     "tensorpeft": tensorpeft,
     "rslora": lora,
@@ -308,6 +315,7 @@ DENSE = {
     "metatt-6d": chain,
 }
 DENSE |= {name: _tenslora(name) for name in (f"tenslora-{c}{f}" for f in ("", "-cp", "-tt", "-ring") for c in TENSLORA)}
+BIASES = {"cara": ("b",)}
 OVER_RANK = {"lora", "conv-lora", "multi-lora", "moe-lora", "metalora-cp", "metalora-tr", "metalora-square"}
 OVER_RANK |= {
     "lotr",
@@ -326,6 +334,7 @@ OVER_RANK |= {"mtl-lora", "task-lora", "moe-lora-shared"}
 
 def delta(method, factors, alpha=None, rank=None):
     """alpha / r (of OVER_RANK, else alpha) times the dense Delta W of one example; alpha None is a scale of one."""
+    factors = {name: value for name, value in factors.items() if name not in BIASES.get(method, ())}
     rank = max(rank) if isinstance(rank, tuple) else rank
     over = {"rslora": 3**0.5}.get(method, rank if method in OVER_RANK else 1)  # rslora's case has rank 3
     scale = 1.0 if alpha is None else alpha / over

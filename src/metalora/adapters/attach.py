@@ -45,6 +45,7 @@ def attach(
     _check_factors(config, method)
     kinds = inits(config, method)
     placement = place(find_targets(model, config.targets, config.exclude), config, method)
+    _check_biases(placement, method)
     adapter = Adapter(config, method, placement, _initial_factors(config, kinds, placement))
     targets = list(adapter.targets.values())
     device, dtype = _device_and_dtype(model, targets)
@@ -135,6 +136,12 @@ def _check_factors(config: AdapterConfig, method: Method) -> None:
             f"method {method.name!r}: tasks={config.tasks}, expected {'at least 1' if config.tasks < 1 else '1'}"
             + ("" if config.tasks < 1 else "; it has no task mode")
         )
+
+
+def _check_biases(placement: Placement, method: Method) -> None:
+    for path, one in placement.places.items():
+        if one.network.biases and one.network.form == "cut" and one.target.kind == "embedding":
+            raise ValueError(f"target {path!r}: method {method.name!r} has biases there, and an embedding has none")
 
 
 def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement: Placement) -> dict[str, torch.Tensor]:
@@ -249,7 +256,8 @@ def check_untied(adapter: Adapter, what: str) -> None:
 def merge(model: nn.Module, condition: Condition | None = None) -> None:
     """Add every Delta W to its base weight; the originals are kept, so `unmerge` restores their very bits.
 
-    A generated adapter needs a condition of one (a snapshot). ValueError if Delta W is not finite; nothing is changed.
+    A generated adapter needs a condition of one (a snapshot). ValueError if Delta W is not finite, if a method's bias
+    has none of the base to be added to, or if there is no Delta W (a bottleneck); nothing is changed.
     """
     adapter = _required(model, "merge")
     if adapter.merged:
@@ -258,15 +266,21 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     if condition is not None and len(condition) != 1:
         raise ValueError(f"merge: the condition is for {len(condition)} examples; merge one (condition.mean())")
     check_untied(adapter, "merge")
-    merged = {}
+    values, merged, shifts = None if condition is None else condition.values, {}, {}
     for path, layer in adapter.layers.items():
         weight, delta = layer.base.weight, adapter.delta(path, condition)
         if not torch.isfinite(delta).all():
             raise ValueError(f"merge: NaNs detected in the merged weights of target {path!r}")
         merged[path] = (weight.to(delta.dtype) + delta).to(weight.dtype)
+        shifts[path] = layer.shift(values)
+        if shifts[path] is not None and layer.base.bias is None:
+            raise ValueError(f"merge: target {path!r} has no bias that {adapter.method.name}'s could be added to")
     for path, layer in adapter.layers.items():
         layer.original = layer.base.weight.detach().clone()
         layer.base.weight.data.copy_(merged[path])
+        if shifts[path] is not None:
+            layer.original_bias = layer.base.bias.detach().clone()
+            layer.base.bias.data.add_(shifts[path].to(layer.base.bias.dtype))
 
 
 @torch.no_grad()
@@ -275,4 +289,6 @@ def unmerge(model: nn.Module) -> None:
     for layer in _required(model, "unmerge").layers.values():
         if layer.original is not None:
             layer.base.weight.data.copy_(layer.original)
-            layer.original = None
+            if layer.original_bias is not None:
+                layer.base.bias.data.copy_(layer.original_bias)
+            layer.original = layer.original_bias = None

@@ -22,7 +22,7 @@ class BottleneckLayer(nn.Module):
     `.weight` fails loudly instead of ignoring the adapter.
     """
 
-    original = None  # it is never merged
+    original = original_bias = None  # it is never merged
 
     def __init__(self, base: nn.Module, target: Target, cut: Bottleneck, adapter: nn.Module):
         super().__init__()

@@ -33,7 +33,7 @@ def inits(config: AdapterConfig, method: Method) -> dict[str, str]:
             raise ValueError(f"method {method.name!r}: init names factor {factor!r}{nearest(factor, method.factors)}")
     found = {**method.init, **chosen}
     for factor in (*method.frozen, *config.frozen):
-        if found[factor] == "zeros":
+        if found[factor] == "zeros" and factor not in method.biases:
             raise ValueError(
                 f"method {method.name!r}: frozen factor {factor} starts at zero, so Delta W would always be zero"
             )

@@ -29,7 +29,9 @@ class AdaptedLayer(nn.Module):
         super().__init__()
         self.base, self.target, self.cut = base, target, cut
         self._owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
+        self.biases = adapter.placement.places[target.path].network.biases
         self.original: Tensor | None = None  # the base's weight while merged
+        self.original_bias: Tensor | None = None
         self.input_size = prod(target.sizes.get(mode, 1) for mode in INPUT_MODES)
         self.positions_per_step = prod(getattr(base, "stride", (1,)))
         self.plain = type(base).forward is getattr(self.plain_base, "forward", None)
@@ -42,8 +44,8 @@ class AdaptedLayer(nn.Module):
         n = adapter.batch_of(self.target, self.examples(x))
         if self.weight_first(x, n):
             delta = self.dense(factors)[0]
-            return self.apply_weight(x, self.base.weight + delta.to(self.base.weight.dtype))
-        y = self.base(x)
+            return self.shifted(self.apply_weight(x, self.base.weight + delta.to(self.base.weight.dtype)), factors)
+        y = self.shifted(self.base(x), factors)
         cut = self.cut
         if cut.whole:
             change = adapter.rank_dropout(self.through(x, factors, y.dtype))
@@ -63,6 +65,21 @@ class AdaptedLayer(nn.Module):
         if batched and n == 1:
             up = up[0]
         return y + self.restore(self.expand(h, up * adapter.scale), y)
+
+    def shifted(self, y: Tensor, factors: dict[str, Tensor]) -> Tensor:
+        """y + scale . bias, of a method that has biases."""
+        for bias in self._shifts(factors):
+            y = y + self.along_channels(bias, y).to(y.dtype)
+        return y
+
+    def _shifts(self, factors: dict[str, Tensor]) -> list[Tensor]:
+        """The scaled biases, each (n, o)."""
+        return [(factors[f] * self._owner[0].scale).reshape(-1, self.target.sizes["out"]) for f in self.biases]
+
+    def shift(self, condition_values: dict[str, Tensor] | None) -> Tensor | None:
+        """The scaled bias of one condition, (o,); None of a method without biases."""
+        found = self._shifts(self._owner[0].read(self.target, condition_values))
+        return sum(found)[0] if found else None
 
     def weight_first(self, x: Tensor, n: int) -> bool:
         """Whether base(x) with W + Delta W costs fewer multiply-adds than base(x) and the cut beside it.
@@ -134,6 +151,10 @@ class AdaptedLayer(nn.Module):
         return left.reshape(cut.left_rank, *inputs), up.reshape(cut.left_rank, -1) * adapter.scale
 
     # ---- what differs between layer kinds; linear-like by default --------------------------------------------------
+    def along_channels(self, bias: Tensor, y: Tensor) -> Tensor:
+        """(n, o) as it is added to an output."""
+        return bias[0] if len(bias) == 1 else bias.reshape(len(bias), *[1] * (y.ndim - 2), -1)
+
     def examples(self, x: Tensor) -> int:
         """The number of examples in an input, its first axis."""
         return len(x) if x.ndim > 1 else 1
@@ -213,6 +234,9 @@ class AdaptedConv(AdaptedLayer):
         if x.ndim == 1 + len(self.base.kernel_size):  # one example without a batch axis
             return super().forward(x[None])[0]
         return super().forward(x)
+
+    def along_channels(self, bias: Tensor, y: Tensor) -> Tensor:
+        return bias.reshape(*bias.shape, *[1] * (y.ndim - 2))
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
         base, spatial = self.base, len(self.base.kernel_size)

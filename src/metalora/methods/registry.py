@@ -43,6 +43,7 @@ METHODS: dict[str, Method] = {
         lorta.LORTA,
         lorta.LORTA_IN,
         cara.CARA,
+        cara.CARA_ATTENTION,
         vera.VERA,
         tensorpeft.TENSORPEFT,
         lora.RSLORA,
