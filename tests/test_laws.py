@@ -316,6 +316,8 @@ PEFT_CASES = {
         "lokr",
         "tt-lora",
         "quanta",
+        "lokr-full",
+        "miss",
         "cara",
         "tenslora-qkv-depth-ranks",
         "metatt-4+1d-tasks",

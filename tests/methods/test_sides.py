@@ -70,6 +70,18 @@ def test_the_side_of_the_heads_is_told_by_the_name():
     assert found == {"h.0.attn.c_attn": "out", "h.0.attn.c_proj": "in", "h.0.mlp.c_proj": ""}
 
 
+def test_lorta_has_the_heads_on_their_own_side():
+    """Blocks of heads on the outputs of q, k and v, of the transpose behind the attention: the same five factors."""
+    model, adapter, f = made("lorta-auto", targets="q_proj,k_proj,v_proj,o_proj")
+    for layer in range(LAYERS):
+        for p, name in enumerate(("q_proj", "k_proj", "v_proj", "o_proj")):
+            rows = f["C_H"] * f["C_L"][layer] * f["C_P"][p]
+            blocks = torch.cat([f["A"] @ (row * f["B"]).T for row in rows], 1)
+            want = 0.7 / RANK * (blocks.T if name == "o_proj" else blocks)
+            close(delta(adapter, f"{layer}.attn.{name}"), want)
+    assert [value.shape[0] for value in f.values()] == [WIDTH, HEADS, LAYERS, 4, SIZE]
+
+
 def test_cara_has_two_tensors_and_the_slices_of_the_paper():
     """Slice k = 9 l + (o, fc1 x 4, fc2 x 4) of S_k = sum_r w_r P1[k,r] P2[:,r] P3[:,r]: S^T but for fc2."""
     model, adapter, f = made("cara", widths="chunk")

@@ -183,6 +183,20 @@ def lokr(C, A, B):
     return dense.reshape(*inner.shape[:-2], *dense.shape[1:])
 
 
+def lokr_full(C, D):
+    """LoKr with two full factors."""
+    places = D.flatten(0, -3) if D.ndim > 2 else D[None]
+    dense = torch.stack([torch.kron(C, place) for place in places])
+    return dense.reshape(*D.shape[:-2], *dense.shape[1:])
+
+
+def miss(A, D):
+    """MiSS, arXiv:2409.15371: row i of the flat inputs is row i mod r of D."""
+    rows = A.shape[:-1].numel()
+    assert torch.equal(A.flatten(0, -2).argmax(1), torch.arange(rows) % len(D)) and A.sum() == rows
+    return D[torch.arange(rows) % len(D)].reshape(*A.shape[:-1], -1)
+
+
 def locon_tucker(A, M, B):
     """LoCon with a Tucker core: a 1 x 1 map down, the kernel among the ranks, a 1 x 1 map up."""
     return A @ M @ B
@@ -293,6 +307,9 @@ DENSE = {
     "adalora": adalora,
     "loha": loha,
     "lokr": lokr,
+    "lokr-full": lokr_full,
+    "miss": miss,
+    "lorta-auto": lorta,
     "locon-tucker": locon_tucker,
     "loha-tucker": loha_tucker,
     "lokr-tucker": lokr_tucker,
@@ -321,6 +338,7 @@ OVER_RANK |= {
     "lotr",
     "lorta",
     "lorta-in",
+    "lorta-auto",
     "adalora",
     "loha",
     "lokr",

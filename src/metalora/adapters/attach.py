@@ -146,8 +146,9 @@ def _check_biases(placement: Placement, method: Method) -> None:
 
 def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement: Placement) -> dict[str, torch.Tensor]:
     method = method_of(config)
+    sizes = {view.key: one.sizes for one in placement.places.values() for view in one.views.values()}
     values = {
-        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key, method.network)
+        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key, method.network, sizes[key])
         for key, one in placement.stored.items()
         if one.factor in kinds
     }

@@ -26,4 +26,5 @@ FACT_TK = Method(
     copies="",
     scale="alpha",
     any_rank=True,
+    notes="Slices are frontal, as in the paper; its code reads an MLP's (r, r, 4) as (r, 4 r), which interleaves four.",
 )

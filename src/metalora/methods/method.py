@@ -8,7 +8,7 @@ from typing import Any, Literal
 from metalora.network.formats import tt
 from metalora.network.network import Form, Network
 
-INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal", "by_rank", "gate")
+INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal", "by_rank", "gate", "unit", "tiled")
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Method:
     export        closed form of the rank of its exact LoRA export, the width of the cut, at a wide target; or "none"
     folds         axis of the weight -> the modes it is cut into, slowest first ({"out": "head hdim"})
     terms         groups of factors whose products are added (a shared LoRA and one a task); empty: one product
-    form          "cut": Delta W is the network; "circuit": what the network is now less what it was at the start, so
-                  that it may start anywhere: gates as wide as the weight, applied one after another; "bottleneck":
+    form          "cut": Delta W is the network; "circuit": gates as wide as the weight, applied one after another, and
+                  if none of them starts at zero, less what they were at the start; "bottleneck":
                   the maps of the two terms behind the layer, from its output to `hidden` numbers (config.digits gives
                   others) and back, with the `activation` between them: no Delta W
     biases        factors that are added with the scale, not multiplied: to the output, which they have as "out" even
@@ -87,8 +87,10 @@ class Method:
 
     @property
     def starts(self) -> dict[str, str]:
-        """Frozen copy of its start -> factor, for all factors of a circuit."""
-        return {f"{factor}_0": factor for factor in self.factors} if self.form == "circuit" else {}
+        """Frozen copy of its start -> factor, for all factors of a circuit that does not start at zero."""
+        if self.form != "circuit" or "zeros" in self.init.values():
+            return {}
+        return {f"{factor}_0": factor for factor in self.factors}
 
     @property
     def fixed(self) -> tuple[str, ...]:
