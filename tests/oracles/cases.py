@@ -141,6 +141,9 @@ CASES = {
     "task-lora-tasks": Case("task-lora", 2, 7.0, tasks=3),
     "moe-lora-shared": Case("moe-lora-shared", 4, 7.0),
     "moe-lora-shared-tasks": Case("moe-lora-shared", 4, 7.0, tasks=3),
+    "moe-lora-task": Case("moe-lora-task", 4, 7.0),
+    "moe-lora-task-tasks": Case("moe-lora-task", 4, 7.0, tasks=3),
+    "moe-lora-task-G": Case("moe-lora-task", 4, None, ("G",)),
     "moe-lora-shared-g": Case("moe-lora-shared", 4, 7.0, ("g",)),
     "tenslora-att-qkv-core": Case("tenslora-att-qkv", (3, 2, 2, 2), None, ("core",)),
 }

@@ -287,6 +287,11 @@ def loretta_adp(z, D1, D2, D3, D4, D5, U1, U2, U3, U4, U5, b, c):
 BOTTLENECKS = {"loretta-adp": loretta_adp}
 
 
+def moe_lora_task(A, E, G, B):
+    """MOELoRA with an embedding of the task: sum_n softmax(E[t] G)_n A_n B_n."""
+    return moe_lora_shared(A, _one(E, 0, 2) @ G, B)
+
+
 def cara_rest(w2, P1, P2, P3):
     """CaRA's second tensor where no inputs are cut: the transpose of sum_t w2_t P1[k,t] P2[a,t] P3[b,t]."""
     return sum(w2[t] * P1[0, 0, t] * _outer(P3[..., t], P2[:, t]) for t in range(len(w2)))
@@ -319,6 +324,7 @@ DENSE = {
     "mtlora": mtlora,
     "task-lora": task_lora,
     "moe-lora-shared": moe_lora_shared,
+    "moe-lora-task": moe_lora_task,
     "lora": lora,
     "conv-lora": lora,
     "multi-lora": multi_lora,
@@ -347,7 +353,7 @@ OVER_RANK |= {
     "lokr-tucker",
     "loretta-rep",
 }
-OVER_RANK |= {"mtl-lora", "task-lora", "moe-lora-shared"}
+OVER_RANK |= {"mtl-lora", "task-lora", "moe-lora-shared", "moe-lora-task"}
 
 
 def delta(method, factors, alpha=None, rank=None):

@@ -157,8 +157,8 @@ class Adapter(nn.Module):
                 value = picked(values[view.key], view, offset=1)
             else:
                 value = self._stored(view)
-            found[factor] = (value / self.method.temperature).softmax(-1) if factor in self.method.gates else value
-        return found
+            found[factor] = value
+        return self.method.gated(found)
 
     def _stored(self, view: View) -> Tensor:
         """A target's slice: from the stack that the forward cut once (backward 8 times faster), else cut here."""

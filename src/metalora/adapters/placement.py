@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from metalora.adapters.targets import Target
@@ -39,13 +39,17 @@ class View:
 
 @dataclass(frozen=True)
 class Place:
-    """A target in the network: the network that is left there, the sizes of its modes, its coordinates, its views."""
+    """A target in the network: the network that is left there, the sizes of its modes, its coordinates, its views.
+
+    made: factors of the network that are products of others, which the target reads
+    """
 
     target: Target
     network: Network
     sizes: dict[str, int]
     coords: dict[str, Index]
     views: dict[str, View]
+    made: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> P
         left = method.network.at([*_absent(one.target), *picked, "task"], one.folds)
         if one.turned:
             left, sizes = left.turned(), turned(sizes)
-        places[path] = Place(one.target, left, sizes, one.coords, views)
+        made = {name: tuple(spec.split()) for name, spec in method.made.items()}
+        places[path] = Place(one.target, left.composed(made), sizes, one.coords, views, made)
     return Placement(places, stored)
 
 
@@ -169,7 +174,8 @@ def _bonds(
 ) -> dict[str, dict[str, int]]:
     """Path -> bond -> size; the same for all targets that read a copy of some factor with the bond in common."""
     wanted, network = method.bond_sizes(config.rank, config.experts), method.network
-    found = {path: {bond: one.sizes[mode] for bond, mode in method.wires.items()} for path, one in located.items()}
+    tied = method.wires.items()
+    found = {path: {bond: one.sizes.get(to, to) for bond, to in tied} for path, one in located.items()}
     for bond in wanted:
         copies = frozenset.intersection(*(method.copies_of(f) for f, term in network.factors.items() if bond in term))
         for paths in _grouped(located, copies).values():

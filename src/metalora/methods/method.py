@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, reduce
+from operator import matmul
+from typing import TYPE_CHECKING, Any, Literal
 
 from metalora.network.formats import tt
 from metalora.network.network import Form, Network
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal", "by_rank", "gate", "unit", "tiled")
 
@@ -30,7 +34,7 @@ class Method:
                   others) and back, with the `activation` between them: no Delta W
     biases        factors that are added with the scale, not multiplied: to the output, which they have as "out" even
                   where it is folded, or to what is hidden
-    wires         bond -> the mode whose size it has; the other bonds are ranks
+    wires         bond -> the mode whose size it has, or its size; the other bonds are ranks
     turned        "heads": where the heads are on the input side, behind the attention, the network is that of the
                   weight's transpose; "chunks": that of the transpose unless the weight is cut along its inputs
     parts         methods that take the targets among them; its other fields are theirs together (see `joined`)
@@ -40,6 +44,7 @@ class Method:
                   for one network of the whole model; or factor -> that. Targets index the coordinates that are modes
     frozen        factors that are not learned: made from the seed, never saved
     generated     factors that a mapping net makes by default; their stored value is the condition-free c0
+    made          factors of the network that are products of learned ones, a vector times matrices: {"g": "E G"}
     gates         factors whose values pass through a softmax over the expert mode, at `temperature`
     scale         what multiplies Delta W; r is the configured rank (the largest, if there is one per bond)
     any_rank      a rank above what the modes allow is taken as it is, as published ranks are, unless config.clip_rank
@@ -61,7 +66,7 @@ class Method:
     activation: str = ""
     hidden: int = 0
     biases: tuple[str, ...] = ()
-    wires: Mapping[str, str] = field(default_factory=dict)
+    wires: Mapping[str, str | int] = field(default_factory=dict)
     turned: Literal["", "heads", "chunks"] = ""
     parts: "tuple[Method, ...]" = ()
     where: Literal["", "heads", "rest"] = ""
@@ -69,6 +74,7 @@ class Method:
     copies: str | Mapping[str, str] = "target"
     frozen: tuple[str, ...] = ()
     generated: tuple[str, ...] = ()
+    made: Mapping[str, str] = field(default_factory=dict)
     gates: tuple[str, ...] = ()
     temperature: float = 1.0
     scale: Literal["alpha/r", "alpha/sqrt(r)", "alpha"] = "alpha/r"
@@ -111,6 +117,14 @@ class Method:
         factor = self.starts.get(factor, factor)
         copies = self.copies if isinstance(self.copies, str) else self.copies[factor]
         return frozenset(("target", "layer", "proj") if copies == "target" else copies.split())
+
+    def gated(self, values: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+        """The factors of one target as its network takes them: products made, gates through their softmax."""
+        found = dict(values)
+        for name, spec in self.made.items():
+            first, *rest = (found.pop(factor) for factor in spec.split())
+            found[name] = reduce(matmul, rest, first.unsqueeze(-2)).squeeze(-2)
+        return {f: (v / self.temperature).softmax(-1) if f in self.gates else v for f, v in found.items()}
 
     @property
     def shared(self) -> bool:

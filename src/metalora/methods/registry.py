@@ -65,6 +65,7 @@ METHODS: dict[str, Method] = {
         multitask.MTLORA,
         multitask.TASK_LORA,
         multitask.MOE_LORA_SHARED,
+        multitask.MOE_LORA_TASK,
     )
 }
 

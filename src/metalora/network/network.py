@@ -1,7 +1,7 @@
 """A tensor network: factors over named modes; needs no torch."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal, TypeVar
 
@@ -82,6 +82,14 @@ class Network:
         """The network that is left when modes are indexed away, or do not exist at a target (kh, kw of a Linear)."""
         kept = {name: tuple(m for m in term if m not in dropped) for name, term in self.factors.items()}
         return Network(kept, self.folds if folds is None else folds, self.terms, self.form, self.biases)
+
+    def composed(self, made: Mapping[str, Sequence[str]]) -> "Network":
+        """The network in whose place some factors are one product: it has the modes that they do not share."""
+        factors = dict(self.factors)
+        for name, parts in made.items():
+            modes = [mode for part in parts for mode in factors.pop(part)]
+            factors[name] = tuple(mode for mode in modes if modes.count(mode) == 1)
+        return replace(self, factors=factors)
 
     def turned(self) -> "Network":
         """The network of the transpose: inputs are outputs."""
