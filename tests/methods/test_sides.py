@@ -152,6 +152,33 @@ def test_biases_need_a_place():
     assert type(table[0]) is nn.Embedding
 
 
+@pytest.mark.parametrize("method", ("fact-tk", "fact-tk-code"))
+def test_slices_of_fact_and_of_its_code(method):
+    """Frontal slices S_k; its code views the S of fc1 and fc2, (r, r, 4), as (r, 4 r), and the latter transposed."""
+    model, adapter, f = made(method, widths="chunk")
+    slices = torch.einsum("abc,clk->lkab", f["C"], f["P"])  # of layer, k = q, k, v, o, fc1 x 4, fc2 x 4
+    for layer in range(LAYERS):
+        first, second = slices[layer, 4:8], slices[layer, 8:12]
+        if method == "fact-tk-code":
+            one, two = (s.permute(1, 2, 0).reshape(RANK, 4 * RANK) for s in (first, second))
+            first, second = one.split(RANK, 1), [block.T for block in two.split(RANK, 1)]
+        for k, name in enumerate(("q_proj", "k_proj", "v_proj", "o_proj")):
+            close(delta(adapter, f"{layer}.attn.{name}"), 0.7 * f["U"] @ slices[layer, k] @ f["V"])
+        close(delta(adapter, f"{layer}.fc1"), 0.7 * torch.cat([f["U"] @ s @ f["V"] for s in first], 1))
+        close(delta(adapter, f"{layer}.fc2"), 0.7 * torch.cat([f["U"] @ s @ f["V"] for s in second], 0))
+    x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
+    want = model(x)
+    merge(model)
+    close(model(x), want)
+
+
+def test_mixed_slices_have_one_rank_for_good():
+    with pytest.raises(ValueError, match="its slices are mixed with its bonds, so rank is one number"):
+        attach(transformer(), AdapterConfig("fact-tk-code", (2, 3, 2), targets=ALL, widths="chunk"))
+    with pytest.raises(ValueError, match="sweep: the factors of 'fact-tk-code' are no chain"):
+        sweep(made("fact-tk-code", widths="chunk")[0], rank=2)
+
+
 def test_cara_without_one_of_its_tensors():
     """Only q, k and v: the factors of the second tensor do not exist, and rank by name may leave it out or not."""
     model = transformer()

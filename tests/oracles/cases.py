@@ -102,6 +102,8 @@ CASES = {
     "lotr-U": Case("lotr", 2, None, ("U",)),
     "fact-tt": Case("fact-tt", (2, 3), 0.7),
     "fact-tk": Case("fact-tk", (2, 3, 2), 0.7),
+    "fact-tk-code": Case("fact-tk-code", 2, 0.7),
+    "fact-tk-code-P": Case("fact-tk-code", 2, 0.7, ("P",)),
     "lorta": Case("lorta", 3, 0.7),
     "lorta-auto": Case("lorta-auto", 3, 0.7),
     "lorta-in": Case("lorta-in", 3, 0.7, head_dim=1),

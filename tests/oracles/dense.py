@@ -302,6 +302,7 @@ DENSE = {
     "lotr": lotr,
     "fact-tt": lambda U, S, V: lotr(U, S, V),
     "fact-tk": fact_tk,
+    "fact-tk-code": fact_tk,
     "lorta": lorta,
     "lorta-in": lorta_in,
     "cara": cara_rest,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.conditioning import Condition, Conditioner
 from metalora.adapters.features import Inputs, Recorder, run, token_mask
+from metalora.adapters.made import taken
 from metalora.adapters.placement import Placement, View, stack_axes
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig, nearest
@@ -158,7 +159,7 @@ class Adapter(nn.Module):
             else:
                 value = self._stored(view)
             found[factor] = value
-        return self.method.gated(found)
+        return taken(self.placement.places[target.path], self.method, found)
 
     def _stored(self, view: View) -> Tensor:
         """A target's slice: from the stack that the forward cut once (backward 8 times faster), else cut here."""

@@ -94,7 +94,7 @@ def adapter_of(model: nn.Module) -> Adapter | None:
 
 def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum | Circuit | Bottleneck:
     """The cut of a network at a target, or what it has in its place, contractions planned with the real sizes."""
-    batched = [*batched, *(name for name, parts in place.made.items() if {*parts} & {*batched})]
+    batched = [*batched, *(name for name, made in place.made.items() if {*made.parts} & {*batched})]
     if place.network.form != "cut":
         return {"circuit": Circuit, "bottleneck": Bottleneck}[place.network.form](place.network, place.sizes, batched)
     cuts = [Cut(one, place.sizes, batched) for one in place.network.summands()]

@@ -69,7 +69,11 @@ def pieces_of(adapter: Adapter) -> list[Piece]:
     }
     groups = [part for part in parts(list(inside.values())) if len(part) > 1]
     groups = [tuple(learned[k] for k in part) for part in groups]
-    if method.uses_experts or any(wiring([inside[factor] for factor in group]) is None for group in groups):
+    if (
+        method.uses_experts
+        or method.mixed_slices
+        or any(wiring([inside[factor] for factor in group]) is None for group in groups)
+    ):
         raise ValueError(f"sweep: the factors of {method.name!r} are no chain, tree, ring or CP, so they have no sweep")
     if not groups:
         raise ValueError(f"sweep: {method.name!r} has no two neighbouring factors that are learned")

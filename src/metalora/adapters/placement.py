@@ -38,6 +38,19 @@ class View:
 
 
 @dataclass(frozen=True)
+class Made:
+    """A factor of a target's network that is a contraction of others, which the target reads.
+
+    modes: those of the contraction; shape: the sizes of the factor's own modes, which may be the same numbers otherwise
+    """
+
+    parts: tuple[str, ...]
+    terms: tuple[Modes, ...]
+    modes: Modes
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Place:
     """A target in the network: the network that is left there, the sizes of its modes, its coordinates, its views.
 
@@ -49,7 +62,7 @@ class Place:
     sizes: dict[str, int]
     coords: dict[str, Index]
     views: dict[str, View]
-    made: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    made: dict[str, Made] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,9 +101,26 @@ def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> P
         left = method.network.at([*_absent(one.target), *picked, "task"], one.folds)
         if one.turned:
             left, sizes = left.turned(), turned(sizes)
-        made = {name: tuple(spec.split()) for name, spec in method.made.items()}
-        places[path] = Place(one.target, left.composed(made), sizes, one.coords, views, made)
+        left, made = _composed(left, sizes, method)
+        places[path] = Place(one.target, left, sizes, one.coords, views, made)
     return Placement(places, stored)
+
+
+def _composed(network: Network, sizes: Mapping[str, int], method: Method) -> tuple[Network, dict[str, Made]]:
+    """The network with the method's made factors in place of what they are made of."""
+    found = {}
+    for name, spec in method.made.items():
+        parts = tuple(spec.split())
+        terms = tuple(network.factors[part] for part in parts)
+        every = [mode for term in terms for mode in term]
+        modes = tuple(mode for mode in every if every.count(mode) == 1)
+        own = modes
+        if method.mixed_slices and "proj" in modes:
+            a, b, slices = modes
+            own = (b, slices, a) if "proj" in network.inputs else (a, slices, b)
+        found[name] = Made(parts, terms, modes, tuple(sizes[mode] for mode in own))
+        network = network.composed(name, parts, own)
+    return network, found
 
 
 def _placed_apart(targets: Sequence[Target], config: AdapterConfig, method: Method) -> Placement:

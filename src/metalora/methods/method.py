@@ -2,15 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
-from operator import matmul
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import Any, Literal
 
 from metalora.network.formats import tt
 from metalora.network.network import Form, Network
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal", "by_rank", "gate", "unit", "tiled")
 
@@ -44,7 +40,9 @@ class Method:
                   for one network of the whole model; or factor -> that. Targets index the coordinates that are modes
     frozen        factors that are not learned: made from the seed, never saved
     generated     factors that a mapping net makes by default; their stored value is the condition-free c0
-    made          factors of the network that are products of learned ones, a vector times matrices: {"g": "E G"}
+    made          factors of the network that are contractions of learned ones: {"g": "E G"}
+    mixed_slices  whether, of a weight that is cut into slices, the made factor's numbers (a, b, slice) are read as
+                  (a, slice, b), or (b, slice, a) if its inputs are cut, as if by a reshape
     gates         factors whose values pass through a softmax over the expert mode, at `temperature`
     scale         what multiplies Delta W; r is the configured rank (the largest, if there is one per bond)
     any_rank      a rank above what the modes allow is taken as it is, as published ranks are, unless config.clip_rank
@@ -75,6 +73,7 @@ class Method:
     frozen: tuple[str, ...] = ()
     generated: tuple[str, ...] = ()
     made: Mapping[str, str] = field(default_factory=dict)
+    mixed_slices: bool = False
     gates: tuple[str, ...] = ()
     temperature: float = 1.0
     scale: Literal["alpha/r", "alpha/sqrt(r)", "alpha"] = "alpha/r"
@@ -117,14 +116,6 @@ class Method:
         factor = self.starts.get(factor, factor)
         copies = self.copies if isinstance(self.copies, str) else self.copies[factor]
         return frozenset(("target", "layer", "proj") if copies == "target" else copies.split())
-
-    def gated(self, values: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-        """The factors of one target as its network takes them: products made, gates through their softmax."""
-        found = dict(values)
-        for name, spec in self.made.items():
-            first, *rest = (found.pop(factor) for factor in spec.split())
-            found[name] = reduce(matmul, rest, first.unsqueeze(-2)).squeeze(-2)
-        return {f: (v / self.temperature).softmax(-1) if f in self.gates else v for f, v in found.items()}
 
     @property
     def shared(self) -> bool:
@@ -199,6 +190,8 @@ class Method:
                 raise ValueError(f"method {self.name!r}: rank of bond {bond!r} is {size}, expected at least 1")
         if self.uses_experts and experts < 1:
             raise ValueError(f"method {self.name!r}: experts is {experts}, expected at least 1")
+        if self.mixed_slices and len({*sizes.values()}) > 1:
+            raise ValueError(f"method {self.name!r}: its slices are mixed with its bonds, so rank is one number")
         if self.split_rank:
             sizes = {bond: self._per_expert(size, experts) for bond, size in sizes.items()}
         return sizes

@@ -41,6 +41,7 @@ METHODS: dict[str, Method] = {
         lotr.LOTR,
         fact.FACT_TT,
         fact.FACT_TK,
+        fact.FACT_TK_CODE,
         lorta.LORTA,
         lorta.LORTA_IN,
         lorta.LORTA_AUTO,

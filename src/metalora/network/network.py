@@ -83,13 +83,10 @@ class Network:
         kept = {name: tuple(m for m in term if m not in dropped) for name, term in self.factors.items()}
         return Network(kept, self.folds if folds is None else folds, self.terms, self.form, self.biases)
 
-    def composed(self, made: Mapping[str, Sequence[str]]) -> "Network":
-        """The network in whose place some factors are one product: it has the modes that they do not share."""
-        factors = dict(self.factors)
-        for name, parts in made.items():
-            modes = [mode for part in parts for mode in factors.pop(part)]
-            factors[name] = tuple(mode for mode in modes if modes.count(mode) == 1)
-        return replace(self, factors=factors)
+    def composed(self, name: str, parts: Sequence[str], modes: Modes) -> "Network":
+        """The network with a factor of these modes in place of some."""
+        kept = {factor: term for factor, term in self.factors.items() if factor not in parts}
+        return replace(self, factors={**kept, name: modes})
 
     def turned(self) -> "Network":
         """The network of the transpose: inputs are outputs."""
