@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Only one sample available", "ign
 PLAN = "plan --model roberta-base --targets query,value"
 INSPECT = "inspect --model timm:resnet18"
 EXPORT, RESNET = "export {}/adapter.safetensors --to lora", "--model timm:resnet10t@{}/resnet.safetensors"
+SPECTRA = "--targets layer1.0.conv1 --match-params 3000 --by-spectra"
 RUN = """
 suite: attributes
 data: digits
@@ -97,6 +98,8 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
     "plan": (f"{PLAN} --method metatt-4d --rank 8", 0, "13,184 parameters at 24 targets"),
     "plan of a number": (f"{PLAN} --method lotr --match-params 73728", 0, "ranks r1 32, r2 32"),
     "plan of one rank": (f"{PLAN} --method fact-tk --match-rank 8", 0, "ranks r1 8, r2 8, r3 8"),
+    "plan by spectra of nothing": (f"{PLAN} --by-spectra", 2, "--by-spectra shares out the parameters of"),
+    "plan by spectra": (f"plan {RESNET} --method tenslora-depth {SPECTRA}", 0, "tenslora-depth on timm:resnet10t@"),
     "plan of both": (f"{PLAN} --match-rank 8 --match-params 9", 2, "either --match-params or --match-rank"),
     "plan of too few": (f"{PLAN} --match-params 9", 2, "match_params 9: 'lora' has 36864 numbers at rank 1"),
     "methods as markdown": ("methods --markdown", 0, "# Methods"),

@@ -32,11 +32,13 @@ from oracles.cases import (
     SOURCES,
     attached,
     conv_net,
+    factors_of,
     images,
     oracle_delta,
+    oracle_shift,
     randomise,
 )
-from oracles.dense import DENSE
+from oracles.dense import BOTTLENECKS, DENSE
 from oracles.layers import LAYERS, Layer, apply
 
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
@@ -44,7 +46,10 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "counts.json").read_text
 QUERY_VALUE = {"r": ("query", "value"), "l": ("q_proj", "v_proj")}
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 EVERY_CELL = pytest.mark.every_cell  # case x layer; conftest.py says which
+EVERY_DELTA = pytest.mark.every_cell(delta=True)
+EVERY_BOTTLENECK = pytest.mark.every_cell(delta=False)
 EVERY_SIZE = pytest.mark.parametrize("size", ("few", "many", "many, cut"))
+BOTTLENECK_CASES = {name: case for name, case in CASES.items() if not case.has_delta}
 GENERATED = {name: case for name, case in CASES.items() if case.per_example}
 STATIC = {name: case for name, case in CASES.items() if not case.per_example}
 
@@ -55,7 +60,7 @@ def close(got, want):
 
 def test_the_tables_cover_the_registry():
     """A method that nobody tests is the first thing to go wrong."""
-    assert {case.method for case in CASES.values()} == set(DENSE) == set(METHODS) == set(metalora.methods())
+    assert {case.method for case in CASES.values()} == {*DENSE, *BOTTLENECKS} == set(METHODS) == set(metalora.methods())
     assert {row["method"] for row in GOLDEN} == set(METHODS)
     assert {case.method for case in GENERATED.values()} >= {m.name for m in METHODS.values() if m.generated}
 
@@ -73,7 +78,7 @@ def test_1_starts_as_the_base(case, layer):
 
 # ---- 2 forward = base + dense Delta W -------------------------------------------------------------------------------
 @EVERY_SIZE
-@EVERY_CELL
+@EVERY_DELTA
 def test_2_forward_is_base_plus_dense_delta(case, layer, size):
     model, adapter, x, condition = attached(case, layer, size)
     got = model(x, **condition)
@@ -81,7 +86,8 @@ def test_2_forward_is_base_plus_dense_delta(case, layer, size):
     for i in range(len(x)):
         dense = oracle_delta(case, layer, adapter, condition.get("condition"), i)
         assert dense.abs().max() > 1e-3
-        close(got[i : i + 1], apply(base, x[i : i + 1], base.weight + dense))
+        shift = oracle_shift(case, layer, adapter, condition.get("condition"), i)
+        close(got[i : i + 1], apply(base, x[i : i + 1], base.weight + dense) + shift)
 
 
 @pytest.mark.parametrize("kind", ("linear", "conv1d", "conv2d"))
@@ -96,7 +102,20 @@ def test_2_the_sizes_run_both_paths(kind):
         assert len(ran) == want
 
 
-@EVERY_CELL
+@EVERY_BOTTLENECK
+def test_2_a_bottleneck_is_a_function_of_the_output(case, layer):
+    model, adapter, x, condition = attached(case, layer, "many")
+    got = model(x, **condition)
+    axis = {"conv1d": 1, "conv2d": 1}.get(layer.kind, -1)
+    for i in range(len(x)):
+        z = model[0].base(x[i : i + 1]).movedim(axis, -1)
+        factors = factors_of(adapter, "0", condition.get("condition"), i)
+        want = z + (case.alpha or 1.0) * BOTTLENECKS[case.method](z, **factors)
+        assert (want - z).abs().max() > 1e-3
+        close(got[i : i + 1], want.movedim(-1, axis))
+
+
+@EVERY_DELTA
 def test_2_delta_is_the_oracle_in_the_base_layout(case, layer):
     model, adapter, x, condition = attached(case, layer)
     want = torch.stack([oracle_delta(case, layer, adapter, condition.get("condition"), i) for i in range(len(x))])
@@ -107,11 +126,16 @@ def test_2_delta_is_the_oracle_in_the_base_layout(case, layer):
 
 # ---- 3 merge = forward; unmerge restores the bits -------------------------------------------------------------------
 @EVERY_SIZE
-@EVERY_CELL
+@EVERY_DELTA
 def test_3_merge_is_forward_and_unmerge_restores_the_bits(case, layer, size):
     model, adapter, x, condition = attached(case, layer, size)
     snapshot = {"condition": condition["condition"].mean()} if condition else {}
     weight, before = model[0].base.weight.clone(), model(x, **snapshot)
+    if model[0].biases and model[0].base.bias is None:
+        with pytest.raises(ValueError, match="target '0' has no bias that .* could be added to"):
+            merge(model, **snapshot)
+        assert torch.equal(model[0].base.weight, weight)
+        return
     merge(model, **snapshot)
     close(model(x), before)
     assert not torch.equal(model[0].base.weight, weight)
@@ -120,7 +144,31 @@ def test_3_merge_is_forward_and_unmerge_restores_the_bits(case, layer, size):
     assert torch.equal(model(x, **snapshot), before)
 
 
-@pytest.mark.parametrize("case", GENERATED.values(), ids=GENERATED)
+@pytest.mark.parametrize("case", BOTTLENECK_CASES.values(), ids=BOTTLENECK_CASES)
+def test_3_a_bottleneck_says_that_it_is_not_mergeable(case, tmp_path):
+    model, adapter, x, condition = attached(case, LAYERS["linear"])
+    one = condition["condition"][0] if condition else None
+    before = model(x, **condition)
+    for call in (
+        lambda: merge(model, one),
+        lambda: adapter.delta("0", one),
+        lambda: adapter.export_lora(tmp_path / "lora", one),
+    ):
+        with pytest.raises(ValueError, match="target '0'.*(no Delta W|no LoRA)"):
+            call()
+    assert torch.equal(model(x, **condition), before) and not any(tmp_path.iterdir())
+
+
+FITTING = {
+    f"{name}-{kind}": (case, layer)
+    for name, case in GENERATED.items()
+    for kind, layer in LAYERS.items()
+    if case.fits(layer)
+}
+WITH_DELTA = {name: case for name, case in GENERATED.items() if case.has_delta}
+
+
+@pytest.mark.parametrize("case", WITH_DELTA.values(), ids=WITH_DELTA)
 def test_3_a_generated_adapter_is_merged_with_one_condition_only(case):
     model, adapter, x, condition = attached(case, LAYERS["linear"])
     weight = model[0].base.weight.clone()
@@ -218,8 +266,7 @@ def test_6_a_mixed_batch_is_each_example_alone(case, layer, size):
     close(model(x[order], **pick(order)), got[order])
 
 
-@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-@pytest.mark.parametrize("case", GENERATED.values(), ids=GENERATED)
+@pytest.mark.parametrize("case, layer", FITTING.values(), ids=FITTING)
 def test_6_one_condition_serves_a_whole_batch(case, layer):
     model, adapter, x, condition = attached(case, layer)
     one = condition["condition"][1]
@@ -234,7 +281,7 @@ def pair(model, condition):
     return [t.detach() for t in model[0].pair(values)]
 
 
-@EVERY_CELL
+@EVERY_DELTA
 def test_7_the_pair_reproduces_delta(case, layer):
     model, adapter, x, condition = attached(case, layer)
     left, right = pair(model, condition)
@@ -268,6 +315,10 @@ PEFT_CASES = {
         "loha",
         "lokr",
         "tt-lora",
+        "quanta",
+        "lokr-full",
+        "miss",
+        "cara",
         "tenslora-qkv-depth-ranks",
         "metatt-4+1d-tasks",
         "mtlora-tasks",
@@ -295,12 +346,17 @@ def into_peft(layer, base, left, right):
 
 
 IN_FLOAT32 = ("metalora-tr-C", "metatt-4+1d-tasks", "tenslora-qkv-depth-ranks")
-EXPORTED = {f"{name}-f64": (case, torch.float64, 1e-10) for name, case in PEFT_CASES.items()}
-EXPORTED |= {f"{name}-f32": (CASES[name], torch.float32, 1e-5) for name in IN_FLOAT32}
+PRECISIONS = {f"{name}-f64": (case, torch.float64, 1e-10) for name, case in PEFT_CASES.items()}
+PRECISIONS |= {f"{name}-f32": (CASES[name], torch.float32, 1e-5) for name in IN_FLOAT32}
+EXPORTED = {
+    f"{name}-{kind}": (*row, layer)
+    for name, row in PRECISIONS.items()
+    for kind, layer in PEFT_LAYERS.items()
+    if row[0].fits(layer)
+}
 
 
-@pytest.mark.parametrize("layer", PEFT_LAYERS.values(), ids=PEFT_LAYERS)
-@pytest.mark.parametrize("case, dtype, tolerance", EXPORTED.values(), ids=EXPORTED)
+@pytest.mark.parametrize("case, dtype, tolerance, layer", EXPORTED.values(), ids=EXPORTED)
 def test_7_peft_loads_the_exported_directory(case, dtype, tolerance, layer, tmp_path):
     from peft import PeftModel
 
@@ -340,6 +396,9 @@ COMPILED = {
         "metalora-tr",
         "vera",
         "lokr",
+        "quanta",
+        "quanta-T13",
+        "loretta-adp-U2",
         "tenslora-att-qkv",
         "mtl-lora-tasks",
         "mtlora-tasks",
@@ -441,8 +500,11 @@ def test_10_num_params_is_the_closed_form(case, layer):
         numbers = dict(I=sizes["in"], O=sizes["out"], K=kernel, R=case.rank, N=config.experts, L=1, M=1, T=case.tasks)
         numbers |= dict(H=sizes["out"] // config.head_dim, J=config.head_dim)
         numbers |= adapter.placement.places["0"].sizes
-        assert count_params(config, [target]) == eval(METHODS[case.method].count, numbers)
-        assert model[0].cut.rank <= eval(METHODS[case.method].export, numbers)
+        method = METHODS[case.method]
+        [method] = [part for part in method.parts if part.takes(target.heads)] or [method]
+        assert count_params(config, [target]) == eval(method.count, numbers)
+        if case.has_delta:
+            assert model[0].cut.rank <= eval(method.export, numbers)
 
 
 @pytest.mark.parametrize(

@@ -72,20 +72,26 @@ def plan(
     match_rank: Annotated[
         int | None, tyro.conf.arg(help="this rank for every bond, above a mode's size or not")
     ] = None,
+    by_spectra: Annotated[
+        bool, tyro.conf.arg(help="with --match-params: a rank for each mode, by the spectra of the model's weights")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Say what an adapter would cost, with no weights: parameters, file size, multiply-adds, memory in training.
 
     --match-params is TensLoRA's isoparameter protocol, --match-rank its isorank.
     """
+    from metalora.adapters.allocation import ranks_by_spectra
     from metalora.experiments.inspection import matched, summarise
     from metalora.experiments.models import load_model
 
     if match_params is not None and match_rank is not None:
         raise ValueError("plan takes either --match-params or --match-rank")
-    net = load_model(model, weights=False)
+    if by_spectra and match_params is None:
+        raise ValueError("plan: --by-spectra shares out the parameters of --match-params, which is not given")
+    net = load_model(model, weights=by_spectra)
     if match_params is not None:
-        adapter = matched(net, adapter, match_params)
+        adapter = (ranks_by_spectra if by_spectra else matched)(net, adapter, match_params)
     elif match_rank is not None:
         adapter = dataclasses.replace(adapter, rank=match_rank, clip_rank=False)
     found = summarise(net, adapter)

@@ -86,7 +86,7 @@ class AdapterConfig:
     """size of a head, where the method has heads and the model does not say it"""
     digits: dict[str, str] = field(default_factory=dict)
     """sizes, slowest first, that the method folds in or out into, such as {in: "64 4 3, 16 16 12"} for two widths;
-    of any other width they are as equal as they can be, the smaller first"""
+    of any other width they are as equal as they can be, the smaller first. hidden: those of a bottleneck, its width"""
     generated: tuple[str, ...] | None = None
     """factors made by a mapping net; None means the method's own choice"""
     frozen: tuple[str, ...] = ()
@@ -126,6 +126,26 @@ class RankScheduleConfig:
 
 
 @dataclass(frozen=True)
+class RankBudgetConfig:
+    """How many singular values are kept, at which step and by which score: AdaLoRA's budget."""
+
+    final: int = 4
+    """b_T, the mean number of a target at the end (of all targets, where they share one network)"""
+    start: int = 0
+    """t_i: steps with all of them"""
+    hold: int = 0
+    """t_f: last steps, in which those that are kept stay the same"""
+    every: int = 10
+    """Delta T: steps from one choice to the next"""
+    beta1: float = 0.85
+    """share of the past in the sensitivity |w dL/dw|"""
+    beta2: float = 0.85
+    """share of the past in its uncertainty"""
+    orthogonality: float = 0.5
+    """gamma: weight in the loss of how far the vectors are from orthonormal"""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """How an adapter is trained, by AdamW."""
 
@@ -144,7 +164,9 @@ class TrainConfig:
     penalty: float = 0.01
     """weight of the mean square of c - c0"""
     rank_schedule: RankScheduleConfig | None = None
-    """when and how ranks fall while training"""
+    """when and how ranks fall while training, by sweeps"""
+    rank_budget: RankBudgetConfig | None = None
+    """how many singular values stay while training, by masks"""
     clip: float = 1.0
     """gradient norm, 0 for none"""
     accumulate: int = 1

@@ -262,6 +262,18 @@ def test_initialisations_with_numbers():
     assert 0.5 < adapter.factors["A"].abs().max() <= 3**0.5 / WIDTH**0.5
 
 
+def test_deviation_by_all_ranks():
+    """TensLoRA's normal start, s = (1 / prod sqrt(r))^(1 / (order + 1)): with such a core, variance one."""
+    net = torch.nn.Sequential(torch.nn.Linear(240, 240))
+    options = dict(rank=(8, 5, 3), targets=("0",), head_dim=40)
+    adapter = attach(net, AdapterConfig("tenslora-att", init=dict.fromkeys(("I", "J", "H", "core"), "unit"), **options))
+    f = {key.rpartition(".")[2]: value.detach() for key, value in adapter.factors.items()}
+    assert f["I"].std() == pytest.approx((1 / (8 * 5 * 3) ** 0.5) ** (1 / 4), rel=0.05)
+    assert adapter.delta("0").detach().std() == pytest.approx(1, rel=0.3)
+    with pytest.raises(ValueError, match="initialisation 'unit:2', expected a number as in"):
+        attach(torch.nn.Sequential(torch.nn.Linear(6, 6)), AdapterConfig(init={"A": "unit:2"}, targets=("0",), rank=1))
+
+
 def test_scales():
     for options, scale in (
         (dict(method="rslora"), 4.0),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, attach, detach, load, merge, save
-from metalora.adapters.start import start_from_gradient, start_from_weights
+from metalora.adapters.start import atoms_from_gradient, start_from_gradient, start_from_weights
 
 
 class Net(nn.Module):
@@ -110,6 +110,60 @@ def test_a_lora_starts_as_the_leading_part_of_the_gradient():
     factor = 0.05 * weights / sum(float(one.square().sum()) for one in leading) ** 0.5
     for k, one in enumerate(leading):
         torch.testing.assert_close(adapter.delta(f"layers.{k}").detach(), factor * one, rtol=1e-9, atol=1e-12)
+
+
+def test_atoms_of_the_gradient():
+    """TensorPEFT: best rank-one parts of minus the stacked gradient, one after another; the weights are zero."""
+    model, x = Net(), torch.randn(40, 12).double()
+    goal, plain = torch.randn(40, 12).double(), copy.deepcopy(model)
+    adapter = attach(model, AdapterConfig(method="tensorpeft", rank=5, targets=("q", "v")))
+    base = model(x)
+
+    def loss(net):
+        return (net(x) - goal).square().mean()
+
+    report = atoms_from_gradient(model, lambda: loss(model), 12)
+    assert torch.equal(model(x), base) and 0 < report.error < 1
+    loss(plain).backward()
+    rest = -torch.stack([torch.stack([layer[role].weight.grad.T for role in "qv"]) for layer in plain.layers])
+    atoms = [adapter.factors[name].detach() for name in ("uL", "uP", "uI", "uO")]
+    for k in range(5):
+        columns = [atom[:, k] for atom in atoms]
+        for atom in columns:
+            assert float(atom.norm()) == pytest.approx(1, abs=1e-9)
+        weight = torch.einsum("lpio,l,p,i,o->", rest, *columns)
+        for letter, axes in zip("lpio", ("pio", "lio", "lpo", "lpi"), strict=True):  # a fixed point, as far as it went
+            others = [atom for one, atom in zip("lpio", columns, strict=True) if one != letter]
+            seen = torch.einsum(f"lpio,{','.join(axes)}->{letter}", rest, *others)
+            torch.testing.assert_close(seen, weight * columns["lpio".index(letter)], rtol=0, atol=1e-2 * float(weight))
+        assert weight > 0
+        rest = rest - weight * torch.einsum("l,p,i,o->lpio", *columns)
+    loss(model).backward()
+    assert adapter.factors["a"].grad.lt(0).all()  # downhill along every atom
+    with torch.no_grad():
+        adapter.factors["a"].sub_(0.1 * adapter.factors["a"].grad)
+    assert loss(model) < loss(plain)
+
+
+def test_adaloras_vectors_are_those_of_the_gradient():
+    model, x = Net(), torch.randn(6, 12).double()
+    plain = copy.deepcopy(model)
+    adapter = attach(model, AdapterConfig(method="adalora", rank=3, targets=("q",)))
+    atoms_from_gradient(model, lambda: model(x).square().mean(), 12)
+    plain(x).square().mean().backward()
+    for k, layer in enumerate(plain.layers):
+        u, s, v = torch.linalg.svd(-layer["q"].weight.grad)
+        p, q = (adapter.factors[f"layers.{k}.q.{name}"].detach() for name in "PQ")
+        torch.testing.assert_close((v[:3] @ p).abs(), torch.eye(3).double(), rtol=0, atol=1e-3)
+        torch.testing.assert_close((u[:, :3].T @ q.T).abs(), torch.eye(3).double(), rtol=0, atol=1e-3)
+
+
+def test_atoms_need_weights_that_start_at_zero():
+    for method in ("tenslora-qkv-depth-cp", "metatt-4d", "lora"):
+        model = Net()
+        attach(model, AdapterConfig(method=method, rank=2, targets=("q", "v")))
+        with pytest.raises(ValueError, match=f"atoms_from_gradient: '{method}' is no CP whose columns have weights"):
+            atoms_from_gradient(model, lambda model=model: model(torch.ones(1, 12).double()).sum(), 2)
 
 
 def test_every_task_starts_alike():

@@ -28,7 +28,7 @@ def ours(method, layer, **changes):
     base = nn.Sequential(make()).double().eval()
     model = copy.deepcopy(base)
     options = dict(targets=("0",), alpha=ALPHA) | changes
-    adapter = attach(model, AdapterConfig(method, RANK, **options))
+    adapter = attach(model, AdapterConfig(method, **{"rank": RANK} | options))
     randomise(adapter)
     factors = {key.removeprefix("0."): value.detach() for key, value in adapter.factors.items()}
     return base, model, factors, torch.randn(shape, dtype=torch.float64)
@@ -140,6 +140,33 @@ def test_lokr_of_peft(layer):
     base, model, f, x = ours("lokr", layer)
     config = LoKrConfig(r=RANK, alpha=ALPHA, target_modules=["0"])
     close(peft(base, config, named(lokr(f)))(x), model(x))
+
+
+@each_layer
+def test_lokr_with_a_full_second_factor(layer):
+    """PEFT's at a rank above half of the factor, at its scale alpha / r; LyCORIS's, whose scale is then one."""
+    from peft import LoKrConfig
+
+    base, model, f, x = ours("lokr-full", layer)
+    values = {"lokr_w1": f["C"].T, "lokr_w2": f["D"].permute(3, 2, 0, 1) if f["D"].ndim > 2 else f["D"].T}
+    config = LoKrConfig(r=8, alpha=8 * ALPHA, target_modules=["0"])
+    close(peft(base, config, named(values))(x), model(x))
+    modules = pytest.importorskip("lycoris.modules")
+    base, model, f, x = ours("lokr-full", layer, alpha=None)
+    theirs = modules.lokr.LokrModule("", base[0], 1, 8, ALPHA, full_matrix=True).double().eval()
+    fill(theirs, values)
+    theirs.apply_to()
+    close(base(x), model(x))
+
+
+@pytest.mark.parametrize("rank", (2, 3, 5, 24))
+def test_miss_of_peft(rank):
+    """Also where the rank does not divide the width."""
+    from peft import MissConfig
+
+    base, model, f, x = ours("miss", "linear", rank=rank, alpha=None)
+    config = MissConfig(r=rank, target_modules=["0"])
+    close(peft(base, config, {"miss_block.default": f["D"]})(x), model(x))
 
 
 def test_adalora_of_peft():

@@ -1,13 +1,13 @@
 """The table of method cases that the laws run over: every method, frozen and generated, with unequal bonds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.methods.registry import METHODS
-from oracles.dense import delta, to_base_layout
+from oracles.dense import BIASES, delta, to_base_layout
 
 FEATURES = 7
 
@@ -24,6 +24,16 @@ class Case:
     tasks: int = 1
     init: str = ""
     head_dim: int = 3
+    digits: dict[str, str] = field(default_factory=dict)
+
+    def fits(self, layer) -> bool:
+        """Whether the method is for a kind of layer: an embedding has no place for a bias."""
+        return self.method not in BIASES or layer.kind != "embedding"
+
+    @property
+    def has_delta(self) -> bool:
+        """Whether the method is a change of the weight."""
+        return METHODS[self.method].form != "bottleneck"
 
     @property
     def per_example(self) -> bool:
@@ -46,10 +56,12 @@ class Case:
             scope="sample" if self.generated else "constant",
         )
         options = dict(targets=("0",), experts=2, condition=condition, generated=self.generated or None)
-        options |= {"tasks": self.tasks, "head_dim": self.head_dim, "init": self.init or {}} | changes
+        options |= {"tasks": self.tasks, "head_dim": self.head_dim, "init": self.init or {}, "digits": self.digits}
+        options |= changes
         return AdapterConfig(method=self.method, rank=self.rank, alpha=self.alpha, **options)
 
 
+HIDDEN = {"hidden": "2 3"}
 BONDS = {"r0": 2, "r1": 3, "r2": 4}
 CHAIN = {"r1": 2, "r2": 4, "r3": 3}
 CASES = {
@@ -90,9 +102,14 @@ CASES = {
     "lotr-U": Case("lotr", 2, None, ("U",)),
     "fact-tt": Case("fact-tt", (2, 3), 0.7),
     "fact-tk": Case("fact-tk", (2, 3, 2), 0.7),
+    "fact-tk-code": Case("fact-tk-code", 2, 0.7),
+    "fact-tk-code-P": Case("fact-tk-code", 2, 0.7, ("P",)),
     "lorta": Case("lorta", 3, 0.7),
+    "lorta-auto": Case("lorta-auto", 3, 0.7),
     "lorta-in": Case("lorta-in", 3, 0.7, head_dim=1),
     "cara": Case("cara", 3, 0.7),
+    "cara-P3b": Case("cara", 3, None, ("P3", "b")),
+    "cara-attention": Case("cara-attention", 3, 0.7),
     "vera": Case("vera", 7, 0.7),
     "vera-d": Case("vera", 4, None, ("d",)),
     "tensorpeft": Case("tensorpeft", 3, 0.7),
@@ -101,12 +118,21 @@ CASES = {
     "loha": Case("loha", (2, 3), 7.0),
     "loha-A2": Case("loha", 2, 7.0, ("A2",)),
     "lokr": Case("lokr", 2, 7.0),
+    "lokr-full": Case("lokr-full", 8, 7.0),
+    "lokr-full-D": Case("lokr-full", 8, None, ("D",)),
+    "miss": Case("miss", 2, 0.7),
+    "miss-D": Case("miss", 4, None, ("D",)),
     "lokr-C": Case("lokr", 2, None, ("C",)),
     "locon-tucker": Case("locon-tucker", (2, 3), 7.0),
     "loha-tucker": Case("loha-tucker", 2, 7.0),
     "lokr-tucker": Case("lokr-tucker", 2, 7.0),
     "tt-lora": Case("tt-lora", (2, 3, 2, 3, 2), 7.0),
     "loretta-rep": Case("loretta-rep", (2, 3, 2, 3, 2, 3, 2), 7.0),
+    "quanta": Case("quanta", 8, 0.7),
+    "quanta-T13": Case("quanta", 8, None, ("T13",)),
+    "loretta-adp": Case("loretta-adp", 2, 0.7, digits=HIDDEN),
+    "loretta-adp-ranks": Case("loretta-adp", (2, 3, 2, 4, 3, 2, 2, 3), None, digits=HIDDEN),
+    "loretta-adp-U2": Case("loretta-adp", 2, 0.7, ("U2",), digits=HIDDEN),
     "mtl-lora": Case("mtl-lora", 2, 7.0),
     "mtl-lora-tasks": Case("mtl-lora", (2, 3), 7.0, tasks=3),
     "mtlora": Case("mtlora", (2, 3), 0.7),
@@ -117,6 +143,9 @@ CASES = {
     "task-lora-tasks": Case("task-lora", 2, 7.0, tasks=3),
     "moe-lora-shared": Case("moe-lora-shared", 4, 7.0),
     "moe-lora-shared-tasks": Case("moe-lora-shared", 4, 7.0, tasks=3),
+    "moe-lora-task": Case("moe-lora-task", 4, 7.0),
+    "moe-lora-task-tasks": Case("moe-lora-task", 4, 7.0, tasks=3),
+    "moe-lora-task-G": Case("moe-lora-task", 4, None, ("G",)),
     "moe-lora-shared-g": Case("moe-lora-shared", 4, 7.0, ("g",)),
     "tenslora-att-qkv-core": Case("tenslora-att-qkv", (3, 2, 2, 2), None, ("core",)),
 }
@@ -153,6 +182,13 @@ def factors_of(adapter, target: str, condition=None, example: int = 0) -> dict[s
     if condition is not None:
         found |= {f: condition.values[keys[f]][example] for f in adapter.per_example}
     return {name: value.detach() for name, value in found.items()}
+
+
+def oracle_shift(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:
+    """What is added to the output of target "0" beside Delta W, along its channels."""
+    factors = factors_of(adapter, "0", condition, example)
+    total = sum((factors[name] for name in BIASES.get(case.method, ())), torch.zeros(()))
+    return (case.alpha or 1.0) * total.reshape(-1, *[1] * {"conv1d": 1, "conv2d": 2}.get(layer.kind, 0))
 
 
 def oracle_delta(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:

@@ -183,6 +183,20 @@ def lokr(C, A, B):
     return dense.reshape(*inner.shape[:-2], *dense.shape[1:])
 
 
+def lokr_full(C, D):
+    """LoKr with two full factors."""
+    places = D.flatten(0, -3) if D.ndim > 2 else D[None]
+    dense = torch.stack([torch.kron(C, place) for place in places])
+    return dense.reshape(*D.shape[:-2], *dense.shape[1:])
+
+
+def miss(A, D):
+    """MiSS, arXiv:2409.15371: row i of the flat inputs is row i mod r of D."""
+    rows = A.shape[:-1].numel()
+    assert torch.equal(A.flatten(0, -2).argmax(1), torch.arange(rows) % len(D)) and A.sum() == rows
+    return D[torch.arange(rows) % len(D)].reshape(*A.shape[:-1], -1)
+
+
 def locon_tucker(A, M, B):
     """LoCon with a Tucker core: a 1 x 1 map down, the kernel among the ranks, a 1 x 1 map up."""
     return A @ M @ B
@@ -234,19 +248,74 @@ def moe_lora_shared(A, g, B):
     return sum(weight * A[n] @ B[n] for n, weight in enumerate(_softmax(_one(g, 0, 2))))
 
 
+def quanta(T12, T13, T23, T12_0, T13_0, T23_0):
+    """QuanTA, arXiv:2406.00132: unit vectors through three gates on pairs of digits, less the same at the start."""
+
+    def circuit(one, two, three):
+        *kernel, n1, n2, m1, m2 = one.shape
+        n3, m3 = two.shape[1], two.shape[3]
+        units = torch.eye(n1 * n2 * n3, dtype=one.dtype).reshape(-1, n1, n2, n3)
+        place = one.reshape(-1, n1, n2, m1, m2)
+        found = [_gate(_gate(_gate(units, gate, 1, 2), two, 1, 3), three, 2, 3).flatten(1) for gate in place]
+        return torch.stack(found).reshape(*kernel, n1 * n2 * n3, m1 * m2 * m3)
+
+    return circuit(T12, T13, T23) - circuit(T12_0, T13_0, T23_0)
+
+
+def _gate(x, gate, j, k):
+    """A matrix on axes j and k taken together."""
+    a, b, c, d = gate.shape
+    x = x.movedim((j, k), (-2, -1))
+    moved = (x.flatten(-2) @ gate.reshape(a * b, c * d)).unflatten(-1, (c, d))
+    return moved.movedim((-2, -1), (j, k))
+
+
+def loretta_adp(z, D1, D2, D3, D4, D5, U1, U2, U3, U4, U5, b, c):
+    """LoRETTA_adp's change of a layer's output z: tanh(z D + b) U + c, both matrices folded trains."""
+
+    def train(*cores):
+        whole = cores[0]
+        for core in cores[1:]:
+            whole = torch.tensordot(whole, core, 1)
+        return whole
+
+    down = train(D1, D2, D3, D4, D5).flatten(0, 2).flatten(1)
+    up = train(U1, U2, U3, U4, U5).flatten(0, 1).flatten(1)
+    return torch.tanh(z @ down + b.flatten()) @ up + c
+
+
+BOTTLENECKS = {"loretta-adp": loretta_adp}
+
+
+def moe_lora_task(A, E, G, B):
+    """MOELoRA with an embedding of the task: sum_n softmax(E[t] G)_n A_n B_n."""
+    return moe_lora_shared(A, _one(E, 0, 2) @ G, B)
+
+
+def cara_rest(w2, P1, P2, P3):
+    """CaRA's second tensor where no inputs are cut: the transpose of sum_t w2_t P1[k,t] P2[a,t] P3[b,t]."""
+    return sum(w2[t] * P1[0, 0, t] * _outer(P3[..., t], P2[:, t]) for t in range(len(w2)))
+
+
 DENSE = {
+    "quanta": quanta,
     "lotr": lotr,
     "fact-tt": lambda U, S, V: lotr(U, S, V),
     "fact-tk": fact_tk,
+    "fact-tk-code": fact_tk,
     "lorta": lorta,
     "lorta-in": lorta_in,
-    "cara": cara,
+    "cara": cara_rest,
+    "cara-attention": cara,
     "vera": vera,
     "tensorpeft": tensorpeft,
     "rslora": lora,
     "adalora": adalora,
     "loha": loha,
     "lokr": lokr,
+    "lokr-full": lokr_full,
+    "miss": miss,
+    "lorta-auto": lorta,
     "locon-tucker": locon_tucker,
     "loha-tucker": loha_tucker,
     "lokr-tucker": lokr_tucker,
@@ -256,6 +325,7 @@ DENSE = {
     "mtlora": mtlora,
     "task-lora": task_lora,
     "moe-lora-shared": moe_lora_shared,
+    "moe-lora-task": moe_lora_task,
     "lora": lora,
     "conv-lora": lora,
     "multi-lora": multi_lora,
@@ -269,11 +339,13 @@ DENSE = {
     "metatt-6d": chain,
 }
 DENSE |= {name: _tenslora(name) for name in (f"tenslora-{c}{f}" for f in ("", "-cp", "-tt", "-ring") for c in TENSLORA)}
+BIASES = {"cara": ("b",)}
 OVER_RANK = {"lora", "conv-lora", "multi-lora", "moe-lora", "metalora-cp", "metalora-tr", "metalora-square"}
 OVER_RANK |= {
     "lotr",
     "lorta",
     "lorta-in",
+    "lorta-auto",
     "adalora",
     "loha",
     "lokr",
@@ -282,11 +354,12 @@ OVER_RANK |= {
     "lokr-tucker",
     "loretta-rep",
 }
-OVER_RANK |= {"mtl-lora", "task-lora", "moe-lora-shared"}
+OVER_RANK |= {"mtl-lora", "task-lora", "moe-lora-shared", "moe-lora-task"}
 
 
 def delta(method, factors, alpha=None, rank=None):
     """alpha / r (of OVER_RANK, else alpha) times the dense Delta W of one example; alpha None is a scale of one."""
+    factors = {name: value for name, value in factors.items() if name not in BIASES.get(method, ())}
     rank = max(rank) if isinstance(rank, tuple) else rank
     over = {"rslora": 3**0.5}.get(method, rank if method in OVER_RANK else 1)  # rslora's case has rank 3
     scale = 1.0 if alpha is None else alpha / over

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.config import RankScheduleConfig, TrainConfig
+from metalora.training.controllers import trainer_callback
 from metalora.training.loop import fit
-from metalora.training.rank_schedule import RankSchedule, ranks_by_step, trainer_callback
+from metalora.training.rank_schedule import RankSchedule, ranks_by_step
 
 pytest.importorskip("accelerate")
 pytest.importorskip("transformers")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from metalora.adapters.conditioning import Condition, Conditioner
 from metalora.adapters.features import Inputs, Recorder, run, token_mask
 from metalora.adapters.fused import SharedHidden
-from metalora.adapters.placement import Placement, View, picked, stack_axes
+from metalora.adapters.made import picked, stack_axes, taken
+from metalora.adapters.placement import Placement, View
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
@@ -160,8 +161,8 @@ class Adapter(nn.Module):
                 value = picked(values[view.key], view, offset=1)
             else:
                 value = self._stored(view)
-            found[factor] = (value / self.method.temperature).softmax(-1) if factor in self.method.gates else value
-        return found
+            found[factor] = value
+        return taken(self.placement.places[target.path], self.method, found)
 
     def _stored(self, view: View) -> Tensor:
         """A target's slice: from the stack that the forward cut once (backward 8 times faster), else cut here."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.bottleneck import BottleneckLayer
 from metalora.adapters.conditioning import Condition, Conditioner
 from metalora.adapters.features import Inputs, example_input, watch_head, watch_stages
 from metalora.adapters.init import initial, inits
@@ -19,6 +20,8 @@ from metalora.adapters.targets import Target, find_targets
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
 from metalora.methods.registry import method_of
+from metalora.network.bottleneck import Bottleneck
+from metalora.network.circuit import Circuit
 from metalora.network.cut import Cut
 from metalora.network.cut_sum import CutSum
 
@@ -42,6 +45,7 @@ def attach(
     _check_factors(config, method)
     kinds = inits(config, method)
     placement = place(find_targets(model, config.targets, config.exclude), config, method)
+    _check_biases(placement, method)
     adapter = Adapter(config, method, placement, _initial_factors(config, kinds, placement))
     targets = list(adapter.targets.values())
     device, dtype = _device_and_dtype(model, targets)
@@ -56,7 +60,8 @@ def attach(
     model.requires_grad_(False)
     for target in targets:
         base, cut = model.get_submodule(target.path), plan(placement.places[target.path], adapter.per_example)
-        adapter.layers[target.path] = LAYERS[target.kind](base, target, cut, adapter)
+        layer = BottleneckLayer if isinstance(cut, Bottleneck) else LAYERS[target.kind]
+        adapter.layers[target.path] = layer(base, target, cut, adapter)
         adapter.layers[target.path].training = base.training
     # One owner, so that .to(), .train() and .parameters() of the model reach the adapter once.
     adapter.layers[targets[0].path].adapter = adapter
@@ -87,8 +92,11 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return next((module for module in model.modules() if isinstance(module, Adapter)), None)
 
 
-def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum:
-    """The cut of a network at a target, contractions planned with the real sizes."""
+def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum | Circuit | Bottleneck:
+    """The cut of a network at a target, or what it has in its place, contractions planned with the real sizes."""
+    batched = [*batched, *(name for name, made in place.made.items() if {*made.parts} & {*batched})]
+    if place.network.form != "cut":
+        return {"circuit": Circuit, "bottleneck": Bottleneck}[place.network.form](place.network, place.sizes, batched)
     cuts = [Cut(one, place.sizes, batched) for one in place.network.summands()]
     return CutSum(cuts) if len(cuts) > 1 else cuts[0]
 
@@ -122,7 +130,7 @@ def _check_factors(config: AdapterConfig, method: Method) -> None:
         for name in names:
             if name not in method.factors:
                 raise ValueError(f"method {method.name!r}: {what} names factor {name!r}{nearest(name, method.factors)}")
-    for name in {*method.frozen, *config.frozen} & {*made}:
+    for name in {*method.fixed, *config.frozen} & {*made}:
         raise ValueError(f"method {method.name!r}: factor {name!r} is both frozen and generated")
     if config.tasks < 1 or (config.tasks > 1 and "task" not in method.network.modes):
         raise ValueError(
@@ -131,12 +139,24 @@ def _check_factors(config: AdapterConfig, method: Method) -> None:
         )
 
 
+def _check_biases(placement: Placement, method: Method) -> None:
+    for path, one in placement.places.items():
+        if one.network.biases and one.network.form == "cut" and one.target.kind == "embedding":
+            raise ValueError(f"target {path!r}: method {method.name!r} has biases there, and an embedding has none")
+
+
 def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement: Placement) -> dict[str, torch.Tensor]:
-    network = method_of(config).network
-    return {
-        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key, network)
+    method = method_of(config)
+    sizes = {view.key: one.sizes for one in placement.places.values() for view in one.views.values()}
+    values = {
+        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key, method.network, sizes[key])
         for key, one in placement.stored.items()
+        if one.factor in kinds
     }
+    for one in placement.places.values():
+        for start, factor in method.starts.items():
+            values[one.views[start].key] = values[one.views[factor].key].clone()
+    return values
 
 
 def _device_and_dtype(model: nn.Module, targets: Sequence[Target]) -> tuple[torch.device, torch.dtype]:
@@ -162,7 +182,8 @@ def _prepare_condition(
             adapter.config = replace(config, condition=replace(condition, feature_size=size))
     device, dtype = next(adapter.parameters()).device, next(adapter.parameters()).dtype
     factors = {key: adapter.placement.stored[key].factor for key in shapes}
-    silent = [key for key, f in factors.items() if kinds[f] == "zeros" and f not in adapter.method.gates]
+    method = adapter.method
+    silent = [k for k, f in factors.items() if method.starts or (kinds[f] == "zeros" and f not in method.gates)]
     adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent).to(device, dtype)
 
 
@@ -237,7 +258,8 @@ def check_untied(adapter: Adapter, what: str) -> None:
 def merge(model: nn.Module, condition: Condition | None = None) -> None:
     """Add every Delta W to its base weight; the originals are kept, so `unmerge` restores their very bits.
 
-    A generated adapter needs a condition of one (a snapshot). ValueError if Delta W is not finite; nothing is changed.
+    A generated adapter needs a condition of one (a snapshot). ValueError if Delta W is not finite, if a method's bias
+    has none of the base to be added to, or if there is no Delta W (a bottleneck); nothing is changed.
     """
     adapter = _required(model, "merge")
     if adapter.merged:
@@ -246,15 +268,21 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     if condition is not None and len(condition) != 1:
         raise ValueError(f"merge: the condition is for {len(condition)} examples; merge one (condition.mean())")
     check_untied(adapter, "merge")
-    merged = {}
+    values, merged, shifts = None if condition is None else condition.values, {}, {}
     for path, layer in adapter.layers.items():
         weight, delta = layer.base.weight, adapter.delta(path, condition)
         if not torch.isfinite(delta).all():
             raise ValueError(f"merge: NaNs detected in the merged weights of target {path!r}")
         merged[path] = (weight.to(delta.dtype) + delta).to(weight.dtype)
+        shifts[path] = layer.shift(values)
+        if shifts[path] is not None and layer.base.bias is None:
+            raise ValueError(f"merge: target {path!r} has no bias that {adapter.method.name}'s could be added to")
     for path, layer in adapter.layers.items():
         layer.original = layer.base.weight.detach().clone()
         layer.base.weight.data.copy_(merged[path])
+        if shifts[path] is not None:
+            layer.original_bias = layer.base.bias.detach().clone()
+            layer.base.bias.data.add_(shifts[path].to(layer.base.bias.dtype))
 
 
 @torch.no_grad()
@@ -263,4 +291,6 @@ def unmerge(model: nn.Module) -> None:
     for layer in _required(model, "unmerge").layers.values():
         if layer.original is not None:
             layer.base.weight.data.copy_(layer.original)
-            layer.original = None
+            if layer.original_bias is not None:
+                layer.base.bias.data.copy_(layer.original_bias)
+            layer.original = layer.original_bias = None

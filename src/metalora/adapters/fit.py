@@ -17,7 +17,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.pieces import Piece, pieces_of
 from metalora.adapters.updates import Block, Frame, Pair, blocks_of, frames_of
 from metalora.config import nearest
-from metalora.network.decomposition import factorise
+from metalora.network.decomposition import Columns, factorise
 from metalora.network.wiring import bond_sizes, contracted, environment, norm
 
 FILLS = 10  # fits of a tensor some of whose entries no target reads
@@ -66,15 +66,16 @@ def _relative(rows: Sequence[FitRow]) -> float:
 
 
 @torch.no_grad()
-def fit(adapter: Adapter, updates: Sequence[Mapping[str, Pair]]) -> FitReport:
+def fit(adapter: Adapter, updates: Sequence[Mapping[str, Pair]], columns: Columns = "joint") -> FitReport:
     """Set the factors so that scale · network is near the updates: min sum_{t, path} |up down - Delta W_t|^2.
 
     updates  for every task, path -> Pair; a target without one has a zero update
+    columns  of a CP: fitted together, or one after another to what is left ("deflated")
     Computed in float64. ValueError: another number of tasks, an unknown path, shapes that do not fit, factors that are
     generated, frozen, no chain, tree or CP, or fold a weight into digits, a merged adapter; nothing is changed.
     """
     _check(adapter, updates)
-    fits = [_PieceFit(adapter, piece, updates) for piece in fitted_pieces(adapter)]
+    fits = [_PieceFit(adapter, piece, updates, columns) for piece in fitted_pieces(adapter)]
     new = [one.run() for one in fits]
     for tensors in new:
         for key, value in tensors.items():
@@ -127,8 +128,8 @@ def _check(adapter: Adapter, updates: Sequence[Mapping[str, Pair]]) -> None:
 class _PieceFit:
     """The fit of the factors of one piece: blocks in, tensors by key out."""
 
-    def __init__(self, adapter: Adapter, piece: Piece, updates: Sequence[Mapping[str, Pair]]):
-        self.adapter, self.piece, self.terms = adapter, piece, piece.terms
+    def __init__(self, adapter: Adapter, piece: Piece, updates: Sequence[Mapping[str, Pair]], columns: Columns):
+        self.adapter, self.piece, self.terms, self.columns = adapter, piece, piece.terms, columns
         self.blocks = blocks_of(adapter, piece, updates)
 
     def run(self) -> dict[str, Tensor]:
@@ -140,7 +141,10 @@ class _PieceFit:
         if not core.any():
             zero = norm(self.terms, start) == 0  # then they can learn as they are
             return self.piece.scatter(start if zero else [*start[:-1], start[-1] * 0], self.adapter.factors)
-        small = _filled(self.terms, core, read, ranks)
+        if read.all():
+            small = factorise(self.terms, core, dict(ranks), self.columns)
+        else:
+            small = _filled(self.terms, core, read, ranks)
         found = _padded(self.terms, [frames[k].lift(t) if k in frames else t for k, t in enumerate(small)], ranks)
         found[-1] = found[-1] / self.adapter.scale
         return self.piece.scatter(found, self.adapter.factors)
@@ -180,8 +184,6 @@ def _filled(terms: Sequence[Sequence[str]], core: Tensor, read: Tensor, ranks: M
     others; in the end the factors are fitted to the others alone by L-BFGS. Filled with zeros at first it would stay
     near them: 8 of 8 exact networks of two widths were found from random ones, none from zeros.
     """
-    if read.all():
-        return factorise(terms, core, dict(ranks))
     drawn = torch.Generator().manual_seed(0)
     noise = torch.randn(core.shape, generator=drawn, dtype=core.dtype) * (START * core.norm() / read.sum().sqrt())
     mine = factorise(terms, torch.where(read, core, noise), dict(ranks))

@@ -1,6 +1,6 @@
 """Initial values of factors, by name and by the factor's modes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from math import prod, sqrt
 from zlib import crc32
@@ -14,7 +14,7 @@ from metalora.network.network import Network
 from metalora.network.spec import COORDINATE_MODES
 
 CODES = {kind[:2]: kind for kind in INITS}
-DEFAULTS = {"ones": 1.0, "kaiming": sqrt(5), "by_rank": sqrt(5), "normal": 0.2}
+DEFAULTS = {"ones": 1.0, "kaiming": sqrt(5), "by_rank": sqrt(5), "gate": sqrt(5), "normal": 0.2}
 
 
 def inits(config: AdapterConfig, method: Method) -> dict[str, str]:
@@ -33,12 +33,13 @@ def inits(config: AdapterConfig, method: Method) -> dict[str, str]:
             raise ValueError(f"method {method.name!r}: init names factor {factor!r}{nearest(factor, method.factors)}")
     found = {**method.init, **chosen}
     for factor in (*method.frozen, *config.frozen):
-        if found[factor] == "zeros":
+        if found[factor] == "zeros" and factor not in method.biases:
             raise ValueError(
                 f"method {method.name!r}: frozen factor {factor} starts at zero, so Delta W would always be zero"
             )
     for term in method.terms or (method.factors,):
-        zeros = [factor for factor in term if found[factor] == "zeros" and factor not in method.gates]
+        added = {*method.gates, *method.biases}
+        zeros = [factor for factor in term if found[factor] == "zeros" and factor not in added]
         if len(zeros) > 1:
             names = ", ".join(zeros)
             raise ValueError(
@@ -47,14 +48,27 @@ def inits(config: AdapterConfig, method: Method) -> dict[str, str]:
     return found
 
 
-def initial(kind: str, modes: Sequence[str], shape: Sequence[int], seed: int, key: str, network: Network) -> Tensor:
+def initial(
+    kind: str,
+    modes: Sequence[str],
+    shape: Sequence[int],
+    seed: int,
+    key: str,
+    network: Network,
+    sizes: Mapping[str, int],
+) -> Tensor:
     """A float32 tensor; random ones depend on (seed, key) alone, never on the order of creation.
 
     The kind may carry a number: kaiming:a is U(-b, b) with b = sqrt(6 / ((1 + a^2) fan_in)), a = sqrt(5) as in LoRA by
     default; fan_in is the product of the input modes, or of the bonds where a factor has none. by_rank:a is the same
-    with the bonds. normal:s is N(0, s^2), s = 0.2; ones:v is filled with v; xavier: N(0, 2 / (fan_in + fan_out)).
-    identity: ones on the diagonal of a factor's first and last axis, slice by slice. orthogonal: of the matrix with the
-    last axis as its columns; of a factor with several bonds slice by slice over layer, proj, head and task.
+    with the bonds, gate:a with all modes but the last two, those that a gate gives. normal:s is N(0, s^2), s = 0.2;
+    xavier: N(0, 2 / (fan_in + fan_out)); unit: N(0, s^2) with s = (prod r)^(-1 / 2n) over all bonds and the n factors,
+    whose product then has variance one. ones:v is filled with v. identity: ones on the diagonal of the
+    first and the last axis, slice by slice. tiled: the same of all axes but the last as one, over and over. orthogonal:
+    of the matrix with the last axis as its columns; of a factor with several bonds slice by slice over layer, proj,
+    head and task.
+
+    sizes: of all modes at a target that reads the factor
     """
     kind, number = _parsed(kind, key)
     tensor = torch.zeros(*shape)
@@ -62,22 +76,34 @@ def initial(kind: str, modes: Sequence[str], shape: Sequence[int], seed: int, ke
         return tensor.fill_(number)
     if kind == "identity":
         tensor.diagonal(dim1=0, dim2=-1).fill_(1.0)
-        return tensor
+    elif kind == "tiled":
+        tensor.copy_(torch.eye(shape[-1])[torch.arange(prod(shape[:-1])) % shape[-1]].reshape(*shape))
     generator = torch.Generator().manual_seed(crc32(f"{seed}/{key}".encode()))
-    sizes = dict(zip(modes, shape, strict=True))
-    inputs = prod(n for m, n in sizes.items() if m in network.inputs)
-    bonds = prod(n for m, n in sizes.items() if m in network.bonds)
-    fan_in = bonds if kind == "by_rank" or not {*network.inputs} & {*modes} else inputs
-    if kind in ("kaiming", "by_rank"):
-        bound = sqrt(6 / round(1 + number**2, 9)) / sqrt(fan_in)
-        return tensor.uniform_(-bound, bound, generator=generator)
-    if kind == "xavier":
-        return tensor.normal_(0, sqrt(2 / (fan_in + prod(shape) / fan_in)), generator=generator)
-    if kind == "normal":
-        return tensor.normal_(0, number, generator=generator)
-    if kind == "orthogonal":
+    if kind in ("kaiming", "by_rank", "gate"):
+        bound = sqrt(6 / round(1 + number**2, 9)) / sqrt(_fan_in(kind, modes, shape, network))
+        tensor.uniform_(-bound, bound, generator=generator)
+    elif kind == "xavier":
+        fan_in = _fan_in(kind, modes, shape, network)
+        tensor.normal_(0, sqrt(2 / (fan_in + prod(shape) / fan_in)), generator=generator)
+    elif kind in ("normal", "unit"):
+        tensor.normal_(0, number if kind == "normal" else _unit(network, sizes), generator=generator)
+    elif kind == "orthogonal":
         _fill_orthogonal(tensor, modes, sum(m in network.bonds for m in modes) > 1, generator)
     return tensor
+
+
+def _unit(network: Network, sizes: Mapping[str, int]) -> float:
+    """The deviation of every factor with which their product has one of one."""
+    [one, *_] = network.summands()
+    return prod(sizes[bond] for bond in one.bonds) ** (-0.5 / len(one.factors))
+
+
+def _fan_in(kind: str, modes: Sequence[str], shape: Sequence[int], network: Network) -> int:
+    """The numbers that each output of a factor sums over."""
+    if kind == "gate":
+        return prod(shape[:-2])
+    of_bonds = kind == "by_rank" or not {*network.inputs} & {*modes}
+    return prod(n for m, n in zip(modes, shape, strict=True) if m in (network.bonds if of_bonds else network.inputs))
 
 
 def _parsed(kind: str, key: str) -> tuple[str, float]:

@@ -25,12 +25,15 @@ class AdaptedLayer(nn.Module):
 
     plain_base: type[nn.Module] | None = nn.Linear
     channels = -1  # the axis of the output that holds its channels
+    by_gates = True  # whether a circuit takes an input through its gates, or makes its kernel first
 
     def __init__(self, base: nn.Module, target: Target, cut: Cut | CutSum, adapter: nn.Module):
         super().__init__()
         self.base, self.target, self.cut = base, target, cut
         self._owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
+        self.biases = adapter.placement.places[target.path].network.biases
         self.original: Tensor | None = None  # the base's weight while merged
+        self.original_bias: Tensor | None = None
         self.input_size = prod(target.sizes.get(mode, 1) for mode in INPUT_MODES)
         self.positions_per_step = prod(getattr(base, "stride", (1,)))
         self.plain = type(base).forward is getattr(self.plain_base, "forward", None)
@@ -43,10 +46,15 @@ class AdaptedLayer(nn.Module):
         n = adapter.batch_of(self.target, self.examples(x))
         if self.weight_first(x, n):
             delta = self.dense(factors)[0]
-            return self.apply_weight(x, self.base.weight + delta.to(self.base.weight.dtype))
-        cut, in_place = self.cut, adapter.fused and self.unobserved() and usable()
+            return self.shifted(self.apply_weight(x, self.base.weight + delta.to(self.base.weight.dtype)), factors)
+        cut = self.cut
+        if cut.whole:
+            y = self.shifted(self.base(x), factors)
+            change = adapter.rank_dropout(self.through(x, factors, y.dtype))
+            return y + self.restore(change * adapter.scale, y)
+        in_place = adapter.fused and self.unobserved() and usable()
         y, h = self.base_and_hidden(x, factors, in_place)
-        h = adapter.rank_dropout(h)
+        y, h = self.shifted(y, factors), adapter.rank_dropout(h)
         mids, rights = [factors[f] for f in cut.mid], [factors[f] for f in cut.right]
         mixed = n > 1 and cut.fold_batched and h.shape[1:].numel() // cut.left_rank <= self.target.sizes["out"]
         if mixed:  # activations first: the per-example Mid touches k numbers a token only
@@ -67,7 +75,7 @@ class AdaptedLayer(nn.Module):
         """base(x), and x Left in the layer's own hidden layout, which layers side by side may share."""
         shared, cut = self._owner[0].shared, self.cut
         views = self._owner[0].placement.places[self.target.path].views
-        key = self.target.path.rpartition(".")[0], tuple(views[f] for f in cut.left)
+        key = self.target.path.rpartition(".")[0], tuple(views.get(f, self.target.path) for f in cut.left)
         h = shared.take(key, x, self.target.path) if fused else None
         kernel = None if h is not None else cut.kernel([factors[f] for f in cut.left])
         if fused and self.one_node(x, kernel):
@@ -99,12 +107,27 @@ class AdaptedLayer(nn.Module):
         """Whether the base is the plain layer, and nobody else sees what it gives."""
         return self.plain and not (self.base._forward_hooks or self.base._forward_pre_hooks)
 
+    def shifted(self, y: Tensor, factors: dict[str, Tensor]) -> Tensor:
+        """y + scale . bias, of a method that has biases."""
+        for bias in self._shifts(factors):
+            y = y + self.along_channels(bias, y).to(y.dtype)
+        return y
+
+    def _shifts(self, factors: dict[str, Tensor]) -> list[Tensor]:
+        """The scaled biases, each (n, o)."""
+        return [(factors[f] * self._owner[0].scale).reshape(-1, self.target.sizes["out"]) for f in self.biases]
+
+    def shift(self, condition_values: dict[str, Tensor] | None) -> Tensor | None:
+        """The scaled bias of one condition, (o,); None of a method without biases."""
+        found = self._shifts(self._owner[0].read(self.target, condition_values))
+        return sum(found)[0] if found else None
+
     def weight_first(self, x: Tensor, n: int) -> bool:
         """Whether base(x) with W + Delta W costs fewer multiply-adds than base(x) and the cut beside it.
 
         With T positions, s = kernel size x in: training pays 3 T k (s + o) for the cut, T s o + 3 s k o for the weight;
-        inference T k (s + o) against s k o. Only for one condition, a plain base and full precision: in 16 bits
-        W + Delta W would round a small Delta W away.
+        inference T k (s + o) against s k o; a circuit has its own numbers in their place. Only for one condition, a
+        plain base and full precision: in 16 bits W + Delta W would round a small Delta W away.
         """
         adapter, cut = self._owner[0], self.cut
         if n != 1 or cut.left_batched or not adapter.weight_first or not self.unobserved():
@@ -113,11 +136,21 @@ class AdaptedLayer(nn.Module):
             return False
         if _autocast(x) is not None or self.base.weight.dtype not in (torch.float32, torch.float64):
             return False
-        side, out, k = self.input_size, self.target.sizes["out"], cut.left_rank
+        if cut.whole and not self.by_gates:
+            return True
         positions = x.numel() // self.target.sizes["in"] // self.positions_per_step
         if torch.is_grad_enabled():
-            return positions * side * out + 3 * side * k * out < 3 * positions * k * (side + out)
-        return side * k * out < positions * k * (side + out)
+            base = self.input_size * self.target.sizes["out"]
+            return positions * base + 3 * cut.form < 3 * positions * cut.per_position
+        return cut.form < positions * cut.per_position
+
+    def through(self, x: Tensor, factors: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """x Delta W of a circuit, unscaled, in the layer's own layout: gate by gate, or by its whole kernel."""
+        operands = [factors[f] for f in self.cut.left]
+        if not self.by_gates:
+            return self.hidden(x.to(dtype) if x.is_floating_point() else x, self.cut.kernel(operands).to(dtype))
+        tokens = x.reshape(self.examples(x), x.shape[1:-1].numel(), x.shape[-1])
+        return self.cut.through(tokens, operands).to(dtype)
 
     def mix(self, h: Tensor, mids: list[Tensor]) -> Tensor:
         """Apply Mid to the hidden activation: (b, t, k) -> (b, t, k')."""
@@ -133,6 +166,10 @@ class AdaptedLayer(nn.Module):
         """(n, *base weight)."""
         cut = self.cut
         left = cut.kernel([factors[f] for f in cut.left])  # (b?, *bonds, *inputs)
+        if cut.whole:
+            left = left.flatten(int(cut.left_batched), len(cut.left_shape) - 1 + cut.left_batched)  # (b?, o, *inputs)
+            left = left if cut.left_batched else left[None]
+            return self.to_base_layout(left.movedim(1, -1) * self._owner[0].scale)
         up = cut.fold([factors[f] for f in cut.mid + cut.right])  # (b?, *bonds, o)
         left = left if cut.left_batched else left[None]
         up = (up if cut.fold_batched else up[None]).reshape(-1, cut.left_rank, self.target.sizes["out"])
@@ -145,12 +182,20 @@ class AdaptedLayer(nn.Module):
         adapter, cut = self._owner[0], self.cut
         factors = adapter.read(self.target, condition_values)
         left = cut.kernel([factors[f] for f in cut.left])
+        if cut.whole:
+            left = left[0] if cut.left_batched else left
+            identity = torch.eye(cut.left_rank, dtype=left.dtype, device=left.device)
+            return left.reshape(cut.left_rank, *left.shape[len(cut.left_shape) :]), identity * adapter.scale
         up = cut.fold([factors[f] for f in cut.mid + cut.right])
         left, up = (left[0] if cut.left_batched else left), (up[0] if cut.fold_batched else up)
         inputs = left.shape[len(cut.left_shape) :]
         return left.reshape(cut.left_rank, *inputs), up.reshape(cut.left_rank, -1) * adapter.scale
 
     # ---- what differs between layer kinds; linear-like by default --------------------------------------------------
+    def along_channels(self, bias: Tensor, y: Tensor) -> Tensor:
+        """(n, o) as it is added to an output."""
+        return bias[0] if len(bias) == 1 else bias.reshape(len(bias), *[1] * (y.ndim - 2), -1)
+
     def examples(self, x: Tensor) -> int:
         """The number of examples in an input, its first axis."""
         return len(x) if x.ndim > 1 else 1
@@ -201,6 +246,8 @@ class AdaptedEmbedding(AdaptedConv1D):
     Ids of one row, such as positions that all examples share, take every example's own factors.
     """
 
+    by_gates = False
+
     def forward(self, x: Tensor) -> Tensor:
         n = self._owner[0].count(self.target)
         shared = n > 1 and x.ndim > 1 and len(x) == 1
@@ -223,11 +270,15 @@ class AdaptedConv(AdaptedLayer):
 
     plain_base = nn.Conv2d
     channels = 1
+    by_gates = False
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 1 + len(self.base.kernel_size):  # one example without a batch axis
             return super().forward(x[None])[0]
         return super().forward(x)
+
+    def along_channels(self, bias: Tensor, y: Tensor) -> Tensor:
+        return bias.reshape(*bias.shape, *[1] * (y.ndim - 2))
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
         base, spatial = self.base, len(self.base.kernel_size)

@@ -34,7 +34,7 @@ class Piece:
 
     def gather(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """Every factor as (everything else, *bonds), those of several widths one after another."""
-        return [torch.cat([self._flat(key, tensors[key].detach()) for key in keys]) for keys in self.keys]
+        return [torch.cat([self._flat(key, tensors[key]) for key in keys]) for keys in self.keys]
 
     def scatter(self, gathered: Sequence[Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors back as factors: the widths apart, the axes where they were."""
@@ -60,16 +60,20 @@ def pieces_of(adapter: Adapter) -> list[Piece]:
     ValueError: another wiring than `wiring` knows, and factors that are all apart.
     """
     method, stored = adapter.method, adapter.placement.stored
-    made = {*(adapter.generated if adapter.conditional else ()), *method.frozen, *adapter.config.frozen}
+    made = {*(adapter.generated if adapter.conditional else ()), *method.fixed, *adapter.config.frozen}
     fixed = {mode for factor in made for mode in method.network.factors[factor]}
     learned = [factor for factor in method.network.factors if factor not in made]
     inside = {
-        factor: tuple(m for m in method.network.factors[factor] if m in method.network.bonds and m not in fixed)
+        factor: tuple(m for m in method.network.factors[factor] if m in method.ranked and m not in fixed)
         for factor in learned
     }
     groups = [part for part in parts(list(inside.values())) if len(part) > 1]
     groups = [tuple(learned[k] for k in part) for part in groups]
-    if method.uses_experts or any(wiring([inside[factor] for factor in group]) is None for group in groups):
+    if (
+        method.uses_experts
+        or method.mixed_slices
+        or any(wiring([inside[factor] for factor in group]) is None for group in groups)
+    ):
         raise ValueError(f"sweep: the factors of {method.name!r} are no chain, tree, ring or CP, so they have no sweep")
     if not groups:
         raise ValueError(f"sweep: {method.name!r} has no two neighbouring factors that are learned")

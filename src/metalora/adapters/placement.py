@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING
 
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
-from metalora.network.network import Network
+from metalora.network.network import Network, turned
 from metalora.network.spec import INPUT_MODES, Modes
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Index = int | tuple[int, int]  # one slice, or start and length
 
@@ -42,14 +38,31 @@ class View:
 
 
 @dataclass(frozen=True)
+class Made:
+    """A factor of a target's network that is a contraction of others, which the target reads.
+
+    modes: those of the contraction; shape: the sizes of the factor's own modes, which may be the same numbers otherwise
+    """
+
+    parts: tuple[str, ...]
+    terms: tuple[Modes, ...]
+    modes: Modes
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Place:
-    """A target in the network: the network that is left there, the sizes of its modes, its coordinates, its views."""
+    """A target in the network: the network that is left there, the sizes of its modes, its coordinates, its views.
+
+    made: factors of the network that are products of others, which the target reads
+    """
 
     target: Target
     network: Network
     sizes: dict[str, int]
     coords: dict[str, Index]
     views: dict[str, View]
+    made: dict[str, Made] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,42 +82,96 @@ def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> P
     heads = {target.head_dim for target in targets} - {None}
     if len(heads) == 1:  # an MLP beside attention does not say it
         targets = [replace(target, head_dim=next(iter(heads))) for target in targets]
+    if method.parts:
+        return _placed_apart(targets, config, method)
     located, counts = _located(targets, config, method)
     bonds = _bonds(located, counts, config, method)
-    network, frozen = method.network, {*method.frozen, *config.frozen}
-    every = {f: _grouped(located, method.copies_of(f)) for f in network.factors}
     stored, places = {}, {}
     for path, one in located.items():
-        picked = [mode for mode, index in one.coords.items() if isinstance(index, int)]
-        left = network.at([*_absent(one.target), *picked, "task"], one.folds)
         sizes = {**one.sizes, **bonds[path], **{mode: n for mode, n in counts.items() if mode == "expert"}}
         views = {}
-        for factor, term in network.factors.items():
-            own = [mode for mode in term if mode not in _absent(one.target)]
-            edges = [mode for mode in term if mode in network.edges]
+        for factor in method.network.factors:
             owner = one.owner(method.copies_of(factor))
-            peers = [located[other].sizes for other in every[factor][owner]]
-            several = len(_variants(edges, peers, config)) > 1
-            whole = {**_largest(peers), **counts, **bonds[path]}
-            full = [sizes[m] if several and m in edges else whole[m] for m in own]
-            width = "x".join(str(sizes[mode]) for mode in own if mode in edges) if several else ""
-            key = ".".join(word for word in (owner, factor, width) if word)
-            views[factor] = View(key, _picks(own, full, sizes, one.coords, config, factor, method))
-            kept = [k for k, mode in enumerate(own) if mode != "task" or not _made(config, method, factor)]
-            modes, shape = tuple(own[k] for k in kept), tuple(full[k] for k in kept)
-            stored[key] = Stored(factor, modes, shape, owner, factor in frozen)
-        places[path] = Place(one.target, left, sizes, one.coords, views)
+            peers = [other for other in located.values() if other.owner(method.copies_of(factor)) == owner]
+            common = {**_largest([other.seen(factor, method) for other in peers]), **counts, **bonds[path]}
+            own = {**sizes, **one.seen(factor, method)}
+            key, view, what = _stored(factor, one, peers, own, common, config, method)
+            views[factor], stored[key] = View(key, view), what
+        picked = [mode for mode, index in one.coords.items() if isinstance(index, int)]
+        left = method.network.at([*_absent(one.target), *picked, "task"], one.folds)
+        if one.turned:
+            left, sizes = left.turned(), turned(sizes)
+        left, made = _composed(left, sizes, method)
+        places[path] = Place(one.target, left, sizes, one.coords, views, made)
     return Placement(places, stored)
+
+
+def _composed(network: Network, sizes: Mapping[str, int], method: Method) -> tuple[Network, dict[str, Made]]:
+    """The network with the method's made factors in place of what they are made of."""
+    found = {}
+    for name, spec in method.made.items():
+        parts = tuple(spec.split())
+        terms = tuple(network.factors[part] for part in parts)
+        every = [mode for term in terms for mode in term]
+        modes = tuple(mode for mode in every if every.count(mode) == 1)
+        own = modes
+        if method.mixed_slices and "proj" in modes:
+            a, b, slices = modes
+            own = (b, slices, a) if "proj" in network.inputs else (a, slices, b)
+        found[name] = Made(parts, terms, modes, tuple(sizes[mode] for mode in own))
+        network = network.composed(name, parts, own)
+    return network, found
+
+
+def _placed_apart(targets: Sequence[Target], config: AdapterConfig, method: Method) -> Placement:
+    """Every part of a method on the targets that it takes."""
+    sizes = method.bond_sizes(config.rank, config.experts)
+    places, stored = {}, {}
+    for part in method.parts:
+        own = [target for target in targets if part.takes(target.heads)]
+        if own:
+            placed = place(own, replace(config, rank={bond: sizes[bond] for bond in part.ranked}), part)
+            places, stored = {**places, **placed.places}, {**stored, **placed.stored}
+    return Placement({target.path: places[target.path] for target in targets}, stored)
+
+
+def _stored(
+    factor: str, one: _Located, peers: Sequence[_Located], sizes: Mapping[str, int], common: Mapping[str, int],
+    config: AdapterConfig, method: Method,
+) -> tuple[str, tuple[tuple[int, Index], ...], Stored]:  # fmt: skip
+    """The key of the factor that a target reads, what it reads of it, and how it is stored.
+
+    sizes: of the target's modes; common: the largest of all that read the same copy
+    """
+    network, copies = method.network, method.copies_of(factor)
+    own = [mode for mode in network.factors[factor] if mode not in _absent(one.target)]
+    edges = [mode for mode in network.factors[factor] if mode in network.edges]
+    several = len(_variants(edges, [other.seen(factor, method) for other in peers], config)) > 1
+    full = [sizes[m] if several and m in edges else common[m] for m in own]
+    width = "x".join(str(sizes[mode]) for mode in own if mode in edges) if several else ""
+    key = ".".join(word for word in (one.owner(copies), factor, width) if word)
+    picks = _picks(own, full, sizes, one.coords, config, factor, method)
+    kept = [k for k, mode in enumerate(own) if mode != "task" or not _made(config, method, factor)]
+    modes, shape = tuple(own[k] for k in kept), tuple(full[k] for k in kept)
+    return key, picks, Stored(factor, modes, shape, one.owner(copies), factor in {*method.fixed, *config.frozen})
 
 
 @dataclass(frozen=True)
 class _Located:
-    """A target with the sizes of its modes (axes folded), the folds, and its coordinates as far as they matter."""
+    """A target with the sizes of its modes (axes folded), the folds, and its coordinates as far as they matter.
+
+    turned: the network is declared for the transpose of this weight, so sizes and folds are the transpose's
+    """
 
     target: Target
     sizes: dict[str, int]
     folds: Mapping[str, Modes]
     coords: dict[str, Index]
+    turned: bool = False
+
+    def seen(self, factor: str, method: Method) -> dict[str, int]:
+        """The sizes of its modes as a factor sees them: a bias has the whole output."""
+        return {**self.sizes, "out": self.target.sizes["out"]} if factor in method.biases else self.sizes
 
     def owner(self, copies: Collection[str]) -> str:
         """Who has the copy that this target reads: itself, a layer or a projection, or "" for the whole model."""
@@ -137,7 +204,8 @@ def _bonds(
 ) -> dict[str, dict[str, int]]:
     """Path -> bond -> size; the same for all targets that read a copy of some factor with the bond in common."""
     wanted, network = method.bond_sizes(config.rank, config.experts), method.network
-    found: dict[str, dict[str, int]] = {path: {} for path in located}
+    tied = method.wires.items()
+    found = {path: {bond: one.sizes.get(to, to) for bond, to in tied} for path, one in located.items()}
     for bond in wanted:
         copies = frozenset.intersection(*(method.copies_of(f) for f, term in network.factors.items() if bond in term))
         for paths in _grouped(located, copies).values():
@@ -161,6 +229,15 @@ def _clipped(
             "(clip_rank: true lowers it where needed)"
         )
     return min(size, largest) if config.clip_rank else size
+
+
+def _axes(target: Target, config: AdapterConfig, method: Method) -> dict[str, int]:
+    """The sizes of the axes that the network spans: the weight's, or a bottleneck's, which takes and gives outputs."""
+    if method.form != "bottleneck":
+        return dict(target.sizes)
+    given = config.digits.get("hidden", "").split(",")[0].split()
+    hidden = prod(map(int, given)) if given and all(map(str.isdecimal, given)) else method.hidden
+    return {"in": target.sizes["out"], "out": target.sizes["out"], "hidden": hidden}
 
 
 # ---- axes that are folded -------------------------------------------------------------------------------------------
@@ -228,7 +305,9 @@ def _located(
     counts = {"layer": len(set(layers.values())), "proj": projections, "task": config.tasks, "expert": config.experts}
     located = {}
     for target in targets:
-        pieces, sizes = cuts[target.path], dict(target.sizes)
+        turn = _turns(cuts[target.path], target, method)
+        sizes, pieces = _axes(target, config, method), cuts[target.path]
+        sizes, pieces = (turned(sizes), turned(pieces)) if turn else (sizes, pieces)
         for axis, count in pieces.items():
             sizes[axis] //= count
         sizes, folds = _folded(target, sizes, config, method)
@@ -239,7 +318,7 @@ def _located(
             coords["proj"] = (starts[target.role], count)
             sizes["proj"] = count
         coords = {mode: index for mode, index in coords.items() if mode in method.coordinates}
-        located[target.path] = _Located(target, sizes, folds, coords)
+        located[target.path] = _Located(target, sizes, folds, coords, turn)
     return located, {mode: n for mode, n in counts.items() if mode in method.network.modes}
 
 
@@ -277,6 +356,13 @@ def _pieces(target: Target, width: int | None, method: Method) -> dict[str, int]
     return found
 
 
+def _turns(pieces: Mapping[str, int], target: Target, method: Method) -> bool:
+    """Whether the network is that of the weight's transpose here, by the method's own rule."""
+    if method.turned == "heads":
+        return target.heads == "in"
+    return method.turned == "chunks" and "in" not in pieces
+
+
 def _variants(edges: Sequence[str], every: Sequence[Mapping[str, int]], config: AdapterConfig) -> set[tuple]:
     """The sizes of a factor's own axes of the weight: each needs a factor of its own, unless they are slices of one."""
     return {() if config.widths == "max_slice" else tuple(sizes.get(mode) for mode in edges) for sizes in every}
@@ -304,24 +390,3 @@ def _picks(
         elif sizes[mode] < stored:  # fewer heads, or a narrower weight: the first of the stored ones
             picks.append((axis, (0, sizes[mode])))
     return tuple(reversed(picks))
-
-
-def stack_axes(placement: Placement) -> dict[str, int]:
-    """Key -> the axis by whose single slices the targets read a stored factor."""
-    axes: dict[str, int] = {}
-    for place in placement.places.values():
-        for view in place.views.values():
-            single = [axis for axis, index in view.picks if isinstance(index, int)]
-            if single and "task" not in placement.stored[view.key].modes:
-                axes.setdefault(view.key, single[-1])
-    return axes
-
-
-def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
-    """What a target reads of a stored factor, whose axes come after `offset` others."""
-    for axis, index in view.picks:
-        if isinstance(index, int):
-            value = value.select(axis + offset, index)
-        else:
-            value = value.narrow(axis + offset, *index)
-    return value

@@ -5,14 +5,16 @@ From trained LoRAs: `metalora.io.convert`. All three make low-rank pairs, and `a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
-from metalora.adapters.fit import FitReport, fit
+from metalora.adapters.fit import FitReport, fit, fitted_pieces
+from metalora.adapters.init import inits
+from metalora.adapters.pieces import Piece
 from metalora.adapters.updates import Pair
 
 TRANSPOSED = ("conv1d_gpt2", "embedding")  # kinds whose weight is (in, out)
@@ -54,6 +56,60 @@ def start_from_gradient(model: nn.Module, loss: Callable[[], Tensor], rank: int,
     Every task starts alike. ValueError: no adapter, a loss that no target's weight reaches, what `fit` refuses.
     """
     adapter = _ready(model, "start_from_gradient", rank)
+    pairs = _downhill(adapter, loss, rank, "start_from_gradient")
+    norm = _norm(pair.up for pair in pairs.values())  # rows of down are orthonormal
+    factor = size * _norm(layer.base.weight.detach() for layer in adapter.layers.values()) / norm
+    scaled = {path: Pair(pair.down, pair.up * factor) for path, pair in pairs.items()}
+    return fit(adapter, [scaled] * adapter.config.tasks)
+
+
+@torch.no_grad()
+def atoms_from_gradient(model: nn.Module, loss: Callable[[], Tensor], rank: int) -> FitReport:
+    """Start the columns of a CP as atoms of the negative gradient of a loss, their weights at zero: TensorPEFT's probe.
+
+    T = - [dL/dW]_rank stacked over the modes that the method has; its leading rank-one parts, found one after another
+    by the higher-order power method, are the columns, each of norm one. The weights are the factor over the bond alone
+    that starts at zero, so the model starts as the base and its first step is downhill along the atoms.
+
+    The report tells how much of the gradient the atoms have, at the weights of the power method.
+    ValueError: what start_from_gradient refuses, and a method without such weights.
+    """
+    adapter = _ready(model, "atoms_from_gradient", rank)
+    kinds, pieces = inits(adapter.config, adapter.method), fitted_pieces(adapter)
+    weights = [f for f, term in adapter.method.network.factors.items() if len(term) == 1 and kinds[f] == "zeros"]
+    if any(piece.kind != "shared bond" for piece in pieces) or len(weights) != 1:
+        raise ValueError(
+            f"atoms_from_gradient: {adapter.method.name!r} is no CP whose columns have weights that start at zero, as "
+            "those of 'tensorpeft' and 'adalora'"
+        )
+    pairs = _downhill(adapter, loss, rank, "atoms_from_gradient")
+    report = fit(adapter, [pairs] * adapter.config.tasks, columns="deflated")
+    for piece in pieces:
+        for key, value in piece.scatter(_atoms(adapter, piece, weights[0]), adapter.factors).items():
+            adapter.learned[key].copy_(value)
+    return report
+
+
+def _atoms(adapter: Adapter, piece: Piece, weights: str) -> list[Tensor]:
+    """The piece's factors with columns of norm one, together of the sign that they had, and no weights."""
+    found, own = piece.gather(adapter.factors), piece.factors.index(weights)
+    drawn = torch.Generator().manual_seed(0)  # for columns that a gradient of a lower rank has none for
+    others = [torch.randn(tensor.shape, generator=drawn).to(tensor) for tensor in found]
+    sign = torch.where(found[own] < 0, -1.0, 1.0)
+    pairs = zip(found, others, strict=True)
+    found = [nn.functional.normalize(torch.where(t.norm(dim=0) > 0, t, other), dim=0) for t, other in pairs]
+    found[own] = torch.zeros_like(found[own])
+    first = 0 if own else 1
+    found[first] = found[first] * sign
+    return found
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return sum(float(tensor.double().square().sum()) for tensor in tensors) ** 0.5
+
+
+def _downhill(adapter: Adapter, loss: Callable[[], Tensor], rank: int, what: str) -> dict[str, Pair]:
+    """Path -> the leading part of the negative gradient of a loss at the base's weights."""
     weights = {path: layer.base.weight for path, layer in adapter.layers.items()}
     try:
         for weight in weights.values():
@@ -65,12 +121,9 @@ def start_from_gradient(model: nn.Module, loss: Callable[[], Tensor], rank: int,
             weight.requires_grad_(False)
     gradients = {path: g for path, g in zip(weights, found, strict=True) if g is not None}
     pairs = {path: _leading(adapter, path, -gradient, rank) for path, gradient in gradients.items()}
-    norm = sum(float(pair.up.double().square().sum()) for pair in pairs.values()) ** 0.5  # rows of down: orthonormal
-    if not norm > 0:
-        raise ValueError("start_from_gradient: the loss has no gradient at any target's weight")
-    factor = size * sum(float(w.detach().double().square().sum()) for w in weights.values()) ** 0.5 / norm
-    scaled = {path: Pair(pair.down, pair.up * factor) for path, pair in pairs.items()}
-    return fit(adapter, [scaled] * adapter.config.tasks)
+    if not _norm(pair.up for pair in pairs.values()) > 0:
+        raise ValueError(f"{what}: the loss has no gradient at any target's weight")
+    return pairs
 
 
 def _ready(model: nn.Module, what: str, rank: int) -> Adapter:

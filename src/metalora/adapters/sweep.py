@@ -83,7 +83,8 @@ def sweep(
             moved = carried(piece.terms, tensors, found.tensors, piece.gather(every), squared=name == "exp_avg_sq")
             new_moments[name] |= piece.scatter(moved, factors)
         sizes |= {b: max(n, sizes.get(b, 0)) for b, n in found.ranks.items()}
-    config = replace(adapter.config, rank={**before, **sizes})
+    absent = {bond: 1 for bond in adapter.method.ranked if bond not in before}  # of a part that no target takes
+    config = replace(adapter.config, rank={**absent, **before, **sizes})
     new, *padded = _padded(adapter, config, [new, *new_moments.values()])
     new_moments = dict(zip(new_moments, padded, strict=True))
     resize(adapter, config, new)
@@ -167,7 +168,7 @@ def _bond_sizes(adapter: Adapter) -> dict[str, int]:
     found: dict[str, int] = {}
     for one in adapter.placement.stored.values():
         for mode, size in zip(one.modes, one.shape, strict=True):
-            if mode in adapter.method.network.bonds:
+            if mode in adapter.method.ranked:
                 found[mode] = max(found.get(mode, 0), size)
     return found
 

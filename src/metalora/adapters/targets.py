@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,6 +14,11 @@ PRESETS = ("all", "linear", "conv")
 
 
 FUSED = ("qkv", "c_attn", "in_proj", "Wqkv", "qkv_proj")  # one layer whose output is query, key and value in turn
+INTO_HEADS = (*FUSED, "query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v")
+OUT_OF_HEADS = (
+    "o_proj", "attention.output.dense", "attention.dense", "attention.out_proj", "self_attn.out_proj", "attn.out_proj",
+    "attn.proj", "attn.c_proj", "attention.out_lin", "attention.o_proj", "SelfAttention.o", "EncDecAttention.o",
+)  # fmt: skip
 HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
 
 
@@ -25,6 +31,7 @@ class Target:
     role      its path without them ("encoder.layer.*.output.dense"): the projection it is
     parts     how many projections its output holds one after another: 3 for a fused qkv
     head_dim  the size of an attention head, where the model says it
+    heads     the side that the heads are on, by the name: "out" of query, key and value, "in" behind the attention
     """
 
     path: str
@@ -34,6 +41,7 @@ class Target:
     role: str = ""
     parts: int = 1
     head_dim: int | None = None
+    heads: Literal["", "in", "out"] = ""
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -147,7 +155,12 @@ def _target(model: nn.Module, path: str, module: nn.Module) -> Target:
     sizes = mode_sizes(module, kind)
     layer, role = _numbered(model, path)
     fused = path.rpartition(".")[2] in FUSED and sizes["out"] == 3 * sizes["in"]
-    return Target(path, kind, sizes, layer, role, 3 if fused else 1, _head_dim(model, path))
+    heads = "out" if path.rpartition(".")[2] in INTO_HEADS else "in" if _ends(path, OUT_OF_HEADS) else ""
+    return Target(path, kind, sizes, layer, role, 3 if fused else 1, _head_dim(model, path), heads)
+
+
+def _ends(path: str, names: Sequence[str]) -> bool:
+    return any(f".{path}".endswith(f".{name}") for name in names)
 
 
 def _numbered(model: nn.Module, path: str) -> tuple[tuple[int, ...] | None, str]:

@@ -13,6 +13,7 @@ from metalora.adapters.attach import plan
 from metalora.adapters.placement import Place, Placement, place
 from metalora.adapters.targets import find_targets
 from metalora.config import AdapterConfig
+from metalora.methods.method import Method
 from metalora.methods.registry import method_of
 from metalora.network.spec import INPUT_MODES
 
@@ -27,7 +28,7 @@ def matched(model: nn.Module, config: AdapterConfig, params: int) -> AdapterConf
     """
     method, targets = method_of(config), find_targets(model, config.targets, config.exclude)
     step = config.experts if method.split_rank else 1
-    clip = not (method.any_rank and len(method.network.bonds) == 1)
+    clip = not (method.any_rank and len(method.ranked) == 1)
 
     def at(times: int) -> tuple[AdapterConfig, int]:
         tried = replace(config, rank=step * times, clip_rank=clip)
@@ -51,12 +52,12 @@ def _largest(count: Callable[[int], int], limit: int, where: str) -> int:
     return low
 
 
-def _ranks(placement: Placement) -> dict[str, int]:
+def _ranks(placement: Placement, method: Method) -> dict[str, int]:
     """Bond -> its size, the largest over targets."""
     found: dict[str, int] = {}
     for one in placement.places.values():
-        for bond in one.network.bonds:
-            found[bond] = max(found.get(bond, 0), one.sizes[bond])
+        for bond in method.ranked:
+            found[bond] = max(found.get(bond, 0), one.sizes.get(bond, 0))
     return found
 
 
@@ -69,13 +70,13 @@ def summarise(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
     method = method_of(config)
     placement = place(find_targets(model, config.targets, config.exclude), config, method)
     places = placement.places.values()
-    added = sum(plan(one, ()).rank * (_side(one) + one.target.sizes["out"]) for one in places)
+    added = sum(plan(one, ()).per_position for one in places)
     base = sum(_side(one) * one.target.sizes["out"] for one in places)
     total = placement.num_params()
     return {
         "method": method.name,
         "formula": " ".join(method.formula.split()),
-        "ranks": _ranks(placement),
+        "ranks": _ranks(placement, method),
         "targets": len(places),
         "factors": {
             key: " ".join(map(str, one.shape)) + " frozen" * one.frozen
@@ -108,13 +109,14 @@ def describe(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
     rows = []
     for one in placement.places.values():
         cut = plan(one, ())
+        left, mid, right = cut.described
         rows.append(
             {
                 "target": one.target.path,
                 "shape": " ".join(f"{mode}={size}" for mode, size in one.target.sizes.items()),
-                "left": repr(cut.kernel),
-                "mid": repr(cut.mix) if cut.mid else "identity",
-                "right": repr(cut.expand),
+                "left": left,
+                "mid": mid,
+                "right": right,
                 "k": cut.rank,
                 "parameters": sum(
                     prod(placement.stored[view.key].shape)

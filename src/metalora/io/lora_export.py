@@ -126,6 +126,8 @@ def _check(adapter: Adapter) -> None:
     for path, layer in adapter.layers.items():
         if names[id(layer)] > 1:
             raise ValueError(f"export: target {path!r} has several names in the model; PEFT would adapt one of them")
+        if adapter.method.biases and getattr(layer.base, "bias", None) is None:
+            raise ValueError(f"export: {adapter.method.name} has biases, and target {path!r} none to add them to")
         reason = _foreign(layer.base)
         if reason:
             raise ValueError(f"export: target {path!r} {reason}")
@@ -155,6 +157,8 @@ def _check_runtime(adapter: Adapter, runtime: str | None, limit: int | None, max
         return
     if runtime not in RUNTIMES:
         raise ValueError(f"export: unknown runtime {runtime!r}{nearest(runtime, RUNTIMES)}")
+    if any(layer.biases for layer in adapter.layers.values()):
+        raise ValueError(f"export: {adapter.method.name} has biases, and {runtime}'s LoRA has none")
     limit = RUNTIMES[runtime].max_rank if limit is None else limit
     for path, layer in adapter.layers.items():
         if layer.target.kind not in RUNTIMES[runtime].kinds:
@@ -173,14 +177,19 @@ def _write(
 ) -> tuple[dict[str, int], dict[str, float], float, int]:
     """Fill a folder; the ranks, the errors, the error of all together and the bytes."""
     pairs = {path: _pair(adapter, path, values, max_rank) for path in adapter.layers}
+    shifts = {path: layer.shift(dict(values) or None) for path, layer in adapter.layers.items()}
+    biased = any(shift is not None for shift in shifts.values())
     tensors: dict[str, Tensor] = {}
     for path, pair in pairs.items():
         tensors |= lora_tensors(path, adapter.layers[path].target.kind, pair.left, pair.right)
+        if biased:  # PEFT has a bias at every target or at none
+            shift = pair.right.new_zeros(pair.right.shape[1]) if shifts[path] is None else shifts[path]
+            tensors[f"base_model.model.{path}.lora_B.bias"] = shift.detach().to("cpu").contiguous()
     ranks = {path: len(pair.left) for path, pair in pairs.items()}
     errors = {path: pair.discarded / pair.norm if pair.norm else 0.0 for path, pair in pairs.items()}
     whole = math.hypot(*(pair.norm for pair in pairs.values()))
     error = math.hypot(*(pair.discarded for pair in pairs.values())) / whole if whole else 0.0
-    config = lora_config(adapter, ranks)
+    config = lora_config(adapter, ranks) | ({"lora_bias": True} if biased else {})
     written = {
         "adapter_model.safetensors": dump_tensors(tensors, {"format": "pt"}),
         "adapter_config.json": (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),

@@ -1,6 +1,6 @@
 """AdaLoRA (arXiv:2303.10512): the form of a singular value decomposition.
 
-Only the network: its orthogonality penalty and its budget over the singular values are training rules.
+Only the network: its orthogonality penalty and its budget over the singular values are TrainConfig.rank_budget.
 """
 
 from metalora.methods.method import Method
@@ -13,5 +13,5 @@ ADALORA = Method(
     factors={"P": "kh kw in r", "E": "r", "Q": "r out"},
     init={"P": "normal:0.02", "E": "zeros", "Q": "normal:0.02"},
     count="R*(K*I + O + 1)",
-    notes="Its code scales by alpha / (r + 1e-5).",
+    notes="Its budget and penalty: TrainConfig.rank_budget. Its code scales by alpha / (r + 1e-5).",
 )

@@ -1,14 +1,15 @@
-"""CaRA (BonnBytes/CaRA, ICML 2025): CP of the query, key and value weights of all layers, with weights w.
+"""CaRA (BonnBytes/CaRA, ICML 2025): two CP tensors, one of the heads of query, key and value, one of all other slices.
 
-The second tensor of the paper (output projection and MLP, in slices whose orientation differs by role) and its biases
-are not here: two networks on one model, with a bias, are more than one declaration says.
+With widths="chunk" the second tensor has the paper's nine slices a layer: the output projection, four of the first
+layer of the MLP along its outputs, four of the second along its inputs. P2 always is the side that is cut, so that the
+others are the transpose. Its biases, one a projection for all layers, are inside the scale.
 """
 
-from metalora.methods.method import Method
+from metalora.methods.method import Method, joined
 
-CARA = Method(
-    name="cara",
-    title="CaRA (attention)",
+CARA_ATTENTION = Method(
+    name="cara-attention",
+    title="CaRA (query, key and value alone)",
     source="CaRA, ICML 2025",
     formula="ΔW_k[i, hJ+j] = s Σ_r w_r A1[k,r] A2[i,r] A3[h,r] A4[j,r]",
     factors={"w": "r", "A1": "layer proj r", "A2": "kh kw in r", "A3": "head r", "A4": "hdim r"},
@@ -16,6 +17,36 @@ CARA = Method(
     count="R*(L*M + K*I + H + J + 1)",
     folds={"out": "head hdim"},
     copies="",
+    where="heads",
     scale="alpha",
     any_rank=True,
+)
+
+REST = Method(
+    name="cara-rest",
+    title="CaRA (all other weights)",
+    source="CaRA, ICML 2025",
+    formula="ΔW_k = s (Σ_t w2_t P1[k,t] P2[·,t] P3[·,t])^T + s b",
+    factors={"w2": "t", "P1": "layer proj t", "P2": "in t", "P3": "kh kw out t", "b": "out"},
+    init={"w2": "ones", "P1": "xavier", "P2": "zeros", "P3": "orthogonal", "b": "zeros"},
+    count="R*(L*M + K*I + O + 1) + O",
+    copies={"w2": "", "P1": "", "P2": "", "P3": "", "b": "proj"},
+    biases=("b",),
+    turned="chunks",
+    where="rest",
+    scale="alpha",
+    any_rank=True,
+)
+
+CARA = joined(
+    CARA_ATTENTION,
+    REST,
+    name="cara",
+    title="CaRA",
+    source="CaRA, ICML 2025",
+    formula="ΔW_k[i, hJ+j] = s Σ_r w_r A1[k,r] A2[i,r] A3[h,r] A4[j,r];  elsewhere s Σ_t w2_t P1[k,t] P2[·,t] P3[·,t]",
+    count="R*(L*M + K*I + H + J + 1);  elsewhere R*(L*M + K*I + O + 1) + O",
+    scale="alpha",
+    any_rank=True,
+    notes="The biases b have one bias a projection, shared by the layers; frozen: [b] leaves them out.",
 )

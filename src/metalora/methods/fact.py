@@ -1,5 +1,7 @@
 """FacT (JieShibo/PETL-ViT): every weight of a ViT cut into d x d slices (widths="chunk"), all slices one tensor."""
 
+from dataclasses import replace
+
 from metalora.methods.method import Method
 
 FACT_TT = Method(
@@ -26,4 +28,16 @@ FACT_TK = Method(
     copies="",
     scale="alpha",
     any_rank=True,
+    notes="Slices are frontal, as in the paper; fact-tk-code has them as its code does.",
+)
+
+FACT_TK_CODE = replace(
+    FACT_TK,
+    name="fact-tk-code",
+    title="FacT-TK (slices of an MLP interleaved)",
+    source="arXiv:2212.03145, its code",
+    formula="ΔW_k = s U M_k V,  M_k the k-th block of (Σ_c C[:,:,c] P[c,·]) read as (r, 4 r)",
+    made={"S": "C P"},
+    mixed_slices=True,
+    notes="Its code reads an MLP's four slices of a layer, (r, r, 4), as (r, 4 r), and transposes the second layer's.",
 )

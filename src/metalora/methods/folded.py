@@ -1,40 +1,93 @@
-"""Adapters whose axes are folded into digits, big-endian: TT-LoRA (lanl/TTLoRAMoE) and LoRETTA_rep (arXiv:2402.11417).
+"""Adapters whose axes are folded into digits, big-endian: TT-LoRA (lanl/TTLoRAMoE) and LoRETTA (arXiv:2402.11417).
 
-Three digits an axis, as equal as they can be for any width, the smaller first; config.digits gives others. Both
-official codes start away from the base; here the last core is zero.
+Three digits an axis, as equal as they can be for any width, the smaller first; config.digits gives others, as many as
+one likes. All three official codes start away from the base; here the last core is zero.
 """
+
+from collections.abc import Mapping
 
 from metalora.methods.method import Method
 from metalora.network.formats import tt
 
-FOLDS = {"in": "i1 i2 i3", "out": "o1 o2 o3"}
-TRAIN = {"G1": "kh kw i1", "G2": "i2", "G3": "i3", "G4": "o1", "G5": "o2", "G6": "o3"}
 
-TT_LORA = Method(
-    name="tt-lora",
-    title="TT-LoRA",
-    source="arXiv:2408.01008",
-    formula="ΔW[(i1 i2 i3), (o1 o2 o3)] = G1[i1] G2[i2] G3[i3] G4[o1] G5[o2] G6[o3]",
-    factors=tt(TRAIN),
-    init={factor: "zeros" if factor == "G6" else "orthogonal" for factor in TRAIN},
-    count="R*(K*i1 + o3) + R**2*(i2 + i3 + o1 + o2)",
-    folds=FOLDS,
-    scale="alpha",
-    any_rank=True,
-)
+def _digits(letter: str, n: int) -> list[str]:
+    return [f"{letter}{k}" for k in range(1, n + 1)]
 
-LORETTA_REP = Method(
-    name="loretta-rep",
-    title="LoRETTA_rep",
-    source="arXiv:2402.11417",
-    formula="ΔW = fold(A1 A2 A3 A4) fold(B1 B2 B3 B4)^T",
-    factors={
-        "A1": "kh kw i1 a1", "A2": "a1 i2 a2", "A3": "a2 i3 a3", "A4": "a3 r",
-        "B1": "o1 b1", "B2": "b1 o2 b2", "B3": "b2 o3 b3", "B4": "b3 r",
-    },
-    init={f"{side}{k}": "zeros" if (side, k) == ("B", 4) else "orthogonal" for side in "AB" for k in (1, 2, 3, 4)},
-    count="R*(K*i1 + o1) + R**2*(i2 + i3 + o2 + o3 + 2)",
-    folds=FOLDS,
-    any_rank=True,
-    notes="Bond r is LoRA's rank, the others are those of the trains. Its published 0.05M is not reproduced.",
-)  # fmt: skip
+
+def _tt_lora(digits: Mapping[str, int]) -> Method:
+    ins, outs = _digits("i", digits.get("in", 3)), _digits("o", digits.get("out", 3))
+    own = {f"G{k}": mode for k, mode in enumerate([*ins, *outs], start=1)}
+    last = f"G{len(own)}"
+    return Method(
+        name="tt-lora",
+        title="TT-LoRA",
+        source="arXiv:2408.01008",
+        formula=f"ΔW[({' '.join(ins)}), ({' '.join(outs)})] = {' '.join(f'{g}[{mode}]' for g, mode in own.items())}",
+        factors=tt({**own, "G1": "kh kw i1"}),
+        init={factor: "zeros" if factor == last else "orthogonal" for factor in own},
+        count=f"R*(K*i1 + {outs[-1]}) + R**2*({' + '.join([*ins[1:], *outs[:-1]]) or 0})",
+        folds={"in": " ".join(ins), "out": " ".join(outs)},
+        refold=_tt_lora,
+        scale="alpha",
+        any_rank=True,
+    )
+
+
+def _loretta_rep(digits: Mapping[str, int]) -> Method:
+    ins, outs = _digits("i", digits.get("in", 3)), _digits("o", digits.get("out", 3))
+    a, b = (
+        {f"{side}{k}": f"{side.lower()}{k - 1} {mode} {side.lower()}{k}" for k, mode in enumerate(modes, start=1)}
+        for side, modes in (("A", ins), ("B", outs))
+    )
+    a |= {"A1": "kh kw i1 a1", f"A{len(ins) + 1}": f"a{len(ins)} r"}
+    b |= {"B1": "o1 b1", f"B{len(outs) + 1}": f"b{len(outs)} r"}
+    return Method(
+        name="loretta-rep",
+        title="LoRETTA_rep",
+        source="arXiv:2402.11417",
+        formula=f"ΔW = fold({' '.join(a)}) fold({' '.join(b)})^T",
+        factors={**a, **b},
+        init={factor: "zeros" if factor == [*b][-1] else "orthogonal" for factor in (*a, *b)},
+        count=f"R*(K*i1 + o1) + R**2*({' + '.join([*ins[1:], *outs[1:], '2'])})",
+        folds={"in": " ".join(ins), "out": " ".join(outs)},
+        refold=_loretta_rep,
+        any_rank=True,
+        notes="Bond r is LoRA's rank, the others are those of the trains. Its published 0.05M is not reproduced.",
+    )
+
+
+def _loretta_adp(digits: Mapping[str, int]) -> Method:
+    ins, outs = _digits("i", digits.get("in", 3)), _digits("o", digits.get("out", 3))
+    hidden = _digits("m", digits.get("hidden", 2))
+    down = {f"D{k}": mode for k, mode in enumerate([*ins, *hidden], start=1)}
+    up = {f"U{k}": mode for k, mode in enumerate([*hidden, *outs], start=1)}
+    wired = {
+        name: spec.replace("r", name[0].lower()) for own in (down, up) for name, spec in tt(own).items()
+    }  # the bonds d1, d2, ... and u1, u2, ...
+    last = f"U{len(up)}"
+    start = {factor: "zeros" if factor == last else "orthogonal" for factor in wired}
+    inner = [*ins[1:], *hidden[:-1], *hidden[1:], *outs[:-1]]
+    return Method(
+        name="loretta-adp",
+        title="LoRETTA_adp",
+        source="arXiv:2402.11417",
+        formula="ΔW: none; z + s (tanh(z fold(D1 ... D_d) + b) fold(U1 ... U_d) + c), z the layer's output",
+        factors={**wired, "b": " ".join(hidden), "c": "out"},
+        init={**start, "b": "zeros", "c": "zeros"},
+        count=f"R*(i1 + {hidden[-1]} + m1 + {outs[-1]}) + R**2*({' + '.join(inner)}) + {'*'.join(hidden)} + O",
+        export="none",
+        folds={"in": " ".join(ins), "out": " ".join(outs), "hidden": " ".join(hidden)},
+        terms=(tuple(down), tuple(up)),
+        form="bottleneck",
+        activation="tanh",
+        hidden=64,
+        biases=("b", "c"),
+        refold=_loretta_adp,
+        scale="alpha",
+        any_rank=True,
+        notes="Not mergeable. Behind attention.output.dense and output.dense of BERTs; the rank is of both trains, "
+        "the bottleneck has 64 numbers, or as many as digits['hidden'] makes.",
+    )
+
+
+TT_LORA, LORETTA_REP, LORETTA_ADP = _tt_lora({}), _loretta_rep({}), _loretta_adp({})

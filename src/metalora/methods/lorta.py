@@ -1,8 +1,10 @@
 """LoRTA (arXiv:2410.04060): a CP tensor over inputs, head size, heads, layers and projections.
 
 The paper joins the blocks of the heads on the output axis (lorta); its code on the input axis, which is right for the
-projection behind the attention (lorta-in).
+projection behind the attention (lorta-in). lorta-auto has them on the inputs there and on the outputs else.
 """
+
+from dataclasses import replace
 
 from metalora.methods.method import Method
 from metalora.network.formats import cp
@@ -32,4 +34,13 @@ LORTA_IN = Method(
     count="R*(O + K*J + I//J + L + M)",
     folds={"in": "head hdim"},
     copies="",
+)
+
+LORTA_AUTO = replace(
+    LORTA,
+    name="lorta-auto",
+    title="LoRTA (heads on their own side)",
+    formula="ΔW_{l,p} = [A diag(C_H[h] ⊙ C_L[l] ⊙ C_P[p]) B]_h, of the transpose behind the attention",
+    turned="heads",
+    notes="Which side the heads are on is told by the projection's name (o_proj, attention.output.dense, ...).",
 )

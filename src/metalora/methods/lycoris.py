@@ -1,7 +1,8 @@
 """LyCORIS (arXiv:2309.14859): Hadamard and Kronecker products, and convolutions with a Tucker core for the kernel.
 
 Its plain LoCon is conv-lora. In LoKr the digits of both axes are as equal as they can be, the smaller first (factor -1
-of its code); config.digits gives others, such as {"in": "8 96"}. Its second factor has a low rank, its first has not.
+of its code); config.digits gives others, such as {"in": "8 96"}. Its second factor has a low rank, its first has not;
+of lokr-full neither has.
 """
 
 from metalora.methods.method import Method
@@ -28,6 +29,21 @@ LOKR = Method(
     count="i1*o1 + R*(K*i2 + o2)",
     export="i1*R",
     folds={"in": "i1 i2", "out": "o1 o2"},
+)
+
+LOKR_FULL = Method(
+    name="lokr-full",
+    title="LoKr with two full factors",
+    source="arXiv:2309.14859",
+    formula="ΔW = C ⊗ D",
+    factors={"C": "i1 o1", "D": "kh kw i2 o2"},
+    init={"C": "kaiming", "D": "zeros"},
+    count="i1*o1 + K*i2*o2",
+    export="O",
+    folds={"in": "i1 i2", "out": "o1 o2"},
+    form="circuit",
+    scale="alpha",
+    notes="It has no rank. Its code then takes alpha for r, a scale of one; PEFT's stays at alpha / r.",
 )
 
 LOCON_TUCKER = Method(

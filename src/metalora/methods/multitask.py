@@ -52,3 +52,18 @@ MOE_LORA_SHARED = Method(
     split_rank=True,
     notes="Its gates are learned themselves, not through the paper's embedding of 64 numbers a task.",
 )
+
+MOE_LORA_TASK = Method(
+    name="moe-lora-task",
+    title="MoE-LoRA with a gate a task and target",
+    source="arXiv:2310.18339, its code",
+    formula="ΔW = Σ_n g_n(t) A_n B_n,  g(t) = softmax(E[t] G)",
+    factors={"A": "expert kh kw in r", "E": "task e", "G": "e expert", "B": "expert r out"},
+    init={"A": "normal:0.01", "E": "normal:1", "G": "kaiming", "B": "zeros"},
+    count="R*(K*I + O) + 64*T + 64*N",
+    wires={"e": 64},
+    made={"g": "E G"},
+    gates=("g",),
+    split_rank=True,
+    notes="Its code's embedding has one row more than tasks, which none uses; MetaTT's counts have that row.",
+)

@@ -12,9 +12,11 @@ from metalora.methods import (
     lycoris,
     metalora,
     metatt,
+    miss,
     moelora,
     multilora,
     multitask,
+    quanta,
     tenslora,
     tensorpeft,
     vera,
@@ -39,24 +41,32 @@ METHODS: dict[str, Method] = {
         lotr.LOTR,
         fact.FACT_TT,
         fact.FACT_TK,
+        fact.FACT_TK_CODE,
         lorta.LORTA,
         lorta.LORTA_IN,
+        lorta.LORTA_AUTO,
         cara.CARA,
+        cara.CARA_ATTENTION,
         vera.VERA,
         tensorpeft.TENSORPEFT,
         lora.RSLORA,
+        miss.MISS,
         adalora.ADALORA,
         lycoris.LOHA,
         lycoris.LOKR,
+        lycoris.LOKR_FULL,
         lycoris.LOCON_TUCKER,
         lycoris.LOHA_TUCKER,
         lycoris.LOKR_TUCKER,
         folded.TT_LORA,
         folded.LORETTA_REP,
+        folded.LORETTA_ADP,
+        quanta.QUANTA,
         multitask.MTL_LORA,
         multitask.MTLORA,
         multitask.TASK_LORA,
         multitask.MOE_LORA_SHARED,
+        multitask.MOE_LORA_TASK,
     )
 }
 
@@ -74,8 +84,8 @@ def get_method(name: str) -> Method:
 
 
 def method_of(config: AdapterConfig) -> Method:
-    """The method of a configuration, its chain or heads in the order that the configuration asks for."""
-    method = get_method(config.method)
+    """The method of a configuration: its digits, the order of its chain or heads as the configuration asks for."""
+    method = get_method(config.method).folded(config.digits)
     order = config.order[0] if isinstance(config.order, tuple) and len(config.order) == 1 else config.order
     if order == "tenslora":
         return method.interleaved()

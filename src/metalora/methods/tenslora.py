@@ -2,7 +2,8 @@
 
 Seven constructions: Att stacks heads, QKV projections, Depth layers. Each of what is not stacked has its own network.
 A factor is named by its mode's size. Its code takes a rank above a mode's size (isorank) and gives head h the outputs
-j H + h (order="tenslora"), where models have h J + j. Its CP has weights of one, not learned, so they are left out.
+j H + h (order="tenslora"), where models have h J + j. Its CP has weights of one, not learned, so they are left out. Its
+normal start is init "unit".
 Trains and rings are its authors' future work: here the modes are in MetaTT's order and the first core is zero.
 """
 

@@ -1,6 +1,6 @@
 """TensorPEFT (HF Angshul/TensorPEFT): CP of all weights of one shape over layers, roles, inputs and outputs.
 
-Its atoms start as components of the gradient on one batch; here they start orthogonal.
+Its atoms start as components of the gradient on one batch: `adapters.start.atoms_from_gradient`; else orthogonal.
 """
 
 from metalora.methods.method import Method
@@ -16,4 +16,5 @@ TENSORPEFT = Method(
     copies="",
     scale="alpha",
     any_rank=True,
+    notes="Its start from a gradient on one batch: metalora.adapters.start.atoms_from_gradient.",
 )

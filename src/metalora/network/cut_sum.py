@@ -12,6 +12,8 @@ from metalora.network.cut import Cut
 class CutSum:
     """Delta W = sum_t Left_t Mid_t Right_t, with the widths k_t one after another; read as a `Cut` is."""
 
+    whole = False
+
     def __init__(self, cuts: Sequence[Cut]):
         self.cuts = tuple(cuts)
         self.left = [f for cut in cuts for f in cut.left]
@@ -20,6 +22,7 @@ class CutSum:
         self.left_batched, self.mid_batched = any(c.left_batched for c in cuts), any(c.mid_batched for c in cuts)
         self.right_batched, self.fold_batched = any(c.right_batched for c in cuts), any(c.fold_batched for c in cuts)
         self.left_rank, self.right_rank = sum(c.left_rank for c in cuts), sum(c.right_rank for c in cuts)
+        self.form, self.per_position = sum(c.form for c in cuts), sum(c.per_position for c in cuts)
         self.left_shape = [self.left_rank]
         self.kernel = Joined(self.left, [Part(c.kernel, c.left, c.left_batched, c.left_rank) for c in cuts])
         self.expand = Joined(self.right, [Part(c.expand, c.right, c.right_batched, c.right_rank) for c in cuts])
@@ -30,6 +33,11 @@ class CutSum:
     def rank(self) -> int:
         """The width of the cut: the rank of an exact LoRA export."""
         return self.left_rank
+
+    @property
+    def described(self) -> tuple[str, str, str]:
+        """Left, Mid and Right in words."""
+        return repr(self.kernel), repr(self.mix) if self.mid else "identity", repr(self.expand)
 
     def mix(self, operands: Sequence[Tensor]) -> Tensor:
         """The hidden activation (b, t, k) and all Mids -> (b, t, k')."""

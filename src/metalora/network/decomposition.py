@@ -4,6 +4,7 @@ The tensor has an axis for every factor, of size one where a factor has bonds al
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from metalora.network.tree import hooi, in_gauge
 from metalora.network.truncation import truncate
 from metalora.network.wiring import Terms, bond_sizes, contracted, rooted, wiring
 
+Columns = Literal["joint", "deflated"]
 SMALLEST = 1e-13  # of the largest singular value: below it a direction is rounding
 REFINEMENTS = 8  # of HOOI, beyond those of a truncation
 PASSES = 200  # at most, of alternating least squares
@@ -19,16 +21,16 @@ GAIN = 1e-5  # a pass that lowers the error by less of it is the last
 FLOOR = 1e-9  # of |T|: errors below it are rounding
 
 
-def factorise(terms: Terms, tensor: Tensor, ranks: dict[str, int]) -> list[Tensor]:
+def factorise(terms: Terms, tensor: Tensor, ranks: dict[str, int], columns: Columns = "joint") -> list[Tensor]:
     """Factors (n, *bonds) of at most these ranks whose contraction is near the tensor, norms balanced.
 
     chain: TT-SVD, `round_train`, then pairs of neighbours as in HOOI · tree: HOSVD, then HOOI · shared bond: ALS from
-    two starts. Float64.
+    two starts, of all columns together or (deflated) of one after another. Float64.
     ValueError: rings and other wirings, a zero tensor.
     """
     kind = wiring(terms)
     if kind == "shared bond":
-        return fit_columns(tensor, next(iter(ranks.values())))
+        return (fit_columns if columns == "joint" else deflated)(tensor, next(iter(ranks.values())))
     if kind not in ("chain", "tree"):
         raise ValueError(f"bonds {list(map(list, terms))} are no chain, tree or one bond shared by all")
     whole = decompose(terms, tensor)
@@ -74,6 +76,22 @@ def fit_columns(tensor: Tensor, rank: int) -> list[Tensor]:
     return _balanced(min(found, key=lambda one: one[1])[0])
 
 
+def deflated(tensor: Tensor, rank: int) -> list[Tensor]:
+    """CP factors (n, rank) greedily: the best rank-one tensor by the higher-order power method, taken away, and again.
+
+    Each column is as near to what is left as the method gets; all together are no better than `fit_columns`.
+    """
+    rest, found = tensor, []
+    for _ in range(rank):
+        found.append(fit_columns(rest, 1))  # with one column, alternating least squares is the power method
+        rest = rest - contracted([(column, [f"#{k}", "r"]) for k, column in enumerate(found[-1])], _axes(tensor))
+    return [torch.cat(columns, 1) for columns in zip(*found, strict=True)]
+
+
+def _axes(tensor: Tensor) -> list[str]:
+    return [f"#{k}" for k in range(tensor.ndim)]
+
+
 def _alternated(tensor: Tensor, factors: list[Tensor]) -> tuple[list[Tensor], float]:
     """X_k = T_(k) (rest) ((rest)' rest)^-1 for every axis in turn, longest first, and |T - T'| in the end."""
     square, error = float(tensor.square().sum()), float("inf")
@@ -93,7 +111,7 @@ def _alternated(tensor: Tensor, factors: list[Tensor]) -> tuple[list[Tensor], fl
 
 def _seen(tensor: Tensor, factors: Sequence[Tensor], k: int) -> Tensor:
     """The tensor contracted with the columns of all factors but one: (n_k, rank)."""
-    labels = [f"#{j}" for j in range(tensor.ndim)]
+    labels = _axes(tensor)
     others = [(factor, [labels[j], "r"]) for j, factor in enumerate(factors) if j != k]
     return contracted([(tensor, labels), *others], [labels[k], "r"])
 

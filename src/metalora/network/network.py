@@ -1,12 +1,23 @@
 """A tensor network: factors over named modes; needs no torch."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Literal, TypeVar
 
 from metalora.network.spec import INPUT_MODES, KNOWN_MODES, Modes, parse_factors, parse_folds
 
+T = TypeVar("T")
 Sizes = Mapping[str, int]
+Form = Literal["cut", "circuit", "bottleneck"]
+
+
+TURNED = {"in": "out", "out": "in"}
+
+
+def turned(by_axis: Mapping[str, T]) -> dict[str, T]:
+    """What belongs to each axis, of the transpose."""
+    return {TURNED.get(axis, axis): value for axis, value in by_axis.items()}
 
 
 @dataclass(frozen=True)
@@ -14,21 +25,31 @@ class Network:
     """Factors over named modes, parsed once from spec strings; `folds` says which modes make up an axis.
 
     terms: groups of factors whose contractions are added; empty: all factors are one product
+    form: "cut": Delta W is cut in three; "circuit": it is the first term less the second, too wide to be cut;
+        "bottleneck": no Delta W, the second term follows the first behind an activation
+    biases: factors that are added instead, to the output or before the activation
     """
 
     factors: Mapping[str, Modes]
     folds: Mapping[str, Modes] = field(default_factory=dict)
     terms: tuple[tuple[str, ...], ...] = ()
+    form: Form = "cut"
+    biases: tuple[str, ...] = ()
 
     @classmethod
     def parse(
-        cls, specs: Mapping[str, str], folds: Mapping[str, str] | None = None, terms: Sequence[Sequence[str]] = ()
+        cls,
+        specs: Mapping[str, str],
+        folds: Mapping[str, str] | None = None,
+        terms: Sequence[Sequence[str]] = (),
+        form: Form = "cut",
+        biases: Sequence[str] = (),
     ) -> "Network":
         """Parse {"A": "in r", "B": "r out"}; ValueError quotes the spec, the factor and the offending mode."""
         parsed = parse_folds(folds or {})
-        if terms and sorted(factor for term in terms for factor in term) != sorted(specs):
+        if terms and sorted([*biases, *(factor for term in terms for factor in term)]) != sorted(specs):
             raise ValueError(f"terms {terms}: each of the factors {', '.join(specs)} is in one of them")
-        return cls(parse_factors(specs, parsed), parsed, tuple(map(tuple, terms)))
+        return cls(parse_factors(specs, parsed), parsed, tuple(map(tuple, terms)), form, tuple(biases))
 
     @property
     def modes(self) -> Modes:
@@ -60,11 +81,22 @@ class Network:
     def at(self, dropped: Collection[str], folds: Mapping[str, Modes] | None = None) -> "Network":
         """The network that is left when modes are indexed away, or do not exist at a target (kh, kw of a Linear)."""
         kept = {name: tuple(m for m in term if m not in dropped) for name, term in self.factors.items()}
-        return Network(kept, self.folds if folds is None else folds, self.terms)
+        return Network(kept, self.folds if folds is None else folds, self.terms, self.form, self.biases)
+
+    def composed(self, name: str, parts: Sequence[str], modes: Modes) -> "Network":
+        """The network with a factor of these modes in place of some."""
+        kept = {factor: term for factor, term in self.factors.items() if factor not in parts}
+        return replace(self, factors={**kept, name: modes})
+
+    def turned(self) -> "Network":
+        """The network of the transpose: inputs are outputs."""
+        factors = {name: tuple(TURNED.get(mode, mode) for mode in term) for name, term in self.factors.items()}
+        folds = {axis: tuple(TURNED.get(mode, mode) for mode in modes) for axis, modes in turned(self.folds).items()}
+        return Network(factors, folds, self.terms, self.form, self.biases)
 
     def summands(self) -> list["Network"]:
         """The networks whose sum this is."""
-        every = self.terms or (tuple(self.factors),)
+        every = self.terms or (tuple(f for f in self.factors if f not in self.biases),)
         return [Network({f: self.factors[f] for f in term}, self.folds) for term in every]
 
     def shape(self, factor: str, sizes: Sizes) -> tuple[int, ...]:

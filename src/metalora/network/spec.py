@@ -25,10 +25,10 @@ def parse_factor(name: str, spec: str) -> Modes:
 
 
 def parse_folds(folds: Mapping[str, str]) -> dict[str, Modes]:
-    """{"out": "head hdim"}: the modes, slowest first, that an axis of the weight is cut into."""
+    """{"out": "head hdim"}: the modes, slowest first, that an axis of the weight, or what is hidden, is cut into."""
     for axis in folds:
-        if axis not in ("in", "out"):
-            raise ValueError(f"fold of {axis!r} ({folds[axis]!r}): only 'in' and 'out' are folded")
+        if axis not in ("in", "out", "hidden"):
+            raise ValueError(f"fold of {axis!r} ({folds[axis]!r}): only 'in', 'out' and 'hidden' are folded")
     return {axis: parse_factor(f"fold of {axis}", spec) for axis, spec in folds.items()}
 
 

@@ -19,7 +19,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.sweep import resize
 from metalora.config import TrainConfig, to_dict
 from metalora.files import write_atomically
-from metalora.training.rank_schedule import RankSchedule
+from metalora.training.controllers import Controller, controllers, total_penalty
 
 StepLoss = Callable[[int], Tensor]
 
@@ -40,9 +40,10 @@ def fit(
     step_loss(k) makes its batch from the number k and returns the loss; random numbers inside are seeded by (seed, k),
     so a run that is cut off and resumed from `checkpoint` ends in the same bits. A step of the optimiser takes the mean
     over its n = config.accumulate micro-steps k = step n .. step n + n - 1; schedules, checkpoints and the losses that
-    are returned count steps of the optimiser. The backbone stays in eval mode and frozen. Of several processes each
-    makes its own batches, and gradients are averaged. Ctrl-C writes the checkpoint and raises KeyboardInterrupt.
-    ValueError: a loss not finite, accumulate below 1.
+    are returned count steps of the optimiser. Controllers (a rank schedule, a rank budget) act after a step, and what
+    they add to the loss is in the losses that are returned. The backbone stays in eval mode and frozen. Of several
+    processes each makes its own batches, and gradients are averaged. Ctrl-C writes the checkpoint and raises
+    KeyboardInterrupt. ValueError: a loss not finite, accumulate below 1, a controller that the adapter does not allow.
     """
     from accelerate import Accelerator
 
@@ -54,21 +55,21 @@ def fit(
     optimizer = torch.optim.AdamW(trained.groups(config), weight_decay=config.weight_decay)
     scheduler = _schedule(optimizer, config)
     optimizer = accelerator.prepare(optimizer)
-    ranks = RankSchedule(model, config.rank_schedule) if config.rank_schedule is not None else None
-    run = _Run(trained, optimizer, scheduler, checkpoint, seed, config)
+    rules = controllers(model, config)
+    run = _Run(trained, optimizer, scheduler, checkpoint, seed, config, rules)
     losses = run.resume()
     try:
         with _deferred_interrupt() as stopped:
             for step in range(len(losses), config.steps):
                 optimizer.zero_grad()
-                losses.append(_backward(step_loss, step, config.accumulate, seed, accelerator))
+                losses.append(_backward(step_loss, step, config.accumulate, seed, accelerator, rules))
                 _average_gradients(trained.parameters, accelerator.num_processes)
                 if config.clip:
                     accelerator.clip_grad_norm_(trained.parameters, config.clip)
                 optimizer.step()
                 scheduler.step()
-                if ranks is not None:
-                    ranks.after(step + 1, optimizer)
+                for rule in rules:
+                    rule.after(step + 1, optimizer)
                 if on_step is not None:
                     on_step(step, losses[-1])
                 if stopped:
@@ -83,13 +84,17 @@ def fit(
     return losses
 
 
-def _backward(step_loss: StepLoss, step: int, micro_steps: int, seed: int, accelerator: Any) -> float:
+def _backward(
+    step_loss: StepLoss, step: int, micro_steps: int, seed: int, accelerator: Any, rules: Sequence[Controller]
+) -> float:
     """Add the gradients of the mean over a step's micro-steps, and return that mean; no graph outlives the call."""
     total = 0.0
     for k in range(step * micro_steps, (step + 1) * micro_steps):
         torch.manual_seed(seed * 1_000_003 + k)
         with accelerator.autocast():
             loss = step_loss(k)
+        penalty = total_penalty(rules)
+        loss = loss if penalty is None else loss + penalty
         total += _finite(loss, step)
         accelerator.backward(loss / micro_steps)
     return total / micro_steps
@@ -202,8 +207,10 @@ def _schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Any:
 class _Run:
     """The state of a run that a checkpoint holds."""
 
-    def __init__(self, trained: _Trained, optimizer, scheduler, path, seed: int, config: TrainConfig):
-        self.trained, self.optimizer, self.scheduler = trained, optimizer, scheduler
+    def __init__(
+        self, trained: _Trained, optimizer, scheduler, path, seed: int, config: TrainConfig, rules: Sequence[Controller]
+    ):
+        self.trained, self.optimizer, self.scheduler, self.rules = trained, optimizer, scheduler, rules
         self.path = None if path is None else Path(path)
         self.identity = json.dumps([seed, to_dict(config), *trained.identity()])
 
@@ -218,6 +225,7 @@ class _Run:
             **self.trained.state(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "controllers": [rule.state() for rule in self.rules],
             "losses": losses,
             "time": time.time(),
         }
@@ -239,4 +247,6 @@ class _Run:
         self.trained.restore(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        for rule, own in zip(self.rules, state["controllers"], strict=True):
+            rule.restore(own)
         return state["losses"]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from metalora.adapters.attach import adapter_of
 from metalora.adapters.sweep import SweepReport, sweep
 from metalora.config import RankScheduleConfig
-
-if TYPE_CHECKING:
-    from transformers import TrainerCallback
 
 ROUNDINGS = {"round": round, "floor": math.floor, "ceil": math.ceil}
 
@@ -41,7 +38,7 @@ def ranks_by_step(schedule: RankScheduleConfig, rank: int) -> dict[int, int]:
 
 
 class RankSchedule:
-    """Sweeps an adapter's model when its step has come."""
+    """Sweeps an adapter's model when its step has come; the rank that it has is all it need remember."""
 
     def __init__(self, model: nn.Module, schedule: RankScheduleConfig):
         self.model, self.schedule = model, schedule
@@ -61,20 +58,12 @@ class RankSchedule:
             state=schedule.state,
         )
 
+    def penalty(self) -> None:
+        """Nothing is added to the loss."""
 
-def trainer_callback(schedule: RankScheduleConfig) -> TrainerCallback:
-    """The schedule for `transformers.Trainer(callbacks=[...])`."""
-    from transformers import TrainerCallback
+    def state(self) -> dict[str, Any]:
+        """Nothing beside the adapter's own rank."""
+        return {}
 
-    class RankScheduleCallback(TrainerCallback):
-        """Sweeps at the end of the steps that the schedule names."""
-
-        ranks: RankSchedule | None = None
-
-        def on_train_begin(self, args, state, control, model=None, **kwargs):
-            self.ranks = RankSchedule(model, schedule)
-
-        def on_step_end(self, args, state, control, optimizer=None, **kwargs):
-            self.ranks.after(state.global_step, optimizer)
-
-    return RankScheduleCallback()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to take."""

@@ -1,0 +1,21 @@
+"""MiSS (arXiv:2409.15371): the weight in blocks of r inputs, one small matrix added to all of them.
+
+Input i is at place i mod r of its block, so the sum over the blocks is a frozen matrix of ones and zeros; where r does
+not divide the width, the last block is cut off.
+"""
+
+from metalora.methods.method import Method
+
+MISS = Method(
+    name="miss",
+    title="MiSS",
+    source="arXiv:2409.15371",
+    formula="ΔW[i, o] = D[i mod r, o]",
+    factors={"A": "kh kw in r", "D": "r out"},
+    init={"A": "tiled", "D": "zeros"},
+    count="R*O",
+    frozen=("A",),
+    any_rank=True,
+    scale="alpha",
+    notes="PEFT's MiSS with init_weights=True; its 'bat' multiplies the weight and its 'mini' repeats D: not here.",
+)
