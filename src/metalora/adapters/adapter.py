@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metalora.adapters.conditioning import Condition, Conditioner
 from metalora.adapters.features import Inputs, Recorder, run, token_mask
 from metalora.adapters.made import taken
-from metalora.adapters.placement import Placement, View, stack_axes
+from metalora.adapters.placement import Placement, View, picked, stack_axes
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
@@ -382,16 +382,6 @@ class Adapter(nn.Module):
 
 def _slot(key: str) -> str:
     return key.replace(".", "/")
-
-
-def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
-    """What a target reads of a stored factor, whose axes come after `offset` others."""
-    for axis, index in view.picks:
-        if isinstance(index, int):
-            value = value.select(axis + offset, index)
-        else:
-            value = value.narrow(axis + offset, *index)
-    return value
 
 
 def _together(*many: Values) -> dict[str, Tensor]:

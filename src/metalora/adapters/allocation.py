@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.placement import Place, Placement, Stored, place
+from metalora.adapters.placement import Place, Placement, Stored, picked, place
 from metalora.adapters.targets import find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
@@ -96,10 +96,7 @@ def _same_elsewhere(one: Place, other: Place, factor: str) -> bool:
 
 def _rows(one: Place, factor: str, stored: Stored) -> Tensor:
     """The entries of the factor's flat axis that a target reads."""
-    index = torch.arange(prod(stored.shape[:-1])).reshape(stored.shape[:-1])
-    for axis, pick in one.views[factor].picks:
-        index = index.select(axis, pick) if isinstance(pick, int) else index.narrow(axis, *pick)
-    return index.flatten()
+    return picked(torch.arange(prod(stored.shape[:-1])).reshape(stored.shape[:-1]), one.views[factor]).flatten()
 
 
 def _unfolded(one: Place, factor: str, tensor: Tensor) -> Tensor:
