@@ -308,6 +308,8 @@ COMPILED = {
         "quanta",
         "quanta-T13",
         "loretta-adp-U2",
+        "cara",
+        "moe-lora-task-tasks",
         "tenslora-att-qkv",
         "mtl-lora-tasks",
         "mtlora-tasks",

@@ -86,6 +86,15 @@ def test_gates_have_no_rank():
         sweep(made("quanta", {})[0], rank=1)
 
 
+def test_the_price_of_gates():
+    """A position pays in x (the other sides of its two digits) for each gate, and again for the start."""
+    from metalora.experiments.inspection import summarise
+
+    config = AdapterConfig("quanta", targets=("0",), digits={"in": "4 4 4", "out": "4 4 4"})
+    found = summarise(nn.Sequential(nn.Linear(64, 64, device="meta")), config)
+    assert found["multiply_adds"] == 2 * 3 * 64 * 16 and found["base_multiply_adds"] == 64 * 64
+
+
 def test_both_trains_of_a_bottleneck_are_swept():
     """Ranks that the trains do not need fall without a change of the output."""
     model, adapter = made("loretta-adp", {"hidden": "2 2"}, rank=2)
