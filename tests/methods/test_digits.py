@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from metalora import AdapterConfig, attach, merge, sweep
+from metalora import AdapterConfig, attach, detach, load, merge, save, sweep
 from metalora.methods.registry import METHODS, get_method
 from oracles.cases import randomise
 from oracles.dense import _gate
@@ -45,14 +45,14 @@ def test_gates_on_any_number_of_digits(digits, size):
     model, adapter = made("quanta", {"in": digits, "out": out}, size=size)
     ins, f = [int(d) for d in digits.split()], {k[2:]: v.detach() for k, v in adapter.factors.items()}
 
-    def circuit(end):
+    def circuit(change):
         x = torch.eye(24, dtype=torch.float64).reshape(24, *ins)
         for j in range(1, len(ins)):
             for k in range(j + 1, len(ins) + 1):
-                x = _gate(x, f[f"T{j}{k}{end}"], j, k)
+                x = _gate(x, f[f"T{j}{k}_0"] + change * f[f"T{j}{k}"], j, k)
         return x.flatten(1)
 
-    delta = circuit("") - circuit("_0")
+    delta = circuit(1) - circuit(0)
     close(adapter.delta("0").detach().T, delta)
     x = torch.randn(3, 24, dtype=torch.float64)
     want = model[0].base(x) + x @ delta
@@ -84,6 +84,19 @@ def test_gates_have_no_rank():
         made("quanta", {}, rank=(2, 2))
     with pytest.raises(ValueError, match="sweep: 'quanta' has no two neighbouring factors"):
         sweep(made("quanta", {})[0], rank=1)
+
+
+def test_a_small_change_of_the_gates_outlives_half_precision(tmp_path):
+    """Gates of order one that have moved by a thousandth: what is saved is the move."""
+    model, adapter = made("quanta", {})
+    with torch.no_grad():
+        for change in adapter.learned.values():
+            change.mul_(1e-3)
+    want = adapter.delta("0").detach()
+    save(model, tmp_path / "a", dtype=torch.float16)
+    detach(model)
+    got = load(model, tmp_path / "a").delta("0").detach()
+    assert 0 < (got - want).norm() < 1e-3 * want.norm()
 
 
 def test_the_price_of_gates():

@@ -1,4 +1,4 @@
-"""The factors of a target as its network takes them: products of others in their place, gates through their softmax."""
+"""The factors of a target as its network takes them: changes on their start, products made, gates through a softmax."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from metalora.methods.method import Method
 def taken(place: Place, method: Method, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """From what the target reads, by name; a factor that differs by example has a leading axis for it."""
     found = dict(values)
+    for start, change in method.starts.items():
+        found[change] = found[change] + found[start]
     for name, made in place.made.items():
         found[name] = _product(made, [found.pop(factor) for factor in made.parts])
     return {f: (v / method.temperature).softmax(-1) if f in method.gates else v for f, v in found.items()}

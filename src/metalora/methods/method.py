@@ -25,9 +25,10 @@ class Method:
     folds         axis of the weight -> the modes it is cut into, slowest first ({"out": "head hdim"})
     terms         groups of factors whose products are added (a shared LoRA and one a task); empty: one product
     form          "cut": Delta W is the network; "circuit": gates as wide as the weight, applied one after another, and
-                  if none of them starts at zero, less what they were at the start; "bottleneck":
-                  the maps of the two terms behind the layer, from its output to `hidden` numbers (config.digits gives
-                  others) and back, with the `activation` between them: no Delta W
+                  if none of them starts at zero, less what they were at the start: what is learned is the change of a
+                  gate, `init` that of its start; "bottleneck": the maps of the two terms behind the layer, from its
+                  output to `hidden` numbers (config.digits gives others) and back, with the `activation` between them:
+                  no Delta W
     biases        factors that are added with the scale, not multiplied: to the output, which they have as "out" even
                   where it is folded, or to what is hidden
     wires         bond -> the mode whose size it has, or its size; the other bonds are ranks
@@ -92,7 +93,7 @@ class Method:
 
     @property
     def starts(self) -> dict[str, str]:
-        """Frozen copy of its start -> factor, for all factors of a circuit that does not start at zero."""
+        """Frozen start -> the factor that is its learned change, for a circuit that does not start at zero."""
         if self.form != "circuit" or "zeros" in self.init.values():
             return {}
         return {f"{factor}_0": factor for factor in self.factors}
