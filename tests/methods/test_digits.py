@@ -73,6 +73,15 @@ def test_digits_that_cannot_be(digits, message):
         made("quanta", digits)
 
 
+@pytest.mark.parametrize(
+    "method, axis, folds",
+    [("lora", "in", "nothing"), ("tt-lora", "hidden", "in, out"), ("metatt-5d", "out", "nothing")],
+)
+def test_digits_of_an_axis_that_is_not_folded(method, axis, folds):
+    with pytest.raises(ValueError, match=f"{method!r}: digits of {axis!r}, it folds {folds}"):
+        made(method, {axis: "4 6"})
+
+
 def test_a_method_of_a_fixed_number_of_digits_says_so():
     with pytest.raises(ValueError, match="has 3 digits, expected 2"):
         made("lokr", {"in": "2 3 4"})

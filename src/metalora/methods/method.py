@@ -162,7 +162,14 @@ class Method:
         return replace(self, factors=factors, init={new: self.init[old] for new, old in names.items()})
 
     def folded(self, digits: Mapping[str, str]) -> "Method":
-        """The same method for as many digits of each axis as are given, {"in": "16 8 8 4"}; itself if it cannot."""
+        """The same method for as many digits of each axis as are given, {"in": "16 8 8 4"}; itself if it cannot.
+
+        ValueError: an axis that the method does not fold into digits.
+        """
+        into = [axis for axis, modes in self.network.folds.items() if "head" not in modes]
+        for axis in digits:
+            if axis not in into:
+                raise ValueError(f"method {self.name!r}: digits of {axis!r}, it folds {', '.join(into) or 'nothing'}")
         counts = {axis: len(words.split(",")[0].split()) for axis, words in digits.items()}
         same = all(counts.get(axis, len(modes)) == len(modes) for axis, modes in self.network.folds.items())
         return self if same or self.refold is None else self.refold(counts)
