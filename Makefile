@@ -19,7 +19,7 @@ test: setup lint
 	$(BIN)/pytest -q -n 2
 
 laws: setup
-	$(BIN)/pytest -q -n 2 --every-cell tests/test_laws.py
+	$(BIN)/pytest -q -n 2 --every-cell tests/test_laws.py tests/test_laws_export.py
 
 lint: setup
 	$(BIN)/ruff check src tests

@@ -99,6 +99,7 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
     "plan of a number": (f"{PLAN} --method lotr --match-params 73728", 0, "ranks r1 32, r2 32"),
     "plan of one rank": (f"{PLAN} --method fact-tk --match-rank 8", 0, "ranks r1 8, r2 8, r3 8"),
     "plan by spectra of nothing": (f"{PLAN} --by-spectra", 2, "--by-spectra shares out the parameters of"),
+    "plan of gates": (f"{PLAN} --method quanta", 0, "ranks none"),
     "plan by spectra": (f"plan {RESNET} --method tenslora-depth {SPECTRA}", 0, "tenslora-depth on timm:resnet10t@"),
     "plan of both": (f"{PLAN} --match-rank 8 --match-params 9", 2, "either --match-params or --match-rank"),
     "plan of too few": (f"{PLAN} --match-params 9", 2, "match_params 9: 'lora' has 36864 numbers at rank 1"),

@@ -98,7 +98,7 @@ def plan(
     if json:
         return _print_json(found)
     print(f"{found['method']} on {model}: {found['formula']}")
-    print("ranks " + ", ".join(f"{bond} {size}" for bond, size in found["ranks"].items()))
+    print("ranks " + (", ".join(f"{bond} {size}" for bond, size in found["ranks"].items()) or "none"))
     for name, shape in found["factors"].items():
         print(f"  {name:<10} {shape}")
     print(f"{found['parameters']:,} parameters at {found['targets']} targets "

@@ -81,6 +81,23 @@ def test_the_budget_is_kept_and_larger_directions_come_first(params):
     assert all(found.rank[bond] <= larger.rank[bond] for bond in TRUE) and larger.rank == TRUE
 
 
+def test_slices_are_stacked_too():
+    """FacT-TK: two layers of an MLP in two slices each, one along the outputs, one along the inputs."""
+    torch.manual_seed(1)
+    whole = tucker((WIDTH, WIDTH, 4 * LAYERS), (4, 3, 5))
+    blocks = (
+        nn.ModuleDict({"a": nn.Linear(WIDTH, 2 * WIDTH), "b": nn.Linear(2 * WIDTH, WIDTH)}) for _ in range(LAYERS)
+    )
+    net = nn.ModuleDict({"layers": nn.ModuleList(blocks)}).double()
+    with torch.no_grad():
+        for k, layer in enumerate(net["layers"]):
+            first, second, third, fourth = whole[:, :, 4 * k : 4 * k + 4].unbind(-1)
+            layer["a"].weight.copy_(torch.cat([first, second], 1).T)
+            layer["b"].weight.copy_(torch.cat([third, fourth], 0).T)
+    found = ranks_by_spectra(net, AdapterConfig("fact-tk", targets=("a", "b"), widths="chunk"), 10_000)
+    assert found.rank == {"r1": 4, "r2": 3, "r3": 5}
+
+
 def test_other_tensors_than_the_weights():
     net, _ = filled()
     gradients = {path: torch.ones(WIDTH, WIDTH) for path, _ in net.named_modules() if path.endswith(ROLES)}
@@ -93,7 +110,15 @@ def test_other_tensors_than_the_weights():
 
 
 def test_what_has_no_spectra():
-    for method in ("lora", "metatt-4d", "tenslora-qkv-depth-cp", "tenslora-qkv-depth-ring", "quanta", "vera"):
+    for method in (
+        "fact-tk-code",
+        "lora",
+        "metatt-4d",
+        "tenslora-qkv-depth-cp",
+        "tenslora-qkv-depth-ring",
+        "quanta",
+        "vera",
+    ):
         with pytest.raises(ValueError, match=f"{method!r} is no Tucker"):
             ranks_by_spectra(model(), config(method), 1000)
     with pytest.raises(ValueError, match="has 33 numbers at rank one, above 32"):

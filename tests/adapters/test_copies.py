@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters.test_placement import LAYERS, WIDTH, attached, model
 from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, load, merge, new_task, save, sweep
-from metalora.adapters.placement import digits
+from metalora.adapters.folding import digits
 from metalora.network.network import Network
 
 PATHS = {(k, m): f"layers.{k}.attention.{name}" for k in range(LAYERS) for m, name in enumerate(("query", "key"))}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from metalora import AdapterConfig, attach, merge, sweep
+from metalora import AdapterConfig, attach, detach, load, merge, save, sweep
 from metalora.methods.registry import METHODS, get_method
 from oracles.cases import randomise
 from oracles.dense import _gate
@@ -45,14 +45,14 @@ def test_gates_on_any_number_of_digits(digits, size):
     model, adapter = made("quanta", {"in": digits, "out": out}, size=size)
     ins, f = [int(d) for d in digits.split()], {k[2:]: v.detach() for k, v in adapter.factors.items()}
 
-    def circuit(end):
+    def circuit(change):
         x = torch.eye(24, dtype=torch.float64).reshape(24, *ins)
         for j in range(1, len(ins)):
             for k in range(j + 1, len(ins) + 1):
-                x = _gate(x, f[f"T{j}{k}{end}"], j, k)
+                x = _gate(x, f[f"T{j}{k}_0"] + change * f[f"T{j}{k}"], j, k)
         return x.flatten(1)
 
-    delta = circuit("") - circuit("_0")
+    delta = circuit(1) - circuit(0)
     close(adapter.delta("0").detach().T, delta)
     x = torch.randn(3, 24, dtype=torch.float64)
     want = model[0].base(x) + x @ delta
@@ -73,6 +73,15 @@ def test_digits_that_cannot_be(digits, message):
         made("quanta", digits)
 
 
+@pytest.mark.parametrize(
+    "method, axis, folds",
+    [("lora", "in", "nothing"), ("tt-lora", "hidden", "in, out"), ("metatt-5d", "out", "nothing")],
+)
+def test_digits_of_an_axis_that_is_not_folded(method, axis, folds):
+    with pytest.raises(ValueError, match=f"{method!r}: digits of {axis!r}, it folds {folds}"):
+        made(method, {axis: "4 6"})
+
+
 def test_a_method_of_a_fixed_number_of_digits_says_so():
     with pytest.raises(ValueError, match="has 3 digits, expected 2"):
         made("lokr", {"in": "2 3 4"})
@@ -84,6 +93,28 @@ def test_gates_have_no_rank():
         made("quanta", {}, rank=(2, 2))
     with pytest.raises(ValueError, match="sweep: 'quanta' has no two neighbouring factors"):
         sweep(made("quanta", {})[0], rank=1)
+
+
+def test_a_small_change_of_the_gates_outlives_half_precision(tmp_path):
+    """Gates of order one that have moved by a thousandth: what is saved is the move."""
+    model, adapter = made("quanta", {})
+    with torch.no_grad():
+        for change in adapter.learned.values():
+            change.mul_(1e-3)
+    want = adapter.delta("0").detach()
+    save(model, tmp_path / "a", dtype=torch.float16)
+    detach(model)
+    got = load(model, tmp_path / "a").delta("0").detach()
+    assert 0 < (got - want).norm() < 1e-3 * want.norm()
+
+
+def test_the_price_of_gates():
+    """A position pays in x (the other sides of its two digits) for each gate, and again for the start."""
+    from metalora.experiments.inspection import summarise
+
+    config = AdapterConfig("quanta", targets=("0",), digits={"in": "4 4 4", "out": "4 4 4"})
+    found = summarise(nn.Sequential(nn.Linear(64, 64, device="meta")), config)
+    assert found["multiply_adds"] == 2 * 3 * 64 * 16 and found["base_multiply_adds"] == 64 * 64
 
 
 def test_both_trains_of_a_bottleneck_are_swept():

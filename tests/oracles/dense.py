@@ -249,7 +249,10 @@ def moe_lora_shared(A, g, B):
 
 
 def quanta(T12, T13, T23, T12_0, T13_0, T23_0):
-    """QuanTA, arXiv:2406.00132: unit vectors through three gates on pairs of digits, less the same at the start."""
+    """QuanTA, arXiv:2406.00132: unit vectors through three gates on pairs of digits, less the same at the start.
+
+    T is the learned change of a gate, T_0 its start.
+    """
 
     def circuit(one, two, three):
         *kernel, n1, n2, m1, m2 = one.shape
@@ -259,7 +262,7 @@ def quanta(T12, T13, T23, T12_0, T13_0, T23_0):
         found = [_gate(_gate(_gate(units, gate, 1, 2), two, 1, 3), three, 2, 3).flatten(1) for gate in place]
         return torch.stack(found).reshape(*kernel, n1 * n2 * n3, m1 * m2 * m3)
 
-    return circuit(T12, T13, T23) - circuit(T12_0, T13_0, T23_0)
+    return circuit(T12 + T12_0, T13 + T13_0, T23 + T23_0) - circuit(T12_0, T13_0, T23_0)
 
 
 def _gate(x, gate, j, k):

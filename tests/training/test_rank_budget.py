@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, attach
-from metalora.config import RankBudgetConfig, RankScheduleConfig, TrainConfig
+from metalora.config import RankBudgetConfig, RankScheduleConfig, TrainConfig, from_dict
 from metalora.training.controllers import trainer_callback
 from metalora.training.loop import fit
 from metalora.training.rank_budget import RankBudget, budget
@@ -90,6 +90,25 @@ def numbered(method):
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
     attach(model, AdapterConfig(method, RANK, condition=ConditionConfig(scope="constant")))
     return model
+
+
+def test_it_is_a_field_of_a_run():
+    config = from_dict(TrainConfig, {"steps": 9, "rank_budget": {"final": 3, "every": 2}})
+    assert config.rank_budget == RankBudgetConfig(final=3, every=2)
+    with pytest.raises(ValueError, match="unknown key 'fnal'; did you mean 'final'"):
+        from_dict(TrainConfig, {"rank_budget": {"fnal": 3}})
+
+
+def test_orthonormal_vectors_have_no_penalty_and_no_nan():
+    model, adapter, _ = made()
+    with torch.no_grad():
+        for value in adapter.factors.values():
+            if value.ndim == 2:
+                tall = torch.linalg.qr(torch.randn(*sorted(value.shape, reverse=True), dtype=value.dtype)).Q
+                value.copy_(tall if value.shape == tall.shape else tall.T)
+    penalty = RankBudget(model, RULE, STEPS).penalty()
+    penalty.backward()
+    assert penalty < 1e-12 and all(value.grad.isfinite().all() for value in adapter.learned.values() if value.ndim == 2)
 
 
 def test_one_kind_of_controller_at_a_time():

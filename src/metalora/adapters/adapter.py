@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from metalora.adapters.conditioning import Condition, Conditioner
 from metalora.adapters.features import Inputs, Recorder, run, token_mask
 from metalora.adapters.fused import SharedHidden
-from metalora.adapters.made import picked, stack_axes, taken
-from metalora.adapters.placement import Placement, View
+from metalora.adapters.made import taken
+from metalora.adapters.placement import Placement, View, picked, stack_axes
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method

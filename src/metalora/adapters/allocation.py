@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.placement import Place, Placement, Stored, place
+from metalora.adapters.placement import Place, Placement, Stored, picked, place
 from metalora.adapters.targets import find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
@@ -48,7 +48,8 @@ def _leaves(method: Method) -> dict[str, str]:
     own = {f: [m for m in term if m in method.ranked] for f, term in network.factors.items()}
     cores = [f for f, term in network.factors.items() if len(own[f]) == len(term) == len(method.ranked)]
     leaves = {bonds[0]: f for f, bonds in own.items() if len(bonds) == 1 and f not in cores}
-    if len(cores) != 1 or len(leaves) != len(method.ranked) or len(own) != len(leaves) + 1 or method.fixed:
+    other = method.fixed or method.made
+    if len(cores) != 1 or len(leaves) != len(method.ranked) or len(own) != len(leaves) + 1 or other:
         raise ValueError(
             f"ranks: {method.name!r} is no Tucker, a factor for every mode and a core, so it has no spectra"
         )
@@ -61,7 +62,7 @@ def spectra(placement: Placement, leaves: Mapping[str, str], tensors: Mapping[st
     found = {}
     for bond, factor in leaves.items():
         grams = {
-            key: _gram(key, one, factor, placement, shaped)
+            key: _gram(key, _without(one, bond), factor, placement, shaped)
             for key, one in placement.stored.items()
             if one.factor == factor
         }
@@ -71,12 +72,18 @@ def spectra(placement: Placement, leaves: Mapping[str, str], tensors: Mapping[st
     return found
 
 
-def _gram(key: str, stored: Stored, factor: str, placement: Placement, shaped: Mapping[str, Tensor]) -> Tensor:
+def _without(stored: Stored, bond: str) -> tuple[int, ...]:
+    """The factor's shape but for its bond, which is one."""
+    return tuple(1 if mode == bond else n for mode, n in zip(stored.modes, stored.shape, strict=True))
+
+
+def _gram(key: str, shape: Sequence[int], factor: str, placement: Placement, shaped: Mapping[str, Tensor]) -> Tensor:
     """X X' with X the unfolding (n, everything else), n the flat axes of the factor but its bond, by Gram matrices."""
-    n = prod(stored.shape[:-1])
+    n = prod(shape)
     gram = torch.zeros(n, n, dtype=torch.float64)
     readers = [place for place in placement.places.values() if place.views[factor].key == key]
-    rows = {one.target.path: _rows(one, factor, stored) for one in readers}
+    index = torch.arange(n).reshape(*shape)
+    rows = {one.target.path: picked(index, one.views[factor]).flatten() for one in readers}
     for one in readers:
         for other in readers:
             if _same_elsewhere(one, other, factor):
@@ -92,14 +99,6 @@ def _same_elsewhere(one: Place, other: Place, factor: str) -> bool:
     return all(
         one.views[f].key == other.views[f].key and picks == dict(other.views[f].picks) for f, picks in own.items()
     )
-
-
-def _rows(one: Place, factor: str, stored: Stored) -> Tensor:
-    """The entries of the factor's flat axis that a target reads."""
-    index = torch.arange(prod(stored.shape[:-1])).reshape(stored.shape[:-1])
-    for axis, pick in one.views[factor].picks:
-        index = index.select(axis, pick) if isinstance(pick, int) else index.narrow(axis, *pick)
-    return index.flatten()
 
 
 def _unfolded(one: Place, factor: str, tensor: Tensor) -> Tensor:

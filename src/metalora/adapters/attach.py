@@ -147,16 +147,13 @@ def _check_biases(placement: Placement, method: Method) -> None:
 
 def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement: Placement) -> dict[str, torch.Tensor]:
     method = method_of(config)
+    kinds = {**kinds, **{start: kinds[factor] for start, factor in method.starts.items()}}
+    kinds |= dict.fromkeys(method.starts.values(), "zeros")
     sizes = {view.key: one.sizes for one in placement.places.values() for view in one.views.values()}
-    values = {
+    return {
         key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key, method.network, sizes[key])
         for key, one in placement.stored.items()
-        if one.factor in kinds
     }
-    for one in placement.places.values():
-        for start, factor in method.starts.items():
-            values[one.views[start].key] = values[one.views[factor].key].clone()
-    return values
 
 
 def _device_and_dtype(model: nn.Module, targets: Sequence[Target]) -> tuple[torch.device, torch.dtype]:

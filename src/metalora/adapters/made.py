@@ -1,4 +1,4 @@
-"""What targets read of stored factors, and how a network takes them: products of others, gates through a softmax."""
+"""The factors of a target as its network takes them: changes on their start, products made, gates through a softmax."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from string import ascii_letters
 import torch
 from torch import Tensor
 
-from metalora.adapters.placement import Made, Place, Placement, View
+from metalora.adapters.placement import Made, Place
 from metalora.methods.method import Method
 
 
 def taken(place: Place, method: Method, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """From what the target reads, by name; a factor that differs by example has a leading axis for it."""
     found = dict(values)
+    for start, change in method.starts.items():
+        found[change] = found[change] + found[start]
     for name, made in place.made.items():
         found[name] = _product(made, [found.pop(factor) for factor in made.parts])
     return {f: (v / method.temperature).softmax(-1) if f in method.gates else v for f, v in found.items()}
@@ -30,24 +32,3 @@ def _product(made: Made, parts: list[Tensor]) -> Tensor:
     sides = ",".join(first * each + term for each, term in zip(batched, terms, strict=True))
     product = torch.einsum(f"{sides}->{first * any(batched)}{out}", *parts)
     return product.reshape(*product.shape[: any(batched)], *made.shape)
-
-
-def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
-    """What a target reads of a stored factor, whose axes come after `offset` others."""
-    for axis, index in view.picks:
-        if isinstance(index, int):
-            value = value.select(axis + offset, index)
-        else:
-            value = value.narrow(axis + offset, *index)
-    return value
-
-
-def stack_axes(placement: Placement) -> dict[str, int]:
-    """Key -> the axis by whose single slices the targets read a stored factor."""
-    axes: dict[str, int] = {}
-    for place in placement.places.values():
-        for view in place.views.values():
-            single = [axis for axis, index in view.picks if isinstance(index, int)]
-            if single and "task" not in placement.stored[view.key].modes:
-                axes.setdefault(view.key, single[-1])
-    return axes

@@ -6,6 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
+from torch import Tensor
+
+from metalora.adapters.folding import axes_of, folded
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
@@ -231,65 +234,6 @@ def _clipped(
     return min(size, largest) if config.clip_rank else size
 
 
-def _axes(target: Target, config: AdapterConfig, method: Method) -> dict[str, int]:
-    """The sizes of the axes that the network spans: the weight's, or a bottleneck's, which takes and gives outputs."""
-    if method.form != "bottleneck":
-        return dict(target.sizes)
-    given = config.digits.get("hidden", "").split(",")[0].split()
-    hidden = prod(map(int, given)) if given and all(map(str.isdecimal, given)) else method.hidden
-    return {"in": target.sizes["out"], "out": target.sizes["out"], "hidden": hidden}
-
-
-# ---- axes that are folded -------------------------------------------------------------------------------------------
-def _folded(
-    target: Target, sizes: Mapping[str, int], config: AdapterConfig, method: Method
-) -> tuple[dict[str, int], dict[str, Modes]]:
-    """The sizes of the target's modes with its axes folded, and the folds."""
-    sizes, folds = dict(sizes), method.network.folds
-    for axis, modes in folds.items():
-        width = sizes.pop(axis)
-        if "head" in modes:
-            size = _head_size(target, axis, width, config, method)
-            sizes |= {"head": width // size, "hdim": size}
-        else:
-            where = f"target {target.path!r}, digits of {axis!r}"
-            sizes |= zip(modes, digits(width, len(modes), config.digits.get(axis, ""), where), strict=True)
-    return sizes, folds
-
-
-def _head_size(target: Target, axis: str, width: int, config: AdapterConfig, method: Method) -> int:
-    size = config.head_dim or target.head_dim
-    if size is None:
-        raise ValueError(
-            f"target {target.path!r}: method {method.name!r} has heads, and the model does not say how large they "
-            "are: set head_dim"
-        )
-    if width % size:
-        raise ValueError(f"target {target.path!r}: its {width} {axis}puts are not heads of {size}")
-    return size
-
-
-def digits(width: int, n: int, given: str = "", where: str = "digits") -> list[int]:
-    """n factors of a width, big-endian: those of `given` ("64 4 3, 16 16 12") that make it, else nearly equal ones.
-
-    Nearly equal: each in turn the largest divisor not above the root of what is left. ValueError: `given` is no list
-    of whole numbers, or has another count of digits for the width.
-    """
-    for word in filter(None, given.split(",")):
-        if not all(one.isdecimal() and int(one) for one in word.split()):
-            raise ValueError(f"{where}: {given!r} is not a list of whole numbers, such as '64 4 3, 16 16 12'")
-        found = [int(one) for one in word.split()]
-        if prod(found) == width:
-            if len(found) != n:
-                raise ValueError(f"{where}: {word.strip()!r} has {len(found)} digits, expected {n}")
-            return found
-    found = []
-    for k in range(n, 1, -1):
-        found.append(next(d for d in range(width, 0, -1) if width % d == 0 and d**k <= width))
-        width //= found[-1]
-    return [*found, width]
-
-
 # ---- layers, projections and pieces ---------------------------------------------------------------------------------
 def _located(
     targets: Sequence[Target], config: AdapterConfig, method: Method
@@ -306,11 +250,11 @@ def _located(
     located = {}
     for target in targets:
         turn = _turns(cuts[target.path], target, method)
-        sizes, pieces = _axes(target, config, method), cuts[target.path]
+        sizes, pieces = axes_of(target, config, method), cuts[target.path]
         sizes, pieces = (turned(sizes), turned(pieces)) if turn else (sizes, pieces)
         for axis, count in pieces.items():
             sizes[axis] //= count
-        sizes, folds = _folded(target, sizes, config, method)
+        sizes, folds = folded(target, sizes, config, method)
         coords: dict[str, Index] = {"layer": layers[target.path], "proj": starts[target.role]}
         if pieces:
             ((axis, count),) = pieces.items()
@@ -390,3 +334,24 @@ def _picks(
         elif sizes[mode] < stored:  # fewer heads, or a narrower weight: the first of the stored ones
             picks.append((axis, (0, sizes[mode])))
     return tuple(reversed(picks))
+
+
+def stack_axes(placement: Placement) -> dict[str, int]:
+    """Key -> the axis by whose single slices the targets read a stored factor."""
+    axes: dict[str, int] = {}
+    for place in placement.places.values():
+        for view in place.views.values():
+            single = [axis for axis, index in view.picks if isinstance(index, int)]
+            if single and "task" not in placement.stored[view.key].modes:
+                axes.setdefault(view.key, single[-1])
+    return axes
+
+
+def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
+    """What a target reads of a stored factor, whose axes come after `offset` others."""
+    for axis, index in view.picks:
+        if isinstance(index, int):
+            value = value.select(axis + offset, index)
+        else:
+            value = value.narrow(axis + offset, *index)
+    return value

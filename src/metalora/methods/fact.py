@@ -14,7 +14,7 @@ FACT_TT = Method(
     count="R*(K*I + O) + L*M*R**2",
     copies="",
     scale="alpha",
-    notes="k counts the slices of all layers. Of the published averages over data sets, 0.037M is not reproduced.",
+    notes="k counts the slices of all layers. Published: 0.037M on average, 39,734 by the ranks of its files.",
 )
 
 FACT_TK = Method(

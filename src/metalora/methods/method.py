@@ -25,9 +25,10 @@ class Method:
     folds         axis of the weight -> the modes it is cut into, slowest first ({"out": "head hdim"})
     terms         groups of factors whose products are added (a shared LoRA and one a task); empty: one product
     form          "cut": Delta W is the network; "circuit": gates as wide as the weight, applied one after another, and
-                  if none of them starts at zero, less what they were at the start; "bottleneck":
-                  the maps of the two terms behind the layer, from its output to `hidden` numbers (config.digits gives
-                  others) and back, with the `activation` between them: no Delta W
+                  if none of them starts at zero, less what they were at the start: what is learned is the change of a
+                  gate, `init` that of its start; "bottleneck": the maps of the two terms behind the layer, from its
+                  output to `hidden` numbers (config.digits gives others) and back, with the `activation` between them:
+                  no Delta W
     biases        factors that are added with the scale, not multiplied: to the output, which they have as "out" even
                   where it is folded, or to what is hidden
     wires         bond -> the mode whose size it has, or its size; the other bonds are ranks
@@ -92,7 +93,7 @@ class Method:
 
     @property
     def starts(self) -> dict[str, str]:
-        """Frozen copy of its start -> factor, for all factors of a circuit that does not start at zero."""
+        """Frozen start -> the factor that is its learned change, for a circuit that does not start at zero."""
         if self.form != "circuit" or "zeros" in self.init.values():
             return {}
         return {f"{factor}_0": factor for factor in self.factors}
@@ -161,7 +162,14 @@ class Method:
         return replace(self, factors=factors, init={new: self.init[old] for new, old in names.items()})
 
     def folded(self, digits: Mapping[str, str]) -> "Method":
-        """The same method for as many digits of each axis as are given, {"in": "16 8 8 4"}; itself if it cannot."""
+        """The same method for as many digits of each axis as are given, {"in": "16 8 8 4"}; itself if it cannot.
+
+        ValueError: an axis that the method does not fold into digits.
+        """
+        into = [axis for axis, modes in self.network.folds.items() if "head" not in modes]
+        for axis in digits:
+            if axis not in into:
+                raise ValueError(f"method {self.name!r}: digits of {axis!r}, it folds {', '.join(into) or 'nothing'}")
         counts = {axis: len(words.split(",")[0].split()) for axis, words in digits.items()}
         same = all(counts.get(axis, len(modes)) == len(modes) for axis, modes in self.network.folds.items())
         return self if same or self.refold is None else self.refold(counts)

@@ -2,8 +2,8 @@
 
 Three digits an axis, as equal as they can be; config.digits gives others, as many as one likes ({"in": "16 8 8 4",
 "out": "16 8 8 4"}). The paper is about square weights: here the first gate on a digit takes it from its size in `in` to
-its size in `out`, so nothing is padded. Gates start as kaiming of what they take; where they started is made anew from
-the seed, never saved and never merged into the base.
+its size in `out`, so nothing is padded. Gates start as kaiming of what they take. What is learned and saved is their
+change, zero at first; where they started is made anew from the seed, never saved and never merged into the base.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def _quanta(digits: Mapping[str, int]) -> Method:
         name="quanta",
         title="QuanTA",
         source="arXiv:2406.00132",
-        formula="ΔW = Π_{j<k} T^(jk) - Π_{j<k} T0^(jk)",
+        formula="ΔW = Π_{j<k} (T0 + T)^(jk) - Π_{j<k} T0^(jk)",
         factors=factors,
         init=dict.fromkeys(factors, "gate"),
         count=" + ".join(count),

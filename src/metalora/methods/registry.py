@@ -100,7 +100,7 @@ Written by `metalora methods --markdown > docs/methods.md`; do not edit.
 
 - count: learned numbers of one network, in I (in), O (out), K (kernel size), R (rank), N (experts), L (layers),
   M (projections), H (heads), J (head size), T (tasks), and i1, o1, ... (digits of in and out)
-- export rank: of the exact LoRA pair at a target
+- export rank: of the exact LoRA pair at a target; none: an activation between two maps, so there is no ΔW
 - one for each: what has factors of its own; said factor by factor where they differ
 - published counts, reproduced or not: `tests/golden/counts.json`
 """

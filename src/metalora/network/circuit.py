@@ -49,8 +49,8 @@ class Circuit:
         self._kernels = [contraction(names, tokens=False) for names in (self.now, *starts)]
         self._gates = [contraction(names, tokens=True) for names in (self.now, *starts)]
         self._inputs = [sizes[m] for m in inputs]
-        self.form = sum(one.flops for one in self._kernels)
-        self.per_position = sum(one.flops for one in self._gates) // (TOKENS * EXAMPLES)
+        self.form = sum(one.flops for one in self._kernels) // 2  # in multiply-adds, as of a `Cut`
+        self.per_position = sum(one.flops for one in self._gates) // (2 * TOKENS * EXAMPLES)
 
     @property
     def rank(self) -> int:

@@ -13,7 +13,7 @@ from metalora.network.spec import Modes
 class Contraction:
     """An einsum over named modes whose pairwise order is planned at construction with the real sizes.
 
-    `flops` is the planned cost in multiply-adds. Planning inside forward breaks graphs; replaying does not.
+    `flops` is the planned cost, a multiply-add being two. Planning inside forward breaks graphs; replaying does not.
     tail: (n, shape): the last n axes of the result are given another shape (folded modes put back together).
     eyes: pairs of modes joined by an identity matrix, beside the operands that are given.
     """

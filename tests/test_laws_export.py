@@ -1,0 +1,108 @@
+"""Law 7, its second half: an exported directory, loaded by PEFT itself, gives the adapter's forward."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from metalora import detach
+from oracles.cases import CASES, attached
+from oracles.layers import LAYERS, Layer
+
+TOLERANCE = dict(rtol=1e-10, atol=1e-10)
+
+
+def close(got, want):
+    torch.testing.assert_close(got, want, **TOLERANCE)
+
+
+PEFT_LAYERS = {  # PEFT's LoRA of a convolution leaves out the base's dilation and padding mode, so these have neither
+    "linear": LAYERS["linear"],
+    "conv1d_gpt2": LAYERS["conv1d_gpt2"],
+    "embedding": LAYERS["embedding"],
+    "conv1d": Layer("conv1d", lambda: nn.Conv1d(4, 5, 3, stride=2, padding=2), (4, 5), (4, 17)),
+    "conv2d": Layer("conv2d", lambda: nn.Conv2d(3, 5, (3, 2), stride=2, padding=(1, 0)), (3, 6, 5), (3, 11, 9)),
+    "conv2d-1x1": LAYERS["conv2d-1x1"],
+    "conv2d-same": LAYERS["conv2d-same"],
+}
+PEFT_CASES = {
+    name: CASES[name]
+    for name in (
+        "lora",
+        "conv-lora",
+        "multi-lora",
+        "moe-lora-g",
+        "metalora-cp-c",
+        "metalora-tr-C",
+        "metalora-square-C",
+        "lora-A",
+        "vera",
+        "loha",
+        "lokr",
+        "tt-lora",
+        "quanta",
+        "lokr-full",
+        "miss",
+        "cara",
+        "tenslora-qkv-depth-ranks",
+        "metatt-4+1d-tasks",
+        "mtlora-tasks",
+    )
+}
+
+
+def into_peft(layer, base, left, right):
+    """A PEFT LoRA model of the base with lora_A = Left and lora_B = Right."""
+    from peft import LoraConfig, get_peft_model
+
+    k = len(left)
+    config = LoraConfig(r=k, lora_alpha=k, target_modules=["0"], fan_in_fan_out=layer.kind == "conv1d_gpt2")
+    peft = get_peft_model(base, config).double().eval()
+    module = peft.base_model.model[0]
+    with torch.no_grad():
+        if layer.kind == "embedding":
+            module.lora_embedding_A["default"].copy_(left)
+            module.lora_embedding_B["default"].copy_(right.T)
+        else:
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+            a.copy_(left)
+            b.copy_(right.T.reshape(b.shape))
+    return peft
+
+
+IN_FLOAT32 = ("metalora-tr-C", "metatt-4+1d-tasks", "tenslora-qkv-depth-ranks")
+PRECISIONS = {f"{name}-f64": (case, torch.float64, 1e-10) for name, case in PEFT_CASES.items()}
+PRECISIONS |= {f"{name}-f32": (CASES[name], torch.float32, 1e-5) for name in IN_FLOAT32}
+EXPORTED = {
+    f"{name}-{kind}": (*row, layer)
+    for name, row in PRECISIONS.items()
+    for kind, layer in PEFT_LAYERS.items()
+    if row[0].fits(layer)
+}
+
+
+@pytest.mark.parametrize("case, dtype, tolerance, layer", EXPORTED.values(), ids=EXPORTED)
+def test_7_peft_loads_the_exported_directory(case, dtype, tolerance, layer, tmp_path):
+    from peft import PeftModel
+
+    model, adapter, x, _ = attached(case, layer, "many")
+    model, x = model.to(dtype), x.to(dtype) if x.is_floating_point() else x
+    one = {"condition": case.condition(adapter, 1)} if case.per_example else {}
+    [exported] = adapter.export_lora(tmp_path / "lora", **one)
+    want = model(x, **one)
+    detach(model)
+    got = PeftModel.from_pretrained(model, tmp_path / "lora").eval()(x)
+    assert got.dtype == dtype and (got - want).abs().max() <= tolerance * want.abs().max().clamp_min(1)
+    assert exported.error == 0 and len(exported.ranks) == 1
+
+
+@pytest.mark.parametrize("layer", (PEFT_LAYERS["conv2d"], PEFT_LAYERS["conv2d-1x1"]), ids=("3x2", "1x1"))
+def test_7_conv_lora_is_pefts_lora_on_conv2d(layer):
+    """Conv-LoRA (eq. 5) = PEFT's LoRA on Conv2d, factor by factor: A[h,w,i,r] is lora_A[r,i,h,w]."""
+    model, adapter, x, _ = attached(CASES["conv-lora"], layer, "many")
+    bare = copy.deepcopy(model)
+    detach(bare)
+    a, b = adapter.factors["0.A"].detach(), adapter.factors["0.B"].detach()
+    peft = into_peft(layer, bare, a.permute(3, 2, 0, 1), b)
+    close(peft(x), model(x))
