@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.conditioning import Condition, Conditioner
+from metalora.adapters.conditioning import Condition, Conditioner, Values, together
 from metalora.adapters.features import Inputs, Recorder, run, token_mask
-from metalora.adapters.placement import Placement, View, stack_axes
+from metalora.adapters.placement import Placement, View, picked, stack_axes
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
-
-Values = Mapping[str, Tensor]  # factor key -> one value an example, (n, *shape)
 
 
 class Adapter(nn.Module):
@@ -50,6 +48,7 @@ class Adapter(nn.Module):
         self.weight_first = True  # let layers form W + Delta W where the cost model says so; False: always the cut
         self.active: Values | None = None  # factors that differ by example; set only while a forward runs
         self.held: Values | None = None  # those of the innermost `using`
+        self.beams = 1  # sequences that `generate` makes of one example, each with its condition
         self.fixed: Condition | None = None
         self.layers: dict[str, nn.Module] = {}
         self.model: tuple[nn.Module, ...] = ()
@@ -168,19 +167,23 @@ class Adapter(nn.Module):
         rest = tuple((a - (a > axis), index) for a, index in view.picks if a != axis)
         return picked(self._slices[view.key][dict(view.picks)[axis]], View(view.key, rest))
 
-    def batch_of(self, target: Target, batch: int) -> int:
-        """The number of conditions at a target (1 or the layer's batch); ValueError if it fits neither."""
-        n = self.count(target)
-        if n not in (1, batch):
+    def read_for(self, target: Target, batch: int, values: Values | None = None) -> tuple[dict[str, Tensor], int]:
+        """`read` for a layer's batch, and the number of conditions: 1 or the batch; ValueError if it fits neither."""
+        factors, n = self.read(target, values), self.count(target, values)
+        if n in (1, batch):
+            return factors, n
+        if n * self.beams != batch:
             raise ValueError(f"target {target.path!r}: the condition is for {n} examples, the layer got {batch}")
-        return n
+        for factor in self.per_example:
+            factors[factor] = factors[factor].repeat_interleave(self.beams, 0)
+        return factors, batch
 
-    def count(self, target: Target) -> int:
+    def count(self, target: Target, values: Values | None = None) -> int:
         """The number of conditions that are active at a target; 1 where no factor differs by example."""
-        factor = next(iter(self.per_example), None)
-        if factor is None or self.active is None:
+        values, factor = self.active if values is None else values, next(iter(self.per_example), None)
+        if factor is None or values is None:
             return 1
-        return len(self.active[self.placement.places[target.path].views[factor].key])
+        return len(values[self.placement.places[target.path].views[factor].key])
 
     def delta(self, target: str, condition: Condition | None = None) -> Tensor:
         """Dense Delta W of a target in the base weight's layout; (n, ...) for a condition of n > 1 examples."""
@@ -326,12 +329,15 @@ class Adapter(nn.Module):
         for norm in self.frozen_norms:
             norm.training = False
         condition, ids = kwargs.pop("condition", None), kwargs.pop("task_ids", None) if self.task_keys else None
-        if not self.enabled or self.merged:
-            return args, kwargs
+        if self.enabled and not self.merged:
+            self.begin(condition, ids, args, kwargs)
+        return args, kwargs
+
+    def begin(self, condition: Condition | None, ids: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Make ready for a forward of the model with these inputs: cut the stacks, choose the condition."""
         self._slices = {key: self._value(key).unbind(axis) for key, axis in self._stacks.items()}
         if self.per_example:
             self.active = self._choose(condition, ids, args, kwargs)
-        return args, kwargs
 
     def _choose(self, condition: Condition | None, ids: Any, args: tuple, kwargs: dict[str, Any]) -> Values:
         values = None if condition is None else condition.values
@@ -340,7 +346,7 @@ class Adapter(nn.Module):
         if values is None:
             values = self._from_inputs(args, kwargs) if self.conditional else {}
         if ids is not None:
-            values = _together(values, self.task(ids).values)
+            values = together(values, self.task(ids).values)
         missing = next((key for key in self.task_keys if key not in values), None)
         if missing is not None:
             raise ValueError(
@@ -371,7 +377,11 @@ class Adapter(nn.Module):
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the model: no condition outlives its forward."""
         if self.enabled:
-            self.active, self._slices, self.recorder.active = self.held, None, False
+            self.end()
+
+    def end(self) -> None:
+        """Forget what `begin` made ready."""
+        self.active, self._slices, self.recorder.active = self.held, None, False
 
     @property
     def merged(self) -> bool:
@@ -381,20 +391,3 @@ class Adapter(nn.Module):
 
 def _slot(key: str) -> str:
     return key.replace(".", "/")
-
-
-def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
-    """What a target reads of a stored factor, whose axes come after `offset` others."""
-    for axis, index in view.picks:
-        if isinstance(index, int):
-            value = value.select(axis + offset, index)
-        else:
-            value = value.narrow(axis + offset, *index)
-    return value
-
-
-def _together(*many: Values) -> dict[str, Tensor]:
-    """Values side by side; those of one example serve as many as the others have."""
-    merged = {key: value for values in many for key, value in values.items()}
-    n = max(len(value) for value in merged.values())
-    return {key: v if len(v) == n else v.expand(n, *v.shape[1:]) for key, v in merged.items()}

@@ -38,28 +38,13 @@ def attach(
     """
     if adapter_of(model) is not None:
         raise ValueError(f"{type(model).__name__} already has an adapter: detach it first")
-    method = method_of(config)
-    _check_factors(config, method)
-    kinds = inits(config, method)
-    placement = place(find_targets(model, config.targets, config.exclude), config, method)
-    adapter = Adapter(config, method, placement, _initial_factors(config, kinds, placement))
-    targets = list(adapter.targets.values())
-    device, dtype = _device_and_dtype(model, targets)
-    adapter.to(device=device, dtype=dtype)
+    targets = find_targets(model, config.targets, config.exclude)
+    bases = {target.path: model.get_submodule(target.path) for target in targets}
+    adapter = build(model, config, targets, bases, example=example, extractor=extractor)
     adapter.required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
-    adapter.model = (model,)
-    try:
-        _prepare_condition(adapter, kinds, model, example, extractor)
-    except BaseException:
-        _remove_hooks(adapter)
-        raise
     model.requires_grad_(False)
-    for target in targets:
-        base, cut = model.get_submodule(target.path), plan(placement.places[target.path], adapter.per_example)
-        adapter.layers[target.path] = LAYERS[target.kind](base, target, cut, adapter)
-        adapter.layers[target.path].training = base.training
     # One owner, so that .to(), .train() and .parameters() of the model reach the adapter once.
-    adapter.layers[targets[0].path].adapter = adapter
+    next(iter(adapter.layers.values())).adapter = adapter
     _replace(model, {layer.base: layer for layer in adapter.layers.values()})
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     if adapter.per_example or adapter.frozen_norms or adapter.stacked:
@@ -67,6 +52,39 @@ def attach(
     if adapter.per_example or adapter.stacked:
         adapter.hooks.append(model.register_forward_hook(adapter.after_forward, always_call=True))
     adapter.train(model.training)
+    return adapter
+
+
+def build(
+    model: nn.Module,
+    config: AdapterConfig,
+    targets: Sequence[Target],
+    bases: Mapping[str, nn.Module],
+    *,
+    example: Inputs | None = None,
+    extractor: nn.Module | None = None,
+) -> Adapter:
+    """The adapter of targets and, as `adapter.layers`, a layer around each of their bases, none of it in the model.
+
+    The model only gets the hooks of the condition's source, `adapter.hooks`. ValueError: see `attach`.
+    """
+    method = method_of(config)
+    _check_factors(config, method)
+    kinds = inits(config, method)
+    placement = place(targets, config, method)
+    adapter = Adapter(config, method, placement, _initial_factors(config, kinds, placement))
+    device, dtype = _device_and_dtype(bases[targets[0].path].weight)
+    adapter.to(device=device, dtype=dtype)
+    adapter.model = (model,)
+    try:
+        _prepare_condition(adapter, kinds, model, example, extractor)
+    except BaseException:
+        _remove_hooks(adapter)
+        raise
+    for path, target in adapter.targets.items():
+        cut = plan(placement.places[path], adapter.per_example)
+        adapter.layers[path] = LAYERS[target.kind](bases[path], target, cut, adapter)
+        adapter.layers[path].training = bases[path].training
     return adapter
 
 
@@ -139,8 +157,7 @@ def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement:
     }
 
 
-def _device_and_dtype(model: nn.Module, targets: Sequence[Target]) -> tuple[torch.device, torch.dtype]:
-    weight = model.get_submodule(targets[0].path).weight
+def _device_and_dtype(weight: torch.Tensor) -> tuple[torch.device, torch.dtype]:
     return weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 

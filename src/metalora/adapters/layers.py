@@ -3,6 +3,7 @@
 Legend: b batch · t token or position · k rank of the cut · i, o channels in and out.
 """
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -33,17 +34,16 @@ class AdaptedLayer(nn.Module):
         self.positions_per_step = prod(getattr(base, "stride", (1,)))
         self.plain = type(base).forward is getattr(self.plain_base, "forward", None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Tensor:
+        """base(x) + the update of x; y is base(x) where it is known, values the condition if not the active one."""
         adapter = self._owner[0]
         if not adapter.enabled or self.original is not None:
-            return self.base(x)
-        factors = adapter.read(self.target)
-        n = adapter.batch_of(self.target, self.examples(x))
-        if self.weight_first(x, n):
+            return self.base(x) if y is None else y
+        factors, n = adapter.read_for(self.target, self.examples(x), values)
+        if y is None and self.weight_first(x, n):
             delta = self.dense(factors)[0]
             return self.apply_weight(x, self.base.weight + delta.to(self.base.weight.dtype))
-        y = self.base(x)
-        cut = self.cut
+        y, cut = self.base(x) if y is None else y, self.cut
         kernel = cut.kernel([factors[f] for f in cut.left]).to(y.dtype)
         h = adapter.rank_dropout(self.hidden(x.to(y.dtype) if x.is_floating_point() else x, kernel))
         mids, rights = [factors[f] for f in cut.mid], [factors[f] for f in cut.right]
@@ -162,10 +162,11 @@ class AdaptedEmbedding(AdaptedConv1D):
     Ids of one row, such as positions that all examples share, take every example's own factors.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        n = self._owner[0].count(self.target)
-        shared = n > 1 and x.ndim > 1 and len(x) == 1
-        return super().forward(x.expand(n, *x.shape[1:]) if shared else x)
+    def forward(self, x: Tensor, y: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Tensor:
+        n = self._owner[0].count(self.target, values)
+        if n > 1 and x.ndim > 1 and len(x) == 1:
+            x, y = x.expand(n, *x.shape[1:]), None if y is None else y.expand(n, *y.shape[1:])
+        return super().forward(x, y, values)
 
     def examples(self, x: Tensor) -> int:
         return len(x)
@@ -184,10 +185,10 @@ class AdaptedConv(AdaptedLayer):
 
     plain_base = nn.Conv2d
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Tensor:
         if x.ndim == 1 + len(self.base.kernel_size):  # one example without a batch axis
-            return super().forward(x[None])[0]
-        return super().forward(x)
+            return super().forward(x[None], None if y is None else y[None], values)[0]
+        return super().forward(x, y, values)
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
         base, spatial = self.base, len(self.base.kernel_size)

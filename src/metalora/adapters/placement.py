@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from torch import Tensor
+
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
@@ -300,6 +302,16 @@ def _picks(
         elif sizes[mode] < stored:  # fewer heads, or a narrower weight: the first of the stored ones
             picks.append((axis, (0, sizes[mode])))
     return tuple(reversed(picks))
+
+
+def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
+    """What a target reads of a stored factor, whose axes come after `offset` others."""
+    for axis, index in view.picks:
+        if isinstance(index, int):
+            value = value.select(axis + offset, index)
+        else:
+            value = value.narrow(axis + offset, *index)
+    return value
 
 
 def stack_axes(placement: Placement) -> dict[str, int]:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalora.adapters.adapter import Adapter, picked
+from metalora.adapters.adapter import Adapter
 from metalora.adapters.pieces import Piece
+from metalora.adapters.placement import picked
 from metalora.network.wiring import contracted
 
 OVERSAMPLING = 16  # directions of a common basis above the rank
