@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.conditioning import Condition, Conditioner, Values, together
 from metalora.adapters.features import Inputs, Recorder, run, token_mask
-from metalora.adapters.placement import Placement, View, picked, stack_axes
+from metalora.adapters.placement import Placement, View, picked, ranks, stack_axes
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
@@ -32,13 +32,13 @@ class Adapter(nn.Module):
         self.targets = {path: place.target for path, place in placement.places.items()}
         self.generated = tuple(method.generated if config.generated is None else config.generated)
         learned = {key: value for key, value in factors.items() if not placement.stored[key].frozen}
-        self._bank = nn.ParameterDict({_slot(key): nn.Parameter(value) for key, value in learned.items()})
+        self.owned = nn.ParameterDict({_slot(key): nn.Parameter(value) for key, value in learned.items()})
         self._frozen = nn.Module()  # a buffer for each: made from the seed, so never saved
         for key in factors.keys() - learned.keys():
             self._frozen.register_buffer(_slot(key), factors[key], persistent=False)
         self._per_example: tuple[str, ...] | None = None
         self.fresh = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
-        self._stacks = stack_axes(placement)
+        self._stacks, self._ranks = stack_axes(placement), ranks(self.targets, config)
         self._slices: dict[str, tuple[Tensor, ...]] | None = None  # while a forward runs: stacked factors, cut once
         self.rank_dropout = nn.Dropout(config.dropout)
         self.conditioner: Conditioner | None = None
@@ -68,18 +68,25 @@ class Adapter(nn.Module):
     @property
     def learned(self) -> dict[str, nn.Parameter]:
         """The factors that are not frozen."""
-        return {key: self._bank[_slot(key)] for key, one in self.placement.stored.items() if not one.frozen}
+        return {key: self.owned[_slot(key)] for key, one in self.placement.stored.items() if not one.frozen}
 
     def _value(self, key: str) -> Tensor:
         slot = _slot(key)
-        return self._bank[slot] if slot in self._bank else getattr(self._frozen, slot)
+        return self.owned[slot] if slot in self.owned else getattr(self._frozen, slot)
 
     @property
     def scale(self) -> float:
         """alpha / r, alpha / sqrt(r) or alpha, as the config or the method says; one when alpha is None."""
+        return self._scale(self.rank)
+
+    def scale_of(self, path: str) -> float:
+        """The scale of a target, by its own rank where `rank_pattern` gives it one."""
+        return self._scale(self._ranks.get(path, self.rank))
+
+    def _scale(self, rank: int) -> float:
         if self.config.alpha is None:
             return 1.0
-        over = {"alpha/r": self.rank, "alpha/sqrt(r)": sqrt(self.rank), "alpha": 1}
+        over = {"alpha/r": rank, "alpha/sqrt(r)": sqrt(rank), "alpha": 1}
         return self.config.alpha / over[self.config.scale or self.method.scale]
 
     @property
@@ -122,7 +129,7 @@ class Adapter(nn.Module):
     def num_params(self) -> int:
         """Trainable numbers: the factors of every target and the mapping net."""
         made = self.conditioner.parameters() if self.conditioner is not None else ()
-        return sum(p.numel() for p in (*self._bank.parameters(), *made))
+        return sum(p.numel() for p in (*self.owned.parameters(), *made))
 
     def parameter_groups(
         self, lr: float, mapping_lr_ratio: float = 0.2, factor_lr_ratio: Mapping[str, float] | None = None
@@ -133,7 +140,7 @@ class Adapter(nn.Module):
             if factor not in self.method.factors:
                 raise ValueError(f"factor_lr_ratio names {factor!r}{nearest(factor, self.method.factors)}")
         groups: dict[float, list[nn.Parameter]] = {}
-        for bank in (self._bank, self.fresh):
+        for bank in (self.owned, self.fresh):
             for key, stored in self.placement.stored.items():
                 if _slot(key) in bank:
                     groups.setdefault(ratios.get(stored.factor, 1.0), []).append(bank[_slot(key)])
@@ -238,14 +245,14 @@ class Adapter(nn.Module):
         """
         if not self.task_keys:
             raise ValueError(f"{self.method.name} with tasks={self.config.tasks} has no tasks to choose from")
-        index = torch.as_tensor(ids, device=self._bank[_slot(next(iter(self.task_keys)))].device).reshape(-1)
+        index = torch.as_tensor(ids, device=self.owned[_slot(next(iter(self.task_keys)))].device).reshape(-1)
         if not torch.compiler.is_compiling() and len(index):
             wrong = index[(index < 0) | (index >= self.config.tasks)]
             if index.is_floating_point() or len(wrong):
                 raise ValueError(f"task {(wrong if len(wrong) else index)[0]}: expected 0..{self.config.tasks - 1}")
         values = {}
         for key, axis in self.task_keys.items():
-            values[key] = self._bank[_slot(key)].index_select(axis, index).movedim(axis, 0)
+            values[key] = self.owned[_slot(key)].index_select(axis, index).movedim(axis, 0)
             if len(self.fresh):
                 newest = (index == self.config.tasks - 1).reshape(-1, *[1] * (values[key].ndim - 1))
                 values[key] = torch.where(newest, self.fresh[_slot(key)], values[key])
@@ -259,7 +266,7 @@ class Adapter(nn.Module):
     def end_task(self) -> None:
         """Write the slices of `begin_task` where they belong."""
         for key, axis in self.task_keys.items():
-            self._bank[_slot(key)].select(axis, self.config.tasks - 1).copy_(self.fresh[_slot(key)])
+            self.owned[_slot(key)].select(axis, self.config.tasks - 1).copy_(self.fresh[_slot(key)])
         self.fresh.clear()
 
     def neutral(self) -> Condition:
@@ -271,7 +278,7 @@ class Adapter(nn.Module):
         return Condition({key: value[None] for key, value in centre.items()}, features, features.sum())
 
     def _centre(self) -> dict[str, Tensor]:
-        return {key: self._bank[_slot(key)] for key in self.conditioner.shapes}
+        return {key: self.owned[_slot(key)] for key in self.conditioner.shapes}
 
     @torch.no_grad()
     def features(self, inputs: Inputs) -> Tensor:

@@ -73,17 +73,16 @@ def build(
     kinds = inits(config, method)
     placement = place(targets, config, method)
     adapter = Adapter(config, method, placement, _initial_factors(config, kinds, placement))
-    device, dtype = _device_and_dtype(bases[targets[0].path].weight)
-    adapter.to(device=device, dtype=dtype)
     adapter.model = (model,)
     try:
         _prepare_condition(adapter, kinds, model, example, extractor)
     except BaseException:
         _remove_hooks(adapter)
         raise
+    _place_as(bases[targets[0].path].weight, adapter)
+    cuts = plans(placement, adapter.per_example)
     for path, target in adapter.targets.items():
-        cut = plan(placement.places[path], adapter.per_example)
-        adapter.layers[path] = LAYERS[target.kind](bases[path], target, cut, adapter)
+        adapter.layers[path] = LAYERS[target.kind](bases[path], target, cuts[path], adapter)
         adapter.layers[path].training = bases[path].training
     return adapter
 
@@ -109,6 +108,17 @@ def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum:
     """The cut of a network at a target, contractions planned with the real sizes."""
     cuts = [Cut(one, place.sizes, batched) for one in place.network.summands()]
     return CutSum(cuts) if len(cuts) > 1 else cuts[0]
+
+
+def plans(placement: Placement, batched: Sequence[str]) -> dict[str, Cut | CutSum]:
+    """Path -> the cut there; one object where network and sizes are the same."""
+    planned: dict[tuple, Cut | CutSum] = {}
+    found = {}
+    for path, one in placement.places.items():
+        network = one.network
+        key = (*network.factors.items(), *network.folds.items(), *network.terms, *one.sizes.items())
+        found[path] = planned[key] if key in planned else planned.setdefault(key, plan(one, batched))
+    return found
 
 
 def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size: int | None = None) -> int:
@@ -157,8 +167,10 @@ def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement:
     }
 
 
-def _device_and_dtype(weight: torch.Tensor) -> tuple[torch.device, torch.dtype]:
-    return weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32
+def _place_as(weight: torch.Tensor, module: nn.Module) -> None:
+    """Move a module to a weight's device, in float64 if the weight is, else in float32; what is on meta stays there."""
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    module._apply(lambda t: t.to("meta" if t.is_meta else weight.device, dtype))
 
 
 def _prepare_condition(
@@ -177,10 +189,9 @@ def _prepare_condition(
         if size is None:
             size = adapter.features(example_input(network) if example is None else example).shape[1]
             adapter.config = replace(config, condition=replace(condition, feature_size=size))
-    device, dtype = next(adapter.parameters()).device, next(adapter.parameters()).dtype
     factors = {key: adapter.placement.stored[key].factor for key in shapes}
     silent = [key for key, f in factors.items() if kinds[f] == "zeros" and f not in adapter.method.gates]
-    adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent).to(device, dtype)
+    adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent)
 
 
 def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> nn.Module:

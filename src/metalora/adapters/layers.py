@@ -58,7 +58,7 @@ class AdaptedLayer(nn.Module):
             batched = cut.right_batched
         if batched and n == 1:
             up = up[0]
-        return y + self.restore(self.expand(h, up * adapter.scale), y)
+        return y + self.restore(self.expand(h, up * adapter.scale_of(self.target.path)), y)
 
     def weight_first(self, x: Tensor, n: int) -> bool:
         """Whether base(x) with W + Delta W costs fewer multiply-adds than base(x) and the cut beside it.
@@ -98,7 +98,8 @@ class AdaptedLayer(nn.Module):
         left = left if cut.left_batched else left[None]
         up = (up if cut.fold_batched else up[None]).reshape(-1, cut.left_rank, self.target.sizes["out"])
         inputs = left.shape[1 + len(cut.left_shape) :]
-        dense = left.reshape(len(left), cut.left_rank, -1).mT @ (up * self._owner[0].scale)  # (n, inputs, o)
+        up = up * self._owner[0].scale_of(self.target.path)
+        dense = left.reshape(len(left), cut.left_rank, -1).mT @ up  # (n, inputs, o)
         return self.to_base_layout(dense.unflatten(1, inputs))
 
     def pair(self, condition_values: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -109,7 +110,7 @@ class AdaptedLayer(nn.Module):
         up = cut.fold([factors[f] for f in cut.mid + cut.right])
         left, up = (left[0] if cut.left_batched else left), (up[0] if cut.fold_batched else up)
         inputs = left.shape[len(cut.left_shape) :]
-        return left.reshape(cut.left_rank, *inputs), up.reshape(cut.left_rank, -1) * adapter.scale
+        return left.reshape(cut.left_rank, *inputs), up.reshape(cut.left_rank, -1) * adapter.scale_of(self.target.path)
 
     # ---- what differs between layer kinds; linear-like by default --------------------------------------------------
     def examples(self, x: Tensor) -> int:

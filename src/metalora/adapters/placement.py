@@ -8,8 +8,8 @@ from math import prod
 
 from torch import Tensor
 
-from metalora.adapters.targets import Target
-from metalora.config import AdapterConfig
+from metalora.adapters.targets import Target, matches
+from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
 from metalora.network.network import Network
 from metalora.network.spec import INPUT_MODES, Modes
@@ -71,6 +71,11 @@ def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> P
     bonds = _bonds(located, counts, config, method)
     network, frozen = method.network, {*method.frozen, *config.frozen}
     every = {f: _grouped(located, method.copies_of(f)) for f in network.factors}
+    wholes = {  # factor, owner -> whether it has variants, and the largest sizes: once for all targets that read it
+        (factor, owner): _whole([mode for mode in network.factors[factor] if mode in network.edges], peers, config)
+        for factor, groups in every.items()
+        for owner, peers in ((owner, [located[path].sizes for path in paths]) for owner, paths in groups.items())
+    }
     stored, places = {}, {}
     for path, one in located.items():
         picked = [mode for mode, index in one.coords.items() if isinstance(index, int)]
@@ -79,13 +84,11 @@ def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> P
         views = {}
         for factor, term in network.factors.items():
             own = [mode for mode in term if mode not in _absent(one.target)]
-            edges = [mode for mode in term if mode in network.edges]
             owner = one.owner(method.copies_of(factor))
-            peers = [located[other].sizes for other in every[factor][owner]]
-            several = len(_variants(edges, peers, config)) > 1
-            whole = {**_largest(peers), **counts, **bonds[path]}
-            full = [sizes[m] if several and m in edges else whole[m] for m in own]
-            width = "x".join(str(sizes[mode]) for mode in own if mode in edges) if several else ""
+            several, largest = wholes[factor, owner]
+            whole = {**largest, **counts, **bonds[path]}
+            full = [sizes[m] if several and m in network.edges else whole[m] for m in own]
+            width = "x".join(str(sizes[mode]) for mode in own if mode in network.edges) if several else ""
             key = ".".join(word for word in (owner, factor, width) if word)
             views[factor] = View(key, _picks(own, full, sizes, one.coords, config, factor, method))
             kept = [k for k, mode in enumerate(own) if mode != "task" or not _made(config, method, factor)]
@@ -134,17 +137,43 @@ def _bonds(
     located: Mapping[str, _Located], counts: Mapping[str, int], config: AdapterConfig, method: Method
 ) -> dict[str, dict[str, int]]:
     """Path -> bond -> size; the same for all targets that read a copy of some factor with the bond in common."""
-    wanted, network = method.bond_sizes(config.rank, config.experts), method.network
+    network, sizes_for = method.network, ranks(located, config)
+    wanted_for = {rank: method.bond_sizes(rank, config.experts) for rank in {*sizes_for.values()}}
+    every = method.bond_sizes(config.rank, config.experts)
     found: dict[str, dict[str, int]] = {path: {} for path in located}
-    for bond in wanted:
+    for bond in every:
         copies = frozenset.intersection(*(method.copies_of(f) for f, term in network.factors.items() if bond in term))
         for paths in _grouped(located, copies).values():
             sizes = {**_largest([located[path].sizes for path in paths]), **counts}
             where = f"target {paths[0]!r}" if "target" in copies else f"method {method.name!r}"
+            wanted = wanted_for.get(_common_rank(paths, sizes_for, method), every)
             size = _clipped(bond, wanted, sizes, config, method, where)
             for path in paths:
                 found[path][bond] = size
     return found
+
+
+def ranks(paths: Collection[str], config: AdapterConfig) -> dict[str, int]:
+    """The rank of the paths that `config.rank_pattern` names; ValueError for a pattern that names none."""
+    found: dict[str, int] = {}
+    for pattern, rank in config.rank_pattern.items():
+        named = [path for path in paths if matches(path, pattern)]
+        if not named:
+            raise ValueError(f"rank_pattern {pattern!r} matches no target{nearest(pattern, paths)[:300]}")
+        found = {**dict.fromkeys(named, rank), **found}
+    return found
+
+
+def _common_rank(paths: Sequence[str], sizes: Mapping[str, int], method: Method) -> int | None:
+    """The rank of targets that have a bond in common, None for the configured one; ValueError if they differ."""
+    wanted = {sizes.get(path): path for path in paths}
+    if len(wanted) > 1:
+        one, other = list(wanted.values())[:2]
+        raise ValueError(
+            f"method {method.name!r}: rank_pattern gives {one!r} and {other!r} unequal ranks, and they have factors in "
+            "common; set the rank of each bond by name instead"
+        )
+    return next(iter(wanted))
 
 
 def _clipped(
@@ -275,9 +304,14 @@ def _pieces(target: Target, width: int | None, method: Method) -> dict[str, int]
     return found
 
 
-def _variants(edges: Sequence[str], every: Sequence[Mapping[str, int]], config: AdapterConfig) -> set[tuple]:
-    """The sizes of a factor's own axes of the weight: each needs a factor of its own, unless they are slices of one."""
-    return {() if config.widths == "max_slice" else tuple(sizes.get(mode) for mode in edges) for sizes in every}
+def _whole(
+    edges: Sequence[str], every: Sequence[Mapping[str, int]], config: AdapterConfig
+) -> tuple[bool, dict[str, int]]:
+    """Whether a factor's own axes of the weight have several sizes, which need a factor each, unless they are slices of
+    one; and the largest of each mode.
+    """
+    several = config.widths != "max_slice" and len({tuple(sizes.get(mode) for mode in edges) for sizes in every}) > 1
+    return several, _largest(every)
 
 
 def _made(config: AdapterConfig, method: Method, factor: str) -> bool:
