@@ -3,7 +3,7 @@ DATA ?= mnist-5k
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup test laws lint demo bench clean
+.PHONY: setup test laws conformance lint demo bench clean
 
 setup: .venv/.stamp
 
@@ -20,6 +20,9 @@ test: setup lint
 
 laws: setup
 	$(BIN)/pytest -q -n 2 --every-cell tests/test_laws.py
+
+conformance: setup
+	$(BIN)/python tests/conformance/run.py $(FAMILY)
 
 lint: setup
 	$(BIN)/ruff check src tests
