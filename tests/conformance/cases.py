@@ -27,9 +27,15 @@ def lists(config: type) -> dict[str, list[Any]]:
 
     pairs = [(["lin0"], ["lin0"]), (["lin0"], ["lin1"])]
     several = [
-        (f"{k}", "metalora", config, {"target_modules": a, "init_weights": False}, {"target_modules": b, "init_weights": False})
+        (
+            f"{k}",
+            "metalora",
+            config,
+            {"target_modules": a, "init_weights": False},
+            {"target_modules": b, "init_weights": False},
+        )
         for k, (a, b) in enumerate(pairs)
-    ]  # fmt: skip
+    ]
     mixed = [("ranks 4 and 2", *(config(target_modules=["lin0"], r=r, init_weights=False) for r in (4, 2)))]
     return {
         "TEST_CASES": rows,
@@ -52,15 +58,25 @@ BERT = {**SIZES, "max_position_embeddings": 64}
 TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name on the Hub -> class of transformers' configuration, its values
     "tiny-random-OPTForCausalLM": (
         "OPTConfig",
-        dict(vocab_size=64, hidden_size=16, num_hidden_layers=3, num_attention_heads=4, ffn_dim=32,
-             word_embed_proj_dim=16, max_position_embeddings=64),
+        dict(
+            vocab_size=64,
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            ffn_dim=32,
+            word_embed_proj_dim=16,
+            max_position_embeddings=64,
+        ),
     ),
     "tiny-random-GPT2LMHeadModel": (
-        "GPT2Config", dict(vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+        "GPT2Config",
+        dict(vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2),
     ),
     "tiny-random-GPTJForCausalLM": (
         "GPTJConfig",
-        dict(vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=64, rotary_dim=4, bos_token_id=1, eos_token_id=2),
+        dict(
+            vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=64, rotary_dim=4, bos_token_id=1, eos_token_id=2
+        ),
     ),
     **{
         f"tiny-{name}": ("LlamaConfig", {**SIZES, "num_key_value_heads": 2})
@@ -69,23 +85,38 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name on the Hub -> class of t
     "tiny-dummy-qwen2": ("Qwen2Config", {**SIZES, "num_key_value_heads": 2}),
     "tiny-random-Gemma3ForCausalLM": ("Gemma3TextConfig", {**SIZES, "num_key_value_heads": 2, "head_dim": 8}),
     "tiny-random-T5ForConditionalGeneration-calibrated": (
-        "T5Config", dict(vocab_size=64, d_model=32, d_kv=8, d_ff=37, num_layers=3, num_heads=4, decoder_start_token_id=0)
+        "T5Config",
+        dict(vocab_size=64, d_model=32, d_kv=8, d_ff=37, num_layers=3, num_heads=4, decoder_start_token_id=0),
     ),
     "tiny-random-BartForConditionalGeneration": (
         "BartConfig",
-        dict(vocab_size=64, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-             decoder_attention_heads=4, encoder_ffn_dim=4, decoder_ffn_dim=4, max_position_embeddings=64,
-             decoder_start_token_id=2),
+        dict(
+            vocab_size=64,
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=4,
+            decoder_ffn_dim=4,
+            max_position_embeddings=64,
+            decoder_start_token_id=2,
+        ),
     ),
     **{f"tiny-random-Bert{name}": ("BertConfig", BERT) for name in ("Model", "ForSequenceClassification")},
     **{f"tiny-random-Roberta{name}": ("RobertaConfig", BERT) for name in ("Model", "ForSequenceClassification")},
     "tiny-random-DebertaModel": ("DebertaConfig", {**BERT, "pos_att_type": ["p2c", "c2p"], "relative_attention": True}),
     "tiny-random-DebertaV2Model": ("DebertaV2Config", {**BERT, "pos_att_type": ["p2c"], "relative_attention": True}),
-}  # fmt: skip
+}
 FILES = [
     f"tests/test_{name}.py"
     for name in (
-        "custom_models", "decoder_models", "encoder_decoder_models", "seq_classifier", "feature_extraction_models",
-        "token_classification_qa", "config",
+        "custom_models",
+        "decoder_models",
+        "encoder_decoder_models",
+        "seq_classifier",
+        "feature_extraction_models",
+        "token_classification_qa",
+        "config",
     )
-]  # fmt: skip
+]

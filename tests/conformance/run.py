@@ -42,7 +42,17 @@ def run(folder: Path, family: str, files: list[str], more: list[str]) -> dict[st
     report.unlink(missing_ok=True)
     paths = os.pathsep.join([str(HERE), str(ROOT / "src")])
     environment = {**os.environ, "METALORA_FAMILY": family, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "metalora_conformance", "-q", "--no-header", "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "metalora_conformance",
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+    ]
     command += ["--tb=line", "-W", "ignore", f"--junitxml={report}", "-c", os.devnull, "--rootdir", str(folder)]
     done = subprocess.run([*command, *more, *files], cwd=folder, env=environment, capture_output=True, text=True)
     if not report.exists():

@@ -157,7 +157,7 @@ def ranks(paths: Collection[str], config: AdapterConfig) -> dict[str, int]:
     """The rank of the paths that `config.rank_pattern` names; ValueError for a pattern that names none."""
     found: dict[str, int] = {}
     for pattern, rank in config.rank_pattern.items():
-        named = [path for path in paths if matches(path, pattern)]
+        named = [pattern] if pattern in paths else [path for path in paths if matches(path, pattern)]
         if not named:
             raise ValueError(f"rank_pattern {pattern!r} matches no target{nearest(pattern, paths)[:300]}")
         found = {**dict.fromkeys(named, rank), **found}

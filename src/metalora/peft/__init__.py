@@ -2,6 +2,7 @@
 
 from metalora.peft.bank import adapter_of
 from metalora.peft.config import TensorNetworkConfig
+from metalora.peft.loading import load
 from metalora.peft.model import TensorNetworkModel
 from metalora.peft.presets import (
     CaRAConfig,
@@ -36,5 +37,6 @@ __all__ = [
     "TensorNetworkConfig",
     "TensorNetworkModel",
     "adapter_of",
+    "load",
     "wrap",
 ]

@@ -17,7 +17,7 @@ from metalora.adapters.targets import Target
 from metalora.peft.bank import BASE, NAME, Bank, bank_of
 from metalora.peft.config import TensorNetworkConfig
 from metalora.peft.layers import KINDS, AdaptedModule, TunerLayer
-from metalora.peft.placement import described, resolved, resolved_ranks
+from metalora.peft.placement import check_frozen, described, resolved, resolved_ranks
 from metalora.peft.registration import PREFIX
 
 TASKS = "metalora_task_ids"  # PeftModels for language take `task_ids` themselves, and drop it
@@ -40,9 +40,12 @@ class TensorNetworkModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(config: TensorNetworkConfig, key: str) -> Any:
-        if config.placement is not None:
-            return key in config.placement["targets"]
-        return key.split(".")[0] != NAME and check_target_module_exists(config, key)
+        if key.split(".")[0] == NAME:
+            return False
+        matched = check_target_module_exists(config, key)
+        if config.placement is None:
+            return matched
+        return key in config.placement["targets"] or (False if matched else matched)
 
     def _create_and_replace(
         self,
@@ -85,7 +88,9 @@ class TensorNetworkModel(BaseTuner):
         bases = {path: getattr(module, "base_layer", module) for path, module in modules.items()}
         own = config.adapter_config(tuple(bases), resolved_ranks(config, list(bases)))
         with bank.rest():
-            return build(self.model, own, targets, bases)
+            adapter = build(self.model, own, targets, bases)
+        check_frozen(config, adapter)
+        return adapter
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.targets import Target, refusal
 from metalora.config import nearest
 from metalora.io.adapter_file import fingerprint, frozen_digest
-from metalora.methods.registry import get_method
+from metalora.methods.registry import get_method, method_of
 from metalora.peft.config import TensorNetworkConfig
 
 ALONE: tuple[int, ...] = ()  # the layer of targets that are in no numbered one
@@ -38,6 +39,9 @@ def resolved(model: nn.Module, config: TensorNetworkConfig, matched: Mapping[str
 def _check_saved(model: nn.Module, config: TensorNetworkConfig, matched: Mapping[str, Target | None]) -> None:
     if config.placement is None:
         return
+    factors = dict(method_of(config.adapter_config()).factors)
+    if config.placement["factors"] != factors:
+        raise ValueError(f"the adapter's {config.method} is wired {config.placement['factors']}, here it is {factors}")
     for path, sizes in config.placement["targets"].items():
         if path not in matched:
             raise ValueError(
@@ -47,6 +51,13 @@ def _check_saved(model: nn.Module, config: TensorNetworkConfig, matched: Mapping
         if matched[path] is None or matched[path].sizes != sizes:
             here = matched[path].sizes if matched[path] is not None else "no layer that can be adapted"
             raise ValueError(f"the adapter was made for a layer {path!r} of sizes {sizes}, here it is {here}")
+
+
+def check_frozen(config: TensorNetworkConfig, adapter: Adapter) -> None:
+    """ValueError for a loaded adapter whose frozen factors, which no file holds, come out otherwise here."""
+    saved = config.placement["frozen"] if config.placement is not None else None
+    if saved is not None and saved != frozen_digest(adapter):
+        raise ValueError(f"the adapter's frozen factors, made from seed {adapter.config.seed}, come out otherwise here")
 
 
 def resolved_ranks(config: TensorNetworkConfig, paths: Sequence[str]) -> dict[str, int]:
@@ -72,10 +83,17 @@ def described(adapter: Adapter) -> dict[str, Any]:
             "targets": {path: dict(target.sizes) for path, target in adapter.targets.items()},
             "coords": {path: one.coords for path, one in adapter.placement.places.items()},
             "factors": dict(adapter.method.factors),
-            "frozen": frozen_digest(adapter),
+            "tensors": {name: list(value.shape) for name, value in adapter.state_dict().items()},
+            "frozen": _frozen(adapter),
             "base": {"class": type(adapter.model[0]).__name__, "fingerprint": _fingerprint(adapter)},
         },
     }
+
+
+def _frozen(adapter: Adapter) -> str | None:
+    """None for frozen factors that were rounded to 16 bits with the others."""
+    exact = all(value.dtype in (torch.float32, torch.float64) for value in adapter.factors.values())
+    return frozen_digest(adapter) if exact else None
 
 
 def _fingerprint(adapter: Adapter) -> str | None:
