@@ -288,3 +288,54 @@ def test_contractions_are_planned_once_for_targets_that_are_alike():
 def test_the_library_itself_imports_neither_peft_nor_transformers():
     code = "import metalora, metalora.adapters.attach, sys; assert not {'peft', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class EightBit(nn.Linear):
+    """Stands for a layer of a quantisation library: the weight is whole numbers that carry their scale."""
+
+    def __init__(self, layer):
+        super().__init__(layer.in_features, layer.out_features)
+        self.bias, self.weight = layer.bias, packed(layer.weight.data)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * self.weight.scale, self.bias)
+
+
+def packed(weight):
+    scale = weight.abs().max() / 127
+    parameter = nn.Parameter((weight / scale).round().to(torch.int8), requires_grad=False)
+    parameter.scale = scale
+    return parameter
+
+
+class EightBitBackend:
+    def get_base_weight(self, base):
+        return base.weight * base.weight.scale
+
+    def set_base_weight(self, layer, weight):
+        layer.get_base_layer().weight = packed(weight)
+
+
+def test_quantised_layers_go_through_peft_s_backend(monkeypatch):
+    def resolve(base, **kwargs):
+        return EightBitBackend() if isinstance(base, EightBit) else None
+
+    for module in (mp.layers, mp.placement):
+        monkeypatch.setattr(module, "resolve_quantization_backend", resolve)
+    quantised = bert()
+    for layer in quantised.encoder.layer:
+        layer.attention.self.query = EightBit(layer.attention.self.query)
+    want = output(quantised)
+    model = get_peft_model(quantised, mp.LoTRConfig(r=4, target_modules=["query"]))
+    assert torch.equal(output(model), want)
+    trained(model)
+    assert {p.dtype for n, p in model.named_parameters() if "metalora_" in n} == {torch.float32}
+    adapted, layer = output(model), model.get_base_model().encoder.layer[0].attention.self.query
+    kept, delta = layer.base_layer.weight, mp.adapter_of(model).delta("encoder.layer.0.attention.self.query")
+    base_weight = layer.get_base_weight()
+    model.merge_adapter(safe_merge=True)
+    assert layer.base_layer.weight.dtype == torch.int8
+    half_a_step = float(layer.base_layer.weight.scale) * 0.501
+    torch.testing.assert_close(layer.get_base_weight(), base_weight + delta, rtol=0, atol=half_a_step)
+    model.unmerge_adapter()
+    assert layer.base_layer.weight is kept and torch.equal(output(model), adapted)

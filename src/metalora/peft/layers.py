@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from metalora.adapters.layers import AdaptedLayer
@@ -27,6 +28,7 @@ class AdaptedModule(TunerLayer, nn.Module):
         self.base_layer = base
         self.cells: dict[str, AdaptedLayer] = {}  # adapter name -> the core's layer around the same base
         self.merged_adapters: list[str] = []
+        self.quantization_backend = resolve_quantization_backend(base)
         self.in_features, self.out_features = target.sizes["in"], target.sizes["out"]
         self._bank = (bank,)  # a tuple, so that the bank is registered once, in the model
         self._active_adapter = bank.active_adapter
@@ -81,16 +83,23 @@ class AdaptedModule(TunerLayer, nn.Module):
             merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-            cell.original = weight.clone() if self.original is None else self.original
+            cell.original = self._kept(weight) if self.original is None else self.original
             self.set_base_weight(merged)
             self.merged_adapters.append(name)
+
+    def _kept(self, weight: Tensor) -> Tensor:
+        """What restores the base's weight: a copy, or the very parameter where merging quantises to another."""
+        return weight.clone() if self.quantization_backend is None else self.base_layer.weight
 
     def unmerge(self) -> None:
         """Restore the base's weight, bit for bit."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self.set_base_weight(self.original.to(self.get_base_weight().device))
+        if self.quantization_backend is None:
+            self.set_base_weight(self.original.to(self.base_layer.weight.device))
+        else:
+            self.base_layer.weight = self.original
         for cell in self.cells.values():
             cell.original = None
         self.merged_adapters.clear()

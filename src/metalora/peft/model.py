@@ -94,10 +94,10 @@ class TensorNetworkModel(BaseTuner):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        if not autocast_adapter_dtype:
-            adapter = bank_of(self.model).metalora_adapters[adapter_name]
-            weight = next(iter(adapter.layers.values())).base.weight
-            adapter.to(weight.dtype if weight.is_floating_point() else None)
+        adapter = bank_of(self.model).metalora_adapters[adapter_name]
+        weight = next(iter(adapter.layers.values())).base.weight
+        if not autocast_adapter_dtype and weight.is_floating_point():
+            adapter.to(weight.dtype)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)

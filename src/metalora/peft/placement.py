@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
@@ -28,8 +29,9 @@ def resolved(model: nn.Module, config: TensorNetworkConfig, matched: Mapping[str
     _check_saved(model, config, matched)
     for path, target in matched.items():
         module = model.get_submodule(path)
-        why = refusal(model, path, getattr(module, "base_layer", module))
-        if target is None or why:
+        base = getattr(module, "base_layer", module)
+        why = refusal(model, path, base)
+        if target is None or (why and resolve_quantization_backend(base) is None):
             raise ValueError(f"Target module {path!r} is not supported: {why}")
     if "layer" not in get_method(config.method).coordinates:
         return list(matched.values())
