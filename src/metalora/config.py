@@ -64,6 +64,8 @@ class AdapterConfig:
     """one of metalora.methods()"""
     rank: int | dict[str, int] | tuple[int, ...] = 8
     """size of every bond, a size per bond by name, or a size per bond in the order of the method's modes"""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """glob patterns of module paths, as in targets: another rank there, where targets have no factor in common"""
     alpha: float | None = None
     """scale numerator; None means a scale of one"""
     scale: Literal["alpha/r", "alpha/sqrt(r)", "alpha"] | None = None

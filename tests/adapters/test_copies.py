@@ -128,7 +128,7 @@ def test_a_rank_above_a_mode_is_taken_or_lowered():
 def test_vera_is_one_pair_for_the_model_and_vectors_for_each_target():
     _, adapter = attached("vera", 9, targets=("query", "up"), widths="max_slice")
     f = {key: value.detach() for key, value in adapter.factors.items()}
-    assert set(adapter.state_dict()) == {f"_bank.{key.replace('.', '/')}" for key in f if key not in "AB"}
+    assert set(adapter.state_dict()) == {f"owned.{key.replace('.', '/')}" for key in f if key not in "AB"}
     assert f["A"].shape == (WIDTH, 9) and f["B"].shape == (9, 2 * WIDTH)
     d, b = f[f"{PATHS[1, 0]}.d"], f[f"{PATHS[1, 0]}.b"]
     close(adapter.delta(PATHS[1, 0]), 0.5 * (f["A"] * d @ f["B"][:, :WIDTH] * b).T)

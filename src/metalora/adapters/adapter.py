@@ -11,16 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.conditioning import Condition, Conditioner
+from metalora.adapters.conditioning import Condition, Conditioner, Values, together
 from metalora.adapters.features import Inputs, Recorder, run, token_mask
 from metalora.adapters.fused import SharedHidden
 from metalora.adapters.made import taken
-from metalora.adapters.placement import Placement, View, picked, stack_axes
+from metalora.adapters.placement import Placement, View, picked, ranks, stack_axes
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
-
-Values = Mapping[str, Tensor]  # factor key -> one value an example, (n, *shape)
 
 
 class Adapter(nn.Module):
@@ -36,13 +34,13 @@ class Adapter(nn.Module):
         self.targets = {path: place.target for path, place in placement.places.items()}
         self.generated = tuple(method.generated if config.generated is None else config.generated)
         learned = {key: value for key, value in factors.items() if not placement.stored[key].frozen}
-        self._bank = nn.ParameterDict({_slot(key): nn.Parameter(value) for key, value in learned.items()})
+        self.owned = nn.ParameterDict({_slot(key): nn.Parameter(value) for key, value in learned.items()})
         self._frozen = nn.Module()  # a buffer for each: made from the seed, so never saved
         for key in factors.keys() - learned.keys():
             self._frozen.register_buffer(_slot(key), factors[key], persistent=False)
         self._per_example: tuple[str, ...] | None = None
         self.fresh = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
-        self._stacks = stack_axes(placement)
+        self._stacks, self._ranks = stack_axes(placement), ranks(self.targets, config)
         self._slices: dict[str, tuple[Tensor, ...]] | None = None  # while a forward runs: stacked factors, cut once
         self.rank_dropout = nn.Dropout(config.dropout)
         self.conditioner: Conditioner | None = None
@@ -54,6 +52,7 @@ class Adapter(nn.Module):
         self.shared = SharedHidden()
         self.active: Values | None = None  # factors that differ by example; set only while a forward runs
         self.held: Values | None = None  # those of the innermost `using`
+        self.beams = 1  # sequences that `generate` makes of one example, each with its condition
         self.fixed: Condition | None = None
         self.layers: dict[str, nn.Module] = {}
         self.model: tuple[nn.Module, ...] = ()
@@ -73,18 +72,25 @@ class Adapter(nn.Module):
     @property
     def learned(self) -> dict[str, nn.Parameter]:
         """The factors that are not frozen."""
-        return {key: self._bank[_slot(key)] for key, one in self.placement.stored.items() if not one.frozen}
+        return {key: self.owned[_slot(key)] for key, one in self.placement.stored.items() if not one.frozen}
 
     def _value(self, key: str) -> Tensor:
         slot = _slot(key)
-        return self._bank[slot] if slot in self._bank else getattr(self._frozen, slot)
+        return self.owned[slot] if slot in self.owned else getattr(self._frozen, slot)
 
     @property
     def scale(self) -> float:
         """alpha / r, alpha / sqrt(r) or alpha, as the config or the method says; one when alpha is None."""
+        return self._scale(self.rank)
+
+    def scale_of(self, path: str) -> float:
+        """The scale of a target, by its own rank where `rank_pattern` gives it one."""
+        return self._scale(self._ranks.get(path, self.rank))
+
+    def _scale(self, rank: int) -> float:
         if self.config.alpha is None:
             return 1.0
-        over = {"alpha/r": self.rank, "alpha/sqrt(r)": sqrt(self.rank), "alpha": 1}
+        over = {"alpha/r": rank, "alpha/sqrt(r)": sqrt(rank), "alpha": 1}
         return self.config.alpha / over[self.config.scale or self.method.scale]
 
     @property
@@ -127,7 +133,7 @@ class Adapter(nn.Module):
     def num_params(self) -> int:
         """Trainable numbers: the factors of every target and the mapping net."""
         made = self.conditioner.parameters() if self.conditioner is not None else ()
-        return sum(p.numel() for p in (*self._bank.parameters(), *made))
+        return sum(p.numel() for p in (*self.owned.parameters(), *made))
 
     def parameter_groups(
         self, lr: float, mapping_lr_ratio: float = 0.2, factor_lr_ratio: Mapping[str, float] | None = None
@@ -138,7 +144,7 @@ class Adapter(nn.Module):
             if factor not in self.method.factors:
                 raise ValueError(f"factor_lr_ratio names {factor!r}{nearest(factor, self.method.factors)}")
         groups: dict[float, list[nn.Parameter]] = {}
-        for bank in (self._bank, self.fresh):
+        for bank in (self.owned, self.fresh):
             for key, stored in self.placement.stored.items():
                 if _slot(key) in bank:
                     groups.setdefault(ratios.get(stored.factor, 1.0), []).append(bank[_slot(key)])
@@ -172,19 +178,23 @@ class Adapter(nn.Module):
         rest = tuple((a - (a > axis), index) for a, index in view.picks if a != axis)
         return picked(self._slices[view.key][dict(view.picks)[axis]], View(view.key, rest))
 
-    def batch_of(self, target: Target, batch: int) -> int:
-        """The number of conditions at a target (1 or the layer's batch); ValueError if it fits neither."""
-        n = self.count(target)
-        if n not in (1, batch):
+    def read_for(self, target: Target, batch: int, values: Values | None = None) -> tuple[dict[str, Tensor], int]:
+        """`read` for a layer's batch, and the number of conditions: 1 or the batch; ValueError if it fits neither."""
+        factors, n = self.read(target, values), self.count(target, values)
+        if n in (1, batch):
+            return factors, n
+        if n * self.beams != batch:
             raise ValueError(f"target {target.path!r}: the condition is for {n} examples, the layer got {batch}")
-        return n
+        for factor in self.per_example:
+            factors[factor] = factors[factor].repeat_interleave(self.beams, 0)
+        return factors, batch
 
-    def count(self, target: Target) -> int:
+    def count(self, target: Target, values: Values | None = None) -> int:
         """The number of conditions that are active at a target; 1 where no factor differs by example."""
-        factor = next(iter(self.per_example), None)
-        if factor is None or self.active is None:
+        values, factor = self.active if values is None else values, next(iter(self.per_example), None)
+        if factor is None or values is None:
             return 1
-        return len(self.active[self.placement.places[target.path].views[factor].key])
+        return len(values[self.placement.places[target.path].views[factor].key])
 
     def delta(self, target: str, condition: Condition | None = None) -> Tensor:
         """Dense Delta W of a target in the base weight's layout; (n, ...) for a condition of n > 1 examples."""
@@ -193,18 +203,14 @@ class Adapter(nn.Module):
         return self.layers[target].delta(self._values(condition, "delta"))
 
     def export_lora(
-        self,
-        folder: str | Path,
-        condition: Condition | None = None,
-        task: int | str | None = None,
-        max_rank: int | None = None,
-        runtime: str | None = None,
-        max_lora_rank: int | None = None,
+        self, folder: str | Path, condition: Condition | None = None, task: int | str | None = None, **limits: Any
     ) -> list[Any]:
-        """Write plain LoRA that PEFT loads, one directory, or (task="all") one for each task; see `io.lora_export`."""
+        """Write plain LoRA that PEFT loads, one directory, or (task="all") one for each task.
+        limits: max_rank, runtime and max_lora_rank of `io.lora_export.export_lora`
+        """
         from metalora.io.lora_export import export_lora
 
-        return export_lora(self, folder, condition, task, max_rank, runtime, max_lora_rank)
+        return export_lora(self, folder, condition, task, **limits)
 
     def _values(self, condition: Condition | None, what: str) -> Values | None:
         if condition is None and self.fixed is not None:
@@ -220,7 +226,6 @@ class Adapter(nn.Module):
     # ---- conditions ------------------------------------------------------------------------------------------------
     def condition(self, inputs: Inputs, labels: Tensor | None = None) -> Condition:
         """Make a condition from inputs: one per example, or one for a (labelled) support set, as the config says.
-
         inputs: what the model takes (for source=tensor: the features, (n, d)); labels: (n,) integers.
         Differentiable with respect to the mapping net. ValueError for a static adapter or features that are not finite.
         """
@@ -239,14 +244,14 @@ class Adapter(nn.Module):
         """
         if not self.task_keys:
             raise ValueError(f"{self.method.name} with tasks={self.config.tasks} has no tasks to choose from")
-        index = torch.as_tensor(ids, device=self._bank[_slot(next(iter(self.task_keys)))].device).reshape(-1)
+        index = torch.as_tensor(ids, device=self.owned[_slot(next(iter(self.task_keys)))].device).reshape(-1)
         if not torch.compiler.is_compiling() and len(index):
             wrong = index[(index < 0) | (index >= self.config.tasks)]
             if index.is_floating_point() or len(wrong):
                 raise ValueError(f"task {(wrong if len(wrong) else index)[0]}: expected 0..{self.config.tasks - 1}")
         values = {}
         for key, axis in self.task_keys.items():
-            values[key] = self._bank[_slot(key)].index_select(axis, index).movedim(axis, 0)
+            values[key] = self.owned[_slot(key)].index_select(axis, index).movedim(axis, 0)
             if len(self.fresh):
                 newest = (index == self.config.tasks - 1).reshape(-1, *[1] * (values[key].ndim - 1))
                 values[key] = torch.where(newest, self.fresh[_slot(key)], values[key])
@@ -260,7 +265,7 @@ class Adapter(nn.Module):
     def end_task(self) -> None:
         """Write the slices of `begin_task` where they belong."""
         for key, axis in self.task_keys.items():
-            self._bank[_slot(key)].select(axis, self.config.tasks - 1).copy_(self.fresh[_slot(key)])
+            self.owned[_slot(key)].select(axis, self.config.tasks - 1).copy_(self.fresh[_slot(key)])
         self.fresh.clear()
 
     def neutral(self) -> Condition:
@@ -272,7 +277,7 @@ class Adapter(nn.Module):
         return Condition({key: value[None] for key, value in centre.items()}, features, features.sum())
 
     def _centre(self) -> dict[str, Tensor]:
-        return {key: self._bank[_slot(key)] for key in self.conditioner.shapes}
+        return {key: self.owned[_slot(key)] for key in self.conditioner.shapes}
 
     @torch.no_grad()
     def features(self, inputs: Inputs) -> Tensor:
@@ -330,13 +335,16 @@ class Adapter(nn.Module):
         for norm in self.frozen_norms:
             norm.training = False
         condition, ids = kwargs.pop("condition", None), kwargs.pop("task_ids", None) if self.task_keys else None
-        if not self.enabled or self.merged:
-            return args, kwargs
+        if self.enabled and not self.merged:
+            self.begin(condition, ids, args, kwargs)
+        return args, kwargs
+
+    def begin(self, condition: Condition | None, ids: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Make ready for a forward of the model with these inputs: cut the stacks, choose the condition."""
         self.shared.clear(running=True)
         self._slices = {key: self._value(key).unbind(axis) for key, axis in self._stacks.items()}
         if self.per_example:
             self.active = self._choose(condition, ids, args, kwargs)
-        return args, kwargs
 
     def _choose(self, condition: Condition | None, ids: Any, args: tuple, kwargs: dict[str, Any]) -> Values:
         values = None if condition is None else condition.values
@@ -345,9 +353,8 @@ class Adapter(nn.Module):
         if values is None:
             values = self._from_inputs(args, kwargs) if self.conditional else {}
         if ids is not None:
-            values = _together(values, self.task(ids).values)
-        missing = next((key for key in self.task_keys if key not in values), None)
-        if missing is not None:
+            values = together(values, self.task(ids).values)
+        if any(key not in values for key in self.task_keys):
             raise ValueError(
                 f"{self.method.name} has {self.config.tasks} tasks: call the model with task_ids=..., a number or one "
                 "for each example"
@@ -375,9 +382,13 @@ class Adapter(nn.Module):
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the model: no condition outlives its forward."""
-        self.shared.clear()
         if self.enabled:
-            self.active, self._slices, self.recorder.active = self.held, None, False
+            self.end()
+
+    def end(self) -> None:
+        """Forget what `begin` made ready."""
+        self.shared.clear()
+        self.active, self._slices, self.recorder.active = self.held, None, False
 
     @property
     def merged(self) -> bool:
@@ -387,10 +398,3 @@ class Adapter(nn.Module):
 
 def _slot(key: str) -> str:
     return key.replace(".", "/")
-
-
-def _together(*many: Values) -> dict[str, Tensor]:
-    """Values side by side; those of one example serve as many as the others have."""
-    merged = {key: value for values in many for key, value in values.items()}
-    n = max(len(value) for value in merged.values())
-    return {key: v if len(v) == n else v.expand(n, *v.shape[1:]) for key, v in merged.items()}

@@ -41,30 +41,13 @@ def attach(
     """
     if adapter_of(model) is not None:
         raise ValueError(f"{type(model).__name__} already has an adapter: detach it first")
-    method = method_of(config)
-    _check_factors(config, method)
-    kinds = inits(config, method)
-    placement = place(find_targets(model, config.targets, config.exclude), config, method)
-    _check_biases(placement, method)
-    adapter = Adapter(config, method, placement, _initial_factors(config, kinds, placement))
-    targets = list(adapter.targets.values())
-    device, dtype = _device_and_dtype(model, targets)
-    adapter.to(device=device, dtype=dtype)
+    targets = find_targets(model, config.targets, config.exclude)
+    bases = {target.path: model.get_submodule(target.path) for target in targets}
+    adapter = build(model, config, targets, bases, example=example, extractor=extractor)
     adapter.required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
-    adapter.model = (model,)
-    try:
-        _prepare_condition(adapter, kinds, model, example, extractor)
-    except BaseException:
-        _remove_hooks(adapter)
-        raise
     model.requires_grad_(False)
-    for target in targets:
-        base, cut = model.get_submodule(target.path), plan(placement.places[target.path], adapter.per_example)
-        layer = BottleneckLayer if isinstance(cut, Bottleneck) else LAYERS[target.kind]
-        adapter.layers[target.path] = layer(base, target, cut, adapter)
-        adapter.layers[target.path].training = base.training
     # One owner, so that .to(), .train() and .parameters() of the model reach the adapter once.
-    adapter.layers[targets[0].path].adapter = adapter
+    next(iter(adapter.layers.values())).adapter = adapter
     _replace(model, {layer.base: layer for layer in adapter.layers.values()})
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     if adapter.per_example or adapter.frozen_norms or adapter.stacked:
@@ -72,6 +55,40 @@ def attach(
     if adapter.per_example or adapter.stacked:
         adapter.hooks.append(model.register_forward_hook(adapter.after_forward, always_call=True))
     adapter.train(model.training)
+    return adapter
+
+
+def build(
+    model: nn.Module,
+    config: AdapterConfig,
+    targets: Sequence[Target],
+    bases: Mapping[str, nn.Module],
+    *,
+    example: Inputs | None = None,
+    extractor: nn.Module | None = None,
+) -> Adapter:
+    """The adapter of targets and, as `adapter.layers`, a layer around each of their bases, none of it in the model.
+
+    The model only gets the hooks of the condition's source, `adapter.hooks`. ValueError: see `attach`.
+    """
+    method = method_of(config)
+    _check_factors(config, method)
+    kinds = inits(config, method)
+    placement = place(targets, config, method)
+    _check_biases(placement, method)
+    adapter = Adapter(config, method, placement, _initial_factors(config, kinds, placement))
+    adapter.model = (model,)
+    try:
+        _prepare_condition(adapter, kinds, model, example, extractor)
+    except BaseException:
+        _remove_hooks(adapter)
+        raise
+    _place_as(bases[targets[0].path].weight, adapter)
+    cuts = plans(placement, adapter.per_example)
+    for path, target in adapter.targets.items():
+        layer = BottleneckLayer if isinstance(cuts[path], Bottleneck) else LAYERS[target.kind]
+        adapter.layers[path] = layer(bases[path], target, cuts[path], adapter)
+        adapter.layers[path].training = bases[path].training
     return adapter
 
 
@@ -99,6 +116,18 @@ def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum | Circuit | Bottl
         return {"circuit": Circuit, "bottleneck": Bottleneck}[place.network.form](place.network, place.sizes, batched)
     cuts = [Cut(one, place.sizes, batched) for one in place.network.summands()]
     return CutSum(cuts) if len(cuts) > 1 else cuts[0]
+
+
+def plans(placement: Placement, batched: Sequence[str]) -> dict[str, Cut | CutSum]:
+    """Path -> the cut there; one object where network and sizes are the same."""
+    planned: dict[tuple, Cut | CutSum] = {}
+    found = {}
+    for path, one in placement.places.items():
+        network = one.network
+        key = (network.form, network.biases, *network.factors.items(), *network.folds.items(), *network.terms)
+        key += (*one.sizes.items(), *((name, made.parts) for name, made in one.made.items()))
+        found[path] = planned[key] if key in planned else planned.setdefault(key, plan(one, batched))
+    return found
 
 
 def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size: int | None = None) -> int:
@@ -156,9 +185,10 @@ def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement:
     }
 
 
-def _device_and_dtype(model: nn.Module, targets: Sequence[Target]) -> tuple[torch.device, torch.dtype]:
-    weight = model.get_submodule(targets[0].path).weight
-    return weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32
+def _place_as(weight: torch.Tensor, module: nn.Module) -> None:
+    """Move a module to a weight's device, in float64 if the weight is, else in float32; what is on meta stays there."""
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    module._apply(lambda t: t.to("meta" if t.is_meta else weight.device, dtype))
 
 
 def _prepare_condition(
@@ -177,11 +207,10 @@ def _prepare_condition(
         if size is None:
             size = adapter.features(example_input(network) if example is None else example).shape[1]
             adapter.config = replace(config, condition=replace(condition, feature_size=size))
-    device, dtype = next(adapter.parameters()).device, next(adapter.parameters()).dtype
     factors = {key: adapter.placement.stored[key].factor for key in shapes}
     method = adapter.method
     silent = [k for k, f in factors.items() if method.starts or (kinds[f] == "zeros" and f not in method.gates)]
-    adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent).to(device, dtype)
+    adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent)
 
 
 def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> nn.Module:

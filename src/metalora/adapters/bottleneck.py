@@ -3,6 +3,7 @@
 Legend: b batch · t token or position · h hidden · o channels out.
 """
 
+from collections.abc import Mapping
 from typing import NoReturn
 
 import torch
@@ -23,6 +24,7 @@ class BottleneckLayer(nn.Module):
     """
 
     original = original_bias = None  # it is never merged
+    biases = ()  # none beside a Delta W
 
     def __init__(self, base: nn.Module, target: Target, cut: Bottleneck, adapter: nn.Module):
         super().__init__()
@@ -30,18 +32,19 @@ class BottleneckLayer(nn.Module):
         self._owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
         self.axis = CHANNELS.get(target.kind, -1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        adapter, z = self._owner[0], self.base(x)
+    def forward(self, x: Tensor, y: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Tensor:
+        """base(x) through the bottleneck; y is base(x) if it is known, values the condition if not the active one."""
+        adapter, z = self._owner[0], self.base(x) if y is None else y
         if not adapter.enabled:
             return z
         single = z.ndim == -self.axis  # one example without a batch axis
         z = z[None] if single else z
-        factors = adapter.read(self.target)
         if self.target.kind == "embedding" and len(z) == 1:  # positions, one row for all examples
-            z = z.expand(adapter.count(self.target), *z.shape[1:])
-        adapter.batch_of(self.target, len(z))
+            z = z.expand(adapter.count(self.target, values), *z.shape[1:])
+        factors, _ = adapter.read_for(self.target, len(z), values)
         tokens = z.movedim(self.axis, -1)
-        y = tokens + adapter.scale * self.change(tokens.reshape(len(z), -1, tokens.shape[-1]), factors).view_as(tokens)
+        change = self.change(tokens.reshape(len(z), -1, tokens.shape[-1]), factors).view_as(tokens)
+        y = tokens + adapter.scale_of(self.target.path) * change
         y = y.movedim(-1, self.axis)
         return y[0] if single else y
 

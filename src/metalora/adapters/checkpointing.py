@@ -19,15 +19,23 @@ TORCH_CHECKPOINT = torch.utils.checkpoint.checkpoint
 
 def checkpoint(function: Callable[..., Any], *args: Any, adapter: nn.Module, **options: Any) -> Any:
     """torch.utils.checkpoint.checkpoint(function, *args, **options), correct for generated factors."""
+    function, args = explicit(function, args, adapter)
+    return TORCH_CHECKPOINT(function, *args, **options)
+
+
+def explicit(
+    function: Callable[..., Any], args: tuple[Any, ...], adapter: nn.Module
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A function that takes the active condition before its own arguments, and those; as it is where none is active."""
     if adapter.active is None:
-        return TORCH_CHECKPOINT(function, *args, **options)
-    keys, values = list(adapter.active), list(adapter.active.values())
+        return function, args
+    keys, values = list(adapter.active), tuple(adapter.active.values())
 
     def run(*inputs: Any, **kwargs: Any) -> Any:
         with adapter.using(dict(zip(keys, inputs[: len(keys)], strict=True))):
             return function(*inputs[len(keys) :], **kwargs)
 
-    return TORCH_CHECKPOINT(run, *values, *args, **options)
+    return run, (*values, *args)
 
 
 @contextlib.contextmanager
@@ -37,17 +45,17 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
     if adapter is None:
         raise ValueError(f"checkpointing: {type(model).__name__} has no adapter")
 
-    def explicit(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    def carrying(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return checkpoint(function, *args, adapter=adapter, **options)
 
-    patched = wraps(TORCH_CHECKPOINT)(explicit)
+    patched = wraps(TORCH_CHECKPOINT)(carrying)
     holders = [m for m in model.modules() if hasattr(m, "_gradient_checkpointing_func")]
     before = [m._gradient_checkpointing_func for m in holders]
     torch.utils.checkpoint.checkpoint = patched
     try:
         for holder, own in zip(holders, before, strict=True):
             keywords = getattr(own, "keywords", {})
-            holder._gradient_checkpointing_func = lambda f, *a, keywords=keywords, **k: explicit(f, *a, **keywords, **k)
+            holder._gradient_checkpointing_func = lambda f, *a, keywords=keywords, **k: carrying(f, *a, **keywords, **k)
         yield
     finally:
         torch.utils.checkpoint.checkpoint = TORCH_CHECKPOINT

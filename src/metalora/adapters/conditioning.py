@@ -15,6 +15,15 @@ from metalora.adapters.features import between_class_share
 from metalora.config import ConditionConfig
 from metalora.files import write_atomically
 
+Values = Mapping[str, Tensor]  # factor key -> one value an example, (n, *shape)
+
+
+def together(*many: Values) -> dict[str, Tensor]:
+    """Values side by side; those of one example serve as many as the others have."""
+    merged = {key: value for values in many for key, value in values.items()}
+    n = max(len(value) for value in merged.values())
+    return {key: v if len(v) == n else v.expand(n, *v.shape[1:]) for key, v in merged.items()}
+
 
 @dataclass(frozen=True)
 class Condition:

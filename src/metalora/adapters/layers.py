@@ -3,6 +3,7 @@
 Legend: b batch · t token or position · k rank of the cut · i, o channels in and out.
 """
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -38,22 +39,27 @@ class AdaptedLayer(nn.Module):
         self.positions_per_step = prod(getattr(base, "stride", (1,)))
         self.plain = type(base).forward is getattr(self.plain_base, "forward", None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def scale(self) -> float:
+        """What multiplies Delta W here."""
+        return self._owner[0].scale_of(self.target.path)
+
+    def forward(self, x: Tensor, y: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Tensor:
+        """base(x) + the update of x; y is base(x) where it is known, values the condition if not the active one."""
         adapter = self._owner[0]
         if not adapter.enabled or self.original is not None:
-            return self.base(x)
-        factors = adapter.read(self.target)
-        n = adapter.batch_of(self.target, self.examples(x))
-        if self.weight_first(x, n):
+            return self.base(x) if y is None else y
+        factors, n = adapter.read_for(self.target, self.examples(x), values)
+        if y is None and self.weight_first(x, n):
             delta = self.dense(factors)[0]
             return self.shifted(self.apply_weight(x, self.base.weight + delta.to(self.base.weight.dtype)), factors)
         cut = self.cut
         if cut.whole:
-            y = self.shifted(self.base(x), factors)
+            y = self.shifted(self.base(x) if y is None else y, factors)
             change = adapter.rank_dropout(self.through(x, factors, y.dtype))
-            return y + self.restore(change * adapter.scale, y)
-        in_place = adapter.fused and self.unobserved() and usable()
-        y, h = self.base_and_hidden(x, factors, in_place)
+            return y + self.restore(change * self.scale, y)
+        in_place = y is None and adapter.fused and self.unobserved() and usable()
+        y, h = self.base_and_hidden(x, y, factors, in_place)
         y, h = self.shifted(y, factors), adapter.rank_dropout(h)
         mids, rights = [factors[f] for f in cut.mid], [factors[f] for f in cut.right]
         mixed = n > 1 and cut.fold_batched and h.shape[1:].numel() // cut.left_rank <= self.target.sizes["out"]
@@ -66,13 +72,15 @@ class AdaptedLayer(nn.Module):
             up = cut.fold(mids + rights).to(y.dtype)  # (b or 1 or none, *bonds, o)
             up = up.flatten(-1 - len(cut.left_shape), -2)
             batched = cut.fold_batched
-        up = (up[0] if batched and n == 1 else up) * adapter.scale
+        up = (up[0] if batched and n == 1 else up) * self.scale
         if in_place and y.dtype == h.dtype == up.dtype and not (torch.is_grad_enabled() and y._is_view()):
             return AddProduct.apply(y, h if mixed else self.tokens_first(h), up, self.channels)
         return y + self.restore(self.expand(self.channels_first(h) if mixed else h, up), y)
 
-    def base_and_hidden(self, x: Tensor, factors: dict[str, Tensor], fused: bool) -> tuple[Tensor, Tensor]:
-        """base(x), and x Left in the layer's own hidden layout, which layers side by side may share."""
+    def base_and_hidden(
+        self, x: Tensor, y: Tensor | None, factors: dict[str, Tensor], fused: bool
+    ) -> tuple[Tensor, Tensor]:
+        """base(x) unless it is known, and x Left in the layer's own hidden layout, which layers side by side share."""
         shared, cut = self._owner[0].shared, self.cut
         views = self._owner[0].placement.places[self.target.path].views
         key = self.target.path.rpartition(".")[0], tuple(views.get(f, self.target.path) for f in cut.left)
@@ -82,7 +90,7 @@ class AdaptedLayer(nn.Module):
             y, made = self._one_node(x, None if kernel is None else kernel.flatten(0, -2))
             h = h if made is None else made.view(self.examples(x), x.shape[1:-1].numel(), made.shape[-1])
         else:
-            y = self.base(x)
+            y = self.base(x) if y is None else y
             if h is None:
                 h = self.hidden(x.to(y.dtype) if x.is_floating_point() else x, kernel.to(y.dtype))
         if fused and kernel is not None:
@@ -105,7 +113,8 @@ class AdaptedLayer(nn.Module):
 
     def unobserved(self) -> bool:
         """Whether the base is the plain layer, and nobody else sees what it gives."""
-        return self.plain and not (self.base._forward_hooks or self.base._forward_pre_hooks)
+        base = self.base
+        return self.plain and not (base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base))
 
     def shifted(self, y: Tensor, factors: dict[str, Tensor]) -> Tensor:
         """y + scale . bias, of a method that has biases."""
@@ -115,7 +124,7 @@ class AdaptedLayer(nn.Module):
 
     def _shifts(self, factors: dict[str, Tensor]) -> list[Tensor]:
         """The scaled biases, each (n, o)."""
-        return [(factors[f] * self._owner[0].scale).reshape(-1, self.target.sizes["out"]) for f in self.biases]
+        return [(factors[f] * self.scale).reshape(-1, self.target.sizes["out"]) for f in self.biases]
 
     def shift(self, condition_values: dict[str, Tensor] | None) -> Tensor | None:
         """The scaled bias of one condition, (o,); None of a method without biases."""
@@ -169,12 +178,13 @@ class AdaptedLayer(nn.Module):
         if cut.whole:
             left = left.flatten(int(cut.left_batched), len(cut.left_shape) - 1 + cut.left_batched)  # (b?, o, *inputs)
             left = left if cut.left_batched else left[None]
-            return self.to_base_layout(left.movedim(1, -1) * self._owner[0].scale)
+            return self.to_base_layout(left.movedim(1, -1) * self.scale)
         up = cut.fold([factors[f] for f in cut.mid + cut.right])  # (b?, *bonds, o)
         left = left if cut.left_batched else left[None]
         up = (up if cut.fold_batched else up[None]).reshape(-1, cut.left_rank, self.target.sizes["out"])
         inputs = left.shape[1 + len(cut.left_shape) :]
-        dense = left.reshape(len(left), cut.left_rank, -1).mT @ (up * self._owner[0].scale)  # (n, inputs, o)
+        up = up * self.scale
+        dense = left.reshape(len(left), cut.left_rank, -1).mT @ up  # (n, inputs, o)
         return self.to_base_layout(dense.unflatten(1, inputs))
 
     def pair(self, condition_values: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
@@ -185,11 +195,11 @@ class AdaptedLayer(nn.Module):
         if cut.whole:
             left = left[0] if cut.left_batched else left
             identity = torch.eye(cut.left_rank, dtype=left.dtype, device=left.device)
-            return left.reshape(cut.left_rank, *left.shape[len(cut.left_shape) :]), identity * adapter.scale
+            return left.reshape(cut.left_rank, *left.shape[len(cut.left_shape) :]), identity * self.scale
         up = cut.fold([factors[f] for f in cut.mid + cut.right])
         left, up = (left[0] if cut.left_batched else left), (up[0] if cut.fold_batched else up)
         inputs = left.shape[len(cut.left_shape) :]
-        return left.reshape(cut.left_rank, *inputs), up.reshape(cut.left_rank, -1) * adapter.scale
+        return left.reshape(cut.left_rank, *inputs), up.reshape(cut.left_rank, -1) * self.scale
 
     # ---- what differs between layer kinds; linear-like by default --------------------------------------------------
     def along_channels(self, bias: Tensor, y: Tensor) -> Tensor:
@@ -248,10 +258,11 @@ class AdaptedEmbedding(AdaptedConv1D):
 
     by_gates = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        n = self._owner[0].count(self.target)
-        shared = n > 1 and x.ndim > 1 and len(x) == 1
-        return super().forward(x.expand(n, *x.shape[1:]) if shared else x)
+    def forward(self, x: Tensor, y: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Tensor:
+        n = self._owner[0].count(self.target, values)
+        if n > 1 and x.ndim > 1 and len(x) == 1:
+            x, y = x.expand(n, *x.shape[1:]), None if y is None else y.expand(n, *y.shape[1:])
+        return super().forward(x, y, values)
 
     def examples(self, x: Tensor) -> int:
         return len(x)
@@ -272,10 +283,10 @@ class AdaptedConv(AdaptedLayer):
     channels = 1
     by_gates = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Tensor:
         if x.ndim == 1 + len(self.base.kernel_size):  # one example without a batch axis
-            return super().forward(x[None])[0]
-        return super().forward(x)
+            return super().forward(x[None], None if y is None else y[None], values)[0]
+        return super().forward(x, y, values)
 
     def along_channels(self, bias: Tensor, y: Tensor) -> Tensor:
         return bias.reshape(*bias.shape, *[1] * (y.ndim - 2))

@@ -9,8 +9,8 @@ from math import prod
 from torch import Tensor
 
 from metalora.adapters.folding import axes_of, folded
-from metalora.adapters.targets import Target
-from metalora.config import AdapterConfig
+from metalora.adapters.targets import Target, matches
+from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import Method
 from metalora.network.network import Network, turned
 from metalora.network.spec import INPUT_MODES, Modes
@@ -89,16 +89,20 @@ def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> P
         return _placed_apart(targets, config, method)
     located, counts = _located(targets, config, method)
     bonds = _bonds(located, counts, config, method)
+    wholes = {  # factor, owner -> whether it has variants, and the largest sizes: once for all targets that read it
+        (factor, owner): _whole(factor, [located[path] for path in paths], config, method)
+        for factor in method.network.factors
+        for owner, paths in _grouped(located, method.copies_of(factor)).items()
+    }
     stored, places = {}, {}
     for path, one in located.items():
         sizes = {**one.sizes, **bonds[path], **{mode: n for mode, n in counts.items() if mode == "expert"}}
         views = {}
         for factor in method.network.factors:
-            owner = one.owner(method.copies_of(factor))
-            peers = [other for other in located.values() if other.owner(method.copies_of(factor)) == owner]
-            common = {**_largest([other.seen(factor, method) for other in peers]), **counts, **bonds[path]}
+            several, largest = wholes[factor, one.owner(method.copies_of(factor))]
+            common = {**largest, **counts, **bonds[path]}
             own = {**sizes, **one.seen(factor, method)}
-            key, view, what = _stored(factor, one, peers, own, common, config, method)
+            key, view, what = _stored(factor, one, several, own, common, config, method)
             views[factor], stored[key] = View(key, view), what
         picked = [mode for mode, index in one.coords.items() if isinstance(index, int)]
         left = method.network.at([*_absent(one.target), *picked, "task"], one.folds)
@@ -128,6 +132,8 @@ def _composed(network: Network, sizes: Mapping[str, int], method: Method) -> tup
 
 def _placed_apart(targets: Sequence[Target], config: AdapterConfig, method: Method) -> Placement:
     """Every part of a method on the targets that it takes."""
+    if config.rank_pattern:
+        raise ValueError(f"method {method.name!r} has parts with bonds of their own: set their ranks by name instead")
     sizes = method.bond_sizes(config.rank, config.experts)
     places, stored = {}, {}
     for part in method.parts:
@@ -139,17 +145,16 @@ def _placed_apart(targets: Sequence[Target], config: AdapterConfig, method: Meth
 
 
 def _stored(
-    factor: str, one: _Located, peers: Sequence[_Located], sizes: Mapping[str, int], common: Mapping[str, int],
+    factor: str, one: _Located, several: bool, sizes: Mapping[str, int], common: Mapping[str, int],
     config: AdapterConfig, method: Method,
 ) -> tuple[str, tuple[tuple[int, Index], ...], Stored]:  # fmt: skip
     """The key of the factor that a target reads, what it reads of it, and how it is stored.
 
-    sizes: of the target's modes; common: the largest of all that read the same copy
+    sizes: of the target's modes; common: the largest of all that read the same copy; several: they have several sizes
     """
     network, copies = method.network, method.copies_of(factor)
     own = [mode for mode in network.factors[factor] if mode not in _absent(one.target)]
     edges = [mode for mode in network.factors[factor] if mode in network.edges]
-    several = len(_variants(edges, [other.seen(factor, method) for other in peers], config)) > 1
     full = [sizes[m] if several and m in edges else common[m] for m in own]
     width = "x".join(str(sizes[mode]) for mode in own if mode in edges) if several else ""
     key = ".".join(word for word in (one.owner(copies), factor, width) if word)
@@ -206,18 +211,43 @@ def _bonds(
     located: Mapping[str, _Located], counts: Mapping[str, int], config: AdapterConfig, method: Method
 ) -> dict[str, dict[str, int]]:
     """Path -> bond -> size; the same for all targets that read a copy of some factor with the bond in common."""
-    wanted, network = method.bond_sizes(config.rank, config.experts), method.network
-    tied = method.wires.items()
+    network, sizes_for = method.network, ranks(located, config)
+    wanted_for = {rank: method.bond_sizes(rank, config.experts) for rank in {*sizes_for.values()}}
+    every, tied = method.bond_sizes(config.rank, config.experts), method.wires.items()
     found = {path: {bond: one.sizes.get(to, to) for bond, to in tied} for path, one in located.items()}
-    for bond in wanted:
+    for bond in every:
         copies = frozenset.intersection(*(method.copies_of(f) for f, term in network.factors.items() if bond in term))
         for paths in _grouped(located, copies).values():
             sizes = {**_largest([located[path].sizes for path in paths]), **counts}
             where = f"target {paths[0]!r}" if "target" in copies else f"method {method.name!r}"
+            wanted = wanted_for.get(_common_rank(paths, sizes_for, method), every)
             size = _clipped(bond, wanted, sizes, config, method, where)
             for path in paths:
                 found[path][bond] = size
     return found
+
+
+def ranks(paths: Collection[str], config: AdapterConfig) -> dict[str, int]:
+    """The rank of the paths that `config.rank_pattern` names; ValueError for a pattern that names none."""
+    found: dict[str, int] = {}
+    for pattern, rank in config.rank_pattern.items():
+        named = [pattern] if pattern in paths else [path for path in paths if matches(path, pattern)]
+        if not named:
+            raise ValueError(f"rank_pattern {pattern!r} matches no target{nearest(pattern, paths)[:300]}")
+        found = {**dict.fromkeys(named, rank), **found}
+    return found
+
+
+def _common_rank(paths: Sequence[str], sizes: Mapping[str, int], method: Method) -> int | None:
+    """The rank of targets that have a bond in common, None for the configured one; ValueError if they differ."""
+    wanted = {sizes.get(path): path for path in paths}
+    if len(wanted) > 1:
+        one, other = list(wanted.values())[:2]
+        raise ValueError(
+            f"method {method.name!r}: rank_pattern gives {one!r} and {other!r} unequal ranks, and they have factors in "
+            "common; set the rank of each bond by name instead"
+        )
+    return next(iter(wanted))
 
 
 def _clipped(
@@ -307,9 +337,16 @@ def _turns(pieces: Mapping[str, int], target: Target, method: Method) -> bool:
     return method.turned == "chunks" and "in" not in pieces
 
 
-def _variants(edges: Sequence[str], every: Sequence[Mapping[str, int]], config: AdapterConfig) -> set[tuple]:
-    """The sizes of a factor's own axes of the weight: each needs a factor of its own, unless they are slices of one."""
-    return {() if config.widths == "max_slice" else tuple(sizes.get(mode) for mode in edges) for sizes in every}
+def _whole(
+    factor: str, peers: Sequence[_Located], config: AdapterConfig, method: Method
+) -> tuple[bool, dict[str, int]]:
+    """Whether a copy's own axes of the weight have several sizes, which need a factor each, unless they are slices of
+    one; and the largest of each mode.
+    """
+    edges = [mode for mode in method.network.factors[factor] if mode in method.network.edges]
+    every = [one.seen(factor, method) for one in peers]
+    several = config.widths != "max_slice" and len({tuple(sizes.get(mode) for mode in edges) for sizes in every}) > 1
+    return several, _largest(every)
 
 
 def _made(config: AdapterConfig, method: Method, factor: str) -> bool:
@@ -336,6 +373,16 @@ def _picks(
     return tuple(reversed(picks))
 
 
+def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
+    """What a target reads of a stored factor, whose axes come after `offset` others."""
+    for axis, index in view.picks:
+        if isinstance(index, int):
+            value = value.select(axis + offset, index)
+        else:
+            value = value.narrow(axis + offset, *index)
+    return value
+
+
 def stack_axes(placement: Placement) -> dict[str, int]:
     """Key -> the axis by whose single slices the targets read a stored factor."""
     axes: dict[str, int] = {}
@@ -345,13 +392,3 @@ def stack_axes(placement: Placement) -> dict[str, int]:
             if single and "task" not in placement.stored[view.key].modes:
                 axes.setdefault(view.key, single[-1])
     return axes
-
-
-def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
-    """What a target reads of a stored factor, whose axes come after `offset` others."""
-    for axis, index in view.picks:
-        if isinstance(index, int):
-            value = value.select(axis + offset, index)
-        else:
-            value = value.narrow(axis + offset, *index)
-    return value

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import adapter_of, plan
+from metalora.adapters.attach import adapter_of, plans
 from metalora.adapters.pieces import Piece, pieces_of
 from metalora.adapters.placement import place
 from metalora.config import AdapterConfig, nearest
@@ -109,8 +109,8 @@ def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor
     for key, value in tensors.items():
         parameter = adapter.learned[key]
         parameter.data, parameter.grad = value.to(parameter).contiguous(), None
-    for path, layer in adapter.layers.items():
-        layer.cut = plan(placement.places[path], adapter.per_example)
+    for path, cut in plans(placement, adapter.per_example).items():
+        adapter.layers[path].cut = cut
 
 
 def _ready(model: nn.Module, state: State) -> tuple[Adapter, list[Piece]]:
@@ -119,6 +119,8 @@ def _ready(model: nn.Module, state: State) -> tuple[Adapter, list[Piece]]:
         raise ValueError(f"sweep: {type(model).__name__} has no adapter")
     if adapter.merged:
         raise ValueError("sweep: the adapter is merged; unmerge it first")
+    if adapter.config.rank_pattern:
+        raise ValueError("sweep: the adapter has a rank_pattern, and a sweep knows one rank a bond")
     pieces = pieces_of(adapter)
     for piece in pieces:
         if state == "carry" and piece.kind == "ring":

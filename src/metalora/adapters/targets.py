@@ -67,7 +67,7 @@ def mode_sizes(module: nn.Module, kind: str) -> dict[str, int]:
     if kind == "conv1d":
         return dict(out=weight.shape[0], **{"in": weight.shape[1]}, kw=weight.shape[2])
     if kind == "linear":
-        return {"out": weight.shape[0], "in": weight.shape[1]}
+        return {"out": module.out_features, "in": module.in_features}
     return {"in": weight.shape[0], "out": weight.shape[1]}  # GPT-2's Conv1D and Embedding store in x out
 
 
@@ -98,7 +98,8 @@ def head_path(model: nn.Module) -> str | None:
     return next((p for p, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), None)
 
 
-def _matches(path: str, pattern: str) -> bool:
+def matches(path: str, pattern: str) -> bool:
+    """Whether a glob names a module's path, or its last components."""
     return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
 
 
@@ -117,7 +118,7 @@ def _patterned(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     modules = {path: module for path, module in model.named_modules() if path}
     found: dict[str, None] = {}
     for pattern in patterns:
-        matched = [path for path in modules if _matches(path, pattern)]
+        matched = [path for path in modules if matches(path, pattern)]
         layers = [path for path in matched if kind_of(modules[path])]
         if not matched:
             layers = [path for path in modules if kind_of(modules[path])]
@@ -142,15 +143,16 @@ def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude
         paths = _preset(model, targets)
     else:
         paths = _patterned(model, targets.split(",") if isinstance(targets, str) else list(targets))
-    paths = [path for path in paths if not any(_matches(path, pattern) for pattern in exclude)]
+    paths = [path for path in paths if not any(matches(path, pattern) for pattern in exclude)]
     if not paths:
         raise ValueError(f"targets {targets!r} (exclude {tuple(exclude)!r}) match nothing in {type(model).__name__}")
     order = {path: k for k, (path, _) in enumerate(model.named_modules())}
-    modules = {path: model.get_submodule(path) for path in sorted(paths, key=order.__getitem__)}
-    return [_target(model, path, module) for path, module in modules.items()]
+    return [target_at(model, path) for path in sorted(paths, key=order.__getitem__)]
 
 
-def _target(model: nn.Module, path: str, module: nn.Module) -> Target:
+def target_at(model: nn.Module, path: str) -> Target:
+    """The target at a path, whose layer must be one that can be adapted."""
+    module = model.get_submodule(path)
     kind = kind_of(module)
     sizes = mode_sizes(module, kind)
     layer, role = _numbered(model, path)

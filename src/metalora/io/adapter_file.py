@@ -54,7 +54,7 @@ def _tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Te
     return {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
 
 
-def _frozen_digest(adapter: Adapter) -> str | None:
+def frozen_digest(adapter: Adapter) -> str | None:
     """A hash of the factors that are made from the seed, which another version of torch might make otherwise."""
     frozen = {key: adapter.factors[key] for key, one in adapter.placement.stored.items() if one.frozen}
     digest = hashlib.sha256()
@@ -76,7 +76,7 @@ def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]
         },
         "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,
         "num_params": adapter.num_params(),
-        "frozen": _frozen_digest(adapter),
+        "frozen": frozen_digest(adapter),
         "base": {
             "class": type(adapter.model[0]).__name__,
             "fingerprint": fingerprint(adapter.model[0], list(adapter.targets)),
@@ -171,7 +171,7 @@ def _numel(sizes: dict[str, int]) -> int:
 def _restore(adapter: Adapter, description: dict[str, Any], tensors: dict[str, Tensor], path: str | Path) -> None:
     if dict(adapter.method.factors) != description["method"]["factors"]:
         raise ValueError(f"{path}: its {adapter.method.name} is wired {description['method']['factors']}, not as here")
-    if description.get("frozen") != _frozen_digest(adapter):
+    if description.get("frozen") != frozen_digest(adapter):
         raise ValueError(f"{path}: its frozen factors, made from seed {adapter.config.seed}, come out otherwise here")
     expected = _tensors(adapter)
     for name in sorted(set(expected) ^ set(tensors)):

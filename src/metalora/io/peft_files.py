@@ -25,7 +25,7 @@ REWRITES = ("pissa", "olora", "corda", "loftq")  # initialisations that change t
 def read_lora(folder: str | Path) -> dict[str, Pair]:
     """Module path -> Pair with up scaled by alpha / r, or alpha / sqrt(r) of rsLoRA: Delta W = up · down.
 
-    down (r, in) or (r, in, kh, kw), up (out, r); paths as in the model that PEFT wrapped. rank_pattern and
+    down (r, in), (r, in, kw) or (r, in, kh, kw), up (out, r); paths as in the model that PEFT wrapped. rank_pattern and
     alpha_pattern count; fan_in_fan_out does not, as it says how the base stores its weight.
     ValueError: a missing or damaged file, another peft_type, DoRA, biases, a base changed by the initialisation, an
     embedding, halves that do not fit. Modules saved whole (a classifier) are left out with a warning.
@@ -115,7 +115,7 @@ def _pair(folder: Path, path: str, halves: Mapping[str, Tensor], config: Mapping
     down, up = halves["A"].float(), halves["B"].float()
     rank = _patterned(config.get("rank_pattern"), path, config["r"])
     alpha = _patterned(config.get("alpha_pattern"), path, config["lora_alpha"])
-    fits = down.ndim in (2, 4) and up.ndim == down.ndim and up.shape[1] == len(down) and up[0, 0].numel() == 1
+    fits = down.ndim in (2, 3, 4) and up.ndim == down.ndim and up.shape[1] == len(down) and up[0, 0].numel() == 1
     if not fits or len(down) != rank:
         raise ValueError(
             f"{folder}: {path!r} has lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)}, expected ({rank}, in) "

@@ -1,0 +1,177 @@
+"""Conditions and task ids through a PeftModel: forward, generate, beams, checkpointing, the Trainer."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
+
+import metalora.peft as mp
+
+IDS = torch.arange(3 * 5).reshape(3, 5) % 50 + 3
+
+
+def gpt():
+    torch.manual_seed(1)
+    ends = dict(bos_token_id=0, eos_token_id=1, pad_token_id=0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=32, **ends)).eval()
+
+
+def t5():
+    torch.manual_seed(1)
+    sizes = dict(vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2)
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0, pad_token_id=0)).eval()
+
+
+def task_config(**more):
+    return mp.MetaTTConfig(method="metatt-4+1d", r=4, tasks=3, **more)
+
+
+def trained(model, std=0.5):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "metalora_" in name:
+                parameter.normal_(0, std)
+    return model
+
+
+def tasks_of(base, kind, targets):
+    return mp.wrap(trained(get_peft_model(base, task_config(target_modules=targets, task_type=kind))).eval())
+
+
+def test_a_batch_of_tasks_is_each_task_alone():
+    model = tasks_of(gpt(), "CAUSAL_LM", ["c_attn", "c_fc"])
+    together = model(input_ids=IDS, task_ids=[0, 1, 2]).logits
+    alone = [model(input_ids=IDS, task_ids=task).logits[task] for task in range(3)]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-4)
+    assert (together[0] - model(input_ids=IDS, task_ids=1).logits[0]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("base, kind, targets", [(gpt, "CAUSAL_LM", ["c_attn"]), (t5, "SEQ_2_SEQ_LM", ["q", "v"])])
+def test_generate_gives_every_example_its_task_and_its_adapter(base, kind, targets, beams):
+    model = tasks_of(base(), kind, targets)
+    model.add_adapter("lotr", mp.LoTRConfig(r=4, target_modules=targets, task_type=kind))
+    trained(model)
+    mask = torch.ones_like(IDS)
+    options = dict(max_new_tokens=5, min_new_tokens=5, num_beams=beams, do_sample=False, pad_token_id=0)
+
+    def alone(k, **more):
+        return model.generate(input_ids=IDS[k : k + 1], attention_mask=mask[k : k + 1], **more, **options)[0]
+
+    together = model.generate(input_ids=IDS, attention_mask=mask, task_ids=[0, 1, 2], **options)
+    assert torch.equal(together, torch.stack([alone(k, task_ids=k) for k in range(3)]))
+    mixed = model.generate(
+        input_ids=IDS, attention_mask=mask, task_ids=[2, 0, 0], adapter_names=["default", "lotr", "__base__"], **options
+    )
+    first = alone(0, task_ids=2)
+    model.set_adapter("lotr")
+    second = alone(1)
+    with model.disable_adapter():
+        third = alone(2)
+    assert torch.equal(mixed, torch.stack([first, second, third]))
+
+
+def test_generate_under_conditions_made_from_the_inputs():
+    config = mp.MetaLoRAConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
+    model = mp.wrap(trained(get_peft_model(gpt(), config), 0.3).eval())
+    condition = mp.adapter_of(model).condition({"input_ids": IDS})
+    torch.testing.assert_close(model(input_ids=IDS).logits, model(input_ids=IDS, condition=condition).logits)
+    options = dict(max_new_tokens=4, min_new_tokens=4, num_beams=2, do_sample=False, pad_token_id=0)
+    together = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), condition=condition, **options)
+    for k in range(3):
+        one = dict(input_ids=IDS[k : k + 1], attention_mask=torch.ones(1, 5, dtype=torch.long))
+        assert torch.equal(together[k], model.generate(**one, condition=condition[k], **options)[0])
+
+
+def test_conditions_of_two_adapters_by_name():
+    config = mp.MetaLoRAConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
+    model = get_peft_model(gpt(), config, adapter_name="cp")
+    config = mp.MetaLoRAConfig(method="metalora-tr", r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
+    model.add_adapter("ring", config)
+    mp.wrap(trained(model, 0.3)).eval()
+    made = {name: mp.adapter_of(model, name).condition({"input_ids": IDS}) for name in ("cp", "ring")}
+    mixed = model(input_ids=IDS, adapter_names=["cp", "ring", "cp"], condition=made).logits
+    for k, name in enumerate(["cp", "ring", "cp"]):
+        model.set_adapter(name)
+        alone = model(input_ids=IDS, condition=made[name]).logits[k]
+        torch.testing.assert_close(mixed[k], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_missing_is_said():
+    model = trained(get_peft_model(gpt(), task_config(target_modules=["c_attn"], task_type="CAUSAL_LM")))
+    with pytest.raises(ValueError, match=r"adapter 'default' \(metatt-4\+1d\) has 3 tasks: wrap the model once"):
+        model(input_ids=IDS)
+    with pytest.raises(ValueError, match="has 3 tasks: wrap the model once"):
+        model(input_ids=IDS, task_ids=[0, 1, 2])  # PeftModelForCausalLM drops it
+    mp.wrap(model)
+    with pytest.raises(ValueError, match="the condition is for 2 examples, the layer got 3"):
+        model(input_ids=IDS, task_ids=[0, 1])
+    with pytest.raises(ValueError, match=r"task 3: expected 0\.\.2"):
+        model(input_ids=IDS, task_ids=3)
+    for wrong in (gpt(), model.get_base_model()):
+        with pytest.raises(ValueError, match="expected a PeftModel, got a GPT2LMHeadModel"):
+            mp.wrap(wrong)
+    with pytest.raises(ValueError, match="has no adapter of metalora.peft"):
+        mp.adapter_of(gpt())
+    with pytest.raises(ValueError, match="adapter 'x': expected the name of one .known: default"):
+        mp.adapter_of(model, "x")
+    assert model(input_ids=IDS, task_ids=1).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("tasks", [True, False], ids=["tasks", "generated"])
+def test_checkpointing_is_exact_with_two_forwards_before_a_backward(tasks, use_reentrant):
+    config = task_config if tasks else lambda **more: mp.MetaLoRAConfig(r=2, **more)
+    model = get_peft_model(gpt(), config(target_modules=["c_attn", "c_fc"], task_type="CAUSAL_LM"))
+    mp.wrap(trained(model, 0.3)).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batches = [(IDS, [0, 1, 2]), (IDS.flip(0) + 1, [2, 2, 0])]
+
+    def gradients():
+        model.zero_grad()
+        more = [{"task_ids": ids} if tasks else {} for _, ids in batches]
+        losses = [model(input_ids=x, labels=x, **m).loss for (x, _), m in zip(batches, more, strict=True)]
+        sum(losses).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    plain = gradients()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    checkpointed = gradients()
+    assert plain and plain.keys() == checkpointed.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(checkpointed[name], value, rtol=1e-5, atol=1e-6)
+    assert any(value.abs().max() > 1e-4 for value in plain.values())
+
+
+def test_trainer_trains_and_saves_tasks(tmp_path):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=64)
+    base = BertForSequenceClassification(BertConfig(**sizes, num_labels=2))
+    model = mp.wrap(get_peft_model(base, task_config(target_modules=["query", "value"], task_type="SEQ_CLS")))
+    rows = [{"input_ids": IDS[k % 3], "labels": k % 2, "task_ids": k % 3} for k in range(8)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=4, learning_rate=0.05, report_to=[],
+        remove_unused_columns=False, use_cpu=True, save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    Trainer(model=model, args=arguments, train_dataset=rows).train()
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert any("metalora_" in n for n in moved)
+    assert all("metalora_" in n or "modules_to_save" in n for n in moved)
+    model.save_pretrained(tmp_path / "saved")
+    torch.manual_seed(0)
+    loaded = mp.load(BertForSequenceClassification(BertConfig(**sizes, num_labels=2)), tmp_path / "saved")
+    batch = dict(input_ids=IDS, task_ids=[0, 1, 2])
+    assert torch.equal(loaded.eval()(**batch).logits, model.eval()(**batch).logits)
