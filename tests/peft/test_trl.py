@@ -24,8 +24,8 @@ def test_sft_trainer_trains_and_saves(tmp_path):
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="<pad>", eos_token="<eos>")
     arguments = trl.SFTConfig(
-        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=4, learning_rate=0.05, use_cpu=True, bf16=False,
-        report_to=[], disable_tqdm=True, logging_steps=1, save_strategy="no",
+        output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=4, learning_rate=0.05, use_cpu=True,
+        bf16=False, report_to=[], disable_tqdm=True, logging_steps=1, save_strategy="no",
     )  # fmt: skip
     trainer = trl.SFTTrainer(
         model=llama(), args=arguments, processing_class=tokenizer,
