@@ -74,8 +74,8 @@ class TensorNetworkModel(BaseTuner):
         try:
             targets = resolved(self.model, config, {path: bank.targets[path] for path in paths})
             adapter = self._build(config, bank, targets)
-        except ValueError:
-            if not bank.metalora_adapters:
+        except BaseException:
+            if bank is not getattr(self.model, NAME, None):
                 for handle in bank.handles:
                     handle.remove()
             raise
@@ -90,7 +90,7 @@ class TensorNetworkModel(BaseTuner):
         with bank.rest():
             adapter = build(self.model, own, targets, bases)
         check_frozen(config, adapter)
-        return adapter
+        return adapter.train(self.model.training)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
