@@ -25,7 +25,7 @@ conformance: setup
 	$(BIN)/python tests/conformance/run.py $(FAMILY)
 
 lint: setup
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff check src tests examples
 	$(BIN)/lint-imports
 
 demo: setup

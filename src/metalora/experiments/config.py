@@ -173,6 +173,8 @@ class TextTableConfig:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     steps: int = 300
     examples: int = 1000
+    test_examples: int = 500
+    """of a task, also of those on which rates are chosen"""
     batch: int = 16
     lr: float = 1e-3
     lr_grid: tuple[float, ...] = ()

@@ -231,8 +231,8 @@ def _run(table: TextTableConfig, job: Job, seed: int, lr: float, split: str = "t
             steps=table.steps, lr=lr * (FULL_LR_RATIO if full else 1.0), schedule="linear", warmup=0.06,
             mixed_precision=table.mixed_precision, rank_schedule=job.rank_schedule,
         ),
-        batch=table.batch, examples=table.examples, max_length=table.max_length, split=split,
-        evaluate_every=table.evaluate_every if split == "test" else 0,
+        batch=table.batch, examples=table.examples, test_examples=table.test_examples, max_length=table.max_length,
+        split=split, evaluate_every=table.evaluate_every if split == "test" else 0,
     )  # fmt: skip
 
 

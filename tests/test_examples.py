@@ -1,0 +1,36 @@
+"""The examples run, each with a few steps, and use what they say."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name):
+    path = EXAMPLES / name
+    assert len(path.read_text().splitlines()) <= 60
+    return runpy.run_path(str(path))["main"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METALORA_CACHE", str(tmp_path))
+
+
+def test_text_classification_with_the_trainer(tmp_path, capsys):
+    assert 0 <= example("text_classification.py")(steps=2, n=10) <= 1
+    assert "accuracy" in capsys.readouterr().out and (tmp_path / "runs/topics/adapter_config.json").exists()
+
+
+def test_image_knn(tmp_path):
+    found = example("image_knn.py")(steps=2, pretrain_steps=2)
+    assert set(found) == {"class", "hue", "frame"} and (tmp_path / "notions.safetensors").exists()
+
+
+def test_a_causal_model_with_trl_and_its_export(tmp_path):
+    pytest.importorskip("trl")
+    assert example("causal_lm.py")(steps=3) < 1e-4
+    assert (tmp_path / "runs/verses/lora/adapter_model.safetensors").exists()
