@@ -107,14 +107,18 @@ def test_rates_are_chosen_by_row_and_task():
     assert choosing_runs("metatt-fig7", TABLE) == []
 
 
+@pytest.fixture(scope="module")
+def all_rows(tmp_path_factory):
+    """One file that holds the rows of every comparison."""
+    rows = [made_up(run) for kind in COMPARISONS for run in runs(kind, TABLE, {})]
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in {row["key"]: row for row in rows}.values()))
+    return path
+
+
 @pytest.mark.parametrize("name", COMPARISONS)
-def test_a_report_and_its_figures(name, tmp_path, capsys):
-    store = RowStore(tmp_path / "rows.jsonl")
-    for run in [run for kind in COMPARISONS for run in runs(kind, TABLE, {})]:  # one file holds them all
-        if not store.done(row_key := run_key(to_dict(run))):
-            store.append(made_up(run))
-            assert store.done(row_key)
-    run_text_table(name, TABLE, tmp_path, workers=1, as_json=True, rows_file=store.path)
+def test_a_report_and_its_figures(name, all_rows, tmp_path, capsys):
+    run_text_table(name, TABLE, tmp_path, workers=1, as_json=True, rows_file=all_rows)
     found = json.loads(capsys.readouterr().out)
     first = found["tables"][0]
     assert first["columns"][2 : 2 + len(TASKS) + 1] == [*TASKS, "mean"] and (tmp_path / f"{name}.md").exists()
