@@ -132,7 +132,7 @@ class Products(TorchFunctionMode):
 
 def test_query_key_and_value_share_what_they_read_of_one_input():
     x = torch.randn(4, 5, 6, dtype=torch.float64)
-    for method, each in {"metatt-4d": 1, "lora": 3}.items():
+    for method, each in {"metatt-4d": 1, "lotr": 1, "vera": 1, "lora": 3}.items():
         model, _ = adapted(Net(), method, rank=2)
         for run in (nullcontext(), torch.no_grad()):
             with run, Products() as seen:

@@ -105,9 +105,10 @@ class Adapter(nn.Module):
         return self.conditioner is not None
 
     @property
-    def stacked(self) -> bool:
-        """Whether targets read slices of common factors, which a forward cuts once."""
-        return bool(self._stacks)
+    def common(self) -> bool:
+        """Whether targets have a stored factor in common: a forward cuts its slices, and reads an input by it, once."""
+        views = [view.key for place in self.placement.places.values() for view in place.views.values()]
+        return len({*views}) < len(views)
 
     @property
     def task_keys(self) -> dict[str, int]:
@@ -205,9 +206,7 @@ class Adapter(nn.Module):
     def export_lora(
         self, folder: str | Path, condition: Condition | None = None, task: int | str | None = None, **limits: Any
     ) -> list[Any]:
-        """Write plain LoRA that PEFT loads, one directory, or (task="all") one for each task.
-        limits: max_rank, runtime and max_lora_rank of `io.lora_export.export_lora`
-        """
+        """Write plain LoRA that PEFT loads; `limits` are those of `io.lora_export.export_lora`, which says the rest."""
         from metalora.io.lora_export import export_lora
 
         return export_lora(self, folder, condition, task, **limits)

@@ -50,9 +50,9 @@ def attach(
     next(iter(adapter.layers.values())).adapter = adapter
     _replace(model, {layer.base: layer for layer in adapter.layers.values()})
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    if adapter.per_example or adapter.frozen_norms or adapter.stacked:
+    if adapter.per_example or adapter.frozen_norms or adapter.common:
         adapter.hooks.append(model.register_forward_pre_hook(adapter.before_forward, with_kwargs=True))
-    if adapter.per_example or adapter.stacked:
+    if adapter.per_example or adapter.common:
         adapter.hooks.append(model.register_forward_hook(adapter.after_forward, always_call=True))
     adapter.train(model.training)
     return adapter
