@@ -12,12 +12,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from metalora.bench.config import BenchConfig
-from metalora.cli_tables import TABLES, table
+from metalora.cli_tables import TABLES, Json, table
 from metalora.config import AdapterConfig
 from metalora.experiments.kinds import load_run
 from metalora.methods import registry
-
-Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
 
 
 def methods(

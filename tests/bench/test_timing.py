@@ -40,7 +40,7 @@ def test_many_tasks_in_a_batch():
 
 def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers"), pytest.importorskip("peft")
-    monkeypatch.setattr(steps, "MINILM", dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+    monkeypatch.setattr(steps, "ENCODER", dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
                                               intermediate_size=16, vocab_size=50))  # fmt: skip
     monkeypatch.setattr(memory, "peak", lambda config, name: 2**20)
     config = BenchConfig(

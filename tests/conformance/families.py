@@ -10,40 +10,36 @@ from metalora.peft import LoRTAConfig, LoTRConfig, MetaLoRAConfig, MetaTTConfig,
 
 
 @dataclass
-class MetaTT4D(MetaTTConfig):
+class Tiny:
+    """What fits the tests' models and rates."""
+
     r: int = 4
     alpha: float | None = 0.5
     clip_rank: bool = True
 
 
 @dataclass
-class LoTR(LoTRConfig):
-    r: int = 4
-    alpha: float | None = 0.5
-    clip_rank: bool = True
+class MetaTT4D(Tiny, MetaTTConfig):
+    """MetaTT-4D."""
 
 
 @dataclass
-class TensLoRAQKVDepth(TensLoRAConfig):
+class LoTR(Tiny, LoTRConfig):
+    """LoTR."""
+
+
+@dataclass
+class TensLoRAQKVDepth(Tiny, TensLoRAConfig):
     method: str = "tenslora-qkv-depth"
-    r: int = 4
-    alpha: float | None = 0.5
-    clip_rank: bool = True
 
 
 @dataclass
-class LoRTA(LoRTAConfig):
-    r: int = 4
-    alpha: float | None = 0.5
-    clip_rank: bool = True
+class LoRTA(Tiny, LoRTAConfig):
     head_dim: int | None = 1
 
 
 @dataclass
-class MetaLoRACP(MetaLoRAConfig):
-    r: int = 4
-    alpha: float | None = 0.5
-    clip_rank: bool = True
+class MetaLoRACP(Tiny, MetaLoRAConfig):
     condition: dict[str, Any] = field(default_factory=lambda: {"scope": "constant"})
 
 

@@ -14,6 +14,7 @@ from metalora.config import RankBudgetConfig, RankScheduleConfig, TrainConfig, f
 from metalora.training.controllers import trainer_callback
 from metalora.training.loop import fit
 from metalora.training.rank_budget import RankBudget, budget
+from oracles.resume import resumes_to_the_same_bits
 
 pytest.importorskip("accelerate")
 RANK, STEPS, GAMMA = 4, 12, 0.3
@@ -205,21 +206,7 @@ def test_vectors_come_close_to_orthonormal():
 
 
 def test_a_run_that_is_cut_off_resumes_to_the_same_bits(tmp_path):
-    model, adapter, step_loss = made()
-    whole = fit(model, adapter, step_loss, CONFIG)
-    model, again, step_loss = made()
-
-    def stops(step):
-        if step == 23:
-            raise KeyboardInterrupt
-        return step_loss(step)
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, again, stops, CONFIG, checkpoint=tmp_path / "c")
-    model, again, step_loss = made()
-    assert fit(model, again, step_loss, CONFIG, checkpoint=tmp_path / "c") == whole
-    want = numbers(adapter)
-    assert all(torch.equal(value, want[key]) for key, value in numbers(again).items())
+    resumes_to_the_same_bits(made, numbers, CONFIG, 23, tmp_path)
 
 
 def test_in_the_trainer_of_transformers(tmp_path):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from metalora.config import RankScheduleConfig, TrainConfig
 from metalora.training.controllers import trainer_callback
 from metalora.training.loop import fit
 from metalora.training.rank_schedule import RankSchedule, ranks_by_step
+from oracles.resume import resumes_to_the_same_bits
 
 pytest.importorskip("accelerate")
 pytest.importorskip("transformers")
@@ -103,21 +105,7 @@ def test_ranks_fall_and_the_loss_too(method, state):
 
 
 def test_a_run_that_is_cut_off_after_a_sweep_resumes_to_the_same_bits(tmp_path):
-    model, adapter, step_loss = made()
-    whole = fit(model, adapter, step_loss, CONFIG)
-    model, again, step_loss = made()
-
-    def stops(step):
-        if step == 5:
-            raise KeyboardInterrupt
-        return step_loss(step)
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, again, stops, CONFIG, checkpoint=tmp_path / "c")
-    model, again, step_loss = made()
-    assert fit(model, again, step_loss, CONFIG, checkpoint=tmp_path / "c") == whole
-    want = numbers(adapter)
-    assert all(torch.equal(value, want[key]) for key, value in numbers(again).items())
+    resumes_to_the_same_bits(made, numbers, CONFIG, 5, tmp_path)
 
 
 def test_gradients_that_are_accumulated_are_not_touched_between():
@@ -162,7 +150,8 @@ def _process(folder):
 
 def test_two_processes_average_their_gradients_and_agree(tmp_path):
     common = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getpid() % 20000))
-    common |= dict(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    tests = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    common |= dict(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1", PYTHONPATH=tests)
     running = [
         subprocess.Popen(
             [sys.executable, __file__, str(tmp_path)],

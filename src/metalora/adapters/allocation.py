@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.placement import Place, Placement, Stored, picked, place
-from metalora.adapters.targets import find_targets
+from metalora.adapters.targets import TRANSPOSED, find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.methods.registry import method_of
 
-TRANSPOSED = ("conv1d_gpt2", "embedding")  # kinds whose weight is (in, out)
 SMALLEST = 1e-7  # of a mode's largest singular value: below it a direction is rounding, that of a Gram matrix
 
 

@@ -122,6 +122,12 @@ class AdaptedLayer(nn.Module):
             y = y + self.along_channels(bias, y).to(y.dtype)
         return y
 
+    def along_channels(self, bias: Tensor, y: Tensor) -> Tensor:
+        """(n, o) as it is added to an output."""
+        shape = [len(bias), *[1] * (y.ndim - 1)]
+        shape[self.channels] = bias.shape[1]
+        return bias.reshape(shape)
+
     def _shifts(self, factors: dict[str, Tensor]) -> list[Tensor]:
         """The scaled biases, each (n, o)."""
         return [(factors[f] * self.scale).reshape(-1, self.target.sizes["out"]) for f in self.biases]
@@ -202,10 +208,6 @@ class AdaptedLayer(nn.Module):
         return left.reshape(cut.left_rank, *inputs), up.reshape(cut.left_rank, -1) * self.scale
 
     # ---- what differs between layer kinds; linear-like by default --------------------------------------------------
-    def along_channels(self, bias: Tensor, y: Tensor) -> Tensor:
-        """(n, o) as it is added to an output."""
-        return bias[0] if len(bias) == 1 else bias.reshape(len(bias), *[1] * (y.ndim - 2), -1)
-
     def examples(self, x: Tensor) -> int:
         """The number of examples in an input, its first axis."""
         return len(x) if x.ndim > 1 else 1
@@ -287,9 +289,6 @@ class AdaptedConv(AdaptedLayer):
         if x.ndim == 1 + len(self.base.kernel_size):  # one example without a batch axis
             return super().forward(x[None], None if y is None else y[None], values)[0]
         return super().forward(x, y, values)
-
-    def along_channels(self, bias: Tensor, y: Tensor) -> Tensor:
-        return bias.reshape(*bias.shape, *[1] * (y.ndim - 2))
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
         base, spatial = self.base, len(self.base.kernel_size)

@@ -15,9 +15,8 @@ from metalora.adapters.attach import adapter_of
 from metalora.adapters.fit import FitReport, fit, fitted_pieces
 from metalora.adapters.init import inits
 from metalora.adapters.pieces import Piece
+from metalora.adapters.targets import TRANSPOSED
 from metalora.adapters.updates import Pair
-
-TRANSPOSED = ("conv1d_gpt2", "embedding")  # kinds whose weight is (in, out)
 
 
 @torch.no_grad()

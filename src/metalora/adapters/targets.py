@@ -13,6 +13,7 @@ from metalora.config import nearest
 PRESETS = ("all", "linear", "conv")
 
 
+TRANSPOSED = ("conv1d_gpt2", "embedding")  # kinds whose weight is (in, out)
 FUSED = ("qkv", "c_attn", "in_proj", "Wqkv", "qkv_proj")  # one layer whose output is query, key and value in turn
 INTO_HEADS = (*FUSED, "query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v")
 OUT_OF_HEADS = (

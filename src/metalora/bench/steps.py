@@ -15,13 +15,13 @@ from metalora.adapters.attach import attach
 from metalora.adapters.targets import find_targets
 from metalora.bench import memory
 from metalora.bench.config import BenchConfig
+from metalora.bench.tasks import ENCODER
 from metalora.bench.timing import interleaved, ratio
 from metalora.config import AdapterConfig, ConditionConfig, nearest
 from metalora.experiments.inspection import summarise
 from metalora.experiments.models import load_model
 from metalora.methods.registry import get_method
 
-MINILM = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
 FLOOR, PEFT, PLAIN = "frozen model", "peft: ", ", plain"
 PEERS = {"lora": "LoraConfig", "vera": "VeraConfig", "lokr": "LoKrConfig", "loha": "LoHaConfig"}
 
@@ -82,7 +82,7 @@ def build(config: BenchConfig) -> tuple[nn.Module, dict[str, Tensor]]:
     if config.model == "minilm":
         from transformers import BertConfig, BertModel
 
-        model = BertModel(BertConfig(**MINILM), add_pooling_layer=False)
+        model = BertModel(BertConfig(**ENCODER), add_pooling_layer=False)
     else:
         model = load_model(config.model, weights=not config.model.startswith("timm:"))  # weights cost no time
     for module in model.modules():

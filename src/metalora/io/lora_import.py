@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach
 from metalora.adapters.updates import Pair
 from metalora.config import AdapterConfig, nearest
-from metalora.io.peft_files import in_model, read_lora
+from metalora.io.peft_files import in_model, read_lora, read_tensors
 
 PREFIXES = ("lora_unet_", "lora_te1_", "lora_te2_", "lora_te_", "lycoris_", "lora_")
 SUFFIXES = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha")
@@ -63,12 +61,7 @@ def read_locon(path: str | Path, model: nn.Module) -> dict[str, Pair]:
     A Tucker core (lora_mid) is folded into down. ValueError: a missing or damaged file, a name that is no module of the
     model, or several, another algorithm (LoHa, LoKr, DoRA), a pair that is not whole.
     """
-    try:
-        tensors = load_tensors(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except SafetensorError as error:
-        raise ValueError(f"{path}: truncated or damaged ({error})") from None
+    tensors = read_tensors(Path(path), f"{path}: no such file")
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         module, _, kind = name.partition(".")

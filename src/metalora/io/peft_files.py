@@ -40,6 +40,16 @@ def read_lora(folder: str | Path) -> dict[str, Pair]:
     return {path: _pair(folder, path, pair, config) for path, pair in halves.items()}
 
 
+def read_tensors(path: Path, missing: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError: `missing` if it is not there, or that it is damaged."""
+    try:
+        return load_tensors(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(missing) from None
+    except SafetensorError as error:
+        raise ValueError(f"{path}: truncated or damaged ({error})") from None
+
+
 def in_model(pairs: Mapping[str, Pair], model: nn.Module, where: str | Path = "") -> dict[str, Pair]:
     """The pairs by the paths of `model`, which may be a part of the model that was wrapped, or hold it.
 
@@ -88,12 +98,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _halves(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """Path -> {"A": ..., "B": ...}, and the names of what is no LoRA."""
-    try:
-        tensors = load_tensors((folder / TENSORS).read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: no {TENSORS} (PEFT's older .bin files are not read)") from None
-    except SafetensorError as error:
-        raise ValueError(f"{folder / TENSORS}: truncated or damaged ({error})") from None
+    tensors = read_tensors(folder / TENSORS, f"{folder}: no {TENSORS} (PEFT's older .bin files are not read)")
     halves: dict[str, dict[str, Tensor]] = {}
     left_out = []
     for name, value in tensors.items():
@@ -113,8 +118,8 @@ def _pair(folder: Path, path: str, halves: Mapping[str, Tensor], config: Mapping
     if len(halves) != 2:
         raise ValueError(f"{folder}: {path!r} has lora_{next(iter(halves))} alone, expected A and B")
     down, up = halves["A"].float(), halves["B"].float()
-    rank = _patterned(config.get("rank_pattern"), path, config["r"])
-    alpha = _patterned(config.get("alpha_pattern"), path, config["lora_alpha"])
+    rank = patterned(config.get("rank_pattern"), path, config["r"])
+    alpha = patterned(config.get("alpha_pattern"), path, config["lora_alpha"])
     fits = down.ndim in (2, 3, 4) and up.ndim == down.ndim and up.shape[1] == len(down) and up[0, 0].numel() == 1
     if not fits or len(down) != rank:
         raise ValueError(
@@ -124,7 +129,7 @@ def _pair(folder: Path, path: str, halves: Mapping[str, Tensor], config: Mapping
     return Pair(down, up.flatten(1) * (alpha / (sqrt(rank) if config.get("use_rslora") else rank)))
 
 
-def _patterned(patterns: Mapping[str, Any] | None, path: str, default: float) -> float:
+def patterned(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
     """The value of the first pattern that a path ends with, as PEFT matches them."""
     found = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", path))
     return next(found, default)

@@ -15,7 +15,7 @@ from metalora.adapters.conditioning import Condition
 from metalora.adapters.targets import Target, kind_of, target_at
 from metalora.peft.layers import TunerLayer
 
-NAME = "tensor_bank"  # of the child of the base model; without PEFT's prefix, by which PEFT skips modules
+BANK = "tensor_bank"  # of the child of the base model; without PEFT's prefix, by which PEFT skips modules
 BASE = "__base__"  # in PEFT's adapter_names: no adapter
 
 
@@ -63,7 +63,7 @@ class Bank(TunerLayer, nn.Module):
         for module in model.modules():
             if isinstance(vars(module).get(CHECKPOINT), CarryingCheckpoint):
                 setattr(module, CHECKPOINT, vars(module)[CHECKPOINT].checkpoint)
-        delattr(model, NAME)
+        delattr(model, BANK)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """PEFT's, and the hooks of the condition's source."""

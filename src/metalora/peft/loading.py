@@ -11,8 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from metalora.io.adapter_file import fingerprint
-from metalora.peft.bank import NAME as BANK
-from metalora.peft.bank import bank_of
+from metalora.peft.bank import BANK, bank_of
 from metalora.peft.config import TensorNetworkConfig
 from metalora.peft.registration import NAME
 from metalora.peft.wrapping import wrap

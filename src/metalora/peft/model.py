@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import build
 from metalora.adapters.targets import Target
-from metalora.peft.bank import BASE, NAME, Bank, bank_of
+from metalora.peft.bank import BANK, BASE, Bank, bank_of
 from metalora.peft.config import TensorNetworkConfig
 from metalora.peft.layers import KINDS, AdaptedModule, TunerLayer
 from metalora.peft.placement import check_frozen, described, resolved, resolved_ranks
@@ -40,7 +40,7 @@ class TensorNetworkModel(BaseTuner):
 
     @staticmethod
     def _check_target_module_exists(config: TensorNetworkConfig, key: str) -> Any:
-        if key.split(".")[0] == NAME:
+        if key.split(".")[0] == BANK:
             return False
         matched = check_target_module_exists(config, key)
         if config.placement is None:
@@ -57,7 +57,7 @@ class TensorNetworkModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        bank = getattr(self.model, NAME, None)
+        bank = getattr(self.model, BANK, None)
         if bank is None or adapter_name not in bank.metalora_adapters:
             bank = self._add(config, adapter_name, Bank(self.model) if bank is None else bank)
         adapter = bank.metalora_adapters[adapter_name]
@@ -75,11 +75,11 @@ class TensorNetworkModel(BaseTuner):
             targets = resolved(self.model, config, {path: bank.targets[path] for path in paths})
             adapter = self._build(config, bank, targets)
         except BaseException:
-            if bank is not getattr(self.model, NAME, None):
+            if bank is not getattr(self.model, BANK, None):
                 for handle in bank.handles:
                     handle.remove()
             raise
-        setattr(self.model, NAME, bank)
+        setattr(self.model, BANK, bank)
         bank.metalora_adapters[adapter_name] = adapter
         return bank
 
@@ -154,7 +154,7 @@ class TensorNetworkModel(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return key.replace(f"{NAME}.metalora_adapters.{adapter_name}.", f"{NAME}.metalora_adapters.")
+        return key.replace(f"{BANK}.metalora_adapters.{adapter_name}.", f"{BANK}.metalora_adapters.")
 
 
 def _with_names(module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str]) -> tuple[Any, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.targets import Target, refusal
 from metalora.config import nearest
 from metalora.io.adapter_file import fingerprint, frozen_digest
+from metalora.io.peft_files import patterned
 from metalora.methods.registry import get_method, method_of
 from metalora.peft.config import TensorNetworkConfig
 
@@ -64,12 +64,8 @@ def check_frozen(config: TensorNetworkConfig, adapter: Adapter) -> None:
 
 def resolved_ranks(config: TensorNetworkConfig, paths: Sequence[str]) -> dict[str, int]:
     """Path -> rank by the first pattern that a path ends with, as PEFT matches them; patterns without one are left."""
-    found = {}
-    for path in paths:
-        ranks = (rank for key, rank in config.rank_pattern.items() if re.match(rf"(.*\.)?({key})$", path))
-        if (rank := next(ranks, None)) is not None:
-            found[path] = rank
-    return found
+    ranks = {path: patterned(config.rank_pattern, path, None) for path in paths}
+    return {path: rank for path, rank in ranks.items() if rank is not None}
 
 
 def described(adapter: Adapter) -> dict[str, Any]:
