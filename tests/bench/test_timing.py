@@ -1,6 +1,8 @@
 """Interleaved timing: what is counted, and how a ratio is formed. No clock is asserted on."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -44,7 +46,14 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
                                               intermediate_size=16, vocab_size=50))  # fmt: skip
     monkeypatch.setattr(memory, "peak", lambda config, name: 2**20)
     config = BenchConfig(
-        methods=("metatt-4d",), peers=("lora", "vera"), rank=2, batch=2, tokens=3, rounds=1, plain=True
+        methods=("metatt-4d",),
+        peers=("lora", "vera"),
+        rank=2,
+        batch=2,
+        tokens=3,
+        rounds=1,
+        plain=True,
+        keep_memory=False,
     )
     row = run(config, "steps", tmp_path / "rows.jsonl")
     cases = {one["case"]: one for one in row["results"]["cases"]}
@@ -54,6 +63,21 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
     assert cases["peft: lora"]["num_params"] == 2 * 3 * 2 * 32 and cases["metatt-4d"]["num_params"] == 2 * 32 + 5 * 4
     assert cases["metatt-4d"]["file_bytes"] > 4 * 84 and cases["frozen model"]["file_bytes"] is None
     assert RowStore(tmp_path / "rows.jsonl").rows() == [json.loads(json.dumps(row))]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_kept():
+    code = """
+import resource
+from metalora.bench.memory import keep_freed
+keep_freed()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(64 << 20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000  # of 16,384 pages
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own():

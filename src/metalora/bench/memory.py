@@ -1,8 +1,10 @@
-"""Peak memory of a training step, each case in a process of its own."""
+"""Peak memory of a training step, each case in a process of its own; and what becomes of freed memory."""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -11,6 +13,14 @@ import torch
 from metalora.bench.config import BenchConfig
 
 WARM = 2  # steps before the one that is measured: the optimiser has its moments, the allocator its arenas
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
+
+
+def keep_freed() -> None:
+    """Let this process keep the memory that it frees, for all that is timed alike; nothing without glibc."""
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(M_MMAP_MAX, 0)
 
 
 def peak(config: BenchConfig, name: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metalora.bench.config import BenchConfig
+from metalora.bench.memory import keep_freed
 from metalora.bench.steps import steps
 from metalora.bench.tasks import tasks_in_a_batch
 from metalora.config import to_dict
@@ -16,6 +17,8 @@ from metalora.experiments.rows import RowStore, make_row
 def run(config: BenchConfig, what: str, out: Path | None) -> dict[str, Any]:
     """Time what is asked for: a row with the configuration, the environment and every case; appended to `out`."""
     start = time.monotonic()
+    if config.keep_memory:
+        keep_freed()
     cases = steps(config) if what == "steps" else _tasks(config)
     row = make_row(
         key=f"{what}-{time.time_ns()}", suite="bench", config={"what": what, **to_dict(config)}, seed=0,
