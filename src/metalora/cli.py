@@ -246,19 +246,28 @@ def recipe(
 
 def bench(
     config: Annotated[BenchConfig, tyro.conf.arg(name="")] = BenchConfig(),  # noqa: B008 (frozen)
-    what: Annotated[Literal["steps", "tasks"], tyro.conf.arg(help="adapters, or many tasks in a batch")] = "steps",
+    what: Annotated[
+        Literal["steps", "tasks", "scaling"],
+        tyro.conf.arg(help="adapters; many tasks in a batch; cost over rank, layers, targets, tokens, tasks"),
+    ] = "steps",
     out: Annotated[Path | None, tyro.conf.arg(help="file that gets the result as one more row")] = None,
+    plot: Annotated[Path | None, tyro.conf.arg(help="PNG file of the result")] = None,
     json: Json = False,
 ) -> None:
     """Time a training step, a forward and memory as ratios to the frozen model and beside PEFT, all in one run."""
-    from metalora.bench.report import run
+    from metalora.bench import report
 
     with _status("timing; leave the machine alone", quiet=json):
-        row = run(config, what, out)
+        row = report.run(config, what, out)
+    if plot is not None:
+        report.plot(row, plot)
     shown = row["results"]["cases"]
     columns = tuple(name for name in shown[0] if not name.endswith(("_low", "_high", "_seconds")))
     cells = [{name: "" if one[name] is None else _ratio(one, name) for name in columns} for one in shown]
     _show(row, json, f"{what}: cost as a ratio, half the distance of its quartiles", columns, cells)
+    if not json and "exponents" in row["results"]:
+        found = row["results"]["exponents"]
+        _show(found, json, "added seconds ~ value ** exponent", ("axis", "case", "exponent"), found)
 
 
 def _ratio(row: dict[str, Any], name: str) -> str:

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from metalora.bench import memory, steps
+from metalora.bench import memory, report, scaling, steps
 from metalora.bench.config import BenchConfig
 from metalora.bench.report import run
 from metalora.bench.tasks import tasks_in_a_batch
 from metalora.bench.timing import interleaved, ratio
 from metalora.experiments.rows import RowStore
+
+TINY = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=50)
 
 
 def test_cases_take_turns_and_warm_rounds_do_not_count():
@@ -34,16 +36,16 @@ def test_no_rounds():
 
 
 def test_many_tasks_in_a_batch():
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers"), pytest.importorskip("peft")
     found = {one.name: one for one in tasks_in_a_batch(rounds=1, batch=3, tokens=4)}
-    assert set(found) == {f"{what}, {who}" for what in ("forward", "training step") for who in ("many tasks", "one id")}
+    own = {f"{what}, {who}" for what in ("forward", "training step") for who in ("many tasks", "one id")}
+    assert set(found) == own | {"forward, peft: a LoRA each"}
     assert all(one.median > 0 and one.reference.endswith("one task") for one in found.values())
 
 
 def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers"), pytest.importorskip("peft")
-    monkeypatch.setattr(steps, "ENCODER", dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                              intermediate_size=16, vocab_size=50))  # fmt: skip
+    monkeypatch.setattr(steps, "ENCODER", TINY)
     monkeypatch.setattr(memory, "peak", lambda config, name: 2**20)
     config = BenchConfig(
         methods=("metatt-4d",),
@@ -63,6 +65,36 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
     assert cases["peft: lora"]["num_params"] == 2 * 3 * 2 * 32 and cases["metatt-4d"]["num_params"] == 2 * 32 + 5 * 4
     assert cases["metatt-4d"]["file_bytes"] > 4 * 84 and cases["frozen model"]["file_bytes"] is None
     assert RowStore(tmp_path / "rows.jsonl").rows() == [json.loads(json.dumps(row))]
+
+
+def test_growth_over_every_axis(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(steps, "ENCODER", TINY)
+    axes = {"rank": (1, 2), "layers": (1, 2), "targets": (1, 6), "tokens": (2, 3), "tasks": (1, 30)}
+    monkeypatch.setattr(scaling, "AXES", axes)
+    config = BenchConfig(
+        methods=("metatt-4d",), peers=(), rank=2, batch=2, tokens=3, layers=2, rounds=1, keep_memory=False
+    )
+    row = run(config, "scaling", None)
+    cases = {(one["axis"], one["value"], one["case"]): one for one in row["results"]["cases"]}
+    assert {key[:2] for key in cases} == {(axis, value) for axis, values in axes.items() for value in values}
+    train, head = cases["layers", 2, "metatt-4d"], 16 * 16 * 4 + 16 * 16 * 2
+    assert train["predicted"] == pytest.approx(1 + 3 * 3 * 2 * (16 + 16) / (2 * head))  # Q, K, V of rank 2
+    assert cases["tasks", 30, "metatt-4+1d"]["num_params"] - cases["tasks", 1, "metatt-4+1d"]["num_params"] == 29 * 4
+    assert cases["targets", 6, "metatt-4d"]["num_params"] > cases["targets", 1, "metatt-4d"]["num_params"]
+    report.plot(row, tmp_path / "growth.png")
+    report.plot({"config": {"what": "tasks"}, "results": {"cases": [
+        dict(case="a", cost=1.1, cost_low=1.0, cost_high=1.3)]}}, tmp_path / "tasks.png")  # fmt: skip
+    assert (tmp_path / "growth.png").stat().st_size > 10_000 and (tmp_path / "tasks.png").stat().st_size > 2_000
+
+
+def test_exponents_are_those_of_the_added_time():
+    cases = [
+        {"axis": "rank", "value": value, "case": case, "step_seconds": 1 + (0.01 * value**2 if case == "a" else 0)}
+        for value in (2, 4, 8)
+        for case in ("frozen model", "a", "b")
+    ]
+    assert scaling.fits(cases) == [{"axis": "rank", "case": "a", "exponent": pytest.approx(2)}]  # b adds nothing
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")

@@ -17,6 +17,10 @@ class BenchConfig:
     """PEFT's tuners at the same rank and targets: lora, vera, lokr, loha"""
     rank: int = 8
     targets: str | tuple[str, ...] = ("query", "key", "value")
+    tasks: int = 1
+    """of methods with a task mode; the examples of a batch have different tasks as far as there are so many"""
+    layers: int = 6
+    """of minilm's shape"""
     batch: int = 16
     tokens: int = 128
     size: int = 64

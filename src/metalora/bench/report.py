@@ -8,9 +8,11 @@ from typing import Any
 
 from metalora.bench.config import BenchConfig
 from metalora.bench.memory import keep_freed
-from metalora.bench.steps import steps
+from metalora.bench.scaling import scaling
+from metalora.bench.steps import FLOOR, steps
 from metalora.bench.tasks import tasks_in_a_batch
 from metalora.config import to_dict
+from metalora.experiments.report import PALETTE
 from metalora.experiments.rows import RowStore, make_row
 
 
@@ -19,10 +21,14 @@ def run(config: BenchConfig, what: str, out: Path | None) -> dict[str, Any]:
     start = time.monotonic()
     if config.keep_memory:
         keep_freed()
-    cases = steps(config) if what == "steps" else _tasks(config)
+    results: dict[str, Any] = {}
+    if what == "scaling":
+        results["cases"], results["exponents"] = scaling(config)
+    else:
+        results["cases"] = steps(config) if what == "steps" else _tasks(config)
     row = make_row(
         key=f"{what}-{time.time_ns()}", suite="bench", config={"what": what, **to_dict(config)}, seed=0,
-        results={"cases": cases}, seconds=time.monotonic() - start,
+        results=results, seconds=time.monotonic() - start,
     )  # fmt: skip
     if out is not None:
         RowStore(out).append(row)
@@ -35,3 +41,51 @@ def _tasks(config: BenchConfig) -> list[dict[str, Any]]:
          "seconds": one.seconds}
         for one in tasks_in_a_batch(config.rounds, rank=config.rank)
     ]  # fmt: skip
+
+
+def plot(row: dict[str, Any], path: Path) -> None:
+    """Draw a bench from its row: the ratios with their quartiles, or what each setting adds to a step."""
+    from matplotlib.figure import Figure
+
+    cases = row["results"]["cases"]
+    if row["config"]["what"] == "scaling":
+        axes = list(dict.fromkeys(one["axis"] for one in cases))
+        figure = Figure(figsize=(3.6 * len(axes), 3.8), layout="constrained")
+        for panel, axis in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
+            _growth(panel, axis, row["results"])
+    else:
+        metrics = [name for name in ("step", "forward", "cost") if name in cases[0]]
+        figure = Figure(figsize=(5.2 * len(metrics), 0.8 + 0.36 * len(cases)), layout="constrained")
+        for panel, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+            _ratios(panel, metric, cases)
+    figure.savefig(path, dpi=150)
+
+
+def _growth(panel: Any, axis: str, results: dict[str, Any]) -> None:
+    """Milliseconds that a case adds to the frozen model's step, measured and (dashed) by multiply-adds."""
+    own = [one for one in results["cases"] if one["axis"] == axis]
+    floors = {one["value"]: one["step_seconds"] for one in own if one["case"] == FLOOR}
+    exponents = {one["case"]: one["exponent"] for one in results["exponents"] if one["axis"] == axis}
+    names = [name for name in dict.fromkeys(one["case"] for one in own) if name != FLOOR]
+    for colour, name in zip(PALETTE, names, strict=False):
+        rows = [one for one in own if one["case"] == name]
+        values = [one["value"] for one in rows]
+        label = f"{name}: exponent {exponents[name]:.2f}" if name in exponents else name
+        panel.plot(values, [1e3 * (one["step_seconds"] - floors[one["value"]]) for one in rows], "o-", color=colour,
+                   label=label)  # fmt: skip
+        panel.plot(values, [1e3 * floors[one["value"]] * (one["predicted"] - 1) for one in rows], "--", color=colour)
+    panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms added to a step")
+    panel.legend(fontsize=7)
+
+
+def _ratios(panel: Any, metric: str, cases: list[dict[str, Any]]) -> None:
+    """A bar for every case, its quartiles as whiskers, and a line at the reference."""
+    values = [one[metric] for one in cases]
+    ends = [
+        [one[metric] - one[f"{metric}_low"] for one in cases],
+        [one[f"{metric}_high"] - one[metric] for one in cases],
+    ]
+    panel.barh([one["case"] for one in cases], values, xerr=ends, color=PALETTE[0])
+    panel.axvline(1, color="black", linewidth=0.8)
+    panel.set(xlabel=f"{metric}, as a ratio", xlim=(0.9 * min(values), None))
+    panel.invert_yaxis()

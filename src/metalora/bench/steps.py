@@ -82,7 +82,7 @@ def build(config: BenchConfig) -> tuple[nn.Module, dict[str, Tensor]]:
     if config.model == "minilm":
         from transformers import BertConfig, BertModel
 
-        model = BertModel(BertConfig(**ENCODER), add_pooling_layer=False)
+        model = BertModel(BertConfig(**ENCODER | {"num_hidden_layers": config.layers}), add_pooling_layer=False)
     else:
         model = load_model(config.model, weights=not config.model.startswith("timm:"))  # weights cost no time
     for module in model.modules():
@@ -106,7 +106,10 @@ def make(name: str, base: nn.Module, inputs: dict[str, Tensor], config: BenchCon
         model = _peft(model, name.removeprefix(PEFT), config)
     else:
         example = inputs.get("x", inputs)
-        attach(model, adapter_config(name, config), example=example).fused = not name.endswith(PLAIN)
+        adapter = attach(model, adapter_config(name, config), example=example)
+        adapter.fused = not name.endswith(PLAIN)
+        if adapter.task_keys:
+            inputs = {**inputs, "task_ids": torch.arange(config.batch) % config.tasks}
     seconds = time.perf_counter() - start
     if config.checkpointing:
         _checkpoint(model)
@@ -119,7 +122,10 @@ def adapter_config(name: str, config: BenchConfig) -> AdapterConfig:
     """The adapter of a case: the scale is one, whatever the rank."""
     method = name.removesuffix(PLAIN)
     condition = config.condition if get_method(method).generated else ConditionConfig(scope="constant")
-    return AdapterConfig(method, config.rank, targets=config.targets, clip_rank=True, condition=condition)
+    return AdapterConfig(
+        method, config.rank, targets=config.targets, clip_rank=True, condition=condition,
+        tasks=config.tasks if "task" in get_method(method).network.modes else 1,
+    )  # fmt: skip
 
 
 def _peft(model: nn.Module, peer: str, config: BenchConfig) -> nn.Module:
@@ -154,7 +160,12 @@ def _first(output: Any) -> Tensor:
 
 
 def steps(config: BenchConfig) -> list[dict[str, Any]]:
-    """Every case beside the frozen model: a training step, a forward, numbers, file, time to attach, peak memory."""
+    """Every case beside the frozen model: what `timed` tells, and the peak memory of a step."""
+    return [{**row, "peak_mb": memory.peak(config, row["case"]) / 2**20} for row in timed(config)]
+
+
+def timed(config: BenchConfig) -> list[dict[str, Any]]:
+    """Every case beside the frozen model: a training step, a forward, numbers, file, time to attach."""
     check(config)
     base, inputs = build(config)
     cases = {name: make(name, base, inputs, config) for name in names(config)}
@@ -170,6 +181,5 @@ def steps(config: BenchConfig) -> list[dict[str, Any]]:
             "forward_high": forward.high, "forward_seconds": forward.seconds,
             "num_params": sum(p.numel() for p in case.learned), "attach_seconds": case.seconds,
             "file_bytes": summarise(base, adapter_config(name, config))["bytes"] if own else None,
-            "peak_mb": memory.peak(config, name) / 2**20,
         })  # fmt: skip
     return rows

@@ -1,4 +1,4 @@
-"""A batch of many tasks beside a batch of one: MetaTT-(4+1)D with a task id for every example."""
+"""A batch of many tasks beside a batch of one: MetaTT-(4+1)D with a task id for every example, PEFT with a name."""
 
 from collections.abc import Callable
 
@@ -16,12 +16,11 @@ def tasks_in_a_batch(rounds: int = 11, batch: int = 64, tokens: int = 32, rank: 
     """`batch` examples of as many tasks against `batch` examples of one task: forward, and a step of training.
 
     Both batches name a task for every example. A batch that names one task once (`task_ids=0`) may be merged into the
-    weights on the way, and is there as a third case.
+    weights on the way, and is there as a third case; PEFT's forward with a LoRA of the same rank for every example
+    (`adapter_names`) is a fourth.
     """
-    from transformers import BertConfig, BertModel
-
     torch.manual_seed(0)
-    model = BertModel(BertConfig(**ENCODER), add_pooling_layer=False).eval()
+    model = _encoder()
     condition = ConditionConfig(scope="constant")
     config = AdapterConfig("metatt-4+1d", rank, alpha=4.0, targets="query,value", tasks=batch, condition=condition)
     adapter = attach(model, config)
@@ -33,10 +32,30 @@ def tasks_in_a_batch(rounds: int = 11, batch: int = 64, tokens: int = 32, rank: 
     found = []
     for what, run in (("forward", _forward), ("training step", _step)):
         cases = {f"{what}, {name}": run(model, inputs, task) for name, task in ids.items()}
+        if what == "forward":
+            cases["forward, peft: a LoRA each"] = _peft(inputs, batch, rank)
         times = interleaved(cases, rounds)
         reference = f"{what}, one task"
         found += [ratio(times, name, reference) for name in cases if name != reference]
     return found
+
+
+def _encoder() -> nn.Module:
+    from transformers import BertConfig, BertModel
+
+    return BertModel(BertConfig(**ENCODER), add_pooling_layer=False).eval()
+
+
+def _peft(inputs: dict, batch: int, rank: int) -> Callable[[], object]:
+    from peft import LoraConfig, get_peft_model
+
+    names = [f"task{k}" for k in range(batch)]
+    config = LoraConfig(r=rank, target_modules=["query", "value"], init_lora_weights=False)
+    model = get_peft_model(_encoder(), config, adapter_name=names[0])
+    for name in names[1:]:
+        model.add_adapter(name, config)
+    model.eval()
+    return torch.no_grad()(lambda: model(**inputs, adapter_names=names))
 
 
 def _forward(model: nn.Module, inputs: dict, task: torch.Tensor | int) -> Callable[[], object]:
