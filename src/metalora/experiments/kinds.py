@@ -48,18 +48,24 @@ def prepare_run(run: Run) -> tuple[Any, nn.Module]:
 
 
 def score(run: Run, adapter: Path | None) -> dict[str, Any]:
-    """The scores of a saved adapter, or of the frozen model, on the data of a run.
+    """The scores of a saved adapter, with the heads in its file, or of the frozen model, on the data of a run.
 
-    ValueError for a text run whose heads or encoder were trained: the adapter's file does not hold them.
+    ValueError for a text run that trains heads or the encoder without an adapter: no file holds them.
     """
     from metalora.io.adapter_file import load, read
 
-    if isinstance(run, TextRunConfig) and (run.full or run.classifier == "trained"):
+    heads = isinstance(run, TextRunConfig) and run.classifier == "trained"
+    if heads and adapter is None or getattr(run, "full", False):
         raise ValueError(
-            "eval: this run trains weights beside its adapter (classifier: trained, or full: true) and no file holds "
+            "eval: this run trains weights without an adapter (classifier: trained, or full: true) and no file holds "
             "them; its scores are in the row that `train` wrote"
         )
     if adapter is not None:
         read(adapter)  # a file that is not there must not be missed after a backbone was pre-trained
     experiment, model = prepare_run(run)
-    return experiment.evaluate(load(model, adapter) if adapter is not None else None)
+    if adapter is None:
+        return experiment.evaluate(None)
+    loaded = load(model, adapter, also=experiment.model.heads if heads else None)
+    if isinstance(run, TextRunConfig):
+        experiment.prepare(loaded)
+    return experiment.evaluate(loaded)

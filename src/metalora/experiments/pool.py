@@ -130,11 +130,12 @@ def _one(config: Run, folder: Path, on_step: Callable[[int, float], None] | None
     if not store.claim(key):
         return
     try:
+        heads = None
         checkpoint = folder / "checkpoints" / f"{key}.pt"
         if isinstance(config, TextRunConfig):
             from metalora.experiments.text import execute_text
 
-            row, adapter = execute_text(config, checkpoint=checkpoint, on_step=on_step)
+            row, adapter, heads = execute_text(config, checkpoint=checkpoint, on_step=on_step)
         elif isinstance(config, CausalRunConfig):
             from metalora.experiments.causal import execute_causal
 
@@ -144,7 +145,7 @@ def _one(config: Run, folder: Path, on_step: Callable[[int, float], None] | None
         if adapter is not None:
             path = folder / "adapters" / f"{key}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            save(adapter.model[0], path, getattr(torch, config.train.store))
+            save(adapter.model[0], path, getattr(torch, config.train.store), also=heads)
         store.append(row)
         checkpoint.unlink(missing_ok=True)
     finally:

@@ -97,13 +97,12 @@ class TextExperiment:
         self.support: dict[str, tuple[Tensor, Tensor]] = {}
 
     def prepare(self, adapter: Adapter | None) -> None:
-        """For a generated adapter: keep the features that its support sets are drawn from, and calibrate on them."""
+        """For a generated adapter: keep the features that its support sets are drawn from."""
         if adapter is None or not adapter.conditional:
             return
         for task, (tokens, labels) in self.train_sets.items():
             rows = {name: value[:POOL] for name, value in tokens.items()}
             self.support[task] = self._features(adapter, rows), labels[:POOL]
-        adapter.conditioner.calibrate(torch.cat([features for features, _ in self.support.values()]))
 
     def _features(self, adapter: Adapter, tokens: dict[str, Tensor]) -> Tensor:
         with self._precision():
@@ -255,8 +254,8 @@ def gradient_sizes(adapter: Adapter) -> dict[str, float]:
 
 def execute_text(
     config: TextRunConfig, *, checkpoint: Path | None = None, on_step: Callable[[int, float], None] | None = None
-) -> tuple[dict, Adapter | None]:
-    """Train and score one run: the row, and the adapter, still attached to the encoder."""
+) -> tuple[dict, Adapter | None, nn.Module | None]:
+    """Train and score one run: the row, the adapter, still attached to the encoder, and the heads if trained."""
     if config.full and config.adapter is not None:
         raise ValueError("full: true trains the encoder itself, so there can be no adapter")
     start = time.monotonic()
@@ -267,6 +266,8 @@ def execute_text(
     model.encoder.requires_grad_(config.full) if adapter is None else None
     model.heads.requires_grad_(config.classifier == "trained")
     experiment.prepare(adapter)
+    if experiment.support:
+        adapter.conditioner.calibrate(torch.cat([features for features, _ in experiment.support.values()]))
     history = History(experiment, adapter)
 
     def after(step: int, loss: float) -> None:
@@ -288,7 +289,7 @@ def execute_text(
         "head_params": sum(p.numel() for p in model.heads.parameters() if p.requires_grad),
         "loss": sum(losses[-20:]) / len(losses[-20:]) if losses else None,
     }
-    return finished_row(config, results, start), adapter
+    return finished_row(config, results, start), adapter, model.heads if config.classifier == "trained" else None
 
 
 def _loss(output: Tensor, labels: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from metalora.config import AdapterConfig, from_dict, to_dict
 from metalora.files import write_atomically
 
 FORMAT, VERSION = "metalora-adapter", 1
+ALSO = "also/"  # of the names of what was trained with an adapter
 
 
 def fingerprint(model: nn.Module, paths: list[str]) -> str:
@@ -52,6 +53,11 @@ def _tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Te
     if adapter.conditioner is not None:
         tensors |= {f"conditioner/{key}": value for key, value in adapter.conditioner.state_dict().items()}
     return {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
+
+
+def _state(also: nn.Module | None) -> dict[str, Tensor]:
+    state = {} if also is None else also.state_dict()
+    return {ALSO + name: value.detach().to("cpu").contiguous() for name, value in state.items()}
 
 
 def frozen_digest(adapter: Adapter) -> str | None:
@@ -91,15 +97,19 @@ def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
         tensor.data.copy_(tensor.data.to(dtype))
 
 
-def save(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def save(
+    model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, *, also: nn.Module | None = None
+) -> None:
     """Write the model's adapter: exactly the declared parameters, each shared factor once.
 
-    dtype  of the numbers in the file (None: as they are); float16 halves it. ValueError if a number overflows in it.
+    dtype  of the adapter's numbers in the file (None: as they are); float16 halves it
+    also   what was trained with it, such as a head: its state goes into the file as it is
+    ValueError: a model without adapter, a number that overflows in dtype.
     """
     adapter = adapter_of(model)
     if adapter is None:
         raise ValueError(f"save: {type(model).__name__} has no adapter")
-    tensors = _tensors(adapter, dtype)
+    tensors = _tensors(adapter, dtype) | _state(also)
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise ValueError(f"save: {name!r} has numbers that are not finite in {value.dtype}")
@@ -131,9 +141,17 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return description, tensors
 
 
-def load(model: nn.Module, path: str | Path, *, extractor: nn.Module | None = None) -> Adapter:
-    """Attach the adapter of a file to the base that it was trained on; ValueError refuses any other, unchanged."""
+def load(
+    model: nn.Module, path: str | Path, *, extractor: nn.Module | None = None, also: nn.Module | None = None
+) -> Adapter:
+    """Attach the adapter of a file to the base that it was trained on; ValueError refuses any other, unchanged.
+
+    also  a module that takes the state that was saved with the adapter (a head), None: the adapter alone
+    """
     description, tensors = read(path)
+    beside = {name: tensors.pop(name) for name in list(tensors) if name.startswith(ALSO)}
+    if also is not None:
+        _check_also(also, beside, path)
     if adapter_of(model) is not None:
         raise ValueError(f"{path}: {type(model).__name__} already has an adapter: detach it first")
     config = from_dict(AdapterConfig, description["config"], f"{path}: config")
@@ -161,7 +179,23 @@ def load(model: nn.Module, path: str | Path, *, extractor: nn.Module | None = No
     except ValueError:
         detach(model)
         raise
+    if also is not None:
+        also.load_state_dict({name.removeprefix(ALSO): value for name, value in beside.items()})
     return adapter
+
+
+def _check_also(also: nn.Module, saved: dict[str, Tensor], path: str | Path) -> None:
+    """ValueError if the state that was saved with an adapter is not that of a module."""
+    own, kind = _state(also), type(also).__name__
+    for name in sorted(set(own) ^ set(saved)):
+        where = "not saved with the adapter" if name in own else f"saved with the adapter, and not in this {kind}"
+        raise ValueError(f"{path}: {name.removeprefix(ALSO)!r} is {where}")
+    for name, value in own.items():
+        if saved[name].shape != value.shape:
+            raise ValueError(
+                f"{path}: {name.removeprefix(ALSO)!r} has shape {tuple(saved[name].shape)}, that of this {kind} is "
+                f"{tuple(value.shape)}"
+            )
 
 
 def _numel(sizes: dict[str, int]) -> int:
