@@ -160,7 +160,7 @@ def _others(table: TextTableConfig, task: str) -> tuple[str, ...]:
 
 COMPARISONS = {
     "metatt-2": Comparison(_single, "lora"),
-    "metatt-3": Comparison(_joint, "lora"),
+    "metatt-3": Comparison(_joint, "metatt-4d"),
     "metatt-4": Comparison(_sweeps, "{method}, rank {final_rank}"),
     "metatt-fig4": Comparison(_inits, "{method}, ze-id-id-id"),
     "metatt-fig7": Comparison(_rates),
