@@ -32,7 +32,7 @@ demo: setup
 	$(BIN)/metalora table metalora --demo --data $(DATA)
 
 bench: setup
-	$(BIN)/metalora bench --plain --out runs/bench.jsonl
+	$(BIN)/metalora bench --plain --merged --out runs/bench.jsonl
 	$(BIN)/metalora bench --model timm:resnet18 --targets conv --methods lora metalora-cp --batch 32 \
 		--condition.source stem --condition.stem maxpool --out runs/bench.jsonl
 	$(BIN)/metalora bench --what tasks --out runs/bench.jsonl

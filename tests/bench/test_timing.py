@@ -56,10 +56,20 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
         rounds=1,
         plain=True,
         keep_memory=False,
+        merged=True,
+        layers=2,
     )
     row = run(config, "steps", tmp_path / "rows.jsonl")
     cases = {one["case"]: one for one in row["results"]["cases"]}
-    assert list(cases) == ["frozen model", "peft: lora", "peft: vera", "metatt-4d", "metatt-4d, plain"]
+    assert list(cases) == [
+        "frozen model",
+        "peft: lora",
+        "peft: vera",
+        "metatt-4d",
+        "metatt-4d, plain",
+        "metatt-4d, merged",
+    ]
+    assert cases["metatt-4d, merged"]["num_params"] == 0
     assert cases["frozen model"]["step"] == cases["frozen model"]["forward"] == 1.0
     assert all(one["step_low"] <= one["step"] <= one["step_high"] and one["peak_mb"] == 1 for one in cases.values())
     assert cases["peft: lora"]["num_params"] == 2 * 3 * 2 * 32 and cases["metatt-4d"]["num_params"] == 2 * 32 + 5 * 4

@@ -33,6 +33,8 @@ class BenchConfig:
     """recompute every block in backward, as the model does it itself"""
     plain: bool = False
     """also time every method by plain autograd, without the fused products"""
+    merged: bool = False
+    """also time the first method once it is merged"""
     keep_memory: bool = True
     """let the C library keep what is freed, as on CUDA; else the kernel's zeroing of new pages is timed too"""
     condition: ConditionConfig = field(default_factory=ConditionConfig)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.attach import attach
+from metalora.adapters.attach import attach, merge
 from metalora.adapters.targets import find_targets
 from metalora.bench import memory
 from metalora.bench.config import BenchConfig
@@ -22,7 +22,7 @@ from metalora.experiments.inspection import summarise
 from metalora.experiments.models import load_model
 from metalora.methods.registry import get_method
 
-FLOOR, PEFT, PLAIN = "frozen model", "peft: ", ", plain"
+FLOOR, PEFT, PLAIN, MERGED = "frozen model", "peft: ", ", plain", ", merged"
 PEERS = {"lora": "LoraConfig", "vera": "VeraConfig", "lokr": "LoKrConfig", "loha": "LoHaConfig"}
 
 
@@ -73,7 +73,8 @@ def check(config: BenchConfig) -> None:
 def names(config: BenchConfig) -> list[str]:
     """The cases of a configuration, the floor first."""
     methods = [name for method in config.methods for name in (method, method + PLAIN)[: 1 + config.plain]]
-    return [FLOOR, *(PEFT + peer for peer in config.peers), *methods]
+    merged = [method + MERGED for method in config.methods[: int(config.merged)]]
+    return [FLOOR, *(PEFT + peer for peer in config.peers), *methods, *merged]
 
 
 def build(config: BenchConfig) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -99,17 +100,13 @@ def build(config: BenchConfig) -> tuple[nn.Module, dict[str, Tensor]]:
 def make(name: str, base: nn.Module, inputs: dict[str, Tensor], config: BenchConfig) -> Case:
     """A case on a copy of the frozen model."""
     model = copy.deepcopy(base)
-    start = time.perf_counter()
-    if name == FLOOR:
+    if name == FLOOR or name.endswith(MERGED):
         _need_gradients(model, config)
-    elif name.startswith(PEFT):
+    start = time.perf_counter()
+    if name.startswith(PEFT):
         model = _peft(model, name.removeprefix(PEFT), config)
-    else:
-        example = inputs.get("x", inputs)
-        adapter = attach(model, adapter_config(name, config), example=example)
-        adapter.fused = not name.endswith(PLAIN)
-        if adapter.task_keys:
-            inputs = {**inputs, "task_ids": torch.arange(config.batch) % config.tasks}
+    elif name != FLOOR:
+        inputs = _attach(model, name, inputs, config)
     seconds = time.perf_counter() - start
     if config.checkpointing:
         _checkpoint(model)
@@ -118,9 +115,21 @@ def make(name: str, base: nn.Module, inputs: dict[str, Tensor], config: BenchCon
     return case
 
 
+def _attach(model: nn.Module, name: str, inputs: dict[str, Tensor], config: BenchConfig) -> dict[str, Tensor]:
+    """Attach the adapter of a case, and return the inputs, with a task for every example where it has tasks."""
+    adapter = attach(model, adapter_config(name, config), example=inputs.get("x", inputs))
+    adapter.fused = not name.endswith(PLAIN)
+    if name.endswith(MERGED):
+        merge(model)
+        model.requires_grad_(False)
+    elif adapter.task_keys:
+        return {**inputs, "task_ids": torch.arange(config.batch) % config.tasks}
+    return inputs
+
+
 def adapter_config(name: str, config: BenchConfig) -> AdapterConfig:
     """The adapter of a case: the scale is one, whatever the rank."""
-    method = name.removesuffix(PLAIN)
+    method = name.removesuffix(PLAIN).removesuffix(MERGED)
     condition = config.condition if get_method(method).generated else ConditionConfig(scope="constant")
     return AdapterConfig(
         method, config.rank, targets=config.targets, clip_rank=True, condition=condition,
