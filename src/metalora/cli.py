@@ -225,6 +225,23 @@ def convert(
               f"{found['bytes']:,} now")  # fmt: skip
 
 
+def import_lora(
+    lora: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LORA")],
+    model: Annotated[str, tyro.conf.arg(help="hf:FOLDER, timm:NAME, ...: the base of the LoRA")],
+    out: Annotated[Path, tyro.conf.arg(help="the adapter file")],
+    json: Json = False,
+) -> None:
+    """Make an adapter file of a trained LoRA, exactly: a folder of PEFT, or a LoCon file of kohya or LyCORIS."""
+    from metalora.experiments.conversion import import_file
+    from metalora.experiments.models import load_model
+
+    found = import_file(lora, load_model(model), out)
+    _show(found, json, f"lora, {out}", ("target", "rank"),
+          [{"target": path, "rank": rank} for path, rank in found["targets"].items()])  # fmt: skip
+    if not json:
+        print(f"{found['parameters']:,} parameters at {len(found['targets'])} targets, {found['bytes']:,} bytes")
+
+
 def recipe(
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="one of the list that is printed without it")] = "",
     seed: Annotated[int | None, tyro.conf.arg(help="another than the first of the paper's seeds")] = None,
@@ -335,6 +352,7 @@ def main() -> None:
         "merge": merge,
         "export": export,
         "convert": convert,
+        "import": import_lora,
         "recipe": recipe,
         "bench": bench,
         "table": table,
