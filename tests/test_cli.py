@@ -62,9 +62,8 @@ def files(tmp_path_factory):
     (folder / "table.yaml").write_text("stpes: 3\n")
     (folder / "broken.safetensors").write_bytes(b"no adapter")
     model = timm.create_model("resnet10t", pretrained=False)
-    adapter = metalora.attach(model, metalora.AdapterConfig("lora", 2, targets="layer1.0.conv1"))
+    metalora.attach(model, metalora.AdapterConfig("lora", 2, targets="layer1.0.conv1"))
     metalora.save(model, folder / "adapter.safetensors")
-    adapter.export_lora(folder / "plain")
     metalora.detach(model)
     save_file(model.state_dict(), folder / "resnet.safetensors")
     with pytest.MonkeyPatch.context() as patch:
@@ -136,6 +135,9 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
     ),
     "merge for a missing condition": (
         "merge {}/adapter.safetensors --run {}/run.yaml --out {}/m --condition {}/none", 2, "no such condition file",
+    ),
+    "merge of shards into a file": (
+        f"merge {{}}/adapter.safetensors {RESNET} --out {{}}/m --max-shard-size 2GB", 2, "-size is for a folder",
     ),
     "export without a base": (f"{EXPORT} --out {{}}/m", 2, "export takes either --model or --run"),
     "export of a task and all": (f"{EXPORT} {RESNET} --out {{}}/m --task 0 --all-tasks", 2, "--task or --all-tasks"),
@@ -298,44 +300,6 @@ def test_export_says_what_a_cut_rank_costs(files):
     arguments = f"{EXPORT} {RESNET} --out {{}}/cut --max-rank 1".replace("{}", str(files)).split()
     code, out, _ = metalora_command(*arguments)
     assert code == 0 and "worst target" in out and out.split("│")[3:6] == [" 1    ", " 0     ", " 0            "]
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    """The folder of a tiny BertModel, saved in several shards."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=20, vocab_size=30)
-    folder = tmp_path_factory.mktemp("bert")
-    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(folder, max_shard_size="4KB")
-    return folder
-
-
-def test_an_imported_lora_is_the_one_of_peft(bert, files):
-    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    config = peft.LoraConfig(
-        r=3, lora_alpha=5, target_modules=["query", "dense"], rank_pattern={"query": 2}, init_lora_weights=False
-    )
-    theirs = peft.get_peft_model(transformers.BertModel.from_pretrained(bert), config).eval()
-    theirs.save_pretrained(files / "peft-lora")
-    out = files / "imported.safetensors"
-    code, text, _ = metalora_command("import", files / "peft-lora", "--model", f"hf:{bert}", "--out", out, "--json")
-    found = json.loads(text)
-    assert code == 0 and found["bytes"] == out.stat().st_size
-    assert found["parameters"] == sum(p.numel() for name, p in theirs.named_parameters() if "lora_" in name)
-    assert {path.split(".")[-1]: rank for path, rank in found["targets"].items()} == {"query": 2, "dense": 3}
-    mine = transformers.BertModel.from_pretrained(bert)
-    metalora.load(mine, out)
-    ids = torch.arange(8).reshape(2, 4)
-    with torch.no_grad():
-        torch.testing.assert_close(mine(ids)[0], theirs(ids)[0], rtol=1e-5, atol=1e-5)
-
-
-def test_a_lora_of_another_model_is_not_imported(bert, files):
-    code, out, err = metalora_command("import", files / "plain", "--model", f"hf:{bert}", "--out", files / "m")
-    last = err.splitlines()[-1]  # after the bar of transformers
-    assert (code, out) == (2, "") and "Traceback" not in err and not (files / "m").exists()
-    assert last.startswith("metalora: ") and "BertModel has no module 'layer1.0.conv1'" in last
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(files, monkeypatch):

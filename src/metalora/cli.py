@@ -146,6 +146,9 @@ def merge(
     run: Annotated[Path | None, tyro.conf.arg(help="RUN.yaml whose backbone is the base")] = None,
     condition: Annotated[Path | None, tyro.conf.arg(help="condition file, for a generated adapter")] = None,
     task: Annotated[int | None, tyro.conf.arg(help="number of the task, for an adapter with tasks")] = None,
+    max_shard_size: Annotated[
+        str | None, tyro.conf.arg(help="of DIR/'s files (2GB); as the base's if not given")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write base + Delta W as a plain checkpoint, or (DIR/) as a folder that from_pretrained and lm-eval take.
@@ -156,7 +159,9 @@ def merge(
         raise ValueError("merge takes either --model or --run, the base that the adapter was trained on")
     from metalora.experiments.merging import merge_file
 
-    written = merge_file(adapter, out, model=model, run=run, condition=condition, task=task)
+    written = merge_file(
+        adapter, out, model=model, run=run, condition=condition, task=task, max_shard_size=max_shard_size
+    )
     row = {"merged": out, "bytes": written}
     _show(row, json, "merged", ("merged", "bytes"), [row])
 
