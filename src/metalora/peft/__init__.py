@@ -1,6 +1,7 @@
 """Every method of this library as a tuner of PEFT, which knows it once this package is imported."""
 
 from metalora.peft.bank import adapter_of
+from metalora.peft.compat import ask_for_files
 from metalora.peft.config import TensorNetworkConfig
 from metalora.peft.loading import load
 from metalora.peft.model import TensorNetworkModel
@@ -21,6 +22,7 @@ from metalora.peft.registration import register
 from metalora.peft.wrapping import wrap
 
 register(TensorNetworkConfig, TensorNetworkModel)
+ask_for_files(TensorNetworkModel)
 
 __all__ = [
     "CaRAConfig",
