@@ -137,6 +137,26 @@ class AdaptedLayer(nn.Module):
         found = self._shifts(self._owner[0].read(self.target, condition_values))
         return sum(found)[0] if found else None
 
+    def bias_to_merge(self, condition_values: dict[str, Tensor] | None) -> Tensor | None:
+        """`shift`; ValueError where the base has no bias that it could be added to."""
+        shift = self.shift(condition_values)
+        if shift is not None and self.base.bias is None:
+            name = self._owner[0].method.name
+            raise ValueError(f"merge: target {self.target.path!r} has no bias that {name}'s could be added to")
+        return shift
+
+    def merge_bias(self, shift: Tensor | None) -> None:
+        """Add it to the base's bias, whose bits are kept."""
+        if shift is not None:
+            self.original_bias = self.base.bias.detach().clone()
+            self.base.bias.data.add_(shift.to(self.base.bias.dtype))
+
+    def unmerge_bias(self) -> None:
+        """Restore the base's bias, bit for bit."""
+        if self.original_bias is not None:
+            self.base.bias.data.copy_(self.original_bias)
+            self.original_bias = None
+
     def weight_first(self, x: Tensor, n: int) -> bool:
         """Whether base(x) with W + Delta W costs fewer multiply-adds than base(x) and the cut beside it.
 
@@ -209,7 +229,7 @@ class AdaptedLayer(nn.Module):
 
     # ---- what differs between layer kinds; linear-like by default --------------------------------------------------
     def examples(self, x: Tensor) -> int:
-        """The number of examples in an input, its first axis (`len` would make it a constant of an exported program)."""
+        """The number of examples in an input, its first axis; `len` would be a constant for torch.export."""
         return x.shape[0] if x.ndim > 1 else 1
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
