@@ -35,6 +35,12 @@ def test_loads_beside_another_adapter(saved):
     assert torch.equal(model.eval()(input_ids=ids)[0], want)
 
 
+def test_a_name_by_which_peft_would_drop_factors_of_others_is_refused():
+    model = get_peft_model(bert(), mp.LoTRConfig(r=4, target_modules=["query"]))
+    with pytest.raises(ValueError, match="adapter name 'owned': a part of the factors' names"):
+        model.add_adapter("owned", mp.LoTRConfig(r=4, target_modules=["query"]))
+
+
 def test_what_is_pushed_says_how_to_load_it_and_loads(tmp_path, monkeypatch):
     pushed, ids = tmp_path / "pushed", torch.arange(6).reshape(1, 6)
 

@@ -73,7 +73,7 @@ class TensorNetworkModel(BaseTuner):
         paths = [path for path in bank.targets if path and self._check_target_module_exists(config, path)]
         try:
             targets = resolved(self.model, config, {path: bank.targets[path] for path in paths})
-            adapter = self._build(config, bank, targets)
+            adapter = self._build(config, adapter_name, bank, targets)
         except BaseException:
             if bank is not getattr(self.model, BANK, None):
                 for handle in bank.handles:
@@ -83,13 +83,15 @@ class TensorNetworkModel(BaseTuner):
         bank.metalora_adapters[adapter_name] = adapter
         return bank
 
-    def _build(self, config: TensorNetworkConfig, bank: Bank, targets: list[Target]) -> Adapter:
+    def _build(self, config: TensorNetworkConfig, adapter_name: str, bank: Bank, targets: list[Target]) -> Adapter:
         modules = {target.path: self.model.get_submodule(target.path) for target in targets}
         bases = {path: getattr(module, "base_layer", module) for path, module in modules.items()}
         own = config.adapter_config(tuple(bases), resolved_ranks(config, list(bases)))
         with bank.rest():
             adapter = build(self.model, own, targets, bases)
         check_frozen(config, adapter)
+        if adapter_name in {part for key in adapter.state_dict() for part in key.split(".")}:
+            raise ValueError(f"adapter name {adapter_name!r}: a part of the factors' names, which PEFT would leave out")
         return adapter.train(self.model.training)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
