@@ -27,9 +27,9 @@ def adapted(model, method, **options):
     return adapter
 
 
-def check(model, inputs, others, shapes, strict):
+def check(model, inputs, others, shapes):
     """The program of `inputs` gives what the model gives, for other sizes too; and not what the base alone gives."""
-    program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=strict).module()
+    program = torch.export.export(model, inputs, dynamic_shapes=shapes).module()
     with torch.no_grad():
         for one in (inputs, others):
             torch.testing.assert_close(program(*one), model(*one), rtol=1e-5, atol=1e-5)
@@ -38,8 +38,7 @@ def check(model, inputs, others, shapes, strict):
         assert not torch.allclose(program(*inputs), base, atol=1e-3)
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_metatt_on_a_bert(strict):
+def test_metatt_on_a_bert():
     transformers = pytest.importorskip("transformers")
     sizes = transformers.BertConfig(
         hidden_size=16,
@@ -57,7 +56,7 @@ def test_metatt_on_a_bert(strict):
     model = First(sizes, add_pooling_layer=False)
     adapted(model, "metatt-4d", targets="query,value")
     ids = torch.arange(24).reshape(2, 12)
-    check(model, (ids,), (ids[:1, :3],), ({0: Dim("b", max=64), 1: Dim("t", min=2, max=32)},), strict)
+    check(model, (ids,), (ids[:1, :3],), ({0: Dim("b", max=64), 1: Dim("t", min=2, max=32)},))
 
 
 CONDITIONS = {
@@ -73,5 +72,6 @@ def test_conv_lora_on_a_cnn(method, condition):
     adapter = adapted(model, method, targets="conv", condition=metalora.ConditionConfig(**condition))
     adapter.calibrate(torch.rand(6, 3, 8, 8))
     if condition.get("scope") == "support":
-        adapter.fix(adapter.condition(torch.rand(6, 3, 8, 8), torch.arange(6) % 2))
-    check(model, (images,), (torch.rand(5, 3, 8, 8),), ({0: Dim("b", max=64)},), strict=False)
+        with torch.no_grad():
+            adapter.fix(adapter.condition(torch.rand(6, 3, 8, 8), torch.arange(6) % 2))
+    check(model, (images,), (torch.rand(5, 3, 8, 8),), ({0: Dim("b", max=64)},))
