@@ -21,8 +21,8 @@ test: setup lint
 laws: setup
 	$(BIN)/pytest -q -n 2 --every-cell tests/test_laws.py tests/test_laws_export.py
 
-conformance: setup
-	$(BIN)/python tests/conformance/run.py $(FAMILY)
+conformance: setup  # of the installed PEFT, or of PEFT=0.18.1
+	$(BIN)/python tests/conformance/run.py --peft=$(PEFT) $(FAMILY)
 
 lint: setup
 	$(BIN)/ruff check src tests examples

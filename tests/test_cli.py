@@ -136,6 +136,9 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
     "merge for a missing condition": (
         "merge {}/adapter.safetensors --run {}/run.yaml --out {}/m --condition {}/none", 2, "no such condition file",
     ),
+    "merge of shards into a file": (
+        f"merge {{}}/adapter.safetensors {RESNET} --out {{}}/m --max-shard-size 2GB", 2, "-size is for a folder",
+    ),
     "export without a base": (f"{EXPORT} --out {{}}/m", 2, "export takes either --model or --run"),
     "export of a task and all": (f"{EXPORT} {RESNET} --out {{}}/m --task 0 --all-tasks", 2, "--task or --all-tasks"),
     "export of a missing file": ("export {}/none --to lora --out {}/m --run {}/run.yaml", 2, "no such adapter file"),
@@ -144,6 +147,11 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
     "export of a convolution for vllm": (
         f"{EXPORT} {RESNET} --out {{}}/m --for vllm", 2, "vllm has no LoRA for target 'layer1.0.conv1', a conv2d",
     ),
+    "import of a missing file": (f"import {{}}/none {RESNET} --out {{}}/m", 2, "none: no such file or folder"),
+    "import of another file": (
+        f"import {{}}/broken.safetensors {RESNET} --out {{}}/m", 2, "broken.safetensors: truncated or damaged",
+    ),
+    "import of a folder of runs": (f"import {{}} {RESNET} --out {{}}/m", 2, "no adapter_config.json, expected"),
     "export into what is there": (f"{EXPORT} {RESNET} --out {{}}", 2, "exists already"),
 }  # fmt: skip
 

@@ -146,6 +146,9 @@ def merge(
     run: Annotated[Path | None, tyro.conf.arg(help="RUN.yaml whose backbone is the base")] = None,
     condition: Annotated[Path | None, tyro.conf.arg(help="condition file, for a generated adapter")] = None,
     task: Annotated[int | None, tyro.conf.arg(help="number of the task, for an adapter with tasks")] = None,
+    max_shard_size: Annotated[
+        str | None, tyro.conf.arg(help="of DIR/'s files (2GB); as the base's if not given")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write base + Delta W as a plain checkpoint, or (DIR/) as a folder that from_pretrained and lm-eval take.
@@ -156,7 +159,9 @@ def merge(
         raise ValueError("merge takes either --model or --run, the base that the adapter was trained on")
     from metalora.experiments.merging import merge_file
 
-    written = merge_file(adapter, out, model=model, run=run, condition=condition, task=task)
+    written = merge_file(
+        adapter, out, model=model, run=run, condition=condition, task=task, max_shard_size=max_shard_size
+    )
     row = {"merged": out, "bytes": written}
     _show(row, json, "merged", ("merged", "bytes"), [row])
 
@@ -223,6 +228,23 @@ def convert(
     if not json:
         print(f"relative error {found['error']:.4f}; {found['bytes_before']:,} bytes of {len(loras)} LoRAs, "
               f"{found['bytes']:,} now")  # fmt: skip
+
+
+def import_lora(
+    lora: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LORA")],
+    model: Annotated[str, tyro.conf.arg(help="hf:FOLDER, timm:NAME, ...: the base of the LoRA")],
+    out: Annotated[Path, tyro.conf.arg(help="the adapter file")],
+    json: Json = False,
+) -> None:
+    """Make an adapter file of a trained LoRA, exactly: a folder of PEFT, or a LoCon file of kohya or LyCORIS."""
+    from metalora.experiments.conversion import import_file
+    from metalora.experiments.models import load_model
+
+    found = import_file(lora, load_model(model), out)
+    _show(found, json, f"lora, {out}", ("target", "rank"),
+          [{"target": path, "rank": rank} for path, rank in found["targets"].items()])  # fmt: skip
+    if not json:
+        print(f"{found['parameters']:,} parameters at {len(found['targets'])} targets, {found['bytes']:,} bytes")
 
 
 def recipe(
@@ -344,6 +366,7 @@ def main() -> None:
         "merge": merge,
         "export": export,
         "convert": convert,
+        "import": import_lora,
         "recipe": recipe,
         "bench": bench,
         "table": table,

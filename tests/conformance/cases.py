@@ -78,6 +78,27 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name on the Hub -> class of t
             vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=64, rotary_dim=4, bos_token_id=1, eos_token_id=2
         ),
     ),
+    "tiny-random-GPTBigCodeForCausalLM": (
+        "GPTBigCodeConfig",
+        dict(vocab_size=64, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2),
+    ),
+    "tiny-random-gpt_neo": (
+        "GPTNeoConfig",
+        dict(
+            vocab_size=64,
+            hidden_size=32,
+            num_layers=3,
+            num_heads=4,
+            attention_types=[[["global"], 3]],
+            max_position_embeddings=64,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    ),
+    "tiny-random-BloomForCausalLM": (  # with weights of 0.02, three layers lose small updates to rounding
+        "BloomConfig",
+        dict(vocab_size=64, hidden_size=32, n_layer=3, n_head=4, initializer_range=0.2),
+    ),
     **{
         f"tiny-{name}": ("LlamaConfig", {**SIZES, "num_key_value_heads": 2})
         for name in ("random-LlamaForCausalLM", "LlamaForSequenceClassification-3.2")

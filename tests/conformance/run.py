@@ -1,9 +1,10 @@
 """PEFT's own tests against this library's tuner: fetch them, run them family by family, account for every failure.
 
-    python tests/conformance/run.py [FAMILY ...]
+    python tests/conformance/run.py [--peft=VERSION] [FAMILY ...]
 
-They are those of the installed PEFT, from its source distribution, and stay in the cache. Exit code 1: a failure that
-expected_failures.yaml does not give a reason for, or a reason for a test that passes.
+They are those of the installed PEFT (or of VERSION, which is then put before it), from its source distribution, and
+stay in the cache. Exit code 1: a failure that expected_failures.yaml does not give a reason for, or a reason for a
+test that passes.
 """
 
 import importlib.metadata
@@ -36,11 +37,22 @@ def fetch(version: str) -> Path:
     return folder
 
 
-def run(folder: Path, family: str, files: list[str], more: list[str]) -> dict[str, tuple[str, str]]:
-    """Test -> (outcome, message) of one family."""
-    report = CACHE / f"{family}.xml"
+def library(version: str) -> list[str]:
+    """The folder of the cache that PEFT of a version is imported from; none for the installed one."""
+    if version == importlib.metadata.version("peft"):
+        return []
+    folder = CACHE / f"library-{version}"
+    if not folder.is_dir():
+        wanted = ["--no-deps", "--target", str(folder), f"peft=={version}"]
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *wanted], check=True)
+    return [str(folder)]
+
+
+def run(folder: Path, family: str, files: list[str], more: list[str], paths: list[str]) -> dict[str, tuple[str, str]]:
+    """Test -> (outcome, message) of one family, with these paths before all others."""
+    report = CACHE / f"{folder.name}-{family}.xml"
     report.unlink(missing_ok=True)
-    paths = os.pathsep.join([str(HERE), str(ROOT / "src")])
+    paths = os.pathsep.join([*paths, str(HERE), str(ROOT / "src")])
     environment = {**os.environ, "METALORA_FAMILY": family, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     command = [
         sys.executable,
@@ -98,14 +110,18 @@ def main() -> int:
     """Run the families that are named, or all."""
     sys.path.insert(0, str(HERE))
     sys.path.insert(0, str(ROOT / "src"))
-    from cases import FILES
+    from cases import FILES as every
     from families import FAMILIES
 
     families = [word for word in sys.argv[1:] if not word.startswith("-")] or list(FAMILIES)
-    more = [word for word in sys.argv[1:] if word.startswith("-")]
-    folder = fetch(importlib.metadata.version("peft"))
+    asked = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("--peft=")]
+    more = [word for word in sys.argv[1:] if word.startswith("-") and not word.startswith("--peft=")]
+    version = next(filter(None, asked), importlib.metadata.version("peft"))
+    folder, paths = fetch(version), library(version)
+    files = [file for file in every if (folder / file).exists()]
     expected = yaml.safe_load((HERE / "expected_failures.yaml").read_text()) or []
-    results = [account(family, run(folder, family, FILES, more), expected) for family in families]
+    expected = [entry for entry in expected if any(fnmatchcase(version, glob) for glob in entry.get("peft", ["*"]))]
+    results = [account(family, run(folder, family, files, more, paths), expected) for family in families]
     return 0 if all(results) else 1
 
 

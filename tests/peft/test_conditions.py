@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -55,8 +56,16 @@ def test_a_batch_of_tasks_is_each_task_alone():
     assert (together[0] - model(input_ids=IDS, task_ids=1).logits[0]).abs().max() > 1e-2
 
 
+OLD = pytest.mark.skipif(
+    not hasattr(BaseTuner, "_get_adapter_state_dict"),
+    reason="PEFT before 0.21 asks an encoder-decoder for a method that transformers 5 has not",
+)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("base, kind, targets", [(gpt, "CAUSAL_LM", ["c_attn"]), (t5, "SEQ_2_SEQ_LM", ["q", "v"])])
+@pytest.mark.parametrize(
+    "base, kind, targets", [(gpt, "CAUSAL_LM", ["c_attn"]), pytest.param(t5, "SEQ_2_SEQ_LM", ["q", "v"], marks=OLD)]
+)
 def test_generate_gives_every_example_its_task_and_its_adapter(base, kind, targets, beams):
     model = tasks_of(base(), kind, targets)
     model.add_adapter("lotr", mp.LoTRConfig(r=4, target_modules=targets, task_type=kind))

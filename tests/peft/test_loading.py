@@ -1,9 +1,12 @@
 """`metalora.peft.load`: what a folder lacks, and which base it is for, in one clear error."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BertConfig, BertModel
 
@@ -30,6 +33,35 @@ def test_loads_beside_another_adapter(saved):
     model.set_adapter("second")
     want = PeftModel.from_pretrained(bert(), saved).eval()(input_ids=ids)[0]
     assert torch.equal(model.eval()(input_ids=ids)[0], want)
+
+
+def test_a_name_by_which_peft_would_drop_factors_of_others_is_refused():
+    model = get_peft_model(bert(), mp.LoTRConfig(r=4, target_modules=["query"]))
+    with pytest.raises(ValueError, match="adapter name 'owned': a part of the factors' names"):
+        model.add_adapter("owned", mp.LoTRConfig(r=4, target_modules=["query"]))
+
+
+def test_what_is_pushed_says_how_to_load_it_and_loads(tmp_path, monkeypatch):
+    pushed, ids = tmp_path / "pushed", torch.arange(6).reshape(1, 6)
+
+    class Hub:
+        def create_repo(self, name, **_):
+            return SimpleNamespace(repo_id=name)
+
+        def create_commit(self, operations, **_):
+            pushed.mkdir()
+            for one in operations:
+                (pushed / one.path_in_repo).write_bytes(Path(one.path_or_fileobj).read_bytes())
+
+    monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
+    card = ModelCard("---\nlibrary_name: transformers\n---\n\nWhat was there.\n")
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: card)
+    model = get_peft_model(bert(), mp.LoTRConfig(r=4, target_modules=["query", "key"], init_weights=False)).eval()
+    model.push_to_hub("someone/lotr")
+    assert {path.name for path in pushed.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    text = (pushed / "README.md").read_text()
+    assert "What was there." in text and text.count("metalora.peft.load(") == 1
+    assert torch.equal(mp.load(bert(), pushed).eval()(input_ids=ids)[0], model(input_ids=ids)[0])
 
 
 def without(name):

@@ -195,7 +195,7 @@ class Adapter(nn.Module):
         values, factor = self.active if values is None else values, next(iter(self.per_example), None)
         if factor is None or values is None:
             return 1
-        return len(values[self.placement.places[target.path].views[factor].key])
+        return values[self.placement.places[target.path].views[factor].key].shape[0]
 
     def delta(self, target: str, condition: Condition | None = None) -> Tensor:
         """Dense Delta W of a target in the base weight's layout; (n, ...) for a condition of n > 1 examples."""

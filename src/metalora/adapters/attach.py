@@ -300,15 +300,11 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
         if not torch.isfinite(delta).all():
             raise ValueError(f"merge: NaNs detected in the merged weights of target {path!r}")
         merged[path] = (weight.to(delta.dtype) + delta).to(weight.dtype)
-        shifts[path] = layer.shift(values)
-        if shifts[path] is not None and layer.base.bias is None:
-            raise ValueError(f"merge: target {path!r} has no bias that {adapter.method.name}'s could be added to")
+        shifts[path] = layer.bias_to_merge(values)
     for path, layer in adapter.layers.items():
         layer.original = layer.base.weight.detach().clone()
         layer.base.weight.data.copy_(merged[path])
-        if shifts[path] is not None:
-            layer.original_bias = layer.base.bias.detach().clone()
-            layer.base.bias.data.add_(shifts[path].to(layer.base.bias.dtype))
+        layer.merge_bias(shifts[path])
 
 
 @torch.no_grad()
@@ -317,6 +313,5 @@ def unmerge(model: nn.Module) -> None:
     for layer in _required(model, "unmerge").layers.values():
         if layer.original is not None:
             layer.base.weight.data.copy_(layer.original)
-            if layer.original_bias is not None:
-                layer.base.bias.data.copy_(layer.original_bias)
-            layer.original = layer.original_bias = None
+            layer.original = None
+            layer.unmerge_bias()

@@ -62,7 +62,7 @@ class AdaptedLayer(nn.Module):
         y, h = self.base_and_hidden(x, y, factors, in_place)
         y, h = self.shifted(y, factors), adapter.rank_dropout(h)
         mids, rights = [factors[f] for f in cut.mid], [factors[f] for f in cut.right]
-        mixed = n > 1 and cut.fold_batched and h.shape[1:].numel() // cut.left_rank <= self.target.sizes["out"]
+        mixed = n > 1 and cut.fold_batched and prod(h.shape[1:]) // cut.left_rank <= self.target.sizes["out"]
         if mixed:  # activations first: the per-example Mid touches k numbers a token only
             h = self.mix(h, mids)
             up = cut.expand(rights).to(y.dtype)
@@ -88,7 +88,7 @@ class AdaptedLayer(nn.Module):
         kernel = None if h is not None else cut.kernel([factors[f] for f in cut.left])
         if fused and self.one_node(x, kernel):
             y, made = self._one_node(x, None if kernel is None else kernel.flatten(0, -2))
-            h = h if made is None else made.view(self.examples(x), x.shape[1:-1].numel(), made.shape[-1])
+            h = h if made is None else made.view(self.examples(x), prod(x.shape[1:-1]), made.shape[-1])
         else:
             y = self.base(x) if y is None else y
             if h is None:
@@ -137,6 +137,26 @@ class AdaptedLayer(nn.Module):
         found = self._shifts(self._owner[0].read(self.target, condition_values))
         return sum(found)[0] if found else None
 
+    def bias_to_merge(self, condition_values: dict[str, Tensor] | None) -> Tensor | None:
+        """`shift`; ValueError where the base has no bias that it could be added to."""
+        shift = self.shift(condition_values)
+        if shift is not None and self.base.bias is None:
+            name = self._owner[0].method.name
+            raise ValueError(f"merge: target {self.target.path!r} has no bias that {name}'s could be added to")
+        return shift
+
+    def merge_bias(self, shift: Tensor | None) -> None:
+        """Add it to the base's bias, whose bits are kept."""
+        if shift is not None:
+            self.original_bias = self.base.bias.detach().clone()
+            self.base.bias.data.add_(shift.to(self.base.bias.dtype))
+
+    def unmerge_bias(self) -> None:
+        """Restore the base's bias, bit for bit."""
+        if self.original_bias is not None:
+            self.base.bias.data.copy_(self.original_bias)
+            self.original_bias = None
+
     def weight_first(self, x: Tensor, n: int) -> bool:
         """Whether base(x) with W + Delta W costs fewer multiply-adds than base(x) and the cut beside it.
 
@@ -164,7 +184,7 @@ class AdaptedLayer(nn.Module):
         operands = [factors[f] for f in self.cut.left]
         if not self.by_gates:
             return self.hidden(x.to(dtype) if x.is_floating_point() else x, self.cut.kernel(operands).to(dtype))
-        tokens = x.reshape(self.examples(x), x.shape[1:-1].numel(), x.shape[-1])
+        tokens = x.reshape(self.examples(x), prod(x.shape[1:-1]), x.shape[-1])
         return self.cut.through(tokens, operands).to(dtype)
 
     def mix(self, h: Tensor, mids: list[Tensor]) -> Tensor:
@@ -209,13 +229,13 @@ class AdaptedLayer(nn.Module):
 
     # ---- what differs between layer kinds; linear-like by default --------------------------------------------------
     def examples(self, x: Tensor) -> int:
-        """The number of examples in an input, its first axis."""
-        return len(x) if x.ndim > 1 else 1
+        """The number of examples in an input, its first axis; `len` would be a constant for torch.export."""
+        return x.shape[0] if x.ndim > 1 else 1
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
         """x Left: (b, t, k)."""
         kernel = kernel.flatten(-1 - len(self.cut.left_shape), -2)  # (b?, k, i)
-        tokens = x.reshape(self.examples(x), x.shape[1:-1].numel(), x.shape[-1])
+        tokens = x.reshape(self.examples(x), prod(x.shape[1:-1]), x.shape[-1])
         return tokens @ kernel.mT if self.cut.left_batched else F.linear(tokens, kernel)
 
     def channels_first(self, h: Tensor) -> Tensor:
@@ -262,19 +282,19 @@ class AdaptedEmbedding(AdaptedConv1D):
 
     def forward(self, x: Tensor, y: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Tensor:
         n = self._owner[0].count(self.target, values)
-        if n > 1 and x.ndim > 1 and len(x) == 1:
+        if n > 1 and x.ndim > 1 and x.shape[0] == 1:
             x, y = x.expand(n, *x.shape[1:]), None if y is None else y.expand(n, *y.shape[1:])
         return super().forward(x, y, values)
 
     def examples(self, x: Tensor) -> int:
-        return len(x)
+        return x.shape[0]
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
         kernel = kernel.flatten(-1 - len(self.cut.left_shape), -2)  # (b?, k, i)
-        ids = x.reshape(len(x), x.shape[1:].numel())
+        ids = x.reshape(x.shape[0], prod(x.shape[1:]))
         if self.cut.left_batched:
             index = ids[:, None].expand(-1, kernel.shape[1], -1)
-            return kernel.expand(len(ids), -1, -1).gather(2, index).mT
+            return kernel.expand(ids.shape[0], -1, -1).gather(2, index).mT
         return F.embedding(ids, kernel.mT)
 
 
@@ -301,7 +321,7 @@ class AdaptedConv(AdaptedLayer):
         conv = F.conv2d if spatial == 2 else F.conv1d
         if not self.cut.left_batched:
             return conv(x, kernel, None, base.stride, padding, base.dilation)
-        b = len(x)  # one grouped convolution applies a kernel of its own to every example
+        b = x.shape[0]  # one grouped convolution applies a kernel of its own to every example
         kernel = kernel.expand(b, *kernel.shape[1:]).flatten(0, 1)
         h = conv(x.reshape(1, -1, *x.shape[2:]), kernel, None, base.stride, padding, base.dilation, groups=b)
         return h.reshape(b, -1, *h.shape[2:])

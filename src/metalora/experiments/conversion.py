@@ -1,4 +1,4 @@
-"""`metalora convert`: folders of PEFT LoRAs and their base, as one adapter file."""
+"""`metalora convert` and `import`: trained LoRAs and their base, as one adapter file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from metalora.config import AdapterConfig
 from metalora.io.adapter_file import save
 from metalora.io.convert import convert
+from metalora.io.lora_import import load_lora
 from metalora.io.peft_files import TENSORS
 
 
@@ -32,5 +33,20 @@ def convert_files(
         "parameters_before": found.params_before,
         "parameters": found.params_after,
         "bytes_before": sum((folder / TENSORS).stat().st_size for folder in loras),
+        "bytes": out.stat().st_size,
+    }
+
+
+def import_file(lora: Path, model: nn.Module, out: Path) -> dict[str, Any]:
+    """Write a LoRA as an adapter file of method `lora`; returns its targets' ranks, its parameters and its bytes.
+
+    ValueError: what `load_lora` refuses; nothing is written.
+    """
+    adapter = load_lora(model, lora)
+    save(model, out)
+    return {
+        "adapter": str(out),
+        "targets": {path: layer.cut.rank for path, layer in adapter.layers.items()},
+        "parameters": adapter.num_params(),
         "bytes": out.stat().st_size,
     }

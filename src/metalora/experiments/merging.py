@@ -16,15 +16,25 @@ from metalora.io.transformers_folder import load_base, save_merged_folder
 
 
 def merge_file(
-    adapter: Path, out: str, *, model: str | None, run: Path | None, condition: Path | None, task: int | None
+    adapter: Path,
+    out: str,
+    *,
+    model: str | None,
+    run: Path | None,
+    condition: Path | None,
+    task: int | None,
+    max_shard_size: str | None = None,
 ) -> int:
     """Merge the adapter's file into its base (a model by name, or that of a run) and return the bytes written.
 
     out   a file; a name that ends in "/" is a folder with config and tokenizer, for a model of transformers
-    ValueError: another base, a condition and a task at once, a folder for another kind of model.
+    max_shard_size   of the folder's files ("2GB"); None: as the base's
+    ValueError: another base, a condition and a task at once, a folder for another kind of model, no size.
     """
     if condition is not None and task is not None:
         raise ValueError("merge takes either --condition or --task")
+    if max_shard_size is not None and not out.endswith("/"):
+        raise ValueError(f"merge --max-shard-size is for a folder, and --out {out} is a file; end it in a slash")
     description, _ = read(adapter)
     chosen = None if condition is None else Condition.load(condition)
     if out.endswith("/") and run is None and not _of_transformers(model):
@@ -37,7 +47,7 @@ def merge_file(
     if not out.endswith("/"):
         save_merged(base, path, chosen)
         return path.stat().st_size
-    save_merged_folder(base, path, tokenizer, chosen)
+    save_merged_folder(base, path, tokenizer, chosen, max_shard_size)
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
 
 

@@ -22,9 +22,11 @@ SUFFIXES = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha")
 def load_lora(model: nn.Module, path: str | Path) -> Adapter:
     """Attach the LoRA of a PEFT folder or a LoCon file as method `lora`, exactly: scales are in the factors.
 
-    Targets may have unequal ranks. ValueError: what `read_lora` and `read_locon` refuse, a module that is not there,
-    shapes that do not fit; nothing is changed.
+    Targets may have unequal ranks. ValueError: what is not there, what `read_lora` and `read_locon` refuse, shapes that
+    do not fit; nothing is changed.
     """
+    if not Path(path).exists():
+        raise ValueError(f"{path}: no such file or folder")
     pairs = read_locon(path, model) if Path(path).is_file() else in_model(read_lora(path), model, path)
     ranks = {target: len(pair.down) for target, pair in pairs.items()}
     largest = max(ranks.values())

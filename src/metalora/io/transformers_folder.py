@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,50 @@ def load_base(folder: str, kind: str) -> tuple[nn.Module, Any]:
 
 
 def save_merged_folder(
-    model: nn.Module, folder: str | Path, tokenizer: Any = None, condition: Condition | None = None
+    model: nn.Module,
+    folder: str | Path,
+    tokenizer: Any = None,
+    condition: Condition | None = None,
+    max_shard_size: str | None = None,
 ) -> None:
     """Write config, tokenizer and base + Delta W to a folder; the model ends without adapter, with those weights.
 
-    ValueError: the model is none of `transformers`, or has no adapter; nothing is written.
+    max_shard_size  as transformers has it ("2GB"); None: shards like those that the base was loaded from, if it was
+    ValueError: the model is none of `transformers`, or has no adapter, or that is no size; nothing is written.
     """
     if not hasattr(model, "save_pretrained"):
         raise ValueError(f"{type(model).__name__} is no model of transformers, so no folder can be written")
+    size = _largest_shard(model.name_or_path) if max_shard_size is None else _size(max_shard_size)
     state = merged_state(model, condition)
     detach(model)
     model.load_state_dict(state)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **({} if size is None else {"max_shard_size": size}))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _size(text: str) -> int:
+    from transformers.utils.hub import convert_file_size_to_int
+
+    try:
+        return convert_file_size_to_int(text)
+    except ValueError:
+        raise ValueError(f"max_shard_size {text!r}: expected a whole number and its unit, such as 2GB") from None
+
+
+def _largest_shard(name: str) -> int | None:
+    """The bytes of the tensors in the largest shard of a folder or a name on the Hub; None where there is no shard."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+
+    options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **options) if name else None
+    if index is None:
+        return None
+    files = {*json.loads(Path(index).read_text())["weight_map"].values()}
+    return max(_bytes_of_tensors(Path(index).with_name(file)) for file in files)
+
+
+def _bytes_of_tensors(path: Path) -> int:
+    """The size of a safetensors file without its header, whose length is its first eight bytes."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, is_dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from peft.utils import PeftType
 
 from metalora.config import AdapterConfig, from_dict, nearest
 from metalora.methods.registry import METHODS, get_method
+from metalora.peft.card import say_how_to_load
 from metalora.peft.registration import NAME
 
 SAME = (
@@ -19,20 +19,6 @@ SAME = (
     "init", "clip_rank", "dropout", "condition",
 )  # fmt: skip
 """Fields that are those of AdapterConfig, under the same name."""
-
-CARD = """
-## How to load it
-
-This adapter needs the library that it was made with:
-
-```python
-import metalora.peft
-
-model = metalora.peft.load(base_model, "THIS_FOLDER")
-```
-
-Once `metalora.peft` is imported, `peft.PeftModel.from_pretrained` loads it too.
-"""
 
 
 @dataclass
@@ -114,6 +100,4 @@ class TensorNetworkConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and how to load the adapter into the model card, where there is one."""
         super().save_pretrained(save_directory, **kwargs)
-        card = Path(save_directory) / "README.md"
-        if card.is_file() and CARD not in (text := card.read_text(encoding="utf-8")):
-            card.write_text(f"{text.rstrip()}\n{CARD}", encoding="utf-8")
+        say_how_to_load(save_directory)

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from metalora.adapters.layers import AdaptedLayer
 from metalora.adapters.targets import Target
+from metalora.peft.compat import resolve_quantization_backend
 
 
 class TunerLayer(BaseTunerLayer):
@@ -65,29 +65,40 @@ class AdaptedModule(TunerLayer, nn.Module):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add Delta W of the (active) adapters to the base's weight; its bits are kept for `unmerge`.
+        """Add Delta W, and biases, of the (active) adapters to the base's; the bits are kept for `unmerge`.
 
         safe_merge  ValueError for a Delta W that is not finite, before this layer is changed
-        ValueError: an adapter whose Delta W differs by example or task, unless one condition is fixed.
+        ValueError: an adapter whose Delta W differs by example or task, unless one condition is fixed; a method's bias
+        that the base has none for.
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.cells:
                 continue
-            adapter, cell, weight = self._bank[0].metalora_adapters[name], self.cells[name], self.get_base_weight()
+            adapter, cell, weight = self._bank[0].metalora_adapters[name], self.cells[name], self._weight()
             if adapter.per_example and (adapter.fixed is None or len(adapter.fixed) != 1):
                 raise ValueError(
                     f"merge: adapter {name!r} takes {', '.join(adapter.per_example)} from a condition; fix one: "
                     f"metalora.peft.adapter_of(model, {name!r}).fix(condition)"
                 )
-            if cell.biases:
-                raise ValueError(f"merge: {adapter.method.name} has biases beside Delta W, which PEFT does not merge")
             delta = adapter.delta(cell.target.path)
+            shift = cell.bias_to_merge(adapter.fixed.values if adapter.per_example else None)
             merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+            cell.merge_bias(shift)
             cell.original = self._kept(weight) if self.original is None else self.original
-            self.set_base_weight(merged)
+            self._set_weight(merged)
             self.merged_adapters.append(name)
+
+    def _weight(self) -> Tensor:
+        backend = self.quantization_backend
+        return self.base_layer.weight.data if backend is None else backend.get_base_weight(self.base_layer)
+
+    def _set_weight(self, weight: Tensor) -> None:
+        if self.quantization_backend is None:
+            self.base_layer.weight.data = weight
+        else:
+            self.quantization_backend.set_base_weight(self, weight)
 
     def _kept(self, weight: Tensor) -> Tensor:
         """What restores the base's weight: a copy, or the very parameter where merging quantises to another."""
@@ -99,11 +110,12 @@ class AdaptedModule(TunerLayer, nn.Module):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         if self.quantization_backend is None:
-            self.set_base_weight(self.original.to(self.base_layer.weight.device))
+            self._set_weight(self.original.to(self.base_layer.weight.device))
         else:
             self.base_layer.weight = self.original
-        for cell in self.cells.values():
+        for cell in [self.cells[name] for name in reversed(self.merged_adapters) if name in self.cells]:
             cell.original = None
+            cell.unmerge_bias()  # each kept the bias that it found
         self.merged_adapters.clear()
 
 

@@ -73,7 +73,7 @@ class TensorNetworkModel(BaseTuner):
         paths = [path for path in bank.targets if path and self._check_target_module_exists(config, path)]
         try:
             targets = resolved(self.model, config, {path: bank.targets[path] for path in paths})
-            adapter = self._build(config, bank, targets)
+            adapter = self._build(config, adapter_name, bank, targets)
         except BaseException:
             if bank is not getattr(self.model, BANK, None):
                 for handle in bank.handles:
@@ -83,13 +83,15 @@ class TensorNetworkModel(BaseTuner):
         bank.metalora_adapters[adapter_name] = adapter
         return bank
 
-    def _build(self, config: TensorNetworkConfig, bank: Bank, targets: list[Target]) -> Adapter:
+    def _build(self, config: TensorNetworkConfig, adapter_name: str, bank: Bank, targets: list[Target]) -> Adapter:
         modules = {target.path: self.model.get_submodule(target.path) for target in targets}
         bases = {path: getattr(module, "base_layer", module) for path, module in modules.items()}
         own = config.adapter_config(tuple(bases), resolved_ranks(config, list(bases)))
         with bank.rest():
             adapter = build(self.model, own, targets, bases)
         check_frozen(config, adapter)
+        if adapter_name in {part for key in adapter.state_dict() for part in key.split(".")}:
+            raise ValueError(f"adapter name {adapter_name!r}: a part of the factors' names, which PEFT would leave out")
         return adapter.train(self.model.training)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
@@ -105,6 +107,10 @@ class TensorNetworkModel(BaseTuner):
         return model
 
     # ---- a batch ---------------------------------------------------------------------------------------------------
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model with its hooks, which make the adapters ready; PEFT before 0.21 goes past them."""
+        return self.model(*args, **kwargs)
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         names = kwargs.get("adapter_names")
@@ -150,7 +156,8 @@ class TensorNetworkModel(BaseTuner):
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: Any, unwanted_adapter_names: list[str]
     ) -> dict[str, Tensor]:
         config.made(described(bank_of(model).metalora_adapters[adapter_name]))
-        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        mine = f"{BANK}.metalora_adapters.{adapter_name}."
+        return {key: value for key, value in state_dict.items() if mine in key}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
@@ -16,6 +15,7 @@ from metalora.config import nearest
 from metalora.io.adapter_file import fingerprint, frozen_digest
 from metalora.io.peft_files import patterned
 from metalora.methods.registry import get_method, method_of
+from metalora.peft.compat import resolve_quantization_backend
 from metalora.peft.config import TensorNetworkConfig
 
 ALONE: tuple[int, ...] = ()  # the layer of targets that are in no numbered one

@@ -1,11 +1,6 @@
 """A PEFT type for this library. PEFT's enumeration of types is closed, so it is given one more member."""
 
-import peft
-from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
-
-if not hasattr(BaseTuner, "_get_adapter_state_dict"):
-    raise ImportError(f"metalora.peft needs PEFT 0.21 or later, found {peft.__version__}")
 
 NAME = "METALORA"
 PREFIX = "metalora_"
