@@ -75,6 +75,8 @@ def _growth(panel: Any, axis: str, results: dict[str, Any]) -> None:
                    label=label)  # fmt: skip
         panel.plot(values, [1e3 * floors[one["value"]] * (one["predicted"] - 1) for one in rows], "--", color=colour)
     panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms added to a step")
+    panel.set_xticks(list(floors), [str(value) for value in floors])
+    panel.minorticks_off()
     panel.legend(fontsize=7)
 
 
