@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from metalora.bench import memory, report, scaling, steps
+from metalora.bench import memory, report, scaling, steps, tasks
 from metalora.bench.config import BenchConfig
 from metalora.bench.report import run
 from metalora.bench.tasks import tasks_in_a_batch
 from metalora.bench.timing import interleaved, ratio
 from metalora.experiments.rows import RowStore
 
-TINY = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=50)
+TINY = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=50)
 
 
 def test_cases_take_turns_and_warm_rounds_do_not_count():
@@ -45,7 +45,7 @@ def test_many_tasks_in_a_batch():
 
 def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers"), pytest.importorskip("peft")
-    monkeypatch.setattr(steps, "ENCODER", TINY)
+    monkeypatch.setattr(tasks, "ENCODER", TINY)
     monkeypatch.setattr(memory, "peak", lambda config, name: 2**20)
     config = BenchConfig(
         methods=("metatt-4d",),
@@ -79,7 +79,7 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
 
 def test_growth_over_every_axis(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    monkeypatch.setattr(steps, "ENCODER", TINY)
+    monkeypatch.setattr(tasks, "ENCODER", TINY)
     axes = {"rank": (1, 2), "layers": (1, 2), "targets": (1, 6), "tokens": (2, 3), "tasks": (1, 30)}
     monkeypatch.setattr(scaling, "AXES", axes)
     config = BenchConfig(

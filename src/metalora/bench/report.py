@@ -8,7 +8,7 @@ from typing import Any
 
 from metalora.bench.config import BenchConfig
 from metalora.bench.memory import keep_freed
-from metalora.bench.scaling import scaling
+from metalora.bench.scaling import added_seconds, scaling
 from metalora.bench.steps import FLOOR, steps
 from metalora.bench.tasks import tasks_in_a_batch
 from metalora.config import to_dict
@@ -66,14 +66,12 @@ def _growth(panel: Any, axis: str, results: dict[str, Any]) -> None:
     own = [one for one in results["cases"] if one["axis"] == axis]
     floors = {one["value"]: one["step_seconds"] for one in own if one["case"] == FLOOR}
     exponents = {one["case"]: one["exponent"] for one in results["exponents"] if one["axis"] == axis}
-    names = [name for name in dict.fromkeys(one["case"] for one in own) if name != FLOOR]
-    for colour, name in zip(PALETTE, names, strict=False):
-        rows = [one for one in own if one["case"] == name]
-        values = [one["value"] for one in rows]
+    for colour, ((_, name), found) in zip(PALETTE, added_seconds(own).items(), strict=False):
+        values, seconds = zip(*found, strict=True)
         label = f"{name}: exponent {exponents[name]:.2f}" if name in exponents else name
-        panel.plot(values, [1e3 * (one["step_seconds"] - floors[one["value"]]) for one in rows], "o-", color=colour,
-                   label=label)  # fmt: skip
-        panel.plot(values, [1e3 * floors[one["value"]] * (one["predicted"] - 1) for one in rows], "--", color=colour)
+        panel.plot(values, [1e3 * one for one in seconds], "o-", color=colour, label=label)
+        expected = [1e3 * floors[one["value"]] * (one["predicted"] - 1) for one in own if one["case"] == name]
+        panel.plot(values, expected, "--", color=colour)
     panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms added to a step")
     panel.set_xticks(list(floors), [str(value) for value in floors])
     panel.minorticks_off()

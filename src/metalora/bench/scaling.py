@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from metalora.bench.config import BenchConfig
-from metalora.bench.steps import FLOOR, PEFT, adapter_config, build, timed
+from metalora.bench.steps import FLOOR, MERGED, PEFT, adapter_config, build, timed
 from metalora.experiments.inspection import summarise
 
 ALL = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
@@ -31,11 +31,12 @@ def scaling(config: BenchConfig) -> tuple[list[dict[str, Any]], list[dict[str, A
     weights, forward and back through the activations, and the adapter adds three of its own. Exponents are fitted to
     the seconds that a step has beyond the frozen model's, where there are any.
     """
-    cases = [
-        {"axis": axis, "value": value, **row, "predicted": _predicted(one, row["case"])}
-        for axis, value, one in points(config)
-        for row in timed(one)
-    ]
+    cases = []
+    for axis, value, one in points(config):
+        base, _ = build(one)
+        cases += [
+            {"axis": axis, "value": value, **row, "predicted": _predicted(base, one, row["case"])} for row in timed(one)
+        ]
     return cases, fits(cases)
 
 
@@ -51,26 +52,33 @@ def points(config: BenchConfig) -> Iterator[tuple[str, int, BenchConfig]]:
                 yield axis, value, replace(config, **{axis: value})
 
 
+def added_seconds(cases: list[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """(axis, case) -> what a step has beyond the frozen model's, value by value."""
+    floors = {(row["axis"], row["value"]): row["step_seconds"] for row in cases if row["case"] == FLOOR}
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in cases:
+        if row["case"] != FLOOR:
+            more = row["step_seconds"] - floors[row["axis"], row["value"]]
+            found.setdefault((row["axis"], row["case"]), []).append((row["value"], more))
+    return found
+
+
 def fits(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Axis, case, exponent: added seconds ~ value ** exponent, by least squares of the logarithms."""
     import numpy as np
 
-    floors = {(row["axis"], row["value"]): row["step_seconds"] for row in cases if row["case"] == FLOOR}
-    added: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row in cases:
-        more = row["step_seconds"] - floors[row["axis"], row["value"]]
-        if more > 0:
-            added.setdefault((row["axis"], row["case"]), []).append((row["value"], more))
-    return [
-        {"axis": axis, "case": case, "exponent": float(np.polyfit(*np.log(np.array(found).T), 1)[0])}
-        for (axis, case), found in added.items()
-        if len(found) > 1
-    ]
+    found = []
+    for (axis, case), measured in added_seconds(cases).items():
+        more = [(value, seconds) for value, seconds in measured if seconds > 0]
+        if len(more) > 1:
+            exponent = float(np.polyfit(*np.log(np.array(more).T), 1)[0])
+            found.append({"axis": axis, "case": case, "exponent": exponent})
+    return found
 
 
-def _predicted(config: BenchConfig, name: str) -> float:
-    base, _ = build(replace(config, batch=1, tokens=1))
+def _predicted(base: nn.Module, config: BenchConfig, name: str) -> float:
+    if name == FLOOR or name.endswith(MERGED):
+        return 1.0
     whole = sum(m.weight.numel() for m in base.modules() if isinstance(m, nn.Linear))
-    method = "lora" if name.startswith(PEFT) else name
-    added = 0 if name == FLOOR else summarise(base, adapter_config(method, config))["multiply_adds"]
+    added = summarise(base, adapter_config(name.removeprefix(PEFT), config))["multiply_adds"]  # PEFT's names are ours
     return 1 + 3 * added / (2 * whole)

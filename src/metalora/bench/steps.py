@@ -15,7 +15,7 @@ from metalora.adapters.attach import attach, merge
 from metalora.adapters.targets import find_targets
 from metalora.bench import memory
 from metalora.bench.config import BenchConfig
-from metalora.bench.tasks import ENCODER
+from metalora.bench.tasks import encoder
 from metalora.bench.timing import interleaved, ratio
 from metalora.config import AdapterConfig, ConditionConfig, nearest
 from metalora.experiments.inspection import summarise
@@ -81,9 +81,7 @@ def build(config: BenchConfig) -> tuple[nn.Module, dict[str, Tensor]]:
     """The frozen model and a batch for it, without dropout so that all cases do the same work."""
     torch.manual_seed(0)
     if config.model == "minilm":
-        from transformers import BertConfig, BertModel
-
-        model = BertModel(BertConfig(**ENCODER | {"num_hidden_layers": config.layers}), add_pooling_layer=False)
+        model = encoder(config.layers)
     else:
         model = load_model(config.model, weights=not config.model.startswith("timm:"))  # weights cost no time
     for module in model.modules():

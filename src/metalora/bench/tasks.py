@@ -9,7 +9,7 @@ from metalora.adapters.attach import attach
 from metalora.bench.timing import Ratio, interleaved, ratio
 from metalora.config import AdapterConfig, ConditionConfig
 
-ENCODER = dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)  # MiniLM's shape
+ENCODER = dict(hidden_size=384, num_attention_heads=12, intermediate_size=1536)  # MiniLM's shape
 
 
 def tasks_in_a_batch(rounds: int = 11, batch: int = 64, tokens: int = 32, rank: int = 8) -> list[Ratio]:
@@ -20,7 +20,7 @@ def tasks_in_a_batch(rounds: int = 11, batch: int = 64, tokens: int = 32, rank: 
     (`adapter_names`) is a fourth.
     """
     torch.manual_seed(0)
-    model = _encoder()
+    model = encoder()
     condition = ConditionConfig(scope="constant")
     config = AdapterConfig("metatt-4+1d", rank, alpha=4.0, targets="query,value", tasks=batch, condition=condition)
     adapter = attach(model, config)
@@ -40,10 +40,11 @@ def tasks_in_a_batch(rounds: int = 11, batch: int = 64, tokens: int = 32, rank: 
     return found
 
 
-def _encoder() -> nn.Module:
+def encoder(layers: int = 6) -> nn.Module:
+    """A random encoder of MiniLM's shape, or of another depth, in eval mode."""
     from transformers import BertConfig, BertModel
 
-    return BertModel(BertConfig(**ENCODER), add_pooling_layer=False).eval()
+    return BertModel(BertConfig(**ENCODER | {"num_hidden_layers": layers}), add_pooling_layer=False).eval()
 
 
 def _peft(inputs: dict, batch: int, rank: int) -> Callable[[], object]:
@@ -51,7 +52,7 @@ def _peft(inputs: dict, batch: int, rank: int) -> Callable[[], object]:
 
     names = [f"task{k}" for k in range(batch)]
     config = LoraConfig(r=rank, target_modules=["query", "value"], init_lora_weights=False)
-    model = get_peft_model(_encoder(), config, adapter_name=names[0])
+    model = get_peft_model(encoder(), config, adapter_name=names[0])
     for name in names[1:]:
         model.add_adapter(name, config)
     model.eval()
