@@ -73,7 +73,10 @@ class AddProduct(Function):
         rows = _rows(dy, ctx.channels)
         dh = dup = None
         if ctx.needs_input_grad[1]:
-            dh = rows @ up.mT
+            if up.ndim == 2 and rows.is_contiguous():
+                dh = rows @ up.mT
+            else:  # in the layout of h; matmul would copy dy to fold its examples into rows
+                dh = (up.expand(len(rows), *up.shape[-2:]) @ rows.mT).mT
         if ctx.needs_input_grad[2]:
             if up.ndim == 2 and rows.is_contiguous() and h.is_contiguous():
                 dup = h.flatten(0, 1).mT @ rows.flatten(0, 1)
