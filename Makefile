@@ -36,6 +36,8 @@ bench: setup
 	$(BIN)/metalora bench --model timm:resnet18 --targets conv --methods lora metalora-cp --batch 32 \
 		--condition.source stem --condition.stem maxpool --out runs/bench.jsonl
 	$(BIN)/metalora bench --what tasks --out runs/bench.jsonl
+	$(BIN)/metalora bench --what attach --layers 56 --methods lora metatt-4d lotr --out runs/bench.jsonl \
+		--targets query key value attention.output.dense intermediate.dense output.dense
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info

@@ -269,8 +269,10 @@ def recipe(
 def bench(
     config: Annotated[BenchConfig, tyro.conf.arg(name="")] = BenchConfig(),  # noqa: B008 (frozen)
     what: Annotated[
-        Literal["steps", "tasks", "scaling"],
-        tyro.conf.arg(help="adapters; many tasks in a batch; cost over rank, layers, targets, tokens, tasks"),
+        Literal["steps", "tasks", "attach", "scaling"],
+        tyro.conf.arg(
+            help="adapters; many tasks in a batch; attaching; cost over rank, layers, targets, tokens, tasks"
+        ),
     ] = "steps",
     out: Annotated[Path | None, tyro.conf.arg(help="file that gets the result as one more row")] = None,
     plot: Annotated[Path | None, tyro.conf.arg(help="PNG file of the result")] = None,

@@ -77,6 +77,17 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
     assert RowStore(tmp_path / "rows.jsonl").rows() == [json.loads(json.dumps(row))]
 
 
+def test_attaching_beside_peft(monkeypatch):
+    pytest.importorskip("transformers"), pytest.importorskip("peft")
+    monkeypatch.setattr(tasks, "ENCODER", TINY)
+    config = BenchConfig(methods=("metatt-4d", "lotr"), rank=2, layers=2, rounds=1, keep_memory=False)
+    cases = {one["case"]: one for one in run(config, "attach", None)["results"]["cases"]}
+    own = [name + how for name in config.methods for how in ("", ", loaded", ", in peft")]
+    assert list(cases) == ["peft: lora", *own] and cases["peft: lora"]["cost"] == 1
+    with pytest.raises(ValueError, match="name one as a peer"):
+        run(replace(config, peers=()), "attach", None)
+
+
 def test_growth_over_every_axis(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setattr(tasks, "ENCODER", TINY)

@@ -114,6 +114,9 @@ def main() -> int:
     from families import FAMILIES
 
     families = [word for word in sys.argv[1:] if not word.startswith("-")] or list(FAMILIES)
+    for family in families:
+        if family not in FAMILIES:
+            raise SystemExit(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
     asked = [word.partition("=")[2] for word in sys.argv[1:] if word.startswith("--peft=")]
     more = [word for word in sys.argv[1:] if word.startswith("-") and not word.startswith("--peft=")]
     version = next(filter(None, asked), importlib.metadata.version("peft"))

@@ -11,9 +11,19 @@ from metalora.bench.memory import keep_freed
 from metalora.bench.scaling import added_seconds, scaling
 from metalora.bench.steps import FLOOR, steps
 from metalora.bench.tasks import tasks_in_a_batch
+from metalora.bench.timing import Ratio
 from metalora.config import to_dict
 from metalora.experiments.report import PALETTE
 from metalora.experiments.rows import RowStore, make_row
+
+
+def _attaching(config: BenchConfig) -> list[Ratio]:
+    from metalora.bench.attaching import attaching  # it needs PEFT
+
+    return attaching(config)
+
+
+RATIOS = {"tasks": lambda config: tasks_in_a_batch(config.rounds, rank=config.rank), "attach": _attaching}
 
 
 def run(config: BenchConfig, what: str, out: Path | None) -> dict[str, Any]:
@@ -25,7 +35,7 @@ def run(config: BenchConfig, what: str, out: Path | None) -> dict[str, Any]:
     if what == "scaling":
         results["cases"], results["exponents"] = scaling(config)
     else:
-        results["cases"] = steps(config) if what == "steps" else _tasks(config)
+        results["cases"] = steps(config) if what == "steps" else _costs(RATIOS[what](config))
     row = make_row(
         key=f"{what}-{time.time_ns()}", suite="bench", config={"what": what, **to_dict(config)}, seed=0,
         results=results, seconds=time.monotonic() - start,
@@ -35,11 +45,11 @@ def run(config: BenchConfig, what: str, out: Path | None) -> dict[str, Any]:
     return row
 
 
-def _tasks(config: BenchConfig) -> list[dict[str, Any]]:
+def _costs(found: list[Ratio]) -> list[dict[str, Any]]:
     return [
         {"case": one.name, "reference": one.reference, "cost": one.median, "cost_low": one.low, "cost_high": one.high,
          "seconds": one.seconds}
-        for one in tasks_in_a_batch(config.rounds, rank=config.rank)
+        for one in found
     ]  # fmt: skip
 
 
