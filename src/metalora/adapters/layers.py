@@ -51,8 +51,7 @@ class AdaptedLayer(nn.Module):
             return self.base(x) if y is None else y
         factors, n = adapter.read_for(self.target, self.examples(x), values)
         if y is None and self.weight_first(x, n):
-            delta = self.dense(factors)[0]
-            return self.shifted(self.apply_weight(x, self.base.weight + delta.to(self.base.weight.dtype)), factors)
+            return self.shifted(self.apply_weight(x, self.adapted_weight(factors)), factors)
         cut = self.cut
         if cut.whole:
             y = self.shifted(self.base(x) if y is None else y, factors)
@@ -213,10 +212,21 @@ class AdaptedLayer(nn.Module):
         dense = left.reshape(len(left), cut.left_rank, -1).mT @ up  # (n, inputs, o)
         return self.to_base_layout(dense.unflatten(1, inputs))
 
+    def adapted_weight(self, factors: dict[str, Tensor]) -> Tensor:
+        """W + Delta W of one condition, by one product into W where its layout allows it."""
+        weight = self.base.weight
+        if self.cut.whole or not weight.is_contiguous():
+            return weight + self.dense(factors)[0].to(weight.dtype)
+        left, up = (one.to(weight.dtype) for one in self.pair_of(factors))
+        return self.add_product(weight, left.flatten(1), up)
+
     def pair(self, condition_values: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
         """(Left as (k, *inputs), scale . Mid . Right as (k, o)): the exact LoRA pair for one condition."""
-        adapter, cut = self._owner[0], self.cut
-        factors = adapter.read(self.target, condition_values)
+        return self.pair_of(self._owner[0].read(self.target, condition_values))
+
+    def pair_of(self, factors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`pair`, from its factors."""
+        cut = self.cut
         left = cut.kernel([factors[f] for f in cut.left])
         if cut.whole:
             left = left[0] if cut.left_batched else left
@@ -258,6 +268,10 @@ class AdaptedLayer(nn.Module):
         """Delta W as (n, *inputs, o) -> (n, *base weight)."""
         return dense.mT
 
+    def add_product(self, weight: Tensor, left: Tensor, up: Tensor) -> Tensor:
+        """W + (Left' Right)' in the base's layout, with (k, inputs) and (k, o)."""
+        return torch.addmm(weight.flatten(1), up.mT, left).view_as(weight)
+
     def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
         """The base's own forward with another weight."""
         return F.linear(x, weight, self.base.bias)
@@ -270,6 +284,9 @@ class AdaptedConv1D(AdaptedLayer):
 
     def to_base_layout(self, dense: Tensor) -> Tensor:
         return dense
+
+    def add_product(self, weight: Tensor, left: Tensor, up: Tensor) -> Tensor:
+        return torch.addmm(weight, left.mT, up)
 
 
 class AdaptedEmbedding(AdaptedConv1D):
