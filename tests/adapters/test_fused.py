@@ -9,7 +9,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from metalora import AdapterConfig, ConditionConfig, attach
+from metalora import AdapterConfig, ConditionConfig, attach, sweep
 from metalora.adapters.fused import AddProduct
 
 CONSTANT, GIVEN = ConditionConfig(scope="constant"), ConditionConfig(source="tensor", feature_size=5, hidden=3)
@@ -145,6 +145,37 @@ def test_query_key_and_value_share_what_they_read_of_one_input():
     assert seen.widths.count(2) == 2 and adapter.shared.hidden is None
     model(x)
     assert adapter.shared.hidden is None and adapter.shared.x is None
+
+
+class Folds(TorchFunctionMode):
+    """Counts the products of factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.einsum and len(args) > 2
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_targets_of_one_plan_are_folded_together():
+    x = torch.randn(4, 5, 6, dtype=torch.float64)
+    for method in ("metatt-4d", "lotr", "tenslora-qkv-depth"):
+        model, adapter = adapted(Net(), method, rank=2)
+        counts = []
+        for adapter.fused in (False, True):
+            with Folds() as seen:
+                model(x)
+            counts.append(seen.count)
+        assert counts[0] == 6 * counts[1] > 0 and not adapter.together.ups
+    model, adapter = adapted(Net(), "metatt-4d", rank=2)
+    model(x)
+    sweep(model, rank=1)  # other cuts: found anew
+    same(model, adapter, x.requires_grad_())
+    model, adapter = adapted(Net(), "metatt-4+1d", rank=2, tasks=3)  # every example has its own
+    model(x, task_ids=1)
+    assert adapter.together.groups == []
 
 
 def test_an_input_changed_in_place_is_not_the_same():

@@ -32,6 +32,10 @@ class BottleneckLayer(nn.Module):
         self._owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
         self.axis = CHANNELS.get(target.kind, -1)
 
+    def take(self, cut: Bottleneck) -> None:
+        """Work by this plan."""
+        self.cut = cut
+
     def forward(self, x: Tensor, y: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Tensor:
         """base(x) through the bottleneck; y is base(x) if it is known, values the condition if not the active one."""
         adapter, z = self._owner[0], self.base(x) if y is None else y

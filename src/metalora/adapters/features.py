@@ -65,6 +65,20 @@ class Recorder:
             raise ValueError("the feature source recorded nothing: its modules did not run in the forward pass")
         return torch.cat([seen[k] for k in sorted(seen)], -1)
 
+    def of(self, network: nn.Module, inputs: Inputs) -> Tensor:
+        """The features of inputs under a network that is watched, in eval mode."""
+        training = [module for module in network.modules() if module.training]
+        self.active, self.mask = True, token_mask(inputs)
+        try:
+            for module in training:
+                module.training = False
+            run(network, inputs)
+            return self.take()
+        finally:
+            self.active, self.mask = False, None
+            for module in training:
+                module.training = True
+
 
 def _record_output(recorder: Recorder, index: int, module: nn.Module, args: Any, output: Any) -> None:
     if recorder.active:

@@ -59,13 +59,8 @@ class AddProduct(Function):
     def forward(ctx: Any, y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
         ctx.save_for_backward(h, up)
         ctx.channels = channels
-        rows = _rows(y, channels)
-        if up.ndim == 2 and rows.is_contiguous():
-            rows.view(-1, rows.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), up)
-        else:  # channels before positions: the transposed product, whose result is contiguous
-            rows.mT.baddbmm_(up.mT.expand(len(h), *up.mT.shape[-2:]), h.mT)
         ctx.mark_dirty(y)
-        return y
+        return _add_product(y, h, up, channels)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -84,6 +79,20 @@ class AddProduct(Function):
                 dup = h.mT @ rows
                 dup = dup.sum(0) if up.ndim == 2 else dup if len(up) == len(h) else dup.sum(0, keepdim=True)
         return dy, dh, dup, None
+
+
+def add_product(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
+    """`AddProduct`, without its node where nothing is to be differentiated."""
+    return (AddProduct.apply if torch.is_grad_enabled() else _add_product)(y, h, up, channels)
+
+
+def _add_product(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
+    rows = _rows(y, channels)
+    if up.ndim == 2 and rows.is_contiguous():
+        rows.view(-1, rows.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), up)
+    else:  # channels before positions: the transposed product, whose result is contiguous
+        rows.mT.baddbmm_(up.mT.expand(len(h), *up.mT.shape[-2:]), h.mT)
+    return y
 
 
 class SharedHidden:

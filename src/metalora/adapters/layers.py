@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalora.adapters.fused import AddProduct, BaseAndHidden, usable
+from metalora.adapters.fused import BaseAndHidden, add_product, usable
 from metalora.adapters.targets import Target
 from metalora.network.cut import Cut
 from metalora.network.cut_sum import CutSum
@@ -30,14 +30,22 @@ class AdaptedLayer(nn.Module):
 
     def __init__(self, base: nn.Module, target: Target, cut: Cut | CutSum, adapter: nn.Module):
         super().__init__()
-        self.base, self.target, self.cut = base, target, cut
+        self.base, self.target = base, target
         self._owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
+        self.take(cut)
         self.biases = adapter.placement.places[target.path].network.biases
         self.original: Tensor | None = None  # the base's weight while merged
         self.original_bias: Tensor | None = None
         self.input_size = prod(target.sizes.get(mode, 1) for mode in INPUT_MODES)
         self.positions_per_step = prod(getattr(base, "stride", (1,)))
         self.plain = type(base).forward is getattr(self.plain_base, "forward", None)
+
+    def take(self, cut: Cut | CutSum) -> None:
+        """Work by this cut of the adapter's placement; layers side by side with one `left_key` share x Left."""
+        place, path = self._owner[0].placement.places[self.target.path], self.target.path
+        views = place.views
+        self.cut, self.beside_fold = cut, (*cut.left, *place.network.biases)
+        self.left_key = path.rpartition(".")[0], tuple(views.get(f, path) for f in cut.left)
 
     @property
     def scale(self) -> float:
@@ -49,40 +57,43 @@ class AdaptedLayer(nn.Module):
         adapter = self._owner[0]
         if not adapter.enabled or self.original is not None:
             return self.base(x) if y is None else y
-        factors, n = adapter.read_for(self.target, self.examples(x), values)
+        needed = self.beside_fold if adapter.together.take(self.target.path) is not None else None
+        factors, n = adapter.read_for(self.target, self.examples(x), values, needed)
         if y is None and self.weight_first(x, n):
             return self.shifted(self.apply_weight(x, self.adapted_weight(factors)), factors)
         cut = self.cut
         if cut.whole:
             y = self.shifted(self.base(x) if y is None else y, factors)
-            change = adapter.rank_dropout(self.through(x, factors, y.dtype))
+            change = self.dropped(self.through(x, factors, y.dtype))
             return y + self.restore(change * self.scale, y)
         in_place = y is None and adapter.fused and self.unobserved() and usable()
         y, h = self.base_and_hidden(x, y, factors, in_place)
-        y, h = self.shifted(y, factors), adapter.rank_dropout(h)
-        mids, rights = [factors[f] for f in cut.mid], [factors[f] for f in cut.right]
+        y, h = self.shifted(y, factors), self.dropped(h)
         mixed = n > 1 and cut.fold_batched and prod(h.shape[1:]) // cut.left_rank <= self.target.sizes["out"]
         if mixed:  # activations first: the per-example Mid touches k numbers a token only
-            h = self.mix(h, mids)
-            up = cut.expand(rights).to(y.dtype)
-            up = up.reshape(*up.shape[:1] if cut.right_batched else (), cut.right_rank, up.shape[-1])
-            batched = cut.right_batched
+            h, up = self.mix(h, [factors[f] for f in cut.mid]), cut.expand([factors[f] for f in cut.right])
+            up = up.reshape(*up.shape[:1] if cut.right_batched else (), cut.right_rank, up.shape[-1]) * self.scale
         else:
-            up = cut.fold(mids + rights).to(y.dtype)  # (b or 1 or none, *bonds, o)
-            up = up.flatten(-1 - len(cut.left_shape), -2)
-            batched = cut.fold_batched
-        up = (up[0] if batched and n == 1 else up) * self.scale
+            up = self.fold(factors)
+        up = (up[0] if up.ndim == 3 and n == 1 else up).to(y.dtype)
         if in_place and y.dtype == h.dtype == up.dtype and not (torch.is_grad_enabled() and y._is_view()):
-            return AddProduct.apply(y, h if mixed else self.tokens_first(h), up, self.channels)
+            return add_product(y, h if mixed else self.tokens_first(h), up, self.channels)
         return y + self.restore(self.expand(self.channels_first(h) if mixed else h, up), y)
+
+    def fold(self, factors: dict[str, Tensor]) -> Tensor:
+        """scale . Mid . Right, (b?, k, o): from what the forward has folded for all targets together, or made here."""
+        together = self._owner[0].together.take(self.target.path)
+        if together is not None:
+            return together
+        cut = self.cut
+        up = cut.fold([factors[f] for f in cut.mid + cut.right])  # (b?, *bonds, o)
+        return up.flatten(-1 - len(cut.left_shape), -2) * self.scale
 
     def base_and_hidden(
         self, x: Tensor, y: Tensor | None, factors: dict[str, Tensor], fused: bool
     ) -> tuple[Tensor, Tensor]:
         """base(x) unless it is known, and x Left in the layer's own hidden layout, which layers side by side share."""
-        shared, cut = self._owner[0].shared, self.cut
-        views = self._owner[0].placement.places[self.target.path].views
-        key = self.target.path.rpartition(".")[0], tuple(views.get(f, self.target.path) for f in cut.left)
+        shared, cut, key = self._owner[0].shared, self.cut, self.left_key
         h = shared.take(key, x, self.target.path) if fused else None
         kernel = None if h is not None else cut.kernel([factors[f] for f in cut.left])
         if fused and self.one_node(x, kernel):
@@ -98,11 +109,13 @@ class AdaptedLayer(nn.Module):
 
     def one_node(self, x: Tensor, kernel: Tensor | None) -> bool:
         """Whether base and hidden may be one node of the graph: frozen weights, one kernel for all, one dtype."""
+        if not torch.is_grad_enabled():
+            return False
         weight, bias = self.base.weight, self.base.bias
         frozen = not (weight.requires_grad or (bias is not None and bias.requires_grad))
         one_type = x.dtype == weight.dtype == (weight if kernel is None else kernel).dtype
         linear = frozen and self.plain_base is nn.Linear and not self.cut.left_batched
-        return linear and torch.is_grad_enabled() and (one_type or _autocast(x) is not None)
+        return linear and (one_type or _autocast(x) is not None)
 
     def _one_node(self, x: Tensor, kernel: Tensor | None) -> tuple[Tensor, Tensor | None]:
         operands, dtype = (x, self.base.weight, self.base.bias, kernel), _autocast(x)
@@ -114,6 +127,11 @@ class AdaptedLayer(nn.Module):
         """Whether the base is the plain layer, and nobody else sees what it gives."""
         base = self.base
         return self.plain and not (base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base))
+
+    def dropped(self, h: Tensor) -> Tensor:
+        """The hidden activation after the adapter's dropout."""
+        adapter = self._owner[0]
+        return adapter.rank_dropout(h) if adapter.training and adapter.config.dropout else h
 
     def shifted(self, y: Tensor, factors: dict[str, Tensor]) -> Tensor:
         """y + scale . bias, of a method that has biases."""
@@ -164,12 +182,15 @@ class AdaptedLayer(nn.Module):
         plain base and full precision: in 16 bits W + Delta W would round a small Delta W away.
         """
         adapter, cut = self._owner[0], self.cut
-        if n != 1 or cut.left_batched or not adapter.weight_first or not self.unobserved():
+        if n != 1 or cut.left_batched or not (adapter.weight_first and self.cheaper_as_weight(x) and self.unobserved()):
             return False
         if adapter.training and adapter.config.dropout:
             return False
-        if _autocast(x) is not None or self.base.weight.dtype not in (torch.float32, torch.float64):
-            return False
+        return _autocast(x) is None and self.base.weight.dtype in (torch.float32, torch.float64)
+
+    def cheaper_as_weight(self, x: Tensor) -> bool:
+        """The comparison of `weight_first`; a convolution by a circuit has no other way."""
+        cut = self.cut
         if cut.whole and not self.by_gates:
             return True
         positions = x.numel() // self.target.sizes["in"] // self.positions_per_step
@@ -204,11 +225,9 @@ class AdaptedLayer(nn.Module):
             left = left.flatten(int(cut.left_batched), len(cut.left_shape) - 1 + cut.left_batched)  # (b?, o, *inputs)
             left = left if cut.left_batched else left[None]
             return self.to_base_layout(left.movedim(1, -1) * self.scale)
-        up = cut.fold([factors[f] for f in cut.mid + cut.right])  # (b?, *bonds, o)
-        left = left if cut.left_batched else left[None]
-        up = (up if cut.fold_batched else up[None]).reshape(-1, cut.left_rank, self.target.sizes["out"])
+        up = self.fold(factors)
+        left, up = (left if cut.left_batched else left[None]), (up if cut.fold_batched else up[None])
         inputs = left.shape[1 + len(cut.left_shape) :]
-        up = up * self.scale
         dense = left.reshape(len(left), cut.left_rank, -1).mT @ up  # (n, inputs, o)
         return self.to_base_layout(dense.unflatten(1, inputs))
 
@@ -232,10 +251,9 @@ class AdaptedLayer(nn.Module):
             left = left[0] if cut.left_batched else left
             identity = torch.eye(cut.left_rank, dtype=left.dtype, device=left.device)
             return left.reshape(cut.left_rank, *left.shape[len(cut.left_shape) :]), identity * self.scale
-        up = cut.fold([factors[f] for f in cut.mid + cut.right])
+        up = self.fold(factors)
         left, up = (left[0] if cut.left_batched else left), (up[0] if cut.fold_batched else up)
-        inputs = left.shape[len(cut.left_shape) :]
-        return left.reshape(cut.left_rank, *inputs), up.reshape(cut.left_rank, -1) * self.scale
+        return left.reshape(cut.left_rank, *left.shape[len(cut.left_shape) :]), up
 
     # ---- what differs between layer kinds; linear-like by default --------------------------------------------------
     def examples(self, x: Tensor) -> int:

@@ -110,7 +110,7 @@ def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor
         parameter = adapter.learned[key]
         parameter.data, parameter.grad = value.to(parameter).contiguous(), None
     for path, cut in plans(placement, adapter.per_example).items():
-        adapter.layers[path].cut = cut
+        adapter.layers[path].take(cut)
 
 
 def _ready(model: nn.Module, state: State) -> tuple[Adapter, list[Piece]]:

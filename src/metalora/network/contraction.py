@@ -1,6 +1,6 @@
 """Contractions over named modes: planned once by opt_einsum, replayed pair by pair."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from string import ascii_letters
 
 import opt_einsum
@@ -26,6 +26,7 @@ class Contraction:
         tail: tuple[int, tuple[int, ...]] = (0, ()),
         eyes: Sequence[Modes] = (),
     ):
+        self._given = terms, out, sizes, tail, eyes
         terms = [*terms, *eyes]
         self.terms, self.out = tuple(terms), tuple(out)
         self.eyes = tuple(sizes[eye[0]] for eye in eyes)
@@ -42,7 +43,8 @@ class Contraction:
             return
         shapes = [tuple(sizes[mode] for mode in term) for term in terms]
         _, plan = opt_einsum.contract_path(self.equation, *shapes, shapes=True)
-        self.steps = tuple((tuple(step[0]), step[2]) for step in plan.contraction_list)
+        steps = [(tuple(step[0]), step[2]) for step in plan.contraction_list]
+        self.steps = tuple(step for step in steps if step[1] != f"{output}->{output}")  # an only operand as it is
         self.flops = int(plan.opt_cost)
 
     def __call__(self, operands: Sequence[Tensor]) -> Tensor:
@@ -51,6 +53,12 @@ class Contraction:
             pending.append(torch.einsum(equation, *[pending.pop(k) for k in picked]))
         n, shape = self.tail
         return pending[0].reshape(*pending[0].shape[:-n], *shape) if n else pending[0]
+
+    def batched(self, operands: Collection[int], size: int) -> "Contraction":
+        """The same contraction `size` times at once, over a leading axis of these operands and of the result."""
+        terms, out, sizes, tail, eyes = self._given
+        terms = [("batch", *term) if k in operands else term for k, term in enumerate(terms)]
+        return Contraction(terms, ("batch", *out), {**sizes, "batch": size}, tail, eyes)
 
     def __repr__(self) -> str:
         terms = ", ".join(" ".join(term) or "1" for term in self.terms)
