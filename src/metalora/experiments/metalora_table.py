@@ -14,6 +14,7 @@ from metalora.experiments import tenslora_table
 from metalora.experiments.config import RunConfig, TableConfig
 from metalora.experiments.models import load_model
 from metalora.experiments.report import Table, comparison, comparison_table, latest, plot_bars, summary_table
+from metalora.experiments.rows import best_rates
 from metalora.experiments.runs import matched_rank
 from metalora.methods.registry import get_method
 from metalora.training.backbones import build
@@ -175,15 +176,13 @@ def beside(suite: str) -> dict[str, str]:
 
 def chosen_rates(rows: list[dict], suite: str) -> dict[str, float]:
     """Method -> the learning rate with the best first headline metric on the validation split."""
-    best: dict[str, tuple[float, float]] = {}
-    for row in rows:
-        if row["config"]["split"] != "val":
-            continue
-        value = _value(row, next(iter(headline(suite))))
-        name, lr = row["config"]["method"], row["config"]["train"]["lr"]
-        if name not in best or value > best[name][0]:
-            best[name] = (value, lr)
-    return {name: lr for name, (_, lr) in best.items()}
+    metric = next(iter(headline(suite)))
+    return best_rates(
+        rows,
+        lambda row: row["config"]["method"],
+        lambda row: _value(row, metric),
+        lambda row: row["config"]["train"]["lr"],
+    )
 
 
 def rows_of(rows: list[dict], table: TableConfig) -> list[dict]:

@@ -14,6 +14,7 @@ from metalora.data.sources import check_choice
 from metalora.experiments import tenslora_table
 from metalora.experiments.config import TEXT_TABLES, TextRunConfig, TextTableConfig
 from metalora.experiments.report import Table, comparison, comparison_table, latest, summary_table
+from metalora.experiments.rows import best_rates
 from metalora.experiments.text import load_encoder
 from metalora.experiments.transfer import transfer_rows
 
@@ -197,15 +198,7 @@ def choosing_runs(name: str, table: TextTableConfig) -> list[TextRunConfig]:
 
 def chosen_rates(rows: Sequence[dict]) -> dict[tuple[str, str], float]:
     """(row, tasks) -> the rate of the best mean accuracy on the validation split."""
-    best: dict[tuple[str, str], tuple[float, float]] = {}
-    for row in rows:
-        config = row["config"]
-        if config["split"] != "val":
-            continue
-        key = _row_label(row)
-        if key not in best or row["results"]["mean"] > best[key][0]:
-            best[key] = (row["results"]["mean"], _rate(row))
-    return {key: lr for key, (_, lr) in best.items()}
+    return best_rates(rows, _row_label, lambda row: row["results"]["mean"], _rate)
 
 
 def _rate(row: dict) -> float:

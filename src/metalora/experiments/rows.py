@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -159,6 +159,17 @@ def finished_row(config: Any, results: dict, start: float) -> dict:
     return make_row(
         key=run_key(described), suite=config.suite, config=described, seed=config.seed, results=results, seconds=seconds
     )
+
+
+def best_rates(
+    rows: Iterable[dict], key: Callable[[dict], Any], value: Callable[[dict], float], rate: Callable[[dict], float]
+) -> dict[Any, float]:
+    """Key -> the learning rate of the row on the validation split that has the best value."""
+    best: dict[Any, dict] = {}
+    for row in rows:
+        if row["config"]["split"] == "val" and (key(row) not in best or value(row) > value(best[key(row)])):
+            best[key(row)] = row
+    return {name: rate(row) for name, row in best.items()}
 
 
 def environment() -> dict:
