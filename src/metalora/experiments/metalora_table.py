@@ -154,6 +154,8 @@ def headline(suite: str) -> dict[str, str]:
         "unseen_domain_seen_class": "unseen domain, seen class",
         "unseen_domain_unseen_class": "unseen domain, unseen class",
     }
+    if suite == "natural":  # a real image has no clean version: both banks are one
+        return {f"own.k5.{cell}": label for cell, label in cells.items()}
     return {f"{bank}.k5.{cell}": f"{bank} bank: {label}" for bank in ("clean", "own") for cell, label in cells.items()}
 
 
@@ -231,7 +233,7 @@ class Report:
 
 def report(rows: list[dict], table: TableConfig) -> Report:
     """The tables of the test rows, with the paired comparisons where there are two seeds or more."""
-    title = f"suite {table.suite}, {table.data if table.suite != 'natural' else 'real sets'}, {table.backbone}"
+    title = _title(table)
     trained, rows = rows, rows + plain_rows(rows)
     metrics = _present(rows, headline(table.suite)) | {"num_params": "parameters"}
     found = Report([summary_table(rows, metrics, title=f"{title}: k-NN, K=5, %", percent=True)])
@@ -288,4 +290,9 @@ def _present(rows: list[dict], metrics: dict[str, str]) -> dict[str, str]:
 def plot(rows: list[dict], table: TableConfig, path: Path) -> None:
     """The headline metrics as bars."""
     metrics = _present(rows, headline(table.suite))
-    plot_bars(rows, metrics, path, title=f"suite {table.suite}, {table.data}, {table.backbone}")
+    plot_bars(rows, metrics, path, title=_title(table))
+
+
+def _title(table: TableConfig) -> str:
+    data = "real sets" if table.suite == "natural" else table.data
+    return f"suite {table.suite}, {data}, {table.backbone}"
