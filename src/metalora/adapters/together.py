@@ -48,7 +48,8 @@ class Group:
         cut = self.layer.cut
         self.views = [[placement.places[path].views[name] for path in self.paths] for name in cut.mid + cut.right]
         self.alike = [len(set(views)) == 1 for views in self.views]
-        self.fold = cut.fold.batched([k for k, alike in enumerate(self.alike) if not alike], len(self.paths))
+        stacked = [k for k, alike in enumerate(self.alike) if not alike]
+        self.fold = cut.fold.batched(stacked, len(self.paths)) if stacked else cut.fold  # one product for all
 
     def __call__(self, stored: Callable[[View], Tensor]) -> dict[str, Tensor]:
         """Path -> scale . Mid . Right, (k, o)."""
@@ -56,8 +57,10 @@ class Group:
             stored(views[0]) if alike else torch.stack([stored(view) for view in views])
             for views, alike in zip(self.views, self.alike, strict=True)
         ]
-        ups = self.fold(operands).flatten(1, -2) * self.layer.scale  # (n, *bonds, o)
-        return dict(zip(self.paths, ups.unbind(), strict=True))
+        ups = self.fold(operands)  # (n, *bonds, o)
+        if all(self.alike):
+            ups = ups.expand(len(self.paths), *ups.shape)
+        return dict(zip(self.paths, (ups.flatten(1, -2) * self.layer.scale).unbind(), strict=True))
 
 
 def groups(adapter: Adapter) -> list[Group]:
