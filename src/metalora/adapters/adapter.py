@@ -77,7 +77,7 @@ class Adapter(nn.Module):
 
     def _value(self, key: str) -> Tensor:
         slot = _slot(key)
-        value = self.owned._parameters.get(slot)  # what the attribute gives, ten times faster
+        value = self.owned._parameters.get(slot)  # the attribute takes a way through Python, in every layer's forward
         return value if value is not None else self.owned[slot] if slot in self.owned else getattr(self._frozen, slot)
 
     @property

@@ -67,13 +67,14 @@ class AddProduct(Function):
         h, up = ctx.saved_tensors
         rows = _rows(dy, ctx.channels)
         dh = dup = None
+        flat = up.ndim == 2 and rows.is_contiguous()
         if ctx.needs_input_grad[1]:
-            if up.ndim == 2 and rows.is_contiguous():
+            if flat:
                 dh = rows @ up.mT
             else:  # in the layout of h; matmul would copy dy to fold its examples into rows
                 dh = (up.expand(len(rows), *up.shape[-2:]) @ rows.mT).mT
         if ctx.needs_input_grad[2]:
-            if up.ndim == 2 and rows.is_contiguous() and h.is_contiguous():
+            if flat and h.is_contiguous():
                 dup = h.flatten(0, 1).mT @ rows.flatten(0, 1)
             else:
                 dup = h.mT @ rows

@@ -57,10 +57,10 @@ class AdaptedLayer(nn.Module):
         adapter = self._owner[0]
         if not adapter.enabled or self.original is not None:
             return self.base(x) if y is None else y
-        needed = self.beside_fold if adapter.together.take(self.target.path) is not None else None
-        factors, n = adapter.read_for(self.target, self.examples(x), values, needed)
+        up = adapter.together.take(self.target.path)
+        factors, n = adapter.read_for(self.target, self.examples(x), values, None if up is None else self.beside_fold)
         if y is None and self.weight_first(x, n):
-            return self.shifted(self.apply_weight(x, self.adapted_weight(factors)), factors)
+            return self.shifted(self.apply_weight(x, self.adapted_weight(factors, up)), factors)
         cut = self.cut
         if cut.whole:
             y = self.shifted(self.base(x) if y is None else y, factors)
@@ -74,17 +74,16 @@ class AdaptedLayer(nn.Module):
             h, up = self.mix(h, [factors[f] for f in cut.mid]), cut.expand([factors[f] for f in cut.right])
             up = up.reshape(*up.shape[:1] if cut.right_batched else (), cut.right_rank, up.shape[-1]) * self.scale
         else:
-            up = self.fold(factors)
+            up = self.fold(factors, up)
         up = (up[0] if up.ndim == 3 and n == 1 else up).to(y.dtype)
         if in_place and y.dtype == h.dtype == up.dtype and not (torch.is_grad_enabled() and y._is_view()):
             return add_product(y, h if mixed else self.tokens_first(h), up, self.channels)
         return y + self.restore(self.expand(self.channels_first(h) if mixed else h, up), y)
 
-    def fold(self, factors: dict[str, Tensor]) -> Tensor:
-        """scale . Mid . Right, (b?, k, o): from what the forward has folded for all targets together, or made here."""
-        together = self._owner[0].together.take(self.target.path)
-        if together is not None:
-            return together
+    def fold(self, factors: dict[str, Tensor], up: Tensor | None = None) -> Tensor:
+        """scale . Mid . Right, (b?, k, o); `up` is it where the forward has folded it for all targets together."""
+        if up is not None:
+            return up
         cut = self.cut
         up = cut.fold([factors[f] for f in cut.mid + cut.right])  # (b?, *bonds, o)
         return up.flatten(-1 - len(cut.left_shape), -2) * self.scale
@@ -217,7 +216,7 @@ class AdaptedLayer(nn.Module):
         dense = self.dense(self._owner[0].read(self.target, condition_values))
         return dense if len(dense) > 1 else dense[0]
 
-    def dense(self, factors: dict[str, Tensor]) -> Tensor:
+    def dense(self, factors: dict[str, Tensor], up: Tensor | None = None) -> Tensor:
         """(n, *base weight)."""
         cut = self.cut
         left = cut.kernel([factors[f] for f in cut.left])  # (b?, *bonds, *inputs)
@@ -225,25 +224,25 @@ class AdaptedLayer(nn.Module):
             left = left.flatten(int(cut.left_batched), len(cut.left_shape) - 1 + cut.left_batched)  # (b?, o, *inputs)
             left = left if cut.left_batched else left[None]
             return self.to_base_layout(left.movedim(1, -1) * self.scale)
-        up = self.fold(factors)
+        up = self.fold(factors, up)
         left, up = (left if cut.left_batched else left[None]), (up if cut.fold_batched else up[None])
         inputs = left.shape[1 + len(cut.left_shape) :]
         dense = left.reshape(len(left), cut.left_rank, -1).mT @ up  # (n, inputs, o)
         return self.to_base_layout(dense.unflatten(1, inputs))
 
-    def adapted_weight(self, factors: dict[str, Tensor]) -> Tensor:
+    def adapted_weight(self, factors: dict[str, Tensor], up: Tensor | None = None) -> Tensor:
         """W + Delta W of one condition, by one product into W where its layout allows it."""
         weight = self.base.weight
         if self.cut.whole or not weight.is_contiguous():
-            return weight + self.dense(factors)[0].to(weight.dtype)
-        left, up = (one.to(weight.dtype) for one in self.pair_of(factors))
+            return weight + self.dense(factors, up)[0].to(weight.dtype)
+        left, up = (one.to(weight.dtype) for one in self.pair_of(factors, up))
         return self.add_product(weight, left.flatten(1), up)
 
     def pair(self, condition_values: dict[str, Tensor] | None) -> tuple[Tensor, Tensor]:
         """(Left as (k, *inputs), scale . Mid . Right as (k, o)): the exact LoRA pair for one condition."""
         return self.pair_of(self._owner[0].read(self.target, condition_values))
 
-    def pair_of(self, factors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def pair_of(self, factors: dict[str, Tensor], up: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`pair`, from its factors."""
         cut = self.cut
         left = cut.kernel([factors[f] for f in cut.left])
@@ -251,7 +250,7 @@ class AdaptedLayer(nn.Module):
             left = left[0] if cut.left_batched else left
             identity = torch.eye(cut.left_rank, dtype=left.dtype, device=left.device)
             return left.reshape(cut.left_rank, *left.shape[len(cut.left_shape) :]), identity * self.scale
-        up = self.fold(factors)
+        up = self.fold(factors, up)
         left, up = (left[0] if cut.left_batched else left), (up[0] if cut.fold_batched else up)
         return left.reshape(cut.left_rank, *left.shape[len(cut.left_shape) :]), up
 

@@ -47,20 +47,17 @@ class Group:
         self.layer = layers[self.paths[0]]  # of one plan, so of one rank and scale
         cut = self.layer.cut
         self.views = [[placement.places[path].views[name] for path in self.paths] for name in cut.mid + cut.right]
-        self.alike = [len(set(views)) == 1 for views in self.views]
-        stacked = [k for k, alike in enumerate(self.alike) if not alike]
-        self.fold = cut.fold.batched(stacked, len(self.paths)) if stacked else cut.fold  # one product for all
+        self.stacked = [k for k, views in enumerate(self.views) if len(set(views)) > 1] or [0]
+        self.fold = cut.fold.batched(self.stacked, len(self.paths))
 
     def __call__(self, stored: Callable[[View], Tensor]) -> dict[str, Tensor]:
         """Path -> scale . Mid . Right, (k, o)."""
         operands = [
-            stored(views[0]) if alike else torch.stack([stored(view) for view in views])
-            for views, alike in zip(self.views, self.alike, strict=True)
+            torch.stack([stored(view) for view in views]) if k in self.stacked else stored(views[0])
+            for k, views in enumerate(self.views)
         ]
-        ups = self.fold(operands)  # (n, *bonds, o)
-        if all(self.alike):
-            ups = ups.expand(len(self.paths), *ups.shape)
-        return dict(zip(self.paths, (ups.flatten(1, -2) * self.layer.scale).unbind(), strict=True))
+        ups = self.fold(operands).flatten(1, -2) * self.layer.scale  # (n, *bonds, o)
+        return dict(zip(self.paths, ups.unbind(), strict=True))
 
 
 def groups(adapter: Adapter) -> list[Group]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from torch import nn
+import peft
 
 import metalora.peft  # registers the tuner
 from metalora.adapters.attach import attach
 from metalora.adapters.targets import find_targets
 from metalora.bench.config import BenchConfig
-from metalora.bench.steps import PEERS, PEFT, adapter_config, build, check
-from metalora.bench.timing import Ratio, ratio
-from metalora.config import to_dict
+from metalora.bench.steps import PEFT, adapt_by_peft, adapter_config, build, check
+from metalora.bench.timing import Ratio, interleaved, ratio
+from metalora.config import AdapterConfig, to_dict
 from metalora.io.adapter_file import load, save
 
 IN_PEFT, LOAD = ", in peft", ", loaded"
@@ -34,46 +34,30 @@ def attaching(config: BenchConfig) -> list[Ratio]:
     names = list(config.targets)
     if isinstance(config.targets, str) or any("*" in name for name in names):  # PEFT knows no presets and no globs
         names = [target.path for target in find_targets(base, config.targets)]
+    example = inputs.get("x", inputs)
+    cases: dict[str, Callable] = {PEFT + peer: _peer(peer, config, names) for peer in config.peers}
     with tempfile.TemporaryDirectory() as folder:
-        cases: dict[str, Callable] = {PEFT + peer: _peer(peer, config, names) for peer in config.peers}
         for method in config.methods:
-            own, file, model = (
-                adapter_config(method, config),
-                Path(folder) / f"{method}.safetensors",
-                copy.deepcopy(base),
-            )
-            attach(model, own, example=inputs)
+            own, file = adapter_config(method, config), Path(folder) / f"{method}.safetensors"
+            model = copy.deepcopy(base)
+            attach(model, own, example=example)
             save(model, file)
-            cases[method] = lambda model, own=own: attach(model, own, example=inputs)
-            cases[method + LOAD] = lambda model, file=file: load(model, file)
-            cases[method + IN_PEFT] = _in_peft(method, config, names)
-        times = _seconds(cases, base, config.rounds)
+            cases[method] = partial(attach, config=own, example=example)
+            cases[method + LOAD] = partial(load, path=file)
+            cases[method + IN_PEFT] = _in_peft(own, names)
+        times = interleaved(cases, config.rounds, fresh=lambda: copy.deepcopy(base))
     reference = PEFT + config.peers[0]
     return [ratio(times, name, reference) for name in cases]
 
 
-def _seconds(cases: dict[str, Callable], base: nn.Module, rounds: int, warm: int = 1) -> dict[str, list[float]]:
-    """As `interleaved`, without the time that a fresh copy of the model takes."""
-    found: dict[str, list[float]] = {name: [] for name in cases}
-    for k in range(warm + rounds):
-        for name, adapt in cases.items():
-            model = copy.deepcopy(base)
-            start = time.perf_counter()
-            adapt(model)
-            if k >= warm:
-                found[name].append(time.perf_counter() - start)
-    return found
-
-
 def _peer(peer: str, config: BenchConfig, names: list[str]) -> Callable:
-    import peft
-
-    return lambda model: peft.get_peft_model(model, getattr(peft, PEERS[peer])(r=config.rank, target_modules=names))
+    return partial(adapt_by_peft, peer=peer, rank=config.rank, names=names)
 
 
-def _in_peft(method: str, config: BenchConfig, names: list[str]) -> Callable:
-    import peft
-
-    adapter = adapter_config(method, config)
-    own = dict(method=method, r=config.rank, clip_rank=True, tasks=adapter.tasks, condition=to_dict(adapter.condition))
-    return lambda model: peft.get_peft_model(model, metalora.peft.TensorNetworkConfig(target_modules=names, **own))
+def _in_peft(config: AdapterConfig, names: list[str]) -> Callable:
+    same = {name: getattr(config, name) for name in ("method", "clip_rank", "tasks")}
+    condition = to_dict(config.condition)
+    return lambda model: peft.get_peft_model(
+        model,
+        metalora.peft.TensorNetworkConfig(r=config.rank, target_modules=names, condition=condition, **same),
+    )

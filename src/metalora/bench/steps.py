@@ -102,7 +102,8 @@ def make(name: str, base: nn.Module, inputs: dict[str, Tensor], config: BenchCon
         _need_gradients(model, config)
     start = time.perf_counter()
     if name.startswith(PEFT):
-        model = _peft(model, name.removeprefix(PEFT), config)
+        paths = [target.path for target in find_targets(model, config.targets)]
+        model = adapt_by_peft(model, name.removeprefix(PEFT), config.rank, paths).base_model.model
     elif name != FLOOR:
         inputs = _attach(model, name, inputs, config)
     seconds = time.perf_counter() - start
@@ -135,11 +136,11 @@ def adapter_config(name: str, config: BenchConfig) -> AdapterConfig:
     )  # fmt: skip
 
 
-def _peft(model: nn.Module, peer: str, config: BenchConfig) -> nn.Module:
+def adapt_by_peft(model: nn.Module, peer: str, rank: int, names: list[str]) -> nn.Module:
+    """PEFT's model around a model, with one of its tuners on the modules of these names."""
     import peft
 
-    paths = [target.path for target in find_targets(model, config.targets)]
-    return peft.get_peft_model(model, getattr(peft, PEERS[peer])(r=config.rank, target_modules=paths)).base_model.model
+    return peft.get_peft_model(model, getattr(peft, PEERS[peer])(r=rank, target_modules=names))
 
 
 def _need_gradients(model: nn.Module, config: BenchConfig) -> None:

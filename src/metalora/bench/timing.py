@@ -19,15 +19,21 @@ class Ratio:
     """median of the case itself"""
 
 
-def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, warm: int = 2) -> dict[str, list[float]]:
-    """Seconds of every case in every round; the first `warm` rounds are not counted. ValueError: rounds below 1."""
+def interleaved(
+    cases: Mapping[str, Callable[..., object]], rounds: int, warm: int = 2, fresh: Callable[[], object] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every case in every round; the first `warm` rounds are not counted. ValueError: rounds below 1.
+
+    fresh  makes what every case gets anew, each time; its own time is not counted
+    """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, expected at least 1")
     found: dict[str, list[float]] = {name: [] for name in cases}
     for k in range(warm + rounds):
         for name, run in cases.items():
+            given = () if fresh is None else (fresh(),)
             start = time.perf_counter()
-            run()
+            run(*given)
             if k >= warm:
                 found[name].append(time.perf_counter() - start)
     return found
