@@ -97,8 +97,9 @@ def test_factors_of_every_example(tokens):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["channels first", "last"])
-def test_convolutions(layout):
-    x = torch.randn(4, 3, 9, 8, dtype=torch.float64, requires_grad=True).to(memory_format=layout)
+@pytest.mark.parametrize("size", [(9, 8), (5, 4)], ids=["many positions", "fewer than the rank"])
+def test_convolutions(layout, size):
+    x = torch.randn(4, 3, *size, dtype=torch.float64, requires_grad=True).to(memory_format=layout)
     for method, condition in {"lora": CONSTANT, "metalora-cp": GIVEN, "metalora-tr": GIVEN}.items():
         model, adapter = adapted(Conv().to(memory_format=layout), method, targets="conv", condition=condition)
         call = {} if condition is CONSTANT else {"features": torch.randn(4, 5, dtype=torch.float64)}
@@ -227,6 +228,30 @@ def test_autocast_computes_in_its_own_type():
     assert fused[""].dtype == plain[""].dtype and fused["x"].dtype == torch.float32
     for name in plain:
         torch.testing.assert_close(fused[name], plain[name], rtol=0.05, atol=0.05 * float(plain[name].abs().max()))
+
+
+class Scalings(TorchFunctionMode):
+    """Counts the products of a tensor with a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += getattr(function, "__name__", "") in ("mul", "__mul__") and isinstance(args[1], int | float)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_scale_of_one_is_not_multiplied_by():
+    x = torch.randn(4, 2, 6, dtype=torch.float64)
+    for method, each in {"lora": 6, "metatt-4d": 1}.items():
+        counts = []
+        for alpha in (None, 3, 6):  # over a rank of three: 1, 1 and 2
+            model, _ = adapted(Net(), method, alpha=alpha, scale="alpha/r")
+            with Scalings() as seen:
+                model(x)
+            counts.append(seen.count)
+        assert counts == [0, 0, each]
 
 
 def test_functional_calls():

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from metalora.bench import memory, report, scaling, steps, tasks
 from metalora.bench.config import BenchConfig
@@ -55,6 +56,7 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
         tokens=3,
         rounds=1,
         plain=True,
+        dense=True,
         keep_memory=False,
         merged=True,
         layers=2,
@@ -67,6 +69,7 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
         "peft: vera",
         "metatt-4d",
         "metatt-4d, plain",
+        "metatt-4d, dense",
         "metatt-4d, merged",
     ]
     assert cases["metatt-4d, merged"]["num_params"] == 0
@@ -75,6 +78,34 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
     assert cases["peft: lora"]["num_params"] == 2 * 3 * 2 * 32 and cases["metatt-4d"]["num_params"] == 2 * 32 + 5 * 4
     assert cases["metatt-4d"]["file_bytes"] > 4 * 84 and cases["frozen model"]["file_bytes"] is None
     assert RowStore(tmp_path / "rows.jsonl").rows() == [json.loads(json.dumps(row))]
+
+
+@pytest.mark.parametrize("model, targets", [("minilm", ("query", "key", "value")), ("timm:resnet18", "conv")])
+def test_every_way_computes_the_same(model, targets, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(tasks, "ENCODER", TINY)
+    config = BenchConfig(
+        model, methods=("lora",), peers=(), rank=2, targets=targets, batch=2, tokens=3, size=32, plain=True, dense=True
+    )
+    base, inputs = steps.build(config)
+    found = {}
+    for name in steps.names(config):
+        case = steps.make(name, base, inputs, config)
+        torch.manual_seed(0)
+        for factor in case.learned:
+            torch.nn.init.normal_(factor, 0, 0.1)
+        found[name] = steps._first(case.model.eval()(**case.inputs))
+    assert (found["lora"] - found[steps.FLOOR]).abs().max() > 1e-3
+    for way in (steps.PLAIN, steps.DENSE):
+        torch.testing.assert_close(found["lora" + way], found["lora"], rtol=1e-4, atol=1e-4)
+
+
+def test_the_dense_way_takes_one_delta_for_all(monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(tasks, "ENCODER", TINY)
+    config = BenchConfig(methods=("metatt-4+1d",), peers=(), rank=2, batch=2, tokens=3, rounds=1, tasks=2, dense=True)
+    with pytest.raises(ValueError, match="--dense takes one Delta W .* 'encoder.layer.0.attention.self.query' has one"):
+        steps.timed(config)
 
 
 def test_attaching_beside_peft(monkeypatch):

@@ -101,6 +101,21 @@ def test_generate_under_conditions_made_from_the_inputs():
         assert torch.equal(together[k], model.generate(**one, condition=condition[k], **options)[0])
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_makes_the_condition_once_from_the_prompt(beams):
+    config = mp.MetaLoRAConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
+    model = trained(get_peft_model(gpt(), config), 0.3).eval()
+    adapter, made = mp.adapter_of(model), []
+    adapter.conditioner.register_forward_hook(lambda module, args, output: made.append(output))
+    options = dict(max_new_tokens=4, min_new_tokens=4, num_beams=beams, do_sample=False, pad_token_id=0)
+    found = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **options)
+    assert len(made) == 1
+    mp.wrap(model)
+    given = adapter.condition({"input_ids": IDS})
+    want = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), condition=given, **options)
+    assert torch.equal(found, want)
+
+
 def test_conditions_of_two_adapters_by_name():
     config = mp.MetaLoRAConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
     model = get_peft_model(gpt(), config, adapter_name="cp")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.conditioning import Condition, Conditioner, Values, together
+from metalora.adapters.conditioning import Condition, Conditioner, Decoding, Values, together
 from metalora.adapters.features import Inputs, Recorder
 from metalora.adapters.fused import SharedHidden
 from metalora.adapters.made import taken
@@ -50,7 +50,7 @@ class Adapter(nn.Module):
         self.enabled = True
         self.weight_first = True  # let layers form W + Delta W where the cost model says so; False: always the cut
         self.fused = True  # write the adapter's products into the base's output; False: plain autograd, the reference
-        self.shared, self.together = SharedHidden(), Together()
+        self.shared, self.together, self.decoding = SharedHidden(), Together(), Decoding()
         self.active: Values | None = None  # factors that differ by example; set only while a forward runs
         self.held: Values | None = None  # those of the innermost `using`
         self.beams = 1  # sequences that `generate` makes of one example, each with its condition
@@ -220,8 +220,7 @@ class Adapter(nn.Module):
         return export_lora(self, folder, condition, task, **limits)
 
     def _values(self, condition: Condition | None, what: str) -> Values | None:
-        if condition is None and self.fixed is not None:
-            condition = self.fixed
+        condition = self.fixed if condition is None else condition
         if self.per_example and condition is None:
             made = "adapter.condition(inputs) makes one, .mean() of it is one for all"
             raise ValueError(
@@ -278,10 +277,7 @@ class Adapter(nn.Module):
     def neutral(self) -> Condition:
         """The condition c0 that no feature has changed."""
         assert self.conditioner is not None
-        centre = self._centre()
-        device = next(iter(centre.values())).device
-        features = torch.zeros(1, self.conditioner.feature_size, device=device)
-        return Condition({key: value[None] for key, value in centre.items()}, features, features.sum())
+        return self.conditioner.neutral(self._centre())
 
     def _centre(self) -> dict[str, Tensor]:
         return {key: self.owned[_slot(key)] for key in self.conditioner.shapes}
@@ -344,11 +340,11 @@ class Adapter(nn.Module):
             self.active = self._choose(condition, ids, args, kwargs)
 
     def _choose(self, condition: Condition | None, ids: Any, args: tuple, kwargs: dict[str, Any]) -> Values:
-        values = None if condition is None else condition.values
+        held = self.held if self.held is not None or self.fixed is None else self.fixed.values
+        values = held if condition is None else condition.values
         if values is None:
-            values = self.held if self.held is not None else None if self.fixed is None else self.fixed.values
-        if values is None:
-            values = self._from_inputs(args, kwargs) if self.conditional else {}
+            known = self.decoding.values(kwargs)
+            values = self._from_inputs(args, kwargs, known) if self.conditional else known or {}
         if ids is not None:
             values = together(values, self.task(ids).values)
         if any(key not in values for key in self.task_keys):
@@ -358,11 +354,15 @@ class Adapter(nn.Module):
             )
         return values
 
-    def _from_inputs(self, args: tuple, kwargs: dict[str, Any]) -> Values:
+    def _from_inputs(self, args: tuple, kwargs: dict[str, Any], known: Values | None) -> Values:
+        """The values that a forward with these inputs starts with; `known` are those of the sequences it continues."""
         config = self.config.condition
-        if config.source == "stem":
-            self.recorder.active = True  # the stem's hook replaces c0 as soon as it has run
-            return self.neutral().values
+        kwargs = self.decoding.prompt(kwargs) if known is None else kwargs
+        if config.source == "stem":  # its hook replaces c0 as soon as it has run
+            self.recorder.active, self.decoding.ahead = True, known
+            return together(known or {}, self.neutral().values)
+        if known is not None:
+            return known
         if config.scope == "support" or config.source == "tensor":
             raise ValueError(
                 f"this adapter's condition comes from {'a support set' if config.scope == 'support' else 'a tensor'}: "
@@ -372,18 +372,20 @@ class Adapter(nn.Module):
         return self.condition(inputs).values
 
     def after_stem(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the stem: make the condition from its output, in the same pass."""
+        """Forward hook of the stem: the condition is made from its output, in the same pass, or known."""
         if self.recorder.active and self.recorder.seen and self.enabled:
-            self.recorder.active = False
-            self.active = {**self.active, **self.conditioner(self.recorder.take(), None, self._centre()).values}
+            self.recorder.active, features, known = False, self.recorder.take(), self.decoding.ahead
+            made = known or self.conditioner(features, None, self._centre()).values
+            self.active = {**self.active, **{key: made[key] for key in self.conditioner.shapes}}
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the model: no condition outlives its forward."""
         if self.enabled:
-            self.end()
+            self.end(output)
 
-    def end(self) -> None:
-        """Forget what `begin` made ready."""
+    def end(self, output: Any) -> None:
+        """Forget what `begin` made ready, except for those who continue the sequences of the output."""
+        self.decoding.keep(output, self.active)
         self.shared.clear()
         self.together.ups = {}
         self.active, self._slices, self.recorder.active = self.held, None, False

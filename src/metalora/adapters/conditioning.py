@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +98,44 @@ class Condition:
             raise ValueError(f"{path}: no such condition file") from None
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"{path}: not a condition file ({error})") from None
+
+
+class Decoding:
+    """The values that were active at a prompt, for the steps that continue it, by the key-value cache of both."""
+
+    def __init__(self) -> None:
+        self.kept: WeakKeyDictionary[Any, Values] = WeakKeyDictionary()
+        self.ahead: Values | None = None  # known, but not before the stem has run
+
+    def __reduce__(self) -> tuple:
+        return Decoding, ()  # a copy has no caches of its own yet
+
+    def keep(self, output: Any, values: Values | None) -> None:
+        """Keep the values of a forward for as long as the cache that it gives; nothing under torch.compile."""
+        cache = getattr(output, "past_key_values", None)
+        if values and cache is not None and not torch.compiler.is_compiling():
+            self.kept[cache] = values
+
+    def values(self, inputs: Mapping[str, Any]) -> Values | None:
+        """The values of the sequences that a forward with these inputs continues, if they are known."""
+        return self.kept.get(inputs["past_key_values"]) if _positions(inputs) else None
+
+    def prompt(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs without their cache, which the frozen network is not to write to; ValueError: it is not empty."""
+        if length := _positions(inputs):
+            raise ValueError(
+                f"past_key_values holds {length} positions whose condition is not known (a copy, or made under "
+                "torch.compile): call model(..., condition=condition)"
+            )
+        if inputs.get("past_key_values") is None:
+            return inputs
+        return {**inputs, "past_key_values": None, "use_cache": False}
+
+
+def _positions(inputs: Mapping[str, Any]) -> int:
+    """How many positions the key-value cache among the inputs holds."""
+    cache = inputs.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
 
 
 class MappingNet(nn.Module):
@@ -208,6 +248,11 @@ class Conditioner(nn.Module):
         }
         penalty = torch.stack([g.square().mean() for g in offsets]).mean()
         return Condition(values, z, penalty)
+
+    def neutral(self, centre: Mapping[str, Tensor]) -> Condition:
+        """The c0 themselves, as one condition for all."""
+        features = torch.zeros_like(self.mean)[None]
+        return Condition({key: value[None] for key, value in centre.items()}, features, features.sum())
 
 
 def _check(features: Tensor, size: int) -> None:

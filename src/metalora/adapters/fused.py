@@ -67,6 +67,8 @@ class AddProduct(Function):
         h, up = ctx.saved_tensors
         rows = _rows(dy, ctx.channels)
         dh = dup = None
+        if _few(rows, up):
+            rows, h = rows.contiguous(), h.contiguous()
         flat = up.ndim == 2 and rows.is_contiguous()
         if ctx.needs_input_grad[1]:
             if flat:
@@ -91,6 +93,8 @@ def _add_product(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
     rows = _rows(y, channels)
     if up.ndim == 2 and rows.is_contiguous():
         rows.view(-1, rows.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), up)
+    elif _few(rows, up):
+        rows += h @ up
     else:  # channels before positions: the transposed product, whose result is contiguous
         rows.mT.baddbmm_(up.mT.expand(len(h), *up.mT.shape[-2:]), h.mT)
     return y
@@ -129,6 +133,11 @@ class SharedHidden:
     @staticmethod
     def _full(key: tuple, x: Tensor) -> tuple:
         return key, torch.is_grad_enabled(), None if x.is_inference() else x._version
+
+
+def _few(rows: Tensor, up: Tensor) -> bool:
+    """Whether an example has so few positions that one product over all examples beats one for each."""
+    return up.ndim == 2 and rows.shape[1] < len(up)
 
 
 def _rows(y: Tensor, channels: int) -> Tensor:

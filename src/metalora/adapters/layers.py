@@ -47,10 +47,10 @@ class AdaptedLayer(nn.Module):
         self.cut, self.beside_fold = cut, (*cut.left, *place.network.biases)
         self.left_key = path.rpartition(".")[0], tuple(views.get(f, path) for f in cut.left)
 
-    @property
-    def scale(self) -> float:
-        """What multiplies Delta W here."""
-        return self._owner[0].scale_of(self.target.path)
+    def scaled(self, one: Tensor) -> Tensor:
+        """scale . one, of what multiplies Delta W here; one itself where that is 1."""
+        scale = self._owner[0].scale_of(self.target.path)
+        return one if scale == 1 else one * scale
 
     def forward(self, x: Tensor, y: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Tensor:
         """base(x) + the update of x; y is base(x) where it is known, values the condition if not the active one."""
@@ -65,14 +65,14 @@ class AdaptedLayer(nn.Module):
         if cut.whole:
             y = self.shifted(self.base(x) if y is None else y, factors)
             change = self.dropped(self.through(x, factors, y.dtype))
-            return y + self.restore(change * self.scale, y)
+            return y + self.restore(self.scaled(change), y)
         in_place = y is None and adapter.fused and self.unobserved() and usable()
         y, h = self.base_and_hidden(x, y, factors, in_place)
         y, h = self.shifted(y, factors), self.dropped(h)
         mixed = n > 1 and cut.fold_batched and prod(h.shape[1:]) // cut.left_rank <= self.target.sizes["out"]
         if mixed:  # activations first: the per-example Mid touches k numbers a token only
             h, up = self.mix(h, [factors[f] for f in cut.mid]), cut.expand([factors[f] for f in cut.right])
-            up = up.reshape(*up.shape[:1] if cut.right_batched else (), cut.right_rank, up.shape[-1]) * self.scale
+            up = self.scaled(up.reshape(*up.shape[:1] if cut.right_batched else (), cut.right_rank, up.shape[-1]))
         else:
             up = self.fold(factors, up)
         up = (up[0] if up.ndim == 3 and n == 1 else up).to(y.dtype)
@@ -86,7 +86,7 @@ class AdaptedLayer(nn.Module):
             return up
         cut = self.cut
         up = cut.fold([factors[f] for f in cut.mid + cut.right])  # (b?, *bonds, o)
-        return up.flatten(-1 - len(cut.left_shape), -2) * self.scale
+        return self.scaled(up.flatten(-1 - len(cut.left_shape), -2))
 
     def base_and_hidden(
         self, x: Tensor, y: Tensor | None, factors: dict[str, Tensor], fused: bool
@@ -146,7 +146,7 @@ class AdaptedLayer(nn.Module):
 
     def _shifts(self, factors: dict[str, Tensor]) -> list[Tensor]:
         """The scaled biases, each (n, o)."""
-        return [(factors[f] * self.scale).reshape(-1, self.target.sizes["out"]) for f in self.biases]
+        return [self.scaled(factors[f]).reshape(-1, self.target.sizes["out"]) for f in self.biases]
 
     def shift(self, condition_values: dict[str, Tensor] | None) -> Tensor | None:
         """The scaled bias of one condition, (o,); None of a method without biases."""
@@ -223,7 +223,7 @@ class AdaptedLayer(nn.Module):
         if cut.whole:
             left = left.flatten(int(cut.left_batched), len(cut.left_shape) - 1 + cut.left_batched)  # (b?, o, *inputs)
             left = left if cut.left_batched else left[None]
-            return self.to_base_layout(left.movedim(1, -1) * self.scale)
+            return self.to_base_layout(self.scaled(left.movedim(1, -1)))
         up = self.fold(factors, up)
         left, up = (left if cut.left_batched else left[None]), (up if cut.fold_batched else up[None])
         inputs = left.shape[1 + len(cut.left_shape) :]
@@ -249,7 +249,7 @@ class AdaptedLayer(nn.Module):
         if cut.whole:
             left = left[0] if cut.left_batched else left
             identity = torch.eye(cut.left_rank, dtype=left.dtype, device=left.device)
-            return left.reshape(cut.left_rank, *left.shape[len(cut.left_shape) :]), identity * self.scale
+            return left.reshape(cut.left_rank, *left.shape[len(cut.left_shape) :]), self.scaled(identity)
         up = self.fold(factors, up)
         left, up = (left[0] if cut.left_batched else left), (up[0] if cut.fold_batched else up)
         return left.reshape(cut.left_rank, *left.shape[len(cut.left_shape) :]), up

@@ -56,7 +56,7 @@ class Group:
             torch.stack([stored(view) for view in views]) if k in self.stacked else stored(views[0])
             for k, views in enumerate(self.views)
         ]
-        ups = self.fold(operands).flatten(1, -2) * self.layer.scale  # (n, *bonds, o)
+        ups = self.layer.scaled(self.fold(operands).flatten(1, -2))  # (n, *bonds, o) to (n, k, o)
         return dict(zip(self.paths, ups.unbind(), strict=True))
 
 

@@ -33,6 +33,8 @@ class BenchConfig:
     """recompute every block in backward, as the model does it itself"""
     plain: bool = False
     """also time every method by plain autograd, without the fused products"""
+    dense: bool = False
+    """also time every method as base(x) + x Delta W, with Delta W formed anew by every target"""
     merged: bool = False
     """also time the first method once it is merged"""
     keep_memory: bool = True

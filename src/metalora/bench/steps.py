@@ -6,12 +6,15 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from metalora.adapters.attach import attach, merge
+from metalora.adapters.layers import AdaptedLayer
 from metalora.adapters.targets import find_targets
 from metalora.bench import memory
 from metalora.bench.config import BenchConfig
@@ -22,7 +25,7 @@ from metalora.experiments.inspection import summarise
 from metalora.experiments.models import load_model
 from metalora.methods.registry import get_method
 
-FLOOR, PEFT, PLAIN, MERGED = "frozen model", "peft: ", ", plain", ", merged"
+FLOOR, PEFT, PLAIN, DENSE, MERGED = "frozen model", "peft: ", ", plain", ", dense", ", merged"
 PEERS = {"lora": "LoraConfig", "vera": "VeraConfig", "lokr": "LoKrConfig", "loha": "LoHaConfig"}
 
 
@@ -72,7 +75,8 @@ def check(config: BenchConfig) -> None:
 
 def names(config: BenchConfig) -> list[str]:
     """The cases of a configuration, the floor first."""
-    methods = [name for method in config.methods for name in (method, method + PLAIN)[: 1 + config.plain]]
+    ways = ("", *[PLAIN] * config.plain, *[DENSE] * config.dense)
+    methods = [method + way for method in config.methods for way in ways]
     merged = [method + MERGED for method in config.methods[: int(config.merged)]]
     return [FLOOR, *(PEFT + peer for peer in config.peers), *methods, *merged]
 
@@ -117,7 +121,10 @@ def make(name: str, base: nn.Module, inputs: dict[str, Tensor], config: BenchCon
 def _attach(model: nn.Module, name: str, inputs: dict[str, Tensor], config: BenchConfig) -> dict[str, Tensor]:
     """Attach the adapter of a case, and return the inputs, with a task for every example where it has tasks."""
     adapter = attach(model, adapter_config(name, config), example=inputs.get("x", inputs))
-    adapter.fused = not name.endswith(PLAIN)
+    adapter.fused = not name.endswith((PLAIN, DENSE))
+    if name.endswith(DENSE):
+        for layer in adapter.layers.values():
+            layer.forward = partial(_by_delta, layer)
     if name.endswith(MERGED):
         merge(model)
         model.requires_grad_(False)
@@ -126,9 +133,18 @@ def _attach(model: nn.Module, name: str, inputs: dict[str, Tensor], config: Benc
     return inputs
 
 
+def _by_delta(layer: AdaptedLayer, x: Tensor) -> Tensor:
+    """base(x) + x Delta W, with Delta W of this target formed for it: what a layer does without a cut."""
+    base, delta = layer.base, layer.delta(None)
+    if delta.ndim > base.weight.ndim:
+        raise ValueError(f"bench: --dense takes one Delta W for all examples, {layer.target.path!r} has one for each")
+    zero = {} if base.bias is None else {"bias": torch.zeros_like(base.bias)}
+    return base(x) + functional_call(base, {"weight": delta, **zero}, x)
+
+
 def adapter_config(name: str, config: BenchConfig) -> AdapterConfig:
     """The adapter of a case: the scale is one, whatever the rank."""
-    method = name.removesuffix(PLAIN).removesuffix(MERGED)
+    method = name.partition(", ")[0]
     condition = config.condition if get_method(method).generated else ConditionConfig(scope="constant")
     return AdapterConfig(
         method, config.rank, targets=config.targets, clip_rank=True, condition=condition,

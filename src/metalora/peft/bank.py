@@ -154,7 +154,7 @@ class Bank(TunerLayer, nn.Module):
         """Forward hook of the model: no condition outlives its forward."""
         if not self.resting:
             for adapter in self.metalora_adapters.values():
-                adapter.end()
+                adapter.end(output)
 
     def _carry_conditions(self, model: nn.Module) -> None:
         """Where the model checkpoints activations, make the condition an explicit input of the checkpointed part."""

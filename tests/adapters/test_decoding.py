@@ -1,0 +1,105 @@
+"""Decoding step by step: the condition of a prompt serves every step that continues it."""
+
+import copy
+import gc
+import pickle
+
+import pytest
+import torch
+
+from metalora import AdapterConfig, ConditionConfig, adapter_of, attach
+
+transformers = pytest.importorskip("transformers")
+
+IDS = torch.arange(3 * 5).reshape(3, 5) % 47 + 3
+SOURCES = {"stages": {}, "pooled": {}, "stem": {"stem": "model.embed_tokens"}}
+
+
+def decoder(source="stages", **stem):
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
+    condition = ConditionConfig(source=source, **{**SOURCES[source], **stem})
+    config = AdapterConfig("metalora-cp", 2, targets=("q_proj", "v_proj"), condition=condition)
+    adapter = attach(model, config, example={"input_ids": IDS})
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_(0, 0.5)
+    return model, adapter
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_makes_one_condition(source, beams):
+    model, adapter = decoder(source)
+    made = []
+    adapter.conditioner.register_forward_hook(lambda module, args, output: made.append(output))
+    options = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False, num_beams=beams, pad_token_id=0)
+    options["attention_mask"] = torch.ones_like(IDS)
+    with torch.no_grad():
+        found = model.generate(input_ids=IDS, **options)
+        assert len(made) == 1
+        with adapter.using(made.pop()):
+            assert torch.equal(found, model.generate(input_ids=IDS, **options))
+        assert not made and len({*map(tuple, found[:, 5:].tolist())}) > 1
+
+
+def test_layers_up_to_the_stem_have_no_condition_in_any_step():
+    model, adapter = decoder("stem", stem="model.layers.0")
+    inside, after = (model.model.layers[k].self_attn.q_proj for k in (0, 1))
+    seen = []
+    for layer in (inside, after):
+        layer.register_forward_pre_hook(lambda module, args: seen.append(adapter.read(module.target)["c"].detach()))
+    first = model(input_ids=IDS)
+    model(input_ids=torch.tensor([[7], [8], [9]]), past_key_values=first.past_key_values)
+    start, made, later_start, later_made = seen
+    assert torch.equal(start, later_start) and len(start) == 1
+    assert torch.equal(made, later_made) and len(made) == 3 and (made - start).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["condition of the prompt", "condition given with the prompt"])
+def test_a_step_continues_under_the_condition_of_its_prompt(given):
+    model, adapter = decoder()
+    more = torch.tensor([[7], [8], [9]])
+    condition = adapter.condition({"input_ids": IDS.flip(0) if given else IDS})
+    first = model(input_ids=IDS, **({"condition": condition} if given else {}))
+    step = model(input_ids=more, past_key_values=first.past_key_values)
+    whole = torch.cat([IDS, more], 1)
+    want = model(input_ids=whole, condition=condition).logits[:, -1:]
+    torch.testing.assert_close(step.logits, want, rtol=1e-4, atol=1e-4)
+    assert (model(input_ids=whole).logits[:, -1:] - want).abs().max() > 1e-3
+    assert adapter.active is None
+
+
+def test_a_cache_used_again_is_a_new_prompt():
+    model, adapter = decoder()
+    cache = transformers.StaticCache(config=model.config, max_cache_len=16)
+    with torch.no_grad():
+        model(input_ids=IDS.flip(0), past_key_values=cache)
+        cache.reset()
+        found = model(input_ids=IDS, past_key_values=cache)
+        torch.testing.assert_close(found.logits, model(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_that_is_not_known_asks_for_the_condition():
+    model, adapter = decoder()
+    more = torch.tensor([[7], [8], [9]])
+    with torch.no_grad():
+        first = model(input_ids=IDS)
+    cache = copy.deepcopy(first.past_key_values)
+    with pytest.raises(ValueError, match="holds 5 positions whose condition is not known .* condition=condition"):
+        model(input_ids=more, past_key_values=cache)
+    assert cache.get_seq_length() == 5 and adapter.active is None
+    given = model(input_ids=more, past_key_values=cache, condition=adapter.condition({"input_ids": IDS}))
+    known = model(input_ids=more, past_key_values=first.past_key_values)
+    torch.testing.assert_close(given.logits, known.logits)
+
+
+def test_a_condition_goes_with_its_cache():
+    model, adapter = decoder()
+    output = model(input_ids=IDS)
+    assert len(adapter.decoding.kept) == 1
+    assert not adapter_of(copy.deepcopy(model)).decoding.kept and not pickle.loads(pickle.dumps(adapter.decoding)).kept
+    del output
+    gc.collect()
+    assert not adapter.decoding.kept
