@@ -73,7 +73,10 @@ def test_a_step_costs_two_thin_products_and_their_gradients(method, lefts):
     for backward, times in ((False, 1), (True, 3)):
         added = multiply_adds(net, x, backward=backward) - multiply_adds(frozen, x, backward=backward)
         thin = LAYERS * B * T * K * (lefts * S + 3 * S)  # x Left, once where Q, K and V share it, and h Right
-        assert added == times * (thin + folds(adapter))
+        most = times * (thin + folds(adapter))
+        assert (
+            times * thin < added <= most if method == "tenslora-qkv-depth" else added == most
+        )  # one step is no product
 
 
 def test_a_convolution_costs_the_thin_one_and_a_one_by_one():
