@@ -142,7 +142,13 @@ def test_growth_over_every_axis(tmp_path, monkeypatch):
 
 def test_exponents_are_those_of_the_added_time():
     cases = [
-        {"axis": "rank", "value": value, "case": case, "step_seconds": 1 + (0.01 * value**2 if case == "a" else 0)}
+        {
+            "axis": "rank",
+            "value": value,
+            "case": case,
+            "step_seconds": 3,
+            "step": 1 + (0.01 * value**2 if case == "a" else 0),
+        }
         for value in (2, 4, 8)
         for case in ("frozen model", "a", "b")
     ]

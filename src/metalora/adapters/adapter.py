@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.conditioning import Condition, Conditioner, Decoding, Values, together
+from metalora.adapters.conditioning import Condition, Conditioner, Decoding, Values, side_by_side
 from metalora.adapters.features import Inputs, Recorder
 from metalora.adapters.fused import SharedHidden
 from metalora.adapters.made import taken
@@ -346,7 +346,7 @@ class Adapter(nn.Module):
             known = self.decoding.values(kwargs)
             values = self._from_inputs(args, kwargs, known) if self.conditional else known or {}
         if ids is not None:
-            values = together(values, self.task(ids).values)
+            values = side_by_side(values, self.task(ids).values)
         if any(key not in values for key in self.task_keys):
             raise ValueError(
                 f"{self.method.name} has {self.config.tasks} tasks: call the model with task_ids=..., a number or one "
@@ -360,7 +360,7 @@ class Adapter(nn.Module):
         kwargs = self.decoding.prompt(kwargs) if known is None else kwargs
         if config.source == "stem":  # its hook replaces c0 as soon as it has run
             self.recorder.active, self.decoding.ahead = True, known
-            return together(known or {}, self.neutral().values)
+            return side_by_side(known or {}, self.neutral().values)
         if known is not None:
             return known
         if config.scope == "support" or config.source == "tensor":

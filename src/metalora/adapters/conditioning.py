@@ -20,7 +20,7 @@ from metalora.files import write_atomically
 Values = Mapping[str, Tensor]  # factor key -> one value an example, (n, *shape)
 
 
-def together(*many: Values) -> dict[str, Tensor]:
+def side_by_side(*many: Values) -> dict[str, Tensor]:
     """Values side by side; those of one example serve as many as the others have."""
     merged = {key: value for values in many for key, value in values.items()}
     n = max(len(value) for value in merged.values())

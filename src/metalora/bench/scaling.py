@@ -53,12 +53,12 @@ def points(config: BenchConfig) -> Iterator[tuple[str, int, BenchConfig]]:
 
 
 def added_seconds(cases: list[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """(axis, case) -> what a step has beyond the frozen model's, value by value."""
+    """(axis, case) -> what a step has beyond the frozen model's, value by value: by the ratio of every round."""
     floors = {(row["axis"], row["value"]): row["step_seconds"] for row in cases if row["case"] == FLOOR}
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for row in cases:
         if row["case"] != FLOOR:
-            more = row["step_seconds"] - floors[row["axis"], row["value"]]
+            more = (row["step"] - 1) * floors[row["axis"], row["value"]]
             found.setdefault((row["axis"], row["case"]), []).append((row["value"], more))
     return found
 
