@@ -330,6 +330,14 @@ def test_flags_override_the_file_also_with_a_default(tmp_path, monkeypatch):
     assert changed == TableConfig(lr=0.1, seeds=(1, 2), pretrain_steps=9)
 
 
+@pytest.mark.parametrize("arguments", [["methods"], ["train", "--help"]], ids=" ".join)
+def test_a_reader_that_stops_reading_ends_it_quietly(arguments):
+    code = f"import sys\nfrom metalora.cli import main\nsys.argv = ['metalora', *{arguments}]\nmain()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.close()
+        assert running.stderr.read() == b"" and running.wait() == 141
+
+
 # ---- start-up ------------------------------------------------------------------------------------------------------
 def test_help_and_methods_import_no_torch():
     code = """

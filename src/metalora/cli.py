@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -357,7 +358,10 @@ def _progress(total: int, label: str, quiet: bool):
 
 
 def main() -> None:
-    """Entry point: a ValueError is the user's and prints as one line, exit code 2; Ctrl-C exits with 130."""
+    """Entry point: a ValueError is the user's and prints as one line, exit code 2; Ctrl-C exits with 130.
+
+    A reader that stops reading ends it quietly, with 141.
+    """
     app, prog, arguments = tyro.extras.SubcommandApp(), "metalora", sys.argv[1:]
     verbs = {
         "methods": methods,
@@ -379,6 +383,10 @@ def main() -> None:
         app.command(name=name)(verb)
     try:
         app.cli(prog=prog, args=arguments, description="Tensor-network adapters of pre-trained PyTorch models.")
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, ModuleNotFoundError) as error:
         print(f"metalora: {error}", file=sys.stderr)
         raise SystemExit(2) from None
