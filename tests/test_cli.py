@@ -335,7 +335,7 @@ def test_a_reader_that_stops_reading_ends_it_quietly(arguments):
     code = f"import sys\nfrom metalora.cli import main\nsys.argv = ['metalora', *{arguments}]\nmain()"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
         running.stdout.close()
-        assert running.stderr.read() == b"" and running.wait() == 141
+        assert running.stderr.read() == b"" and running.wait() == 1
 
 
 # ---- start-up ------------------------------------------------------------------------------------------------------

@@ -360,7 +360,7 @@ def _progress(total: int, label: str, quiet: bool):
 def main() -> None:
     """Entry point: a ValueError is the user's and prints as one line, exit code 2; Ctrl-C exits with 130.
 
-    A reader that stops reading ends it quietly, with 141.
+    A reader that stops reading ends it quietly, with 1.
     """
     app, prog, arguments = tyro.extras.SubcommandApp(), "metalora", sys.argv[1:]
     verbs = {
@@ -386,7 +386,7 @@ def main() -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # who reads, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
+        raise SystemExit(1) from None
     except (ValueError, ModuleNotFoundError) as error:
         print(f"metalora: {error}", file=sys.stderr)
         raise SystemExit(2) from None
