@@ -259,7 +259,13 @@ def test_initialisations_with_numbers():
     assert 0.5 < f["A"] <= 2**-0.5 and 2**-0.5 < max(f["C_H"], f["C_L"], f["C_P"]) <= 3**0.5 and f["B"] == 0
     adapter = attach(model(), AdapterConfig("vera", 9, targets=("query",)))
     assert torch.equal(adapter.factors[f"{PATHS[0, 0]}.d"], torch.full((9,), 0.1).double())
-    assert 0.5 < adapter.factors["A"].abs().max() <= 3**0.5 / WIDTH**0.5
+    assert 3**0.5 / WIDTH**0.5 < adapter.factors["A"].abs().max() <= 6**0.5 / WIDTH**0.5
+
+
+def test_a_generated_factor_that_no_target_reads():
+    condition = ConditionConfig(source="tensor", feature_size=4)
+    with pytest.raises(ValueError, match="generated names factor 'w2', which none of the targets reads .they read A1,"):
+        attach(model(), AdapterConfig("cara", 2, targets=("query",), generated=("w2",), condition=condition))
 
 
 def test_deviation_by_all_ranks():

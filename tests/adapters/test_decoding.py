@@ -39,9 +39,13 @@ def test_generate_makes_one_condition(source, beams):
     with torch.no_grad():
         found = model.generate(input_ids=IDS, **options)
         assert len(made) == 1
-        with adapter.using(made.pop()):
+        used = made.pop()
+        prompt = adapter.condition({"input_ids": IDS.repeat_interleave(beams, 0)})
+        torch.testing.assert_close(used.vector(), prompt.vector(), rtol=1e-4, atol=1e-4)
+        made.clear()
+        with adapter.using(used):
             assert torch.equal(found, model.generate(input_ids=IDS, **options))
-        assert not made and len({*map(tuple, found[:, 5:].tolist())}) > 1
+        assert len(made) == 0 and len({*map(tuple, found[:, 5:].tolist())}) > 1
 
 
 def test_layers_up_to_the_stem_have_no_condition_in_any_step():
@@ -71,6 +75,40 @@ def test_a_step_continues_under_the_condition_of_its_prompt(given):
     assert adapter.active is None
 
 
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_no_part_of_a_condition(source, side):
+    model, adapter = decoder(source)
+    zeros, ones = torch.zeros(3, 2, dtype=torch.long), torch.ones(3, 5, dtype=torch.long)
+    parts = [(zeros, zeros), (IDS, ones)][:: 1 if side == "left" else -1]
+    ids, mask = (torch.cat(one, 1) for one in zip(*parts, strict=True))
+    real = slice(2, None) if side == "left" else slice(0, 5)
+    padded = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    with torch.no_grad():
+        found = model(**padded).logits[:, real]
+        torch.testing.assert_close(found, model(input_ids=IDS).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, model(**padded, condition=adapter.condition(padded)).logits[:, real])
+        free = model(input_ids=ids, position_ids=padded["position_ids"]).logits[:, real]
+        assert (found - free).abs().max() > 1e-3
+
+
+def test_a_state_space_model_continues_under_the_condition_of_its_prompt():
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=50, hidden_size=32, state_size=4, num_hidden_layers=2, time_step_rank=4)
+    model = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).eval()
+    adapter = attach(model, AdapterConfig("metalora-cp", 2, targets="in_proj"), example={"input_ids": IDS})
+    made = []
+    adapter.conditioner.register_forward_hook(lambda module, args, output: made.append(output))
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_(0, 0.5)
+        options = dict(max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
+        found = model.generate(input_ids=IDS, **options)
+        assert len(made) == 1
+        with adapter.using(adapter.condition({"input_ids": IDS})):
+            assert torch.equal(found, model.generate(input_ids=IDS, **options))
+
+
 def test_a_cache_used_again_is_a_new_prompt():
     model, adapter = decoder()
     cache = transformers.StaticCache(config=model.config, max_cache_len=16)
@@ -87,7 +125,7 @@ def test_a_cache_that_is_not_known_asks_for_the_condition():
     with torch.no_grad():
         first = model(input_ids=IDS)
     cache = copy.deepcopy(first.past_key_values)
-    with pytest.raises(ValueError, match="holds 5 positions whose condition is not known .* condition=condition"):
+    with pytest.raises(ValueError, match="cache holds 5 positions whose condition is not known .* condition=condition"):
         model(input_ids=more, past_key_values=cache)
     assert cache.get_seq_length() == 5 and adapter.active is None
     given = model(input_ids=more, past_key_values=cache, condition=adapter.condition({"input_ids": IDS}))

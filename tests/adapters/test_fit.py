@@ -136,3 +136,15 @@ def test_refusals_change_nothing():
     digits = attach(Net(**SQUARE), AdapterConfig(method="tt-lora", rank=2, targets=("query",)))
     with pytest.raises(ValueError, match="folds 'in' into digits"):
         fit(digits, [{}])
+    sums = attach(Net(**SQUARE), AdapterConfig(method="loha", rank=2, targets=("query",)))
+    with pytest.raises(ValueError, match="'loha': only a chain, .* and .* is not all of its network"):
+        fit(sums, [{}])
+
+
+def test_a_core_for_the_kernel_is_a_chain_where_there_is_no_kernel():
+    adapter = attach(Net(**SQUARE), AdapterConfig(method="locon-tucker", rank=2, targets=("query",)))
+    path = next(iter(adapter.targets))
+    wide = adapter.targets[path].sizes
+    pair = Pair(*(torch.randn(*shape, dtype=torch.float64) for shape in ((2, wide["in"]), (wide["out"], 2))))
+    assert fit(adapter, [{path: pair}]).error < 1e-6
+    torch.testing.assert_close(adapter.delta(path), pair.up @ pair.down, rtol=1e-4, atol=1e-4)

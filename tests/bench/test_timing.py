@@ -13,6 +13,7 @@ from metalora.bench.config import BenchConfig
 from metalora.bench.report import run
 from metalora.bench.tasks import tasks_in_a_batch
 from metalora.bench.timing import interleaved, ratio
+from metalora.config import ConditionConfig
 from metalora.experiments.rows import RowStore
 
 TINY = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=50)
@@ -106,6 +107,29 @@ def test_the_dense_way_takes_one_delta_for_all(monkeypatch):
     config = BenchConfig(methods=("metatt-4+1d",), peers=(), rank=2, batch=2, tokens=3, rounds=1, tasks=2, dense=True)
     with pytest.raises(ValueError, match="--dense takes one Delta W .* 'encoder.layer.0.attention.self.query' has one"):
         steps.timed(config)
+
+
+@pytest.mark.parametrize(
+    "more", [{"merged": True}, {"checkpointing": True}, {"dense": True, "dtype": "bfloat16"}], ids=str
+)
+def test_methods_whose_factors_differ_by_example(more, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(tasks, "ENCODER", TINY)
+    methods = ("lora", "metatt-4d") if "dense" in more else ("metatt-4+1d", "metalora-cp")
+    stem = ConditionConfig(source="stem", stem="embeddings")
+    config = BenchConfig(
+        methods=methods, peers=(), condition=stem, rank=2, batch=2, tokens=3, layers=2, rounds=1, tasks=2, **more
+    )
+    cases = {row["case"]: row for row in steps.timed(config)}
+    ways = {"merged": "metatt-4+1d, merged", "dense": "lora, dense"}
+    assert {*methods, *(way for name, way in ways.items() if name in more)} < {*cases}
+    assert all(row["step"] > 0 for row in cases.values())
+
+
+def test_what_is_timed_for_tasks_is_what_the_row_says():
+    with pytest.raises(ValueError, match="--what tasks has a batch and a model of its own and takes only rank, rounds"):
+        run(BenchConfig(batch=3), "tasks", None)
+    assert report._of_tasks(BenchConfig(rank=4, rounds=2)).batch == 64
 
 
 def test_attaching_beside_peft(monkeypatch):

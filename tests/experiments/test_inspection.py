@@ -49,5 +49,15 @@ def test_a_budget_above_every_rank_is_refused():
         matched(roberta(), config, 10**12)
 
 
+@pytest.mark.parametrize("method, most", [("lotr", 768), ("quanta", None)])
+def test_a_budget_of_exactly_the_most_is_met_by_the_smallest_rank_that_has_it(method, most):
+    config = AdapterConfig(method, targets="query")
+    with pytest.raises(ValueError, match="numbers at most, at any rank") as error:
+        matched(roberta(), config, 10**12)
+    numbers = int(str(error.value).split(" has ")[1].split()[0])
+    found = matched(roberta(), config, numbers)
+    assert summarise(roberta(), found)["parameters"] == numbers and found.rank == (most or 1)
+
+
 def test_a_rank_above_the_widths_is_found_for_what_takes_any():
     assert matched(roberta(), AdapterConfig("vera", targets="query,value"), 43008).rank == 1024

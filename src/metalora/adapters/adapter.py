@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.conditioning import Condition, Conditioner, Decoding, Values, side_by_side
+from metalora.adapters.conditioning import Condition, Conditioner, Decoding, Values, side_by_side, task_index
 from metalora.adapters.features import Inputs, Recorder
 from metalora.adapters.fused import SharedHidden
 from metalora.adapters.made import taken
@@ -250,11 +250,7 @@ class Adapter(nn.Module):
         """
         if not self.task_keys:
             raise ValueError(f"{self.method.name} with tasks={self.config.tasks} has no tasks to choose from")
-        index = torch.as_tensor(ids, device=self.owned[_slot(next(iter(self.task_keys)))].device).reshape(-1)
-        if not torch.compiler.is_compiling() and len(index):
-            wrong = index[(index < 0) | (index >= self.config.tasks)]
-            if index.is_floating_point() or len(wrong):
-                raise ValueError(f"task {(wrong if len(wrong) else index)[0]}: expected 0..{self.config.tasks - 1}")
+        index = task_index(ids, self.config.tasks, self.owned[_slot(next(iter(self.task_keys)))].device)
         values = {}
         for key, axis in self.task_keys.items():
             values[key] = self.owned[_slot(key)].index_select(axis, index).movedim(axis, 0)
@@ -329,6 +325,8 @@ class Adapter(nn.Module):
         condition, ids = kwargs.pop("condition", None), kwargs.pop("task_ids", None) if self.task_keys else None
         if self.enabled and not self.merged:
             self.begin(condition, ids, args, kwargs)
+        elif self.merged and not (condition is None and ids is None):
+            raise ValueError("the adapter is merged, so a forward takes no condition and no task_ids; unmerge it first")
         return args, kwargs
 
     def begin(self, condition: Condition | None, ids: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -343,7 +341,7 @@ class Adapter(nn.Module):
         held = self.held if self.held is not None or self.fixed is None else self.fixed.values
         values = held if condition is None else condition.values
         if values is None:
-            known = self.decoding.values(kwargs)
+            known = self.decoding.values(kwargs, needed=self.conditional)
             values = self._from_inputs(args, kwargs, known) if self.conditional else known or {}
         if ids is not None:
             values = side_by_side(values, self.task(ids).values)
@@ -357,9 +355,9 @@ class Adapter(nn.Module):
     def _from_inputs(self, args: tuple, kwargs: dict[str, Any], known: Values | None) -> Values:
         """The values that a forward with these inputs starts with; `known` are those of the sequences it continues."""
         config = self.config.condition
-        kwargs = self.decoding.prompt(kwargs) if known is None else kwargs
         if config.source == "stem":  # its hook replaces c0 as soon as it has run
-            self.recorder.active, self.decoding.ahead = True, known
+            self.recorder.start(kwargs)
+            self.decoding.ahead = known
             return side_by_side(known or {}, self.neutral().values)
         if known is not None:
             return known
@@ -374,7 +372,8 @@ class Adapter(nn.Module):
     def after_stem(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the stem: the condition is made from its output, in the same pass, or known."""
         if self.recorder.active and self.recorder.seen and self.enabled:
-            self.recorder.active, features, known = False, self.recorder.take(), self.decoding.ahead
+            self.recorder.stop()
+            features, known = self.recorder.take(), self.decoding.ahead
             made = known or self.conditioner(features, None, self._centre()).values
             self.active = {**self.active, **{key: made[key] for key in self.conditioner.shapes}}
 
@@ -388,7 +387,8 @@ class Adapter(nn.Module):
         self.decoding.keep(output, self.active)
         self.shared.clear()
         self.together.ups = {}
-        self.active, self._slices, self.recorder.active = self.held, None, False
+        self.recorder.stop()
+        self.active, self._slices = self.held, None
 
     @property
     def merged(self) -> bool:

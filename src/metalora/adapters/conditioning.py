@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.features import between_class_share
+from metalora.adapters.features import CACHES, between_class_share
 from metalora.config import ConditionConfig
 from metalora.files import write_atomically
 
@@ -25,6 +25,16 @@ def side_by_side(*many: Values) -> dict[str, Tensor]:
     merged = {key: value for values in many for key, value in values.items()}
     n = max(len(value) for value in merged.values())
     return {key: v if len(v) == n else v.expand(n, *v.shape[1:]) for key, v in merged.items()}
+
+
+def task_index(ids: Tensor | Sequence[int] | int, tasks: int, device: torch.device) -> Tensor:
+    """Task ids as (n,) integers; ValueError for what is no whole number in 0 .. tasks - 1."""
+    index = torch.as_tensor(ids, device=device).reshape(-1)
+    if not torch.compiler.is_compiling() and len(index):
+        wrong = index[(index < 0) | (index >= tasks)]
+        if index.is_floating_point() or index.dtype == torch.bool or len(wrong):
+            raise ValueError(f"task {(wrong if len(wrong) else index)[0]}: expected 0..{tasks - 1}")
+    return index
 
 
 @dataclass(frozen=True)
@@ -112,30 +122,38 @@ class Decoding:
 
     def keep(self, output: Any, values: Values | None) -> None:
         """Keep the values of a forward for as long as the cache that it gives; nothing under torch.compile."""
-        cache = getattr(output, "past_key_values", None)
+        cache = _cache({name: getattr(output, name, None) for name in CACHES})
         if values and cache is not None and not torch.compiler.is_compiling():
             self.kept[cache] = values
 
-    def values(self, inputs: Mapping[str, Any]) -> Values | None:
-        """The values of the sequences that a forward with these inputs continues, if they are known."""
-        return self.kept.get(inputs["past_key_values"]) if _positions(inputs) else None
+    def values(self, inputs: Mapping[str, Any], needed: bool) -> Values | None:
+        """The values of the sequences that a forward with these inputs continues; None if it continues none.
 
-    def prompt(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs without their cache, which the frozen network is not to write to; ValueError: it is not empty."""
-        if length := _positions(inputs):
+        ValueError: they are needed, and the cache is none that was kept.
+        """
+        length = _positions(inputs)
+        known = self.kept.get(_cache(inputs)) if length else None
+        if length and needed and known is None:
             raise ValueError(
-                f"past_key_values holds {length} positions whose condition is not known (a copy, or made under "
+                f"the cache holds {length} positions whose condition is not known (a copy, or made under "
                 "torch.compile): call model(..., condition=condition)"
             )
-        if inputs.get("past_key_values") is None:
-            return inputs
-        return {**inputs, "past_key_values": None, "use_cache": False}
+        return known
+
+
+def _cache(inputs: Mapping[str, Any]) -> Any:
+    return next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
 
 
 def _positions(inputs: Mapping[str, Any]) -> int:
-    """How many positions the key-value cache among the inputs holds."""
-    cache = inputs.get("past_key_values")
-    return 0 if cache is None else int(cache.get_seq_length())
+    """How many positions the cache among the inputs holds; of a state without positions 1 once it is set."""
+    cache = _cache(inputs)
+    if cache is None:
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # of state-space models
+        return int(cache.has_previous_state())
 
 
 class MappingNet(nn.Module):

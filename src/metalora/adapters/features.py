@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from metalora.adapters.stages import stages
 from metalora.adapters.targets import head_path
 
+CACHES = ("past_key_values", "cache_params")  # what models of transformers call the memory of a decoded sequence
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
@@ -23,15 +24,21 @@ def channel_statistics(output: Any, mask: Tensor | None = None) -> Tensor:
     x = x.float()
     if x.ndim == 2:
         return x
-    dims = (1,) if x.ndim == 3 else tuple(range(2, x.ndim))
-    if mask is not None and x.shape[:-1] == mask.shape:
-        weight = (mask / mask.sum(1, keepdim=True)).to(x.dtype)[..., None]
+    dims, weight = (1,) if x.ndim == 3 else tuple(range(2, x.ndim)), _weights(x, mask)
+    if weight is not None:
         mean = (x * weight).sum(1, keepdim=True)
         var = ((x - mean).square() * weight).sum(1)
         return torch.cat([mean.flatten(1), (var + 1e-6).sqrt()], -1)
     mean = x.mean(dims, keepdim=True)
     var = (x - mean).square().mean(dims)  # in two passes: torch.var is ten times slower on CPU
     return torch.cat([mean.flatten(1), (var + 1e-6).sqrt()], -1)
+
+
+def _weights(x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """What every token counts in a mean, (b, t, 1); None where all count alike or the mask is not of x."""
+    if mask is None or x.shape[:-1] != mask.shape:
+        return None
+    return (mask / mask.sum(1, keepdim=True)).to(x.dtype)[..., None]
 
 
 def between_class_share(features: Tensor, labels: Tensor) -> Tensor:
@@ -58,6 +65,14 @@ class Recorder:
         self.mask: Tensor | None = None
         self.seen: dict[int, Tensor] = {}
 
+    def start(self, inputs: Inputs) -> None:
+        """Record what a forward with these inputs gives, but for its padding."""
+        self.active, self.mask = True, token_mask(inputs)
+
+    def stop(self) -> None:
+        """Record no more."""
+        self.active, self.mask = False, None
+
     def take(self) -> Tensor:
         """The recorded features in the order of the hooks, (b, d); the record is emptied."""
         seen, self.seen = self.seen, {}
@@ -68,14 +83,14 @@ class Recorder:
     def of(self, network: nn.Module, inputs: Inputs) -> Tensor:
         """The features of inputs under a network that is watched, in eval mode."""
         training = [module for module in network.modules() if module.training]
-        self.active, self.mask = True, token_mask(inputs)
+        self.start(inputs)
         try:
             for module in training:
                 module.training = False
-            run(network, inputs)
+            run(network, _for_features(inputs))
             return self.take()
         finally:
-            self.active, self.mask = False, None
+            self.stop()
             for module in training:
                 module.training = True
 
@@ -87,12 +102,22 @@ def _record_output(recorder: Recorder, index: int, module: nn.Module, args: Any,
 
 def _record_input(recorder: Recorder, index: int, module: nn.Module, args: Any) -> None:
     if recorder.active:
-        recorder.seen[index] = pooled(args[0])
+        recorder.seen[index] = pooled(args[0], recorder.mask)
 
 
-def pooled(x: Tensor) -> Tensor:
-    """The mean over positions, (b, c)."""
-    return x.float() if x.ndim == 2 else x.float().mean(tuple(range(2, x.ndim)) if x.ndim == 4 else 1)
+def pooled(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean over positions, or over the tokens that count, (b, c)."""
+    x, weight = x.float(), _weights(x, mask)
+    if x.ndim == 2:
+        return x
+    return x.mean(tuple(range(2, x.ndim)) if x.ndim == 4 else 1) if weight is None else (x * weight).sum(1)
+
+
+def _for_features(inputs: Inputs) -> Inputs:
+    """Inputs whose forward runs over all positions, and writes to no cache."""
+    if hasattr(inputs, "keys"):
+        return {key: inputs[key] for key in inputs.keys() if key not in (*CACHES, "logits_to_keep")}
+    return inputs
 
 
 def watch_stages(model: nn.Module, paths: Sequence[str], recorder: Recorder) -> list[Any]:
@@ -112,7 +137,7 @@ def stage_statistics(model: nn.Module, inputs: Inputs, paths: Sequence[str] = ()
     """Channel statistics of every stage (found by architecture if not named), (n, d): one pass, hooks removed after."""
     recorder = Recorder()
     handles = watch_stages(model, paths or stages(model), recorder)
-    recorder.active, recorder.mask = True, token_mask(inputs)
+    recorder.start(inputs)
     try:
         run(model, inputs)
         return recorder.take()

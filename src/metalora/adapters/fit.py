@@ -92,13 +92,19 @@ def fitted_pieces(adapter: Adapter) -> list[Piece]:
     except ValueError:
         raise ValueError(f"method {method.name!r}: {allowed}") from None
     for piece in pieces:
-        if piece.kind not in ("chain", "tree", "shared bond") or len(piece.factors) != len(method.factors):
+        if piece.kind not in ("chain", "tree", "shared bond"):
             raise ValueError(f"method {method.name!r}: {allowed}, and {piece} is {piece.kind or 'none of them'}")
+        if len(piece.factors) != len(method.factors):
+            raise ValueError(f"method {method.name!r}: {allowed}, and {piece} is not all of its network")
+    present = {mode for one in adapter.placement.stored.values() for mode in one.modes}
     for side, modes in (("in", method.network.inputs), ("out", method.network.outputs)):
-        edges = {*modes} & method.network.edges
-        if sum(bool(edges & {*term}) for term in method.network.factors.values()) != 1:
+        edges = {*modes} & method.network.edges & present
+        held = [factor for factor, term in method.network.factors.items() if edges & {*term}]
+        if len(held) != 1:
+            how = f"folds {side!r} into digits" if side in method.network.folds else f"has them on {', '.join(held)}"
             raise ValueError(
-                f"method {method.name!r}: it folds {side!r} into digits, so a fit would need the dense one"
+                f"method {method.name!r}: the modes of {side!r} must be on one factor and it {how}, so a fit would "
+                "need the dense one"
             )
     return pieces
 

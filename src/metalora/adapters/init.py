@@ -11,7 +11,7 @@ from torch import Tensor
 from metalora.config import AdapterConfig, nearest
 from metalora.methods.method import INITS, Method
 from metalora.network.network import Network
-from metalora.network.spec import COORDINATE_MODES
+from metalora.network.spec import COORDINATE_MODES, KERNEL_MODES
 
 CODES = {kind[:2]: kind for kind in INITS}
 DEFAULTS = {"ones": 1.0, "kaiming": sqrt(5), "by_rank": sqrt(5), "gate": sqrt(5), "normal": 0.2}
@@ -60,13 +60,13 @@ def initial(
     """A float32 tensor; random ones depend on (seed, key) alone, never on the order of creation.
 
     The kind may carry a number: kaiming:a is U(-b, b) with b = sqrt(6 / ((1 + a^2) fan_in)), a = sqrt(5) as in LoRA by
-    default; fan_in is the product of the input modes, or of the bonds where a factor has none. by_rank:a is the same
-    with the bonds, gate:a with all modes but the last two, those that a gate gives. normal:s is N(0, s^2), s = 0.2;
-    xavier: N(0, 2 / (fan_in + fan_out)); unit: N(0, s^2) with s = (prod r)^(-1 / 2n) over all bonds and the n factors,
-    whose product then has variance one. ones:v is filled with v. identity: ones on the diagonal of the
-    first and the last axis, slice by slice. tiled: the same of all axes but the last as one, over and over. orthogonal:
-    of the matrix with the last axis as its columns; of a factor with several bonds slice by slice over layer, proj,
-    head and task.
+    default; fan_in is the product of the input modes and, where these are the kernel's or none, of the first bond.
+    by_rank:a is the same with all bonds, gate:a with all modes but the last two, those that a gate gives. normal:s is
+    N(0, s^2), s = 0.2; xavier: N(0, 2 / (fan_in + fan_out)), of bonds alone with torch's fans; unit: N(0, s^2) with
+    s = (prod r)^(-1 / 2n) over all bonds and the n factors, whose product then has variance one. ones:v is filled with
+    v. identity: ones on the diagonal of the first and the last axis, slice by slice. tiled: the same of all axes but
+    the last as one, over and over. orthogonal: of the matrix with the last axis as its columns; of a factor with
+    several bonds slice by slice over layer, proj, head and task.
 
     sizes: of all modes at a target that reads the factor
     """
@@ -83,8 +83,7 @@ def initial(
         bound = sqrt(6 / round(1 + number**2, 9)) / sqrt(_fan_in(kind, modes, shape, network))
         tensor.uniform_(-bound, bound, generator=generator)
     elif kind == "xavier":
-        fan_in = _fan_in(kind, modes, shape, network)
-        tensor.normal_(0, sqrt(2 / (fan_in + prod(shape) / fan_in)), generator=generator)
+        tensor.normal_(0, sqrt(2 / sum(_fans(modes, shape, network))), generator=generator)
     elif kind in ("normal", "unit"):
         tensor.normal_(0, number if kind == "normal" else _unit(network, sizes), generator=generator)
     elif kind == "orthogonal":
@@ -102,8 +101,20 @@ def _fan_in(kind: str, modes: Sequence[str], shape: Sequence[int], network: Netw
     """The numbers that each output of a factor sums over."""
     if kind == "gate":
         return prod(shape[:-2])
-    of_bonds = kind == "by_rank" or not {*network.inputs} & {*modes}
-    return prod(n for m, n in zip(modes, shape, strict=True) if m in (network.bonds if of_bonds else network.inputs))
+    bonds = [n for m, n in zip(modes, shape, strict=True) if m in network.bonds]
+    if kind == "by_rank":
+        return prod(bonds)
+    whole = any(m in network.inputs and m not in KERNEL_MODES for m in modes)
+    inputs = prod(n for m, n in zip(modes, shape, strict=True) if m in network.inputs)
+    return inputs if whole or not bonds else inputs * bonds[0]
+
+
+def _fans(modes: Sequence[str], shape: Sequence[int], network: Network) -> tuple[float, float]:
+    """Of xavier: torch's fan_in and fan_out of (out, in, *rest) for bonds alone."""
+    if len(shape) > 2 and {*modes} <= {*network.bonds}:
+        return prod(shape[1:]), prod(shape) / shape[1]
+    fan_in = _fan_in("xavier", modes, shape, network)
+    return fan_in, prod(shape) / fan_in
 
 
 def _parsed(kind: str, key: str) -> tuple[str, float]:

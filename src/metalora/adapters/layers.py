@@ -387,7 +387,8 @@ class AdaptedConv1d(AdaptedConv):
 def _autocast(x: Tensor) -> torch.dtype | None:
     """The type that autocast computes in where x is; None without autocast."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    on = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # which autocast leaves as it is
+    return torch.get_autocast_dtype(kind) if on else None
 
 
 LAYERS: dict[str, type[AdaptedLayer]] = {

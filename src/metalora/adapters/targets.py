@@ -14,8 +14,12 @@ PRESETS = ("all", "linear", "conv")
 
 
 TRANSPOSED = ("conv1d_gpt2", "embedding")  # kinds whose weight is (in, out)
-FUSED = ("qkv", "c_attn", "in_proj", "Wqkv", "qkv_proj")  # one layer whose output is query, key and value in turn
-INTO_HEADS = (*FUSED, "query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v")
+FUSED = ("qkv", "c_attn", "Wqkv", "qkv_proj")  # one layer whose output is query, key and value in turn
+INTO_HEADS = (
+    *FUSED, "query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v",
+    "query_proj", "key_proj", "value_proj", "to_q", "to_k", "to_v", "wq", "wk", "wv",
+    "in_proj", "query_key_value",  # in turn head by head: one projection
+)  # fmt: skip
 OUT_OF_HEADS = (
     "o_proj", "attention.output.dense", "attention.dense", "attention.out_proj", "self_attn.out_proj", "attn.out_proj",
     "attn.proj", "attn.c_proj", "attention.out_lin", "attention.o_proj", "SelfAttention.o", "EncDecAttention.o",

@@ -23,12 +23,26 @@ def _attaching(config: BenchConfig) -> list[Ratio]:
     return attaching(config)
 
 
-RATIOS = {"tasks": lambda config: tasks_in_a_batch(config.rounds, rank=config.rank), "attach": _attaching}
+def _tasks(config: BenchConfig) -> list[Ratio]:
+    return tasks_in_a_batch(config.rounds, config.batch, config.tokens, config.rank)
+
+
+def _of_tasks(config: BenchConfig) -> BenchConfig:
+    """The configuration that is timed for tasks; ValueError where another is asked for."""
+    taken = {name: getattr(config, name) for name in ("rank", "rounds", "keep_memory")}
+    if config != BenchConfig(**taken):
+        raise ValueError(f"bench: --what tasks has a batch and a model of its own and takes only {', '.join(taken)}")
+    same = dict(methods=("metatt-4+1d",), targets=("query", "value"), tasks=64, batch=64, tokens=32)
+    return BenchConfig(**taken, **same)
+
+
+RATIOS = {"tasks": _tasks, "attach": _attaching}
 
 
 def run(config: BenchConfig, what: str, out: Path | None) -> dict[str, Any]:
     """Time what is asked for: a row with the configuration, the environment and every case; appended to `out`."""
     start = time.monotonic()
+    config = _of_tasks(config) if what == "tasks" else config
     if config.keep_memory:
         keep_freed()
     results: dict[str, Any] = {}
@@ -68,6 +82,7 @@ def plot(row: dict[str, Any], path: Path) -> None:
         figure = Figure(figsize=(5.2 * len(metrics), 0.8 + 0.36 * len(cases)), layout="constrained")
         for panel, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
             _ratios(panel, metric, cases)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 

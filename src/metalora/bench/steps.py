@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metalora.adapters.attach import attach, merge
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import adapter_of, attach, merge
+from metalora.adapters.checkpointing import checkpointing
+from metalora.adapters.conditioning import Condition
 from metalora.adapters.layers import AdaptedLayer
 from metalora.adapters.targets import find_targets
 from metalora.bench import memory
@@ -41,11 +45,13 @@ class Case:
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW(self.learned, lr=1e-4) if self.learned else None
         self.run: Callable[..., Any] = self.model
+        self.around: Callable[[], AbstractContextManager] = nullcontext
 
     def step(self) -> None:
         """Forward, backward and, where there is something to learn, AdamW's step."""
         self.model.train()
-        _first(self.run(**self.inputs)).float().square().mean().backward()
+        with self.around():
+            _first(self.run(**self.inputs)).float().square().mean().backward()
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -114,7 +120,11 @@ def make(name: str, base: nn.Module, inputs: dict[str, Tensor], config: BenchCon
     if config.checkpointing:
         _checkpoint(model)
     case = Case(model, inputs, [p for p in model.parameters() if p.requires_grad], seconds)
-    case.run = torch.compile(model) if config.compile else model
+    if config.compile:
+        torch._dynamo.config.recompile_limit = 1000  # the cases have the code of the base in common
+        case.run = torch.compile(model)
+    if config.checkpointing and adapter_of(model) is not None:
+        case.around = partial(checkpointing, model)
     return case
 
 
@@ -126,16 +136,24 @@ def _attach(model: nn.Module, name: str, inputs: dict[str, Tensor], config: Benc
         for layer in adapter.layers.values():
             layer.forward = partial(_by_delta, layer)
     if name.endswith(MERGED):
-        merge(model)
+        merge(model, _one_condition(adapter, inputs))
         model.requires_grad_(False)
     elif adapter.task_keys:
         return {**inputs, "task_ids": torch.arange(config.batch) % config.tasks}
     return inputs
 
 
+def _one_condition(adapter: Adapter, inputs: dict[str, Tensor]) -> Condition | None:
+    """What an adapter whose factors differ by example is merged under: the mean condition, the first task."""
+    if adapter.conditional:
+        return adapter.condition(inputs.get("x", inputs)).mean()
+    return adapter.task(0) if adapter.task_keys else None
+
+
 def _by_delta(layer: AdaptedLayer, x: Tensor) -> Tensor:
     """base(x) + x Delta W, with Delta W of this target formed for it: what a layer does without a cut."""
-    base, delta = layer.base, layer.delta(None)
+    base = layer.base
+    delta = layer.delta(None).to(base.weight.dtype)
     if delta.ndim > base.weight.ndim:
         raise ValueError(f"bench: --dense takes one Delta W for all examples, {layer.target.path!r} has one for each")
     zero = {} if base.bias is None else {"bias": torch.zeros_like(base.bias)}
@@ -161,10 +179,13 @@ def adapt_by_peft(model: nn.Module, peer: str, rank: int, names: list[str]) -> n
 
 def _need_gradients(model: nn.Module, config: BenchConfig) -> None:
     """Let the frozen model go back as far as an adapter would: to what its targets give, and no further."""
+    first = next(model.parameters())
+    nothing = torch.zeros((), dtype=first.dtype, device=first.device, requires_grad=True)
 
-    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        if torch.is_grad_enabled() and not output.requires_grad:
-            output.requires_grad_()
+    def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if not torch.is_grad_enabled() or output.requires_grad:
+            return None
+        return output + nothing if torch.compiler.is_compiling() else output.requires_grad_()
 
     for target in find_targets(model, config.targets):
         model.get_submodule(target.path).register_forward_hook(hook)

@@ -40,11 +40,16 @@ def matched(model: nn.Module, config: AdapterConfig, params: int) -> AdapterConf
 
 
 def _largest(count: Callable[[int], int], limit: int, where: str) -> int:
-    """The largest argument whose count, which never falls, is at most the limit; its count at 1 is."""
+    """The largest argument whose count, which never falls, is at most the limit; its count at 1 is.
+
+    Where the limit is the most that any argument has: the smallest of these.
+    """
     low, high = 1, 2
     while count(high) <= limit:
-        if count(high) == count(2 * high) < limit:
-            raise ValueError(f"{where} has {count(high)} numbers at most, at any rank")
+        if count(high) == count(2 * high):
+            if count(high) < limit:
+                raise ValueError(f"{where} has {count(high)} numbers at most, at any rank")
+            return next(k for k in range(low, high + 1) if count(k) == limit)
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

@@ -28,7 +28,8 @@ FACT_TK = Method(
     copies="",
     scale="alpha",
     any_rank=True,
-    notes="Slices are frontal, as in the paper; fact-tk-code has them as its code does.",
+    notes="Slices are frontal, as in the paper; fact-tk-code has them as its code does. C and P are normal here "
+    "where its code has uniform ones of the same variance.",
 )
 
 FACT_TK_CODE = replace(

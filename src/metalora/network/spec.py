@@ -3,7 +3,8 @@
 import re
 from collections.abc import Mapping
 
-INPUT_MODES = ("in", "kh", "kw")
+KERNEL_MODES = ("kh", "kw")
+INPUT_MODES = ("in", *KERNEL_MODES)
 OUTPUT_MODES = ("out",)
 COORDINATE_MODES = ("layer", "proj", "head", "task")
 KNOWN_MODES = (*INPUT_MODES, *OUTPUT_MODES, *COORDINATE_MODES, "expert", "batch")
