@@ -230,6 +230,16 @@ def test_autocast_computes_in_its_own_type():
         torch.testing.assert_close(fused[name], plain[name], rtol=0.05, atol=0.05 * float(plain[name].abs().max()))
 
 
+def test_autocast_leaves_double_precision_as_it_is():
+    model, adapter = adapted(Net(), "lora")
+    x = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
+    want = results(model, adapter, x, False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results(model, adapter, x, True)
+    for name, value in want.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
+
+
 class Scalings(TorchFunctionMode):
     """Counts the products of a tensor with a number."""
 

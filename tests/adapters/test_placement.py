@@ -73,6 +73,13 @@ def test_targets_know_their_layer_and_their_role():
     assert len(found) == 6 * LAYERS
     one = found["layers.2.attention.qkv"]
     assert (one.layer, one.role, one.parts, one.head_dim) == ((2,), "layers.*.attention.qkv", 3, HEAD)
+    other = nn.ModuleDict({name: nn.Linear(WIDTH, 3 * WIDTH) for name in ("in_proj", "query_proj", "wq", "up")})
+    assert {t.path: (t.parts, t.heads) for t in find_targets(other, "*")} == {
+        "in_proj": (1, "out"),  # DeBERTa's: query, key and value head by head
+        "query_proj": (1, "out"),
+        "wq": (1, "out"),
+        "up": (1, ""),
+    }
     assert found["layers.0.attention.c_attn"].parts == 3 and found["layers.0.up"].parts == 1
     assert find_targets(model(), "head")[0].layer is None
 

@@ -48,6 +48,9 @@ def test_only_the_new_slice_learns(method, tasks, tmp_path):
     twin = copy.deepcopy(net)
     merge(twin, adapter.task(task))
     torch.testing.assert_close(twin(X), learned, rtol=1e-9, atol=1e-9)
+    for given in ({"task_ids": 0}, {"condition": adapter.task(0)}):
+        with pytest.raises(ValueError, match="is merged, so a forward takes no condition and no task_ids; unmerge it"):
+            twin(X, **given)
 
 
 def test_a_new_task_starts_like_the_mean_or_like_another():
@@ -87,3 +90,10 @@ def test_refusals(options, like, message):
     with pytest.raises(ValueError, match=message), new_task(adapter, like=like):
         pass
     assert adapter.config == config and not len(adapter.fresh)
+
+
+@pytest.mark.parametrize("ids", [2, -1, 0.5, True, [0, 2], torch.tensor([True, False])], ids=str)
+def test_what_is_no_number_of_a_task(ids):
+    _, adapter = attached("metatt-4+1d", targets=("query",), tasks=2)
+    with pytest.raises(ValueError, match="expected 0..1"):
+        adapter.task(ids)

@@ -158,10 +158,10 @@ def test_growth_over_every_axis(tmp_path, monkeypatch):
     assert train["predicted"] == pytest.approx(1 + 3 * 3 * 2 * (16 + 16) / (2 * head))  # Q, K, V of rank 2
     assert cases["tasks", 30, "metatt-4+1d"]["num_params"] - cases["tasks", 1, "metatt-4+1d"]["num_params"] == 29 * 4
     assert cases["targets", 6, "metatt-4d"]["num_params"] > cases["targets", 1, "metatt-4d"]["num_params"]
-    report.plot(row, tmp_path / "growth.png")
+    report.plot(row, tmp_path / "new" / "growth.png")
     report.plot({"config": {"what": "tasks"}, "results": {"cases": [
         dict(case="a", cost=1.1, cost_low=1.0, cost_high=1.3)]}}, tmp_path / "tasks.png")  # fmt: skip
-    assert (tmp_path / "growth.png").stat().st_size > 10_000 and (tmp_path / "tasks.png").stat().st_size > 2_000
+    assert (tmp_path / "new" / "growth.png").stat().st_size > 10_000 and (tmp_path / "tasks.png").stat().st_size > 2_000
 
 
 def test_exponents_are_those_of_the_added_time():

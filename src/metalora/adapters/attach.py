@@ -76,6 +76,7 @@ def build(
     kinds = inits(config, method)
     placement = place(targets, config, method)
     _check_biases(placement, method)
+    _check_read(config, placement, method)
     adapter = Adapter(config, method, placement, _initial_factors(config, kinds, placement))
     adapter.model = (model,)
     try:
@@ -161,17 +162,27 @@ def _check_factors(config: AdapterConfig, method: Method) -> None:
                 raise ValueError(f"method {method.name!r}: {what} names factor {name!r}{nearest(name, method.factors)}")
     for name in {*method.fixed, *config.frozen} & {*made}:
         raise ValueError(f"method {method.name!r}: factor {name!r} is both frozen and generated")
-    with_task = [name for name, modes in method.network.factors.items() if "task" in modes]
-    if config.tasks > 1 and {*with_task} and {*with_task} <= {*made}:
-        raise ValueError(
-            f"method {method.name!r}: tasks={config.tasks}, but what has a task mode, {', '.join(with_task)}, is "
-            "generated: the condition takes the place of the tasks"
-        )
     if config.tasks < 1 or (config.tasks > 1 and "task" not in method.network.modes):
         raise ValueError(
             f"method {method.name!r}: tasks={config.tasks}, expected {'at least 1' if config.tasks < 1 else '1'}"
             + ("" if config.tasks < 1 else "; it has no task mode")
         )
+    with_task = [name for name, modes in method.network.factors.items() if "task" in modes]
+    if config.tasks > 1 and {*with_task} <= {*made}:
+        raise ValueError(
+            f"method {method.name!r}: tasks={config.tasks}, but what has a task mode, {', '.join(with_task)}, is "
+            "generated: the condition takes the place of the tasks"
+        )
+
+
+def _check_read(config: AdapterConfig, placement: Placement, method: Method) -> None:
+    read = {stored.factor for stored in placement.stored.values()}
+    for name in config.generated or ():
+        if name not in read:
+            raise ValueError(
+                f"method {method.name!r}: generated names factor {name!r}, which none of the targets reads "
+                f"(they read {', '.join(sorted(read))})"
+            )
 
 
 def _check_biases(placement: Placement, method: Method) -> None:
@@ -202,13 +213,6 @@ def _prepare_condition(
 ) -> None:
     config, condition = adapter.config, adapter.config.condition
     shapes = generated_shapes(config, adapter.placement)
-    found = {stored.factor for stored in adapter.placement.stored.values()}
-    for name in config.generated or ():
-        if name not in found:
-            raise ValueError(
-                f"method {adapter.method.name!r}: generated names factor {name!r}, which none of the targets reads "
-                f"(they read {', '.join(sorted(found))})"
-            )
     if not shapes:
         return
     size = condition.feature_size

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from metalora.bench import tasks
 from metalora.bench.config import BenchConfig
 from metalora.bench.memory import keep_freed
 from metalora.bench.scaling import added_seconds, scaling
 from metalora.bench.steps import FLOOR, steps
-from metalora.bench.tasks import tasks_in_a_batch
 from metalora.bench.timing import Ratio
 from metalora.config import to_dict
 from metalora.experiments.report import PALETTE
@@ -24,7 +24,7 @@ def _attaching(config: BenchConfig) -> list[Ratio]:
 
 
 def _tasks(config: BenchConfig) -> list[Ratio]:
-    return tasks_in_a_batch(config.rounds, config.batch, config.tokens, config.rank)
+    return tasks.tasks_in_a_batch(config.rounds, config.batch, config.tokens, config.rank)
 
 
 def _of_tasks(config: BenchConfig) -> BenchConfig:
@@ -32,8 +32,8 @@ def _of_tasks(config: BenchConfig) -> BenchConfig:
     taken = {name: getattr(config, name) for name in ("rank", "rounds", "keep_memory")}
     if config != BenchConfig(**taken):
         raise ValueError(f"bench: --what tasks has a batch and a model of its own and takes only {', '.join(taken)}")
-    same = dict(methods=("metatt-4+1d",), targets=("query", "value"), tasks=64, batch=64, tokens=32)
-    return BenchConfig(**taken, **same)
+    own = dict(methods=(tasks.METHOD,), targets=tasks.TARGETS, tasks=tasks.BATCH)
+    return BenchConfig(**taken, **own, batch=tasks.BATCH, tokens=tasks.TOKENS)
 
 
 RATIOS = {"tasks": _tasks, "attach": _attaching}

@@ -10,6 +10,7 @@ from torch import nn
 
 from metalora.bench.config import BenchConfig
 from metalora.bench.steps import FLOOR, MERGED, PEFT, adapter_config, build, timed
+from metalora.bench.tasks import METHOD
 from metalora.experiments.inspection import summarise
 
 ALL = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
@@ -21,7 +22,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "tasks": (1, 10, 100, 1000, 10_000),
 }
 """Setting -> its values; of targets, how many of a layer's matrices. Other settings are those of the configuration."""
-BY_TASK = ("metatt-4+1d",)  # what is timed over the number of tasks
+BY_TASK = (METHOD,)  # what is timed over the number of tasks
 
 
 def scaling(config: BenchConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

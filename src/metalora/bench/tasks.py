@@ -9,10 +9,11 @@ from metalora.adapters.attach import attach
 from metalora.bench.timing import Ratio, interleaved, ratio
 from metalora.config import AdapterConfig, ConditionConfig
 
+METHOD, TARGETS, BATCH, TOKENS = "metatt-4+1d", ("query", "value"), 64, 32
 ENCODER = dict(hidden_size=384, num_attention_heads=12, intermediate_size=1536)  # MiniLM's shape
 
 
-def tasks_in_a_batch(rounds: int = 11, batch: int = 64, tokens: int = 32, rank: int = 8) -> list[Ratio]:
+def tasks_in_a_batch(rounds: int = 11, batch: int = BATCH, tokens: int = TOKENS, rank: int = 8) -> list[Ratio]:
     """`batch` examples of as many tasks against `batch` examples of one task: forward, and a step of training.
 
     Both batches name a task for every example. A batch that names one task once (`task_ids=0`) may be merged into the
@@ -22,7 +23,7 @@ def tasks_in_a_batch(rounds: int = 11, batch: int = 64, tokens: int = 32, rank: 
     torch.manual_seed(0)
     model = encoder()
     condition = ConditionConfig(scope="constant")
-    config = AdapterConfig("metatt-4+1d", rank, alpha=4.0, targets="query,value", tasks=batch, condition=condition)
+    config = AdapterConfig(METHOD, rank, alpha=4.0, targets=TARGETS, tasks=batch, condition=condition)
     adapter = attach(model, config)
     with torch.no_grad():
         for parameter in adapter.parameters():
@@ -51,7 +52,7 @@ def _peft(inputs: dict, batch: int, rank: int) -> Callable[[], object]:
     from peft import LoraConfig, get_peft_model
 
     names = [f"task{k}" for k in range(batch)]
-    config = LoraConfig(r=rank, target_modules=["query", "value"], init_lora_weights=False)
+    config = LoraConfig(r=rank, target_modules=list(TARGETS), init_lora_weights=False)
     model = get_peft_model(encoder(), config, adapter_name=names[0])
     for name in names[1:]:
         model.add_adapter(name, config)

@@ -45,15 +45,20 @@ def _largest(count: Callable[[int], int], limit: int, where: str) -> int:
     Where the limit is the most that any argument has: the smallest of these.
     """
     low, high = 1, 2
-    while count(high) <= limit:
-        if count(high) == count(2 * high):
-            if count(high) < limit:
-                raise ValueError(f"{where} has {count(high)} numbers at most, at any rank")
-            return next(k for k in range(low, high + 1) if count(k) == limit)
+    while (most := count(high)) <= limit:
+        if most == count(2 * high):
+            if most < limit:
+                raise ValueError(f"{where} has {most} numbers at most, at any rank")
+            return _last(lambda k: count(k) < limit, 0, high) + 1
         low, high = high, 2 * high
+    return _last(lambda k: count(k) <= limit, low, high)
+
+
+def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The largest number at which it holds, by bisection: it does at `low`, and at `high` no more."""
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) <= limit else (low, middle)
+        low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
 
