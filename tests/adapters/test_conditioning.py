@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, Condition, ConditionConfig, adapter_of, attach, detach
-from metalora.adapters.features import between_class_share, channel_statistics
+from metalora.adapters.conditioning.features import between_class_share, channel_statistics
 from oracles import conditioning as oracle
 from oracles.cases import BODY, CASES, SOURCES, attached, conv_net, features, images, randomise
 from oracles.layers import LAYERS

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters.test_placement import LAYERS, WIDTH, attached, model
+from adapters.test_layout import LAYERS, WIDTH, attached, model
 from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, load, merge, new_task, save, sweep
-from metalora.adapters.folding import digits
-from metalora.network.network import Network
+from metalora.adapters.layout.axes import digits
+from metalora.tensornet.network import Network
 
 PATHS = {(k, m): f"layers.{k}.attention.{name}" for k in range(LAYERS) for m, name in enumerate(("query", "key"))}
 

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from metalora import AdapterConfig, ConditionConfig, attach, sweep
-from metalora.adapters.fused import AddProduct
+from metalora.adapters.layers.fused import AddProduct
 
 CONSTANT, GIVEN = ConditionConfig(scope="constant"), ConditionConfig(source="tensor", feature_size=5, hidden=3)
 QKV = ("query", "key", "value")

@@ -11,10 +11,10 @@ import torch
 from metalora.bench import memory, report, scaling, steps, tasks
 from metalora.bench.config import BenchConfig
 from metalora.bench.report import run
+from metalora.bench.store import RowStore
 from metalora.bench.tasks import tasks_in_a_batch
 from metalora.bench.timing import interleaved, ratio
 from metalora.config import ConditionConfig
-from metalora.experiments.rows import RowStore
 
 TINY = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=50)
 

@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalora import AdapterConfig, adapter_of, detach, load, save
-from metalora.adapters.updates import Pair
-from metalora.io.convert import convert
-from metalora.io.peft_files import in_model, read_lora
-from test_cli import metalora_command
+from metalora.fitting.updates import Pair
+from metalora.io.lora.convert import convert
+from metalora.io.lora.format import in_model, read_lora
+from support.command import metalora_command
 
 
 class Block(nn.Module):

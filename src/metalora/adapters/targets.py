@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from metalora.config import nearest
+from metalora._util.suggest import nearest
 
 PRESETS = ("all", "linear", "conv")
 

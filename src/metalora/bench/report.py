@@ -9,12 +9,12 @@ from typing import Any
 from metalora.bench import tasks
 from metalora.bench.config import BenchConfig
 from metalora.bench.memory import keep_freed
+from metalora.bench.palette import PALETTE
 from metalora.bench.scaling import added_seconds, scaling
 from metalora.bench.steps import FLOOR, steps
+from metalora.bench.store import RowStore, make_row
 from metalora.bench.timing import Ratio
 from metalora.config import to_dict
-from metalora.experiments.report import PALETTE
-from metalora.experiments.rows import RowStore, make_row
 
 
 def _attaching(config: BenchConfig) -> list[Ratio]:

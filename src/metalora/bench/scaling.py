@@ -11,7 +11,7 @@ from torch import nn
 from metalora.bench.config import BenchConfig
 from metalora.bench.steps import FLOOR, MERGED, PEFT, adapter_config, build, timed
 from metalora.bench.tasks import METHOD
-from metalora.experiments.inspection import summarise
+from metalora.cost import summarise
 
 ALL = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
 AXES: dict[str, tuple[int, ...]] = {

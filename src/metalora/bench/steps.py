@@ -14,20 +14,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, merge
 from metalora.adapters.checkpointing import checkpointing
-from metalora.adapters.conditioning import Condition
-from metalora.adapters.layers import AdaptedLayer
+from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.targets import find_targets
 from metalora.bench import memory
 from metalora.bench.config import BenchConfig
 from metalora.bench.tasks import encoder
 from metalora.bench.timing import interleaved, ratio
-from metalora.config import AdapterConfig, ConditionConfig, nearest
-from metalora.experiments.inspection import summarise
-from metalora.experiments.models import load_model
+from metalora.config import AdapterConfig, ConditionConfig
+from metalora.cost import summarise
 from metalora.methods.registry import get_method
+from metalora.zoo import load_model
 
 FLOOR, PEFT, PLAIN, DENSE, MERGED = "frozen model", "peft: ", ", plain", ", dense", ", merged"
 PEERS = {"lora": "LoraConfig", "vera": "VeraConfig", "lokr": "LoKrConfig", "loha": "LoHaConfig"}

@@ -13,11 +13,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from metalora._util.files import write_atomically
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, detach, merge, unmerge
-from metalora.adapters.conditioning import Condition
+from metalora.adapters.conditioning.condition import Condition
 from metalora.config import AdapterConfig, from_dict, to_dict
-from metalora.files import write_atomically
 
 FORMAT, VERSION = "metalora-adapter", 1
 ALSO = "also/"  # of the names of what was trained with an adapter

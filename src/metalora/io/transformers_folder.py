@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from metalora.adapters.attach import detach
-from metalora.adapters.conditioning import Condition
+from metalora.adapters.conditioning.condition import Condition
 from metalora.io.adapter_file import merged_state
 
 

@@ -7,7 +7,7 @@ one likes. All three official codes start away from the base; here the last core
 from collections.abc import Mapping
 
 from metalora.methods.method import Method
-from metalora.network.formats import tt
+from metalora.tensornet.formats import tt
 
 
 def _digits(letter: str, n: int) -> list[str]:

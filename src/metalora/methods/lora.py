@@ -4,7 +4,7 @@ Conv-LoRA *is* LoCon of LyCORIS and PEFT's LoRA on Conv2d: a K x K convolution t
 """
 
 from metalora.methods.method import Method
-from metalora.network.formats import matrix
+from metalora.tensornet.formats import matrix
 
 LORA = Method(
     name="lora",

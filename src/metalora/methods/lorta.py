@@ -7,7 +7,7 @@ projection behind the attention (lorta-in). lorta-auto has them on the inputs th
 from dataclasses import replace
 
 from metalora.methods.method import Method
-from metalora.network.formats import cp
+from metalora.tensornet.formats import cp
 
 MIDDLE = {"C_H": "head", "C_L": "layer", "C_P": "proj"}
 INIT = {"A": "by_rank", "C_H": "by_rank:0", "C_L": "by_rank:0", "C_P": "by_rank:0", "B": "zeros"}

@@ -5,7 +5,7 @@ gradient at the first step, and only the first r outputs of a head or row move u
 """
 
 from metalora.methods.method import Method
-from metalora.network.formats import tt
+from metalora.tensornet.formats import tt
 
 
 def _metatt(name: str, title: str, modes: str, formula: str, count: str, heads: bool, eq: str) -> Method:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from metalora.network.formats import tt
-from metalora.network.network import Form, Network
+from metalora.tensornet.formats import tt
+from metalora.tensornet.network import Form, Network
 
 INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal", "by_rank", "gate", "unit", "tiled")
 

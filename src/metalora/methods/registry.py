@@ -1,6 +1,7 @@
 """All methods by name."""
 
-from metalora.config import AdapterConfig, nearest
+from metalora._util.suggest import nearest
+from metalora.config import AdapterConfig
 from metalora.methods import (
     adalora,
     cara,

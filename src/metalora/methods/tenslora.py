@@ -8,7 +8,7 @@ Trains and rings are its authors' future work: here the modes are in MetaTT's or
 """
 
 from metalora.methods.method import Method
-from metalora.network.formats import cp, ring, tt, tucker
+from metalora.tensornet.formats import cp, ring, tt, tucker
 
 AXES = {"I": "kh kw in", "O": "out", "J": "hdim", "H": "head", "M": "proj", "L": "layer"}
 CONSTRUCTIONS = {

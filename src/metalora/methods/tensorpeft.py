@@ -16,5 +16,5 @@ TENSORPEFT = Method(
     copies="",
     scale="alpha",
     any_rank=True,
-    notes="Its start from a gradient on one batch: metalora.adapters.start.atoms_from_gradient.",
+    notes="Its start from a gradient on one batch: metalora.fitting.warm_start.atoms_from_gradient.",
 )

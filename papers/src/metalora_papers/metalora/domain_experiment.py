@@ -1,0 +1,139 @@
+"""Suites cue, shift and natural: adapt to a domain that the input itself shows; four cells, two banks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.conditioning.condition import Condition
+from metalora.knn import knn_accuracy, linear_probe_accuracy, nearest_class_mean_accuracy
+from metalora.training.losses import distillation_loss, supervised_contrastive_loss
+from metalora_papers.config import DomainConfig
+from metalora_papers.metalora.domain_suite import BankAndQueries, DomainBatch, DomainSuite
+from metalora_papers.statistics import right_counts, variance_share
+
+TEST_SEED = 9_000_000
+CELLS = ("seen_domain", "unseen_domain"), ("seen_class", "unseen_class")
+
+
+class DomainExperiment:
+    """One suite, one frozen backbone: the step loss of an adapter, and its scores."""
+
+    def __init__(
+        self,
+        suite: DomainSuite,
+        model: nn.Module,
+        head: nn.Module,
+        class_index: dict[int, int],
+        config: DomainConfig,
+        seed: int,
+        split: str = "test",
+    ):
+        self.suite, self.model, self.head, self.class_index = suite, model, head, class_index
+        self.config, self.seed, self.split = config, seed, split
+
+    def calibration(self) -> list[Tensor]:
+        """Training images to standardise features by."""
+        return [self._batch(10**6 + k).shifted for k in range(8)]
+
+    def _batch(self, step: int) -> DomainBatch:
+        config = self.config
+        return self.suite.batch("train", config.batch, self.seed * 10**7 + step, config.domains_per_batch)
+
+    def loss(self, adapter: Adapter, penalty: float) -> Callable[[int], Tensor]:
+        """step -> loss: every example makes its own condition."""
+
+        def step_loss(step: int) -> Tensor:
+            batch = self._batch(step)
+            condition = adapter.condition(batch.shifted) if adapter.conditional else None
+            features = self._embed(batch.shifted, condition)
+            loss = self._loss(features, batch, adapter)
+            return loss if condition is None else loss + penalty * condition.penalty
+
+        return step_loss
+
+    def _loss(self, features: Tensor, batch: DomainBatch, adapter: Adapter) -> Tensor:
+        if self.config.loss == "distillation":
+            with torch.no_grad(), adapter.disabled():
+                teacher = self.model(batch.clean)
+            return distillation_loss(features, teacher)
+        if self.config.loss == "contrastive":
+            return supervised_contrastive_loss(features, batch.labels)
+        targets = torch.tensor([self.class_index[int(label)] for label in batch.labels])
+        return F.cross_entropy(self.head(features), targets)
+
+    def _embed(self, images: Tensor, condition: Condition | None) -> Tensor:
+        return self.model(images) if condition is None else self.model(images, condition=condition)
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def evaluate(self, adapter: Adapter | None) -> dict:
+        """k-NN accuracy in the four cells with both banks; the controls of a condition; nearest mean and probe."""
+        results: dict = {"clean": {}, "own": {}, "nested": []}
+        conditional = adapter is not None and adapter.conditional
+        vectors, groups = [], []
+        for domain_kind in CELLS[0]:
+            sets = [self._sets(domain_kind, class_kind) for class_kind in CELLS[1]]
+            for class_kind, banks in zip(CELLS[1], sets, strict=True):
+                cell = f"{domain_kind}_{class_kind}"
+                scores = [self._score(one, adapter) for one in banks]
+                for bank in ("clean", "own"):
+                    for metric in scores[0][bank]:
+                        mean = sum(score[bank][metric] for score in scores) / len(scores)
+                        results[bank].setdefault(metric, {})[cell] = mean
+                    accuracies = [score[bank]["k5"] for score in scores]
+                    results["nested"].append(right_counts(f"{bank}.k5.{cell}", accuracies, len(banks[0].query_y)))
+                if conditional and cell == "unseen_domain_seen_class":
+                    conditions = [adapter.condition(one.query_x) for one in banks]
+                    results |= self._controls(banks, conditions, adapter)
+                    vectors = [condition.vector() for condition in conditions]
+                    groups = [torch.full((len(v),), k) for k, v in enumerate(vectors)]
+        if vectors:
+            results["domain_share"] = variance_share(torch.cat(vectors), torch.cat(groups))
+        return results
+
+    def _sets(self, domain_kind: str, class_kind: str) -> list[BankAndQueries]:
+        config, seed = self.config, TEST_SEED + 1000 * self.seed
+        split = "train" if domain_kind == "seen_domain" else self.split
+        classes = class_kind.removesuffix("_class")
+        domains = self.suite.domains(split, config.test_domains, seed + (split == "train"))
+        val = self.split == "val"  # a small set has few validation images of a class
+        bank, queries = config.per_class // (2 if val else 1), config.queries // (4 if val else 1)
+        return [
+            self.suite.bank_and_queries(domain, classes, bank, queries, seed + k, self.split)
+            for k, domain in enumerate(domains)
+        ]
+
+    def _features(self, images: Tensor, adapter: Adapter | None) -> Tensor:
+        conditional = adapter is not None and adapter.conditional
+        return self._embed(images, adapter.condition(images) if conditional else None)
+
+    def _score(self, sets: BankAndQueries, adapter: Adapter | None) -> dict[str, dict[str, float]]:
+        query = self._features(sets.query_x, adapter)
+        scores = {}
+        for bank, images in (("clean", sets.clean_bank_x), ("own", sets.bank_x)):
+            features = self._features(images, adapter)
+            data = (features, sets.bank_y, query, sets.query_y)
+            scores[bank] = {f"k{k}": knn_accuracy(*data, k) for k in (5, 10, 20)}
+            scores[bank]["dino"] = knn_accuracy(*data, 20, weighting="dino")
+            scores[bank]["nearest_mean"] = nearest_class_mean_accuracy(*data)
+            scores[bank]["probe"] = linear_probe_accuracy(*data, max_iterations=200)
+        return scores
+
+    def _controls(self, banks: list[BankAndQueries], conditions: list[Condition], adapter: Adapter) -> dict[str, float]:
+        """Queries under their own condition, their domain's mean, the mean of all, and another domain's."""
+        overall = Condition.stack(conditions).mean()
+        scores: dict[str, list[float]] = {}
+        for k, (sets, own) in enumerate(zip(banks, conditions, strict=True)):
+            bank = self._features(sets.clean_bank_x, adapter)
+            other = conditions[(k + 1) % len(conditions)]
+            found = {"own": own, "domain_mean": own.mean(), "global_mean": overall, "other": other}
+            for name, condition in found.items():
+                query = self._embed(sets.query_x, condition)
+                accuracy = knn_accuracy(bank, sets.bank_y, query, sets.query_y, 5)
+                scores.setdefault(f"{name}_condition", []).append(accuracy)
+        return {name: sum(values) / len(values) for name, values in scores.items()}

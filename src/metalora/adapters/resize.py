@@ -1,0 +1,30 @@
+"""Give an attached adapter factors of other sizes: other ranks, or more tasks."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import plans
+from metalora.adapters.layout.layout import place
+from metalora.config import AdapterConfig
+
+
+@torch.no_grad()
+def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Give the adapter a configuration of other ranks or tasks, and the factors that fit it.
+
+    Parameters stay the same objects, with other data: optimisers and the like keep their references.
+    """
+    placement = place(list(adapter.targets.values()), config, adapter.method)
+    for key, stored in placement.stored.items():
+        shape = tuple(tensors[key].shape) if key in tensors else tuple(adapter.factors[key].shape)
+        if shape != stored.shape:
+            raise ValueError(f"factor {key!r}: shape {shape} does not fit, expected {stored.shape}")
+    adapter.replace(config, placement)
+    for key, value in tensors.items():
+        parameter = adapter.learned[key]
+        parameter.data, parameter.grad = value.to(parameter).contiguous(), None
+    for path, cut in plans(placement, adapter.per_example).items():
+        adapter.layers[path].take(cut)

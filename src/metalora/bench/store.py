@@ -1,0 +1,287 @@
+"""Result rows: one run, one JSON line, in a table that several processes may share."""
+
+import fcntl
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import socket
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalora.config import to_dict
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class RowStore:
+    """A file of result rows, and the claims of the processes that are about to add some.
+
+    The claims lie beside it in `<path>.claims/`, one file for each run, with process id and host. A claim of a dead
+    process on this host is taken over; one of another host stays until that host releases it or its file is deleted.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.claims = self.path.with_name(self.path.name + ".claims")
+
+    def append(self, row: dict) -> None:
+        """Add one row as one line, all or nothing, and return once it is on disk.
+
+        A last line that an earlier writer left cut off is kept, with a warning, and the row starts a new line.
+        ValueError: the row holds NaN or something that JSON cannot hold.
+        """
+        _check_json(row, "row")
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                warnings.warn(f"{self.path}: the last line was cut off; a new line is started after it", stacklevel=2)
+                line = b"\n" + line
+            _write_or_undo(descriptor, line, size)
+        finally:
+            os.close(descriptor)
+
+    def rows(self) -> list[dict]:
+        """Return all rows in file order, with a warning for each line that is no row, such as a cut-off one."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            lines = file.read().split(b"\n")
+        found = []
+        for number, line in enumerate(lines, start=1):
+            row = _parsed(line)
+            if row is not None:
+                found.append(row)
+            elif line.strip():
+                where = f"{self.path}, line {number}"
+                warnings.warn(f"{where}: not a complete row, left out: {line[:60]!r}", stacklevel=2)
+        return found
+
+    def keys(self) -> set[str]:
+        """Return the keys of all finished runs."""
+        return {row["key"] for row in self.rows() if "key" in row}
+
+    def done(self, key: str) -> bool:
+        """Return whether the run has a row."""
+        return key in self.keys()
+
+    def claim(self, key: str) -> bool:
+        """Reserve a run for this process; False if it is finished or if a live process, this one too, holds it.
+
+        ValueError: a key that cannot be a file name.
+        """
+        path = self._claim_path(key)
+        with self._claims_locked():
+            if self.done(key):
+                return False
+            owner = _owner(path)
+            if owner is not None and not _is_stale(owner):
+                return False
+            if path.exists():
+                warnings.warn(f"run {key}: a stale claim is taken over ({owner or 'unreadable'})", stacklevel=2)
+            _replace(path, json.dumps(_this_process()))
+            commit()  # asked now: when the run ends, the checkout may have moved on
+            return True
+
+    def release(self, key: str) -> None:
+        """Give a claim back; nothing happens if there is none. ValueError: another process holds it."""
+        path = self._claim_path(key)
+        with self._claims_locked():
+            owner = _owner(path)
+            if owner is not None and owner != _this_process():
+                raise ValueError(f"run {key} is claimed by process {owner['pid']} on {owner['host']}, not by this one")
+            path.unlink(missing_ok=True)
+
+    def _claim_path(self, key: str) -> Path:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", key):
+            raise ValueError(f"key {key!r} must be made of letters, digits, '.', '_' and '-'")
+        return self.claims / f"{key}.json"
+
+    @contextmanager
+    def _claims_locked(self) -> Iterator[None]:
+        self.claims.mkdir(parents=True, exist_ok=True)
+        with (self.claims / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def run_key(config: dict) -> str:
+    """Return the name of a run: the first 16 digits of the SHA-256 of its configuration as canonical JSON.
+
+    The order of names does not matter, values do (1 is not 1.0). The configuration must hold all that tells two runs
+    apart, so the seed and the suite too. ValueError: NaN, or something that JSON cannot hold.
+    """
+    _check_json(config, "config")
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_row(*, key: str, suite: str, config: dict, seed: int, results: dict, seconds: float) -> dict:
+    """Return a finished run as a row: what was given, the commit, the environment, the time of the end (UTC).
+
+    `seconds` is the run's duration. ValueError: NaN, or something that JSON cannot hold; None is allowed.
+    """
+    row = {
+        "key": key,
+        "suite": suite,
+        "config": config,
+        "seed": seed,
+        "commit": commit(),
+        "environment": environment(),
+        "time": {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": seconds},
+        "results": results,
+    }
+    _check_json(row, "row")
+    return row
+
+
+def finished_row(config: Any, results: dict, start: float) -> dict:
+    """Return the row of a run's configuration that was begun at `start` (of `time.monotonic`) and ends now."""
+    described = to_dict(config)
+    seconds = round(time.monotonic() - start, 2)
+    return make_row(
+        key=run_key(described), suite=config.suite, config=described, seed=config.seed, results=results, seconds=seconds
+    )
+
+
+def environment() -> dict:
+    """Return what a result may depend on besides the code: versions, platform, processors, threads."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": _version("timm"),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@functools.cache
+def commit() -> str:
+    """Return the commit of the checkout that holds this package, or the package's version outside of one.
+
+    "-dirty" is added when files of the package differ from the commit or are not in it; other files do not count, as
+    results may lie in the same checkout. The first call in a process, or its first claim, decides.
+    """
+    return _commit_of(PACKAGE) or _version("metalora") or "unknown"
+
+
+def _commit_of(folder: Path) -> str | None:
+    """Return the commit, with "-dirty", of a folder that git tracks; None for any other folder."""
+    tracked, head = _git(folder, "ls-files", "."), _git(folder, "rev-parse", "--verify", "HEAD")
+    if not tracked or not head:  # a virtual environment inside of some checkout is not tracked by it
+        return None
+    return head + ("-dirty" if _git(folder, "status", "--porcelain", "--", ".") else "")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return the output of a git command in the folder; None if it fails or there is no git."""
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _check_json(value: Any, path: str) -> None:
+    """Raise a ValueError with the dotted path of the first value that would not come back from JSON."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{path} has the name {name!r}; names in a row must be strings")
+            _check_json(item, f"{path}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _check_json(item, f"{path}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path} is {value}; a row holds finite numbers only, None for what does not exist")
+    elif not isinstance(value, (str, int, float, type(None))):
+        raise ValueError(f"{path} is a {type(value).__name__}; a row holds numbers, strings, lists, dicts and None")
+
+
+def _parsed(line: bytes) -> dict | None:
+    """Return the row of a line, or None if it holds none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _write_or_undo(descriptor: int, data: bytes, size: int) -> None:
+    """Write all bytes to the end of a file of `size` bytes and sync it; after an error the file is as before."""
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file such that no reader ever sees a part of it."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+def _owner(path: Path) -> dict | None:
+    """Return who holds a claim; None for no claim or an unreadable one."""
+    owner = _parsed(path.read_bytes()) if path.exists() else None
+    return owner if owner is not None and {"pid", "host", "started"} <= owner.keys() else None
+
+
+def _this_process() -> dict:
+    started = _state_and_start(os.getpid())
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started and started[1]}
+
+
+def _is_stale(owner: dict) -> bool:
+    """Return whether the owner of a claim was a process of this host that has ended."""
+    if owner["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it exists, and is another user's
+        pass
+    now = _state_and_start(owner["pid"])
+    # A process id may have been given to another process since; a zombie has ended.
+    return now is not None and (now[0] == "Z" or now[1] != owner["started"])
+
+
+def _state_and_start(pid: int) -> tuple[str, int] | None:
+    """Return a process's state letter and start time in clock ticks; None where there is no /proc."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return fields[0], int(fields[19])

@@ -1,0 +1,97 @@
+"""What the verbs of the command line share: tables, JSON, progress, and one line for an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Annotated, Any
+
+import tyro
+
+Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON; ValueError for NaN."""
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def show(value: Any, as_json: bool, title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    """Print `value` as JSON, or `rows` as a table with these columns."""
+    if as_json:
+        print_json(value)
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    drawn = Table(title=title)
+    for column in columns:
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(escape(_cell(row[column])) for column in columns))
+    Console().print(drawn)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def flatten(results: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
+    """Turn nested results into rows of a metric's dotted name and its value; lists are left out."""
+    rows: list[dict[str, Any]] = []
+    for name, value in results.items():
+        if isinstance(value, dict):
+            rows += flatten(value, f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            rows.append({"metric": prefix + name, "value": value})
+    return rows
+
+
+def status(label: str, quiet: bool) -> AbstractContextManager[Any]:
+    """Show a spinner with a label on standard error, or nothing if `quiet`."""
+    from contextlib import nullcontext
+
+    from rich.console import Console
+
+    return nullcontext() if quiet else Console(stderr=True).status(label)
+
+
+@contextmanager
+def progress(total: int, label: str, quiet: bool) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on standard error; yields `advance(done, note)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=quiet) as bar:
+        task = bar.add_task(label, total=total, note="data and backbone first")
+        yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+
+def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:
+    """Parse the arguments and call a verb.
+
+    A ValueError is the user's: it prints as one line, exit code 2. Ctrl-C exits with 130. If the reader of a pipe
+    stops reading (`| head`), the program ends without a message, exit code 1.
+    """
+    app, command = tyro.extras.SubcommandApp(), program.split()[0]
+    for name, verb in verbs.items():
+        app.command(name=name)(verb)
+    try:
+        app.cli(prog=program, args=list(arguments), description=about)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (ValueError, ModuleNotFoundError) as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(f"{command}: stopped; finished runs and checkpoints are kept, the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None

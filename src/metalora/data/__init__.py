@@ -1,1 +1,0 @@
-"""Task families: images with known attributes or domains, all drawn from explicit seeds."""

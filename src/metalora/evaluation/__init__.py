@@ -1,1 +1,0 @@
-"""How adapted features are judged: k-NN protocols (`knn`) and the statistics of repeated runs (`statistics`)."""
