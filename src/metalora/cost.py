@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from metalora.adapters.attach import plan
-from metalora.adapters.layout.layout import Place, Placement, place
+from metalora.adapters.layout.layout import Layout, TargetLayout, build_layout
 from metalora.adapters.targets import find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
@@ -32,7 +32,7 @@ def matched(model: nn.Module, config: AdapterConfig, params: int) -> AdapterConf
 
     def at(times: int) -> tuple[AdapterConfig, int]:
         tried = replace(config, rank=step * times, clip_rank=clip)
-        return tried, place(targets, tried, method).num_params()
+        return tried, build_layout(targets, tried, method).num_params()
 
     if at(1)[1] > params:
         raise ValueError(f"match_params {params}: {method.name!r} has {at(1)[1]} numbers at rank {step}, the smallest")
@@ -62,10 +62,10 @@ def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
     return low
 
 
-def _ranks(placement: Placement, method: Method) -> dict[str, int]:
+def _ranks(layout: Layout, method: Method) -> dict[str, int]:
     """Bond -> its size, the largest over targets."""
     found: dict[str, int] = {}
-    for one in placement.places.values():
+    for one in layout.targets.values():
         for bond in method.ranked:
             found[bond] = max(found.get(bond, 0), one.sizes.get(bond, 0))
     return found
@@ -78,24 +78,24 @@ def summarise(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
     float32 file, in `training_bytes` the numbers, their gradients and Adam's moments.
     """
     method = method_of(config)
-    placement = place(find_targets(model, config.targets, config.exclude), config, method)
-    places = placement.places.values()
+    layout = build_layout(find_targets(model, config.targets, config.exclude), config, method)
+    places = layout.targets.values()
     added = sum(plan(one, ()).per_position for one in places)
     base = sum(_side(one) * one.target.sizes["out"] for one in places)
-    total = placement.num_params()
+    total = layout.num_params()
     return {
         "method": method.name,
         "formula": " ".join(method.formula.split()),
-        "ranks": _ranks(placement, method),
+        "ranks": _ranks(layout, method),
         "targets": len(places),
         "factors": {
             key: " ".join(map(str, one.shape)) + " frozen" * one.frozen
-            for key, one in placement.stored.items()
+            for key, one in layout.params.items()
             if not one.owner
         },
         "parameters": total,
         "base_parameters": sum(p.numel() for p in model.parameters()),
-        "bytes": _file_bytes(placement),
+        "bytes": _file_bytes(layout),
         "training_bytes": ADAM_BYTES * total,
         "multiply_adds": added,
         "base_multiply_adds": base,
@@ -103,21 +103,21 @@ def summarise(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
     }
 
 
-def _side(one: Place) -> int:
+def _side(one: TargetLayout) -> int:
     return prod(one.target.sizes.get(mode, 1) for mode in INPUT_MODES)
 
 
-def _file_bytes(placement: Placement) -> int:
-    header = 90 * sum(not one.frozen for one in placement.stored.values()) + 130 * len(placement.places) + 1500
-    return 4 * placement.num_params() + header
+def _file_bytes(layout: Layout) -> int:
+    header = 90 * sum(not one.frozen for one in layout.params.values()) + 130 * len(layout.targets) + 1500
+    return 4 * layout.num_params() + header
 
 
 def describe(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
     """Targets, the planned contraction of each, parameters (without the mapping net) and bytes on disk in float32."""
     method = method_of(config)
-    placement = place(find_targets(model, config.targets, config.exclude), config, method)
+    layout = build_layout(find_targets(model, config.targets, config.exclude), config, method)
     rows = []
-    for one in placement.places.values():
+    for one in layout.targets.values():
         cut = plan(one, ())
         left, mid, right = cut.described
         rows.append(
@@ -129,17 +129,17 @@ def describe(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
                 "right": right,
                 "k": cut.rank,
                 "parameters": sum(
-                    prod(placement.stored[view.key].shape)
+                    prod(layout.params[view.key].shape)
                     for view in one.views.values()
-                    if not placement.stored[view.key].frozen
+                    if not layout.params[view.key].frozen
                 ),
             }
         )
-    total = placement.num_params()
+    total = layout.num_params()
     return {
         "method": method.name,
         "formula": " ".join(method.formula.split()),
         "targets": rows,
         "parameters": total,
-        "bytes": _file_bytes(placement),
+        "bytes": _file_bytes(layout),
     }

@@ -136,7 +136,7 @@ def test_vera_is_one_pair_for_the_model_and_vectors_for_each_target():
 
 def test_a_gate_of_the_model_serves_every_target():
     net, adapter = attached("moe-lora-shared", targets=("query", "up"), tasks=3, experts=2)
-    gates = [key for key, one in adapter.placement.stored.items() if one.factor == "g"]
+    gates = [key for key, one in adapter.layout.params.items() if one.factor == "g"]
     assert gates == ["g"] and adapter.factors["g"].shape == (3, 2)
     g = adapter.factors["g"].detach().softmax(-1)
     path = "layers.2.up"

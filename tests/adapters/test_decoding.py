@@ -1,4 +1,4 @@
-"""Decoding step by step: the condition of a prompt serves every step that continues it."""
+"""ConditionCache step by step: the condition of a prompt serves every step that continues it."""
 
 import copy
 import gc

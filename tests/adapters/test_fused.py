@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from metalora import AdapterConfig, ConditionConfig, attach, sweep
-from metalora.adapters.layers.fused import AddProduct
+from metalora.adapters.layers.fused import InplaceLowRankAdd
 
 CONSTANT, GIVEN = ConditionConfig(scope="constant"), ConditionConfig(source="tensor", feature_size=5, hidden=3)
 QKV = ("query", "key", "value")
@@ -274,8 +274,8 @@ def test_functional_calls():
 def test_the_product_writes_into_the_output():
     y, h, up = torch.randn(2, 3, 4), torch.randn(2, 3, 2), torch.randn(2, 4)
     want, place = y + h @ up, y.data_ptr()
-    got = AddProduct.apply(y, h, up, -1)
+    got = InplaceLowRankAdd.apply(y, h, up, -1)
     assert got.data_ptr() == place
     torch.testing.assert_close(got, want)
     picture = copy.deepcopy(y).mT  # (b, o, t), as Conv1d gives it
-    torch.testing.assert_close(AddProduct.apply(picture.contiguous(), h, up, 1), (want + h @ up).mT)
+    torch.testing.assert_close(InplaceLowRankAdd.apply(picture.contiguous(), h, up, 1), (want + h @ up).mT)

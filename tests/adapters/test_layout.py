@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, find_targets, load, merge, save
-from metalora.adapters.layout.layout import place
+from metalora.adapters.layout.layout import build_layout
 from metalora.methods.registry import method_of
 from oracles.cases import randomise
 
@@ -319,9 +319,9 @@ def test_families_by_name(name):
     assert max(target.parts for target in found) == parts and {target.head_dim for target in found} == {head}
     config = AdapterConfig("metatt-5d", 8, targets=patterns)
     width = net.config.hidden_size
-    placed = place(found, config, method_of(config))
-    assert placed.stored["G2"].shape == (8, 2, 8) and placed.stored["G3"].shape[1] == roles + parts - 1
-    assert {one.shape[0] for key, one in placed.stored.items() if key.startswith("G1")} >= {width}
+    placed = build_layout(found, config, method_of(config))
+    assert placed.params["G2"].shape == (8, 2, 8) and placed.params["G3"].shape[1] == roles + parts - 1
+    assert {one.shape[0] for key, one in placed.params.items() if key.startswith("G1")} >= {width}
 
 
 def test_a_vit_of_timm_has_fused_projections():

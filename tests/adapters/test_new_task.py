@@ -32,7 +32,7 @@ def test_only_the_new_slice_learns(method, tasks, tmp_path):
         learned = net(X, task_ids=task).detach()
     assert losses[-1] < losses[0]
     for key, value in adapter.factors.items():
-        modes = adapter.placement.stored[key].modes
+        modes = adapter.layout.params[key].modes
         kept = value.narrow(modes.index("task"), 0, tasks) if "task" in modes else value
         assert torch.equal(kept, before[key]) and value.requires_grad
     assert not len(adapter.fresh) and adapter.num_params() == sum(v.numel() for v in before.values()) + 4

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, attach
-from metalora.fitting.fit_updates import fit
-from metalora.fitting.updates import Pair
+from metalora.fitting.fit_updates import fit_updates
+from metalora.fitting.updates import LowRankUpdate
 
 
 class Net(nn.Module):
@@ -65,7 +65,7 @@ def pairs_of(adapter):
         for path in adapter.targets:
             u, s, v = torch.linalg.svd(dense(adapter, path, task), full_matrices=False)
             rank = int((s > 1e-12 * s[0]).sum())
-            found[-1][path] = Pair(v[:rank], u[:, :rank] * s[:rank])
+            found[-1][path] = LowRankUpdate(v[:rank], u[:, :rank] * s[:rank])
     return found
 
 
@@ -82,7 +82,7 @@ def test_what_the_network_made_is_found_again(case):
     updates = pairs_of(adapter)
     randomise(adapter, 2)
     before = dense(adapter, next(iter(adapter.targets)), 0)
-    report = fit(adapter, updates)
+    report = fit_updates(adapter, updates)
     free = any(word in case for word in ("fused", "chunks", "slices of the largest", "unequal"))
     assert report.error < (1e-4 if free else 1e-6)
     for task, pairs in enumerate(updates):
@@ -100,12 +100,12 @@ def test_ranks_above_that_of_the_updates_are_free_to_learn(case):
     updates = pairs_of(adapter)
     rank = {"r1": 6, "r2": 6, "r3": 3} if "Tucker" in case else larger
     other = adapted(case, rank=rank)
-    assert fit(other, updates).error < 1e-6
+    assert fit_updates(other, updates).error < 1e-6
     x = torch.randn(7, 12, dtype=torch.float64)
     sum(layer(x).square().sum() for layer in other.layers.values()).backward()
     for bond in other.method.network.bonds:  # every new entry has a gradient in some factor of its bond
-        axes = [(o.modes.index(bond), k) for k, o in other.placement.stored.items() if bond in o.modes]
-        for entry in range(other.placement.stored[axes[0][1]].shape[axes[0][0]]):
+        axes = [(o.modes.index(bond), k) for k, o in other.layout.params.items() if bond in o.modes]
+        for entry in range(other.layout.params[axes[0][1]].shape[axes[0][0]]):
             assert any(other.learned[key].grad.select(axis, entry).any() for axis, key in axes)
 
 
@@ -115,7 +115,7 @@ def test_updates_of_zero_leave_the_base_and_something_to_learn(method, zero_at_f
     adapter = adapted(case)
     if not zero_at_first:
         randomise(adapter, 3)
-    assert fit(adapter, [{}]).error == 0
+    assert fit_updates(adapter, [{}]).error == 0
     assert not any(dense(adapter, path, 0).any() for path in adapter.targets)
     x = torch.randn(7, 12, dtype=torch.float64)
     sum((layer(x) ** 2).sum() for layer in adapter.layers.values()).backward()
@@ -125,26 +125,26 @@ def test_updates_of_zero_leave_the_base_and_something_to_learn(method, zero_at_f
 def test_refusals_change_nothing():
     adapter = adapted("tasks")
     before = {key: value.clone() for key, value in adapter.learned.items()}
-    pair = Pair(torch.zeros(1, 12), torch.zeros(12, 1))
+    pair = LowRankUpdate(torch.zeros(1, 12), torch.zeros(12, 1))
     with pytest.raises(ValueError, match="2 sets of updates for an adapter of 4 tasks"):
-        fit(adapter, [{}, {}])
+        fit_updates(adapter, [{}, {}])
     with pytest.raises(ValueError, match="no target 'layers.0.qeury'; did you mean 'layers.0.query'"):
-        fit(adapter, [{"layers.0.qeury": pair}, {}, {}, {}])
+        fit_updates(adapter, [{"layers.0.qeury": pair}, {}, {}, {}])
     with pytest.raises(ValueError, match=r"shapes \(1, 12\) and \(12, 2\), expected \(rank, 12\) and \(12, rank\)"):
-        fit(adapter, [{"layers.0.query": Pair(pair.down, torch.zeros(12, 2))}, {}, {}, {}])
+        fit_updates(adapter, [{"layers.0.query": LowRankUpdate(pair.down, torch.zeros(12, 2))}, {}, {}, {}])
     assert all(torch.equal(value, before[key]) for key, value in adapter.learned.items())
     digits = attach(Net(**SQUARE), AdapterConfig(method="tt-lora", rank=2, targets=("query",)))
     with pytest.raises(ValueError, match="folds 'in' into digits"):
-        fit(digits, [{}])
+        fit_updates(digits, [{}])
     sums = attach(Net(**SQUARE), AdapterConfig(method="loha", rank=2, targets=("query",)))
     with pytest.raises(ValueError, match="'loha': only a chain, .* and .* is not all of its network"):
-        fit(sums, [{}])
+        fit_updates(sums, [{}])
 
 
 def test_a_core_for_the_kernel_is_a_chain_where_there_is_no_kernel():
     adapter = attach(Net(**SQUARE), AdapterConfig(method="locon-tucker", rank=2, targets=("query",)))
     path = next(iter(adapter.targets))
     wide = adapter.targets[path].sizes
-    pair = Pair(*(torch.randn(*shape, dtype=torch.float64) for shape in ((2, wide["in"]), (wide["out"], 2))))
-    assert fit(adapter, [{path: pair}]).error < 1e-6
+    pair = LowRankUpdate(*(torch.randn(*shape, dtype=torch.float64) for shape in ((2, wide["in"]), (wide["out"], 2))))
+    assert fit_updates(adapter, [{path: pair}]).error < 1e-6
     torch.testing.assert_close(adapter.delta(path), pair.up @ pair.down, rtol=1e-4, atol=1e-4)

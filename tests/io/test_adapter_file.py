@@ -195,9 +195,9 @@ def test_the_description_says_what_the_file_holds(tmp_path):
 def test_a_head_in_the_same_file(tmp_path):
     base, model, _ = saved(tmp_path, "lora")
     head, path = nn.Linear(4, 3), tmp_path / "with-head"
-    save(model, path, torch.float16, also=head)
+    save(model, path, torch.float16, extra_module=head)
     other, plain = nn.Linear(4, 3), copy.deepcopy(base)
-    load(plain, path, also=other)
+    load(plain, path, extra_module=other)
     assert torch.equal(other.weight, head.weight) and torch.equal(other.bias, head.bias)  # not in half precision
     load(copy.deepcopy(base), path)  # the adapter alone
 
@@ -212,7 +212,7 @@ HEADS = {
 @pytest.mark.parametrize("head, message", HEADS.values(), ids=HEADS)
 def test_a_head_that_is_not_the_saved_one(head, message, tmp_path):
     base, model, _ = saved(tmp_path, "lora")
-    save(model, tmp_path / "with-head", also=nn.Linear(4, 3))
+    save(model, tmp_path / "with-head", extra_module=nn.Linear(4, 3))
     with pytest.raises(ValueError) as error:
-        load(base, tmp_path / "with-head", also=head)
+        load(base, tmp_path / "with-head", extra_module=head)
     assert message in str(error.value) and adapter_of(base) is None

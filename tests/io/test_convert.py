@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalora import AdapterConfig, adapter_of, detach, load, save
-from metalora.fitting.updates import Pair
+from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.convert import convert
 from metalora.io.lora.format import in_model, read_lora
 from support.command import metalora_command
@@ -83,8 +83,8 @@ def shared_pairs(tasks, rank, inputs, outputs, layers=3, noise=0.0, seed=0):
                 middle = by_layer[layer] @ by_task[task] @ by_proj[proj]
                 down, up = turn @ first, last @ middle.mT @ turn.mT
                 path = f"layers.{layer}.{name}"
-                clean[-1][path] = Pair(down, up)
-                noisy[-1][path] = Pair(
+                clean[-1][path] = LowRankUpdate(down, up)
+                noisy[-1][path] = LowRankUpdate(
                     down + noise * down.std() * normal(*down.shape), up + noise * up.std() * normal(*up.shape)
                 )
     return clean, noisy
@@ -211,7 +211,7 @@ def test_what_is_saved_whole_is_left_out_with_a_warning(tmp_path):
 
 
 def test_paths_of_the_whole_model_and_of_its_body():
-    pair, body = Pair(torch.zeros(1, 18), torch.zeros(22, 1)), Net()
+    pair, body = LowRankUpdate(torch.zeros(1, 18), torch.zeros(22, 1)), Net()
     whole = nn.ModuleDict({"net": Net(), "classifier": nn.Linear(2, 2)})
     assert list(in_model({"net.layers.0.query": pair}, body)) == ["layers.0.query"]
     assert list(in_model({"layers.0.query": pair}, whole)) == ["net.layers.0.query"]
@@ -243,7 +243,7 @@ def test_what_is_a_cp_is_found_exactly(tmp_path):
     drawn = torch.Generator().manual_seed(1)
     first, last, layer, proj = (torch.randn(n, 3, generator=drawn) for n in (18, 22, 3, 2))
     pairs = {
-        f"layers.{k}.{name}": Pair(first.mT, last * (layer[k] * proj[p]))
+        f"layers.{k}.{name}": LowRankUpdate(first.mT, last * (layer[k] * proj[p]))
         for k in range(3)
         for p, name in enumerate(("query", "value"))
     }
@@ -360,7 +360,7 @@ def test_unequal_widths_are_fitted_where_they_are_read(seed):
     drawn = torch.Generator().manual_seed(seed)
     first, core = torch.randn(3, 9, generator=drawn), torch.randn(3, 3, 3, generator=drawn)
     last = {"query": torch.randn(9, 3, generator=drawn), "fc": torch.randn(15, 3, generator=drawn)}
-    pairs = {f"layers.{k}.{name}": Pair(first, last[name] @ core[k]) for k in range(3) for name in last}
+    pairs = {f"layers.{k}.{name}": LowRankUpdate(first, last[name] @ core[k]) for k in range(3) for name in last}
     model = Unequal().double()
     adapter, report = convert(model, [pairs], AdapterConfig(method="metatt-4d", rank=3))
     error, _ = dense_error(adapter, [pairs])

@@ -190,7 +190,7 @@ def test_4_save_load_is_bit_equal_and_holds_the_declared_parameters(case, layer,
     if case.per_example:
         assert torch.equal(case.condition(other, 3, 1).vector(), case.condition(adapter, 3, 1).vector())
     net = ["trunk.weight", "trunk.bias", "head.weight", "head.bias"] + ["embedding"] * (case.heads == "shared")
-    declared = {f"factors/{key}" for key, one in adapter.placement.stored.items() if not one.frozen}
+    declared = {f"factors/{key}" for key, one in adapter.layout.params.items() if not one.frozen}
     declared |= {f"conditioner/mapping_net.{p}" for p in net} if case.generated else set()
     buffers = {"conditioner/mean", "conditioner/std"} if case.generated else set()
     with safe_open(tmp_path / "adapter", "pt") as file:
@@ -410,7 +410,7 @@ def test_10_num_params_is_the_closed_form(case, layer):
         kernel = sizes.get("kh", 1) * sizes.get("kw", 1)
         numbers = dict(I=sizes["in"], O=sizes["out"], K=kernel, R=case.rank, N=config.experts, L=1, M=1, T=case.tasks)
         numbers |= dict(H=sizes["out"] // config.head_dim, J=config.head_dim)
-        numbers |= adapter.placement.places["0"].sizes
+        numbers |= adapter.layout.targets["0"].sizes
         method = METHODS[case.method]
         [method] = [part for part in method.parts if part.takes(target.heads)] or [method]
         assert count_params(config, [target]) == eval(method.count, numbers)

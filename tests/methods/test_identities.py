@@ -21,7 +21,7 @@ class Identity:
     copy: Callable[[dict], dict]
 
 
-def side_by_side(A):
+def merge_values(A):
     """(n, [kernel], in, r) -> ([kernel], in, (n r))."""
     return A.movedim(0, -2).flatten(-2)
 
@@ -29,7 +29,7 @@ def side_by_side(A):
 def ring(A, B, C):
     """A[(r0 r1)], B[(r2 r1)], core C.T (x) I."""
     kron = torch.kron(C.T.contiguous(), torch.eye(A.shape[-1], dtype=A.dtype))
-    return dict(A=side_by_side(A), C=kron, B=B.permute(2, 0, 1).flatten(0, 1))
+    return dict(A=merge_values(A), C=kron, B=B.permute(2, 0, 1).flatten(0, 1))
 
 
 IDENTITIES = {
@@ -43,13 +43,13 @@ IDENTITIES = {
     "Multi-LoRA = LoRA of rank N r": Identity(
         ("multi-lora", 2),
         ("lora", 4),
-        lambda f: dict(A=side_by_side(f["A"]), B=(f["B"] * f["s"][:, None]).flatten(0, 1)),
+        lambda f: dict(A=merge_values(f["A"]), B=(f["B"] * f["s"][:, None]).flatten(0, 1)),
     ),
     "Multi-LoRA with scalar s = constant block-diagonal core": Identity(
         ("multi-lora", 2),
         ("metalora-square", 4),
         lambda f: dict(
-            A=side_by_side(f["A"]),
+            A=merge_values(f["A"]),
             B=f["B"].flatten(0, 1),
             C=torch.block_diag(*[v * torch.eye(2) for v in f["s"][:, 0]]),
         ),
@@ -58,7 +58,7 @@ IDENTITIES = {
         ("moe-lora", 4),
         ("metalora-cp", 4),
         lambda f: dict(
-            A=side_by_side(f["A"]), B=f["B"].flatten(0, 1), c=(f["g"].exp() / f["g"].exp().sum()).repeat_interleave(2)
+            A=merge_values(f["A"]), B=f["B"].flatten(0, 1), c=(f["g"].exp() / f["g"].exp().sum()).repeat_interleave(2)
         ),
     ),
     "CP = diagonal of the square core": Identity(

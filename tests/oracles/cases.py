@@ -177,7 +177,7 @@ def attached(case: Case, layer, size: str = "few", random: bool = True, **change
 
 def factors_of(adapter, target: str, condition=None, example: int = 0) -> dict[str, torch.Tensor]:
     """The factors of one example as the oracle takes them."""
-    keys = {f: view.key for f, view in adapter.placement.places[target].views.items()}
+    keys = {f: view.key for f, view in adapter.layout.targets[target].views.items()}
     found = {f: adapter.factors[key] for f, key in keys.items()}
     if condition is not None:
         found |= {f: condition.values[keys[f]][example] for f in adapter.per_example}

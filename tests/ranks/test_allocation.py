@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, attach, count_params, find_targets
-from metalora.adapters.layout.layout import place
+from metalora.adapters.layout.layout import build_layout
 from metalora.methods.registry import get_method
 from metalora.ranks.allocation import ranks_by_spectra, spectra
 
@@ -51,9 +51,9 @@ def test_exact_ranks_are_found_and_nothing_above_them():
 
 def test_spectra_are_those_of_the_unfoldings():
     net, whole = filled((6, 5, 3, 4))
-    placement = place(find_targets(net, ROLES), config(rank=1), get_method("tenslora-qkv-depth"))
-    weights = {path: net.get_submodule(path).weight for path in placement.places}
-    found = spectra(placement, {"r1": "I", "r2": "O", "r3": "M", "r4": "L"}, weights)
+    layout = build_layout(find_targets(net, ROLES), config(rank=1), get_method("tenslora-qkv-depth"))
+    weights = {path: net.get_submodule(path).weight for path in layout.targets}
+    found = spectra(layout, {"r1": "I", "r2": "O", "r3": "M", "r4": "L"}, weights)
     for axis, values in enumerate(found.values()):
         want = torch.linalg.svdvals(whole.movedim(axis, 0).flatten(1))
         torch.testing.assert_close(values[: len(want)], want, rtol=1e-9, atol=1e-6)
@@ -62,9 +62,9 @@ def test_spectra_are_those_of_the_unfoldings():
 def test_heads_and_separate_networks():
     """Att stacks heads, a network each target: the spectra of all together."""
     net, _ = filled()
-    placement = place(find_targets(net, ROLES), config("tenslora-att", rank=1), get_method("tenslora-att"))
-    weights = {path: net.get_submodule(path).weight.detach() for path in placement.places}
-    found = spectra(placement, {"r1": "I", "r2": "J", "r3": "H"}, weights)
+    layout = build_layout(find_targets(net, ROLES), config("tenslora-att", rank=1), get_method("tenslora-att"))
+    weights = {path: net.get_submodule(path).weight.detach() for path in layout.targets}
+    found = spectra(layout, {"r1": "I", "r2": "J", "r3": "H"}, weights)
     cubes = [w.T.reshape(WIDTH, WIDTH // HEAD, HEAD) for w in weights.values()]
     for bond, axis in (("r1", 0), ("r2", 2), ("r3", 1)):
         squares = [torch.linalg.svdvals(cube.movedim(axis, 0).flatten(1)).square() for cube in cubes]

@@ -71,7 +71,7 @@ def test_a_sweep_without_truncation_leaves_every_delta(name, gauge):
         torch.testing.assert_close(value, before[path], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(net(x, **given(adapter)), want, rtol=1e-10, atol=1e-10)
     changed = {key for key, value in adapter.factors.items() if not torch.equal(value, old[key])}
-    kept = {key for key in old if adapter.conditional and adapter.placement.stored[key].factor in adapter.generated}
+    kept = {key for key in old if adapter.conditional and adapter.layout.params[key].factor in adapter.generated}
     assert changed == set(old) - kept
 
 
@@ -208,7 +208,7 @@ def test_the_optimiser_goes_on(name, state):
     swept = {
         id(p)
         for key, p in adapter.factors.items()
-        if not (adapter.conditional and adapter.placement.stored[key].factor in adapter.generated)
+        if not (adapter.conditional and adapter.layout.params[key].factor in adapter.generated)
     }
     for parameter in adapter.parameters():
         kept = optimizer.state.get(parameter, {})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from metalora.tensornet.contraction import Contraction
 from metalora.tensornet.formats import cp, matrix, ring, tt, tucker
-from metalora.tensornet.forms.low_rank import Cut
+from metalora.tensornet.forms.low_rank import LowRankForm
 from metalora.tensornet.network import Network
 
 EXPLICIT = {  # spec strings and the same wiring written out in letters: modes i l p o, bonds a b c d
@@ -87,7 +87,7 @@ def test_left_mid_right_is_the_whole_contraction(case, batch):
     """Both ways through the cut (folded weights; activations through Mid and Right) equal one einsum per example."""
     specs, sizes, batched = case
     network = Network.parse(specs)
-    cut = Cut(network, sizes, batched)
+    cut = LowRankForm(network, sizes, batched)
     lead = lambda f: (batch,) if f in batched else ()  # noqa: E731
     values = {f: torch.randn((*lead(f), *network.shape(f, sizes)), dtype=torch.float64) for f in specs}
     inputs = [m for m in ("in", "kh", "kw") if m in sizes]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from metalora.tensornet.topology import Goal, feasible, wiring
+from metalora.tensornet.topology import TruncationTarget, classify_topology, feasible_ranks
 from metalora.tensornet.truncation.als import fitted
-from metalora.tensornet.truncation.moments import carried
+from metalora.tensornet.truncation.moments import transport_moments
 from metalora.tensornet.truncation.rounding import round_train
 from metalora.tensornet.truncation.tree import hooi, truncate_tree
 from metalora.tensornet.truncation.truncate import truncate
@@ -206,7 +206,7 @@ def test_hooi_is_never_worse_than_hosvd(name, monkeypatch):
     better = 0
     for seed in range(10):
         terms, tensors, ranks, small = network(name, seed, decay=0.9)
-        goal = Goal(terms, tuple(map(len, tensors)), small)
+        goal = TruncationTarget(terms, tuple(map(len, tensors)), small)
         refined, _ = truncate_tree(terms, tensors, goal)
         with monkeypatch.context() as patch:
             patch.setattr("metalora.tensornet.truncation.tree.hooi", lambda terms, whole, mine: mine)
@@ -292,9 +292,9 @@ def test_a_carried_mean_is_the_gradient_in_the_new_basis(name, gauge):
     weight = torch.randn(dense(terms, tensors).shape, generator=torch.Generator().manual_seed(3)).double()
     found = truncate(terms, tensors, gauge=gauge).tensors
     old, new = (_gradients(terms, some, weight) for some in (tensors, found))
-    for one, two in zip(carried(terms, tensors, found, old, squared=False), new, strict=True):
+    for one, two in zip(transport_moments(terms, tensors, found, old, squared=False), new, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-8 * float(two.abs().max()))
-    squares = carried(terms, tensors, found, [g.square() for g in old], squared=True)
+    squares = transport_moments(terms, tensors, found, [g.square() for g in old], squared=True)
     assert all((one >= 0).all() and one.shape == two.shape for one, two in zip(squares, new, strict=True))
 
 
@@ -306,7 +306,7 @@ def _gradients(terms, tensors, weight):
 def test_a_ring_has_no_change_of_basis():
     terms, tensors, _, _ = network("ring")
     with pytest.raises(ValueError, match="no change of basis"):
-        carried(terms, tensors, tensors, tensors, squared=False)
+        transport_moments(terms, tensors, tensors, tensors, squared=False)
 
 
 # ---- wiring and what cannot be --------------------------------------------------------------------------------------
@@ -327,14 +327,14 @@ def test_a_ring_has_no_change_of_basis():
     ],
 )
 def test_wiring(spec, want):
-    assert wiring([term.split() for term in spec.split("|")]) == want
+    assert classify_topology([term.split() for term in spec.split("|")]) == want
 
 
 def test_feasible_ranks():
     terms = (("a",), ("b",), ("a", "b"))
-    assert feasible(terms, (9, 2, 1), dict(a=5, b=4)) == dict(a=2, b=2)
-    assert feasible(terms, (9, 2, 3), dict(a=7, b=4)) == dict(a=6, b=2)
-    assert feasible((("r",),) * 3, (1, 2, 3), dict(r=9)) == dict(r=9)
+    assert feasible_ranks(terms, (9, 2, 1), dict(a=5, b=4)) == dict(a=2, b=2)
+    assert feasible_ranks(terms, (9, 2, 3), dict(a=7, b=4)) == dict(a=6, b=2)
+    assert feasible_ranks((("r",),) * 3, (1, 2, 3), dict(r=9)) == dict(r=9)
 
 
 def test_infeasible_ranks_are_lowered_without_loss():

@@ -72,7 +72,7 @@ def score(run: Run, adapter: Path | None) -> dict[str, Any]:
     experiment, model = prepare_run(run)
     if adapter is None:
         return experiment.evaluate(None)
-    loaded = load(model, adapter, also=experiment.model.heads if heads else None)
+    loaded = load(model, adapter, extra_module=experiment.model.heads if heads else None)
     if isinstance(run, TextRunConfig):
         experiment.prepare(loaded)
     return experiment.evaluate(loaded)

@@ -145,7 +145,7 @@ def _one(config: Run, folder: Path, on_step: Callable[[int, float], None] | None
         if adapter is not None:
             path = folder / "adapters" / f"{key}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            save(adapter.model[0], path, getattr(torch, config.train.store), also=heads)
+            save(adapter.model[0], path, getattr(torch, config.train.store), extra_module=heads)
         store.append(row)
         checkpoint.unlink(missing_ok=True)
     finally:

@@ -12,12 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from metalora._util.suggest import nearest
-from metalora.adapters.batched_fold import Together
-from metalora.adapters.conditioning.condition import Condition, Conditioner, Decoding, Values, side_by_side, task_index
+from metalora.adapters.batched_fold import BatchedFold
+from metalora.adapters.conditioning.condition import (
+    Condition,
+    ConditionCache,
+    Conditioner,
+    Values,
+    merge_values,
+    task_index,
+)
 from metalora.adapters.conditioning.features import Inputs, Recorder
-from metalora.adapters.layers.fused import SharedHidden
-from metalora.adapters.layout.layout import Placement, View, picked, ranks, stack_axes
-from metalora.adapters.layout.materialize import taken
+from metalora.adapters.layers.fused import SharedInputCache
+from metalora.adapters.layout.layout import FactorSlice, Layout, ranks, read_slice, stack_axes
+from metalora.adapters.layout.materialize import materialize_factors
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
@@ -30,19 +37,19 @@ class Adapter(nn.Module):
     name is "target.factor", or "factor" where one network serves all targets ("factor.768" if their widths differ).
     """
 
-    def __init__(self, config: AdapterConfig, method: Method, placement: Placement, factors: Mapping[str, Tensor]):
+    def __init__(self, config: AdapterConfig, method: Method, layout: Layout, factors: Mapping[str, Tensor]):
         super().__init__()
-        self.config, self.method, self.placement = config, method, placement
-        self.targets = {path: place.target for path, place in placement.places.items()}
+        self.config, self.method, self.layout = config, method, layout
+        self.targets = {path: place.target for path, place in layout.targets.items()}
         self.generated = tuple(method.generated if config.generated is None else config.generated)
-        learned = {key: value for key, value in factors.items() if not placement.stored[key].frozen}
+        learned = {key: value for key, value in factors.items() if not layout.params[key].frozen}
         self.owned = nn.ParameterDict({_slot(key): nn.Parameter(value) for key, value in learned.items()})
         self._frozen = nn.Module()  # a buffer for each: made from the seed, so never saved
         for key in factors.keys() - learned.keys():
             self._frozen.register_buffer(_slot(key), factors[key], persistent=False)
         self._per_example: tuple[str, ...] | None = None
         self.fresh = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
-        self._stacks, self._ranks = stack_axes(placement), ranks(self.targets, config)
+        self._stacks, self._ranks = stack_axes(layout), ranks(self.targets, config)
         self._slices: dict[str, tuple[Tensor, ...]] | None = None  # while a forward runs: stacked factors, cut once
         self.rank_dropout = nn.Dropout(config.dropout)
         self.conditioner: Conditioner | None = None
@@ -51,7 +58,7 @@ class Adapter(nn.Module):
         self.enabled = True
         self.weight_first = True  # let layers form W + Delta W where the cost model says so; False: always the cut
         self.fused = True  # write the adapter's products into the base's output; False: plain autograd, the reference
-        self.shared, self.together, self.decoding = SharedHidden(), Together(), Decoding()
+        self.shared, self.together, self.decoding = SharedInputCache(), BatchedFold(), ConditionCache()
         self.active: Values | None = None  # factors that differ by example; set only while a forward runs
         self.held: Values | None = None  # those of the innermost `using`
         self.beams = 1  # sequences that `generate` makes of one example, each with its condition
@@ -69,12 +76,12 @@ class Adapter(nn.Module):
 
         A generated factor's entry is its condition-free value c0.
         """
-        return {key: self._value(key) for key in self.placement.stored}
+        return {key: self._value(key) for key in self.layout.params}
 
     @property
     def learned(self) -> dict[str, nn.Parameter]:
         """The factors that are not frozen."""
-        return {key: self.owned[_slot(key)] for key, one in self.placement.stored.items() if not one.frozen}
+        return {key: self.owned[_slot(key)] for key, one in self.layout.params.items() if not one.frozen}
 
     def _value(self, key: str) -> Tensor:
         slot = _slot(key)
@@ -110,15 +117,15 @@ class Adapter(nn.Module):
     @property
     def common(self) -> bool:
         """Whether targets have a stored factor in common: a forward cuts its slices, and reads an input by it, once."""
-        views = [view.key for place in self.placement.places.values() for view in place.views.values()]
+        views = [view.key for place in self.layout.targets.values() for view in place.views.values()]
         return len({*views}) < len(views)
 
     @property
     def task_keys(self) -> dict[str, int]:
-        """Stored factors of which every example takes the slice of its task, and their task axes."""
+        """FactorParam factors of which every example takes the slice of its task, and their task axes."""
         if self.config.tasks == 1:
             return {}
-        stored = self.placement.stored.items()
+        stored = self.layout.params.items()
         return {key: one.modes.index("task") for key, one in stored if "task" in one.modes}
 
     @property
@@ -126,13 +133,13 @@ class Adapter(nn.Module):
         """The factors that differ by example: generated, or indexed by a task."""
         if self._per_example is None:
             found = dict.fromkeys(self.generated if self.conditional else ())
-            found |= dict.fromkeys(self.placement.stored[key].factor for key in self.task_keys)
+            found |= dict.fromkeys(self.layout.params[key].factor for key in self.task_keys)
             self._per_example = tuple(found)
         return self._per_example
 
-    def replace(self, config: AdapterConfig, placement: Placement) -> None:
-        """Take another configuration and the placement that fits it; the caller gives the factors their new shapes."""
-        self.config, self.placement, self._per_example, self.together = config, placement, None, Together()
+    def replace(self, config: AdapterConfig, layout: Layout) -> None:
+        """Take another configuration and the layout that fits it; the caller gives the factors their new shapes."""
+        self.config, self.layout, self._per_example, self.together = config, layout, None, BatchedFold()
 
     def num_params(self) -> int:
         """Trainable numbers: the factors of every target and the mapping net."""
@@ -149,7 +156,7 @@ class Adapter(nn.Module):
                 raise ValueError(f"factor_lr_ratio names {factor!r}{nearest(factor, self.method.factors)}")
         groups: dict[float, list[nn.Parameter]] = {}
         for bank in (self.owned, self.fresh):
-            for key, stored in self.placement.stored.items():
+            for key, stored in self.layout.params.items():
                 if _slot(key) in bank:
                     groups.setdefault(ratios.get(stored.factor, 1.0), []).append(bank[_slot(key)])
         if self.conditioner is not None:
@@ -163,7 +170,7 @@ class Adapter(nn.Module):
         """The factors of one target, or some; those that differ by example from `values`, else from the active ones."""
         values = self.active if values is None else values
         found, per_example = {}, self.per_example
-        for factor, view in self.placement.places[target.path].views.items():
+        for factor, view in self.layout.targets[target.path].views.items():
             if only is not None and factor not in only:
                 continue
             if factor in per_example:
@@ -172,19 +179,19 @@ class Adapter(nn.Module):
                         f"factor {view.key!r} differs by example and no condition is active: call the model itself, "
                         "pass condition=..., enter adapter.using(condition), or checkpoint with metalora.checkpoint"
                     )
-                value = picked(values[view.key], view, offset=1)
+                value = read_slice(values[view.key], view, offset=1)
             else:
                 value = self._stored(view)
             found[factor] = value
-        return taken(self.placement.places[target.path], self.method, found)
+        return materialize_factors(self.layout.targets[target.path], self.method, found)
 
-    def _stored(self, view: View) -> Tensor:
+    def _stored(self, view: FactorSlice) -> Tensor:
         """A target's slice: from the stack that the forward cut once (backward 8 times faster), else cut here."""
         axis = self._stacks.get(view.key)
-        if axis is None or self._slices is None or not isinstance(dict(view.picks).get(axis), int):
-            return picked(self._value(view.key), view)
-        rest = tuple((a - (a > axis), index) for a, index in view.picks if a != axis)
-        return picked(self._slices[view.key][dict(view.picks)[axis]], View(view.key, rest))
+        if axis is None or self._slices is None or not isinstance(dict(view.index).get(axis), int):
+            return read_slice(self._value(view.key), view)
+        rest = tuple((a - (a > axis), index) for a, index in view.index if a != axis)
+        return read_slice(self._slices[view.key][dict(view.index)[axis]], FactorSlice(view.key, rest))
 
     def read_for(
         self, target: Target, batch: int, values: Values | None = None, only: Collection[str] | None = None
@@ -204,7 +211,7 @@ class Adapter(nn.Module):
         values, factor = self.active if values is None else values, next(iter(self.per_example), None)
         if factor is None or values is None:
             return 1
-        return values[self.placement.places[target.path].views[factor].key].shape[0]
+        return values[self.layout.targets[target.path].views[factor].key].shape[0]
 
     def delta(self, target: str, condition: Condition | None = None) -> Tensor:
         """Dense Delta W of a target in the base weight's layout; (n, ...) for a condition of n > 1 examples."""
@@ -345,7 +352,7 @@ class Adapter(nn.Module):
             known = self.decoding.values(kwargs, needed=self.conditional)
             values = self._from_inputs(args, kwargs, known) if self.conditional else known or {}
         if ids is not None:
-            values = side_by_side(values, self.task(ids).values)
+            values = merge_values(values, self.task(ids).values)
         if any(key not in values for key in self.task_keys):
             raise ValueError(
                 f"{self.method.name} has {self.config.tasks} tasks: call the model with task_ids=..., a number or one "
@@ -359,7 +366,7 @@ class Adapter(nn.Module):
         if config.source == "stem":  # its hook replaces c0 as soon as it has run
             self.recorder.start(kwargs)
             self.decoding.ahead = known
-            return side_by_side(known or {}, self.neutral().values)
+            return merge_values(known or {}, self.neutral().values)
         if known is not None:
             return known
         if config.scope == "support" or config.source == "tensor":

@@ -16,15 +16,15 @@ from metalora.adapters.conditioning.stages import stages
 from metalora.adapters.init import initial, inits
 from metalora.adapters.layers.base import LAYERS
 from metalora.adapters.layers.bottleneck import BottleneckLayer
-from metalora.adapters.layout.layout import Place, Placement, place
+from metalora.adapters.layout.layout import Layout, TargetLayout, build_layout
 from metalora.adapters.targets import Target, find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.methods.registry import method_of
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.circuit import Circuit
-from metalora.tensornet.forms.low_rank import Cut
-from metalora.tensornet.forms.sum import CutSum
+from metalora.tensornet.forms.low_rank import LowRankForm
+from metalora.tensornet.forms.sum import SumForm
 
 
 def attach(
@@ -75,18 +75,18 @@ def build(
     method = method_of(config)
     _check_factors(config, method)
     kinds = inits(config, method)
-    placement = place(targets, config, method)
-    _check_biases(placement, method)
-    _check_read(config, placement, method)
-    adapter = Adapter(config, method, placement, _initial_factors(config, kinds, placement))
+    layout = build_layout(targets, config, method)
+    _check_biases(layout, method)
+    _check_read(config, layout, method)
+    adapter = Adapter(config, method, layout, _initial_factors(config, kinds, layout))
     adapter.model = (model,)
     try:
         _prepare_condition(adapter, kinds, model, example, extractor)
     except BaseException:
         _remove_hooks(adapter)
         raise
-    _place_as(bases[targets[0].path].weight, adapter)
-    cuts = plans(placement, adapter.per_example)
+    move_like(bases[targets[0].path].weight, adapter)
+    cuts = plans(layout, adapter.per_example)
     for path, target in adapter.targets.items():
         layer = BottleneckLayer if isinstance(cuts[path], Bottleneck) else LAYERS[target.kind]
         adapter.layers[path] = layer(bases[path], target, cuts[path], adapter)
@@ -111,20 +111,20 @@ def adapter_of(model: nn.Module) -> Adapter | None:
     return next((module for module in model.modules() if isinstance(module, Adapter)), None)
 
 
-def plan(place: Place, batched: Sequence[str]) -> Cut | CutSum | Circuit | Bottleneck:
+def plan(place: TargetLayout, batched: Sequence[str]) -> LowRankForm | SumForm | Circuit | Bottleneck:
     """The cut of a network at a target, or what it has in its place, contractions planned with the real sizes."""
     batched = [*batched, *(name for name, made in place.made.items() if {*made.parts} & {*batched})]
     if place.network.form != "cut":
         return {"circuit": Circuit, "bottleneck": Bottleneck}[place.network.form](place.network, place.sizes, batched)
-    cuts = [Cut(one, place.sizes, batched) for one in place.network.summands()]
-    return CutSum(cuts) if len(cuts) > 1 else cuts[0]
+    cuts = [LowRankForm(one, place.sizes, batched) for one in place.network.summands()]
+    return SumForm(cuts) if len(cuts) > 1 else cuts[0]
 
 
-def plans(placement: Placement, batched: Sequence[str]) -> dict[str, Cut | CutSum]:
+def plans(layout: Layout, batched: Sequence[str]) -> dict[str, LowRankForm | SumForm]:
     """Path -> the cut there; one object where network and sizes are the same."""
-    planned: dict[tuple, Cut | CutSum] = {}
+    planned: dict[tuple, LowRankForm | SumForm] = {}
     found = {}
-    for path, one in placement.places.items():
+    for path, one in layout.targets.items():
         network = one.network
         key = (network.form, network.biases, *network.factors.items(), *network.folds.items(), *network.terms)
         key += (*one.sizes.items(), *((name, made.parts) for name, made in one.made.items()))
@@ -134,9 +134,9 @@ def plans(placement: Placement, batched: Sequence[str]) -> dict[str, Cut | CutSu
 
 def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size: int | None = None) -> int:
     """Closed form of `adapter.num_params()`, from sizes alone; `feature_size` is needed if factors are generated."""
-    placement = place(targets, config, method_of(config))
-    total = placement.num_params()
-    shapes = generated_shapes(config, placement)
+    layout = build_layout(targets, config, method_of(config))
+    total = layout.num_params()
+    shapes = generated_shapes(config, layout)
     if shapes and feature_size is not None:
         condition, numels = config.condition, [prod(shape) for shape in shapes.values()]
         out = max(numels) if condition.heads == "shared" else sum(numels)
@@ -145,13 +145,13 @@ def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size:
     return total
 
 
-def generated_shapes(config: AdapterConfig, placement: Placement) -> dict[str, tuple[int, ...]]:
+def generated_shapes(config: AdapterConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
     """Factor key -> shape of everything that the mapping net makes; empty for scope=constant."""
     method = method_of(config)
     factors = method.generated if config.generated is None else config.generated
     if config.condition.scope == "constant":
         return {}
-    return {key: stored.shape for key, stored in placement.stored.items() if stored.factor in factors}
+    return {key: stored.shape for key, stored in layout.params.items() if stored.factor in factors}
 
 
 def _check_factors(config: AdapterConfig, method: Method) -> None:
@@ -176,8 +176,8 @@ def _check_factors(config: AdapterConfig, method: Method) -> None:
         )
 
 
-def _check_read(config: AdapterConfig, placement: Placement, method: Method) -> None:
-    read = {stored.factor for stored in placement.stored.values()}
+def _check_read(config: AdapterConfig, layout: Layout, method: Method) -> None:
+    read = {stored.factor for stored in layout.params.values()}
     for name in config.generated or ():
         if name not in read:
             raise ValueError(
@@ -186,24 +186,24 @@ def _check_read(config: AdapterConfig, placement: Placement, method: Method) -> 
             )
 
 
-def _check_biases(placement: Placement, method: Method) -> None:
-    for path, one in placement.places.items():
+def _check_biases(layout: Layout, method: Method) -> None:
+    for path, one in layout.targets.items():
         if one.network.biases and one.network.form == "cut" and one.target.kind == "embedding":
             raise ValueError(f"target {path!r}: method {method.name!r} has biases there, and an embedding has none")
 
 
-def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], placement: Placement) -> dict[str, torch.Tensor]:
+def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], layout: Layout) -> dict[str, torch.Tensor]:
     method = method_of(config)
     kinds = {**kinds, **{start: kinds[factor] for start, factor in method.starts.items()}}
     kinds |= dict.fromkeys(method.starts.values(), "zeros")
-    sizes = {view.key: one.sizes for one in placement.places.values() for view in one.views.values()}
+    sizes = {view.key: one.sizes for one in layout.targets.values() for view in one.views.values()}
     return {
         key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key, method.network, sizes[key])
-        for key, one in placement.stored.items()
+        for key, one in layout.params.items()
     }
 
 
-def _place_as(weight: torch.Tensor, module: nn.Module) -> None:
+def move_like(weight: torch.Tensor, module: nn.Module) -> None:
     """Move a module to a weight's device, in float64 if the weight is, else in float32; what is on meta stays there."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     module._apply(lambda t: t.to("meta" if t.is_meta else weight.device, dtype))
@@ -213,7 +213,7 @@ def _prepare_condition(
     adapter: Adapter, kinds: Mapping[str, str], model: nn.Module, example: Inputs | None, extractor: nn.Module | None
 ) -> None:
     config, condition = adapter.config, adapter.config.condition
-    shapes = generated_shapes(config, adapter.placement)
+    shapes = generated_shapes(config, adapter.layout)
     if not shapes:
         return
     size = condition.feature_size
@@ -225,7 +225,7 @@ def _prepare_condition(
         if size is None:
             size = adapter.features(example_input(network) if example is None else example).shape[1]
             adapter.config = replace(config, condition=replace(condition, feature_size=size))
-    factors = {key: adapter.placement.stored[key].factor for key in shapes}
+    factors = {key: adapter.layout.params[key].factor for key in shapes}
     method = adapter.method
     silent = [k for k, f in factors.items() if method.starts or (kinds[f] == "zeros" and f not in method.gates)]
     adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent)

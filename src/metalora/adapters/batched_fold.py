@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from metalora.adapters.layout.layout import Placement, View
-from metalora.tensornet.forms.low_rank import Cut
+from metalora.adapters.layout.layout import FactorSlice, Layout
+from metalora.tensornet.forms.low_rank import LowRankForm
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
     from metalora.adapters.layers.base import AdaptedLayer
 
 
-class Together:
+class BatchedFold:
     """What the targets of an adapter have folded together while a forward runs: path -> scale . Mid . Right, (k, o)."""
 
     def __init__(self) -> None:
         self.groups: list[Group] | None = None  # None: to be found anew, since the cuts have changed
         self.ups: dict[str, Tensor] = {}
 
-    def begin(self, adapter: Adapter, stored: Callable[[View], Tensor]) -> None:
+    def begin(self, adapter: Adapter, stored: Callable[[FactorSlice], Tensor]) -> None:
         """Fold for a forward; nothing under torch.compile, which sees the whole graph, and with plain autograd."""
         self.ups = {}
         if torch.compiler.is_compiling() or not adapter.fused:
@@ -42,15 +42,15 @@ class Together:
 class Group:
     """Targets whose cuts are one object; an operand that they all read alike is not stacked and multiplied once."""
 
-    def __init__(self, layers: Mapping[str, AdaptedLayer], placement: Placement):
+    def __init__(self, layers: Mapping[str, AdaptedLayer], layout: Layout):
         self.paths = list(layers)
         self.layer = layers[self.paths[0]]  # of one plan, so of one rank and scale
         cut = self.layer.cut
-        self.views = [[placement.places[path].views[name] for path in self.paths] for name in cut.mid + cut.right]
+        self.views = [[layout.targets[path].views[name] for path in self.paths] for name in cut.mid + cut.right]
         self.stacked = [k for k, views in enumerate(self.views) if len(set(views)) > 1] or [0]
         self.fold = cut.fold.batched(self.stacked, len(self.paths))
 
-    def __call__(self, stored: Callable[[View], Tensor]) -> dict[str, Tensor]:
+    def __call__(self, stored: Callable[[FactorSlice], Tensor]) -> dict[str, Tensor]:
         """Path -> scale . Mid . Right, (k, o)."""
         operands = [
             torch.stack([stored(view) for view in views]) if k in self.stacked else stored(views[0])
@@ -67,6 +67,6 @@ def groups(adapter: Adapter) -> list[Group]:
     found: dict[int, dict[str, AdaptedLayer]] = {}
     for path, layer in adapter.layers.items():
         cut = layer.cut
-        if isinstance(cut, Cut) and cut.mid and not (cut.fold_batched or adapter.placement.places[path].made):
+        if isinstance(cut, LowRankForm) and cut.mid and not (cut.fold_batched or adapter.layout.targets[path].made):
             found.setdefault(id(cut), {})[path] = layer
-    return [Group(layers, adapter.placement) for layers in found.values() if len(layers) > 1]
+    return [Group(layers, adapter.layout) for layers in found.values() if len(layers) > 1]

@@ -22,7 +22,7 @@ def new_task(adapter: Adapter, like: int | None = None) -> Iterator[int]:
     whatever the weight decay, since it is not trained at all. ValueError: a method without tasks, a merged adapter, a
     task that does not exist; nothing is changed.
     """
-    stored = {key: one for key, one in adapter.placement.stored.items() if "task" in one.modes}
+    stored = {key: one for key, one in adapter.layout.params.items() if "task" in one.modes}
     tasks = adapter.config.tasks
     if not stored:
         raise ValueError(f"new_task: {adapter.method.name!r} has no task mode that is looked up by number")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import plans
-from metalora.adapters.layout.layout import place
+from metalora.adapters.layout.layout import build_layout
 from metalora.config import AdapterConfig
 
 
@@ -17,14 +17,14 @@ def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor
 
     Parameters stay the same objects, with other data: optimisers and the like keep their references.
     """
-    placement = place(list(adapter.targets.values()), config, adapter.method)
-    for key, stored in placement.stored.items():
+    layout = build_layout(list(adapter.targets.values()), config, adapter.method)
+    for key, stored in layout.params.items():
         shape = tuple(tensors[key].shape) if key in tensors else tuple(adapter.factors[key].shape)
         if shape != stored.shape:
             raise ValueError(f"factor {key!r}: shape {shape} does not fit, expected {stored.shape}")
-    adapter.replace(config, placement)
+    adapter.replace(config, layout)
     for key, value in tensors.items():
         parameter = adapter.learned[key]
         parameter.data, parameter.grad = value.to(parameter).contiguous(), None
-    for path, cut in plans(placement, adapter.per_example).items():
+    for path, cut in plans(layout, adapter.per_example).items():
         adapter.layers[path].take(cut)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
-from metalora.fitting.updates import Block, Frame, Pair, blocks_of, frames_of
-from metalora.ranks.groups import Piece, pieces_of
+from metalora.fitting.updates import LowRankUpdate, Subspace, TargetUpdate, leading_subspaces, target_updates
+from metalora.ranks.groups import FactorGroup, factor_groups
 from metalora.tensornet.decomposition import Columns, factorise
-from metalora.tensornet.topology import bond_sizes, contracted, environment, norm
+from metalora.tensornet.topology import bond_sizes, contract, environment, norm
 
 FILLS = 10  # fits of a tensor some of whose entries no target reads
 START = 0.3  # size of the random numbers that such entries start from, over that of the others
@@ -66,10 +66,12 @@ def _relative(rows: Sequence[FitRow]) -> float:
 
 
 @torch.no_grad()
-def fit(adapter: Adapter, updates: Sequence[Mapping[str, Pair]], columns: Columns = "joint") -> FitReport:
+def fit_updates(
+    adapter: Adapter, updates: Sequence[Mapping[str, LowRankUpdate]], columns: Columns = "joint"
+) -> FitReport:
     """Set the factors so that scale · network is near the updates: min sum_{t, path} |up down - Delta W_t|^2.
 
-    updates  for every task, path -> Pair; a target without one has a zero update
+    updates  for every task, path -> LowRankUpdate; a target without one has a zero update
     columns  of a CP: fitted together, or one after another to what is left ("deflated")
     Computed in float64. ValueError: another number of tasks, an unknown path, shapes that do not fit, factors that are
     generated, frozen, no chain, tree or CP, or fold a weight into digits, a merged adapter; nothing is changed.
@@ -83,12 +85,12 @@ def fit(adapter: Adapter, updates: Sequence[Mapping[str, Pair]], columns: Column
     return FitReport(tuple(row for one in fits for row in one.rows()))
 
 
-def fitted_pieces(adapter: Adapter) -> list[Piece]:
+def fitted_pieces(adapter: Adapter) -> list[FactorGroup]:
     """The sets of factors that are fitted together; ValueError for a method that is no chain, tree or CP by wiring."""
     method = adapter.method
     allowed = "only a chain, a tree (Tucker) or one shared bond (CP) of learned factors is fitted to updates"
     try:
-        pieces = pieces_of(adapter)
+        pieces = factor_groups(adapter)
     except ValueError:
         raise ValueError(f"method {method.name!r}: {allowed}") from None
     for piece in pieces:
@@ -96,7 +98,7 @@ def fitted_pieces(adapter: Adapter) -> list[Piece]:
             raise ValueError(f"method {method.name!r}: {allowed}, and {piece} is {piece.kind or 'none of them'}")
         if len(piece.factors) != len(method.factors):
             raise ValueError(f"method {method.name!r}: {allowed}, and {piece} is not all of its network")
-    present = {mode for one in adapter.placement.stored.values() for mode in one.modes}
+    present = {mode for one in adapter.layout.params.values() for mode in one.modes}
     for side, modes in (("in", method.network.inputs), ("out", method.network.outputs)):
         edges = {*modes} & method.network.edges & present
         held = [factor for factor, term in method.network.factors.items() if edges & {*term}]
@@ -109,7 +111,7 @@ def fitted_pieces(adapter: Adapter) -> list[Piece]:
     return pieces
 
 
-def _check(adapter: Adapter, updates: Sequence[Mapping[str, Pair]]) -> None:
+def _check(adapter: Adapter, updates: Sequence[Mapping[str, LowRankUpdate]]) -> None:
     if adapter.merged:
         raise ValueError("fit: the adapter is merged; unmerge it first")
     if adapter.config.rank_pattern and adapter.config.alpha is not None:
@@ -136,15 +138,17 @@ def _check(adapter: Adapter, updates: Sequence[Mapping[str, Pair]]) -> None:
 class _PieceFit:
     """The fit of the factors of one piece: blocks in, tensors by key out."""
 
-    def __init__(self, adapter: Adapter, piece: Piece, updates: Sequence[Mapping[str, Pair]], columns: Columns):
+    def __init__(
+        self, adapter: Adapter, piece: FactorGroup, updates: Sequence[Mapping[str, LowRankUpdate]], columns: Columns
+    ):
         self.adapter, self.piece, self.terms, self.columns = adapter, piece, piece.terms, columns
-        self.blocks = blocks_of(adapter, piece, updates)
+        self.blocks = target_updates(adapter, piece, updates)
 
     def run(self) -> dict[str, Tensor]:
         """The new value of every factor by key."""
         start = self._gathered()
         ranks = bond_sizes(self.terms, start)
-        frames = frames_of(self.piece, self.blocks, start, max(ranks.values()))
+        frames = leading_subspaces(self.piece, self.blocks, start, max(ranks.values()))
         core, read = _core(self.blocks, frames, [len(tensor) for tensor in start])
         if not core.any():
             zero = norm(self.terms, start) == 0  # then they can learn as they are
@@ -172,16 +176,18 @@ class _PieceFit:
         return [tensor.double().cpu() for tensor in self.piece.gather(self.adapter.factors)]
 
 
-def _core(blocks: Sequence[Block], frames: Mapping[int, Frame], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _core(
+    blocks: Sequence[TargetUpdate], frames: Mapping[int, Subspace], sizes: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """The updates in their frames, an axis for every factor, and which entries a target reads (their mean, if many)."""
     sizes = [frames[k].width if k in frames else n for k, n in enumerate(sizes)]
     core, count = torch.zeros(sizes, dtype=torch.float64), torch.zeros(sizes, dtype=torch.int32)
     for block in blocks:
-        picks = [frames[k].columns(rows) if k in frames else rows for k, rows in enumerate(block.rows)]
-        grid = torch.meshgrid(*picks, indexing="ij")
+        index = [frames[k].columns(rows) if k in frames else rows for k, rows in enumerate(block.rows)]
+        grid = torch.meshgrid(*index, indexing="ij")
         count[grid] += 1
         if block.left is not None:
-            core[grid] += block.seen(frames).reshape([len(pick) for pick in picks])
+            core[grid] += block.seen(frames).reshape([len(pick) for pick in index])
     return core / count.clamp_min(1), count > 0
 
 
@@ -202,7 +208,7 @@ def _filled(terms: Sequence[Sequence[str]], core: Tensor, read: Tensor, ranks: M
 
 def _dense(terms: Sequence[Sequence[str]], tensors: Sequence[Tensor]) -> Tensor:
     labels = [f"#{k}" for k in range(len(terms))]
-    return contracted([(t, [labels[k], *terms[k]]) for k, t in enumerate(tensors)], labels)
+    return contract([(t, [labels[k], *terms[k]]) for k, t in enumerate(tensors)], labels)
 
 
 def _polished(terms: Sequence[Sequence[str]], core: Tensor, read: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.layout.layout import picked
-from metalora.ranks.groups import Piece
-from metalora.tensornet.topology import contracted
+from metalora.adapters.layout.layout import read_slice
+from metalora.ranks.groups import FactorGroup
+from metalora.tensornet.topology import contract
 
 OVERSAMPLING = 16  # directions of a common basis above the rank
 ITERATIONS = 5  # of the subspace iteration that finds one
 
 
-class Pair(NamedTuple):
+class LowRankUpdate(NamedTuple):
     """A low-rank update up · down, its scale included."""
 
     down: Tensor
@@ -29,7 +29,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Block:
+class TargetUpdate:
     """The update of a target and task as a piece's factors see it.
 
     rows    of every factor: the entries of its flat axis that the target reads
@@ -59,15 +59,15 @@ class Block:
             return 0.0
         operands = [(tensor, [f"#{k}", *term]) for k, (term, tensor) in enumerate(zip(terms, tensors, strict=True))]
         left, right = (["#rank", *(f"#{k}" for k in side)] for side in (self.lefts, self.rights))
-        return float(contracted([(self.left, left), (self.right, right), *operands], []))
+        return float(contract([(self.left, left), (self.right, right), *operands], []))
 
-    def seen(self, frames: Mapping[int, Frame]) -> Tensor:
+    def seen(self, frames: Mapping[int, Subspace]) -> Tensor:
         """The update in the frames, its axes in the order of the factors."""
         value = torch.tensordot(self._framed(self.lefts, frames), self._framed(self.rights, frames), ([0], [0]))
         axes = [*self.lefts, *self.rights]
         return value.permute([axes.index(k) for k in sorted(axes)])
 
-    def gram_times(self, k: int, basis: Tensor, frames: Mapping[int, Frame]) -> Tensor:
+    def gram_times(self, k: int, basis: Tensor, frames: Mapping[int, Subspace]) -> Tensor:
         """X X' basis, X the update as a matrix (n_k, everything else): (n_k, columns of the basis)."""
         sides = (self.lefts, self.rights)
         own, other = sides if k in self.lefts else sides[::-1]
@@ -76,7 +76,7 @@ class Block:
         rest = torch.tensordot(gram @ gram.mT, mine @ basis, 1)  # (rank, others, columns)
         return mine.flatten(0, -2).mT @ rest.flatten(0, -2)
 
-    def _framed(self, own: Sequence[int], frames: Mapping[int, Frame]) -> Tensor:
+    def _framed(self, own: Sequence[int], frames: Mapping[int, Subspace]) -> Tensor:
         side, k = (self.left if own is self.lefts else self.right), own[0]
         if k not in frames:
             return side
@@ -84,7 +84,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Frame:
+class Subspace:
     """Orthonormal columns for a factor's flat axis, apart for each of its widths."""
 
     starts: tuple[int, ...]
@@ -115,18 +115,20 @@ class Frame:
         return torch.cat([torch.tensordot(basis, part, 1) for basis, part in zip(self.bases, parts, strict=True)])
 
 
-def blocks_of(adapter: Adapter, piece: Piece, updates: Sequence[Mapping[str, Pair]]) -> list[Block]:
+def target_updates(
+    adapter: Adapter, piece: FactorGroup, updates: Sequence[Mapping[str, LowRankUpdate]]
+) -> list[TargetUpdate]:
     """Every target of the piece in every task."""
     return [
         _block(adapter, piece, path, task, pairs.get(path))
         for task, pairs in enumerate(updates)
-        for path, place in adapter.placement.places.items()
+        for path, place in adapter.layout.targets.items()
         if place.views[piece.factors[0]].key in piece.keys[0]
     ]
 
 
-def _block(adapter: Adapter, piece: Piece, path: str, task: int, pair: Pair | None) -> Block:
-    place = adapter.placement.places[path]
+def _block(adapter: Adapter, piece: FactorGroup, path: str, task: int, pair: LowRankUpdate | None) -> TargetUpdate:
+    place = adapter.layout.targets[path]
     network, sizes = place.network, place.sizes
     own = [[m for m in network.factors[f] if m not in network.bonds] for f in piece.factors]
     rows = [_rows(adapter, piece, k, path, task) for k in range(len(own))]
@@ -136,19 +138,19 @@ def _block(adapter: Adapter, piece: Piece, path: str, task: int, pair: Pair | No
         for side in (network.inputs, network.outputs)
     )
     if pair is None:
-        return Block(path, task, rows, lefts, rights, None, None)
+        return TargetUpdate(path, task, rows, lefts, rights, None, None)
     left = pair.down.detach().double().cpu().reshape(-1, *(sizes[m] for m in network.inputs))
     right = pair.up.detach().double().cpu().mT.reshape(-1, *(sizes[m] for m in network.outputs))
     left, right = (
         side.permute(0, *(1 + modes.index(m) for k in ks for m in own[k])).reshape(-1, *(len(rows[k]) for k in ks))
         for side, modes, ks in ((left, network.inputs, lefts), (right, network.outputs, rights))
     )
-    return Block(path, task, rows, lefts, rights, left, right)
+    return TargetUpdate(path, task, rows, lefts, rights, left, right)
 
 
-def _rows(adapter: Adapter, piece: Piece, k: int, path: str, task: int) -> Tensor:
+def _rows(adapter: Adapter, piece: FactorGroup, k: int, path: str, task: int) -> Tensor:
     """The entries of factor k's flat axis, as `piece.gather` makes it, that a target reads for a task."""
-    view, stored = adapter.placement.places[path].views[piece.factors[k]], adapter.placement.stored
+    view, stored = adapter.layout.targets[path].views[piece.factors[k]], adapter.layout.params
     shapes = {
         key: [1 if axis in piece.axes[key] else n for axis, n in enumerate(stored[key].shape)] for key in piece.keys[k]
     }
@@ -156,10 +158,12 @@ def _rows(adapter: Adapter, piece: Piece, k: int, path: str, task: int) -> Tenso
     index = torch.arange(prod(shapes[view.key])).reshape(shapes[view.key]) + before
     if view.key in adapter.task_keys:
         index = index.select(adapter.task_keys[view.key], task)
-    return picked(index, view).flatten()
+    return read_slice(index, view).flatten()
 
 
-def frames_of(piece: Piece, blocks: Sequence[Block], tensors: Sequence[Tensor], rank: int) -> dict[int, Frame]:
+def leading_subspaces(
+    piece: FactorGroup, blocks: Sequence[TargetUpdate], tensors: Sequence[Tensor], rank: int
+) -> dict[int, Subspace]:
     """Frames of the two long axes: each side's leading directions, found as the other's frame sees the updates.
 
     None for an axis of which a target reads a part (widths "max_slice"): its other rows are free, and a frame would mix
@@ -177,11 +181,13 @@ def frames_of(piece: Piece, blocks: Sequence[Block], tensors: Sequence[Tensor], 
             _leading([one for one in own if one.left is not None], k, start, end - start, rank + OVERSAMPLING, others)
             for own, (start, end) in zip(readers, spans, strict=True)
         ]
-        frames[k] = Frame(tuple(starts), tuple(bases))
+        frames[k] = Subspace(tuple(starts), tuple(bases))
     return frames
 
 
-def _leading(blocks: Sequence[Block], k: int, start: int, n: int, columns: int, frames: Mapping[int, Frame]) -> Tensor:
+def _leading(
+    blocks: Sequence[TargetUpdate], k: int, start: int, n: int, columns: int, frames: Mapping[int, Subspace]
+) -> Tensor:
     """The leading left singular vectors of [X_1 X_2 ...], (n, columns), by subspace iteration; X is never formed."""
     if columns >= n:
         return torch.eye(n, dtype=torch.float64)

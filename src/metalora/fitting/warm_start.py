@@ -14,9 +14,9 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
 from metalora.adapters.init import inits
 from metalora.adapters.targets import TRANSPOSED
-from metalora.fitting.fit_updates import FitReport, fit, fitted_pieces
-from metalora.fitting.updates import Pair
-from metalora.ranks.groups import Piece
+from metalora.fitting.fit_updates import FitReport, fit_updates, fitted_pieces
+from metalora.fitting.updates import LowRankUpdate
+from metalora.ranks.groups import FactorGroup
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def start_from_weights(model: nn.Module, rank: int) -> FitReport:
     weights = {path: layer.base.weight for path, layer in adapter.layers.items()}
     if len({id(weight) for weight in weights.values()}) < len(weights):
         raise ValueError("start_from_weights: two targets have one weight in common")
-    report = fit(adapter, [{path: _leading(adapter, path, weight, rank) for path, weight in weights.items()}])
+    report = fit_updates(adapter, [{path: _leading(adapter, path, weight, rank) for path, weight in weights.items()}])
     for path, weight in weights.items():
         weight.sub_(adapter.delta(path).to(weight.dtype))
     return report
@@ -58,8 +58,8 @@ def start_from_gradient(model: nn.Module, loss: Callable[[], Tensor], rank: int,
     pairs = _downhill(adapter, loss, rank, "start_from_gradient")
     norm = _norm(pair.up for pair in pairs.values())  # rows of down are orthonormal
     factor = size * _norm(layer.base.weight.detach() for layer in adapter.layers.values()) / norm
-    scaled = {path: Pair(pair.down, pair.up * factor) for path, pair in pairs.items()}
-    return fit(adapter, [scaled] * adapter.config.tasks)
+    scaled = {path: LowRankUpdate(pair.down, pair.up * factor) for path, pair in pairs.items()}
+    return fit_updates(adapter, [scaled] * adapter.config.tasks)
 
 
 @torch.no_grad()
@@ -82,14 +82,14 @@ def atoms_from_gradient(model: nn.Module, loss: Callable[[], Tensor], rank: int)
             "those of 'tensorpeft' and 'adalora'"
         )
     pairs = _downhill(adapter, loss, rank, "atoms_from_gradient")
-    report = fit(adapter, [pairs] * adapter.config.tasks, columns="deflated")
+    report = fit_updates(adapter, [pairs] * adapter.config.tasks, columns="deflated")
     for piece in pieces:
         for key, value in piece.scatter(_atoms(adapter, piece, weights[0]), adapter.factors).items():
             adapter.learned[key].copy_(value)
     return report
 
 
-def _atoms(adapter: Adapter, piece: Piece, weights: str) -> list[Tensor]:
+def _atoms(adapter: Adapter, piece: FactorGroup, weights: str) -> list[Tensor]:
     """The piece's factors with columns of norm one, together of the sign that they had, and no weights."""
     found, own = piece.gather(adapter.factors), piece.factors.index(weights)
     drawn = torch.Generator().manual_seed(0)  # for columns that a gradient of a lower rank has none for
@@ -107,7 +107,7 @@ def _norm(tensors: Iterable[Tensor]) -> float:
     return sum(float(tensor.double().square().sum()) for tensor in tensors) ** 0.5
 
 
-def _downhill(adapter: Adapter, loss: Callable[[], Tensor], rank: int, what: str) -> dict[str, Pair]:
+def _downhill(adapter: Adapter, loss: Callable[[], Tensor], rank: int, what: str) -> dict[str, LowRankUpdate]:
     """Path -> the leading part of the negative gradient of a loss at the base's weights."""
     weights = {path: layer.base.weight for path, layer in adapter.layers.items()}
     try:
@@ -136,10 +136,10 @@ def _ready(model: nn.Module, what: str, rank: int) -> Adapter:
     return adapter
 
 
-def _leading(adapter: Adapter, path: str, weight: Tensor, rank: int) -> Pair:
+def _leading(adapter: Adapter, path: str, weight: Tensor, rank: int) -> LowRankUpdate:
     """The leading singular directions of a tensor in the layout of the target's weight; rows of down orthonormal."""
     if adapter.targets[path].kind in TRANSPOSED:
         weight = weight.mT
     u, s, v = torch.linalg.svd(weight.detach().flatten(1).double(), full_matrices=False)
     rank = min(rank, len(s))
-    return Pair(v[:rank].reshape(rank, *weight.shape[1:]), u[:, :rank] * s[:rank])
+    return LowRankUpdate(v[:rank].reshape(rank, *weight.shape[1:]), u[:, :rank] * s[:rank])

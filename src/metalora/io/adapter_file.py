@@ -55,14 +55,14 @@ def _tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Te
     return {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
 
 
-def _state(also: nn.Module | None) -> dict[str, Tensor]:
-    state = {} if also is None else also.state_dict()
+def _state(extra_module: nn.Module | None) -> dict[str, Tensor]:
+    state = {} if extra_module is None else extra_module.state_dict()
     return {ALSO + name: value.detach().to("cpu").contiguous() for name, value in state.items()}
 
 
 def frozen_digest(adapter: Adapter) -> str | None:
     """A hash of the factors that are made from the seed, which another version of torch might make otherwise."""
-    frozen = {key: adapter.factors[key] for key, one in adapter.placement.stored.items() if one.frozen}
+    frozen = {key: adapter.factors[key] for key, one in adapter.layout.params.items() if one.frozen}
     digest = hashlib.sha256()
     for key, value in frozen.items():
         digest.update(f"{key} {tuple(value.shape)}".encode())
@@ -78,7 +78,7 @@ def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]
         "method": {"name": adapter.method.name, "factors": dict(adapter.method.factors)},
         "targets": {
             path: {"kind": one.target.kind, "sizes": {**one.sizes, **one.target.sizes}, "coords": one.coords}
-            for path, one in adapter.placement.places.items()
+            for path, one in adapter.layout.targets.items()
         },
         "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,
         "num_params": adapter.num_params(),
@@ -98,18 +98,18 @@ def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
 
 
 def save(
-    model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, *, also: nn.Module | None = None
+    model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, *, extra_module: nn.Module | None = None
 ) -> None:
     """Write the model's adapter: exactly the declared parameters, each shared factor once.
 
     dtype  of the adapter's numbers in the file (None: as they are); float16 halves it
-    also   what was trained with it, such as a head: its state goes into the file as it is
+    extra_module  what was trained with it, such as a head: its state goes into the file as it is
     ValueError: a model without adapter, a number that overflows in dtype.
     """
     adapter = adapter_of(model)
     if adapter is None:
         raise ValueError(f"save: {type(model).__name__} has no adapter")
-    tensors = _tensors(adapter, dtype) | _state(also)
+    tensors = _tensors(adapter, dtype) | _state(extra_module)
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise ValueError(f"save: {name!r} has numbers that are not finite in {value.dtype}")
@@ -142,16 +142,16 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def load(
-    model: nn.Module, path: str | Path, *, extractor: nn.Module | None = None, also: nn.Module | None = None
+    model: nn.Module, path: str | Path, *, extractor: nn.Module | None = None, extra_module: nn.Module | None = None
 ) -> Adapter:
     """Attach the adapter of a file to the base that it was trained on; ValueError refuses any other, unchanged.
 
-    also  a module that takes the state that was saved with the adapter (a head), None: the adapter alone
+    extra_module  a module that takes the state that was saved with the adapter (a head), None: the adapter alone
     """
     description, tensors = read(path)
     beside = {name: tensors.pop(name) for name in list(tensors) if name.startswith(ALSO)}
-    if also is not None:
-        _check_also(also, beside, path)
+    if extra_module is not None:
+        _check_also(extra_module, beside, path)
     if adapter_of(model) is not None:
         raise ValueError(f"{path}: {type(model).__name__} already has an adapter: detach it first")
     config = from_dict(AdapterConfig, description["config"], f"{path}: config")
@@ -179,14 +179,14 @@ def load(
     except ValueError:
         detach(model)
         raise
-    if also is not None:
-        also.load_state_dict({name.removeprefix(ALSO): value for name, value in beside.items()})
+    if extra_module is not None:
+        extra_module.load_state_dict({name.removeprefix(ALSO): value for name, value in beside.items()})
     return adapter
 
 
-def _check_also(also: nn.Module, saved: dict[str, Tensor], path: str | Path) -> None:
+def _check_also(extra_module: nn.Module, saved: dict[str, Tensor], path: str | Path) -> None:
     """ValueError if the state that was saved with an adapter is not that of a module."""
-    own, kind = _state(also), type(also).__name__
+    own, kind = _state(extra_module), type(extra_module).__name__
     for name in sorted(set(own) ^ set(saved)):
         where = "not saved with the adapter" if name in own else f"saved with the adapter, and not in this {kind}"
         raise ValueError(f"{path}: {name.removeprefix(ALSO)!r} is {where}")

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.layout.layout import Place, Placement, Stored, picked, place
+from metalora.adapters.layout.layout import FactorParam, Layout, TargetLayout, build_layout, read_slice
 from metalora.adapters.targets import TRANSPOSED, find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
@@ -33,11 +33,11 @@ def ranks_by_spectra(
     """
     method, targets = method_of(config), find_targets(model, config.targets, config.exclude)
     leaves = _leaves(method)
-    placement = place(targets, replace(config, rank=1, clip_rank=False), method)
-    if placement.num_params() > params:
-        raise ValueError(f"ranks: {method.name!r} has {placement.num_params()} numbers at rank one, above {params}")
-    values = spectra(placement, leaves, {target.path: _tensor(model, target.path, tensors) for target in targets})
-    ranks = _greedy(values, placement, params)
+    layout = build_layout(targets, replace(config, rank=1, clip_rank=False), method)
+    if layout.num_params() > params:
+        raise ValueError(f"ranks: {method.name!r} has {layout.num_params()} numbers at rank one, above {params}")
+    values = spectra(layout, leaves, {target.path: _tensor(model, target.path, tensors) for target in targets})
+    ranks = _greedy(values, layout, params)
     return replace(config, rank=ranks, clip_rank=False)
 
 
@@ -55,14 +55,14 @@ def _leaves(method: Method) -> dict[str, str]:
     return leaves
 
 
-def spectra(placement: Placement, leaves: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def spectra(layout: Layout, leaves: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Bond -> the singular values of the stacked tensors unfolded along its factor's modes, the largest first."""
-    shaped = {path: _shaped(placement.places[path], tensor) for path, tensor in tensors.items()}
+    shaped = {path: _shaped(layout.targets[path], tensor) for path, tensor in tensors.items()}
     found = {}
     for bond, factor in leaves.items():
         grams = {
-            key: _gram(key, _without(one, bond), factor, placement, shaped)
-            for key, one in placement.stored.items()
+            key: _gram(key, _without(one, bond), factor, layout, shaped)
+            for key, one in layout.params.items()
             if one.factor == factor
         }
         every = [torch.linalg.eigvalsh(gram).flip(0).clamp_min(0) for gram in grams.values()]
@@ -71,18 +71,18 @@ def spectra(placement: Placement, leaves: Mapping[str, str], tensors: Mapping[st
     return found
 
 
-def _without(stored: Stored, bond: str) -> tuple[int, ...]:
+def _without(stored: FactorParam, bond: str) -> tuple[int, ...]:
     """The factor's shape but for its bond, which is one."""
     return tuple(1 if mode == bond else n for mode, n in zip(stored.modes, stored.shape, strict=True))
 
 
-def _gram(key: str, shape: Sequence[int], factor: str, placement: Placement, shaped: Mapping[str, Tensor]) -> Tensor:
+def _gram(key: str, shape: Sequence[int], factor: str, layout: Layout, shaped: Mapping[str, Tensor]) -> Tensor:
     """X X' with X the unfolding (n, everything else), n the flat axes of the factor but its bond, by Gram matrices."""
     n = prod(shape)
     gram = torch.zeros(n, n, dtype=torch.float64)
-    readers = [place for place in placement.places.values() if place.views[factor].key == key]
+    readers = [place for place in layout.targets.values() if place.views[factor].key == key]
     index = torch.arange(n).reshape(*shape)
-    rows = {one.target.path: picked(index, one.views[factor]).flatten() for one in readers}
+    rows = {one.target.path: read_slice(index, one.views[factor]).flatten() for one in readers}
     for one in readers:
         for other in readers:
             if _same_elsewhere(one, other, factor):
@@ -92,15 +92,15 @@ def _gram(key: str, shape: Sequence[int], factor: str, placement: Placement, sha
     return gram
 
 
-def _same_elsewhere(one: Place, other: Place, factor: str) -> bool:
+def _same_elsewhere(one: TargetLayout, other: TargetLayout, factor: str) -> bool:
     """Whether two targets lie at the same place along all modes that the factor has not."""
-    own = {f: dict(one.views[f].picks) for f in one.views if f != factor}
+    own = {f: dict(one.views[f].index) for f in one.views if f != factor}
     return all(
-        one.views[f].key == other.views[f].key and picks == dict(other.views[f].picks) for f, picks in own.items()
+        one.views[f].key == other.views[f].key and index == dict(other.views[f].index) for f, index in own.items()
     )
 
 
-def _unfolded(one: Place, factor: str, tensor: Tensor) -> Tensor:
+def _unfolded(one: TargetLayout, factor: str, tensor: Tensor) -> Tensor:
     """(what the target has of the factor's modes, everything else)."""
     modes = [*one.network.inputs, *one.network.outputs]
     own = [modes.index(mode) for mode in one.network.factors[factor] if mode in modes]
@@ -108,7 +108,7 @@ def _unfolded(one: Place, factor: str, tensor: Tensor) -> Tensor:
     return tensor.permute(*own, *rest).reshape(prod(tensor.shape[axis] for axis in own), -1)
 
 
-def _shaped(one: Place, tensor: Tensor) -> Tensor:
+def _shaped(one: TargetLayout, tensor: Tensor) -> Tensor:
     """A tensor in the layout of the weight -> an axis for every mode of the input and output side."""
     tensor = tensor.detach().double().cpu()
     tensor = tensor if one.target.kind in TRANSPOSED else tensor.movedim(0, -1)
@@ -127,11 +127,11 @@ def _tensor(model: nn.Module, path: str, tensors: Mapping[str, Tensor] | None) -
     return tensors[path]
 
 
-def _greedy(values: Mapping[str, Tensor], placement: Placement, params: int) -> dict[str, int]:
+def _greedy(values: Mapping[str, Tensor], layout: Layout, params: int) -> dict[str, int]:
     """From rank one, the relatively largest next value first, where there is room for it."""
 
     def numbers(ranks: Mapping[str, int]) -> int:
-        every = [(one.modes, one.shape) for one in placement.stored.values()]
+        every = [(one.modes, one.shape) for one in layout.params.values()]
         return sum(prod(ranks.get(m, n) for m, n in zip(modes, shape, strict=True)) for modes, shape in every)
 
     ranks = dict.fromkeys(values, 1)

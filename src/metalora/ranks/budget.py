@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
 from metalora.config import RankBudgetConfig
-from metalora.ranks.groups import Piece, pieces_of
+from metalora.ranks.groups import FactorGroup, factor_groups
 
 
 def budget(config: RankBudgetConfig, step: int, steps: int, first: int, last: int) -> int:
@@ -143,10 +143,10 @@ class RankBudget:
                 raise ValueError(f"rank budget: {name} is {getattr(config, name)}, expected between 0 and 1")
 
 
-def _pieces(adapter: Adapter) -> list[Piece]:
+def _pieces(adapter: Adapter) -> list[FactorGroup]:
     """The sets of factors that share one bond, with a vector over it among them."""
     try:
-        found = pieces_of(adapter)
+        found = factor_groups(adapter)
     except ValueError:
         found = []
     if not found or any(piece.kind != "shared bond" or _singular(adapter, piece) is None for piece in found):
@@ -157,7 +157,7 @@ def _pieces(adapter: Adapter) -> list[Piece]:
     return found
 
 
-def _singular(adapter: Adapter, piece: Piece) -> str | None:
+def _singular(adapter: Adapter, piece: FactorGroup) -> str | None:
     """The key of the factor that has no mode but the bond."""
-    stored = adapter.placement.stored
+    stored = adapter.layout.params
     return next((key for keys in piece.keys for key in keys if len(stored[key].modes) == 1), None)

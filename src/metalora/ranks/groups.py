@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.layout.layout import Stored
-from metalora.tensornet.topology import parts, wiring
+from metalora.adapters.layout.layout import FactorParam
+from metalora.tensornet.topology import classify_topology, connected_components
 
 
 @dataclass(frozen=True)
-class Piece:
+class FactorGroup:
     """Factors that are truncated together: their names, the bonds among them, their keys (by width), their wiring."""
 
     factors: tuple[str, ...]
@@ -27,7 +27,7 @@ class Piece:
     @property
     def kind(self) -> str | None:
         """chain, tree, ring or shared bond."""
-        return wiring(self.terms)
+        return classify_topology(self.terms)
 
     def __str__(self) -> str:
         return f"{self.keys[0][0]!r} to {self.keys[-1][0]!r}"
@@ -54,12 +54,12 @@ class Piece:
         return [*(axis for axis in range(ndim) if axis not in self.axes[key]), *self.axes[key]]
 
 
-def pieces_of(adapter: Adapter) -> list[Piece]:
+def factor_groups(adapter: Adapter) -> list[FactorGroup]:
     """Learned factors with the bonds that no generated factor has; one set for each network.
 
     ValueError: another wiring than `wiring` knows, and factors that are all apart.
     """
-    method, stored = adapter.method, adapter.placement.stored
+    method, stored = adapter.method, adapter.layout.params
     made = {*(adapter.generated if adapter.conditional else ()), *method.fixed, *adapter.config.frozen}
     fixed = {mode for factor in made for mode in method.network.factors[factor]}
     learned = [factor for factor in method.network.factors if factor not in made]
@@ -67,12 +67,12 @@ def pieces_of(adapter: Adapter) -> list[Piece]:
         factor: tuple(m for m in method.network.factors[factor] if m in method.ranked and m not in fixed)
         for factor in learned
     }
-    groups = [part for part in parts(list(inside.values())) if len(part) > 1]
+    groups = [part for part in connected_components(list(inside.values())) if len(part) > 1]
     groups = [tuple(learned[k] for k in part) for part in groups]
     if (
         method.uses_experts
         or method.mixed_slices
-        or any(wiring([inside[factor] for factor in group]) is None for group in groups)
+        or any(classify_topology([inside[factor] for factor in group]) is None for group in groups)
     ):
         raise ValueError(f"sweep: the factors of {method.name!r} are no chain, tree, ring or CP, so they have no sweep")
     if not groups:
@@ -85,8 +85,8 @@ def pieces_of(adapter: Adapter) -> list[Piece]:
 
 
 def _piece(
-    group: Sequence[str], inside: Mapping[str, tuple[str, ...]], stored: Mapping[str, Stored], owner: str
-) -> Piece:
+    group: Sequence[str], inside: Mapping[str, tuple[str, ...]], stored: Mapping[str, FactorParam], owner: str
+) -> FactorGroup:
     keys = tuple(
         tuple(key for key, one in stored.items() if one.factor == factor and one.owner == owner) for factor in group
     )
@@ -95,4 +95,4 @@ def _piece(
         for factor, own in zip(group, keys, strict=True)
         for key in own
     }
-    return Piece(tuple(group), tuple(inside[factor] for factor in group), keys, axes)
+    return FactorGroup(tuple(group), tuple(inside[factor] for factor in group), keys, axes)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
-from metalora.adapters.layout.layout import place
+from metalora.adapters.layout.layout import build_layout
 from metalora.adapters.resize import resize
 from metalora.config import AdapterConfig
-from metalora.ranks.groups import Piece, pieces_of
+from metalora.ranks.groups import FactorGroup, factor_groups
 from metalora.tensornet.topology import bond_sizes
-from metalora.tensornet.truncation.moments import carried
+from metalora.tensornet.truncation.moments import transport_moments
 from metalora.tensornet.truncation.rounding import Gauge, Mode
 from metalora.tensornet.truncation.truncate import Truncated, truncate
 
@@ -82,7 +82,9 @@ def sweep(
         error = max(error, found.error)
         new |= piece.scatter(found.tensors, factors)
         for name, every in moments.items():
-            moved = carried(piece.terms, tensors, found.tensors, piece.gather(every), squared=name == "exp_avg_sq")
+            moved = transport_moments(
+                piece.terms, tensors, found.tensors, piece.gather(every), squared=name == "exp_avg_sq"
+            )
             new_moments[name] |= piece.scatter(moved, factors)
         sizes |= {b: max(n, sizes.get(b, 0)) for b, n in found.ranks.items()}
     absent = {bond: 1 for bond in adapter.method.ranked if bond not in before}  # of a part that no target takes
@@ -96,7 +98,7 @@ def sweep(
     return SweepReport(before, config.rank, params, adapter.num_params(), error)
 
 
-def _ready(model: nn.Module, state: State) -> tuple[Adapter, list[Piece]]:
+def _ready(model: nn.Module, state: State) -> tuple[Adapter, list[FactorGroup]]:
     adapter = adapter_of(model)
     if adapter is None:
         raise ValueError(f"sweep: {type(model).__name__} has no adapter")
@@ -104,7 +106,7 @@ def _ready(model: nn.Module, state: State) -> tuple[Adapter, list[Piece]]:
         raise ValueError("sweep: the adapter is merged; unmerge it first")
     if adapter.config.rank_pattern:
         raise ValueError("sweep: the adapter has a rank_pattern, and a sweep knows one rank a bond")
-    pieces = pieces_of(adapter)
+    pieces = factor_groups(adapter)
     for piece in pieces:
         if state == "carry" and piece.kind == "ring":
             raise ValueError(
@@ -114,7 +116,7 @@ def _ready(model: nn.Module, state: State) -> tuple[Adapter, list[Piece]]:
     return adapter, pieces
 
 
-def _truncated(piece: Piece, tensors: Sequence[Tensor], **target: Any) -> Truncated:
+def _truncated(piece: FactorGroup, tensors: Sequence[Tensor], **target: Any) -> Truncated:
     """`truncate`, its errors with the name of the piece; under torch.distributed, what process 0 found."""
     try:
         found = [truncate(piece.terms, tensors, **target)]
@@ -127,7 +129,7 @@ def _truncated(piece: Piece, tensors: Sequence[Tensor], **target: Any) -> Trunca
 
 def _padded(adapter: Adapter, config: AdapterConfig, many: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Tensors with zeros up to the shape of their factor: a rank that is too large at one target is not at another."""
-    stored = place(list(adapter.targets.values()), config, adapter.method).stored
+    stored = build_layout(list(adapter.targets.values()), config, adapter.method).params
     found = []
     for tensors in many:
         missing = {
@@ -143,7 +145,7 @@ def _keep_delta(
 ) -> None:
     """alpha / r rises as r falls: one factor falls with it, and its gradient rises."""
     for key in new:
-        if adapter.placement.stored[key].factor == factor:
+        if adapter.layout.params[key].factor == factor:
             adapter.factors[key].mul_(ratio)
             for name, tensors in moments.items():
                 tensors[key] = tensors[key] / ratio ** (2 if name == "exp_avg_sq" else 1)
@@ -151,7 +153,7 @@ def _keep_delta(
 
 def _bond_sizes(adapter: Adapter) -> dict[str, int]:
     found: dict[str, int] = {}
-    for one in adapter.placement.stored.values():
+    for one in adapter.layout.params.values():
         for mode, size in zip(one.modes, one.shape, strict=True):
             if mode in adapter.method.ranked:
                 found[mode] = max(found.get(mode, 0), size)

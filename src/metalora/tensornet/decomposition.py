@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metalora.tensornet.topology import Terms, bond_sizes, contracted, rooted, wiring
+from metalora.tensornet.topology import Terms, bond_sizes, classify_topology, contract, leaf_to_root_edges
 from metalora.tensornet.truncation.tree import hooi, in_gauge
 from metalora.tensornet.truncation.truncate import truncate
 
@@ -28,7 +28,7 @@ def factorise(terms: Terms, tensor: Tensor, ranks: dict[str, int], columns: Colu
     two starts, of all columns together or (deflated) of one after another. Float64.
     ValueError: rings and other wirings, a zero tensor.
     """
-    kind = wiring(terms)
+    kind = classify_topology(terms)
     if kind == "shared bond":
         return (fit_columns if columns == "joint" else deflated)(tensor, next(iter(ranks.values())))
     if kind not in ("chain", "tree"):
@@ -47,7 +47,7 @@ def decompose(terms: Terms, tensor: Tensor) -> list[Tensor]:
     """
     root = max(range(len(terms)), key=lambda k: len(terms[k]))
     found, rest, labels = [tensor] * len(terms), tensor, [f"#{k}" for k in range(len(terms))]
-    for child, bond, _ in rooted(terms, root):
+    for child, bond, _ in leaf_to_root_edges(terms, root):
         own = [f"#{child}", *(b for b in terms[child] if b != bond)]
         others = [label for label in labels if label not in own]
         rest = rest.permute([labels.index(label) for label in [*own, *others]])
@@ -84,7 +84,7 @@ def deflated(tensor: Tensor, rank: int) -> list[Tensor]:
     rest, found = tensor, []
     for _ in range(rank):
         found.append(fit_columns(rest, 1))  # with one column, alternating least squares is the power method
-        rest = rest - contracted([(column, [f"#{k}", "r"]) for k, column in enumerate(found[-1])], _axes(tensor))
+        rest = rest - contract([(column, [f"#{k}", "r"]) for k, column in enumerate(found[-1])], _axes(tensor))
     return [torch.cat(columns, 1) for columns in zip(*found, strict=True)]
 
 
@@ -113,7 +113,7 @@ def _seen(tensor: Tensor, factors: Sequence[Tensor], k: int) -> Tensor:
     """The tensor contracted with the columns of all factors but one: (n_k, rank)."""
     labels = _axes(tensor)
     others = [(factor, [labels[j], "r"]) for j, factor in enumerate(factors) if j != k]
-    return contracted([(tensor, labels), *others], [labels[k], "r"])
+    return contract([(tensor, labels), *others], [labels[k], "r"])
 
 
 def _balanced(factors: Sequence[Tensor]) -> list[Tensor]:

@@ -15,19 +15,19 @@ from torch import Tensor
 Terms = Sequence[Sequence[str]]
 
 
-def wiring(terms: Terms) -> str | None:
+def classify_topology(terms: Terms) -> str | None:
     """What the bonds make of connected factors: "chain", "tree", "ring", "shared bond" (CP); None for anything else."""
-    ends = joined(terms)
+    ends = edges(terms)
     if len(ends) == 1 and len(terms) > 2 and all(len(term) == 1 for term in terms):
         return "shared bond"
-    if any(len(factors) != 2 for factors in ends.values()) or len(parts(terms)) != 1:
+    if any(len(factors) != 2 for factors in ends.values()) or len(connected_components(terms)) != 1:
         return None
     if len(ends) == len(terms) - 1:
         return "chain" if max(map(len, terms)) < 3 else "tree"
     return "ring" if all(len(term) == 2 for term in terms) else None
 
 
-def joined(terms: Terms) -> dict[str, tuple[int, ...]]:
+def edges(terms: Terms) -> dict[str, tuple[int, ...]]:
     """Bond -> the numbers of the factors that it joins."""
     bonds = dict.fromkeys(bond for term in terms for bond in term)
     return {bond: tuple(k for k, term in enumerate(terms) if bond in term) for bond in bonds}
@@ -38,7 +38,7 @@ def bond_sizes(terms: Terms, tensors: Sequence[Tensor]) -> dict[str, int]:
     return {b: n for term, one in zip(terms, tensors, strict=True) for b, n in zip(term, one.shape[1:], strict=True)}
 
 
-def parts(terms: Terms) -> list[list[int]]:
+def connected_components(terms: Terms) -> list[list[int]]:
     """The connected parts: numbers of factors, in order."""
     found: list[list[int]] = []
     for k, term in enumerate(terms):
@@ -47,7 +47,7 @@ def parts(terms: Terms) -> list[list[int]]:
     return sorted(found)
 
 
-def rooted(terms: Terms, root: int) -> list[tuple[int, str, int]]:
+def leaf_to_root_edges(terms: Terms, root: int) -> list[tuple[int, str, int]]:
     """(factor, bond, factor nearer to the root) of a tree, the leaves first; the root is nobody's child."""
     found: list[tuple[int, str, int]] = []
     near = [root]
@@ -66,12 +66,12 @@ def axis(term: Sequence[str], bond: str) -> int:
     return 1 + list(term).index(bond)
 
 
-def applied(tensor: Tensor, at: int, matrix: Tensor) -> Tensor:
+def mode_product(tensor: Tensor, at: int, matrix: Tensor) -> Tensor:
     """The axis contracted with the first of a matrix, whose second takes its place."""
     return torch.tensordot(tensor, matrix, ([at], [0])).movedim(-1, at)
 
 
-def contracted(operands: Sequence[tuple[Tensor, Sequence[str]]], out: Sequence[str]) -> Tensor:
+def contract(operands: Sequence[tuple[Tensor, Sequence[str]]], out: Sequence[str]) -> Tensor:
     """Tensors with a label for every axis, summed over the labels that are not in `out`."""
     tensors, labels = zip(*operands, strict=True)
     return _planned(tuple(map(tuple, labels)), tuple(out), tuple(tuple(t.shape) for t in tensors))(*tensors)
@@ -94,10 +94,10 @@ def environment(terms: Terms, one: Sequence[Tensor], other: Sequence[Tensor], ap
         if k not in apart:
             operands += [(one[k], [f"#{k}", *term]), (other[k], [f"#{k}", *(f"{bond}'" for bond in term)])]
     open_ends = [bond for k in apart for bond in terms[k]]
-    return contracted(operands, [*open_ends, *(f"{bond}'" for bond in open_ends)])
+    return contract(operands, [*open_ends, *(f"{bond}'" for bond in open_ends)])
 
 
-def seen(
+def project_onto(
     terms: Terms, whole: Sequence[Tensor], mine: Sequence[Tensor], *apart: int, without: Collection[str] = ()
 ) -> Tensor:
     """`whole` seen through all factors of `mine` but some: (n, *bonds) of each of these, `without` bonds of theirs."""
@@ -106,7 +106,7 @@ def seen(
         operands.append((whole[k], [f"#{k}", *term]))
         if k not in apart:
             operands.append((mine[k], [f"#{k}", *(f"{bond}'" for bond in term)]))
-    return contracted(operands, [m for k in apart for m in (f"#{k}", *(f"{b}'" for b in terms[k] if b not in without))])
+    return contract(operands, [m for k in apart for m in (f"#{k}", *(f"{b}'" for b in terms[k] if b not in without))])
 
 
 def norm(terms: Terms, tensors: Sequence[Tensor]) -> float:
@@ -120,7 +120,7 @@ def distance(terms: Terms, one: Sequence[Tensor], other: Sequence[Tensor]) -> fl
     return sqrt(max(square, 0.0))
 
 
-def compressed(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
+def qr_compress(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
     """Factors whose other axes are no longer than their bonds together, and the orthonormal frames taken out by QR.
 
     The best approximations of a network lie in these frames, so nothing is lost, and what is left is small.
@@ -134,9 +134,9 @@ def compressed(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | N
 
 
 # ---- ranks ----------------------------------------------------------------------------------------------------------
-def feasible(terms: Terms, sizes: Sequence[int], ranks: Mapping[str, int]) -> dict[str, int]:
+def feasible_ranks(terms: Terms, sizes: Sequence[int], ranks: Mapping[str, int]) -> dict[str, int]:
     """Ranks lowered until, of every factor, none is above the product of its other axes (bonds of two factors)."""
-    ends, ranks = joined(terms), dict(ranks)
+    ends, ranks = edges(terms), dict(ranks)
     while True:
         found = {
             bond: min(rank, *(sizes[k] * prod(ranks[b] for b in terms[k] if b != bond) for k in ends[bond]))
@@ -149,13 +149,13 @@ def feasible(terms: Terms, sizes: Sequence[int], ranks: Mapping[str, int]) -> di
         ranks = found
 
 
-def tails(values: Tensor) -> Tensor:
+def tail_norms(values: Tensor) -> Tensor:
     """tails[j]: the norm of values[j:]."""
     return values.flip(0).square().cumsum(0).flip(0).sqrt()
 
 
 @dataclass(frozen=True)
-class Goal:
+class TruncationTarget:
     """What a truncation aims at: ranks, a discarded norm for every bond, or a number of parameters.
 
     sizes  of the factors' own axes, before any compression
@@ -173,8 +173,8 @@ class Goal:
         if self.budget is not None:
             ranks = self._within_budget(values, ranks)
         elif self.cut > 0:
-            ranks = {b: min(r, max(1, int((tails(values[b]) > share * self.cut).sum()))) for b, r in ranks.items()}
-        return feasible(self.terms, self.sizes, ranks)
+            ranks = {b: min(r, max(1, int((tail_norms(values[b]) > share * self.cut).sum()))) for b, r in ranks.items()}
+        return feasible_ranks(self.terms, self.sizes, ranks)
 
     def numbers(self, ranks: Mapping[str, int]) -> int:
         """Numbers in all factors."""

@@ -30,12 +30,12 @@ def fit(
     step_loss: StepLoss,
     config: TrainConfig,
     *,
-    also: nn.Module | None = None,
+    extra_module: nn.Module | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Train the adapter, and what requires a gradient in `also` (a head, or the whole model), and return all losses.
+    """Train the adapter and what requires a gradient in `extra_module` (a head, the whole model); return all losses.
 
     step_loss(k) makes its batch from the number k and returns the loss; random numbers inside are seeded by (seed, k),
     so a run that is cut off and resumed from `checkpoint` ends in the same bits. A step of the optimiser takes the mean
@@ -51,7 +51,7 @@ def fit(
     model.eval()
     if config.accumulate < 1:
         raise ValueError(f"accumulate is {config.accumulate}, expected at least 1")
-    trained = _Trained(adapter, also)
+    trained = _Trained(adapter, extra_module)
     optimizer = torch.optim.AdamW(trained.groups(config), weight_decay=config.weight_decay)
     scheduler = _schedule(optimizer, config)
     optimizer = accelerator.prepare(optimizer)
@@ -103,10 +103,10 @@ def _backward(
 class _Trained:
     """What a run trains: an adapter, other parameters by name, or both."""
 
-    def __init__(self, adapter: Adapter | None, also: nn.Module | None):
+    def __init__(self, adapter: Adapter | None, extra_module: nn.Module | None):
         self.adapter = adapter
         own = {id(p) for p in adapter.parameters()} if adapter is not None else set()
-        named = also.named_parameters() if also is not None else ()
+        named = extra_module.named_parameters() if extra_module is not None else ()
         self.others = {name: p for name, p in named if p.requires_grad and id(p) not in own}
         if adapter is not None:
             adapter.train()

@@ -194,7 +194,7 @@ def test_modules_to_save_and_layers_to_transform(tmp_path):
 
 def test_targets_outside_of_the_numbered_layers_have_a_layer_of_their_own():
     model = get_peft_model(bert(), mp.MetaTTConfig(r=2, target_modules="all-linear"))
-    places = mp.adapter_of(model).placement.places
+    places = mp.adapter_of(model).layout.targets
     assert places["pooler.dense"].coords["layer"] == 0
     assert places["encoder.layer.0.attention.self.query"].coords["layer"] == 1
 

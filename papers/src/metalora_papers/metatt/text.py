@@ -277,7 +277,7 @@ def execute_text(
 
     if adapter is not None or any(p.requires_grad for p in model.parameters()):
         losses = fit(
-            model.encoder, adapter, experiment.loss(adapter), config.train, also=model, seed=config.seed,
+            model.encoder, adapter, experiment.loss(adapter), config.train, extra_module=model, seed=config.seed,
             checkpoint=checkpoint, on_step=after,
         )  # fmt: skip
     if adapter is not None:

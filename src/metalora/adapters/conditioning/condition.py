@@ -20,7 +20,7 @@ from metalora.config import ConditionConfig
 Values = Mapping[str, Tensor]  # factor key -> one value an example, (n, *shape)
 
 
-def side_by_side(*many: Values) -> dict[str, Tensor]:
+def merge_values(*many: Values) -> dict[str, Tensor]:
     """Values side by side; those of one example serve as many as the others have."""
     merged = {key: value for values in many for key, value in values.items()}
     n = max(len(value) for value in merged.values())
@@ -110,7 +110,7 @@ class Condition:
             raise ValueError(f"{path}: not a condition file ({error})") from None
 
 
-class Decoding:
+class ConditionCache:
     """The values that were active at a prompt, for the steps that continue it, by the key-value cache of both."""
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Decoding:
         self.ahead: Values | None = None  # known, but not before the stem has run
 
     def __reduce__(self) -> tuple:
-        return Decoding, ()  # a copy has no caches of its own yet
+        return ConditionCache, ()  # a copy has no caches of its own yet
 
     def keep(self, output: Any, values: Values | None) -> None:
         """Keep the values of a forward for as long as the cache that it gives; nothing under torch.compile."""

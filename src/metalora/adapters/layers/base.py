@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalora.adapters.layers.fused import BaseAndHidden, add_product, usable
+from metalora.adapters.layers.fused import FusedLinearDown, add_product, usable
 from metalora.adapters.targets import Target
-from metalora.tensornet.forms.low_rank import Cut
-from metalora.tensornet.forms.sum import CutSum
+from metalora.tensornet.forms.low_rank import LowRankForm
+from metalora.tensornet.forms.sum import SumForm
 from metalora.tensornet.spec import INPUT_MODES
 
 
@@ -28,21 +28,21 @@ class AdaptedLayer(nn.Module):
     channels = -1  # the axis of the output that holds its channels
     by_gates = True  # whether a circuit takes an input through its gates, or makes its kernel first
 
-    def __init__(self, base: nn.Module, target: Target, cut: Cut | CutSum, adapter: nn.Module):
+    def __init__(self, base: nn.Module, target: Target, cut: LowRankForm | SumForm, adapter: nn.Module):
         super().__init__()
         self.base, self.target = base, target
         self._owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
         self.take(cut)
-        self.biases = adapter.placement.places[target.path].network.biases
+        self.biases = adapter.layout.targets[target.path].network.biases
         self.original: Tensor | None = None  # the base's weight while merged
         self.original_bias: Tensor | None = None
         self.input_size = prod(target.sizes.get(mode, 1) for mode in INPUT_MODES)
         self.positions_per_step = prod(getattr(base, "stride", (1,)))
         self.plain = type(base).forward is getattr(self.plain_base, "forward", None)
 
-    def take(self, cut: Cut | CutSum) -> None:
-        """Work by this cut of the adapter's placement; layers side by side with one `left_key` share x Left."""
-        place, path = self._owner[0].placement.places[self.target.path], self.target.path
+    def take(self, cut: LowRankForm | SumForm) -> None:
+        """Work by this cut of the adapter's layout; layers side by side with one `left_key` share x Left."""
+        place, path = self._owner[0].layout.targets[self.target.path], self.target.path
         views = place.views
         self.cut, self.beside_fold = cut, (*cut.left, *place.network.biases)
         self.left_key = path.rpartition(".")[0], tuple(views.get(f, path) for f in cut.left)
@@ -120,7 +120,7 @@ class AdaptedLayer(nn.Module):
         operands, dtype = (x, self.base.weight, self.base.bias, kernel), _autocast(x)
         if dtype is not None:
             operands = tuple(None if one is None else one.to(dtype) for one in operands)
-        return BaseAndHidden.apply(*operands)
+        return FusedLinearDown.apply(*operands)
 
     def unobserved(self) -> bool:
         """Whether the base is the plain layer, and nobody else sees what it gives."""
@@ -294,7 +294,7 @@ class AdaptedLayer(nn.Module):
         return F.linear(x, weight, self.base.bias)
 
 
-class AdaptedConv1D(AdaptedLayer):
+class AdaptedTransposedLinear(AdaptedLayer):
     """GPT-2's Conv1D: a linear layer that stores its weight in x out."""
 
     plain_base = None
@@ -306,7 +306,7 @@ class AdaptedConv1D(AdaptedLayer):
         return torch.addmm(weight, left.mT, up)
 
 
-class AdaptedEmbedding(AdaptedConv1D):
+class AdaptedEmbedding(AdaptedTransposedLinear):
     """Embedding: the input mode is the vocabulary, so Left is a table of k numbers a token.
 
     Ids of one row, such as positions that all examples share, take every example's own factors.
@@ -395,6 +395,6 @@ LAYERS: dict[str, type[AdaptedLayer]] = {
     "linear": AdaptedLayer,
     "conv1d": AdaptedConv1d,
     "conv2d": AdaptedConv,
-    "conv1d_gpt2": AdaptedConv1D,
+    "conv1d_gpt2": AdaptedTransposedLinear,
     "embedding": AdaptedEmbedding,
 }

@@ -19,7 +19,7 @@ def usable() -> bool:
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
-class BaseAndHidden(Function):
+class FusedLinearDown(Function):
     """(x W' + bias, x A') in one node: (b.., i), (o, i), (o), (k, i) -> (b.., o), (b.., k); no kernel, no hidden.
 
     W and the bias are frozen. Backward adds the hidden's part into that of the base: dx = dy W + dh A, dA = dh' x.
@@ -49,7 +49,7 @@ class BaseAndHidden(Function):
         return None if dx is None else dx.view(ctx.shape), None, None, dkernel
 
 
-class AddProduct(Function):
+class InplaceLowRankAdd(Function):
     """y + h Right, in place: y (b, .., o) with (b, t, k) and (k, o) or (b, k, o).
 
     `channels` is the axis of y that holds o: -1, or 1 for a picture. The gradient of y passes through untouched.
@@ -85,8 +85,8 @@ class AddProduct(Function):
 
 
 def add_product(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
-    """`AddProduct`, without its node where nothing is to be differentiated."""
-    return (AddProduct.apply if torch.is_grad_enabled() else _add_product)(y, h, up, channels)
+    """`InplaceLowRankAdd`, without its node where nothing is to be differentiated."""
+    return (InplaceLowRankAdd.apply if torch.is_grad_enabled() else _add_product)(y, h, up, channels)
 
 
 def _add_product(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
@@ -100,7 +100,7 @@ def _add_product(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
     return y
 
 
-class SharedHidden:
+class SharedInputCache:
     """x Left of the layer before, for those beside it that get the same x and read the same Left: Q, K and V.
 
     Kept while a model runs, forward or in the backward that recomputes a checkpointed block, so that a block computes
@@ -141,7 +141,7 @@ def _few(rows: Tensor, up: Tensor) -> bool:
 
 
 def _rows(y: Tensor, channels: int) -> Tensor:
-    """(b, t, o), a view of y wherever its layout allows one; an AddProduct's y has such a layout."""
+    """(b, t, o), a view of y wherever its layout allows one; an InplaceLowRankAdd's y has such a layout."""
     if y.ndim == 1:
         return y[None, None]
     return y[:, None] if y.ndim == 2 else y.movedim(channels, -1).flatten(1, -2)

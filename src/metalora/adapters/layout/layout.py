@@ -20,7 +20,7 @@ Index = int | tuple[int, int]  # one slice, or start and length
 
 
 @dataclass(frozen=True)
-class Stored:
+class FactorParam:
     """A factor as it is stored: its name in the method, its modes, their sizes, whose it is, and whether it is learned.
 
     owner: a target's path, a layer or a projection ("layer0.proj1"), "" for the whole model
@@ -34,15 +34,15 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class View:
+class FactorSlice:
     """What a target reads: the key of a stored factor, and an index of some of its axes (the last axis first)."""
 
     key: str
-    picks: tuple[tuple[int, Index], ...] = ()
+    index: tuple[tuple[int, Index], ...] = ()
 
 
 @dataclass(frozen=True)
-class Made:
+class CompositeFactor:
     """A factor of a target's network that is a contraction of others, which the target reads.
 
     modes: those of the contraction; shape: the sizes of the factor's own modes, which may be the same numbers otherwise
@@ -55,7 +55,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Place:
+class TargetLayout:
     """A target in the network: the network that is left there, the sizes of its modes, its coordinates, its views.
 
     made: factors of the network that are products of others, which the target reads
@@ -65,23 +65,23 @@ class Place:
     network: Network
     sizes: dict[str, int]
     coords: dict[str, Index]
-    views: dict[str, View]
-    made: dict[str, Made] = field(default_factory=dict)
+    views: dict[str, FactorSlice]
+    made: dict[str, CompositeFactor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Placement:
+class Layout:
     """All places by path, and all stored factors by key."""
 
-    places: dict[str, Place]
-    stored: dict[str, Stored]
+    targets: dict[str, TargetLayout]
+    params: dict[str, FactorParam]
 
     def num_params(self) -> int:
         """Closed form of the learned numbers in all factors: each stored factor once."""
-        return sum(prod(one.shape) for one in self.stored.values() if not one.frozen)
+        return sum(prod(one.shape) for one in self.params.values() if not one.frozen)
 
 
-def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> Placement:
+def build_layout(targets: Sequence[Target], config: AdapterConfig, method: Method) -> Layout:
     """Bind a method to targets; ValueError for a rank, head or width that they do not allow."""
     heads = {target.head_dim for target in targets} - {None}
     if len(heads) == 1:  # an MLP beside attention does not say it
@@ -104,17 +104,17 @@ def place(targets: Sequence[Target], config: AdapterConfig, method: Method) -> P
             common = {**largest, **counts, **bonds[path]}
             own = {**sizes, **one.seen(factor, method)}
             key, view, what = _stored(factor, one, several, own, common, config, method)
-            views[factor], stored[key] = View(key, view), what
+            views[factor], stored[key] = FactorSlice(key, view), what
         picked = [mode for mode, index in one.coords.items() if isinstance(index, int)]
         left = method.network.at([*_absent(one.target), *picked, "task"], one.folds)
         if one.turned:
             left, sizes = left.turned(), turned(sizes)
         left, made = _composed(left, sizes, method)
-        places[path] = Place(one.target, left, sizes, one.coords, views, made)
-    return Placement(places, stored)
+        places[path] = TargetLayout(one.target, left, sizes, one.coords, views, made)
+    return Layout(places, stored)
 
 
-def _composed(network: Network, sizes: Mapping[str, int], method: Method) -> tuple[Network, dict[str, Made]]:
+def _composed(network: Network, sizes: Mapping[str, int], method: Method) -> tuple[Network, dict[str, CompositeFactor]]:
     """The network with the method's made factors in place of what they are made of."""
     found = {}
     for name, spec in method.made.items():
@@ -126,12 +126,12 @@ def _composed(network: Network, sizes: Mapping[str, int], method: Method) -> tup
         if method.mixed_slices and "proj" in modes:
             a, b, slices = modes
             own = (b, slices, a) if "proj" in network.inputs else (a, slices, b)
-        found[name] = Made(parts, terms, modes, tuple(sizes[mode] for mode in own))
+        found[name] = CompositeFactor(parts, terms, modes, tuple(sizes[mode] for mode in own))
         network = network.composed(name, parts, own)
     return network, found
 
 
-def _placed_apart(targets: Sequence[Target], config: AdapterConfig, method: Method) -> Placement:
+def _placed_apart(targets: Sequence[Target], config: AdapterConfig, method: Method) -> Layout:
     """Every part of a method on the targets that it takes."""
     if config.rank_pattern:
         raise ValueError(f"method {method.name!r} has parts with bonds of their own: set their ranks by name instead")
@@ -140,15 +140,15 @@ def _placed_apart(targets: Sequence[Target], config: AdapterConfig, method: Meth
     for part in method.parts:
         own = [target for target in targets if part.takes(target.heads)]
         if own:
-            placed = place(own, replace(config, rank={bond: sizes[bond] for bond in part.ranked}), part)
-            places, stored = {**places, **placed.places}, {**stored, **placed.stored}
-    return Placement({target.path: places[target.path] for target in targets}, stored)
+            placed = build_layout(own, replace(config, rank={bond: sizes[bond] for bond in part.ranked}), part)
+            places, stored = {**places, **placed.targets}, {**stored, **placed.params}
+    return Layout({target.path: places[target.path] for target in targets}, stored)
 
 
 def _stored(
     factor: str, one: _Located, several: bool, sizes: Mapping[str, int], common: Mapping[str, int],
     config: AdapterConfig, method: Method,
-) -> tuple[str, tuple[tuple[int, Index], ...], Stored]:  # fmt: skip
+) -> tuple[str, tuple[tuple[int, Index], ...], FactorParam]:  # fmt: skip
     """The key of the factor that a target reads, what it reads of it, and how it is stored.
 
     sizes: of the target's modes; common: the largest of all that read the same copy; several: they have several sizes
@@ -159,10 +159,10 @@ def _stored(
     full = [sizes[m] if several and m in edges else common[m] for m in own]
     width = "x".join(str(sizes[mode]) for mode in own if mode in edges) if several else ""
     key = ".".join(word for word in (one.owner(copies), factor, width) if word)
-    picks = _picks(own, full, sizes, one.coords, config, factor, method)
-    kept = [k for k, mode in enumerate(own) if mode != "task" or not _made(config, method, factor)]
+    index = _picks(own, full, sizes, one.coords, config, factor, method)
+    kept = [k for k, mode in enumerate(own) if mode != "task" or not is_generated(config, method, factor)]
     modes, shape = tuple(own[k] for k in kept), tuple(full[k] for k in kept)
-    return key, picks, Stored(factor, modes, shape, one.owner(copies), factor in {*method.fixed, *config.frozen})
+    return key, index, FactorParam(factor, modes, shape, one.owner(copies), factor in {*method.fixed, *config.frozen})
 
 
 @dataclass(frozen=True)
@@ -350,7 +350,7 @@ def _whole(
     return several, _largest(every)
 
 
-def _made(config: AdapterConfig, method: Method, factor: str) -> bool:
+def is_generated(config: AdapterConfig, method: Method, factor: str) -> bool:
     """Whether a mapping net makes the factor."""
     names = method.generated if config.generated is None else config.generated
     return factor in names and config.condition.scope != "constant"
@@ -361,22 +361,22 @@ def _picks(
     config: AdapterConfig, factor: str, method: Method,
 ) -> tuple[tuple[int, Index], ...]:  # fmt: skip
     """Indices of the stored axes, without the task axis where each example has a task of its own."""
-    by_example = "task" in own and (config.tasks > 1 or _made(config, method, factor))
+    by_example = "task" in own and (config.tasks > 1 or is_generated(config, method, factor))
     axes = [(mode, n) for mode, n in zip(own, full, strict=True) if mode != "task" or not by_example]
-    picks: list[tuple[int, Index]] = []
+    index: list[tuple[int, Index]] = []
     for axis, (mode, stored) in enumerate(axes):
         if mode == "task":
-            picks.append((axis, 0))
+            index.append((axis, 0))
         elif mode in coords:
-            picks.append((axis, coords[mode]))
+            index.append((axis, coords[mode]))
         elif sizes[mode] < stored:  # fewer heads, or a narrower weight: the first of the stored ones
-            picks.append((axis, (0, sizes[mode])))
-    return tuple(reversed(picks))
+            index.append((axis, (0, sizes[mode])))
+    return tuple(reversed(index))
 
 
-def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
+def read_slice(value: Tensor, view: FactorSlice, offset: int = 0) -> Tensor:
     """What a target reads of a stored factor, whose axes come after `offset` others."""
-    for axis, index in view.picks:
+    for axis, index in view.index:
         if isinstance(index, int):
             value = value.select(axis + offset, index)
         else:
@@ -384,12 +384,12 @@ def picked(value: Tensor, view: View, offset: int = 0) -> Tensor:
     return value
 
 
-def stack_axes(placement: Placement) -> dict[str, int]:
+def stack_axes(layout: Layout) -> dict[str, int]:
     """Key -> the axis by whose single slices the targets read a stored factor."""
     axes: dict[str, int] = {}
-    for place in placement.places.values():
+    for place in layout.targets.values():
         for view in place.views.values():
-            single = [axis for axis, index in view.picks if isinstance(index, int)]
-            if single and "task" not in placement.stored[view.key].modes:
+            single = [axis for axis, index in view.index if isinstance(index, int)]
+            if single and "task" not in layout.params[view.key].modes:
                 axes.setdefault(view.key, single[-1])
     return axes

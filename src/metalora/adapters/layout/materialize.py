@@ -8,11 +8,11 @@ from string import ascii_letters
 import torch
 from torch import Tensor
 
-from metalora.adapters.layout.layout import Made, Place
+from metalora.adapters.layout.layout import CompositeFactor, TargetLayout
 from metalora.methods.method import Method
 
 
-def taken(place: Place, method: Method, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def materialize_factors(place: TargetLayout, method: Method, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """From what the target reads, by name; a factor that differs by example has a leading axis for it."""
     found = dict(values)
     for start, change in method.starts.items():
@@ -22,7 +22,7 @@ def taken(place: Place, method: Method, values: Mapping[str, Tensor]) -> dict[st
     return {f: (v / method.temperature).softmax(-1) if f in method.gates else v for f, v in found.items()}
 
 
-def _product(made: Made, parts: list[Tensor]) -> Tensor:
+def _product(made: CompositeFactor, parts: list[Tensor]) -> Tensor:
     """The contraction of the parts, (b?, *made.modes), read as (b?, *made.shape)."""
     letters = dict(zip(dict.fromkeys(mode for term in made.terms for mode in term), ascii_letters[1:], strict=False))
     terms = ["".join(letters[mode] for mode in term) for term in made.terms]

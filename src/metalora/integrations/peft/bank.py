@@ -19,7 +19,7 @@ BANK = "tensor_bank"  # of the child of the base model; without PEFT's prefix, b
 BASE = "__base__"  # in PEFT's adapter_names: no adapter
 
 
-class Bank(TunerLayer, nn.Module):
+class AdapterContainer(TunerLayer, nn.Module):
     """Owns `metalora.Adapter`s by name; made ready before, and cleared after every forward of the model.
 
     names  the adapter of each example, while a mixed batch runs
@@ -172,7 +172,7 @@ CHECKPOINT = "_gradient_checkpointing_func"  # where transformers keeps it
 class CarryingCheckpoint:
     """A checkpoint function that hands the active conditions to what it checkpoints as explicit inputs."""
 
-    def __init__(self, checkpoint: Any, bank: Bank):
+    def __init__(self, checkpoint: Any, bank: AdapterContainer):
         self.checkpoint, self.bank = checkpoint, bank
 
     def __call__(self, function: Any, *args: Any, **options: Any) -> Any:
@@ -181,14 +181,14 @@ class CarryingCheckpoint:
         return self.checkpoint(function, *args, **options)
 
 
-def bank_of(model: nn.Module) -> Bank | None:
+def container_of(model: nn.Module) -> AdapterContainer | None:
     """The bank of a model, however it is wrapped; None if it has none."""
-    return next((module for module in model.modules() if isinstance(module, Bank)), None)
+    return next((module for module in model.modules() if isinstance(module, AdapterContainer)), None)
 
 
 def adapter_of(model: nn.Module, adapter_name: str | None = None) -> Adapter:
     """The `metalora.Adapter` of a name, or the active one: conditions, ΔW, export. ValueError: there is none."""
-    bank = bank_of(model)
+    bank = container_of(model)
     if bank is None:
         raise ValueError(f"{type(model).__name__} has no adapter of metalora.peft")
     names = bank.active_adapters if adapter_name is None else [adapter_name]

@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from metalora.integrations.peft.bank import BANK, bank_of
+from metalora.integrations.peft.bank import BANK, container_of
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.registration import NAME
 from metalora.integrations.peft.wrapping import wrap
@@ -83,7 +83,7 @@ def _check_base(model: nn.Module, folder: str | Path, config: TensorNetworkConfi
     saved = config.placement
     if saved is None or saved["base"]["fingerprint"] is None:
         return
-    bank = bank_of(base)
+    bank = container_of(base)
     known = bank.targets if bank is not None else dict(base.named_modules())
     missing = next((path for path in saved["targets"] if path not in known), None)
     if missing is not None:

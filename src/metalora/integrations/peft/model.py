@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import build
 from metalora.adapters.targets import Target
-from metalora.integrations.peft.bank import BANK, BASE, Bank, bank_of
+from metalora.integrations.peft.bank import BANK, BASE, AdapterContainer, container_of
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.layers import KINDS, AdaptedModule, TunerLayer
 from metalora.integrations.peft.placement import check_frozen, described, resolved, resolved_ranks
@@ -33,7 +33,7 @@ class TensorNetworkModel(BaseTuner):
     # ---- injection -------------------------------------------------------------------------------------------------
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's; an adapter of the same name is replaced."""
-        bank = bank_of(model)
+        bank = container_of(model)
         if bank is not None and adapter_name in bank.metalora_adapters:
             bank.delete_adapter(adapter_name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -59,7 +59,7 @@ class TensorNetworkModel(BaseTuner):
     ) -> None:
         bank = getattr(self.model, BANK, None)
         if bank is None or adapter_name not in bank.metalora_adapters:
-            bank = self._add(config, adapter_name, Bank(self.model) if bank is None else bank)
+            bank = self._add(config, adapter_name, AdapterContainer(self.model) if bank is None else bank)
         adapter = bank.metalora_adapters[adapter_name]
         layer = target
         if not isinstance(target, AdaptedModule):
@@ -68,7 +68,7 @@ class TensorNetworkModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
         layer.cells[adapter_name] = adapter.layers[current_key]
 
-    def _add(self, config: TensorNetworkConfig, adapter_name: str, bank: Bank) -> Bank:
+    def _add(self, config: TensorNetworkConfig, adapter_name: str, bank: AdapterContainer) -> AdapterContainer:
         """Make the adapter of all targets, and give it to the bank; nothing is changed if that fails."""
         paths = [path for path in bank.targets if path and self._check_target_module_exists(config, path)]
         try:
@@ -83,7 +83,9 @@ class TensorNetworkModel(BaseTuner):
         bank.metalora_adapters[adapter_name] = adapter
         return bank
 
-    def _build(self, config: TensorNetworkConfig, adapter_name: str, bank: Bank, targets: list[Target]) -> Adapter:
+    def _build(
+        self, config: TensorNetworkConfig, adapter_name: str, bank: AdapterContainer, targets: list[Target]
+    ) -> Adapter:
         modules = {target.path: self.model.get_submodule(target.path) for target in targets}
         bases = {path: getattr(module, "base_layer", module) for path, module in modules.items()}
         own = config.adapter_config(tuple(bases), resolved_ranks(config, list(bases)))
@@ -96,14 +98,14 @@ class TensorNetworkModel(BaseTuner):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        adapter = bank_of(self.model).metalora_adapters[adapter_name]
+        adapter = container_of(self.model).metalora_adapters[adapter_name]
         weight = next(iter(adapter.layers.values())).base.weight
         if not autocast_adapter_dtype and weight.is_floating_point():
             adapter.to(weight.dtype)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)
-        bank_of(model).leave(model)
+        container_of(model).leave(model)
         return model
 
     # ---- a batch ---------------------------------------------------------------------------------------------------
@@ -115,7 +117,7 @@ class TensorNetworkModel(BaseTuner):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         names = kwargs.get("adapter_names")
         ids = kwargs.get(TASKS, kwargs.get("task_ids"))
-        bank, handles = bank_of(self.model), []
+        bank, handles = container_of(self.model), []
         beams = _sequences_per_example(kwargs)
         if names is not None:
             self._check_names(names, bank)
@@ -127,7 +129,7 @@ class TensorNetworkModel(BaseTuner):
             for handle in handles:
                 handle.remove()
 
-    def _check_names(self, names: list[str], bank: Bank) -> None:
+    def _check_names(self, names: list[str], bank: AdapterContainer) -> None:
         if self.training:
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
         unknown = sorted({*names} - {BASE, *bank.metalora_adapters})
@@ -155,7 +157,7 @@ class TensorNetworkModel(BaseTuner):
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: Any, unwanted_adapter_names: list[str]
     ) -> dict[str, Tensor]:
-        config.made(described(bank_of(model).metalora_adapters[adapter_name]))
+        config.made(described(container_of(model).metalora_adapters[adapter_name]))
         mine = f"{BANK}.metalora_adapters.{adapter_name}."
         return {key: value for key, value in state_dict.items() if mine in key}
 

@@ -79,7 +79,7 @@ def described(adapter: Adapter) -> dict[str, Any]:
         "condition": vars(config.condition) | {"stages": list(config.condition.stages)},
         "placement": {
             "targets": {path: dict(target.sizes) for path, target in adapter.targets.items()},
-            "coords": {path: one.coords for path, one in adapter.placement.places.items()},
+            "coords": {path: one.coords for path, one in adapter.layout.targets.items()},
             "factors": dict(adapter.method.factors),
             "tensors": {name: list(value.shape) for name, value in adapter.state_dict().items()},
             "frozen": _frozen(adapter),

@@ -7,7 +7,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from metalora.integrations.peft.bank import bank_of
+from metalora.integrations.peft.bank import container_of
 from metalora.integrations.peft.model import TASKS
 
 
@@ -20,7 +20,7 @@ def wrap(model: PeftModel) -> PeftModel:
     """
     if not isinstance(model, PeftModel):
         raise ValueError(f"wrap: expected a PeftModel, got a {type(model).__name__}")
-    if bank_of(model) is None:
+    if container_of(model) is None:
         raise ValueError(f"wrap: the {type(model).__name__} has no adapter of metalora.peft")
     if TASKS not in model.special_peft_forward_args:
         model.special_peft_forward_args |= {"condition", "task_ids", TASKS}

@@ -11,8 +11,8 @@ from torch import nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach, detach
 from metalora.config import AdapterConfig
-from metalora.fitting.fit_updates import FitReport, fit
-from metalora.fitting.updates import Pair
+from metalora.fitting.fit_updates import FitReport, fit_updates
+from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.format import in_model, read_lora
 from metalora.methods.registry import method_of
 
@@ -32,13 +32,13 @@ class Conversion:
 
 
 def convert(
-    model: nn.Module, loras: Sequence[str | Path | Mapping[str, Pair]], config: AdapterConfig
+    model: nn.Module, loras: Sequence[str | Path | Mapping[str, LowRankUpdate]], config: AdapterConfig
 ) -> tuple[Adapter, Conversion]:
     """Attach an adapter whose factors are the nearest found to trained LoRAs, by TT-SVD, HOSVD and HOOI, or ALS.
 
     min sum_{t,l,p} |s B_t A_t - Delta W_{t,l,p}|_F^2, from the factors alone: no dense Delta W is formed.
 
-    loras   folders of PEFT, or path -> Pair; several are the tasks 0, 1, ... of a method with a task mode
+    loras   folders of PEFT, or path -> LowRankUpdate; several are the tasks 0, 1, ... of a method with a task mode
     config  its targets are replaced by the modules that the LoRAs adapt
     ValueError: an unreadable LoRA, modules or shapes that the model has not, several LoRAs for a method without tasks,
     a method that is no chain, tree or CP; the model is as it was.
@@ -57,7 +57,7 @@ def convert(
     paths = tuple(dict.fromkeys(path for pairs in updates for path in pairs))
     adapter = attach(model, replace(config, targets=paths, exclude=(), tasks=len(loras)))
     try:
-        report = fit(adapter, updates)
+        report = fit_updates(adapter, updates)
     except ValueError:
         detach(model)
         raise
@@ -65,7 +65,7 @@ def convert(
     return adapter, Conversion(report, before, adapter.num_params())
 
 
-def _read(model: nn.Module, lora: str | Path | Mapping[str, Pair], name: str) -> dict[str, Pair]:
+def _read(model: nn.Module, lora: str | Path | Mapping[str, LowRankUpdate], name: str) -> dict[str, LowRankUpdate]:
     if isinstance(lora, Mapping):
         return in_model(lora, model, name)
     return in_model(read_lora(lora), model, lora)

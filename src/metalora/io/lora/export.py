@@ -22,7 +22,7 @@ from metalora.adapters.attach import check_untied
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.io.lora.card import card
-from metalora.tensornet.truncation.truncated_svd import Truncated, truncate_pair
+from metalora.tensornet.truncation.truncated_svd import Truncated, truncated_svd
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _pair(adapter: Adapter, path: str, values: Mapping[str, Tensor], max_rank: i
     left, right = adapter.layers[path].pair(dict(values) or None)
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         raise ValueError(f"export: the factors of target {path!r} are not finite")
-    return truncate_pair(left, right, max_rank or len(left))
+    return truncated_svd(left, right, max_rank or len(left))
 
 
 def lora_tensors(path: str, kind: str, left: Tensor, right: Tensor) -> dict[str, Tensor]:

@@ -15,15 +15,15 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from metalora._util.suggest import nearest
-from metalora.fitting.updates import Pair
+from metalora.fitting.updates import LowRankUpdate
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 REWRITES = ("pissa", "olora", "corda", "loftq")  # initialisations that change the base's weights
 
 
-def read_lora(folder: str | Path) -> dict[str, Pair]:
-    """Module path -> Pair with up scaled by alpha / r, or alpha / sqrt(r) of rsLoRA: Delta W = up · down.
+def read_lora(folder: str | Path) -> dict[str, LowRankUpdate]:
+    """Module path -> LowRankUpdate with up scaled by alpha / r, or alpha / sqrt(r) of rsLoRA: Delta W = up · down.
 
     down (r, in), (r, in, kw) or (r, in, kh, kw), up (out, r); paths as in the model that PEFT wrapped. rank_pattern and
     alpha_pattern count; fan_in_fan_out does not, as it says how the base stores its weight.
@@ -50,7 +50,7 @@ def read_tensors(path: Path, missing: str) -> dict[str, Tensor]:
         raise ValueError(f"{path}: truncated or damaged ({error})") from None
 
 
-def in_model(pairs: Mapping[str, Pair], model: nn.Module, where: str | Path = "") -> dict[str, Pair]:
+def in_model(pairs: Mapping[str, LowRankUpdate], model: nn.Module, where: str | Path = "") -> dict[str, LowRankUpdate]:
     """The pairs by the paths of `model`, which may be a part of the model that was wrapped, or hold it.
 
     A path is found whole, without its first components ("bert.encoder..." in a BertModel), or behind others.
@@ -114,7 +114,7 @@ def _halves(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, dict[str
     return halves, left_out
 
 
-def _pair(folder: Path, path: str, halves: Mapping[str, Tensor], config: Mapping[str, Any]) -> Pair:
+def _pair(folder: Path, path: str, halves: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRankUpdate:
     if len(halves) != 2:
         raise ValueError(f"{folder}: {path!r} has lora_{next(iter(halves))} alone, expected A and B")
     down, up = halves["A"].float(), halves["B"].float()
@@ -126,7 +126,7 @@ def _pair(folder: Path, path: str, halves: Mapping[str, Tensor], config: Mapping
             f"{folder}: {path!r} has lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)}, expected ({rank}, in) "
             f"and (out, {rank}), or those of a convolution"
         )
-    return Pair(down, up.flatten(1) * (alpha / (sqrt(rank) if config.get("use_rslora") else rank)))
+    return LowRankUpdate(down, up.flatten(1) * (alpha / (sqrt(rank) if config.get("use_rslora") else rank)))
 
 
 def patterned(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:

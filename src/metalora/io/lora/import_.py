@@ -13,7 +13,7 @@ from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach
 from metalora.config import AdapterConfig
-from metalora.fitting.updates import Pair
+from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.format import in_model, read_lora, read_tensors
 
 PREFIXES = ("lora_unet_", "lora_te1_", "lora_te2_", "lora_te_", "lycoris_", "lora_")
@@ -47,7 +47,7 @@ def load_lora(model: nn.Module, path: str | Path) -> Adapter:
     return adapter
 
 
-def _check(model: nn.Module, pairs: Mapping[str, Pair], path: str | Path) -> None:
+def _check(model: nn.Module, pairs: Mapping[str, LowRankUpdate], path: str | Path) -> None:
     """ValueError for a pair that is no update of its module's weight."""
     for target, pair in pairs.items():
         weight = getattr(model.get_submodule(target), "weight", None)
@@ -58,8 +58,8 @@ def _check(model: nn.Module, pairs: Mapping[str, Pair], path: str | Path) -> Non
             raise ValueError(f"{path}: {target!r} has an update for a weight of {shape}, the model's is {stored}")
 
 
-def read_locon(path: str | Path, model: nn.Module) -> dict[str, Pair]:
-    """Module path -> Pair of a file with lora_down, lora_up and alpha by flattened names (lora_unet_mid_block_...).
+def read_locon(path: str | Path, model: nn.Module) -> dict[str, LowRankUpdate]:
+    """Module path -> update of a file with lora_down, lora_up and alpha by flattened names (lora_unet_mid_block_...).
 
     A Tucker core (lora_mid) is folded into down. ValueError: a missing or damaged file, a name that is no module of the
     model, or several, another algorithm (LoHa, LoKr, DoRA), a pair that is not whole.
@@ -88,7 +88,7 @@ def _module(name: str, flat: Mapping[str, list[str]], path: str | Path) -> str:
     return found[0]
 
 
-def _pair(name: str, group: Mapping[str, Tensor], path: str | Path) -> Pair:
+def _pair(name: str, group: Mapping[str, Tensor], path: str | Path) -> LowRankUpdate:
     down, up, mid = (group.get(f"lora_{part}.weight") for part in ("down", "up", "mid"))
     if down is None or up is None:
         raise ValueError(f"{path}: {name!r} has lora_{'up' if down is None else 'down'} alone, expected both")
@@ -98,4 +98,4 @@ def _pair(name: str, group: Mapping[str, Tensor], path: str | Path) -> Pair:
         down = torch.einsum("ab...,bi->ai...", mid, down.flatten(1))
     if len(down) != rank or up[0, 0].numel() != 1:
         raise ValueError(f"{path}: {name!r} has lora_down {tuple(down.shape)} and lora_up {tuple(up.shape)}")
-    return Pair(down, up.flatten(1) * scale)
+    return LowRankUpdate(down, up.flatten(1) * scale)

@@ -13,7 +13,7 @@ TOKENS, EXAMPLES = 64, 8  # what contractions are planned for
 
 
 class Circuit:
-    """Delta W = N(T) - N(T0) or N(T), planned once with the real sizes; read as a `Cut` whose Left is all of it.
+    """Delta W = N(T) - N(T0) or N(T), planned once with the real sizes; a `LowRankForm` whose Left is all of it.
 
     A gate has modes of both sides, so that no bond is narrower than the weight: k = out, and Mid and Right are the
     identity. An activation is taken through the gates, x N(T) - x N(T0), or through the whole kernel (convolutions).
@@ -49,7 +49,7 @@ class Circuit:
         self._kernels = [contraction(names, tokens=False) for names in (self.now, *starts)]
         self._gates = [contraction(names, tokens=True) for names in (self.now, *starts)]
         self._inputs = [sizes[m] for m in inputs]
-        self.form = sum(one.flops for one in self._kernels) // 2  # in multiply-adds, as of a `Cut`
+        self.form = sum(one.flops for one in self._kernels) // 2  # in multiply-adds, as of a `LowRankForm`
         self.per_position = sum(one.flops for one in self._gates) // (2 * TOKENS * EXAMPLES)
 
     @property

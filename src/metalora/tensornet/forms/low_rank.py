@@ -9,7 +9,7 @@ from metalora.tensornet.network import Network, Sizes
 from metalora.tensornet.spec import INPUT_MODES, Modes
 
 
-class Cut:
+class LowRankForm:
     """Delta W = Left . Mid . Right, every contraction planned once with the real sizes.
 
     Left:  inputs -> k   the factors with an input mode: a thin layer of the base's own kind; factors between join them

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from metalora.tensornet.contraction import Contraction
-from metalora.tensornet.forms.low_rank import Cut
+from metalora.tensornet.forms.low_rank import LowRankForm
 
 
-class CutSum:
-    """Delta W = sum_t Left_t Mid_t Right_t, with the widths k_t one after another; read as a `Cut` is."""
+class SumForm:
+    """Delta W = sum_t Left_t Mid_t Right_t, with the widths k_t one after another; read as a `LowRankForm` is."""
 
     whole = False
 
-    def __init__(self, cuts: Sequence[Cut]):
+    def __init__(self, cuts: Sequence[LowRankForm]):
         self.cuts = tuple(cuts)
         self.left = [f for cut in cuts for f in cut.left]
         self.mid = [f for cut in cuts for f in cut.mid]
@@ -24,10 +24,14 @@ class CutSum:
         self.left_rank, self.right_rank = sum(c.left_rank for c in cuts), sum(c.right_rank for c in cuts)
         self.form, self.per_position = sum(c.form for c in cuts), sum(c.per_position for c in cuts)
         self.left_shape = [self.left_rank]
-        self.kernel = Joined(self.left, [Part(c.kernel, c.left, c.left_batched, c.left_rank) for c in cuts])
-        self.expand = Joined(self.right, [Part(c.expand, c.right, c.right_batched, c.right_rank) for c in cuts])
+        self.kernel = ConcatenatedContraction(
+            self.left, [Part(c.kernel, c.left, c.left_batched, c.left_rank) for c in cuts]
+        )
+        self.expand = ConcatenatedContraction(
+            self.right, [Part(c.expand, c.right, c.right_batched, c.right_rank) for c in cuts]
+        )
         folds = [Part(c.fold, c.mid + c.right, c.fold_batched, c.left_rank) for c in cuts]
-        self.fold = Joined(self.mid + self.right, folds)
+        self.fold = ConcatenatedContraction(self.mid + self.right, folds)
 
     @property
     def rank(self) -> int:
@@ -66,7 +70,7 @@ class Part:
         return value.reshape(*lead, self.width, *value.shape[int(self.batched) + self.bonds :])
 
 
-class Joined:
+class ConcatenatedContraction:
     """The contractions of several cuts, their results one after another along k; `factors` is the operands' order."""
 
     def __init__(self, factors: Sequence[str], parts: Sequence[Part]):

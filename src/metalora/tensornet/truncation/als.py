@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 from metalora.tensornet.topology import (
-    Goal,
     Terms,
-    applied,
+    TruncationTarget,
     axis,
-    contracted,
+    contract,
     distance,
+    edges,
     environment,
-    feasible,
-    joined,
+    feasible_ranks,
+    mode_product,
     norm,
-    seen,
-    tails,
+    project_onto,
+    tail_norms,
 )
 from metalora.tensornet.truncation.tree import in_gauge
 
@@ -28,7 +28,9 @@ SHARES = tuple(4.0 * 0.5**k for k in range(14))  # of the tolerance that a ring'
 SMALLEST = 1e-14  # of the largest eigenvalue: what is divided by at least
 
 
-def truncate_ring(terms: Terms, whole: Sequence[Tensor], goal: Goal) -> tuple[list[Tensor], dict[str, float]]:
+def truncate_ring(
+    terms: Terms, whole: Sequence[Tensor], goal: TruncationTarget
+) -> tuple[list[Tensor], dict[str, float]]:
     """The truncated factors of a cycle, and the norm that every bond discarded: |T - T'|^2 <= the sum of the squares.
 
     Bond by bond: the best projection on the bond for an environment that is taken to be a product of its two sides
@@ -36,7 +38,7 @@ def truncate_ring(terms: Terms, whole: Sequence[Tensor], goal: Goal) -> tuple[li
     fit never raises the error, a tolerance is kept. Not guaranteed: a distance from the best ring of these ranks, of
     which nothing is known (the set is not even closed); the bound is what was measured, not what was foreseen.
     """
-    values = {bond: _projection(terms, whole, bond, 0)[1] for bond in joined(terms)}
+    values = {bond: _projection(terms, whole, bond, 0)[1] for bond in edges(terms)}
     if not goal.cut:
         return _cut_ring(terms, whole, goal.choose(values))
     allowed = goal.cut * len(values) ** 0.5
@@ -44,17 +46,17 @@ def truncate_ring(terms: Terms, whole: Sequence[Tensor], goal: Goal) -> tuple[li
         found, discarded = _cut_ring(terms, whole, goal.choose(values, share))
         if distance(terms, whole, found) <= allowed:
             return found, discarded
-    return _cut_ring(terms, whole, feasible(terms, goal.sizes, goal.ranks))
+    return _cut_ring(terms, whole, feasible_ranks(terms, goal.sizes, goal.ranks))
 
 
 def _cut_ring(terms: Terms, whole: Sequence[Tensor], ranks: dict[str, int]) -> tuple[list[Tensor], dict[str, float]]:
     mine, error, discarded = list(whole), 0.0, dict.fromkeys(ranks, 0.0)
-    for bond, (u, v) in joined(terms).items():
+    for bond, (u, v) in edges(terms).items():
         if ranks[bond] == mine[u].shape[axis(terms[u], bond)]:
             continue
         (left, right), _ = _projection(terms, mine, bond, ranks[bond])
-        mine[u] = applied(mine[u], axis(terms[u], bond), left)
-        mine[v] = applied(mine[v], axis(terms[v], bond), right)
+        mine[u] = mode_product(mine[u], axis(terms[u], bond), left)
+        mine[v] = mode_product(mine[v], axis(terms[v], bond), right)
         now = distance(terms, whole, mine)
         discarded[bond] = max(now**2 - error**2, 0.0) ** 0.5
         error = now
@@ -69,7 +71,7 @@ def _projection(terms: Terms, mine: Sequence[Tensor], bond: str, rank: int) -> t
     K^-1/2 U U' K^1/2 by the singular vectors U of K^1/2 L^1/2. Exact where nothing flows round the ring (a tree).
     """
     roots = []
-    for end in joined(terms)[bond]:
+    for end in edges(terms)[bond]:
         values, vectors = torch.linalg.eigh(_opened(terms, mine, bond, end))
         roots.append((values.clamp_min(0).sqrt()[:, None] * vectors.mT, values, vectors))
     (one, values, vectors), (other, _, _) = roots
@@ -87,10 +89,12 @@ def _opened(terms: Terms, mine: Sequence[Tensor], bond: str, end: int) -> Tensor
         for side in ("", "'"):
             own = {bond: f"#end{side}" if k == end else "#traced"}
             operands.append((mine[k], [f"#{k}", *(own.get(b, b + side) for b in term)]))
-    return contracted(operands, ["#end", "#end'"])
+    return contract(operands, ["#end", "#end'"])
 
 
-def truncate_columns(terms: Terms, whole: Sequence[Tensor], goal: Goal) -> tuple[list[Tensor], dict[str, float]]:
+def truncate_columns(
+    terms: Terms, whole: Sequence[Tensor], goal: TruncationTarget
+) -> tuple[list[Tensor], dict[str, float]]:
     """The factors (n, r) with fewer columns, and the norm that this discarded before the fit: at least |T - T'|.
 
     The columns that explain most of T = sum_r a_r b_r c_r ..., one after another, each with those before it at their
@@ -98,7 +102,7 @@ def truncate_columns(terms: Terms, whole: Sequence[Tensor], goal: Goal) -> tuple
     fit of all factors. Kept columns stay in order. Greedy: exact where columns are zero or parallel, else no distance
     from the best is guaranteed (a best one need not exist).
     """
-    (bond,) = joined(terms)
+    (bond,) = edges(terms)
     gram = torch.stack([tensor.mT @ tensor for tensor in whole]).prod(0)
     order, gains = _greedy(gram)
     rank = goal.choose({bond: gains})[bond]
@@ -108,7 +112,7 @@ def truncate_columns(terms: Terms, whole: Sequence[Tensor], goal: Goal) -> tuple
     mine = [tensor[:, kept] for tensor in whole]
     weights = torch.linalg.pinv(gram[kept][:, kept], hermitian=True) @ gram[kept].sum(1)
     mine[-1] = mine[-1] * weights
-    discarded = max(distance(terms, whole, mine), float(tails(gains)[rank]))
+    discarded = max(distance(terms, whole, mine), float(tail_norms(gains)[rank]))
     return fitted(terms, whole, mine), {bond: discarded}
 
 
@@ -143,7 +147,7 @@ def fitted(terms: Terms, whole: Sequence[Tensor], mine: Sequence[Tensor], passes
         for k, tensor in enumerate(trial):
             rest = environment(terms, trial, trial, [k]).reshape(tensor[0].numel(), -1)
             inverse = torch.linalg.pinv(rest, hermitian=True, rtol=SMALLEST)
-            trial[k] = (seen(terms, whole, trial, k).flatten(1) @ inverse).reshape(tensor.shape)
+            trial[k] = (project_onto(terms, whole, trial, k).flatten(1) @ inverse).reshape(tensor.shape)
         before, now = error, distance(terms, whole, trial)
         if now >= before:
             break
@@ -157,7 +161,7 @@ def fitted(terms: Terms, whole: Sequence[Tensor], mine: Sequence[Tensor], passes
 def ring_in_gauge(terms: Terms, tensors: Sequence[Tensor], gauge: str) -> list[Tensor]:
     """The same tensor in the gauge of a chain (`tree.in_gauge`): that of the ring, opened at its first bond."""
     opened, chain, first = list(tensors), [list(term) for term in terms], terms[0][0]
-    ends = joined(terms)[first]
+    ends = edges(terms)[first]
     for k in ends:
         opened[k] = opened[k].movedim(axis(terms[k], first), 1).flatten(0, 1)
         chain[k].remove(first)

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from metalora.tensornet.topology import Terms, applied, axis, rooted, wiring
+from metalora.tensornet.topology import Terms, axis, classify_topology, leaf_to_root_edges, mode_product
 
 
-def carried(
+def transport_moments(
     terms: Terms, old: Sequence[Tensor], new: Sequence[Tensor], moments: Sequence[Tensor], *, squared: bool
 ) -> list[Tensor]:
     """A gradient's moment in the basis of `new`, for factors (n, *bonds); of squares, a diagonal estimate.
 
     Exact for the mean where the network has not changed. ValueError for a ring, whose fit is no change of basis.
     """
-    kind = wiring(terms)
+    kind = classify_topology(terms)
     if kind == "ring":
         raise ValueError("the truncated ring is a fit, no change of basis: moments are not carried over, reset them")
     old, new, moments = ([tensor.double() for tensor in some] for some in (old, new, moments))
@@ -30,7 +30,7 @@ def _tree(
     L is all that lies beyond the bond, seen from the last factor. Of squares, with the entries of X and Y squared.
     """
     grams, crosses, found = list(old), list(old), list(moments)  # (n, *bonds), of whose bonds the children's are done
-    for child, bond, parent in rooted(terms, len(terms) - 1):
+    for child, bond, parent in leaf_to_root_edges(terms, len(terms) - 1):
         at, to = axis(terms[child], bond), axis(terms[parent], bond)
         rows, seen, target = (t.movedim(at, -1).flatten(0, -2) for t in (old[child], grams[child], crosses[child]))
         gram = rows.mT @ seen
@@ -38,8 +38,8 @@ def _tree(
         change = torch.linalg.pinv(gram, hermitian=True) @ cross
         back = torch.linalg.pinv(change)
         x, y = (change.square(), back.square()) if squared else (change, back)
-        found[child], found[parent] = applied(found[child], at, y.mT), applied(found[parent], to, x)
-        grams[parent], crosses[parent] = applied(grams[parent], to, gram), applied(crosses[parent], to, cross)
+        found[child], found[parent] = mode_product(found[child], at, y.mT), mode_product(found[parent], to, x)
+        grams[parent], crosses[parent] = mode_product(grams[parent], to, gram), mode_product(crosses[parent], to, cross)
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from metalora.tensornet.topology import tails
+from metalora.tensornet.topology import tail_norms
 
 Mode = Literal["round", "paper"]
 Gauge = Literal["left", "right", "balanced"]
@@ -161,7 +161,7 @@ def _sweep(
         q2, r2 = torch.linalg.qr(right.flatten(1).mT)
         u, s, v = torch.linalg.svd(r1 @ r2.mT, full_matrices=False)
         rank = min(rank, len(s))
-        rest = tails(s)
+        rest = tail_norms(s)
         if cut > 0:
             rank = min(rank, max(1, int((rest > cut).sum())))
         discarded.append(float(rest[rank]) if rank < len(s) else 0.0)

@@ -9,13 +9,24 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from metalora.tensornet.topology import Goal, Terms, applied, axis, joined, rooted, seen, tails
+from metalora.tensornet.topology import (
+    Terms,
+    TruncationTarget,
+    axis,
+    edges,
+    leaf_to_root_edges,
+    mode_product,
+    project_onto,
+    tail_norms,
+)
 
 ITERATIONS = 4  # of HOOI after a truncation: each goes once over all bonds
 SMALLEST = 1e-12  # of the largest singular value: what a balanced gauge divides by at least
 
 
-def truncate_tree(terms: Terms, whole: Sequence[Tensor], goal: Goal) -> tuple[list[Tensor], dict[str, float]]:
+def truncate_tree(
+    terms: Terms, whole: Sequence[Tensor], goal: TruncationTarget
+) -> tuple[list[Tensor], dict[str, float]]:
     """The truncated factors, and the norm that every bond discarded: |T - T'|^2 <= the sum of the squares.
 
     HOSVD (De Lathauwer, De Moor, Vandewalle 2000a), on every bond of the tree: QR of all factors towards the one with
@@ -26,7 +37,7 @@ def truncate_tree(terms: Terms, whole: Sequence[Tensor], goal: Goal) -> tuple[li
     spectrum = spectra(terms, whole, _centre(terms))
     values = {bond: s for bond, (s, _) in spectrum.items()}
     ranks = goal.choose(values)
-    discarded = {bond: float(tails(s)[ranks[bond]]) if ranks[bond] < len(s) else 0.0 for bond, s in values.items()}
+    discarded = {bond: float(tail_norms(s)[ranks[bond]]) if ranks[bond] < len(s) else 0.0 for bond, s in values.items()}
     mine = _projected(terms, whole, {bond: v[:, : ranks[bond]] for bond, (_, v) in spectrum.items()})
     return (hooi(terms, whole, mine) if any(discarded.values()) else mine), discarded
 
@@ -38,10 +49,10 @@ def hooi(terms: Terms, whole: Sequence[Tensor], mine: Sequence[Tensor], times: i
     """
     mine = list(mine)
     for _ in range(times):
-        for bond, (u, v) in joined(terms).items():
+        for bond, (u, v) in edges(terms).items():
             at, to = axis(terms[u], bond), axis(terms[v], bond)
             mine = orthogonal(terms, mine, u)
-            rank, pair = mine[u].shape[at], seen(terms, whole, mine, u, v, without=[bond])
+            rank, pair = mine[u].shape[at], project_onto(terms, whole, mine, u, v, without=[bond])
             left, s, right = torch.linalg.svd(pair.flatten(0, len(terms[u]) - 1).flatten(1), full_matrices=False)
             rank, sides = min(rank, len(s)), (pair.shape[: len(terms[u])], pair.shape[len(terms[u]) :])
             mine[u] = left[:, :rank].unflatten(0, sides[0]).movedim(-1, at)
@@ -58,7 +69,7 @@ def in_gauge(terms: Terms, tensors: Sequence[Tensor], gauge: str) -> list[Tensor
     tensors = orthogonal(terms, tensors, root)
     spectrum = spectra(terms, tensors, root)
     tensors = _projected(terms, tensors, {bond: v for bond, (_, v) in spectrum.items()})
-    for child, bond, parent in rooted(terms, root):
+    for child, bond, parent in leaf_to_root_edges(terms, root):
         columns = tensors[child].movedim(axis(terms[child], bond), -1).flatten(0, -2)
         largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))[0]
         sign = torch.where(largest < 0, -1.0, 1.0).to(columns.dtype)
@@ -67,18 +78,18 @@ def in_gauge(terms: Terms, tensors: Sequence[Tensor], gauge: str) -> list[Tensor
             s = spectrum[bond][0]
             scale = s.clamp_min(float(s.max()) * SMALLEST).sqrt()
         for k, factors in ((child, sign * scale), (parent, sign / scale)):
-            tensors[k] = applied(tensors[k], axis(terms[k], bond), torch.diag(factors))
+            tensors[k] = mode_product(tensors[k], axis(terms[k], bond), torch.diag(factors))
     return tensors
 
 
 def orthogonal(terms: Terms, tensors: Sequence[Tensor], root: int) -> list[Tensor]:
     """The same tensor with every factor but the root orthonormal towards it."""
     tensors = list(tensors)
-    for child, bond, parent in rooted(terms, root):
+    for child, bond, parent in leaf_to_root_edges(terms, root):
         rows = tensors[child].movedim(axis(terms[child], bond), -1)
         q, r = torch.linalg.qr(rows.flatten(0, -2))
         tensors[child] = q.unflatten(0, rows.shape[:-1]).movedim(-1, axis(terms[child], bond))
-        tensors[parent] = applied(tensors[parent], axis(terms[parent], bond), r.mT)
+        tensors[parent] = mode_product(tensors[parent], axis(terms[parent], bond), r.mT)
     return tensors
 
 
@@ -86,12 +97,12 @@ def spectra(terms: Terms, tensors: Sequence[Tensor], root: int) -> dict[str, tup
     """Bond -> the singular values of T as the bond cuts it, and their vectors on the bond; of a tree orthogonal to the
     root."""
     centres, found = {root: tensors[root]}, {}
-    for child, bond, parent in reversed(rooted(terms, root)):
+    for child, bond, parent in reversed(leaf_to_root_edges(terms, root)):
         rows = centres[parent].movedim(axis(terms[parent], bond), -1).flatten(0, -2)
         r = torch.linalg.qr(rows, mode="r").R
         _, s, v = torch.linalg.svd(r, full_matrices=False)
         found[bond] = s, v.mT
-        centres[child] = applied(tensors[child], axis(terms[child], bond), r.mT)
+        centres[child] = mode_product(tensors[child], axis(terms[child], bond), r.mT)
     return found
 
 
@@ -100,7 +111,7 @@ def _projected(terms: Terms, tensors: Sequence[Tensor], vectors: Mapping[str, Te
     found = []
     for term, tensor in zip(terms, tensors, strict=True):
         for bond in term:
-            tensor = applied(tensor, axis(term, bond), vectors[bond])
+            tensor = mode_product(tensor, axis(term, bond), vectors[bond])
         found.append(tensor)
     return found
 

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from metalora.tensornet.topology import (
-    Goal,
     Terms,
+    TruncationTarget,
     bond_sizes,
-    compressed,
+    classify_topology,
     distance,
-    feasible,
-    joined,
+    edges,
+    feasible_ranks,
+    leaf_to_root_edges,
     norm,
-    rooted,
-    wiring,
+    qr_compress,
 )
 from metalora.tensornet.truncation.als import columns_in_gauge, ring_in_gauge, truncate_columns, truncate_ring
 from metalora.tensornet.truncation.rounding import Gauge, Mode, round_train
@@ -72,7 +72,7 @@ def truncate(
     Equal input gives equal output: the largest entry of every singular vector, or column, is positive. ValueError:
     another wiring, a zero or not finite network, ranks that grow, a budget below that of rank one, two targets.
     """
-    kind = wiring(terms)
+    kind = classify_topology(terms)
     if kind is None:
         raise ValueError(f"bonds {list(map(list, terms))} are no chain, tree, ring or one bond shared by all")
     now = bond_sizes(terms, tensors)
@@ -95,7 +95,7 @@ def _truncate_chain(
 ) -> tuple[list[Tensor], dict[str, float]]:  # fmt: skip
     """`round_train`, from the end of the chain that is declared first."""
     ends = [k for k, term in enumerate(terms) if len(term) == 1]
-    links = rooted(terms, ends[0])[::-1]
+    links = leaf_to_root_edges(terms, ends[0])[::-1]
     order, bonds = [ends[0], *(child for child, _, _ in links)], [bond for _, bond, _ in links]
     around = [[None, *bonds], [*bonds, None]]
     cores = [_as_core(terms[k], tensors[k], left, right) for k, left, right in zip(order, *around, strict=True)]
@@ -134,9 +134,9 @@ def _truncate_other(
     _check(kind, terms, whole, ranks)
     truncation, gauged = ALGORITHMS[kind]
     sizes = tuple(map(len, whole))
-    small, frames = compressed(whole)
-    cut = tolerance * norm(terms, whole) / sqrt(len(joined(terms)))
-    goal = Goal(terms, sizes, feasible(terms, sizes, ranks), cut, budget)
+    small, frames = qr_compress(whole)
+    cut = tolerance * norm(terms, whole) / sqrt(len(edges(terms)))
+    goal = TruncationTarget(terms, sizes, feasible_ranks(terms, sizes, ranks), cut, budget)
     found, discarded = truncation(terms, small, goal)
     found = [t if q is None else torch.tensordot(q, t, 1) for q, t in zip(frames, found, strict=True)]
     return gauged(terms, found, gauge), discarded

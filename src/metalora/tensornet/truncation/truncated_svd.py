@@ -18,7 +18,7 @@ class Truncated:
     discarded: float
 
 
-def truncate_pair(left: Tensor, right: Tensor, rank: int) -> Truncated:
+def truncated_svd(left: Tensor, right: Tensor, rank: int) -> Truncated:
     """The nearest pair of at most `rank`, by QR of both sides and an SVD of k x k numbers; computed in float64.
 
     Left^T = Qa Ra, Right^T = Qb Rb, Ra Rb^T = U S V^T; Left' = (Qa U sqrt(S))^T and Right' = (Qb V sqrt(S))^T, cut.
