@@ -12,7 +12,7 @@ from safetensors.torch import save as dump
 from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, adapter_of, attach, load, merge, save, unmerge
-from metalora.io.adapter_file import _digest
+from metalora.io.adapter_file import checksum
 from oracles.cases import BODY, SOURCES, conv_net, images, randomise
 
 
@@ -33,7 +33,7 @@ def rewrite(path, **changes):
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     description = json.loads(header["__metadata__"]["metalora"]) | changes
-    description["sha256"] = _digest(description, tensors_of(content))
+    description["sha256"] = checksum(description, tensors_of(content))
     header["__metadata__"]["metalora"] = json.dumps(description)
     new = json.dumps(header).encode()
     new += b" " * (-len(new) % 8)
@@ -66,7 +66,7 @@ def described(path):
 def without_a_factor(path):
     tensors, description = tensors_of(path.read_bytes()), described(path)
     del tensors["factors/2.2.B"]
-    description["sha256"] = _digest(description, tensors)
+    description["sha256"] = checksum(description, tensors)
     path.write_bytes(dump(tensors, {"metalora": json.dumps(description)}))
 
 
@@ -204,7 +204,7 @@ def test_a_head_in_the_same_file(tmp_path):
 
 HEADS = {
     "another shape": (nn.Linear(4, 2), "'weight' has shape (3, 4), that of this Linear is (2, 4)"),
-    "a name less": (nn.Linear(4, 3, bias=False), "'bias' is saved with the adapter, and not in this Linear"),
+    "a name less": (nn.Linear(4, 3, bias=False), "'bias' is saved with the adapter, but it is not in this Linear"),
     "another module": (nn.Sequential(nn.Linear(4, 3)), "'0.bias' is not saved with the adapter"),
 }
 

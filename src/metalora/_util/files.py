@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 import os
 import shutil
@@ -7,32 +7,71 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a whole file or nothing; ValueError on a full disk or the like, and the old file stays as it was."""
+def replace_file(path: str | Path, content: bytes) -> None:
+    """Write a file so that no reader and no crash ever sees a part of it.
+
+    The bytes go to a temporary file in the same folder, which then takes the name of `path`.
+
+    Args:
+        path: The file to create or to replace; its folder must exist.
+        content: All bytes of the new file.
+
+    Raises:
+        OSError: The file could not be written; an existing file is unchanged and no temporary file remains.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # otherwise a crash after the rename may leave an empty file
         os.replace(temporary, path)
-    except OSError as error:
-        raise ValueError(f"{path}: could not be written ({error.strerror}); the old file is unchanged") from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write a file as `replace_file` does, with an error for the user.
+
+    Args:
+        path: The file to create or to replace; its folder must exist.
+        content: All bytes of the new file.
+
+    Raises:
+        ValueError: The file could not be written (a full disk, a missing folder); an existing file is unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> write_atomically(Path(folder.name) / "rows", b"one row")
+        >>> (Path(folder.name) / "rows").read_bytes()
+        b'one row'
+    """
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise ValueError(f"{path}: could not be written ({error.strerror}); the old file is unchanged") from None
+
+
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when all is in it; an exception inside leaves nothing.
+    """Give a temporary folder to fill; it takes the name of `path` when the block ends without an exception.
 
-    ValueError: something other than an empty folder has that name, or it cannot be written.
+    Args:
+        path: The folder to create. An empty folder of that name may exist already.
+
+    Yields:
+        The temporary folder. After an exception inside the block, nothing remains of it.
+
+    Raises:
+        ValueError: Something other than an empty folder has that name, or the folder could not be written.
     """
     path = Path(path).absolute()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    is_empty_folder = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not is_empty_folder:
         raise ValueError(f"{path}: exists already; delete it or name another folder")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary_name(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -41,3 +80,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         raise ValueError(f"{path}: could not be written ({error.strerror}); there is no such folder") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_name(path: Path) -> Path:
+    """Return a hidden name in the same folder, which differs between processes."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

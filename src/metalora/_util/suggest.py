@@ -1,21 +1,52 @@
 """Error messages that name the nearest valid choice."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the closest known name, and all the known names."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def closest(name: str, choices: Iterable[str], *, count: int = 1, cutoff: float = 0.5) -> list[str]:
+    """Return the choices that are spelt most like a name, the best one first.
+
+    Args:
+        name: What the user wrote.
+        choices: The valid names.
+        count: The largest number of choices to return.
+        cutoff: The smallest similarity, from 0 (anything) to 1 (equal), as `difflib.SequenceMatcher.ratio` measures it.
+    """
+    return difflib.get_close_matches(name, list(choices), n=count, cutoff=cutoff)
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return the end of an error message about an unknown name: the closest choice, then all choices in order.
+
+    Example:
+        >>> nearest("lroa", ["moe-lora", "lora"])
+        "; did you mean 'lora'? (known: lora, moe-lora)"
+    """
+    return _suggestion(name, sorted(choices), cutoff=0.5)
+
+
+def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
+    """Check that a value is one of the choices.
+
+    Args:
+        what: What the value is, for the message ("split", "GLUE task").
+        value: What the user wrote.
+        choices: The valid values, in the order in which the message lists them.
+
+    Raises:
+        ValueError: The value is not one of the choices; the message names the closest one.
+
+    Example:
+        >>> check_choice("split", "tset", ("train", "test"))
+        Traceback (most recent call last):
+        ValueError: unknown split 'tset'; did you mean 'test'? (known: train, test)
+    """
+    if value not in choices:
+        raise ValueError(f"unknown {what} {value!r}{_suggestion(value, choices, cutoff=0.3)}")
+
+
+def _suggestion(name: str, choices: Sequence[str], cutoff: float) -> str:
+    close = closest(name, choices, cutoff=cutoff)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (known: {', '.join(known)})"
-
-
-def check_choice(what: str, value: str, known: tuple[str, ...]) -> None:
-    """ValueError, with the nearest known name, unless `value` is one of `known`."""
-    if value in known:
-        return
-    near = difflib.get_close_matches(value, known, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown {what} {value!r}{hint} (known: {', '.join(known)})")
+    return f"{hint} (known: {', '.join(choices)})"

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from metalora._util.files import replace_file
 from metalora.config import to_dict
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -96,7 +97,7 @@ class RowStore:
                 return False
             if path.exists():
                 warnings.warn(f"run {key}: a stale claim is taken over ({owner or 'unreadable'})", stacklevel=2)
-            _replace(path, json.dumps(_this_process()))
+            replace_file(path, json.dumps(_this_process()).encode())
             commit()  # asked now: when the run ends, the checkout may have moved on
             return True
 
@@ -242,13 +243,6 @@ def _write_or_undo(descriptor: int, data: bytes, size: int) -> None:
     except OSError:
         os.ftruncate(descriptor, size)
         raise
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file such that no reader ever sees a part of it."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 def _owner(path: Path) -> dict | None:

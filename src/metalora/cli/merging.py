@@ -8,8 +8,9 @@ from typing import Any, Literal
 from torch import nn
 
 from metalora.adapters.conditioning.condition import Condition
-from metalora.io.adapter_file import load, read, save_merged
+from metalora.io.adapter_file import load, read
 from metalora.io.lora.export import Exported, export_lora
+from metalora.io.merged_model import save_merged
 from metalora.io.transformers_folder import load_base, save_merged_folder
 from metalora.zoo import architectures, load_model, plugin
 

@@ -1,9 +1,12 @@
-"""The adapter file: one safetensors file whose header holds the versioned JSON description."""
+"""The adapter file: one safetensors file whose header holds a versioned description as JSON.
+
+Tensors are named "factors/KEY", "conditioner/NAME" (the mapping net) and "also/NAME" (the state of an extra module).
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,130 +16,162 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
+from metalora._util.digest import tensor_digest, typed_label
 from metalora._util.files import write_atomically
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import adapter_of, attach, detach, merge, unmerge
-from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.attach import adapter_of, attach, detach
 from metalora.config import AdapterConfig, from_dict, to_dict
+from metalora.io.fingerprint import fingerprint, frozen_digest
 
-FORMAT, VERSION = "metalora-adapter", 1
-ALSO = "also/"  # of the names of what was trained with an adapter
-
-
-def fingerprint(model: nn.Module, paths: list[str]) -> str:
-    """A hash of the base weights at the targets: shapes, and up to 4,096 evenly spaced numbers of each."""
-    digest = hashlib.sha256()
-    for path in paths:
-        module = model.get_submodule(path)
-        base = getattr(module, "base", module)
-        weight = getattr(module, "original", None)
-        weight = (base.weight if weight is None else weight).detach()
-        flat = weight.flatten()
-        sample = flat[:: max(1, flat.numel() // 4096)][:4096].to("cpu", torch.float32)
-        digest.update(f"{path} {tuple(weight.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()[:32]
+FORMAT = "metalora-adapter"
+VERSION = 1
+FACTORS = "factors/"
+CONDITIONER = "conditioner/"
+EXTRA = "also/"  # the word is part of version 1 of the format
 
 
-def _digest(description: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+# ---- writing --------------------------------------------------------------------------------------------------------
+def save(
+    model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, *, extra_module: nn.Module | None = None
+) -> None:
+    """Write the adapter of a model to a file: exactly the declared parameters, each shared factor once.
+
+    Args:
+        model: A model with an adapter.
+        path: The file to write; an existing one is replaced, or stays as it is if the new one cannot be written.
+        dtype: The dtype of the adapter's numbers in the file. None writes them as they are; float16 halves the file.
+        extra_module: A module that was trained with the adapter, such as a head. Its state goes into the same file,
+            unrounded.
+
+    Raises:
+        ValueError: The model has no adapter, a number is not finite in `dtype`, or the file could not be written.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(8, 4))
+        >>> adapter = attach(model, AdapterConfig("lora", rank=2, targets=("0",)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, f"{folder}/adapter", torch.float16)
+        ...     description, tensors = read(f"{folder}/adapter")
+        >>> sorted(tensors)
+        ['factors/0.A', 'factors/0.B']
+    """
+    adapter = adapter_of(model)
+    if adapter is None:
+        raise ValueError(f"save: {type(model).__name__} has no adapter")
+    tensors = _adapter_tensors(adapter, dtype) | _extra_tensors(extra_module)
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"save: {name!r} has numbers that are not finite in {value.dtype}")
+    description = _description(adapter)
+    description["sha256"] = checksum(description, tensors)
+    write_atomically(path, dump_tensors(tensors, {"metalora": json.dumps(description)}))
+
+
+def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
+    """Round every number to what a file in `dtype` would hold, so that the adapter that is scored is the saved one.
+
+    Args:
+        adapter: The adapter whose parameters and mapping net are rounded in place. Frozen factors stay as they are:
+            they are not in the file.
+        dtype: The dtype of the file.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4))
+        >>> adapter = attach(model, AdapterConfig("lora", rank=2, targets=("0",)))
+        >>> _ = adapter.factors["0.A"].data.fill_(0.1)
+        >>> round_as_saved(adapter, torch.float16)
+        >>> adapter.factors["0.A"][0, 0].item()
+        0.0999755859375
+    """
+    buffers = adapter.conditioner.buffers() if adapter.conditioner is not None else ()
+    for tensor in (*adapter.parameters(), *buffers):
+        tensor.data.copy_(tensor.data.to(dtype))
+
+
+def checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of a description (without its own entry "sha256") and of tensors by name."""
     described = {key: value for key, value in description.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    labelled = ((typed_label(name, tensors[name]), tensors[name]) for name in sorted(tensors))
+    return tensor_digest(labelled, prefix=json.dumps(described, sort_keys=True))
 
 
-def _tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    tensors = {f"factors/{key}": value for key, value in adapter.learned.items()}
-    if adapter.conditioner is not None:
-        tensors |= {f"conditioner/{key}": value for key, value in adapter.conditioner.state_dict().items()}
-    return {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
-
-
-def _state(extra_module: nn.Module | None) -> dict[str, Tensor]:
-    state = {} if extra_module is None else extra_module.state_dict()
-    return {ALSO + name: value.detach().to("cpu").contiguous() for name, value in state.items()}
-
-
-def frozen_digest(adapter: Adapter) -> str | None:
-    """A hash of the factors that are made from the seed, which another version of torch might make otherwise."""
-    frozen = {key: adapter.factors[key] for key, one in adapter.layout.params.items() if one.frozen}
-    digest = hashlib.sha256()
-    for key, value in frozen.items():
-        digest.update(f"{key} {tuple(value.shape)}".encode())
-        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32] if frozen else None
-
-
-def _description(adapter: Adapter, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _description(adapter: Adapter) -> dict[str, Any]:
+    """Return what a file says of its adapter; `_check_base` and `_restore` compare it when the file is loaded."""
+    targets = {}
+    for path, target_layout in adapter.layout.targets.items():
+        target = target_layout.target
+        sizes = {**target_layout.sizes, **target.sizes}
+        targets[path] = {"kind": target.kind, "sizes": sizes, "coords": target_layout.coords}
+    base = adapter.model[0]
     return {
         "format": FORMAT,
         "version": VERSION,
         "config": to_dict(adapter.config),
         "method": {"name": adapter.method.name, "factors": dict(adapter.method.factors)},
-        "targets": {
-            path: {"kind": one.target.kind, "sizes": {**one.sizes, **one.target.sizes}, "coords": one.coords}
-            for path, one in adapter.layout.targets.items()
-        },
+        "targets": targets,
         "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,
         "num_params": adapter.num_params(),
         "frozen": frozen_digest(adapter),
-        "base": {
-            "class": type(adapter.model[0]).__name__,
-            "fingerprint": fingerprint(adapter.model[0], list(adapter.targets)),
-        },
+        "base": {"class": type(base).__name__, "fingerprint": fingerprint(base, list(adapter.targets))},
     }
 
 
-def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
-    """Round every number to what a file in `dtype` would hold, so that what is scored is what is saved."""
-    made = adapter.conditioner.buffers() if adapter.conditioner is not None else ()
-    for tensor in (*adapter.parameters(), *made):  # frozen factors are not in the file
-        tensor.data.copy_(tensor.data.to(dtype))
+def _adapter_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return the learned factors and the state of the mapping net by their names in the file, on the CPU."""
+    tensors: dict[str, Tensor] = {FACTORS + key: value for key, value in adapter.learned.items()}
+    if adapter.conditioner is not None:
+        for name, value in adapter.conditioner.state_dict().items():
+            tensors[CONDITIONER + name] = value
+    return {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
 
 
-def save(
-    model: nn.Module, path: str | Path, dtype: torch.dtype | None = None, *, extra_module: nn.Module | None = None
-) -> None:
-    """Write the model's adapter: exactly the declared parameters, each shared factor once.
-
-    dtype  of the adapter's numbers in the file (None: as they are); float16 halves it
-    extra_module  what was trained with it, such as a head: its state goes into the file as it is
-    ValueError: a model without adapter, a number that overflows in dtype.
-    """
-    adapter = adapter_of(model)
-    if adapter is None:
-        raise ValueError(f"save: {type(model).__name__} has no adapter")
-    tensors = _tensors(adapter, dtype) | _state(extra_module)
-    for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise ValueError(f"save: {name!r} has numbers that are not finite in {value.dtype}")
-    description = _description(adapter, tensors)
-    description["sha256"] = _digest(description, tensors)
-    write_atomically(path, dump_tensors(tensors, {"metalora": json.dumps(description)}))
+def _extra_tensors(extra_module: nn.Module | None) -> dict[str, Tensor]:
+    """Return the state of a further module by its names in the file, on the CPU."""
+    state = {} if extra_module is None else extra_module.state_dict()
+    return {EXTRA + name: value.detach().to("cpu").contiguous() for name, value in state.items()}
 
 
+# ---- reading --------------------------------------------------------------------------------------------------------
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description and tensors of an adapter file; ValueError if it is missing, damaged or of another version."""
+    """Read an adapter file without any model.
+
+    Args:
+        path: A file that `save` wrote.
+
+    Returns:
+        The description (format, version, config, method, targets, base, num_params, sha256) and the tensors by name.
+
+    Raises:
+        ValueError: The file is missing, damaged, changed after it was written, or of another version of the format.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Sequential(nn.Linear(8, 4))
+        >>> adapter = attach(model, AdapterConfig("lora", rank=2, targets=("0",)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, f"{folder}/adapter")
+        ...     description, tensors = read(f"{folder}/adapter")
+        >>> description["method"]["name"], description["num_params"], tuple(tensors["factors/0.A"].shape)
+        ('lora', 24, (8, 2))
+    """
     try:
         content = Path(path).read_bytes()
         tensors = load_tensors(content)
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size])
+        header_size = int.from_bytes(content[:8], "little")  # safetensors: 8 bytes of length, then the JSON header
+        header = json.loads(content[8 : 8 + header_size])
         description = json.loads(header["__metadata__"]["metalora"])
     except FileNotFoundError:
         raise ValueError(f"{path}: no such adapter file") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: a directory, expected an adapter file") from None
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a whole adapter file (truncated or damaged: {error})") from None
+        raise ValueError(f"{path}: not a complete adapter file (truncated or damaged: {error})") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path}: not a {FORMAT} file")
     if description.get("version") != VERSION:
         raise ValueError(f"{path}: version {description.get('version')!r} of the format, this library reads {VERSION}")
-    if _digest(description, tensors) != description.get("sha256"):
+    if checksum(description, tensors) != description.get("sha256"):
         raise ValueError(f"{path}: does not match its checksum: the file was changed after it was written")
     return description, tensors
 
@@ -144,32 +179,41 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def load(
     model: nn.Module, path: str | Path, *, extractor: nn.Module | None = None, extra_module: nn.Module | None = None
 ) -> Adapter:
-    """Attach the adapter of a file to the base that it was trained on; ValueError refuses any other, unchanged.
+    """Attach the adapter of a file to the base model that it was trained on.
 
-    extra_module  a module that takes the state that was saved with the adapter (a head), None: the adapter alone
+    Args:
+        model: The base model, without an adapter.
+        path: A file that `save` wrote.
+        extractor: The network that makes the features, for an adapter with `condition.source="extractor"`.
+        extra_module: A module that takes the state that was saved with the adapter, such as a head. None loads the
+            adapter alone.
+
+    Returns:
+        The adapter, bit for bit as it was saved.
+
+    Raises:
+        ValueError: The file is not readable (see `read`), it was made for another base, the model already has an
+            adapter, or `extra_module` is not the module that was saved. The model is unchanged.
+
+    Example:
+        >>> import copy, tempfile
+        >>> base = nn.Sequential(nn.Linear(8, 4))
+        >>> model = copy.deepcopy(base)
+        >>> adapter = attach(model, AdapterConfig("lora", rank=2, targets=("0",)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(model, f"{folder}/adapter")
+        ...     loaded = load(base, f"{folder}/adapter")
+        >>> torch.equal(loaded.factors["0.A"], adapter.factors["0.A"])
+        True
     """
     description, tensors = read(path)
-    beside = {name: tensors.pop(name) for name in list(tensors) if name.startswith(ALSO)}
+    extra_tensors = {name: tensors.pop(name) for name in list(tensors) if name.startswith(EXTRA)}
     if extra_module is not None:
-        _check_also(extra_module, beside, path)
+        _check_extra(extra_module, extra_tensors, path)
     if adapter_of(model) is not None:
         raise ValueError(f"{path}: {type(model).__name__} already has an adapter: detach it first")
     config = from_dict(AdapterConfig, description["config"], f"{path}: config")
-    targets = description["targets"]
-    modules = dict(model.named_modules())
-    missing = [target for target in targets if target not in modules]
-    if missing:
-        raise ValueError(
-            f"{path}: made for {description['base']['class']}; {type(model).__name__} has no {missing[0]!r}"
-        )
-    for target, entry in targets.items():
-        weight = getattr(modules[target], "weight", None)
-        if weight is None or weight.numel() != _numel(entry["sizes"]):
-            raise ValueError(f"{path}: target {target!r} has another shape in this {type(model).__name__}")
-    if fingerprint(model, list(targets)) != description["base"]["fingerprint"]:
-        raise ValueError(
-            f"{path}: the base weights are not those that the adapter was trained on (fingerprints differ)"
-        )
+    _check_base(model, description, path)
     try:
         adapter = attach(model, config, extractor=extractor)
     except ValueError as error:
@@ -180,34 +224,55 @@ def load(
         detach(model)
         raise
     if extra_module is not None:
-        extra_module.load_state_dict({name.removeprefix(ALSO): value for name, value in beside.items()})
+        extra_module.load_state_dict(_without_prefix(extra_tensors, EXTRA))
     return adapter
 
 
-def _check_also(extra_module: nn.Module, saved: dict[str, Tensor], path: str | Path) -> None:
-    """ValueError if the state that was saved with an adapter is not that of a module."""
-    own, kind = _state(extra_module), type(extra_module).__name__
-    for name in sorted(set(own) ^ set(saved)):
-        where = "not saved with the adapter" if name in own else f"saved with the adapter, and not in this {kind}"
-        raise ValueError(f"{path}: {name.removeprefix(ALSO)!r} is {where}")
-    for name, value in own.items():
+def _check_base(model: nn.Module, description: Mapping[str, Any], path: str | Path) -> None:
+    """Raise a ValueError unless the model has the targets of a description, with the weights of its base."""
+    targets, class_name = description["targets"], type(model).__name__
+    modules = dict(model.named_modules())
+    for target in targets:
+        if target not in modules:
+            raise ValueError(f"{path}: made for {description['base']['class']}; {class_name} has no {target!r}")
+    for target, entry in targets.items():
+        weight = getattr(modules[target], "weight", None)
+        if weight is None or weight.numel() != _weight_numel(entry["sizes"]):
+            raise ValueError(f"{path}: target {target!r} has another shape in this {class_name}")
+    if fingerprint(model, list(targets)) != description["base"]["fingerprint"]:
+        raise ValueError(
+            f"{path}: the base weights are not those that the adapter was trained on (fingerprints differ)"
+        )
+
+
+def _check_extra(extra_module: nn.Module, saved: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise a ValueError unless the saved state of a further module has the names and shapes of this one."""
+    expected, class_name = _extra_tensors(extra_module), type(extra_module).__name__
+    for name in sorted(set(expected) ^ set(saved)):
+        problem = (
+            "not saved with the adapter"
+            if name in expected
+            else f"saved with the adapter, but it is not in this {class_name}"
+        )
+        raise ValueError(f"{path}: {name.removeprefix(EXTRA)!r} is {problem}")
+    for name, value in expected.items():
         if saved[name].shape != value.shape:
             raise ValueError(
-                f"{path}: {name.removeprefix(ALSO)!r} has shape {tuple(saved[name].shape)}, that of this {kind} is "
-                f"{tuple(value.shape)}"
+                f"{path}: {name.removeprefix(EXTRA)!r} has shape {tuple(saved[name].shape)}, that of this {class_name} "
+                f"is {tuple(value.shape)}"
             )
 
 
-def _numel(sizes: dict[str, int]) -> int:
-    return sizes["in"] * sizes["out"] * sizes.get("kh", 1) * sizes.get("kw", 1)
-
-
-def _restore(adapter: Adapter, description: dict[str, Any], tensors: dict[str, Tensor], path: str | Path) -> None:
-    if dict(adapter.method.factors) != description["method"]["factors"]:
-        raise ValueError(f"{path}: its {adapter.method.name} is wired {description['method']['factors']}, not as here")
+def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copy the tensors of a file into an adapter; ValueError if they are not those of this adapter."""
+    saved_factors, factors = description["method"]["factors"], dict(adapter.method.factors)
+    if factors != saved_factors:
+        raise ValueError(f"{path}: its {adapter.method.name} is wired {saved_factors}, in this version it is {factors}")
     if description.get("frozen") != frozen_digest(adapter):
-        raise ValueError(f"{path}: its frozen factors, made from seed {adapter.config.seed}, come out otherwise here")
-    expected = _tensors(adapter)
+        raise ValueError(
+            f"{path}: its frozen factors are not those that seed {adapter.config.seed} makes in this version of torch"
+        )
+    expected = _adapter_tensors(adapter)
     for name in sorted(set(expected) ^ set(tensors)):
         raise ValueError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not expected'}")
     for name, value in expected.items():
@@ -215,29 +280,16 @@ def _restore(adapter: Adapter, description: dict[str, Any], tensors: dict[str, T
             raise ValueError(f"{path}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
     with torch.no_grad():
         for key, parameter in adapter.learned.items():
-            parameter.copy_(tensors[f"factors/{key}"])
+            parameter.copy_(tensors[FACTORS + key])
     if adapter.conditioner is not None:
-        state = {k.removeprefix("conditioner/"): v for k, v in tensors.items() if k.startswith("conditioner/")}
-        adapter.conditioner.load_state_dict(state)
+        adapter.conditioner.load_state_dict(_without_prefix(tensors, CONDITIONER))
 
 
-def merged_state(model: nn.Module, condition: Condition | None = None) -> dict[str, Tensor]:
-    """The state of the plain model with base + Delta W as its weights, on the CPU; the model itself ends unmerged."""
-    adapter = adapter_of(model)
-    if adapter is None:
-        raise ValueError(f"save_merged: {type(model).__name__} has no adapter")
-    merge(model, condition)
-    try:
-        own = {id(value) for value in (*adapter.parameters(), *adapter.buffers())}
-        return {
-            name.replace(".base.", "."): value.detach().to("cpu").contiguous().clone()
-            for name, value in model.state_dict(keep_vars=True).items()
-            if id(value) not in own
-        }
-    finally:
-        unmerge(model)
+def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def save_merged(model: nn.Module, path: str | Path, condition: Condition | None = None) -> None:
-    """Write the state of the plain model with base + Delta W as its weights; the model itself ends unmerged."""
-    write_atomically(path, dump_tensors(merged_state(model, condition)))
+def _weight_numel(sizes: Mapping[str, int]) -> int:
+    """Return the number of entries of a weight, in · out · kh · kw."""
+    return sizes["in"] * sizes["out"] * sizes.get("kh", 1) * sizes.get("kw", 1)

@@ -10,7 +10,7 @@ from torch import nn
 
 from metalora.adapters.attach import detach
 from metalora.adapters.conditioning.condition import Condition
-from metalora.io.adapter_file import merged_state
+from metalora.io.merged_model import merged_state
 
 
 def load_base(folder: str, kind: str) -> tuple[nn.Module, Any]:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from metalora._util.digest import tensor_digest, typed_label
+from metalora._util.files import replace_file
 from metalora_papers.config import BackboneConfig
 
 RECIPE = 1  # raise it whenever the same config would give other weights
@@ -140,14 +141,7 @@ def _store(path: Path, model: nn.Module, identity: str) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     content = save(tensors, {"sha256": _digest(tensors.items()), "config": identity, "torch": torch.__version__})
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    replace_file(path, content)
 
 
 def _load(path: Path, config: BackboneConfig) -> nn.Module:
@@ -175,9 +169,6 @@ def buffers_hash(module: nn.Module) -> str:
 
 
 def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        flat = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}\n".encode())
-        digest.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """Return the SHA-256 of tensors in the order of their names."""
+    in_order = sorted(tensors, key=lambda item: item[0])
+    return tensor_digest((f"{typed_label(name, tensor)}\n", tensor) for name, tensor in in_order)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from metalora._util.digest import tensor_digest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach, count_params
 from metalora.adapters.targets import find_targets
@@ -109,7 +109,7 @@ def _backbone(config: RunConfig, sample: Any, key: str, classes: int, size: int)
         return model, head
     backbone = dataclasses.replace(config.backbone, num_classes=classes, image_size=size)
     images, labels = sample(0)  # part of the name of the data: other files under the same name give another backbone
-    first = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16]
+    first = tensor_digest([("", images), ("", labels)])[:16]
     model = pretrained(backbone, sample, f"{key}/{first}")
     head = model.get_classifier()
     model.reset_classifier(0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from metalora._util.suggest import nearest
+from metalora._util.suggest import closest, nearest
 from metalora.config import AdapterConfig, ConditionConfig, RankScheduleConfig, TrainConfig
 from metalora.zoo import architectures
 from metalora_papers.config import CausalRunConfig, TextRunConfig
@@ -92,11 +92,9 @@ class Recipe:
 
 def recipe(name: str) -> Recipe:
     """The recipe of that name; ValueError names the nearest ones."""
-    import difflib
-
     known = recipes()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+        close = closest(name, known, count=3, cutoff=0.3)
         raise ValueError(f"unknown recipe {name!r}{nearest(name, close)}; `metalora recipe` lists all {len(known)}")
     return known[name]
 

@@ -14,7 +14,7 @@ from metalora.integrations.peft.bank import BANK, container_of
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.registration import NAME
 from metalora.integrations.peft.wrapping import wrap
-from metalora.io.adapter_file import fingerprint
+from metalora.io.fingerprint import fingerprint
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 

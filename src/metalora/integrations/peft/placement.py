@@ -14,7 +14,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.targets import Target, refusal
 from metalora.integrations.peft.compat import resolve_quantization_backend
 from metalora.integrations.peft.config import TensorNetworkConfig
-from metalora.io.adapter_file import fingerprint, frozen_digest
+from metalora.io.fingerprint import fingerprint, frozen_digest
 from metalora.io.lora.format import patterned
 from metalora.methods.registry import get_method, method_of
 
