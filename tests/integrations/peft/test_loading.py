@@ -116,7 +116,7 @@ def test_other_bases(saved):
     assert isinstance(mp.load(bert(seed=2), saved, check_base=False), PeftModel)
     with pytest.raises(ValueError, match=r"made for a BertModel; BertModel has no 'encoder.layer.1"):
         mp.load(bert(layers=1), saved)
-    with pytest.raises(ValueError, match=r"a layer 'encoder.layer.1.* which this BertModel has not"):
+    with pytest.raises(ValueError, match=r"a layer 'encoder.layer.1.* which this BertModel does not have"):
         PeftModel.from_pretrained(bert(layers=1), saved)
     with pytest.raises(ValueError, match=r"of sizes \{'in': 32, 'out': 32\}, here it is \{'out': 48, 'in': 48\}"):
         PeftModel.from_pretrained(bert(width=48), saved)

@@ -323,7 +323,7 @@ def test_quantised_layers_go_through_peft_s_backend(monkeypatch):
     def resolve(base, **kwargs):
         return EightBitBackend() if isinstance(base, EightBit) else None
 
-    for module in (metalora.integrations.peft.layers, metalora.integrations.peft.placement):
+    for module in (metalora.integrations.peft.layers, metalora.integrations.peft.target_resolution):
         monkeypatch.setattr(module, "resolve_quantization_backend", resolve)
     quantised = bert()
     for layer in quantised.encoder.layer:

@@ -1,9 +1,9 @@
-"""Every method of this library as a tuner of PEFT, which knows it once this package is imported."""
+"""Every method of this library as a tuner of Hugging Face PEFT. Importing this package registers the tuner."""
 
-from metalora.integrations.peft.bank import adapter_of
-from metalora.integrations.peft.card import keep_when_pushed
-from metalora.integrations.peft.compat import ask_for_files
+from metalora.integrations.peft.card import patch_push_to_hub
+from metalora.integrations.peft.compat import patch_state_dict_of_adapters
 from metalora.integrations.peft.config import TensorNetworkConfig
+from metalora.integrations.peft.container import adapter_of
 from metalora.integrations.peft.loading import load
 from metalora.integrations.peft.model import TensorNetworkModel
 from metalora.integrations.peft.presets import (
@@ -23,8 +23,8 @@ from metalora.integrations.peft.registration import register
 from metalora.integrations.peft.wrapping import wrap
 
 register(TensorNetworkConfig, TensorNetworkModel)
-ask_for_files(TensorNetworkModel)
-keep_when_pushed()
+patch_state_dict_of_adapters(TensorNetworkModel)
+patch_push_to_hub()
 
 __all__ = [
     "CaRAConfig",

@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from metalora.integrations.peft.registration import NAME
 
-CARD = """
+INSTRUCTIONS = """
 ## How to load it
 
 This adapter needs the library that it was made with:
@@ -25,21 +25,28 @@ Once `metalora.peft` is imported, `peft.PeftModel.from_pretrained` loads it too.
 """
 
 
-def say_how_to_load(folder: str | Path) -> None:
-    """Add it to the model card of a folder, if there is one that does not say it."""
+def add_loading_instructions(folder: str | Path) -> None:
+    """Add the instructions to the model card of a folder, if there is a card and it does not have them yet.
+
+    Args:
+        folder: Folder of a saved adapter.
+    """
     card = Path(folder) / "README.md"
-    if card.is_file() and CARD not in (text := card.read_text(encoding="utf-8")):
-        card.write_text(f"{text.rstrip()}\n{CARD}", encoding="utf-8")
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8")
+    if INSTRUCTIONS not in text:
+        card.write_text(f"{text.rstrip()}\n{INSTRUCTIONS}", encoding="utf-8")
 
 
-def keep_when_pushed() -> None:
-    """Let `push_to_hub` say it too: it puts a card of its own over the one that was saved."""
+def patch_push_to_hub() -> None:
+    """Make `PeftModel.push_to_hub` add the instructions, because it replaces the saved card by one of its own."""
     upload = PeftModel._upload_modified_files
 
     @wraps(upload)
-    def with_card(model: PeftModel, working_dir: str, *args: Any, **kwargs: Any) -> Any:
+    def upload_with_instructions(model: PeftModel, working_dir: str, *args: Any, **kwargs: Any) -> Any:
         if any(config.peft_type == NAME for config in model.peft_config.values()):
-            say_how_to_load(working_dir)
+            add_loading_instructions(working_dir)
         return upload(model, working_dir, *args, **kwargs)
 
-    PeftModel._upload_modified_files = with_card
+    PeftModel._upload_modified_files = upload_with_instructions

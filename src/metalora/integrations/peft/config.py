@@ -1,4 +1,4 @@
-"""The one configuration of the tuner, and what of an adapter is saved in it."""
+"""The configuration of the tuner, and what is saved with it about its adapter."""
 
 from __future__ import annotations
 
@@ -6,43 +6,58 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, ClassVar
 
 import torch
-from peft import PeftConfig
 from peft.utils import PeftType
 
 from metalora._util.suggest import nearest
 from metalora.config import AdapterConfig, from_dict
-from metalora.integrations.peft.card import say_how_to_load
+from metalora.integrations.peft.card import add_loading_instructions
+from metalora.integrations.peft.peft_api import PeftConfig
 from metalora.integrations.peft.registration import NAME
 from metalora.methods.registry import METHODS, get_method
 
-SAME = (
+SHARED_FIELDS = (
     "method", "alpha", "scale", "order", "experts", "tasks", "widths", "head_dim", "digits", "generated", "frozen",
     "init", "clip_rank", "dropout", "condition",
 )  # fmt: skip
-"""Fields that are those of AdapterConfig, under the same name."""
+"""Fields that AdapterConfig has under the same name and with the same meaning."""
 
 
 @dataclass
 class TensorNetworkConfig(PeftConfig):
     """A tensor-network adapter for PEFT: any method of `metalora.methods()`, on any targets.
 
-    What has the name of a field of `metalora.AdapterConfig` means the same; `r` is its rank. The rest is PEFT's.
-    ValueError: an unknown method, a value of the wrong type, a condition that is none.
+    A field with the name of a field of `metalora.AdapterConfig` has the same meaning; `r` is its rank. The other
+    fields are PEFT's.
+
+    Raises:
+        ValueError: An unknown method, a value of the wrong type, or an invalid condition.
+
+    Example:
+        >>> import peft, torch, metalora.peft
+        >>> base = torch.nn.Sequential(torch.nn.Linear(6, 4))
+        >>> config = metalora.peft.TensorNetworkConfig(method="vera", r=2, target_modules=["0"])
+        >>> model = peft.get_peft_model(base, config)
+        >>> model(torch.zeros(3, 6)).shape
+        torch.Size([3, 4])
     """
 
     family: ClassVar[tuple[str, ...]] = tuple(METHODS)
+    """The methods that this class accepts."""
 
     method: str = "lora"
-    r: int | dict[str, int] | list[int] = 8  # of every bond, by name of the bond, or in the order of the modes
-    alpha: float | None = None  # None: a scale of one
-    target_modules: list[str] | str | None = None  # names or a regular expression; "all-linear"
+    r: int | dict[str, int] | list[int] = 8
+    """Rank of every bond, a rank per bond by name, or a rank per bond in the order of the method's modes."""
+    alpha: float | None = None
+    """Numerator of the scale; None means a scale of one."""
+    target_modules: list[str] | str | None = None
+    """Names of modules or a regular expression; or "all-linear"."""
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
-    modules_to_save: list[str] | None = None  # trained and saved whole
-    rank_pattern: dict[str, int] = field(
-        default_factory=dict
-    )  # regular expression -> rank; for methods of no shared factor
+    modules_to_save: list[str] | None = None
+    """Modules that are trained and saved in full next to the adapter."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Regular expression of a path -> its rank; only for methods whose targets share no factor."""
     scale: str | None = None
     order: list[str] | str | None = None
     experts: int = 4
@@ -53,52 +68,79 @@ class TensorNetworkConfig(PeftConfig):
     generated: list[str] | None = None
     frozen: list[str] = field(default_factory=list)
     init: str | dict[str, str] = field(default_factory=dict)
-    init_weights: bool = True  # False: factors that would start at zero are random, so that Delta W is not zero
+    init_weights: bool = True
+    """False makes the factors random that would start at zero, so that Delta W is not zero."""
     clip_rank: bool = False
     dropout: float = 0.0
-    seed: int | None = None  # None: drawn from torch's generator
-    condition: dict[str, Any] = field(default_factory=dict)  # fields of metalora.ConditionConfig
-    placement: dict[str, Any] | None = None  # written by save_pretrained: what is adapted, and of which base
+    seed: int | None = None
+    """None draws a seed from torch's generator."""
+    condition: dict[str, Any] = field(default_factory=dict)
+    """Fields of metalora.ConditionConfig."""
+    placement: dict[str, Any] | None = None
+    """Written by save_pretrained: the adapted targets, the adapter's tensors and the base; see saved_layout.py."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType(NAME)
         if self.method not in self.family:
             raise ValueError(f"{type(self).__name__}: method {self.method!r}{nearest(self.method, self.family)}")
-        if is_dataclass(self.condition):
-            self.condition = asdict(self.condition)
+        condition: Any = self.condition  # a ConditionConfig is accepted in place of its fields
+        if is_dataclass(condition) and not isinstance(condition, type):
+            self.condition = asdict(condition)
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError(f"{type(self).__name__}: layers_pattern says where layers_to_transform are; set both")
-        self.adapter_config()
-        self._made: dict[str, Any] = {}
+            raise ValueError(f"{type(self).__name__}: layers_pattern needs layers_to_transform; set both")
+        self.adapter_config()  # checks the values
+        self._saved_values: dict[str, Any] = {}
 
     def adapter_config(self, paths: tuple[str, ...] = (), ranks: dict[str, int] | None = None) -> AdapterConfig:
-        """The library's own configuration of the same adapter, on the targets of these paths."""
-        values = {name: getattr(self, name) for name in SAME}
+        """Return the library's own configuration of the same adapter.
+
+        Args:
+            paths: Paths of the targets.
+            ranks: Path -> rank, for the targets whose rank is not `r`.
+
+        Returns:
+            The configuration, with a seed that is drawn if `seed` is None and there are targets.
+
+        Raises:
+            ValueError: A value of the wrong type, or an unknown field of the condition.
+        """
+        values = {name: getattr(self, name) for name in SHARED_FIELDS}
         values |= {"rank": self.r, "targets": paths, "rank_pattern": ranks or {}}
-        values["seed"] = int(torch.randint(2**31, ())) if self.seed is None and paths else self.seed or 0
+        if self.seed is None and paths:
+            values["seed"] = int(torch.randint(2**31, ()))
+        else:
+            values["seed"] = self.seed or 0
         if not self.init_weights:
-            values["init"] = self._nowhere_zero()
+            values["init"] = self._init_without_zeros()
         return from_dict(AdapterConfig, values, type(self).__name__)
 
-    def _nowhere_zero(self) -> dict[str, str]:
+    def _init_without_zeros(self) -> dict[str, str]:
+        """Factor -> its initialisation, "normal" for those that would start at zero."""
         if isinstance(self.init, str):
-            raise ValueError(f"{type(self).__name__}: init is the code {self.init!r}, so init_weights=False is lost")
-        every = {**get_method(self.method).init, **self.init}
-        return {factor: "normal" if kind == "zeros" else kind for factor, kind in every.items()}
+            raise ValueError(
+                f"{type(self).__name__}: init is the code {self.init!r}, and init_weights=False needs a dictionary by "
+                "factor; leave one of the two out"
+            )
+        kinds = {**get_method(self.method).init, **self.init}
+        return {factor: "normal" if kind == "zeros" else kind for factor, kind in kinds.items()}
 
-    def made(self, values: dict[str, Any]) -> None:
-        """What became of the fields in an adapter that is about to be saved; the object itself stays as it is."""
-        self._made = values
+    def set_saved_values(self, values: dict[str, Any]) -> None:
+        """Set the values that `to_dict` gives in place of the fields' own; the fields stay as they are.
+
+        Args:
+            values: Field -> value in the adapter that is about to be saved, such as the ranks after a sweep.
+        """
+        self._saved_values = values
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, with what the saved adapter made of them."""
-        return {**super().to_dict(), **self._made}
+        """Return all fields, with their values in the adapter if it is being saved."""
+        return {**super().to_dict(), **self._saved_values}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json, and how to load the adapter into the model card, where there is one."""
+        """Write adapter_config.json, and add to a model card in the folder how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
-        say_how_to_load(save_directory)
+        add_loading_instructions(save_directory)

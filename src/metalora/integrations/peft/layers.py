@@ -1,134 +1,224 @@
-"""PEFT's view of an adapted layer: a base, and around it one layer of the core for each adapter."""
+"""PEFT's view of an adapted layer: the base, and one layer of this library around it for each adapter."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
+from metalora.adapters.adapter import Adapter
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.targets import Target
 from metalora.integrations.peft.compat import resolve_quantization_backend
-
-
-class TunerLayer(BaseTunerLayer):
-    """What the tuner finds in a model as its own: adapted layers, and the bank of their factors."""
+from metalora.integrations.peft.container import AdapterContainer, TunerLayer, weight_of
+from metalora.integrations.peft.peft_api import QuantizationBackend
 
 
 class AdaptedModule(TunerLayer, nn.Module):
-    """y = base(x) + the update of every active adapter. It owns no parameter: the factors are in the bank."""
+    """y = base(x) + the update of every active adapter.
 
-    other_param_names = ("cells",)
+    It owns no parameter: the factors are in the container.
 
-    def __init__(self, base: nn.Module, bank: nn.Module, target: Target):
+    Args:
+        base: The frozen layer.
+        container: The container of the model's adapters.
+        target: The base as a target.
+
+    Attributes:
+        adapter_layers: Adapter name -> the adapter's layer around the same base.
+        merged_adapters: Names of the adapters whose Delta W is in the base's weight, in the order of merging.
+    """
+
+    other_param_names = ("adapter_layers",)  # PEFT deletes an adapter from the dictionaries with these names
+
+    def __init__(self, base: nn.Module, container: AdapterContainer, target: Target):
         nn.Module.__init__(self)
         self.base_layer = base
-        self.cells: dict[str, AdaptedLayer] = {}  # adapter name -> the core's layer around the same base
+        self.adapter_layers: dict[str, AdaptedLayer] = {}
         self.merged_adapters: list[str] = []
-        self.quantization_backend = resolve_quantization_backend(base)
+        self.quantization_backend: QuantizationBackend | None = resolve_quantization_backend(base)
         self.in_features, self.out_features = target.sizes["in"], target.sizes["out"]
-        self._bank = (bank,)  # a tuple, so that the bank is registered once, in the model
-        self._active_adapter = bank.active_adapter
+        # A tuple hides the container from nn.Module, which would otherwise register it in every layer.
+        self._container = (container,)
+        self._active_adapter = container.active_adapter
+
+    @property
+    def container(self) -> AdapterContainer:
+        """The container that owns the factors."""
+        return self._container[0]
 
     @property
     def original(self) -> Tensor | None:
-        """The base's weight before any adapter was merged; None while none is."""
-        return next((cell.original for cell in self.cells.values() if cell.original is not None), None)
+        """The base's weight before any adapter was merged; None if none is merged."""
+        for layer in self.adapter_layers.values():
+            if layer.original is not None:
+                return layer.original
+        return None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        bank = self._bank[0]
+        """Run the base and add the updates.
+
+        Args:
+            x: The base's input, `(batch, ..., in)` for a linear layer.
+            *args: Further arguments of the base.
+            **kwargs: Further arguments of the base.
+
+        Returns:
+            The adapted output, `(batch, ..., out)` for a linear layer.
+        """
         if self.disable_adapters and self.merged:
             self.unmerge()
-        if self.disable_adapters or self.merged or bank.resting:
-            return self.base_layer(x, *args, **kwargs)
-        if bank.names is not None:
-            return self._mixed(x, self.base_layer(x, *args, **kwargs))
-        cells = [self.cells[name] for name in self.active_adapters if name in self.cells]
-        known = args or kwargs or len(cells) != 1  # else the core may form W + Delta W
-        y = self.base_layer(x, *args, **kwargs) if known else None
-        for cell in cells:
-            y = cell(x, y)
+        if self.disable_adapters or self.merged or self.container.is_base_only:
+            return self._base_output(x, *args, **kwargs)
+        if self.container.adapter_names is not None:
+            return self._mixed_batch(x, self._base_output(x, *args, **kwargs))
+        layers = [self.adapter_layers[name] for name in self.active_adapters if name in self.adapter_layers]
+        if len(layers) == 1 and not args and not kwargs:
+            # Without y the layer runs the base itself, and may use W + Delta W in its place, which can be faster.
+            adapted: Tensor = layers[0](x)
+            return adapted
+        y = self._base_output(x, *args, **kwargs)
+        for layer in layers:
+            y = layer(x, y)
         return y
 
-    def _mixed(self, x: Tensor, y: Tensor) -> Tensor:
-        """Each example under the adapter that the batch names for it."""
-        bank, y = self._bank[0], y.clone()
-        for name, rows in bank.rows(len(x)).items():
-            if name in self.cells:
-                adapter = bank.metalora_adapters[name]
-                values = None if adapter.active is None else _of_rows(adapter.active, rows.to(x.device), len(x))
-                y[rows] = self.cells[name](x[rows], y[rows], values).to(y.dtype)
+    def _base_output(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        return y
+
+    def _mixed_batch(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add to each example of base(x) the update of the adapter that the call names for it.
+
+        Args:
+            x: The base's input, `(batch, ...)`.
+            y: base(x), `(batch, ...)`.
+
+        Returns:
+            The adapted output, in the shape of y.
+        """
+        batch_size = x.shape[0]
+        y = y.clone()
+        for name, rows in self.container.rows_by_adapter(batch_size).items():
+            layer = self.adapter_layers.get(name)
+            if layer is None:
+                continue
+            active_values = self.container.adapters[name].active
+            values = None if active_values is None else _values_of_rows(active_values, rows.to(x.device), batch_size)
+            y[rows] = layer(x[rows], y[rows], values).to(y.dtype)
         return y
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add Delta W, and biases, of the (active) adapters to the base's; the bits are kept for `unmerge`.
+        """Add Delta W, and a method's bias, to the base's weight and bias; `unmerge` restores them bit for bit.
 
-        safe_merge  ValueError for a Delta W that is not finite, before this layer is changed
-        ValueError: an adapter whose Delta W differs by example or task, unless one condition is fixed; a method's bias
-        that the base has none for.
+        Args:
+            safe_merge: Raise an error, before this layer is changed, if the merged weight is not finite.
+            adapter_names: The adapters to merge; None for the active ones.
+
+        Raises:
+            ValueError: Delta W differs by example or task and no single condition is fixed; the method has a bias and
+                the base has none; `safe_merge` and the merged weight is not finite.
         """
         for name in check_adapters_to_merge(self, adapter_names):
-            if name not in self.cells:
-                continue
-            adapter, cell, weight = self._bank[0].metalora_adapters[name], self.cells[name], self._weight()
-            if adapter.per_example and (adapter.fixed is None or len(adapter.fixed) != 1):
-                raise ValueError(
-                    f"merge: adapter {name!r} takes {', '.join(adapter.per_example)} from a condition; fix one: "
-                    f"metalora.peft.adapter_of(model, {name!r}).fix(condition)"
-                )
-            delta = adapter.delta(cell.target.path)
-            shift = cell.bias_to_merge(adapter.fixed.values if adapter.per_example else None)
-            merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-            cell.merge_bias(shift)
-            cell.original = self._kept(weight) if self.original is None else self.original
-            self._set_weight(merged)
-            self.merged_adapters.append(name)
+            if name in self.adapter_layers:
+                self._merge_adapter(name, safe_merge)
 
-    def _weight(self) -> Tensor:
-        backend = self.quantization_backend
-        return self.base_layer.weight.data if backend is None else backend.get_base_weight(self.base_layer)
+    def _merge_adapter(self, name: str, safe_merge: bool) -> None:
+        adapter, layer = self.container.adapters[name], self.adapter_layers[name]
+        _check_one_condition(name, adapter)
+        weight = self._dense_weight()
+        delta = adapter.delta(layer.target.path)
+        values = adapter.fixed.values if adapter.per_example and adapter.fixed is not None else None
+        bias = layer.bias_to_merge(values)
+        # W + Delta W is rounded once: a Delta W that is rounded to the weight's 16 bits before would lose digits.
+        merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
+        if safe_merge and not torch.isfinite(merged).all():
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+        layer.merge_bias(bias)
+        layer.original = self._backup(weight) if self.original is None else self.original
+        self._set_weight(merged)
+        self.merged_adapters.append(name)
+
+    def _dense_weight(self) -> Tensor:
+        """The base's weight as floating-point numbers."""
+        if self.quantization_backend is None:
+            return weight_of(self.base_layer).data
+        return self.quantization_backend.get_base_weight(self.base_layer)
 
     def _set_weight(self, weight: Tensor) -> None:
         if self.quantization_backend is None:
-            self.base_layer.weight.data = weight
+            weight_of(self.base_layer).data = weight
         else:
             self.quantization_backend.set_base_weight(self, weight)
 
-    def _kept(self, weight: Tensor) -> Tensor:
-        """What restores the base's weight: a copy, or the very parameter where merging quantises to another."""
-        return weight.clone() if self.quantization_backend is None else self.base_layer.weight
+    def _backup(self, weight: Tensor) -> Tensor:
+        """What restores the base's weight: a copy; for a quantised base its parameter, which merging replaces."""
+        return weight.clone() if self.quantization_backend is None else weight_of(self.base_layer)
 
     def unmerge(self) -> None:
-        """Restore the base's weight, bit for bit."""
+        """Restore the base's weight and bias, bit for bit.
+
+        Raises:
+            ValueError: All merged adapters were deleted.
+        """
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
+        original = self.original
+        if original is None:
+            raise ValueError(
+                f"unmerge: the merged adapters {', '.join(self.merged_adapters)} were deleted, and the base's weight "
+                "with them; unmerge before you delete an adapter"
+            )
         if self.quantization_backend is None:
-            self._set_weight(self.original.to(self.base_layer.weight.device))
+            self._set_weight(original.to(weight_of(self.base_layer).device))
         else:
-            self.base_layer.weight = self.original
-        for cell in [self.cells[name] for name in reversed(self.merged_adapters) if name in self.cells]:
-            cell.original = None
-            cell.unmerge_bias()  # each kept the bias that it found
+            self.base_layer.weight = original
+        # Each layer kept the bias that it found, so the first one, restored last, has the base's own.
+        for name in reversed(self.merged_adapters):
+            if name in self.adapter_layers:
+                self.adapter_layers[name].original = None
+                self.adapter_layers[name].unmerge_bias()
         self.merged_adapters.clear()
 
 
 class Linear(AdaptedModule):
-    """`all-linear` knows tuners on linear layers by this name."""
+    """An adapted linear layer. PEFT's `all-linear` recognises the linear layers of tuners by this class name."""
 
 
-KINDS = {"linear": Linear, "conv1d_gpt2": Linear}
+LAYER_CLASSES: dict[str, type[AdaptedModule]] = {"linear": Linear, "conv1d_gpt2": Linear}
+"""Kind of a target -> the class of its layer, if that is not `AdaptedModule`."""
 
 
-def _of_rows(values: dict[str, Tensor], rows: Tensor, batch: int) -> dict[str, Tensor]:
-    """Of values for a batch (or for as many examples as generate made it of) those of some rows."""
-    return {
-        key: value if len(value) == 1 else value.repeat_interleave(batch // len(value), 0)[rows]
-        for key, value in values.items()
-    }
+def _check_one_condition(name: str, adapter: Adapter) -> None:
+    """Raise a ValueError if Delta W of an adapter differs by example, and no single condition is fixed."""
+    if adapter.per_example and (adapter.fixed is None or len(adapter.fixed) != 1):
+        raise ValueError(
+            f"merge: adapter {name!r} takes {', '.join(adapter.per_example)} from a condition; fix one: "
+            f"metalora.peft.adapter_of(model, {name!r}).fix(condition)"
+        )
+
+
+def _values_of_rows(values: Mapping[str, Tensor], rows: Tensor, batch_size: int) -> dict[str, Tensor]:
+    """Select the values of some rows of a batch.
+
+    Args:
+        values: Factor key -> value, `(n, ...)` with n = 1, the examples, or the batch size. `generate` runs several
+            rows per example, next to each other, and the values of an example serve all of them.
+        rows: Indices of the rows, `(rows,)`.
+        batch_size: Rows of the whole batch.
+
+    Returns:
+        Factor key -> value, `(1, ...)` or `(rows, ...)`.
+    """
+    selected = {}
+    for key, value in values.items():
+        if len(value) == 1:
+            selected[key] = value
+        else:
+            selected[key] = value.repeat_interleave(batch_size // len(value), 0)[rows]
+    return selected

@@ -1,4 +1,4 @@
-"""`load`: a saved adapter on its base, or one clear error."""
+"""`load`: put a saved adapter on its base, or say in one clear error why not."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from metalora.integrations.peft.bank import BANK, container_of
 from metalora.integrations.peft.config import TensorNetworkConfig
+from metalora.integrations.peft.container import CONTAINER_NAME, container_of
 from metalora.integrations.peft.registration import NAME
 from metalora.integrations.peft.wrapping import wrap
 from metalora.io.fingerprint import fingerprint
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
 
 
 def load(
@@ -27,10 +29,32 @@ def load(
     is_trainable: bool = False,
     check_base: bool = True,
 ) -> PeftModel:
-    """Put the adapter of a folder (or of the Hub) on its base, or on a PeftModel beside others; the model is wrapped.
+    """Put the adapter of a folder, or of the Hub, on its base.
 
-    check_base  refuse a base whose weights are not those that the adapter was trained on, such as one in 16 bits
-    ValueError: a file that is missing or damaged, another kind of adapter, another base; nothing is changed.
+    Args:
+        model: The base model, or a PeftModel that already has other adapters.
+        folder: A folder that `save_pretrained` wrote, or the name of a repository on the Hub.
+        adapter_name: Name of the adapter in the model.
+        is_trainable: Whether the adapter is trained further.
+        check_base: Whether to refuse a base with other weights than the adapter was trained on, for example the same
+            ones in 16 bits.
+
+    Returns:
+        The model, which takes conditions and task ids, see `wrap`.
+
+    Raises:
+        ValueError: A file is missing or damaged, the adapter is of another kind, or the base is another one. Nothing
+            is changed then.
+
+    Example:
+        >>> import peft, tempfile, torch, metalora.peft
+        >>> base = torch.nn.Sequential(torch.nn.Linear(6, 4))
+        >>> model = peft.get_peft_model(base, metalora.peft.LoTRConfig(r=2, target_modules=["0"]))
+        >>> folder = tempfile.mkdtemp()
+        >>> model.save_pretrained(folder)
+        >>> loaded = metalora.peft.load(model.unload(), folder)
+        >>> loaded(torch.zeros(3, 6)).shape
+        torch.Size([3, 4])
     """
     if Path(folder).is_dir():
         _check_files(Path(folder))
@@ -47,49 +71,70 @@ def load(
     try:
         if isinstance(model, PeftModel):
             model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable)
-            return wrap(model)
-        return wrap(PeftModel.from_pretrained(model, str(folder), adapter_name, is_trainable=is_trainable))
+        else:
+            model = PeftModel.from_pretrained(model, str(folder), adapter_name, is_trainable=is_trainable)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+    return wrap(model)
 
 
 def _check_files(folder: Path) -> None:
-    """ValueError for files that are missing, damaged, or do not belong together."""
-    try:
-        config: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: no {CONFIG}, expected the folder of a saved adapter") from None
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: not JSON ({error})") from None
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise ValueError(f"{folder / CONFIG}: no peft_type, expected {NAME!r}")
-    if config["peft_type"] != NAME or (folder / "adapter_model.bin").is_file():
+    """Raise a ValueError if files are missing or damaged, or do not belong together."""
+    config = _read_config(folder)
+    if config["peft_type"] != NAME or (folder / PICKLE_FILE).is_file():
         return
-    if not (folder / TENSORS).is_file():
-        raise ValueError(f"{folder}: no {TENSORS}, expected the folder of a saved adapter")
-    try:
-        with safe_open(folder / TENSORS, "pt") as file:
-            names = {name.partition(f"{BANK}.metalora_adapters.")[2] for name in file.keys()} - {""}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{folder / TENSORS}: truncated or damaged ({error})") from None
-    expected = {*(config.get("placement") or {}).get("tensors", names)}
+    names = _tensor_names(folder)
+    placement = config.get("placement") or {}
+    expected = set(placement.get("tensors", names))
     for name in sorted(expected ^ names):
-        raise ValueError(f"{folder / TENSORS}: tensor {name!r} is {'missing' if name in expected else 'not expected'}")
+        problem = "missing" if name in expected else "not expected"
+        raise ValueError(f"{folder / TENSOR_FILE}: tensor {name!r} is {problem}")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The contents of adapter_config.json, which has a `peft_type`."""
+    try:
+        config: Any = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: no {CONFIG_FILE}, expected the folder of a saved adapter") from None
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: not JSON ({error})") from None
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise ValueError(f"{folder / CONFIG_FILE}: no peft_type, expected {NAME!r}")
+    return config
+
+
+def _tensor_names(folder: Path) -> set[str]:
+    """The names that the adapter's tensors have in the adapter itself."""
+    prefix = f"{CONTAINER_NAME}.metalora_adapters."
+    if not (folder / TENSOR_FILE).is_file():
+        raise ValueError(f"{folder}: no {TENSOR_FILE}, expected the folder of a saved adapter")
+    try:
+        with safe_open(folder / TENSOR_FILE, "pt") as file:
+            keys = list(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{folder / TENSOR_FILE}: truncated or damaged ({error})") from None
+    # The other tensors of the file are those of modules_to_save.
+    return {key.partition(prefix)[2] for key in keys if prefix in key}
 
 
 def _check_base(model: nn.Module, folder: str | Path, config: TensorNetworkConfig) -> None:
-    """ValueError for a base without the adapted layers, or with other weights there."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    """Raise a ValueError if a base lacks an adapted layer, or has other weights there."""
+    base: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
     saved = config.placement
     if saved is None or saved["base"]["fingerprint"] is None:
         return
-    bank = container_of(base)
-    known = bank.targets if bank is not None else dict(base.named_modules())
-    missing = next((path for path in saved["targets"] if path not in known), None)
-    if missing is not None:
-        raise ValueError(f"{folder}: made for a {saved['base']['class']}; {type(base).__name__} has no {missing!r}")
-    paths = [path for path in known if path in saved["targets"]]  # in the model's order, which JSON does not keep
-    if fingerprint(base, paths) != saved["base"]["fingerprint"]:
+    container = container_of(base)
+    # The container's paths are those of the base before its layers were replaced.
+    paths = list(dict(base.named_modules()) if container is None else container.targets)
+    for target_path in saved["targets"]:
+        if target_path not in paths:
+            raise ValueError(
+                f"{folder}: made for a {saved['base']['class']}; {type(base).__name__} has no {target_path!r}"
+            )
+    # The fingerprint depends on the order of the model, which JSON does not keep: PEFT sorts the keys.
+    target_paths = [path for path in paths if path in saved["targets"]]
+    if fingerprint(base, target_paths) != saved["base"]["fingerprint"]:
         raise ValueError(
             f"{folder}: the base weights are not those that the adapter was trained on (fingerprints differ); "
             "check_base=False loads it all the same"

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import build
 from metalora.adapters.targets import Target
-from metalora.integrations.peft.bank import BANK, BASE, AdapterContainer, container_of
 from metalora.integrations.peft.config import TensorNetworkConfig
-from metalora.integrations.peft.layers import KINDS, AdaptedModule, TunerLayer
-from metalora.integrations.peft.placement import check_frozen, described, resolved, resolved_ranks
+from metalora.integrations.peft.container import (
+    BASE_NAME,
+    CONTAINER_NAME,
+    AdapterContainer,
+    TunerLayer,
+    container_of,
+    first_base_weight,
+    layers_of,
+    required_container,
+)
+from metalora.integrations.peft.layers import LAYER_CLASSES, AdaptedModule
+from metalora.integrations.peft.peft_api import BaseTuner
 from metalora.integrations.peft.registration import PREFIX
+from metalora.integrations.peft.saved_layout import check_frozen_factors, saved_values
+from metalora.integrations.peft.target_resolution import ranks_by_path, resolve_targets
 
-TASKS = "metalora_task_ids"  # PeftModels for language take `task_ids` themselves, and drop it
+TASK_IDS_KEYWORD = "metalora_task_ids"
+"""Keyword under which a wrapped PeftModel passes `task_ids` on: PeftModels of language tasks drop the name itself."""
 
 
 class TensorNetworkModel(BaseTuner):
-    """Puts adapters of `TensorNetworkConfig`s into a model; made by `peft.get_peft_model`."""
+    """Puts the adapters of `TensorNetworkConfig`s into a model; `peft.get_peft_model` makes it.
+
+    Example:
+        >>> import peft, torch, metalora.peft
+        >>> base = torch.nn.Sequential(torch.nn.Linear(6, 4))
+        >>> model = peft.get_peft_model(base, metalora.peft.LoTRConfig(r=2, target_modules=["0"]))
+        >>> type(model.base_model).__name__
+        'TensorNetworkModel'
+    """
 
     prefix = PREFIX
     tuner_layer_cls = TunerLayer
@@ -32,20 +53,24 @@ class TensorNetworkModel(BaseTuner):
 
     # ---- injection -------------------------------------------------------------------------------------------------
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """PEFT's; an adapter of the same name is replaced."""
-        bank = container_of(model)
-        if bank is not None and adapter_name in bank.metalora_adapters:
-            bank.delete_adapter(adapter_name)
+        """Put an adapter into the model as PEFT does; an adapter of the same name is replaced."""
+        container = container_of(model)
+        if container is not None and adapter_name in container.adapters:
+            container.delete_adapter(adapter_name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     @staticmethod
     def _check_target_module_exists(config: TensorNetworkConfig, key: str) -> Any:
-        if key.split(".")[0] == BANK:
+        """Whether a module is a target. PEFT's result may also be an object that says why it is not one."""
+        if key.split(".")[0] == CONTAINER_NAME:
             return False
         matched = check_target_module_exists(config, key)
         if config.placement is None:
             return matched
-        return key in config.placement["targets"] or (False if matched else matched)
+        # A loaded adapter has the targets with which it was saved, also if its patterns match more modules here.
+        if key in config.placement["targets"]:
+            return True
+        return False if matched else matched
 
     def _create_and_replace(
         self,
@@ -57,121 +82,169 @@ class TensorNetworkModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        bank = getattr(self.model, BANK, None)
-        if bank is None or adapter_name not in bank.metalora_adapters:
-            bank = self._add(config, adapter_name, AdapterContainer(self.model) if bank is None else bank)
-        adapter = bank.metalora_adapters[adapter_name]
-        layer = target
-        if not isinstance(target, AdaptedModule):
-            kind = adapter.targets[current_key].kind
-            layer = KINDS.get(kind, AdaptedModule)(target, bank, adapter.targets[current_key])
-            self._replace_module(parent, target_name, layer, target)
-        layer.cells[adapter_name] = adapter.layers[current_key]
+        """Adapt one target. The adapter's first target makes the adapter, because its targets share factors."""
+        container = self._container_with(adapter_name, config)
+        adapter = container.adapters[adapter_name]
+        module = target
+        if not isinstance(module, AdaptedModule):
+            resolved_target = adapter.targets[current_key]
+            layer_class = LAYER_CLASSES.get(resolved_target.kind, AdaptedModule)
+            module = layer_class(target, container, resolved_target)
+            self._replace_module(parent, target_name, module, target)
+        module.adapter_layers[adapter_name] = layers_of(adapter)[current_key]
 
-    def _add(self, config: TensorNetworkConfig, adapter_name: str, bank: AdapterContainer) -> AdapterContainer:
-        """Make the adapter of all targets, and give it to the bank; nothing is changed if that fails."""
-        paths = [path for path in bank.targets if path and self._check_target_module_exists(config, path)]
+    def _container_with(self, adapter_name: str, config: TensorNetworkConfig) -> AdapterContainer:
+        """The model's container with the adapter of this name; both are made if they are missing.
+
+        If the adapter cannot be made, the model is not changed.
+        """
+        existing: AdapterContainer | None = getattr(self.model, CONTAINER_NAME, None)
+        if existing is not None and adapter_name in existing.adapters:
+            return existing
+        container = AdapterContainer(self.model) if existing is None else existing
         try:
-            targets = resolved(self.model, config, {path: bank.targets[path] for path in paths})
-            adapter = self._build(config, adapter_name, bank, targets)
+            adapter = self._build_adapter(config, adapter_name, container)
         except BaseException:
-            if bank is not getattr(self.model, BANK, None):
-                for handle in bank.handles:
-                    handle.remove()
+            if existing is None:
+                container.remove_hooks()
             raise
-        setattr(self.model, BANK, bank)
-        bank.metalora_adapters[adapter_name] = adapter
-        return bank
+        setattr(self.model, CONTAINER_NAME, container)
+        container.metalora_adapters[adapter_name] = adapter
+        return container
 
-    def _build(
-        self, config: TensorNetworkConfig, adapter_name: str, bank: AdapterContainer, targets: list[Target]
-    ) -> Adapter:
-        modules = {target.path: self.model.get_submodule(target.path) for target in targets}
-        bases = {path: getattr(module, "base_layer", module) for path, module in modules.items()}
-        own = config.adapter_config(tuple(bases), resolved_ranks(config, list(bases)))
-        with bank.rest():
-            adapter = build(self.model, own, targets, bases)
-        check_frozen(config, adapter)
+    def _build_adapter(self, config: TensorNetworkConfig, adapter_name: str, container: AdapterContainer) -> Adapter:
+        """Make the adapter of all targets of a configuration, and a layer around each target's base."""
+        targets = self._targets_of(config, container)
+        bases = {}
+        for target in targets:
+            module = self.model.get_submodule(target.path)
+            bases[target.path] = getattr(module, "base_layer", module)  # another adapter may be there already
+        adapter_config = config.adapter_config(tuple(bases), ranks_by_path(config, list(bases)))
+        with container.base_only():  # the width of a condition's features is found by a forward of the base
+            adapter = build(self.model, adapter_config, targets, bases)
+        check_frozen_factors(config, adapter)
         if adapter_name in {part for key in adapter.state_dict() for part in key.split(".")}:
-            raise ValueError(f"adapter name {adapter_name!r}: a part of the factors' names, which PEFT would leave out")
+            raise ValueError(
+                f"adapter name {adapter_name!r}: a part of the factors' names, so PEFT would leave factors of other "
+                "adapters out of their files; choose another name"
+            )
         return adapter.train(self.model.training)
+
+    def _targets_of(self, config: TensorNetworkConfig, container: AdapterContainer) -> list[Target]:
+        matched = {
+            path: target
+            for path, target in container.targets.items()
+            if path and self._check_target_module_exists(config, path)
+        }
+        return resolve_targets(self.model, config, matched)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        adapter = container_of(self.model).metalora_adapters[adapter_name]
-        weight = next(iter(adapter.layers.values())).base.weight
+        adapter = required_container(self.model).adapters[adapter_name]
+        weight = first_base_weight(adapter)
         if not autocast_adapter_dtype and weight.is_floating_point():
             adapter.to(weight.dtype)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)
-        container_of(model).leave(model)
+        required_container(model).remove_from(model)
         return model
 
-    # ---- a batch ---------------------------------------------------------------------------------------------------
+    # ---- a call of the model ---------------------------------------------------------------------------------------
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model with its hooks, which make the adapters ready; PEFT before 0.21 goes past them."""
+        """Call the model through its hooks, which prepare the adapters; PEFT before 0.21 calls its `forward` itself."""
         return self.model(*args, **kwargs)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        names = kwargs.get("adapter_names")
-        ids = kwargs.get(TASKS, kwargs.get("task_ids"))
-        bank, handles = container_of(self.model), []
+        """Within this context the model runs with the arguments of one call of the PeftModel."""
+        adapter_names = kwargs.get("adapter_names")
+        task_ids = kwargs.get(TASK_IDS_KEYWORD, kwargs.get("task_ids"))
+        container = required_container(self.model)
         beams = _sequences_per_example(kwargs)
-        if names is not None:
-            self._check_names(names, bank)
-            handles = self._hook_saved_modules(names, beams)
+        handles: list[RemovableHandle] = []
+        if adapter_names is not None:
+            self._check_adapter_names(adapter_names, container)
+            handles = self._pass_names_to_saved_modules(adapter_names, beams)
         try:
-            with bank.batch(names, kwargs.get("condition"), ids, beams):
+            with container.call_arguments(adapter_names, kwargs.get("condition"), task_ids, beams):
                 yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _check_names(self, names: list[str], bank: AdapterContainer) -> None:
+    def _check_adapter_names(self, adapter_names: Sequence[str], container: AdapterContainer) -> None:
+        """Raise a ValueError, in PEFT's words, if a mixed batch cannot run."""
         if self.training:
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-        unknown = sorted({*names} - {BASE, *bank.metalora_adapters})
+        unknown = sorted({*adapter_names} - {BASE_NAME, *container.adapters})
         if unknown:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-        if any(isinstance(m, AdaptedModule) and m.merged for m in self.model.modules()):
+        if any(isinstance(module, AdaptedModule) and module.merged for module in self.model.modules()):
             raise ValueError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
 
-    def _hook_saved_modules(self, names: list[str], beams: int) -> list[Any]:
-        """Hand modules_to_save the names, those of an encoder without the beams."""
-        encoder = getattr(self.model, "get_encoder", lambda: None)()
-        inside = {id(m) for m in encoder.modules()} if encoder is not None and encoder is not self.model else set()
+    def _pass_names_to_saved_modules(self, adapter_names: Sequence[str], beams: int) -> list[RemovableHandle]:
+        """Pass the adapter names to every module of modules_to_save, a name for each row that it gets.
+
+        `generate` runs an encoder once per example, and all other modules once per beam.
+        """
+        names_by_beam = [name for name in adapter_names for _ in range(beams)]
+        encoder_modules = self._modules_of_encoder()
         handles = []
         for module in self.model.modules():
             if isinstance(module, AuxiliaryTrainingWrapper):
-                own = names if id(module) in inside else [name for name in names for _ in range(beams)]
-                hook = partial(_with_names, names=own)
+                names = adapter_names if id(module) in encoder_modules else names_by_beam
+                hook = partial(_add_adapter_names, adapter_names=names)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         return handles
+
+    def _modules_of_encoder(self) -> set[int]:
+        """The ids of the modules of the encoder; empty if the model has none, or is one itself."""
+        get_encoder = getattr(self.model, "get_encoder", None)
+        encoder = None if get_encoder is None else get_encoder()
+        if encoder is None or encoder is self.model:
+            return set()
+        return {id(module) for module in encoder.modules()}
 
     # ---- files -----------------------------------------------------------------------------------------------------
     @classmethod
     def _get_adapter_state_dict(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: Any, unwanted_adapter_names: list[str]
+        cls,
+        model: nn.Module,
+        config: TensorNetworkConfig,
+        adapter_name: str,
+        state_dict: Mapping[str, Tensor],
+        unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        config.made(described(container_of(model).metalora_adapters[adapter_name]))
-        mine = f"{BANK}.metalora_adapters.{adapter_name}."
-        return {key: value for key, value in state_dict.items() if mine in key}
+        """The tensors of an adapter's file. PEFT writes the configuration next, so its values are set here."""
+        config.set_saved_values(saved_values(required_container(model).adapters[adapter_name]))
+        prefix = _key_prefix(adapter_name)
+        return {key: value for key, value in state_dict.items() if prefix in key}
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return key.replace(f"{BANK}.metalora_adapters.{adapter_name}.", f"{BANK}.metalora_adapters.")
+        return key.replace(_key_prefix(adapter_name), f"{CONTAINER_NAME}.metalora_adapters.")
 
 
-def _with_names(module: nn.Module, args: Any, kwargs: dict[str, Any], names: list[str]) -> tuple[Any, dict[str, Any]]:
-    return args, {**kwargs, "adapter_names": names}
+def _key_prefix(adapter_name: str) -> str:
+    return f"{CONTAINER_NAME}.metalora_adapters.{adapter_name}."
+
+
+def _add_adapter_names(
+    module: nn.Module, args: Any, kwargs: dict[str, Any], adapter_names: Sequence[str]
+) -> tuple[Any, dict[str, Any]]:
+    """Forward pre-hook that adds an argument."""
+    return args, {**kwargs, "adapter_names": adapter_names}
 
 
 def _sequences_per_example(kwargs: Mapping[str, Any]) -> int:
-    """How many sequences `generate` makes of one example, told by its arguments; 1 outside of it."""
-    config = kwargs.get("generation_config")
-    asked = [kwargs.get(key, getattr(config, key, None)) for key in ("num_beams", "num_return_sequences")]
-    return max(count if isinstance(count, int) else 1 for count in asked)
+    """How many sequences `generate` runs for each example, by its arguments; 1 for a forward."""
+    generation_config = kwargs.get("generation_config")
+    counts = [1]
+    for key in ("num_beams", "num_return_sequences"):
+        count = kwargs.get(key, getattr(generation_config, key, None))
+        if isinstance(count, int):
+            counts.append(count)
+    return max(counts)

@@ -1,22 +1,38 @@
-"""A PEFT type for this library. PEFT's enumeration of types is closed, so it is given one more member."""
+"""This library's type in PEFT, whose enumeration of types is closed and gets one more member here."""
+
+from typing import Any
 
 from peft.utils import PeftType, register_peft_method
 
 NAME = "METALORA"
+"""The value of `peft_type` in adapter_config.json."""
 PREFIX = "metalora_"
+"""The prefix by which PEFT recognises this tuner's parameters."""
+
+
+def _add_enumeration_member(enumeration: Any, name: str) -> None:
+    """Add a member to an enumeration of strings; Python's own interface offers only new enumerations."""
+    member = str.__new__(enumeration, name)
+    member._name_ = member._value_ = name
+    member._sort_order_ = len(enumeration)
+    member.__objclass__ = enumeration
+    type.__setattr__(enumeration, name, member)
+    enumeration._member_names_.append(name)
+    enumeration._member_map_[name] = enumeration._value2member_map_[name] = member
+
 
 if NAME not in PeftType.__members__:
-    _member = str.__new__(PeftType, NAME)
-    _member._name_, _member._value_, _member._sort_order_ = NAME, NAME, len(PeftType)
-    _member.__objclass__ = PeftType
-    type.__setattr__(PeftType, NAME, _member)
-    PeftType._member_names_.append(NAME)
-    PeftType._member_map_[NAME] = PeftType._value2member_map_[NAME] = _member
+    _add_enumeration_member(PeftType, NAME)
 
 
-def register(config_cls: type, model_cls: type) -> None:
-    """Make PEFT know the type's configuration and tuner; nothing if it does already."""
+def register(config_class: type, model_class: type) -> None:
+    """Make PEFT know the type's configuration and tuner; a second call does nothing.
+
+    Args:
+        config_class: The configuration, which PEFT reads from adapter_config.json.
+        model_class: The tuner.
+    """
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     if PeftType(NAME) not in PEFT_TYPE_TO_TUNER_MAPPING:
-        register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix=PREFIX)
+        register_peft_method(name=NAME.lower(), config_cls=config_class, model_cls=model_class, prefix=PREFIX)

@@ -7,27 +7,43 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from metalora.integrations.peft.bank import container_of
-from metalora.integrations.peft.model import TASKS
+from metalora.integrations.peft.container import required_container
+from metalora.integrations.peft.model import TASK_IDS_KEYWORD
 
 
 def wrap(model: PeftModel) -> PeftModel:
-    """Let a PeftModel take `condition=` and `task_ids=` in forward and in generate, with beams too; returns the model.
+    """Let a PeftModel take `condition=` and `task_ids=` in forward and in generate, also with beams.
 
-    condition  a `metalora.Condition` (`adapter_of(model).condition(inputs)`), or one for each adapter by name
-    task_ids   a number, or one for each example
-    Activation checkpointing is exact with or without it. ValueError: no PeftModel, or none with an adapter of ours.
+    `condition` is a `metalora.Condition`, which `adapter_of(model).condition(inputs)` makes, or a condition per adapter
+    name; `task_ids` is the number of a task, or one for each example. Activation checkpointing is exact, whether the
+    model is wrapped or not.
+
+    Args:
+        model: The model; it is changed in place.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: The model is not a PeftModel, or has no adapter of this library.
+
+    Example:
+        >>> import peft, torch, metalora.peft
+        >>> base = torch.nn.Sequential(torch.nn.Linear(6, 4))
+        >>> config = metalora.peft.MetaTTConfig(method="metatt-4+1d", r=2, tasks=2, target_modules=["0"])
+        >>> model = metalora.peft.wrap(peft.get_peft_model(base, config))
+        >>> model(torch.zeros(3, 6), task_ids=[0, 1, 1]).shape
+        torch.Size([3, 4])
     """
     if not isinstance(model, PeftModel):
         raise ValueError(f"wrap: expected a PeftModel, got a {type(model).__name__}")
-    if container_of(model) is None:
-        raise ValueError(f"wrap: the {type(model).__name__} has no adapter of metalora.peft")
-    if TASKS not in model.special_peft_forward_args:
-        model.special_peft_forward_args |= {"condition", "task_ids", TASKS}
-        model.register_forward_pre_hook(_keep_task_ids, with_kwargs=True)
+    required_container(model)
+    if TASK_IDS_KEYWORD not in model.special_peft_forward_args:
+        model.special_peft_forward_args |= {"condition", "task_ids", TASK_IDS_KEYWORD}
+        model.register_forward_pre_hook(_rename_task_ids, with_kwargs=True)
     return model
 
 
-def _keep_task_ids(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Rename `task_ids`, which the PeftModels of language tasks take for their own and drop."""
-    return args, {TASKS if key == "task_ids" else key: value for key, value in kwargs.items()}
+def _rename_task_ids(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Rename `task_ids`, an argument that the PeftModels of language tasks have themselves and drop."""
+    return args, {TASK_IDS_KEYWORD if key == "task_ids" else key: value for key, value in kwargs.items()}

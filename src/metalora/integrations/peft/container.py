@@ -1,0 +1,378 @@
+"""The container: a module of the base model that owns the factors of all adapters, each stored once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.checkpointing import explicit
+from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.layers.base import AdaptedLayer
+from metalora.adapters.targets import Target, kind_of, target_at
+from metalora.integrations.peft.peft_api import BaseTunerLayer
+
+CONTAINER_NAME = "tensor_bank"
+"""Name of the container in the base model. It lacks PEFT's prefix, because PEFT skips modules that have it. Saved
+folders contain this name, so it must stay."""
+BASE_NAME = "__base__"
+"""What PEFT's `adapter_names` calls an example without adapter."""
+CHECKPOINT_ATTRIBUTE = "_gradient_checkpointing_func"
+"""Where transformers keeps the function with which a module checkpoints activations."""
+
+Conditions = Condition | Mapping[str, Condition]
+"""One condition for all adapters that need one, or a condition per adapter name."""
+TaskIds = Tensor | Sequence[int] | int
+"""A task per example, or one task for all."""
+
+
+class TunerLayer(BaseTunerLayer):
+    """The base class by which PEFT recognises this tuner's modules: the adapted layers and the container."""
+
+
+class AdapterContainer(TunerLayer, nn.Module):
+    """Owns `metalora.Adapter`s by name, prepares them before every forward of the model and clears them after it.
+
+    Args:
+        model: The base model, before any of its layers is replaced.
+
+    Attributes:
+        targets: Path of a module of the model -> its target, None for a module that cannot be adapted.
+        adapter_names: The adapter of each example while a mixed batch runs, otherwise None.
+        beams: Sequences per example that `generate` runs.
+        call_condition: The condition that the running call of the PeftModel was given.
+        call_task_ids: The task ids that the running call of the PeftModel was given.
+    """
+
+    adapter_layer_names = ("metalora_adapters",)
+    # PEFT reads these attributes of every tuner layer.
+    in_features = out_features = weight = bias = None
+
+    def __init__(self, model: nn.Module):
+        nn.Module.__init__(self)
+        self.metalora_adapters = nn.ModuleDict()
+        # The targets are found now, because replaced layers would change them: a number in a path counts layers only
+        # if all its siblings are of one class.
+        self.targets: dict[str, Target | None] = {
+            path: target_at(model, path) if kind_of(module) else None for path, module in model.named_modules()
+        }
+        self.adapter_names: Sequence[str] | None = None
+        self.beams = 1
+        self.call_condition: Conditions | None = None
+        self.call_task_ids: TaskIds | None = None
+        self._base_only = False
+        self._rows: dict[int, dict[str, Tensor]] = {}  # batch size -> result of `rows_by_adapter`
+        self._active_adapter: list[str] = []
+        self.handles: list[RemovableHandle] = [
+            model.register_forward_pre_hook(self.before_forward, with_kwargs=True),
+            model.register_forward_hook(self.after_forward, always_call=True),
+        ]
+
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """Adapter name -> adapter: `metalora_adapters` with its types."""
+        return {name: cast(Adapter, adapter) for name, adapter in self.metalora_adapters.items()}
+
+    def forward(self, x: Any) -> Any:
+        """Return the input: an `nn.Sequential` base calls all its children, and this is one of them."""
+        return x
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Do nothing: the adapted layers merge themselves, and PEFT calls this method of every tuner layer."""
+
+    def unmerge(self) -> None:
+        """Do nothing: the adapted layers unmerge themselves, and PEFT calls this method of every tuner layer."""
+
+    def remove_from(self, model: nn.Module) -> None:
+        """Remove the container, its hooks and the hooks of its adapters from a model."""
+        self.remove_hooks()
+        for adapter in self.adapters.values():
+            _remove_adapter_hooks(adapter)
+        for module in model.modules():
+            checkpoint = vars(module).get(CHECKPOINT_ATTRIBUTE)
+            if isinstance(checkpoint, ConditionCheckpoint):
+                setattr(module, CHECKPOINT_ATTRIBUTE, checkpoint.checkpoint)
+        delattr(model, CONTAINER_NAME)
+
+    def remove_hooks(self) -> None:
+        """Remove the container's own hooks from the model."""
+        for handle in self.handles:
+            handle.remove()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, and the hooks with which it reads the features of its condition."""
+        adapter = self.adapters.get(adapter_name)
+        if adapter is not None:
+            _remove_adapter_hooks(adapter)
+        super().delete_adapter(adapter_name)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        adapter = self.adapters.get(adapter_name)
+        if adapter is None or any(parameter.is_meta for parameter in adapter.parameters()):
+            return
+        adapter.to(device or first_base_weight(adapter).device)
+
+    # ---- while a forward runs --------------------------------------------------------------------------------------
+    @property
+    def is_base_only(self) -> bool:
+        """True while the frozen base runs alone, for example for the features of a condition."""
+        return self._base_only or any(not adapter.enabled for adapter in self.adapters.values())
+
+    @contextlib.contextmanager
+    def base_only(self) -> Iterator[None]:
+        """Within this context the frozen base runs alone."""
+        before, self._base_only = self._base_only, True
+        try:
+            yield
+        finally:
+            self._base_only = before
+
+    def running_adapters(self) -> dict[str, Adapter]:
+        """Adapter name -> adapter, for the adapters that take part in a forward."""
+        if self.disable_adapters:
+            return {}
+        names = self.active_adapters if self.adapter_names is None else dict.fromkeys(self.adapter_names)
+        adapters = self.adapters
+        # BASE_NAME is not the name of an adapter, so it is left out here.
+        return {name: adapters[name] for name in names if name in adapters and not adapters[name].merged}
+
+    def rows_by_adapter(self, batch_size: int) -> dict[str, Tensor]:
+        """The rows of a mixed batch that belong to each adapter.
+
+        Args:
+            batch_size: Rows of the layer's input: the examples, or examples times beams.
+
+        Returns:
+            Adapter name -> the indices of its rows, `(rows,)`; rows without adapter are in none of them.
+
+        Raises:
+            ValueError: `adapter_names` does not fit the batch size.
+        """
+        if batch_size not in self._rows:
+            names = self._names_of_rows(batch_size)
+            self._rows[batch_size] = {
+                name: torch.tensor([row for row, row_name in enumerate(names) if row_name == name])
+                for name in dict.fromkeys(names)
+                if name != BASE_NAME
+            }
+        return self._rows[batch_size]
+
+    def _names_of_rows(self, batch_size: int) -> list[str]:
+        assert self.adapter_names is not None, "a batch has rows by adapter only if the call has adapter_names"
+        names = list(self.adapter_names)
+        if len(names) == batch_size:
+            return names
+        if len(names) * self.beams == batch_size:
+            return [name for name in names for _ in range(self.beams)]
+        # PEFT's own wording, which its users and its tests look for.
+        raise ValueError(
+            "Length of `adapter_names` should be the same as the number of inputs, but got "
+            f"{len(names)} and {batch_size} respectively."
+        )
+
+    @contextlib.contextmanager
+    def call_arguments(
+        self,
+        adapter_names: Sequence[str] | None,
+        condition: Conditions | None,
+        task_ids: TaskIds | None,
+        beams: int,
+    ) -> Iterator[None]:
+        """Within this context every forward of the model uses the arguments of one call of the PeftModel.
+
+        A condition that is complete is active at once, because `generate` calls an encoder without the model's hooks.
+
+        Args:
+            adapter_names: The adapter of each example; None for the active adapters.
+            condition: The condition, or a condition per adapter name.
+            task_ids: The task of each example, or of all.
+            beams: Sequences per example.
+        """
+        self.adapter_names, self._rows, self.beams = adapter_names, {}, beams
+        self.call_condition, self.call_task_ids = condition, task_ids
+        try:
+            with contextlib.ExitStack() as stack:
+                for name, adapter in self.running_adapters().items():
+                    adapter.beams = beams
+                    values = _call_values(name, adapter, condition, task_ids)
+                    if values and _per_example_keys(adapter) <= values.keys():
+                        stack.enter_context(adapter.using(values))
+                yield
+        finally:
+            self.adapter_names, self._rows, self.beams = None, {}, 1
+            self.call_condition = self.call_task_ids = None
+            for adapter in self.adapters.values():
+                adapter.beams = 1
+
+    def before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Forward pre-hook of the model: take the condition and the task ids, and prepare the adapters."""
+        condition, task_ids = self.call_condition, self.call_task_ids
+        adapters = self.adapters.values()
+        if any(adapter.per_example for adapter in adapters):
+            condition = kwargs.pop("condition", condition)
+        if any(adapter.task_keys for adapter in adapters):
+            task_ids = kwargs.pop("task_ids", task_ids)
+        if self.is_base_only:
+            return args, kwargs
+        for name, adapter in self.running_adapters().items():
+            own_condition = _condition_of(condition, name, adapter)
+            _check_tasks(name, adapter, own_condition, task_ids)
+            adapter.begin(own_condition, task_ids if adapter.task_keys else None, args, kwargs)
+        self._pass_conditions_to_checkpoints(module)
+        return args, kwargs
+
+    def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of the model: no condition outlives its forward."""
+        if self.is_base_only:
+            return
+        for adapter in self.adapters.values():
+            adapter.end(output)
+
+    def _pass_conditions_to_checkpoints(self, model: nn.Module) -> None:
+        """If the model checkpoints activations, make the condition an explicit input of every checkpointed part."""
+        if not (model.training and torch.is_grad_enabled()):
+            return
+        if not any(adapter.per_example for adapter in self.running_adapters().values()):
+            return
+        for module in model.modules():
+            checkpoint = vars(module).get(CHECKPOINT_ATTRIBUTE)
+            if checkpoint is not None and not isinstance(checkpoint, ConditionCheckpoint):
+                setattr(module, CHECKPOINT_ATTRIBUTE, ConditionCheckpoint(checkpoint, self))
+
+
+class ConditionCheckpoint:
+    """A checkpoint function that passes the active conditions to the checkpointed function as explicit inputs.
+
+    Args:
+        checkpoint: The function of transformers that it replaces.
+        container: The container whose running adapters have the conditions.
+    """
+
+    def __init__(self, checkpoint: Callable[..., Any], container: AdapterContainer):
+        self.checkpoint = checkpoint
+        self.container = container
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        for adapter in self.container.running_adapters().values():
+            function, args = explicit(function, args, adapter)
+        return self.checkpoint(function, *args, **options)
+
+
+def container_of(model: nn.Module) -> AdapterContainer | None:
+    """Return the container of a model, however the model is wrapped; None if it has none."""
+    for module in model.modules():
+        if isinstance(module, AdapterContainer):
+            return module
+    return None
+
+
+def required_container(model: nn.Module) -> AdapterContainer:
+    """Return the container of a model.
+
+    Raises:
+        ValueError: The model has no adapter of this library.
+    """
+    container = container_of(model)
+    if container is None:
+        raise ValueError(f"{type(model).__name__} has no adapter of metalora.peft")
+    return container
+
+
+def adapter_of(model: nn.Module, adapter_name: str | None = None) -> Adapter:
+    """Return the `metalora.Adapter` of a PeftModel, which makes conditions, Delta W and exports.
+
+    Args:
+        model: A PeftModel or its base model.
+        adapter_name: Name of the adapter; None for the active one.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        ValueError: The model has no adapter of this library or none of that name, or several adapters are active.
+
+    Example:
+        >>> import peft, torch, metalora.peft
+        >>> base = torch.nn.Sequential(torch.nn.Linear(6, 4))
+        >>> model = peft.get_peft_model(base, metalora.peft.LoTRConfig(r=2, target_modules=["0"]))
+        >>> metalora.peft.adapter_of(model).delta("0").shape
+        torch.Size([4, 6])
+    """
+    container = required_container(model)
+    names = container.active_adapters if adapter_name is None else [adapter_name]
+    adapters = container.adapters
+    if len(names) != 1 or names[0] not in adapters:
+        raise ValueError(
+            f"adapter {adapter_name!r}: expected the name of one (known: {', '.join(adapters)}; active: {names})"
+        )
+    return adapters[names[0]]
+
+
+def weight_of(layer: nn.Module) -> nn.Parameter:
+    """Return the weight of a base layer.
+
+    `nn.Module` declares only that an attribute is a tensor or a module; every layer that can be adapted has a weight.
+    """
+    return cast(nn.Parameter, layer.weight)
+
+
+def first_base_weight(adapter: Adapter) -> nn.Parameter:
+    """Return the weight of the first layer that an adapter adapts, which tells its device and dtype."""
+    first_layer = next(iter(layers_of(adapter).values()))
+    return weight_of(first_layer.base)
+
+
+def layers_of(adapter: Adapter) -> dict[str, AdaptedLayer]:
+    """Path of a target -> the adapter's layer there, with its type."""
+    return cast(dict[str, AdaptedLayer], adapter.layers)
+
+
+def _remove_adapter_hooks(adapter: Adapter) -> None:
+    for handle in adapter.hooks:
+        handle.remove()
+
+
+def _per_example_keys(adapter: Adapter) -> set[str]:
+    """The keys of the stored factors that differ by example."""
+    generated_keys = () if adapter.conditioner is None else adapter.conditioner.shapes
+    return {*adapter.task_keys, *generated_keys}
+
+
+def _condition_of(condition: Conditions | None, name: str, adapter: Adapter) -> Condition | None:
+    """The condition of one adapter; None if none was given, or if it has no value for this adapter's factors."""
+    own_condition = condition.get(name) if isinstance(condition, Mapping) else condition
+    if own_condition is None or _per_example_keys(adapter).isdisjoint(own_condition.values):
+        return None
+    return own_condition
+
+
+def _call_values(
+    name: str, adapter: Adapter, condition: Conditions | None, task_ids: TaskIds | None
+) -> dict[str, Tensor]:
+    """Factor key -> value by example, as far as a call gives it by a condition or by task ids."""
+    own_condition = _condition_of(condition, name, adapter)
+    values = {} if own_condition is None else dict(own_condition.values)
+    if task_ids is not None and adapter.task_keys:
+        values |= adapter.task(task_ids).values
+    return values
+
+
+def _check_tasks(name: str, adapter: Adapter, condition: Condition | None, task_ids: TaskIds | None) -> None:
+    """Raise a ValueError if an adapter has tasks, and nothing says which task an example belongs to."""
+    if task_ids is not None:
+        return
+    served_condition = condition or adapter.fixed
+    keys_with_values = set() if served_condition is None else {*served_condition.values}
+    keys_with_values |= {*(adapter.held or ())}
+    if not adapter.task_keys.keys() <= keys_with_values:
+        raise ValueError(
+            f"adapter {name!r} ({adapter.method.name}) has {adapter.config.tasks} tasks: wrap the model once with "
+            "metalora.peft.wrap(model) and call it with task_ids=..., a number or one for each example"
+        )

@@ -1,0 +1,73 @@
+"""The targets and ranks that a PEFT configuration means in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from metalora.adapters.targets import Target, refusal
+from metalora.integrations.peft.compat import resolve_quantization_backend
+from metalora.integrations.peft.config import TensorNetworkConfig
+from metalora.integrations.peft.saved_layout import check_same_targets
+from metalora.io.lora.format import patterned
+from metalora.methods.registry import get_method
+
+NO_NUMBERED_LAYER: tuple[int, ...] = ()
+"""The layer coordinate of targets that are in no numbered layer, such as a pooler; it sorts before all others."""
+
+
+def resolve_targets(
+    model: nn.Module, config: TensorNetworkConfig, matched: Mapping[str, Target | None]
+) -> list[Target]:
+    """Return the targets of a configuration.
+
+    For a method with a layer mode, the targets outside of the numbered layers get a layer of their own.
+
+    Args:
+        model: The base model, with or without adapters of this tuner.
+        config: The configuration.
+        matched: Path -> target, for the modules that the configuration's patterns match; None for a module that is not
+            a layer of a kind that can be adapted.
+
+    Returns:
+        The targets, in the order of `matched`.
+
+    Raises:
+        ValueError: A layer cannot be adapted, or the targets are not those that the adapter was saved with.
+    """
+    check_same_targets(model, config, matched)
+    targets = [_adaptable(model, path, target) for path, target in matched.items()]
+    if "layer" not in get_method(config.method).coordinates:
+        return targets
+    return [replace(target, layer=NO_NUMBERED_LAYER) if target.layer is None else target for target in targets]
+
+
+def _adaptable(model: nn.Module, path: str, target: Target | None) -> Target:
+    """Return the target; ValueError if its layer cannot be adapted."""
+    module = model.get_submodule(path)
+    base = getattr(module, "base_layer", module)
+    reason = refusal(model, path, base)
+    if target is None or (reason and resolve_quantization_backend(base) is None):
+        raise ValueError(f"Target module {path!r} is not supported: {reason}")
+    return target
+
+
+def ranks_by_path(config: TensorNetworkConfig, paths: Sequence[str]) -> dict[str, int]:
+    """Return the ranks that `rank_pattern` gives.
+
+    Args:
+        config: The configuration.
+        paths: Paths of the targets.
+
+    Returns:
+        Path -> rank, by the first pattern that the path ends with, as PEFT matches them; a path that no pattern matches
+        is left out.
+    """
+    ranks = {}
+    for path in paths:
+        rank = patterned(config.rank_pattern, path, None)
+        if rank is not None:
+            ranks[path] = rank
+    return ranks
