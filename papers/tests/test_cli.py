@@ -221,7 +221,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on(files, monkeypatch):
 
     monkeypatch.setattr(pool, "execute", stop)
     code, _, err = papers_command("train", files / "run.yaml", "--out", files / "stopped", "--json")
-    said = "metalora-papers: stopped; finished runs and checkpoints are kept, the same command goes on\n"
+    said = "metalora-papers: stopped; finished runs and checkpoints are kept, run the same command again to continue\n"
     assert code == 130 and err == said
 
 

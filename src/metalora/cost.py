@@ -1,11 +1,11 @@
-"""What an adapter would be, before it is made."""
+"""What an adapter costs, computed from sizes alone, before it is attached."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
-from typing import Any
 
 from torch import nn
 
@@ -17,129 +17,291 @@ from metalora.methods.method import Method
 from metalora.methods.registry import method_of
 from metalora.tensornet.spec import INPUT_MODES
 
-ADAM_BYTES = 16  # a trained float32 number: itself, its gradient and two moments
+ADAM_BYTES = 16  # of one trained float32 number: the number, its gradient and Adam's two moments
+# The JSON header of an adapter file, estimated: bytes per learned factor, per target, and for the rest.
+HEADER_PER_FACTOR, HEADER_PER_TARGET, HEADER_REST = 90, 130, 1500
 
 
-def matched(model: nn.Module, config: AdapterConfig, params: int) -> AdapterConfig:
-    """The configuration of the largest rank whose learned numbers are at most `params` (isoparameter).
+@dataclass(frozen=True)
+class CostSummary:
+    """What an adapter costs on a model. Mapping nets (which generate factors) are not counted.
 
-    All bonds have one rank, lowered where modes are smaller (clip_rank), but for the one bond of a method that takes
-    any rank. ValueError: not even the smallest rank fits, or more numbers than any rank could have.
+    Attributes:
+        method: Name of the method.
+        formula: Formula of Delta W.
+        ranks: Size of each bond that is a rank; the largest over all targets.
+        targets: Number of adapted weights.
+        factors: Shape of each factor that all targets share, such as "8 768", followed by "frozen" if it is not
+            learned.
+        parameters: Learned numbers.
+        base_parameters: Numbers of the model itself.
+        bytes: Size of the adapter file in float32, estimated.
+        training_bytes: Parameters, gradients and Adam's two moments in float32.
+        multiply_adds: Multiply-adds that the adapter adds at one token, or at one position of an image.
+        base_multiply_adds: Multiply-adds of the adapted weights themselves at one token or position.
+        overhead: `multiply_adds` / `base_multiply_adds`.
     """
-    method, targets = method_of(config), find_targets(model, config.targets, config.exclude)
+
+    method: str
+    formula: str
+    ranks: dict[str, int]
+    targets: int
+    factors: dict[str, str]
+    parameters: int
+    base_parameters: int
+    bytes: int
+    training_bytes: int
+    multiply_adds: int
+    base_multiply_adds: int
+    overhead: float
+
+
+@dataclass(frozen=True)
+class TargetDescription:
+    """One adapted weight and the planned contraction there, Delta W = Left . Mid . Right.
+
+    Attributes:
+        target: Path of the layer, such as "layer1.0.conv1".
+        shape: Its modes and their sizes, such as "in=64 out=64 kh=3 kw=3".
+        left: Factors that are contracted into Left, which reads the input.
+        mid: Factors of Mid.
+        right: Factors of Right, which writes the output.
+        k: Width between Left and Mid: the rank of a plain LoRA with the same Delta W.
+        parameters: Learned numbers that this target reads; shared factors count at every target.
+    """
+
+    target: str
+    shape: str
+    left: str
+    mid: str
+    right: str
+    k: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class AdapterDescription:
+    """An adapter, target by target. Mapping nets (which generate factors) are not counted.
+
+    Attributes:
+        method: Name of the method.
+        formula: Formula of Delta W.
+        targets: One description per adapted weight.
+        parameters: Learned numbers; a shared factor counts once.
+        bytes: Size of the adapter file in float32, estimated.
+    """
+
+    method: str
+    formula: str
+    targets: list[TargetDescription]
+    parameters: int
+    bytes: int
+
+
+def match_parameters(
+    model: nn.Module, config: AdapterConfig, parameters: int, *, at_least: bool = False
+) -> AdapterConfig:
+    """Choose the rank for a budget of learned numbers (the isoparameter protocol).
+
+    All bonds get one rank, lowered where a mode is smaller (`clip_rank`), except for a method with a single bond that
+    may exceed every mode (VeRA). If experts divide the rank, the rank is a multiple of the number of experts.
+
+    Args:
+        model: The model; its weights may be on the "meta" device.
+        config: Method, targets and all other settings; its rank is ignored.
+        parameters: The budget.
+        at_least: Choose the smallest rank with at least `parameters` numbers. By default the choice is the largest
+            rank with at most `parameters` numbers.
+
+    Returns:
+        The configuration with its new rank.
+
+    Raises:
+        ValueError: No rank meets the budget.
+
+    Example:
+        >>> from torch import nn
+        >>> from metalora import AdapterConfig
+        >>> model = nn.Sequential(nn.Linear(8, 8))
+        >>> match_parameters(model, AdapterConfig("lora", targets="0"), 70).rank
+        4
+        >>> match_parameters(model, AdapterConfig("lora", targets="0"), 70, at_least=True).rank
+        5
+    """
+    method = method_of(config)
+    targets = find_targets(model, config.targets, config.exclude)
     step = config.experts if method.split_rank else 1
-    clip = not (method.any_rank and len(method.ranked) == 1)
+    clip_rank = not (method.any_rank and len(method.ranked) == 1)
 
-    def at(times: int) -> tuple[AdapterConfig, int]:
-        tried = replace(config, rank=step * times, clip_rank=clip)
-        return tried, build_layout(targets, tried, method).num_params()
+    def at_multiple(multiple: int) -> AdapterConfig:
+        return replace(config, rank=step * multiple, clip_rank=clip_rank)
 
-    if at(1)[1] > params:
-        raise ValueError(f"match_params {params}: {method.name!r} has {at(1)[1]} numbers at rank {step}, the smallest")
-    return at(_largest(lambda times: at(times)[1], params, f"match_params {params}: {method.name!r}"))[0]
+    @cache
+    def count(multiple: int) -> int:
+        return build_layout(targets, at_multiple(multiple), method).num_params()
+
+    subject = f"match_params {parameters}: {method.name!r}"
+    if at_least:
+        return at_multiple(_smallest_with_at_least(count, parameters, subject))
+    if count(1) > parameters:
+        raise ValueError(f"{subject} has {count(1)} numbers at rank {step}, the smallest")
+    return at_multiple(_largest_with_at_most(count, parameters, subject))
 
 
-def _largest(count: Callable[[int], int], limit: int, where: str) -> int:
-    """The largest argument whose count, which never falls, is at most the limit; its count at 1 is.
+def _smallest_with_at_least(count: Callable[[int], int], budget: int, subject: str) -> int:
+    multiple = _first_that_reaches(count, budget)
+    if multiple is None:
+        raise ValueError(f"{subject} cannot reach {budget} parameters on these targets, at any rank")
+    return multiple
 
-    Where the limit is the most that any argument has: the smallest of these.
+
+def _largest_with_at_most(count: Callable[[int], int], budget: int, subject: str) -> int:
+    """The largest multiple whose count is within the budget.
+
+    If the count stops growing exactly at the budget, this is the smallest multiple that has it.
     """
-    low, high = 1, 2
-    while (most := count(high)) <= limit:
-        if most == count(2 * high):
-            if most < limit:
-                raise ValueError(f"{where} has {most} numbers at most, at any rank")
-            return _last(lambda k: count(k) < limit, 0, high) + 1
-        low, high = high, 2 * high
-    return _last(lambda k: count(k) <= limit, low, high)
+    first_above = _first_that_reaches(count, budget + 1)
+    if first_above is not None:
+        return first_above - 1
+    first_equal = _first_that_reaches(count, budget)
+    if first_equal is None:
+        raise ValueError(f"{subject} has {_limit(count)} numbers at most, at any rank")
+    return first_equal
 
 
-def _last(holds: Callable[[int], bool], low: int, high: int) -> int:
-    """The largest number at which it holds, by bisection: it does at `low`, and at `high` no more."""
+def _first_that_reaches(count: Callable[[int], int], wanted: int) -> int | None:
+    """The smallest argument at which a count that never falls is at least `wanted`; None if it stops growing below."""
+    if count(1) >= wanted:
+        return 1
+    high = 2
+    while count(high) < wanted:
+        if count(high) == count(2 * high):
+            return None
+        high *= 2
+    low = high // 2  # below `wanted`
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+        low, high = (low, middle) if count(middle) >= wanted else (middle, high)
+    return high
+
+
+def _limit(count: Callable[[int], int]) -> int:
+    """The value at which a count stops growing."""
+    high = 2
+    while count(high) != count(2 * high):
+        high *= 2
+    return count(high)
+
+
+def summarise(model: nn.Module, config: AdapterConfig) -> CostSummary:
+    """What an adapter costs, from sizes alone: numbers, file, compute and memory.
+
+    Compute is k (in + out) multiply-adds per target at one token or position, next to in x out of the base.
+
+    Args:
+        model: The model; its weights may be on the "meta" device.
+        config: The adapter.
+
+    Raises:
+        ValueError: The adapter does not fit the model, as in `metalora.attach`.
+
+    Example:
+        >>> from torch import nn
+        >>> from metalora import AdapterConfig
+        >>> summarise(nn.Sequential(nn.Linear(8, 8)), AdapterConfig("lora", 2, targets="0")).parameters
+        32
+    """
+    method = method_of(config)
+    layout = build_layout(find_targets(model, config.targets, config.exclude), config, method)
+    target_layouts = layout.targets.values()
+    added = sum(plan(target_layout, ()).per_position for target_layout in target_layouts)
+    base = sum(_base_multiply_adds(target_layout) for target_layout in target_layouts)
+    parameters = layout.num_params()
+    return CostSummary(
+        method=method.name,
+        formula=" ".join(method.formula.split()),
+        ranks=_ranks(layout, method),
+        targets=len(target_layouts),
+        factors=_shared_factors(layout),
+        parameters=parameters,
+        base_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        bytes=_file_bytes(layout),
+        training_bytes=ADAM_BYTES * parameters,
+        multiply_adds=added,
+        base_multiply_adds=base,
+        overhead=added / base,
+    )
+
+
+def describe(model: nn.Module, config: AdapterConfig) -> AdapterDescription:
+    """Describe an adapter target by target: shapes, the planned contraction and learned numbers.
+
+    Args:
+        model: The model; its weights may be on the "meta" device.
+        config: The adapter.
+
+    Raises:
+        ValueError: The adapter does not fit the model, as in `metalora.attach`.
+
+    Example:
+        >>> from torch import nn
+        >>> from metalora import AdapterConfig
+        >>> describe(nn.Sequential(nn.Linear(8, 8)), AdapterConfig("lora", 2, targets="0")).targets[0].k
+        2
+    """
+    method = method_of(config)
+    layout = build_layout(find_targets(model, config.targets, config.exclude), config, method)
+    return AdapterDescription(
+        method=method.name,
+        formula=" ".join(method.formula.split()),
+        targets=[_describe_target(layout, target_layout) for target_layout in layout.targets.values()],
+        parameters=layout.num_params(),
+        bytes=_file_bytes(layout),
+    )
+
+
+def _describe_target(layout: Layout, target_layout: TargetLayout) -> TargetDescription:
+    form = plan(target_layout, ())
+    left, mid, right = form.described
+    target = target_layout.target
+    read_by_target = [layout.params[factor_slice.key] for factor_slice in target_layout.views.values()]
+    return TargetDescription(
+        target=target.path,
+        shape=" ".join(f"{mode}={size}" for mode, size in target.sizes.items()),
+        left=left,
+        mid=mid,
+        right=right,
+        k=form.rank,
+        parameters=sum(prod(factor.shape) for factor in read_by_target if not factor.frozen),
+    )
 
 
 def _ranks(layout: Layout, method: Method) -> dict[str, int]:
-    """Bond -> its size, the largest over targets."""
-    found: dict[str, int] = {}
-    for one in layout.targets.values():
+    """Bond -> its size, the largest over all targets."""
+    largest: dict[str, int] = {}
+    for target_layout in layout.targets.values():
         for bond in method.ranked:
-            found[bond] = max(found.get(bond, 0), one.sizes.get(bond, 0))
-    return found
+            largest[bond] = max(largest.get(bond, 0), target_layout.sizes.get(bond, 0))
+    return largest
 
 
-def summarise(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
-    """What an adapter costs, from sizes alone (without a mapping net): numbers, file, compute, memory.
-
-    Compute is multiply-adds at one token or position: k (in + out) a target, beside in x out of the base; in `bytes` a
-    float32 file, in `training_bytes` the numbers, their gradients and Adam's moments.
-    """
-    method = method_of(config)
-    layout = build_layout(find_targets(model, config.targets, config.exclude), config, method)
-    places = layout.targets.values()
-    added = sum(plan(one, ()).per_position for one in places)
-    base = sum(_side(one) * one.target.sizes["out"] for one in places)
-    total = layout.num_params()
-    return {
-        "method": method.name,
-        "formula": " ".join(method.formula.split()),
-        "ranks": _ranks(layout, method),
-        "targets": len(places),
-        "factors": {
-            key: " ".join(map(str, one.shape)) + " frozen" * one.frozen
-            for key, one in layout.params.items()
-            if not one.owner
-        },
-        "parameters": total,
-        "base_parameters": sum(p.numel() for p in model.parameters()),
-        "bytes": _file_bytes(layout),
-        "training_bytes": ADAM_BYTES * total,
-        "multiply_adds": added,
-        "base_multiply_adds": base,
-        "overhead": added / base,
-    }
+def _shared_factors(layout: Layout) -> dict[str, str]:
+    """Name -> shape of each factor that belongs to the whole model."""
+    shapes = {}
+    for key, factor in layout.params.items():
+        if not factor.owner:
+            shape = " ".join(map(str, factor.shape))
+            shapes[key] = f"{shape} frozen" if factor.frozen else shape
+    return shapes
 
 
-def _side(one: TargetLayout) -> int:
-    return prod(one.target.sizes.get(mode, 1) for mode in INPUT_MODES)
+def _base_multiply_adds(target_layout: TargetLayout) -> int:
+    """Multiply-adds of the target's own weight at one token or position."""
+    sizes = target_layout.target.sizes
+    return sizes["out"] * prod(sizes.get(mode, 1) for mode in INPUT_MODES)
 
 
 def _file_bytes(layout: Layout) -> int:
-    header = 90 * sum(not one.frozen for one in layout.params.values()) + 130 * len(layout.targets) + 1500
+    learned_factors = sum(not factor.frozen for factor in layout.params.values())
+    header = HEADER_PER_FACTOR * learned_factors + HEADER_PER_TARGET * len(layout.targets) + HEADER_REST
     return 4 * layout.num_params() + header
-
-
-def describe(model: nn.Module, config: AdapterConfig) -> dict[str, Any]:
-    """Targets, the planned contraction of each, parameters (without the mapping net) and bytes on disk in float32."""
-    method = method_of(config)
-    layout = build_layout(find_targets(model, config.targets, config.exclude), config, method)
-    rows = []
-    for one in layout.targets.values():
-        cut = plan(one, ())
-        left, mid, right = cut.described
-        rows.append(
-            {
-                "target": one.target.path,
-                "shape": " ".join(f"{mode}={size}" for mode, size in one.target.sizes.items()),
-                "left": left,
-                "mid": mid,
-                "right": right,
-                "k": cut.rank,
-                "parameters": sum(
-                    prod(layout.params[view.key].shape)
-                    for view in one.views.values()
-                    if not layout.params[view.key].frozen
-                ),
-            }
-        )
-    total = layout.num_params()
-    return {
-        "method": method.name,
-        "formula": " ".join(method.formula.split()),
-        "targets": rows,
-        "parameters": total,
-        "bytes": _file_bytes(layout),
-    }

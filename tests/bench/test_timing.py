@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metalora.bench import memory, report, scaling, steps, tasks
+from metalora.bench import cases, memory, report, scaling, steps, tasks
 from metalora.bench.config import BenchConfig
+from metalora.bench.plot import plot
 from metalora.bench.report import run
 from metalora.bench.store import RowStore
 from metalora.bench.tasks import tasks_in_a_batch
@@ -48,7 +49,7 @@ def test_many_tasks_in_a_batch():
 def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers"), pytest.importorskip("peft")
     monkeypatch.setattr(tasks, "ENCODER", TINY)
-    monkeypatch.setattr(memory, "peak", lambda config, name: 2**20)
+    monkeypatch.setattr(memory, "peak_bytes", lambda config, name: 2**20)
     config = BenchConfig(
         methods=("metatt-4d",),
         peers=("lora", "vera"),
@@ -88,16 +89,16 @@ def test_every_way_computes_the_same(model, targets, monkeypatch):
     config = BenchConfig(
         model, methods=("lora",), peers=(), rank=2, targets=targets, batch=2, tokens=3, size=32, plain=True, dense=True
     )
-    base, inputs = steps.build(config)
+    base, inputs = cases.build_model(config)
     found = {}
-    for name in steps.names(config):
-        case = steps.make(name, base, inputs, config)
+    for name in cases.case_names(config):
+        case = cases.build_case(name, base, inputs, config)
         torch.manual_seed(0)
         for factor in case.learned:
             torch.nn.init.normal_(factor, 0, 0.1)
-        found[name] = steps._first(case.model.eval()(**case.inputs))
-    assert (found["lora"] - found[steps.FLOOR]).abs().max() > 1e-3
-    for way in (steps.PLAIN, steps.DENSE):
+        found[name] = cases.first_output(case.model.eval()(**case.inputs))
+    assert (found["lora"] - found[cases.FLOOR]).abs().max() > 1e-3
+    for way in (cases.PLAIN, cases.DENSE):
         torch.testing.assert_close(found["lora" + way], found["lora"], rtol=1e-4, atol=1e-4)
 
 
@@ -106,7 +107,7 @@ def test_the_dense_way_takes_one_delta_for_all(monkeypatch):
     monkeypatch.setattr(tasks, "ENCODER", TINY)
     config = BenchConfig(methods=("metatt-4+1d",), peers=(), rank=2, batch=2, tokens=3, rounds=1, tasks=2, dense=True)
     with pytest.raises(ValueError, match="--dense takes one Delta W .* 'encoder.layer.0.attention.self.query' has one"):
-        steps.timed(config)
+        steps.time_cases(config)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_methods_whose_factors_differ_by_example(more, monkeypatch):
     config = BenchConfig(
         methods=methods, peers=(), condition=stem, rank=2, batch=2, tokens=3, layers=2, rounds=1, tasks=2, **more
     )
-    cases = {row["case"]: row for row in steps.timed(config)}
+    cases = {row["case"]: row for row in steps.time_cases(config)}
     ways = {"merged": "metatt-4+1d, merged", "dense": "lora, dense"}
     assert {*methods, *(way for name, way in ways.items() if name in more)} < {*cases}
     assert all(row["step"] > 0 for row in cases.values())
@@ -129,7 +130,7 @@ def test_methods_whose_factors_differ_by_example(more, monkeypatch):
 def test_what_is_timed_for_tasks_is_what_the_row_says():
     with pytest.raises(ValueError, match="--what tasks has a batch and a model of its own and takes only rank, rounds"):
         run(BenchConfig(batch=3), "tasks", None)
-    assert report._of_tasks(BenchConfig(rank=4, rounds=2)).batch == 64
+    assert report.tasks_config(BenchConfig(rank=4, rounds=2)).batch == 64
 
 
 def test_attaching_beside_peft(monkeypatch):
@@ -158,14 +159,14 @@ def test_growth_over_every_axis(tmp_path, monkeypatch):
     assert train["predicted"] == pytest.approx(1 + 3 * 3 * 2 * (16 + 16) / (2 * head))  # Q, K, V of rank 2
     assert cases["tasks", 30, "metatt-4+1d"]["num_params"] - cases["tasks", 1, "metatt-4+1d"]["num_params"] == 29 * 4
     assert cases["targets", 6, "metatt-4d"]["num_params"] > cases["targets", 1, "metatt-4d"]["num_params"]
-    report.plot(row, tmp_path / "new" / "growth.png")
-    report.plot({"config": {"what": "tasks"}, "results": {"cases": [
+    plot(row, tmp_path / "new" / "growth.png")
+    plot({"config": {"what": "tasks"}, "results": {"cases": [
         dict(case="a", cost=1.1, cost_low=1.0, cost_high=1.3)]}}, tmp_path / "tasks.png")  # fmt: skip
     assert (tmp_path / "new" / "growth.png").stat().st_size > 10_000 and (tmp_path / "tasks.png").stat().st_size > 2_000
 
 
 def test_exponents_are_those_of_the_added_time():
-    cases = [
+    rows = [
         {
             "axis": "rank",
             "value": value,
@@ -176,7 +177,9 @@ def test_exponents_are_those_of_the_added_time():
         for value in (2, 4, 8)
         for case in ("frozen model", "a", "b")
     ]
-    assert scaling.fits(cases) == [{"axis": "rank", "case": "a", "exponent": pytest.approx(2)}]  # b adds nothing
+    assert scaling.fit_exponents(rows) == [
+        {"axis": "rank", "case": "a", "exponent": pytest.approx(2)}
+    ]  # b adds nothing
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
@@ -196,7 +199,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def test_peak_memory_is_that_of_a_process_of_its_own():
     config = BenchConfig(model="timm:resnet18", methods=("lora",), targets="conv", batch=2, size=32, rank=2)
-    small, large = (memory.peak(replace(config, batch=batch), "lora") for batch in (1, 16))
+    small, large = (memory.peak_bytes(replace(config, batch=batch), "lora") for batch in (1, 16))
     assert 0 < small < large
 
 
@@ -209,4 +212,4 @@ def test_peak_memory_is_that_of_a_process_of_its_own():
 )
 def test_unknown_names(changes, message):
     with pytest.raises(ValueError, match=message):
-        steps.check(replace(BenchConfig(), **changes))
+        cases.check_names(replace(BenchConfig(), **changes))

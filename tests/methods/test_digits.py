@@ -114,7 +114,7 @@ def test_the_price_of_gates():
 
     config = AdapterConfig("quanta", targets=("0",), digits={"in": "4 4 4", "out": "4 4 4"})
     found = summarise(nn.Sequential(nn.Linear(64, 64, device="meta")), config)
-    assert found["multiply_adds"] == 2 * 3 * 64 * 16 and found["base_multiply_adds"] == 64 * 64
+    assert found.multiply_adds == 2 * 3 * 64 * 16 and found.base_multiply_adds == 64 * 64
 
 
 def test_both_trains_of_a_bottleneck_are_swept():

@@ -85,10 +85,10 @@ def test_a_recipe_is_a_run_that_its_architecture_takes(name, tmp_path):
     assert load_run(tmp_path / "run.yaml") == seeded(one.run, 7) != one.run
     found = planned(one.architecture, *sizes(one.run.adapter))
     layers = {"roberta-base": 12, "roberta-large": 24, "llama-2-7b": 32, "llama-2-13b": 40}[one.architecture]
-    assert found["targets"] == 2 * layers
+    assert found.targets == 2 * layers
     adapter = one.run.adapter
     expected = COUNTS.get((one.architecture, adapter.method, adapter.rank, adapter.tasks))
-    assert expected is None or found["parameters"] == expected
+    assert expected is None or found.parameters == expected
     if one.run.train.rank_schedule:
         assert ranks_by_step(one.run.train.rank_schedule, adapter.rank)
 

@@ -1,1 +1,1 @@
-"""Costs, as ratios within one run."""
+"""Measurements of cost: time and memory, as ratios within one run, and the table of result rows."""

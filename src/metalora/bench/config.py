@@ -1,4 +1,6 @@
-"""What is timed; imports no torch."""
+"""What a bench times; this module does not import torch."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,38 +10,40 @@ from metalora.config import ConditionConfig
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """A model, its inputs, and the adapters that are timed beside the frozen model and beside PEFT's."""
+    """A model, its inputs, and the adapters that are compared with the frozen model and with PEFT's tuners."""
 
     model: str = "minilm"
-    """minilm (its shape, no weights needed), timm:NAME, hf:FOLDER_OR_ID or a known architecture"""
+    """minilm (its shape with random weights), timm:NAME, hf:FOLDER_OR_ID or a well-known architecture"""
     methods: tuple[str, ...] = ("lora", "metatt-4d", "metatt-5d", "lotr", "tenslora-qkv-depth")
     peers: tuple[str, ...] = ("lora",)
-    """PEFT's tuners at the same rank and targets: lora, vera, lokr, loha"""
+    """tuners of PEFT, at the same rank and targets: lora, vera, lokr, loha"""
     rank: int = 8
     targets: str | tuple[str, ...] = ("query", "key", "value")
     tasks: int = 1
-    """of methods with a task mode; the examples of a batch have different tasks as far as there are so many"""
+    """number of tasks, for methods with a task mode; the examples of a batch take turns in them"""
     layers: int = 6
-    """of minilm's shape"""
+    """number of layers of minilm's shape"""
     batch: int = 16
+    """examples of a batch"""
     tokens: int = 128
+    """tokens of a text"""
     size: int = 64
-    """height and width of images"""
+    """height and width of an image"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the frozen weights and the activations"""
+    """data type of the frozen weights and of the activations"""
     compile: bool = False
     """time the compiled model"""
     checkpointing: bool = False
-    """recompute every block in backward, as the model does it itself"""
+    """recompute each block in the backward, by the model's own switch"""
     plain: bool = False
-    """also time every method by plain autograd, without the fused products"""
+    """also time each method by plain autograd, without the fused products"""
     dense: bool = False
-    """also time every method as base(x) + x Delta W, with Delta W formed anew by every target"""
+    """also time each method as base(x) + x Delta W, with Delta W formed anew at each target"""
     merged: bool = False
-    """also time the first method once it is merged"""
+    """also time the first method after it is merged"""
     keep_memory: bool = True
-    """let the C library keep what is freed, as on CUDA; else the kernel's zeroing of new pages is timed too"""
+    """let the C library keep freed memory, as CUDA does; otherwise the kernel's zeroing of new pages is timed too"""
     condition: ConditionConfig = field(default_factory=ConditionConfig)
-    """of methods that generate a factor, from every input anew"""
+    """for methods that generate a factor; the factor is generated anew from each input"""
     rounds: int = 11
     """interleaved repetitions"""

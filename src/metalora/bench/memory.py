@@ -1,4 +1,4 @@
-"""Peak memory of a training step, each case in a process of its own; and what becomes of freed memory."""
+"""Peak memory of a training step, each case in a process of its own, and what happens to freed memory."""
 
 from __future__ import annotations
 
@@ -10,45 +10,69 @@ from pathlib import Path
 
 import torch
 
+from metalora.bench.cases import build_case, build_model
 from metalora.bench.config import BenchConfig
 
-WARM = 2  # steps before the one that is measured: the optimiser has its moments, the allocator its arenas
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
+WARM = 2  # steps before the measured one: the optimiser has its moments, the allocator its arenas
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
 def keep_freed() -> None:
-    """Let this process keep the memory that it frees, for all that is timed alike; nothing without glibc."""
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+    """Let this process keep the memory that it frees, as CUDA's allocator does; without glibc nothing happens.
+
+    Otherwise the kernel zeroes new pages again and again, and that is timed too.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         library.mallopt(M_MMAP_MAX, 0)
 
 
-def peak(config: BenchConfig, name: str) -> int:
-    """Bytes that a training step of a case has beyond the process before its first step: resident memory, or the
-    allocator's on CUDA."""
+def peak_bytes(config: BenchConfig, name: str) -> int:
+    """Bytes that a training step of a case needs beyond the process before its first step.
+
+    On the CPU it is resident memory, on CUDA the allocator's.
+
+    Args:
+        config: The configuration of the bench.
+        name: One of `case_names(config)`.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, config, name).result()
+        return pool.submit(_peak_bytes, config, name).result()
 
 
-def _peak(config: BenchConfig, name: str) -> int:
-    from metalora.bench.steps import build, make
-
-    base, inputs = build(config)
-    case = make(name, base, inputs, config)
-    before = _bytes("VmRSS")
+def _peak_bytes(config: BenchConfig, name: str) -> int:
+    base, inputs = build_model(config)
+    case = build_case(name, base, inputs, config)
+    before = _current_bytes()
     for _ in range(WARM):
         case.step()
+    _forget_highest()
+    case.step()
+    return _highest_bytes() - before
+
+
+def _current_bytes() -> int:
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else _process_bytes("VmRSS")
+
+
+def _highest_bytes() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _process_bytes("VmHWM")
+
+
+def _forget_highest() -> None:
+    """Start the high-water mark anew."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    case.step()
-    return _bytes("VmHWM") - before
+        Path("/proc/self/clear_refs").write_text("5")
 
 
-def _bytes(field: str) -> int:
-    """What is held now (VmRSS), or what was held at the most (VmHWM), in the terms of Linux."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated() if field == "VmRSS" else torch.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+def _process_bytes(field: str) -> int:
+    """A field of Linux's /proc/self/status: VmRSS (resident now) or VmHWM (the most that was resident)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no field {field}")

@@ -1,4 +1,6 @@
-"""Result rows: one run, one JSON line, in a table that several processes may share."""
+"""Result rows: one JSON line per run, in a file that several processes may share."""
+
+from __future__ import annotations
 
 import fcntl
 import functools
@@ -25,24 +27,39 @@ from metalora._util.files import replace_file
 from metalora.config import to_dict
 
 PACKAGE = Path(__file__).resolve().parents[1]
+Row = dict[str, Any]
 
 
 class RowStore:
     """A file of result rows, and the claims of the processes that are about to add some.
 
-    The claims lie beside it in `<path>.claims/`, one file for each run, with process id and host. A claim of a dead
-    process on this host is taken over; one of another host stays until that host releases it or its file is deleted.
+    The claims are in `<path>.claims/`, one file for each run, with process id and host. A claim of a dead process on
+    this host is taken over; a claim of another host stays until that host releases it or its file is deleted.
+
+    Args:
+        path: The file; it need not exist yet.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     store = RowStore(f"{folder}/rows.jsonl")
+        ...     store.append({"key": "a", "results": {"accuracy": 0.5}})
+        ...     store.keys()
+        {'a'}
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.claims = self.path.with_name(self.path.name + ".claims")
 
-    def append(self, row: dict) -> None:
+    def append(self, row: Row) -> None:
         """Add one row as one line, all or nothing, and return once it is on disk.
 
-        A last line that an earlier writer left cut off is kept, with a warning, and the row starts a new line.
-        ValueError: the row holds NaN or something that JSON cannot hold.
+        If the last line was cut off when an earlier writer stopped, it is kept, with a warning, and the row starts a
+        new line.
+
+        Raises:
+            ValueError: The row holds NaN or something that JSON cannot hold.
         """
         _check_json(row, "row")
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
@@ -58,22 +75,22 @@ class RowStore:
         finally:
             os.close(descriptor)
 
-    def rows(self) -> list[dict]:
-        """Return all rows in file order, with a warning for each line that is no row, such as a cut-off one."""
+    def rows(self) -> list[Row]:
+        """Return all rows in file order, with a warning for each line that is not a row (one that was cut off)."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             lines = file.read().split(b"\n")
-        found = []
+        rows = []
         for number, line in enumerate(lines, start=1):
             row = _parsed(line)
             if row is not None:
-                found.append(row)
+                rows.append(row)
             elif line.strip():
                 where = f"{self.path}, line {number}"
                 warnings.warn(f"{where}: not a complete row, left out: {line[:60]!r}", stacklevel=2)
-        return found
+        return rows
 
     def keys(self) -> set[str]:
         """Return the keys of all finished runs."""
@@ -84,9 +101,13 @@ class RowStore:
         return key in self.keys()
 
     def claim(self, key: str) -> bool:
-        """Reserve a run for this process; False if it is finished or if a live process, this one too, holds it.
+        """Reserve a run for this process.
 
-        ValueError: a key that cannot be a file name.
+        Returns:
+            False if the run is finished, or if a live process (including this one) has claimed it.
+
+        Raises:
+            ValueError: The key cannot be a file name.
         """
         path = self._claim_path(key)
         with self._claims_locked():
@@ -98,11 +119,15 @@ class RowStore:
             if path.exists():
                 warnings.warn(f"run {key}: a stale claim is taken over ({owner or 'unreadable'})", stacklevel=2)
             replace_file(path, json.dumps(_this_process()).encode())
-            commit()  # asked now: when the run ends, the checkout may have moved on
+            commit()  # cached now, because the checkout may have another commit when the run ends
             return True
 
     def release(self, key: str) -> None:
-        """Give a claim back; nothing happens if there is none. ValueError: another process holds it."""
+        """Give a claim back; nothing happens if there is none.
+
+        Raises:
+            ValueError: Another process has claimed the run.
+        """
         path = self._claim_path(key)
         with self._claims_locked():
             owner = _owner(path)
@@ -123,21 +148,39 @@ class RowStore:
             yield
 
 
-def run_key(config: dict) -> str:
+def run_key(config: dict[str, Any]) -> str:
     """Return the name of a run: the first 16 digits of the SHA-256 of its configuration as canonical JSON.
 
-    The order of names does not matter, values do (1 is not 1.0). The configuration must hold all that tells two runs
-    apart, so the seed and the suite too. ValueError: NaN, or something that JSON cannot hold.
+    The order of the names does not matter, but the type of a value does (1 is not 1.0). The configuration must hold
+    everything that distinguishes two runs, including the seed and the suite.
+
+    Raises:
+        ValueError: The configuration holds NaN, or something that JSON cannot hold.
+
+    Example:
+        >>> run_key({"seed": 0, "rank": 2}) == run_key({"rank": 2, "seed": 0})
+        True
     """
     _check_json(config, "config")
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def make_row(*, key: str, suite: str, config: dict, seed: int, results: dict, seconds: float) -> dict:
-    """Return a finished run as a row: what was given, the commit, the environment, the time of the end (UTC).
+def make_row(
+    *, key: str, suite: str, config: dict[str, Any], seed: int, results: dict[str, Any], seconds: float
+) -> Row:
+    """Return a finished run as a row: the arguments, the commit, the environment and the time of the end (UTC).
 
-    `seconds` is the run's duration. ValueError: NaN, or something that JSON cannot hold; None is allowed.
+    Args:
+        key: Name of the run.
+        suite: Name of the experiment that the run belongs to.
+        config: The configuration.
+        seed: Seed of the random numbers.
+        results: The results; None is allowed as a value.
+        seconds: Duration of the run.
+
+    Raises:
+        ValueError: A value is NaN, or something that JSON cannot hold.
     """
     row = {
         "key": key,
@@ -153,8 +196,14 @@ def make_row(*, key: str, suite: str, config: dict, seed: int, results: dict, se
     return row
 
 
-def finished_row(config: Any, results: dict, start: float) -> dict:
-    """Return the row of a run's configuration that was begun at `start` (of `time.monotonic`) and ends now."""
+def finished_row(config: Any, results: dict[str, Any], start: float) -> Row:
+    """Return the row of a run that ends now.
+
+    Args:
+        config: The configuration of the run: a dataclass with `suite` and `seed`.
+        results: The results.
+        start: When the run began, by `time.monotonic`.
+    """
     described = to_dict(config)
     seconds = round(time.monotonic() - start, 2)
     return make_row(
@@ -162,8 +211,8 @@ def finished_row(config: Any, results: dict, start: float) -> dict:
     )
 
 
-def environment() -> dict:
-    """Return what a result may depend on besides the code: versions, platform, processors, threads."""
+def environment() -> dict[str, Any]:
+    """Return what a result may depend on apart from the code: versions, platform, processors, threads."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -178,8 +227,8 @@ def environment() -> dict:
 def commit() -> str:
     """Return the commit of the checkout that holds this package, or the package's version outside of one.
 
-    "-dirty" is added when files of the package differ from the commit or are not in it; other files do not count, as
-    results may lie in the same checkout. The first call in a process, or its first claim, decides.
+    "-dirty" is added if files of the package differ from the commit or are not in it. Other files do not count, because
+    results may be in the same checkout. The first call in a process, or its first claim, decides.
     """
     return _commit_of(PACKAGE) or _version("metalora") or "unknown"
 
@@ -225,8 +274,8 @@ def _check_json(value: Any, path: str) -> None:
         raise ValueError(f"{path} is a {type(value).__name__}; a row holds numbers, strings, lists, dicts and None")
 
 
-def _parsed(line: bytes) -> dict | None:
-    """Return the row of a line, or None if it holds none."""
+def _parsed(line: bytes) -> Row | None:
+    """Return the row of a line, or None if the line is not a row."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -245,19 +294,19 @@ def _write_or_undo(descriptor: int, data: bytes, size: int) -> None:
         raise
 
 
-def _owner(path: Path) -> dict | None:
-    """Return who holds a claim; None for no claim or an unreadable one."""
+def _owner(path: Path) -> Row | None:
+    """Return the process that made a claim; None if there is no claim, or if it is unreadable."""
     owner = _parsed(path.read_bytes()) if path.exists() else None
     return owner if owner is not None and {"pid", "host", "started"} <= owner.keys() else None
 
 
-def _this_process() -> dict:
+def _this_process() -> Row:
     started = _state_and_start(os.getpid())
     return {"pid": os.getpid(), "host": socket.gethostname(), "started": started and started[1]}
 
 
-def _is_stale(owner: dict) -> bool:
-    """Return whether the owner of a claim was a process of this host that has ended."""
+def _is_stale(owner: Row) -> bool:
+    """Return whether the owner of a claim is a process of this host that has ended."""
     if owner["host"] != socket.gethostname():
         return False
     try:
@@ -272,7 +321,7 @@ def _is_stale(owner: dict) -> bool:
 
 
 def _state_and_start(pid: int) -> tuple[str, int] | None:
-    """Return a process's state letter and start time in clock ticks; None where there is no /proc."""
+    """Return a process's state letter and start time in clock ticks; None if there is no /proc."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,14 +1,26 @@
-"""Interleaved timing: every case once a round, so that what disturbs the machine disturbs all alike."""
+"""Interleaved timing: a round runs each case once, so that a disturbance of the machine disturbs all cases alike."""
+
+from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The cost of a case beside that of another: the median over rounds, and the quartiles."""
+    """The time of a case divided by the time of a reference, over the rounds.
+
+    Attributes:
+        name: The case.
+        reference: The case that it is compared with.
+        median: Median ratio.
+        low: First quartile of the ratio.
+        high: Third quartile of the ratio.
+        seconds: Median time of the case itself.
+    """
 
     name: str
     reference: str
@@ -16,31 +28,61 @@ class Ratio:
     low: float
     high: float
     seconds: float
-    """median of the case itself"""
 
 
 def interleaved(
-    cases: Mapping[str, Callable[..., object]], rounds: int, warm: int = 2, fresh: Callable[[], object] | None = None
+    cases: Mapping[str, Callable[..., object]], rounds: int, warm: int = 2, fresh: Callable[[], Any] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of every case in every round; the first `warm` rounds are not counted. ValueError: rounds below 1.
+    """Time the cases in turns.
 
-    fresh  makes what every case gets anew, each time; its own time is not counted
+    Args:
+        cases: Name -> function to time.
+        rounds: Number of rounds that count.
+        warm: Number of rounds before them that do not count.
+        fresh: Makes the argument of each call, for example a new model; its time does not count. None: the
+            functions take no argument.
+
+    Returns:
+        Name -> seconds, one number per round.
+
+    Raises:
+        ValueError: `rounds` is below 1.
+
+    Example:
+        >>> times = interleaved({"sum": lambda: sum(range(10)), "nothing": lambda: None}, rounds=3)
+        >>> {name: len(seconds) for name, seconds in times.items()}
+        {'sum': 3, 'nothing': 3}
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, expected at least 1")
-    found: dict[str, list[float]] = {name: [] for name in cases}
-    for k in range(warm + rounds):
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(warm + rounds):
         for name, run in cases.items():
-            given = () if fresh is None else (fresh(),)
+            arguments = () if fresh is None else (fresh(),)
             start = time.perf_counter()
-            run(*given)
-            if k >= warm:
-                found[name].append(time.perf_counter() - start)
-    return found
+            run(*arguments)
+            seconds = time.perf_counter() - start
+            if number >= warm:
+                times[name].append(seconds)
+    return times
 
 
 def ratio(times: Mapping[str, list[float]], name: str, reference: str) -> Ratio:
-    """A case against its reference, round by round."""
-    found = [a / b for a, b in zip(times[name], times[reference], strict=True)]
-    low, _, high = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
-    return Ratio(name, reference, statistics.median(found), low, high, statistics.median(times[name]))
+    """Divide the times of a case by those of its reference, round by round.
+
+    Example:
+        >>> ratio({"a": [2.0, 4.0], "b": [1.0, 1.0]}, "a", "b").median
+        3.0
+    """
+    pairs = zip(times[name], times[reference], strict=True)
+    ratios = [seconds / reference_seconds for seconds, reference_seconds in pairs]
+    low, high = quartiles(ratios)
+    return Ratio(name, reference, statistics.median(ratios), low, high, statistics.median(times[name]))
+
+
+def quartiles(values: list[float]) -> tuple[float, float]:
+    """The first and the third quartile; of a single value, the value itself."""
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high

@@ -1,14 +1,15 @@
-"""`metalora convert` and `import`: trained LoRAs and their base, as one adapter file."""
+"""The work of `metalora convert` and `metalora import`: trained LoRAs and their base become one adapter file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
+from metalora.adapters.layers.base import AdaptedLayer
 from metalora.config import AdapterConfig
 from metalora.io.adapter_file import save
 from metalora.io.lora.convert import convert
@@ -17,36 +18,56 @@ from metalora.io.lora.import_ import load_lora
 
 
 def convert_files(
-    loras: Sequence[Path], model: nn.Module, config: AdapterConfig, out: Path, store: str
+    loras: Sequence[Path], model: nn.Module, config: AdapterConfig, out: Path, store: Literal["float32", "float16"]
 ) -> dict[str, Any]:
-    """Write the adapter; returns its errors (all, by target, by LoRA) and the bytes before and after.
+    """Fit one adapter to trained LoRAs and write it.
 
-    ValueError: what `convert` refuses; nothing is written.
+    Args:
+        loras: Folders in PEFT's format; several of them become tasks.
+        model: The base of all LoRAs; it is adapted in place.
+        config: The adapter that is fitted.
+        out: The adapter file.
+        store: Data type of the numbers in the file.
+
+    Returns:
+        The relative errors (over all, by target, by LoRA), and parameters and bytes before and after.
+
+    Raises:
+        ValueError: What `metalora.io.lora.convert.convert` refuses; nothing is written.
     """
-    _, found = convert(model, loras, config)
+    _, report = convert(model, loras, config)
     save(model, out, getattr(torch, store))
     return {
         "adapter": str(out),
-        "error": found.error,
-        "targets": found.fit.by_target(),
-        "loras": dict(zip(map(str, loras), found.fit.by_task(), strict=True)),
-        "parameters_before": found.params_before,
-        "parameters": found.params_after,
+        "error": report.error,
+        "targets": report.fit.by_target(),
+        "loras": dict(zip(map(str, loras), report.fit.by_task(), strict=True)),
+        "parameters_before": report.params_before,
+        "parameters": report.params_after,
         "bytes_before": sum((folder / TENSORS).stat().st_size for folder in loras),
         "bytes": out.stat().st_size,
     }
 
 
 def import_file(lora: Path, model: nn.Module, out: Path) -> dict[str, Any]:
-    """Write a LoRA as an adapter file of method `lora`; returns its targets' ranks, its parameters and its bytes.
+    """Write a trained LoRA as an adapter file of the method `lora`.
 
-    ValueError: what `load_lora` refuses; nothing is written.
+    Args:
+        lora: A folder in PEFT's format, or a file of kohya or LyCORIS.
+        model: The base of the LoRA; it is adapted in place.
+        out: The adapter file.
+
+    Returns:
+        The rank of each target, the parameters and the bytes of the file.
+
+    Raises:
+        ValueError: What `metalora.io.lora.import_.load_lora` refuses; nothing is written.
     """
     adapter = load_lora(model, lora)
     save(model, out)
     return {
         "adapter": str(out),
-        "targets": {path: layer.cut.rank for path, layer in adapter.layers.items()},
+        "targets": {path: cast(AdaptedLayer, layer).cut.rank for path, layer in adapter.layers.items()},
         "parameters": adapter.num_params(),
         "bytes": out.stat().st_size,
     }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from metalora.cli import verbs
 from metalora.cli.render import run_verbs
 
-VERBS = {
+VERBS: dict[str, Callable[..., None]] = {
     "methods": verbs.methods,
     "inspect": verbs.inspect,
     "plan": verbs.plan,
@@ -20,8 +21,8 @@ VERBS = {
 
 
 def main() -> None:
-    """Entry point of the command."""
-    run_verbs(VERBS, "metalora", sys.argv[1:], "Tensor-network adapters of pre-trained PyTorch models.")
+    """Run the command that is on the command line."""
+    run_verbs(VERBS, "metalora", sys.argv[1:], "Tensor-network adapters for pre-trained PyTorch models.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`metalora merge` and `export`: an adapter file and its base, as a plain checkpoint, a folder or plain LoRA."""
+"""The work of `metalora merge` and `metalora export`: an adapter file and its base become plain weights or a LoRA."""
 
 from __future__ import annotations
 
@@ -24,26 +24,39 @@ def merge_file(
     task: int | None,
     max_shard_size: str | None = None,
 ) -> int:
-    """Merge the adapter's file into its base (a model by name) and return the bytes written.
+    """Merge an adapter file into its base and write the result.
 
-    out   a file; a name that ends in "/" is a folder with config and tokenizer, for a model of transformers
-    max_shard_size   of the folder's files ("2GB"); None: as the base's
-    ValueError: another base, a condition and a task at once, a folder for another kind of model, no size.
+    Args:
+        adapter: The adapter file.
+        out: A safetensors file. If it ends in "/", a folder with weights, config and tokenizer, which is written for
+            a model of transformers only.
+        model: Name of the base, as `metalora.zoo.load_model` takes it.
+        condition: A condition file, for a generated adapter.
+        task: Number of the task, for an adapter with tasks.
+        max_shard_size: Largest size of a file in the folder, such as "2GB". None: the sizes of the base's files.
+
+    Returns:
+        The bytes that were written.
+
+    Raises:
+        ValueError: The base is another one than the adapter's, a condition and a task are both given, or a folder or
+            a size of its files is asked for where there is none.
     """
     if condition is not None and task is not None:
         raise ValueError("merge takes either --condition or --task")
-    if max_shard_size is not None and not out.endswith("/"):
+    is_folder = out.endswith("/")
+    if max_shard_size is not None and not is_folder:
         raise ValueError(f"merge --max-shard-size is for a folder, and --out {out} is a file; end it in a slash")
     description, _ = read(adapter)
     chosen = None if condition is None else Condition.load(condition)
-    if out.endswith("/") and not _may_be_of_transformers(model):
+    if is_folder and not _may_be_transformers(model):
         raise ValueError(f"merge --out {out}: a folder is written for an hf: model only; name a file")
-    base, tokenizer = _base(model, description["base"]["class"])
+    base, tokenizer = _load_base(model, description["base"]["class"])
     attached = load(base, adapter)
     if task is not None:
         chosen = attached.task(task)
     path = Path(out)
-    if not out.endswith("/"):
+    if not is_folder:
         save_merged(base, path, chosen)
         return path.stat().st_size
     save_merged_folder(base, path, tokenizer, chosen, max_shard_size)
@@ -61,20 +74,37 @@ def export_file(
     runtime: str | None = None,
     max_lora_rank: int | None = None,
 ) -> list[Exported]:
-    """Write the adapter's file as plain LoRA for PEFT; ValueError: another base, and what `export_lora` refuses."""
+    """Write an adapter file as one or several plain LoRAs in PEFT's format.
+
+    Args:
+        adapter: The adapter file.
+        out: The folder; with all tasks, the folder of their folders.
+        model: Name of the base, as `metalora.zoo.load_model` takes it.
+        condition: A condition file, for a generated adapter.
+        task: Number of the task, or "all".
+        max_rank: Ranks above it are truncated to it.
+        runtime: Refuse what this runtime does not serve ("vllm").
+        max_lora_rank: The runtime's limit.
+
+    Raises:
+        ValueError: The base is another one than the adapter's, and what `metalora.io.lora.export.export_lora`
+            refuses.
+    """
     description, _ = read(adapter)
     chosen = None if condition is None else Condition.load(condition)
-    base, _ = _base(model, description["base"]["class"])
+    base, _ = _load_base(model, description["base"]["class"])
     return export_lora(load(base, adapter), out, chosen, task, max_rank, runtime, max_lora_rank)
 
 
-def _may_be_of_transformers(model: str) -> bool:
+def _may_be_transformers(model: str) -> bool:
     return not model.startswith(("timm:", "torchvision:")) and model != "efficientnet-lite0"
 
 
-def _base(model: str, kind: str) -> tuple[nn.Module, Any]:
-    """The base and its tokenizer: of transformers in the class that the adapter was trained on."""
-    known = architectures()
-    if model.startswith("hf:") or model in known:
-        return load_base(known[model]["hub"] if model in known else model.removeprefix("hf:"), kind)
+def _load_base(model: str, class_name: str) -> tuple[nn.Module, Any]:
+    """Load the base and its tokenizer; a model of transformers in the class that the adapter was trained on."""
+    hub_names = architectures()
+    if model in hub_names:
+        return load_base(hub_names[model]["hub"], class_name)
+    if model.startswith("hf:"):
+        return load_base(model.removeprefix("hf:"), class_name)
     return plugin(model) or (load_model(model), None)

@@ -6,21 +6,35 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Annotated, Any
 
 import tyro
+
+from metalora.cli.extras import missing_package_message
 
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
 
 
 def print_json(value: Any) -> None:
-    """Print a value as indented JSON; ValueError for NaN."""
+    """Print a value as indented JSON.
+
+    Raises:
+        ValueError: The value holds NaN.
+    """
     print(json.dumps(value, indent=1, allow_nan=False))
 
 
-def show(value: Any, as_json: bool, title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    """Print `value` as JSON, or `rows` as a table with these columns."""
+def show(value: Any, as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a result as JSON or as a table.
+
+    Args:
+        value: What is printed as JSON.
+        as_json: Print JSON.
+        title: Title of the table.
+        columns: Names of its columns.
+        rows: One mapping per line, with a value for each column.
+    """
     if as_json:
         print_json(value)
         return
@@ -28,12 +42,13 @@ def show(value: Any, as_json: bool, title: str, columns: tuple[str, ...], rows: 
     from rich.markup import escape
     from rich.table import Table
 
-    drawn = Table(title=title)
+    table = Table(title=title)
     for column in columns:
-        drawn.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold")
     for row in rows:
-        drawn.add_row(*(escape(_cell(row[column])) for column in columns))
-    Console().print(drawn)
+        cells = [escape(_cell(row[column])) for column in columns]
+        table.add_row(*cells)
+    Console().print(table)
 
 
 def _cell(value: Any) -> str:
@@ -42,8 +57,13 @@ def _cell(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def flatten(results: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
-    """Turn nested results into rows of a metric's dotted name and its value; lists are left out."""
+def flatten(results: Mapping[str, Any], prefix: str = "") -> list[dict[str, Any]]:
+    """Turn nested results into rows of a metric's dotted name and its value; lists are left out.
+
+    Example:
+        >>> flatten({"test": {"accuracy": 0.5}})
+        [{'metric': 'test.accuracy', 'value': 0.5}]
+    """
     rows: list[dict[str, Any]] = []
     for name, value in results.items():
         if isinstance(value, dict):
@@ -55,8 +75,6 @@ def flatten(results: dict[str, Any], prefix: str = "") -> list[dict[str, Any]]:
 
 def status(label: str, quiet: bool) -> AbstractContextManager[Any]:
     """Show a spinner with a label on standard error, or nothing if `quiet`."""
-    from contextlib import nullcontext
-
     from rich.console import Console
 
     return nullcontext() if quiet else Console(stderr=True).status(label)
@@ -69,7 +87,8 @@ def progress(total: int, label: str, quiet: bool) -> Iterator[Callable[..., None
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), disable=quiet) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=quiet) as bar:
         task = bar.add_task(label, total=total, note="data and backbone first")
         yield lambda done, note="": bar.update(task, completed=done, note=note)
 
@@ -77,8 +96,15 @@ def progress(total: int, label: str, quiet: bool) -> Iterator[Callable[..., None
 def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:
     """Parse the arguments and call a verb.
 
-    A ValueError is the user's: it prints as one line, exit code 2. Ctrl-C exits with 130. If the reader of a pipe
-    stops reading (`| head`), the program ends without a message, exit code 1.
+    A ValueError is the user's mistake, and a missing package is the user's to install: both print as one line, exit
+    code 2. Ctrl-C exits with 130. If the reader of a pipe stops reading (`| head`), the program ends without a
+    message, exit code 1.
+
+    Args:
+        verbs: Name -> function whose parameters are the flags.
+        program: Name of the program, for usage and error lines.
+        arguments: The command line without the program.
+        about: One sentence for `--help`.
     """
     app, command = tyro.extras.SubcommandApp(), program.split()[0]
     for name, verb in verbs.items():
@@ -89,9 +115,15 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (ValueError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        print(f"{command}: {missing_package_message(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except ValueError as error:
         print(f"{command}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(f"{command}: stopped; finished runs and checkpoints are kept, the same command goes on", file=sys.stderr)
+        print(
+            f"{command}: stopped; finished runs and checkpoints are kept, run the same command again to continue",
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None

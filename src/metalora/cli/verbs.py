@@ -1,10 +1,10 @@
-"""The verbs of the command `metalora`; heavy imports are inside the verb."""
+"""The verbs of the command `metalora`; heavy imports are inside the verb, so that `--help` does not wait for torch."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -13,107 +13,140 @@ from metalora.cli.render import Json, print_json, show, status
 from metalora.config import AdapterConfig
 from metalora.methods import registry
 
+if TYPE_CHECKING:
+    from metalora.cost import CostSummary
+
+Adapter = Annotated[AdapterConfig, tyro.conf.arg(name="")]
+MODELS = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0 or a well-known name such as roberta-base"
+Base = Annotated[str, tyro.conf.arg(help=f"the base model: {MODELS}")]
+ConditionFile = Annotated[Path | None, tyro.conf.arg(help="condition file, for a generated adapter")]
+Task = Annotated[int | None, tyro.conf.arg(help="number of the task, for an adapter with tasks")]
+AdapterFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER", help="the adapter file")]
+
 
 def methods(
-    markdown: Annotated[bool, tyro.conf.arg(help="print docs/methods.md")] = False,
+    markdown: Annotated[bool, tyro.conf.arg(help="print the page docs/methods.md")] = False,
     json: Json = False,
 ) -> None:
-    """List every method: formula, source, parameters at one target (I in, O out, K kernel, R rank, N experts)."""
+    """List all methods: formula, source and parameters at one target (I in, O out, K kernel, R rank, N experts)."""
     if markdown:
         return print(registry.markdown(), end="")
     rows = [
-        {"name": m.name, "formula": " ".join(m.formula.split()), "factors": dict(m.factors), "count": m.count,
-         "export": m.export, "generated": list(m.generated), "source": m.source}
-        for m in registry.METHODS.values()
-    ]  # fmt: skip
-    columns = ("name", "formula", "count", "export", "generated", "source")
-    show(rows, json, "methods", columns, rows)
+        {
+            "name": method.name,
+            "formula": " ".join(method.formula.split()),
+            "factors": dict(method.factors),
+            "count": method.count,
+            "export": method.export,
+            "generated": list(method.generated),
+            "source": method.source,
+        }
+        for method in registry.METHODS.values()
+    ]
+    show(rows, json, "methods", ("name", "formula", "count", "export", "generated", "source"), rows)
 
 
 def inspect(
-    model: Annotated[
-        str | None, tyro.conf.arg(help="timm:NAME, torchvision:NAME, hf:FOLDER, efficientnet-lite0")
-    ] = None,
-    file: Annotated[Path | None, tyro.conf.arg(help="an adapter file: print what it holds")] = None,
-    adapter: Annotated[AdapterConfig, tyro.conf.arg(name="")] = AdapterConfig(),  # noqa: B008 (frozen)
+    model: Annotated[str | None, tyro.conf.arg(help=MODELS)] = None,
+    file: Annotated[Path | None, tyro.conf.arg(help="an adapter file: print its contents")] = None,
+    adapter: Adapter = AdapterConfig(),  # noqa: B008 (frozen)
     json: Json = False,
 ) -> None:
-    """Show an adapter before it is made: targets, planned contractions, parameters, file size; or an adapter file."""
-    if (model is None) == (file is None):
-        raise ValueError("inspect takes either --model or --file")
-    if file is not None:
-        from metalora.io.adapter_file import read
+    """Show an adapter before it is attached (targets, planned contractions, parameters, file size), or a file."""
+    if model is not None and file is None:
+        return _inspect_model(model, adapter, json)
+    if file is not None and model is None:
+        return _inspect_file(file)
+    raise ValueError("inspect takes either --model or --file")
 
-        description, tensors = read(file)
-        description["bytes"] = file.stat().st_size
-        description["tensors"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        print_json(description)
-        return
+
+def _inspect_file(file: Path) -> None:
+    from metalora.io.adapter_file import read
+
+    description, tensors = read(file)
+    description["bytes"] = file.stat().st_size
+    description["tensors"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    print_json(description)
+
+
+def _inspect_model(model: str, config: AdapterConfig, json: bool) -> None:
     from metalora.cost import describe
     from metalora.zoo import load_model
 
-    found = describe(load_model(model, weights=False), adapter)
-    show(found, json, f"{adapter.method} on {model}", ("target", "shape", "left", "mid", "right", "k", "parameters"),
-          found["targets"])  # fmt: skip
+    description = dataclasses.asdict(describe(load_model(model, weights=False), config))
+    columns = ("target", "shape", "left", "mid", "right", "k", "parameters")
+    rows = description["targets"]
+    show(description, json, f"{config.method} on {model}", columns, rows)
     if not json:
-        print(f"{found['parameters']:,} parameters at {len(found['targets'])} targets, about {found['bytes']:,} bytes")
+        print(f"{description['parameters']:,} parameters at {len(rows)} targets, about {description['bytes']:,} bytes")
 
 
 def plan(
-    model: Annotated[str, tyro.conf.arg(help="roberta-base, timm:NAME, hf:FOLDER or its config.json, ...")],
-    adapter: Annotated[AdapterConfig, tyro.conf.arg(name="")] = AdapterConfig(),  # noqa: B008 (frozen)
-    match_params: Annotated[int | None, tyro.conf.arg(help="find the rank with at most so many parameters")] = None,
+    model: Annotated[str, tyro.conf.arg(help=f"{MODELS}; no weights are downloaded")],
+    adapter: Adapter = AdapterConfig(),  # noqa: B008 (frozen)
+    match_params: Annotated[
+        int | None, tyro.conf.arg(help="choose the largest rank with at most this number of parameters")
+    ] = None,
     match_rank: Annotated[
-        int | None, tyro.conf.arg(help="this rank for every bond, above a mode's size or not")
+        int | None, tyro.conf.arg(help="give each bond this rank, even if it is larger than a mode")
     ] = None,
     by_spectra: Annotated[
-        bool, tyro.conf.arg(help="with --match-params: a rank for each mode, by the spectra of the model's weights")
+        bool, tyro.conf.arg(help="with --match-params: a rank for each mode, chosen by the spectra of the weights")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Say what an adapter would cost, with no weights: parameters, file size, multiply-adds, memory in training.
+    """Print the cost of an adapter, without weights: parameters, file size, multiply-adds, memory in training.
 
-    --match-params is TensLoRA's isoparameter protocol, --match-rank its isorank.
+    --match-params is TensLoRA's isoparameter protocol, --match-rank its isorank protocol.
     """
-    from metalora.cost import matched, summarise
-    from metalora.ranks.allocation import ranks_by_spectra
-    from metalora.zoo import load_model
-
     if match_params is not None and match_rank is not None:
         raise ValueError("plan takes either --match-params or --match-rank")
     if by_spectra and match_params is None:
         raise ValueError("plan: --by-spectra shares out the parameters of --match-params, which is not given")
+    from metalora.cost import match_parameters, summarise
+    from metalora.ranks.allocation import ranks_by_spectra
+    from metalora.zoo import load_model
+
     net = load_model(model, weights=by_spectra)
-    if match_params is not None:
-        adapter = (ranks_by_spectra if by_spectra else matched)(net, adapter, match_params)
+    if match_params is not None and by_spectra:
+        adapter = ranks_by_spectra(net, adapter, match_params)
+    elif match_params is not None:
+        adapter = match_parameters(net, adapter, match_params)
     elif match_rank is not None:
         adapter = dataclasses.replace(adapter, rank=match_rank, clip_rank=False)
-    found = summarise(net, adapter)
+    summary = summarise(net, adapter)
     if json:
-        return print_json(found)
-    print(f"{found['method']} on {model}: {found['formula']}")
-    print("ranks " + (", ".join(f"{bond} {size}" for bond, size in found["ranks"].items()) or "none"))
-    for name, shape in found["factors"].items():
+        return print_json(dataclasses.asdict(summary))
+    _print_summary(summary, model)
+
+
+def _print_summary(summary: CostSummary, model: str) -> None:
+    share = summary.parameters / summary.base_parameters
+    ranks = ", ".join(f"{bond} {size}" for bond, size in summary.ranks.items())
+    print(f"{summary.method} on {model}: {summary.formula}")
+    print(f"ranks {ranks or 'none'}")
+    for name, shape in summary.factors.items():
         print(f"  {name:<10} {shape}")
-    print(f"{found['parameters']:,} parameters at {found['targets']} targets "
-          f"({found['parameters'] / found['base_parameters']:.4%} of the base)")  # fmt: skip
-    print(f"file about {found['bytes']:,} bytes; {found['training_bytes']:,} bytes in training (Adam, float32)")
-    print(f"{found['multiply_adds']:,} multiply-adds a token beside the targets' {found['base_multiply_adds']:,} "
-          f"(+{found['overhead']:.2%}); none once merged")  # fmt: skip
+    print(f"{summary.parameters:,} parameters at {summary.targets} targets ({share:.4%} of the base)")
+    print(f"file about {summary.bytes:,} bytes; {summary.training_bytes:,} bytes in training (Adam, float32)")
+    print(
+        f"{summary.multiply_adds:,} multiply-adds a token, in addition to the targets' "
+        f"{summary.base_multiply_adds:,} (+{summary.overhead:.2%}); none after merging"
+    )
 
 
 def merge(
-    adapter: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")],
-    out: Annotated[str, tyro.conf.arg(help="safetensors file of the merged state; DIR/ for a whole hf: model")],
-    model: Annotated[str, tyro.conf.arg(help="the base: timm:NAME, hf:FOLDER, run:RUN.yaml, ...")],
-    condition: Annotated[Path | None, tyro.conf.arg(help="condition file, for a generated adapter")] = None,
-    task: Annotated[int | None, tyro.conf.arg(help="number of the task, for an adapter with tasks")] = None,
+    adapter: AdapterFile,
+    out: Annotated[str, tyro.conf.arg(help="safetensors file of the merged weights, or DIR/ for a whole hf: model")],
+    model: Base,
+    condition: ConditionFile = None,
+    task: Task = None,
     max_shard_size: Annotated[
-        str | None, tyro.conf.arg(help="of DIR/'s files (2GB); as the base's if not given")
+        str | None, tyro.conf.arg(help="largest file in DIR/, such as 2GB; as in the base's folder if not given")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write base + Delta W as a plain checkpoint, or (DIR/) as a folder that from_pretrained and lm-eval take.
+    """Write base + Delta W as a plain checkpoint, or (DIR/) as a folder for from_pretrained and lm-eval.
 
     A generated adapter is merged for one condition (a snapshot), an adapter with tasks for one task.
     """
@@ -125,21 +158,23 @@ def merge(
 
 
 def export(
-    adapter: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER")],
-    to: Annotated[Literal["lora"], tyro.conf.arg(help="plain LoRA in PEFT's files")],
-    out: Annotated[str, tyro.conf.arg(help="folder; with --all-tasks it holds task0, task1, ...")],
-    model: Annotated[str, tyro.conf.arg(help="the base: timm:NAME, hf:FOLDER, run:RUN.yaml, ...")],
-    condition: Annotated[Path | None, tyro.conf.arg(help="condition file, for a generated adapter")] = None,
-    task: Annotated[int | None, tyro.conf.arg(help="number of the task, for an adapter with tasks")] = None,
-    all_tasks: Annotated[bool, tyro.conf.arg(help="a LoRA for each task")] = False,
-    max_rank: Annotated[int | None, tyro.conf.arg(help="cut larger ranks to it, optimally; the error is told")] = None,
+    adapter: AdapterFile,
+    to: Annotated[Literal["lora"], tyro.conf.arg(help="plain LoRA in PEFT's format")],
+    out: Annotated[str, tyro.conf.arg(help="folder; with --all-tasks it gets the folders task0, task1, ...")],
+    model: Base,
+    condition: ConditionFile = None,
+    task: Task = None,
+    all_tasks: Annotated[bool, tyro.conf.arg(help="write one LoRA for each task")] = False,
+    max_rank: Annotated[
+        int | None, tyro.conf.arg(help="truncate larger ranks to this one, optimally; the error is reported")
+    ] = None,
     runtime: Annotated[
         Literal["vllm"] | None, tyro.conf.arg(name="for", help="refuse what this runtime does not serve")
     ] = None,
     max_lora_rank: Annotated[int | None, tyro.conf.arg(help="the runtime's limit (vllm: 16 if not given)")] = None,
     json: Json = False,
 ) -> None:
-    """Write an adapter as plain LoRA that PEFT loads: exact, without SVD, the rank being the cut's.
+    """Write an adapter as a plain LoRA that PEFT loads: exact and without an SVD; its rank is that of Delta W's form.
 
     A generated adapter is exported for one condition (a snapshot), an adapter with tasks for one task or for all.
     """
@@ -147,59 +182,81 @@ def export(
         raise ValueError("export takes either --task or --all-tasks")
     from metalora.cli.merging import export_file
 
-    written = export_file(
-        adapter, out, model=model, condition=condition, task="all" if all_tasks else task, max_rank=max_rank,
-        runtime=runtime, max_lora_rank=max_lora_rank,
-    )  # fmt: skip
+    exports = export_file(
+        adapter,
+        out,
+        model=model,
+        condition=condition,
+        task="all" if all_tasks else task,
+        max_rank=max_rank,
+        runtime=runtime,
+        max_lora_rank=max_lora_rank,
+    )
     rows = [
-        {"folder": one.folder, "targets": len(one.ranks), "rank": max(one.ranks.values()), "error": f"{one.error:.3g}",
-         "worst target": f"{max(one.errors.values()):.3g}", "bytes": one.bytes}
-        for one in written
-    ]  # fmt: skip
-    found = [dataclasses.asdict(one) for one in written]
-    show(found, json, f"plain {to}", ("folder", "targets", "rank", "error", "worst target", "bytes"), rows)
+        {
+            "folder": exported.folder,
+            "targets": len(exported.ranks),
+            "rank": max(exported.ranks.values()),
+            "error": f"{exported.error:.3g}",
+            "worst target": f"{max(exported.errors.values()):.3g}",
+            "bytes": exported.bytes,
+        }
+        for exported in exports
+    ]
+    value = [dataclasses.asdict(exported) for exported in exports]
+    show(value, json, f"plain {to}", ("folder", "targets", "rank", "error", "worst target", "bytes"), rows)
 
 
 def convert(
-    loras: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LORA_DIR...")],
-    model: Annotated[str, tyro.conf.arg(help="hf:FOLDER, timm:NAME, ...: the base of all LoRAs")],
+    loras: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="LORA_DIR...", help="folders in PEFT's format")
+    ],
+    model: Annotated[str, tyro.conf.arg(help=f"the base model of all LoRAs: {MODELS}")],
     out: Annotated[Path, tyro.conf.arg(help="the adapter file")],
-    adapter: Annotated[AdapterConfig, tyro.conf.arg(name="")] = AdapterConfig(),  # noqa: B008 (frozen)
-    store: Annotated[Literal["float32", "float16"], tyro.conf.arg(help="numbers of the file")] = "float32",
+    adapter: Adapter = AdapterConfig(),  # noqa: B008 (frozen)
+    store: Annotated[
+        Literal["float32", "float16"], tyro.conf.arg(help="data type of the numbers in the file")
+    ] = "float32",
     json: Json = False,
 ) -> None:
-    """Make one adapter of a shared method from trained LoRAs (folders of PEFT), each a task if there are several.
+    """Fit one adapter with shared factors to trained LoRAs; several LoRAs become its tasks.
 
-    The method is a chain (LoTR, MetaTT), a Tucker or a CP; the targets are those of the LoRAs. A warm start, or a
-    library of adapters in one file.
+    The method is a chain (LoTR, MetaTT), a Tucker or a CP; the targets are those of the LoRAs. Use it as a warm start,
+    or to keep a library of LoRAs in one file.
     """
     from metalora.cli.conversion import convert_files
     from metalora.zoo import load_model
 
     with status("reading the LoRAs and fitting", quiet=json):
-        found = convert_files(loras, load_model(model), adapter, out, store)
-    show(found, json, f"{adapter.method}, {out}", ("target", "error"),
-          [{"target": path, "error": error} for path, error in found["targets"].items()])  # fmt: skip
+        result = convert_files(loras, load_model(model), adapter, out, store)
+    rows = [{"target": path, "error": error} for path, error in result["targets"].items()]
+    show(result, json, f"{adapter.method}, {out}", ("target", "error"), rows)
     if not json:
-        print(f"relative error {found['error']:.4f}; {found['bytes_before']:,} bytes of {len(loras)} LoRAs, "
-              f"{found['bytes']:,} now")  # fmt: skip
+        print(
+            f"relative error {result['error']:.4f}; {result['bytes_before']:,} bytes of {len(loras)} LoRAs, "
+            f"{result['bytes']:,} now"
+        )
 
 
 def import_lora(
-    lora: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LORA")],
-    model: Annotated[str, tyro.conf.arg(help="hf:FOLDER, timm:NAME, ...: the base of the LoRA")],
+    lora: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="LORA", help="a folder in PEFT's format, or a LoCon file of kohya or LyCORIS"),
+    ],
+    model: Annotated[str, tyro.conf.arg(help=f"the base model of the LoRA: {MODELS}")],
     out: Annotated[Path, tyro.conf.arg(help="the adapter file")],
     json: Json = False,
 ) -> None:
-    """Make an adapter file of a trained LoRA, exactly: a folder of PEFT, or a LoCon file of kohya or LyCORIS."""
+    """Write a trained LoRA as an adapter file, exactly."""
     from metalora.cli.conversion import import_file
     from metalora.zoo import load_model
 
-    found = import_file(lora, load_model(model), out)
-    show(found, json, f"lora, {out}", ("target", "rank"),
-          [{"target": path, "rank": rank} for path, rank in found["targets"].items()])  # fmt: skip
+    result = import_file(lora, load_model(model), out)
+    rows = [{"target": path, "rank": rank} for path, rank in result["targets"].items()]
+    show(result, json, f"lora, {out}", ("target", "rank"), rows)
     if not json:
-        print(f"{found['parameters']:,} parameters at {len(found['targets'])} targets, {found['bytes']:,} bytes")
+        print(f"{result['parameters']:,} parameters at {len(rows)} targets, {result['bytes']:,} bytes")
 
 
 def bench(
@@ -207,30 +264,38 @@ def bench(
     what: Annotated[
         Literal["steps", "tasks", "attach", "scaling"],
         tyro.conf.arg(
-            help="adapters; many tasks in a batch; attaching; cost over rank, layers, targets, tokens, tasks"
+            help="steps: a step of each adapter; tasks: many tasks in a batch; attach: time until a model is adapted; "
+            "scaling: cost over rank, layers, targets, tokens and tasks"
         ),
     ] = "steps",
-    out: Annotated[Path | None, tyro.conf.arg(help="file that gets the result as one more row")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(help="file to which the result is appended as a row")] = None,
     plot: Annotated[Path | None, tyro.conf.arg(help="PNG file of the result")] = None,
     json: Json = False,
 ) -> None:
-    """Time a training step, a forward and memory as ratios to the frozen model and beside PEFT, all in one run."""
-    from metalora.bench import report
+    """Time a training step and a forward, and measure memory, as ratios to the frozen model and next to PEFT."""
+    from metalora.bench.report import run
 
     with status("timing; leave the machine alone", quiet=json):
-        row = report.run(config, what, out)
+        row = run(config, what, out)
     if plot is not None:
-        report.plot(row, plot)
-    shown = row["results"]["cases"]
-    columns = tuple(name for name in shown[0] if not name.endswith(("_low", "_high", "_seconds")))
-    cells = [{name: "" if one[name] is None else _ratio(one, name) for name in columns} for one in shown]
-    show(row, json, f"{what}: cost as a ratio, half the distance of its quartiles", columns, cells)
+        from metalora.bench.plot import plot as draw
+
+        draw(row, plot)
+    cases = row["results"]["cases"]
+    columns = [name for name in cases[0] if not name.endswith(("_low", "_high", "_seconds"))]
+    rows = [{name: _with_spread(case, name) for name in columns} for case in cases]
+    show(row, json, f"{what}: cost as a ratio, ± half the distance of its quartiles", columns, rows)
     if not json and "exponents" in row["results"]:
-        found = row["results"]["exponents"]
-        show(found, json, "added seconds ~ value ** exponent", ("axis", "case", "exponent"), found)
+        exponents = row["results"]["exponents"]
+        show(exponents, json, "added seconds ~ value ** exponent", ("axis", "case", "exponent"), exponents)
 
 
-def _ratio(row: dict[str, Any], name: str) -> str:
-    """A number, and half the distance of its quartiles where the row has them."""
-    value = f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name])
-    return f"{value} ±{(row[name + '_high'] - row[name + '_low']) / 2:.3f}" if name + "_low" in row else value
+def _with_spread(case: dict[str, Any], name: str) -> str:
+    """A number as text, with half the distance of its quartiles if the case has them."""
+    value = case[name]
+    if value is None:
+        return ""
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    if f"{name}_low" not in case:
+        return text
+    return f"{text} ±{(case[f'{name}_high'] - case[f'{name}_low']) / 2:.3f}"

@@ -9,7 +9,7 @@ from torch import nn
 from metalora.adapters.attach import count_params
 from metalora.adapters.targets import find_targets
 from metalora.config import AdapterConfig
-from metalora.cost import matched
+from metalora.cost import match_parameters
 from metalora.methods.tenslora import CONSTRUCTIONS
 
 ISORANK, ISOPARAMETERS = "isorank", "isoparameters"
@@ -27,5 +27,5 @@ def protocol_rows(model: nn.Module, lora: AdapterConfig) -> dict[str, AdapterCon
     for name in NAMES:
         method, _, protocol = name.partition(", ")
         same_rank = dataclasses.replace(lora, method=method, alpha=lora.alpha / lora.rank, clip_rank=False)
-        found[name] = same_rank if protocol == ISORANK else matched(model, same_rank, budget)
+        found[name] = same_rank if protocol == ISORANK else match_parameters(model, same_rank, budget)
     return found
