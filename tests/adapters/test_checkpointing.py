@@ -6,7 +6,7 @@ import torch.utils.checkpoint
 from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, adapter_of, attach, checkpoint, checkpointing
-from oracles.cases import randomise
+from support.adapters import randomise
 
 TORCHS_OWN = torch.utils.checkpoint.checkpoint
 BOTH_MODES = pytest.mark.parametrize("reentrant", (True, False), ids=("reentrant", "non-reentrant"))

@@ -7,13 +7,15 @@ from torch import nn
 from metalora import AdapterConfig, Condition, ConditionConfig, adapter_of, attach, detach
 from metalora.adapters.conditioning.features import between_class_share, channel_statistics
 from oracles import conditioning as oracle
-from oracles.cases import BODY, CASES, SOURCES, attached, conv_net, features, images, randomise
-from oracles.layers import LAYERS
+from support.adapters import randomise
+from support.cases import CASES, attach_case, features
+from support.conv_net import BODY, SOURCES, conv_net, images
+from support.layers import LAYERS
 
 GENERATING = ("metalora-cp", "metalora-tr", "metalora-square", "moe-lora")
 
 
-def adapted(method="metalora-cp", source="stages", extractor=None, random=True, **condition):
+def adapt_conv_net(method="metalora-cp", source="stages", extractor=None, random=True, **condition):
     model = conv_net()
     condition = ConditionConfig(**{"hidden": 5, **SOURCES.get(source, {"source": source}), **condition})
     config = AdapterConfig(method=method, rank=2, experts=2, targets=BODY, condition=condition)
@@ -39,7 +41,7 @@ def gradients(adapter):
 @pytest.mark.parametrize("source", (*SOURCES, "extractor"))
 @pytest.mark.parametrize("method", GENERATING)
 def test_forward_is_forward_with_the_condition_of_its_inputs(method, source, training):
-    model, adapter = adapted(method, source, small_extractor() if source == "extractor" else None)
+    model, adapter = adapt_conv_net(method, source, small_extractor() if source == "extractor" else None)
     x = images()
     model.train(training)
     condition = adapter.condition(x)
@@ -50,7 +52,7 @@ def test_forward_is_forward_with_the_condition_of_its_inputs(method, source, tra
 
 @pytest.mark.parametrize("source", (*SOURCES, "extractor"))
 def test_a_batch_of_one_in_eval_is_its_row_of_the_batch(source):
-    model, adapter = adapted("metalora-tr", source, small_extractor() if source == "extractor" else None)
+    model, adapter = adapt_conv_net("metalora-tr", source, small_extractor() if source == "extractor" else None)
     x = images()
     # 1e-5: features are float32 statistics
     torch.testing.assert_close(model(x[:1]), model(x)[:1], rtol=1e-5, atol=1e-5)
@@ -62,7 +64,7 @@ FORWARDS = {"stem": 1, "stages": 2, "pooled": 2, "extractor": 1}
 @pytest.mark.parametrize("source", FORWARDS)
 def test_number_of_backbone_passes(source):
     """The stem is read in the same pass; stages and pooled run the frozen backbone once more."""
-    model, adapter = adapted("metalora-cp", source, small_extractor() if source == "extractor" else None)
+    model, adapter = adapt_conv_net("metalora-cp", source, small_extractor() if source == "extractor" else None)
     calls = []
     model[0].register_forward_hook(lambda *args: calls.append(1))
     model(images())
@@ -72,7 +74,7 @@ def test_number_of_backbone_passes(source):
 @pytest.mark.parametrize("source", SOURCES)
 def test_features_are_statistics_of_the_frozen_network(source):
     """Stages: mean and standard deviation per channel; pooled: the input of the head; adapter off, eval mode."""
-    model, adapter = adapted("metalora-cp", source)
+    model, adapter = adapt_conv_net("metalora-cp", source)
     x = images()
     model.train()
     got = adapter.features(x)
@@ -87,7 +89,7 @@ def test_features_are_statistics_of_the_frozen_network(source):
 
 
 def test_two_forwards_with_different_conditions_before_one_backward():
-    model, adapter = adapted("metalora-tr")
+    model, adapter = adapt_conv_net("metalora-tr")
     x, y = images(), images() + 1
     model(x).square().sum().backward()
     first = gradients(adapter)
@@ -100,7 +102,7 @@ def test_two_forwards_with_different_conditions_before_one_backward():
 
 
 def test_fixed_condition_serves_every_forward_until_it_is_lifted():
-    model, adapter = adapted()
+    model, adapter = adapt_conv_net()
     x = images()
     own, fixed = model(x), adapter.condition(images(1) + 3).detach()
     adapter.fix(fixed)
@@ -110,7 +112,7 @@ def test_fixed_condition_serves_every_forward_until_it_is_lifted():
 
 
 def test_disabled_is_the_base():
-    model, adapter = adapted()
+    model, adapter = adapt_conv_net()
     x = images()
     with adapter.disabled():
         off = model(x)
@@ -141,7 +143,7 @@ def test_mapping_inputs_of_a_hugging_face_model():
 @pytest.mark.parametrize("heads", ("target", "shared"))
 @pytest.mark.parametrize("method", GENERATING)
 def test_condition_is_c0_plus_the_bounded_map_of_the_features(method, heads, bound):
-    model, adapter = adapted(method, "tensor", feature_size=7, heads=heads, bound=bound, clamp=1.5)
+    model, adapter = adapt_conv_net(method, "tensor", feature_size=7, heads=heads, bound=bound, clamp=1.5)
     adapter.calibrate(torch.randn(9, 7) * 3 + 1)
     conditioner, seen = adapter.conditioner, torch.randn(4, 7) * 5
     net = conditioner.mapping_net.state_dict()
@@ -160,12 +162,12 @@ def test_condition_is_c0_plus_the_bounded_map_of_the_features(method, heads, bou
 def test_heads_per_target_and_shared_differ_in_size_as_told():
     """(6 + 1) 5 in the trunk; per target 2 heads of 2; shared one head of 2 and two embeddings of 5."""
     for heads, head in (("target", 4 * 6), ("shared", 2 * 6 + 2 * 5)):
-        model, adapter = adapted("metalora-cp", "tensor", feature_size=6, heads=heads)
+        model, adapter = adapt_conv_net("metalora-cp", "tensor", feature_size=6, heads=heads)
         assert sum(p.numel() for p in adapter.conditioner.parameters()) == 7 * 5 + head
 
 
 def test_neutral_features_and_a_silent_head_give_c0():
-    model, adapter = adapted("metalora-tr", "tensor", feature_size=7)
+    model, adapter = adapt_conv_net("metalora-tr", "tensor", feature_size=7)
     with torch.no_grad():
         for parameter in adapter.conditioner.mapping_net.head.parameters():
             parameter.zero_()
@@ -176,7 +178,7 @@ def test_neutral_features_and_a_silent_head_give_c0():
 
 # ---- calibration ----------------------------------------------------------------------------------------------------
 def test_calibration_standardises_and_takes_several_batches():
-    model, adapter = adapted("metalora-cp", "stages")
+    model, adapter = adapt_conv_net("metalora-cp", "stages")
     x = images(6)
     adapter.calibrate([x[:2], x[2:]])
     mean, std = adapter.conditioner.mean.clone(), adapter.conditioner.std.clone()
@@ -192,7 +194,7 @@ def test_calibration_standardises_and_takes_several_batches():
 
 
 def test_calibration_ignores_features_that_do_not_vary():
-    model, adapter = adapted("metalora-cp", "tensor", feature_size=2)
+    model, adapter = adapt_conv_net("metalora-cp", "tensor", feature_size=2)
     adapter.calibrate(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
     assert torch.isfinite(adapter.condition(torch.tensor([[2.0, 5.0]])).vector()).all()
     assert adapter.condition(torch.tensor([[2.0, 5.0]])).features.abs().max() < 1e-6
@@ -202,7 +204,7 @@ def test_calibration_ignores_features_that_do_not_vary():
 @pytest.mark.parametrize("option", ("dropout", "descriptor_dropout"))
 def test_condition_dropout_changes_only_training(option):
     """At probability 1: a training condition is c0 (or that of neutral features); eval is as without."""
-    model, adapter = adapted("metalora-cp", "tensor", feature_size=7, **{option: 1.0})
+    model, adapter = adapt_conv_net("metalora-cp", "tensor", feature_size=7, **{option: 1.0})
     seen = features(4)
     model.train()
     dropped = adapter.condition(seen).vector()
@@ -222,7 +224,7 @@ def test_condition_dropout_changes_only_training(option):
 
 
 def test_condition_dropout_drops_whole_examples_at_its_rate():
-    model, adapter = adapted("metalora-cp", "tensor", feature_size=7, dropout=0.25)
+    model, adapter = adapt_conv_net("metalora-cp", "tensor", feature_size=7, dropout=0.25)
     model.train()
     centre = torch.cat([adapter.factors[f"{t}.c"] for t in BODY])
     same = adapter.condition(features(1).expand(2000, -1)).vector() == centre
@@ -231,7 +233,7 @@ def test_condition_dropout_drops_whole_examples_at_its_rate():
 
 
 def test_rank_dropout_changes_only_training():
-    model, adapter, x, condition = attached(CASES["metalora-cp-c"], LAYERS["linear"], dropout=0.5)
+    model, adapter, x, condition = attach_case(CASES["metalora-cp-c"], LAYERS["linear"], dropout=0.5)
     kept = model(x, **condition)
     assert torch.equal(kept, model(x, **condition))
     model.train()
@@ -240,7 +242,7 @@ def test_rank_dropout_changes_only_training():
 
 # ---- scope support --------------------------------------------------------------------------------------------------
 def support(labelled):
-    return adapted("metalora-tr", "tensor", scope="support", labelled=labelled, feature_size=7)
+    return adapt_conv_net("metalora-tr", "tensor", scope="support", labelled=labelled, feature_size=7)
 
 
 @pytest.mark.parametrize("labelled", (True, False))
@@ -277,7 +279,7 @@ def test_a_support_set_is_read_as_told(labelled):
 
 # ---- conditions as values -------------------------------------------------------------------------------------------
 def some_condition():
-    model, adapter = adapted("metalora-tr", "tensor", feature_size=7)
+    model, adapter = adapt_conv_net("metalora-tr", "tensor", feature_size=7)
     return adapter.condition(features(4))
 
 
@@ -327,7 +329,7 @@ def test_save_and_load_round_trip(tmp_path):
 
 
 def test_the_adapter_of_a_model():
-    model, adapter = adapted()
+    model, adapter = adapt_conv_net()
     assert adapter_of(model) is adapter and adapter_of(conv_net()) is None
 
 
@@ -357,7 +359,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("call, message", REFUSALS.values(), ids=REFUSALS)
 def test_refusals_leave_the_adapter_as_it_was(call, message):
-    (model, adapter), (_, set_adapter) = adapted("metalora-cp", "tensor", feature_size=7), support(True)
+    (model, adapter), (_, set_adapter) = adapt_conv_net("metalora-cp", "tensor", feature_size=7), support(True)
     x, condition = images(), adapter.condition(features(3))
     before, mean = model(x, condition=condition), adapter.conditioner.mean.clone()
     with pytest.raises(ValueError, match=message):

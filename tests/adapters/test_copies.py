@@ -6,16 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters.test_layout import LAYERS, WIDTH, attached, model
 from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, load, merge, new_task, save, sweep
 from metalora.adapters.layout.axes import digits
 from metalora.tensornet.network import Network
+from support.adapters import assert_close
+from support.transformer import DEPTH, WIDTH, attach_to_transformer, small_transformer
 
-PATHS = {(k, m): f"layers.{k}.attention.{name}" for k in range(LAYERS) for m, name in enumerate(("query", "key"))}
-
-
-def close(got, want):
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+PATHS = {(k, m): f"layers.{k}.attention.{name}" for k in range(DEPTH) for m, name in enumerate(("query", "key"))}
 
 
 def tucker(core, first, *others):
@@ -45,12 +42,12 @@ def test_tenslora_of_every_layer_and_projection(name, order):
     letters, owner = CONSTRUCTIONS[name]
     if order == "tenslora" and "J" not in letters:
         with pytest.raises(ValueError, match="it has no heads, so order='tenslora'"):
-            attached(f"tenslora-{name}", order=order)
+            attach_to_transformer(f"tenslora-{name}", order=order)
         return
-    net, adapter = attached(f"tenslora-{name}", targets=("query",), alpha=0.5, order=order)
+    net, adapter = attach_to_transformer(f"tenslora-{name}", targets=("query",), alpha=0.5, order=order)
     f = {key: value.detach() for key, value in adapter.factors.items()}
     assert count_params(adapter.config, list(adapter.targets.values())) == sum(v.numel() for v in f.values())
-    for k in range(LAYERS):
+    for k in range(DEPTH):
         who = owner(k, 0)
         whole = tucker(*(f[f"{who}{one}"] for one in ("core", *letters)))
         if "L" in letters:
@@ -58,7 +55,7 @@ def test_tenslora_of_every_layer_and_projection(name, order):
         whole = whole[..., 0] if "M" in letters else whole
         if "J" in letters:
             whole = (whole if order == "tenslora" else whole.mT).flatten(1)
-        close(adapter.delta(PATHS[k, 0]), 0.5 * whole.T)
+        assert_close(adapter.delta(PATHS[k, 0]), 0.5 * whole.T)
 
 
 WHOLE = {
@@ -90,7 +87,7 @@ WHOLE = {
 @pytest.mark.parametrize("options", WHOLE.values(), ids=WHOLE)
 def test_a_whole_model(options, tmp_path):
     """Forward, gradient, file, merge, copy and count; the base is left as it was."""
-    net, adapter = attached(**options)
+    net, adapter = attach_to_transformer(**options)
     x = torch.randn(4, 5, WIDTH, dtype=torch.float64)
     task = {"task_ids": 2} if adapter.config.tasks > 1 else {}
     want = net(x, **task)
@@ -98,60 +95,61 @@ def test_a_whole_model(options, tmp_path):
     want.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
     save(net, tmp_path / "a")
-    torch.testing.assert_close(load(model(), tmp_path / "a").model[0](x, **task), want, rtol=0, atol=0)
+    torch.testing.assert_close(load(small_transformer(), tmp_path / "a").model[0](x, **task), want, rtol=0, atol=0)
     twin = copy.deepcopy(net)
     twin.zero_grad()
     merge(twin, adapter.task(2) if task else None)
-    close(twin(x), want)
+    assert_close(twin(x), want)
     detach(twin)
     assert all(
-        torch.equal(a, b) for a, b in zip(twin.state_dict().values(), model().state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(twin.state_dict().values(), small_transformer().state_dict().values(), strict=True)
     )
 
 
 def test_ranks_by_mode_in_the_papers_order():
-    _, adapter = attached("tenslora-qkv-depth", (4, 3, 2, 3), targets=("query", "qkv"))
+    _, adapter = attach_to_transformer("tenslora-qkv-depth", (4, 3, 2, 3), targets=("query", "qkv"))
     assert {key: tuple(value.shape) for key, value in adapter.factors.items()} == {
-        "I": (WIDTH, 4), "O": (WIDTH, 3), "M": (4, 2), "L": (LAYERS, 3), "core": (4, 3, 2, 3),
+        "I": (WIDTH, 4), "O": (WIDTH, 3), "M": (4, 2), "L": (DEPTH, 3), "core": (4, 3, 2, 3),
     }  # fmt: skip
     with pytest.raises(ValueError, match="rank has 2 numbers for the bonds r1, r2, r3, r4"):
-        attached("tenslora-qkv-depth", (4, 3))
+        attach_to_transformer("tenslora-qkv-depth", (4, 3))
 
 
 def test_a_rank_above_a_mode_is_taken_or_lowered():
-    _, adapter = attached("tenslora-qkv-depth", 5, targets=("query",))
+    _, adapter = attach_to_transformer("tenslora-qkv-depth", 5, targets=("query",))
     assert adapter.factors["core"].shape == (5, 5, 5, 5)
-    _, adapter = attached("tenslora-qkv-depth", 5, targets=("query",), clip_rank=True)
-    assert adapter.factors["core"].shape == (5, 5, 1, LAYERS)
+    _, adapter = attach_to_transformer("tenslora-qkv-depth", 5, targets=("query",), clip_rank=True)
+    assert adapter.factors["core"].shape == (5, 5, 1, DEPTH)
 
 
 def test_vera_is_one_pair_for_the_model_and_vectors_for_each_target():
-    _, adapter = attached("vera", 9, targets=("query", "up"), widths="max_slice")
+    _, adapter = attach_to_transformer("vera", 9, targets=("query", "up"), widths="max_slice")
     f = {key: value.detach() for key, value in adapter.factors.items()}
     assert set(adapter.state_dict()) == {f"owned.{key.replace('.', '/')}" for key in f if key not in "AB"}
     assert f["A"].shape == (WIDTH, 9) and f["B"].shape == (9, 2 * WIDTH)
     d, b = f[f"{PATHS[1, 0]}.d"], f[f"{PATHS[1, 0]}.b"]
-    close(adapter.delta(PATHS[1, 0]), 0.5 * (f["A"] * d @ f["B"][:, :WIDTH] * b).T)
+    assert_close(adapter.delta(PATHS[1, 0]), 0.5 * (f["A"] * d @ f["B"][:, :WIDTH] * b).T)
 
 
 def test_a_gate_of_the_model_serves_every_target():
-    net, adapter = attached("moe-lora-shared", targets=("query", "up"), tasks=3, experts=2)
+    net, adapter = attach_to_transformer("moe-lora-shared", targets=("query", "up"), tasks=3, experts=2)
     gates = [key for key, one in adapter.layout.params.items() if one.factor == "g"]
     assert gates == ["g"] and adapter.factors["g"].shape == (3, 2)
     g = adapter.factors["g"].detach().softmax(-1)
     path = "layers.2.up"
     A, B = (adapter.factors[f"{path}.{one}"].detach() for one in "AB")
     want = sum(g[1, n] * A[n] @ B[n] for n in range(2)).T
-    close(adapter.delta(path, adapter.task(1)), 0.25 * want)
+    assert_close(adapter.delta(path, adapter.task(1)), 0.25 * want)
     x, ids = torch.randn(3, 5, WIDTH, dtype=torch.float64), torch.tensor([2, 0, 1])
-    close(net(x, task_ids=ids), torch.cat([net(x[i : i + 1], task_ids=int(ids[i])) for i in range(3)]))
+    assert_close(net(x, task_ids=ids), torch.cat([net(x[i : i + 1], task_ids=int(ids[i])) for i in range(3)]))
 
 
 def test_each_network_is_swept():
-    net, adapter = attached("tenslora-att", 3, targets=("query",))
+    net, adapter = attach_to_transformer("tenslora-att", 3, targets=("query",))
     before = adapter.delta(PATHS[1, 0])
     assert sweep(net, rank=3).error < 1e-6  # the difference of two norms
-    close(adapter.delta(PATHS[1, 0]), before)
+    assert_close(adapter.delta(PATHS[1, 0]), before)
     report = sweep(net, rank={"r2": 1, "r3": 2})
     assert adapter.factors["layer2.proj0.core"].shape == (2, 1, 2) and 0 < report.error < 1
 
@@ -213,24 +211,24 @@ def test_digits():
 )
 def test_refusals(changes, message):
     with pytest.raises(ValueError, match=message):
-        attach(model(), AdapterConfig(**(dict(method="metatt-4d", rank=2, targets=("query",)) | changes)))
+        attach(small_transformer(), AdapterConfig(**(dict(method="metatt-4d", rank=2, targets=("query",)) | changes)))
 
 
 def test_frozen_factors_are_made_again_from_the_seed():
     constant = ConditionConfig(scope="constant")
     config = AdapterConfig("lora", 2, targets=("query",), frozen=("A",), condition=constant, seed=3)
-    adapter = attach(model(), config)
-    assert adapter.num_params() == LAYERS * 2 * WIDTH == sum(p.numel() for p in adapter.parameters())
+    adapter = attach(small_transformer(), config)
+    assert adapter.num_params() == DEPTH * 2 * WIDTH == sum(p.numel() for p in adapter.parameters())
     key = f"{PATHS[1, 0]}.A"
     assert not adapter.factors[key].requires_grad and not any("A" in name for name in adapter.state_dict())
-    assert torch.equal(attach(model(), config).factors[key], adapter.factors[key])
+    assert torch.equal(attach(small_transformer(), config).factors[key], adapter.factors[key])
     assert not adapter.factors[key].eq(0).any()
 
 
 def test_a_file_whose_frozen_factors_come_out_otherwise_is_refused(tmp_path, monkeypatch):
-    net, _ = attached("vera", 9, targets=("query",))
+    net, _ = attach_to_transformer("vera", 9, targets=("query",))
     save(net, tmp_path / "a")
-    fresh, plain = model(), torch.Tensor.uniform_
+    fresh, plain = small_transformer(), torch.Tensor.uniform_
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, *a, **k: plain(self, *a, **k).mul_(2))
     with pytest.raises(ValueError, match="its frozen factors are not those that seed 0 makes"):
         load(fresh, tmp_path / "a")
@@ -240,10 +238,10 @@ def test_a_file_whose_frozen_factors_come_out_otherwise_is_refused(tmp_path, mon
 @pytest.mark.parametrize("init", ({}, "or-or-or-ze", "no-no-no-ze", "ka-ka-ka-ze"))
 def test_initialisations_of_tenslora(init):
     """Its factors are orthogonal by default, those of the small modes as whole matrices; the core is zero."""
-    net = model()
+    net = small_transformer()
     adapter = attach(net, AdapterConfig("tenslora-att", 2, targets=("query",), init=init))
     f = {key: value.detach() for key, value in adapter.factors.items()}
-    for k in range(LAYERS):
+    for k in range(DEPTH):
         assert not f[f"layer{k}.proj0.core"].any()
         for one in "IJH":
             factor = f[f"layer{k}.proj0.{one}"]
@@ -254,10 +252,10 @@ def test_initialisations_of_tenslora(init):
 
 def test_initialisations_with_numbers():
     """LoRTA: A uniform up to 1 / sqrt(r), the others up to sqrt(6 / r). VeRA: d = 0.1."""
-    adapter = attach(model(), AdapterConfig("lorta", 2, targets=("query",)))
+    adapter = attach(small_transformer(), AdapterConfig("lorta", 2, targets=("query",)))
     f = {key: value.detach().abs().max() for key, value in adapter.factors.items()}
     assert 0.5 < f["A"] <= 2**-0.5 and 2**-0.5 < max(f["C_H"], f["C_L"], f["C_P"]) <= 3**0.5 and f["B"] == 0
-    adapter = attach(model(), AdapterConfig("vera", 9, targets=("query",)))
+    adapter = attach(small_transformer(), AdapterConfig("vera", 9, targets=("query",)))
     assert torch.equal(adapter.factors[f"{PATHS[0, 0]}.d"], torch.full((9,), 0.1).double())
     assert 3**0.5 / WIDTH**0.5 < adapter.factors["A"].abs().max() <= 6**0.5 / WIDTH**0.5
 
@@ -265,7 +263,9 @@ def test_initialisations_with_numbers():
 def test_a_generated_factor_that_no_target_reads():
     condition = ConditionConfig(source="tensor", feature_size=4)
     with pytest.raises(ValueError, match="generated names factor 'w2', which none of the targets reads .they read A1,"):
-        attach(model(), AdapterConfig("cara", 2, targets=("query",), generated=("w2",), condition=condition))
+        attach(
+            small_transformer(), AdapterConfig("cara", 2, targets=("query",), generated=("w2",), condition=condition)
+        )
 
 
 def test_deviation_by_all_ranks():
@@ -287,12 +287,12 @@ def test_scales():
         (dict(scale="alpha"), 8.0),
     ):
         config = AdapterConfig(**(dict(method="lora", rank=4, alpha=8.0, targets=("query",)) | options))
-        assert attach(model(), config).scale == scale
+        assert attach(small_transformer(), config).scale == scale
 
 
 @pytest.mark.parametrize("method", ("mtl-lora", "mtlora", "task-lora", "moe-lora-shared"))
 def test_a_later_task_leaves_the_others_their_bits(method):
-    net, adapter = attached(method, tasks=2, targets=("query", "up"), experts=2)
+    net, adapter = attach_to_transformer(method, tasks=2, targets=("query", "up"), experts=2)
     x = torch.randn(3, 5, WIDTH, dtype=torch.float64)
     before = [net(x, task_ids=k) for k in range(2)]
     with new_task(adapter, like=1) as number:
@@ -304,10 +304,10 @@ def test_a_later_task_leaves_the_others_their_bits(method):
 
 
 def test_a_sum_is_swept_term_by_term():
-    net, adapter = attached("mtlora", 3, tasks=2, targets=("query",))
+    net, adapter = attach_to_transformer("mtlora", 3, tasks=2, targets=("query",))
     before = adapter.delta(PATHS[1, 0], adapter.task(1))
     assert sweep(net, rank=3).error < 1e-6
-    close(adapter.delta(PATHS[1, 0], adapter.task(1)), before)
+    assert_close(adapter.delta(PATHS[1, 0], adapter.task(1)), before)
     sweep(net, rank={"rt": 1})
     assert adapter.layers[PATHS[1, 0]].cut.rank == 4
 

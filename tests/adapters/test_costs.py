@@ -37,7 +37,7 @@ def convolutions():
     return net.requires_grad_(False)
 
 
-def adapted(net, method, weight_first=False, tasks=1, targets=QKV):
+def attach_method(net, method, weight_first=False, tasks=1, targets=QKV):
     adapter = attach(net, AdapterConfig(method, K, targets=targets, condition=CONSTANT, tasks=tasks))
     adapter.weight_first = weight_first
     return adapter
@@ -69,7 +69,7 @@ def folds(adapter):
 @pytest.mark.parametrize("method, lefts", {"lora": 3, "metatt-4d": 1, "lotr": 1, "tenslora-qkv-depth": 1}.items())
 def test_a_step_costs_two_thin_products_and_their_gradients(method, lefts):
     x, frozen, net = torch.randn(B, T, S), blocks(), blocks()
-    adapter = adapted(net, method)
+    adapter = attach_method(net, method)
     for backward, times in ((False, 1), (True, 3)):
         added = multiply_adds(net, x, backward=backward) - multiply_adds(frozen, x, backward=backward)
         thin = LAYERS * B * T * K * (lefts * S + 3 * S)  # x Left, once where Q, K and V share it, and h Right
@@ -82,7 +82,7 @@ def test_a_step_costs_two_thin_products_and_their_gradients(method, lefts):
 
 def test_a_convolution_costs_the_thin_one_and_a_one_by_one():
     x, frozen, net = torch.randn(B, 6, 10, 10), convolutions(), convolutions()
-    adapted(net, "lora", targets="conv")
+    attach_method(net, "lora", targets="conv")
     thin = B * K * (100 * (9 * 6 + 8) + 25 * (9 * 8 + 12))
     for backward, times in ((False, 1), (True, 3)):
         added = multiply_adds(net, x, backward=backward) - multiply_adds(frozen, x, backward=backward)
@@ -92,7 +92,7 @@ def test_a_convolution_costs_the_thin_one_and_a_one_by_one():
 @pytest.mark.parametrize("tokens", [1, T])
 def test_inference_takes_the_cheaper_way(tokens):
     x, frozen, net = torch.randn(1, tokens, S), blocks(), blocks()
-    adapted(net, "lora", weight_first=True)
+    attach_method(net, "lora", weight_first=True)
     weight, cut = K * S * S, tokens * K * 2 * S
     added = multiply_adds(net, x, backward=False) - multiply_adds(frozen, x, backward=False)
     assert added == LAYERS * 3 * min(weight, cut)
@@ -100,7 +100,7 @@ def test_inference_takes_the_cheaper_way(tokens):
 
 def test_a_batch_of_many_tasks_costs_a_small_product_more():
     x, frozen, net = torch.randn(B, T, S), blocks(), blocks()
-    adapter = adapted(net, "metatt-4+1d", tasks=64)
+    adapter = attach_method(net, "metatt-4+1d", tasks=64)
     one, many = (multiply_adds(net, x, task_ids=ids) for ids in (5, [5, 0, 63]))
     mids = LAYERS * 3 * 3 * B * (T * K * K + 3 * K**3)  # h Mid of every example, beside its Mid folded
     assert 0 <= many - one <= mids + 3 * folds(adapter)
@@ -109,7 +109,7 @@ def test_a_batch_of_many_tasks_costs_a_small_product_more():
 
 def test_merged_costs_the_base():
     x, net = torch.randn(B, T, S), blocks()
-    adapted(net, "metatt-4d")
+    attach_method(net, "metatt-4d")
     merge(net)
     assert multiply_adds(net, x) == multiply_adds(blocks(), x)
 
@@ -133,7 +133,7 @@ def test_a_step_keeps_its_input_and_a_thin_activation(method, lefts):
         return sum(storage.nbytes() for storage in found.values())
 
     net = blocks()
-    adapter = adapted(net, method)
+    adapter = attach_method(net, method)
     factors = 4 * sum(LAYERS * 3 * K * (S + K) for _ in adapter.method.factors)  # small tensors on the way to Right
     hidden, inputs = 4 * LAYERS * lefts * B * T * K, 4 * LAYERS * B * T * S
     assert hidden <= kept(net) - kept(blocks()) <= hidden + inputs + factors

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, adapter_of, attach, detach, load, merge, save
-from oracles.cases import BODY, CASES, attached, conv_net, features, images, randomise
-from oracles.layers import LAYERS, apply
+from support.adapters import randomise
+from support.cases import CASES, attach_case, features
+from support.conv_net import BODY, conv_net, images
+from support.layers import LAYERS, apply
 
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
 
@@ -20,7 +22,7 @@ def static(model, *targets, **options):
 
 
 def test_using_serves_every_forward_inside():
-    model, adapter, x, _ = attached(CASES["metalora-cp-c"], LAYERS["linear"])
+    model, adapter, x, _ = attach_case(CASES["metalora-cp-c"], LAYERS["linear"])
     condition = adapter.condition(features(4))
     with adapter.using(condition):
         first, second = model(x), model(x)
@@ -40,7 +42,7 @@ def test_using_is_not_silently_left():
 
 
 def test_using_wins_over_fix():
-    model, adapter, x, condition = attached(CASES["metalora-cp-c"], LAYERS["linear"])
+    model, adapter, x, condition = attach_case(CASES["metalora-cp-c"], LAYERS["linear"])
     one, two = condition["condition"][0], condition["condition"][1]
     adapter.fix(one)
     with adapter.using(two):
@@ -49,12 +51,12 @@ def test_using_wins_over_fix():
 
 
 def test_a_condition_can_be_iterated():
-    condition = attached(CASES["metalora-cp-c"], LAYERS["linear"])[3]["condition"]
+    condition = attach_case(CASES["metalora-cp-c"], LAYERS["linear"])[3]["condition"]
     assert len(list(islice(condition, 10))) == 4
 
 
 def test_an_index_out_of_range_is_an_error():
-    condition = attached(CASES["metalora-cp-c"], LAYERS["linear"])[3]["condition"]
+    condition = attach_case(CASES["metalora-cp-c"], LAYERS["linear"])[3]["condition"]
     with pytest.raises(IndexError):
         condition[4]
 
@@ -77,7 +79,7 @@ def test_an_empty_batch(layer):
 
 
 def test_an_embedding_of_one_id_per_example():
-    model, adapter, x, condition = attached(CASES["metalora-cp-c"], LAYERS["embedding"])
+    model, adapter, x, condition = attach_case(CASES["metalora-cp-c"], LAYERS["embedding"])
     torch.testing.assert_close(model(x[:, 0], **condition), model(x, **condition)[:, 0], **TOLERANCE)
 
 

@@ -9,8 +9,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from metalora import AdapterConfig, ConditionConfig, attach, sweep
+from metalora import AdapterConfig, ConditionConfig, sweep
 from metalora.adapters.layers.fused import InplaceLowRankAdd
+from support.adapters import attach_random
 
 CONSTANT, GIVEN = ConditionConfig(scope="constant"), ConditionConfig(source="tensor", feature_size=5, hidden=3)
 QKV = ("query", "key", "value")
@@ -47,14 +48,12 @@ class Conv(nn.Module):
         return self.b(torch.tanh(self.a(x)))
 
 
-def adapted(net, method="lora", rank=3, targets=QKV, **more):
+def attach_seeded(net, method="lora", rank=3, targets=QKV, **more):
     torch.manual_seed(0)
     model = net.double().eval()
-    adapter = attach(model, AdapterConfig(method, rank, targets=targets, **{"condition": CONSTANT, **more}))
+    config = AdapterConfig(method, rank, targets=targets, **{"condition": CONSTANT, **more})
+    adapter = attach_random(model, config, std=0.3)
     adapter.weight_first = False
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.normal_(0, 0.3)
     return model, adapter
 
 
@@ -82,17 +81,17 @@ def same(model, adapter, x, **call):
 @pytest.mark.parametrize("needs", [True, False], ids=["input with gradient", "input without"])
 def test_linear_layers(shape, needs):
     for method, more in {"lora": {}, "metatt-4d": {}, "adalora": {}, "tenslora-qkv-depth": {}}.items():
-        model, adapter = adapted(Net(), method, **more)
+        model, adapter = attach_seeded(Net(), method, **more)
         same(model, adapter, torch.randn(shape, dtype=torch.float64, requires_grad=needs))
 
 
 @pytest.mark.parametrize("tokens", [2, 9], ids=["activations first", "folded"])
 def test_factors_of_every_example(tokens):
     x = torch.randn(4, tokens, 6, dtype=torch.float64, requires_grad=True)
-    model, adapter = adapted(Net(), "metatt-4+1d", tasks=3)
+    model, adapter = attach_seeded(Net(), "metatt-4+1d", tasks=3)
     same(model, adapter, x, task_ids=torch.tensor([0, 2, 1, 2]))
     for generated in (("c",), ("A",), ("B",)):
-        model, adapter = adapted(Net(), "metalora-cp", generated=generated, condition=GIVEN)
+        model, adapter = attach_seeded(Net(), "metalora-cp", generated=generated, condition=GIVEN)
         same(model, adapter, x, features=torch.randn(4, 5, dtype=torch.float64))
 
 
@@ -101,7 +100,7 @@ def test_factors_of_every_example(tokens):
 def test_convolutions(layout, size):
     x = torch.randn(4, 3, *size, dtype=torch.float64, requires_grad=True).to(memory_format=layout)
     for method, condition in {"lora": CONSTANT, "metalora-cp": GIVEN, "metalora-tr": GIVEN}.items():
-        model, adapter = adapted(Conv().to(memory_format=layout), method, targets="conv", condition=condition)
+        model, adapter = attach_seeded(Conv().to(memory_format=layout), method, targets="conv", condition=condition)
         call = {} if condition is CONSTANT else {"features": torch.randn(4, 5, dtype=torch.float64)}
         same(model, adapter, x.detach().requires_grad_(), **call)
 
@@ -109,10 +108,10 @@ def test_convolutions(layout, size):
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
 def test_checkpointed_blocks(reentrant):
     x = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
-    same(*adapted(Net(reentrant), "metatt-4d"), x)
-    model, adapter = adapted(Net(), "metatt-4d")
+    same(*attach_seeded(Net(reentrant), "metatt-4d"), x)
+    model, adapter = attach_seeded(Net(), "metatt-4d")
     want = results(model, adapter, x, True)
-    other, its = adapted(Net(reentrant), "metatt-4d")
+    other, its = attach_seeded(Net(reentrant), "metatt-4d")
     other.load_state_dict(model.state_dict())
     for name, value in results(other, its, x, True).items():
         torch.testing.assert_close(value, want[name], rtol=1e-10, atol=1e-10)
@@ -134,12 +133,12 @@ class Products(TorchFunctionMode):
 def test_query_key_and_value_share_what_they_read_of_one_input():
     x = torch.randn(4, 5, 6, dtype=torch.float64)
     for method, each in {"metatt-4d": 1, "lotr": 1, "vera": 1, "lora": 3}.items():
-        model, _ = adapted(Net(), method, rank=2)
+        model, _ = attach_seeded(Net(), method, rank=2)
         for run in (nullcontext(), torch.no_grad()):
             with run, Products() as seen:
                 model(x)
             assert seen.widths.count(2) == 2 * each
-    model, adapter = adapted(Net(), "metatt-4d", rank=2)
+    model, adapter = attach_seeded(Net(), "metatt-4d", rank=2)
     block = model.layers[0]
     with Products() as seen:  # a layer on its own keeps nothing: its factors may change before the next call
         block.query(x), block.key(x)
@@ -163,24 +162,24 @@ class Folds(TorchFunctionMode):
 def test_the_targets_of_one_plan_are_folded_together():
     x = torch.randn(4, 5, 6, dtype=torch.float64)
     for method in ("metatt-4d", "lotr", "tenslora-qkv-depth"):
-        model, adapter = adapted(Net(), method, rank=2)
+        model, adapter = attach_seeded(Net(), method, rank=2)
         counts = []
         for adapter.fused in (False, True):
             with Folds() as seen:
                 model(x)
             counts.append(seen.count)
         assert counts[0] == 6 * counts[1] > 0 and not adapter.together.ups
-    model, adapter = adapted(Net(), "metatt-4d", rank=2)
+    model, adapter = attach_seeded(Net(), "metatt-4d", rank=2)
     model(x)
     sweep(model, rank=1)  # other cuts: found anew
     same(model, adapter, x.requires_grad_())
-    model, adapter = adapted(Net(), "metatt-4+1d", rank=2, tasks=3)  # every example has its own
+    model, adapter = attach_seeded(Net(), "metatt-4+1d", rank=2, tasks=3)  # every example has its own
     model(x, task_ids=1)
     assert adapter.together.groups == []
 
 
 def test_an_input_changed_in_place_is_not_the_same():
-    model, adapter = adapted(Net(), "metatt-4d")
+    model, adapter = attach_seeded(Net(), "metatt-4d")
     block = model.layers[0]
 
     def forward(x):
@@ -198,7 +197,7 @@ def test_an_input_changed_in_place_is_not_the_same():
 
 def test_what_others_see_or_train_takes_the_plain_path():
     x = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
-    model, adapter = adapted(Net(), "metatt-4d")
+    model, adapter = attach_seeded(Net(), "metatt-4d")
     seen = []
     model.layers[0].query.base.register_forward_hook(lambda module, args, y: seen.append(y))
     model(x)
@@ -209,7 +208,7 @@ def test_what_others_see_or_train_takes_the_plain_path():
 
 
 def test_second_derivatives():
-    model, adapter = adapted(Net(), "metatt-4d")
+    model, adapter = attach_seeded(Net(), "metatt-4d")
     x = torch.randn(2, 3, 6, dtype=torch.float64)
     found = []
     for adapter.fused in (False, True):
@@ -220,7 +219,7 @@ def test_second_derivatives():
 
 
 def test_autocast_computes_in_its_own_type():
-    model, adapter = adapted(Net(), "metatt-4d")
+    model, adapter = attach_seeded(Net(), "metatt-4d")
     model.float()
     x = torch.randn(4, 5, 6, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -231,7 +230,7 @@ def test_autocast_computes_in_its_own_type():
 
 
 def test_autocast_leaves_double_precision_as_it_is():
-    model, adapter = adapted(Net(), "lora")
+    model, adapter = attach_seeded(Net(), "lora")
     x = torch.randn(4, 5, 6, dtype=torch.float64, requires_grad=True)
     want = results(model, adapter, x, False)
     with torch.autocast("cpu", torch.bfloat16):
@@ -257,7 +256,7 @@ def test_a_scale_of_one_is_not_multiplied_by():
     for method, each in {"lora": 6, "metatt-4d": 1}.items():
         counts = []
         for alpha in (None, 3, 6):  # over a rank of three: 1, 1 and 2
-            model, _ = adapted(Net(), method, alpha=alpha, scale="alpha/r")
+            model, _ = attach_seeded(Net(), method, alpha=alpha, scale="alpha/r")
             with Scalings() as seen:
                 model(x)
             counts.append(seen.count)
@@ -265,7 +264,7 @@ def test_a_scale_of_one_is_not_multiplied_by():
 
 
 def test_functional_calls():
-    model, adapter = adapted(Net(), "lora")
+    model, adapter = attach_seeded(Net(), "lora")
     x = torch.randn(4, 6, dtype=torch.float64)
     each = torch.func.vmap(lambda row: model(row[None])[0])(x)
     torch.testing.assert_close(each, model(x))

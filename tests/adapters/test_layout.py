@@ -10,58 +10,8 @@ from transformers.pytorch_utils import Conv1D
 from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, find_targets, load, merge, save
 from metalora.adapters.layout.layout import build_layout
 from metalora.methods.registry import method_of
-from oracles.cases import randomise
-
-WIDTH, HEAD, LAYERS = 6, 2, 3
-
-
-class Attention(nn.Module):
-    """Query with three heads, key with one (grouped), a fused qkv beside them, and an output projection."""
-
-    def __init__(self):
-        super().__init__()
-        self.head_dim = HEAD
-        self.query, self.key = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, HEAD)
-        self.qkv, self.c_attn = nn.Linear(WIDTH, 3 * WIDTH), Conv1D(3 * WIDTH, WIDTH)
-
-    def forward(self, x):
-        return self.query(x) + self.qkv(x)[..., :WIDTH] + self.c_attn(x)[..., -WIDTH:] + self.key(x).repeat(1, 1, 3)
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.attention = Attention()
-        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
-
-    def forward(self, x):
-        x = x + self.attention(x)
-        return x + self.down(torch.relu(self.up(x)))
-
-
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers, self.head = nn.ModuleList(Block() for _ in range(LAYERS)), nn.Linear(WIDTH, 2)
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x)
-
-
-def model():
-    torch.manual_seed(0)
-    return Model().double().eval()
-
-
-def attached(method="metatt-4d", rank=2, **changes):
-    """(model, adapter with random factors); the factors of every target by layer and name of the projection."""
-    net = model()
-    options = dict(targets="*layers*", alpha=0.5, condition=ConditionConfig(scope="constant")) | changes
-    adapter = attach(net, AdapterConfig(method, rank, **options))
-    randomise(adapter)
-    return net, adapter
+from support.adapters import randomise
+from support.transformer import DEPTH, HEAD, WIDTH, attach_to_transformer, small_transformer
 
 
 def chain(*matrices):
@@ -69,8 +19,8 @@ def chain(*matrices):
 
 
 def test_targets_know_their_layer_and_their_role():
-    found = {target.path: target for target in find_targets(model(), "*layers*")}
-    assert len(found) == 6 * LAYERS
+    found = {target.path: target for target in find_targets(small_transformer(), "*layers*")}
+    assert len(found) == 6 * DEPTH
     one = found["layers.2.attention.qkv"]
     assert (one.layer, one.role, one.parts, one.head_dim) == ((2,), "layers.*.attention.qkv", 3, HEAD)
     other = nn.ModuleDict({name: nn.Linear(WIDTH, 3 * WIDTH) for name in ("in_proj", "query_proj", "wq", "up")})
@@ -81,7 +31,7 @@ def test_targets_know_their_layer_and_their_role():
         "up": (1, ""),
     }
     assert found["layers.0.attention.c_attn"].parts == 3 and found["layers.0.up"].parts == 1
-    assert find_targets(model(), "head")[0].layer is None
+    assert find_targets(small_transformer(), "head")[0].layer is None
 
 
 def test_a_number_counts_layers_only_among_modules_of_one_class():
@@ -96,14 +46,14 @@ def test_a_number_counts_layers_only_among_modules_of_one_class():
 @pytest.mark.parametrize("order", (None, ("in", "proj", "layer", "out"), ("layer", "in", "proj", "out")))
 def test_every_target_reads_its_slices(order):
     """Delta W of every layer and projection, with the slices taken by hand."""
-    net, adapter = attached(targets=("up", "query", "qkv"), order=order)
+    net, adapter = attach_to_transformer(targets=("up", "query", "qkv"), order=order)
     factors = {name: value.detach() for name, value in adapter.factors.items()}
     where = dict(zip(order or ("in", "layer", "proj", "out"), ("G1", "G2", "G3", "G4"), strict=True))
     starts = {"attention.query": (0, 1), "attention.qkv": (1, 3), "up": (4, 1)}  # five projections, in model order
     wide = f"{where['out']}.{2 * WIDTH}"
-    assert {factors[where["layer"]].numel(), factors[where["proj"]].numel()} <= {4 * LAYERS, 4 * 5, 2 * LAYERS, 2 * 5}
+    assert {factors[where["layer"]].numel(), factors[where["proj"]].numel()} <= {4 * DEPTH, 4 * 5, 2 * DEPTH, 2 * 5}
     for name, (start, count) in starts.items():
-        for layer in range(LAYERS):
+        for layer in range(DEPTH):
             blocks = []
             for m in range(start, start + count):
                 out = wide if name == "up" else f"{where['out']}.{WIDTH}"
@@ -128,7 +78,7 @@ def contracted(cores, modes, taken):
 
 
 def test_grouped_heads_read_the_first_slices():
-    net, adapter = attached("metatt-5d", targets=("query", "key"))
+    net, adapter = attach_to_transformer("metatt-5d", targets=("query", "key"))
     g1, g2, g3, g4, g5 = (adapter.factors[f"G{k}"].detach() for k in range(1, 6))
     assert g4.shape == (2, WIDTH // HEAD, 2) and g5.shape == (2, HEAD)
     for name, m, heads in (("query", 0, 3), ("key", 1, 1)):
@@ -138,7 +88,7 @@ def test_grouped_heads_read_the_first_slices():
 
 
 def test_widths_as_slices_of_the_largest():
-    net, adapter = attached(targets=("up", "down"), widths="max_slice")
+    net, adapter = attach_to_transformer(targets=("up", "down"), widths="max_slice")
     g1, g2, g3, g4 = (adapter.factors[f"G{k}"].detach() for k in range(1, 5))
     assert len(g1) == g4.shape[1] == 2 * WIDTH
     want = 0.5 * (g1[:WIDTH] @ g2[:, 2] @ g3[:, 0] @ g4).T
@@ -148,7 +98,7 @@ def test_widths_as_slices_of_the_largest():
 
 
 def test_widths_as_chunks_that_are_projections():
-    net, adapter = attached(targets=("query", "up", "down"), widths="chunk")
+    net, adapter = attach_to_transformer(targets=("query", "up", "down"), widths="chunk")
     g1, g2, g3, g4 = (adapter.factors[f"G{k}"].detach() for k in range(1, 5))
     assert g3.shape == (2, 5, 2) and len(g1) == WIDTH
     up = torch.cat([g1 @ g2[:, 1] @ g3[:, m] @ g4 for m in (1, 2)], 1)
@@ -171,7 +121,7 @@ CONFIGS = {
 @pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 def test_a_whole_model(options, tmp_path):
     """Forward, gradient, merge, file and count of all targets at once; the base is left as it was."""
-    net, adapter = attached(**options)
+    net, adapter = attach_to_transformer(**options)
     x = torch.randn(4, 5, WIDTH, dtype=torch.float64)
     task = {"task_ids": 2} if adapter.config.tasks > 1 else {}
     want = net(x, **task)
@@ -180,19 +130,20 @@ def test_a_whole_model(options, tmp_path):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
     assert adapter._slices is None
     save(net, tmp_path / "a")
-    torch.testing.assert_close(load(model(), tmp_path / "a").model[0](x, **task), want, rtol=0, atol=0)
+    torch.testing.assert_close(load(small_transformer(), tmp_path / "a").model[0](x, **task), want, rtol=0, atol=0)
     twin = copy.deepcopy(net)
     twin.zero_grad()
     merge(twin, adapter.task(2) if task else None)
     torch.testing.assert_close(twin(x), want, rtol=1e-10, atol=1e-10)
     detach(twin)
     assert all(
-        torch.equal(a, b) for a, b in zip(twin.state_dict().values(), model().state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(twin.state_dict().values(), small_transformer().state_dict().values(), strict=True)
     )
 
 
 def test_a_layer_called_alone_reads_the_same_slices():
-    net, adapter = attached(targets=("query", "up"))
+    net, adapter = attach_to_transformer(targets=("query", "up"))
     x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
     seen = {}
     net.layers[1].register_forward_hook(lambda module, args, output: seen.update(x=args[0], y=output))
@@ -203,7 +154,7 @@ def test_a_layer_called_alone_reads_the_same_slices():
 # ---- tasks ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("method", ("metatt-4+1d", "metatt-6d"))
 def test_a_batch_of_many_tasks_is_each_example_with_its_own(method):
-    net, adapter = attached(method, tasks=8, targets=("query", "up"))
+    net, adapter = attach_to_transformer(method, tasks=8, targets=("query", "up"))
     x, ids = torch.randn(64, 5, WIDTH, dtype=torch.float64), torch.arange(64) % 8
     together = net(x, task_ids=ids)
     alone = torch.cat([net(x[i : i + 1], task_ids=int(ids[i])) for i in range(64)])
@@ -222,7 +173,7 @@ def test_a_batch_of_many_tasks_is_each_example_with_its_own(method):
     ],
 )
 def test_wrong_tasks(ids, message):
-    net, adapter = attached("metatt-4+1d", tasks=3, targets=("query",))
+    net, adapter = attach_to_transformer("metatt-4+1d", tasks=3, targets=("query",))
     with pytest.raises(ValueError, match=message):
         net(torch.randn(2, 5, WIDTH, dtype=torch.float64), task_ids=ids)
     assert adapter.active is None and adapter._slices is None
@@ -231,12 +182,12 @@ def test_wrong_tasks(ids, message):
 def test_a_task_core_made_from_features_is_the_same_declaration():
     """One word: the task core is generated; a condition for each example, of an adapter that starts as the base."""
     condition = ConditionConfig(source="tensor", feature_size=4, hidden=3)
-    net = model()
+    net = small_transformer()
     options = dict(targets=("query", "up"), generated=("G3",), condition=condition)
     adapter = attach(net, AdapterConfig("metatt-4+1d", 2, **options))
     assert adapter.factors["G3"].shape == (2, 2)
     x = torch.randn(3, 5, WIDTH, dtype=torch.float64)
-    assert torch.equal(net(x, condition=adapter.condition(torch.randn(3, 4))), model()(x))
+    assert torch.equal(net(x, condition=adapter.condition(torch.randn(3, 4))), small_transformer()(x))
     randomise(adapter)
     made = adapter.condition(torch.randn(3, 4))
     together = net(x, condition=made)
@@ -260,7 +211,7 @@ def test_a_task_core_made_from_features_is_the_same_declaration():
     ],
 )
 def test_refusals(changes, message):
-    net = model()
+    net = small_transformer()
     with pytest.raises(ValueError, match=message):
         attach(net, AdapterConfig(**(dict(rank=2, targets=("query",)) | changes)))
     assert all(type(m) in (nn.Linear, Conv1D) for n, m in net.named_modules() if n.endswith(("query", "qkv")))
@@ -273,17 +224,17 @@ def test_a_chunk_on_both_sides_is_refused():
 
 
 def test_init_codes():
-    net = model()
+    net = small_transformer()
     adapter = attach(net, AdapterConfig("metatt-4d", 2, targets=("query",), init="no-or-id-ze"))
     g1, g2, g3, g4 = (adapter.factors[f"G{k}"].detach() for k in range(1, 5))
     assert not g4.any() and 0.05 < g1.std() < 0.4
-    for layer in range(LAYERS):
+    for layer in range(DEPTH):
         torch.testing.assert_close(g2[:, layer] @ g2[:, layer].T, torch.eye(2).double(), rtol=0, atol=1e-6)
     assert torch.equal(g3[:, 0], torch.eye(2).double())
 
 
 def test_learning_rates_by_factor():
-    net, adapter = attached(targets=("query", "up"))
+    net, adapter = attach_to_transformer(targets=("query", "up"))
     groups = adapter.parameter_groups(0.1, factor_lr_ratio={"G1": 4.0, "G4": 0.5})
     found = {id(p): group["lr"] for group in groups for p in group["params"]}
     want = {"G1": 0.4, "G2": 0.1, "G3": 0.1, "G4.6": 0.05, "G4.12": 0.05}

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from adapters.test_layout import WIDTH, attached, model
 from metalora import load, merge, new_task, save, sweep
 from metalora.config import TrainConfig
 from metalora.training.loop import fit
+from support.transformer import WIDTH, attach_to_transformer, small_transformer
 
 X = torch.randn(4, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 TARGET = torch.randn(4, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -21,7 +21,7 @@ def loss_of(net, task):
 @pytest.mark.parametrize("tasks", (1, 3))
 @pytest.mark.parametrize("method", ("metatt-4+1d", "metatt-6d"))
 def test_only_the_new_slice_learns(method, tasks, tmp_path):
-    net, adapter = attached(method, targets=("query", "up"), tasks=tasks)
+    net, adapter = attach_to_transformer(method, targets=("query", "up"), tasks=tasks)
     before = {key: value.detach().clone() for key, value in adapter.factors.items()}
     outputs = [net(X, **({"task_ids": t} if tasks > 1 else {})).detach() for t in range(tasks)]
     with new_task(adapter) as task:
@@ -43,7 +43,7 @@ def test_only_the_new_slice_learns(method, tasks, tmp_path):
     mixed = net(X, task_ids=ids)
     torch.testing.assert_close(mixed[1:3], learned[1:3], rtol=1e-9, atol=1e-9)
     save(net, tmp_path / "a")
-    again = load(model(), tmp_path / "a")
+    again = load(small_transformer(), tmp_path / "a")
     assert torch.equal(again.model[0](X, task_ids=ids), mixed)
     twin = copy.deepcopy(net)
     merge(twin, adapter.task(task))
@@ -54,7 +54,7 @@ def test_only_the_new_slice_learns(method, tasks, tmp_path):
 
 
 def test_a_new_task_starts_like_the_mean_or_like_another():
-    net, adapter = attached("metatt-4+1d", targets=("query",), tasks=3)
+    net, adapter = attach_to_transformer("metatt-4+1d", targets=("query",), tasks=3)
     mean = adapter.factors["G3"].detach().mean(1)
     for like, want in ((None, mean), (1, adapter.factors["G3"].detach()[:, 1])):
         twin = copy.deepcopy(net)
@@ -65,7 +65,7 @@ def test_a_new_task_starts_like_the_mean_or_like_another():
 
 
 def test_an_error_inside_keeps_what_was_learned_and_what_was_trained_before():
-    net, adapter = attached("metatt-4+1d", targets=("query",), tasks=2)
+    net, adapter = attach_to_transformer("metatt-4+1d", targets=("query",), tasks=2)
     adapter.factors["G1"].requires_grad_(False)
     with pytest.raises(KeyError), new_task(adapter) as task:
         with torch.no_grad():
@@ -85,7 +85,7 @@ def test_an_error_inside_keeps_what_was_learned_and_what_was_trained_before():
     ],
 )
 def test_refusals(options, like, message):
-    net, adapter = attached(targets=("query",), **options)
+    net, adapter = attach_to_transformer(targets=("query",), **options)
     config = adapter.config
     with pytest.raises(ValueError, match=message), new_task(adapter, like=like):
         pass
@@ -94,6 +94,6 @@ def test_refusals(options, like, message):
 
 @pytest.mark.parametrize("ids", [2, -1, 0.5, True, [0, 2], torch.tensor([True, False])], ids=str)
 def test_what_is_no_number_of_a_task(ids):
-    _, adapter = attached("metatt-4+1d", targets=("query",), tasks=2)
+    _, adapter = attach_to_transformer("metatt-4+1d", targets=("query",), tasks=2)
     with pytest.raises(ValueError, match="expected 0..1"):
         adapter.task(ids)

@@ -17,7 +17,7 @@ from metalora import (
     save,
     unmerge,
 )
-from oracles.cases import randomise
+from support.adapters import randomise
 
 
 class Net(nn.Module):

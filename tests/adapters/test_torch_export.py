@@ -6,6 +6,7 @@ from torch import nn
 from torch.export import Dim
 
 import metalora
+from support.adapters import attach_random
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*certain side effects happened")
 
@@ -20,11 +21,8 @@ class Net(nn.Module):
         return self.out(self.second(self.first(x).relu()).relu().mean((2, 3)))
 
 
-def adapted(model, method, **options):
-    adapter = metalora.attach(model.eval(), metalora.AdapterConfig(method, 2, **options))
-    for parameter in adapter.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return adapter
+def attach_method(model, method, **options):
+    return attach_random(model.eval(), metalora.AdapterConfig(method, 2, **options), std=0.3)
 
 
 def check(model, inputs, others, shapes):
@@ -54,7 +52,7 @@ def test_metatt_on_a_bert():
             return super().forward(ids)[0]
 
     model = First(sizes, add_pooling_layer=False)
-    adapted(model, "metatt-4d", targets="query,value")
+    attach_method(model, "metatt-4d", targets="query,value")
     ids = torch.arange(24).reshape(2, 12)
     check(model, (ids,), (ids[:1, :3],), ({0: Dim("b", max=64), 1: Dim("t", min=2, max=32)},))
 
@@ -69,7 +67,7 @@ CONDITIONS = {
 @pytest.mark.parametrize("method, condition", CONDITIONS.values(), ids=CONDITIONS)
 def test_conv_lora_on_a_cnn(method, condition):
     model, images = Net(), torch.rand(3, 3, 8, 8)
-    adapter = adapted(model, method, targets="conv", condition=metalora.ConditionConfig(**condition))
+    adapter = attach_method(model, method, targets="conv", condition=metalora.ConditionConfig(**condition))
     adapter.calibrate(torch.rand(6, 3, 8, 8))
     if condition.get("scope") == "support":
         with torch.no_grad():

@@ -46,7 +46,7 @@ CASES = {
 }
 
 
-def adapted(case, **changes):
+def attach_fit_case(case, **changes):
     method, rank, shapes, options = CASES[case]
     config = dict(method=method, rank=rank, alpha=3.0, head_dim=4, targets=tuple(shapes)) | options | changes
     return attach(Net(**shapes), AdapterConfig(**config))
@@ -77,7 +77,7 @@ def randomise(adapter, seed):
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_the_network_made_is_found_again(case):
-    adapter = adapted(case)
+    adapter = attach_fit_case(case)
     randomise(adapter, 1)
     updates = pairs_of(adapter)
     randomise(adapter, 2)
@@ -95,11 +95,11 @@ def test_what_the_network_made_is_found_again(case):
 
 @pytest.mark.parametrize("case", ["chain", "flattened coordinates", "Tucker of each projection", "CP"])
 def test_ranks_above_that_of_the_updates_are_free_to_learn(case):
-    adapter, larger = adapted(case), 6
+    adapter, larger = attach_fit_case(case), 6
     randomise(adapter, 1)
     updates = pairs_of(adapter)
     rank = {"r1": 6, "r2": 6, "r3": 3} if "Tucker" in case else larger
-    other = adapted(case, rank=rank)
+    other = attach_fit_case(case, rank=rank)
     assert fit_updates(other, updates).error < 1e-6
     x = torch.randn(7, 12, dtype=torch.float64)
     sum(layer(x).square().sum() for layer in other.layers.values()).backward()
@@ -112,7 +112,7 @@ def test_ranks_above_that_of_the_updates_are_free_to_learn(case):
 @pytest.mark.parametrize("method, zero_at_first", [("metatt-4d", True), ("lotr", True), ("tt-nonzero", False)])
 def test_updates_of_zero_leave_the_base_and_something_to_learn(method, zero_at_first):
     case = "chain" if method != "lotr" else "flattened coordinates"
-    adapter = adapted(case)
+    adapter = attach_fit_case(case)
     if not zero_at_first:
         randomise(adapter, 3)
     assert fit_updates(adapter, [{}]).error == 0
@@ -123,7 +123,7 @@ def test_updates_of_zero_leave_the_base_and_something_to_learn(method, zero_at_f
 
 
 def test_refusals_change_nothing():
-    adapter = adapted("tasks")
+    adapter = attach_fit_case("tasks")
     before = {key: value.clone() for key, value in adapter.learned.items()}
     pair = LowRankUpdate(torch.zeros(1, 12), torch.zeros(12, 1))
     with pytest.raises(ValueError, match="2 sets of updates for an adapter of 4 tasks"):

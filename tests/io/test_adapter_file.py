@@ -13,7 +13,8 @@ from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, adapter_of, attach, load, merge, save, unmerge
 from metalora.io.adapter_file import checksum
-from oracles.cases import BODY, SOURCES, conv_net, images, randomise
+from support.adapters import randomise
+from support.conv_net import BODY, SOURCES, conv_net, images
 
 
 def saved(tmp_path, method="metalora-cp", source="stages"):

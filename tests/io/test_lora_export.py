@@ -16,7 +16,8 @@ from torch import nn
 
 import metalora
 from metalora import AdapterConfig, ConditionConfig, attach, merge
-from oracles.cases import BODY, conv_net, images, randomise
+from support.adapters import assert_close, attach_random
+from support.conv_net import BODY, conv_net, images
 
 pytest.importorskip("peft")
 CONSTANT = ConditionConfig(scope="constant")
@@ -63,13 +64,12 @@ def net():
     return conv_net(), images()
 
 
-def adapted(make, config):
+def adapt_copy(make, config):
     """(base as it was, model with randomised adapter, adapter, inputs)."""
     torch.manual_seed(0)
     base, x = make()
     model = copy.deepcopy(base)
-    adapter = attach(model, config)
-    randomise(adapter)
+    adapter = attach_random(model, config)
     return SimpleNamespace(base=base, model=model, adapter=adapter, x=x)
 
 
@@ -85,8 +85,8 @@ def loaded(base, folder):
         return PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
 
 
-def close(got, want):
-    torch.testing.assert_close(output(got), output(want), rtol=1e-10, atol=1e-10)
+def assert_outputs_close(actual, expected):
+    assert_close(output(actual), output(expected))
 
 
 # ---- whole models ---------------------------------------------------------------------------------------------------
@@ -104,13 +104,13 @@ WHOLE = {
 
 @pytest.mark.parametrize("make, config", WHOLE.values(), ids=WHOLE)
 def test_peft_loads_a_model(make, config, tmp_path):
-    case = adapted(make, config)
+    case = adapt_copy(make, config)
     [found] = case.adapter.export_lora(tmp_path / "out")
     want, before = case.model(case.x), case.base(case.x)
     assert not torch.allclose(output(want), output(before), atol=1e-3)
     peft = loaded(case.base, tmp_path / "out")
-    close(peft(case.x), want)
-    close(peft.merge_and_unload()(case.x), want)
+    assert_outputs_close(peft(case.x), want)
+    assert_outputs_close(peft.merge_and_unload()(case.x), want)
     assert found.ranks == {path: layer.cut.rank for path, layer in case.adapter.layers.items()} and found.error == 0
     assert found.bytes == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
@@ -119,7 +119,7 @@ def test_peft_loads_a_model(make, config, tmp_path):
 
 
 def test_only_the_targets_are_adapted_by_peft(tmp_path):
-    case = adapted(*WHOLE["one of two"])
+    case = adapt_copy(*WHOLE["one of two"])
     case.adapter.export_lora(tmp_path / "out")
     peft = loaded(case.base, tmp_path / "out")
     assert {n for n, m in peft.base_model.model.named_modules() if hasattr(m, "lora_A")} == set(case.adapter.targets)
@@ -128,16 +128,16 @@ def test_only_the_targets_are_adapted_by_peft(tmp_path):
 def test_many_targets_of_unequal_rank(tmp_path):
     """From 20 targets on, PEFT condenses the list of targets to what they end in."""
     base = nn.Sequential(*[nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 2), nn.Linear(2, 5)) for _ in range(12)])
-    case = adapted(lambda: (base.double(), torch.randn(3, 5).double()), lora(4, clip_rank=True))
+    case = adapt_copy(lambda: (base.double(), torch.randn(3, 5).double()), lora(4, clip_rank=True))
     case.adapter.export_lora(tmp_path / "out")
-    close(loaded(case.base, tmp_path / "out")(case.x), case.model(case.x))
+    assert_outputs_close(loaded(case.base, tmp_path / "out")(case.x), case.model(case.x))
 
 
 def test_peft_says_the_same_of_its_own_config(tmp_path):
     """Every key is one of LoraConfig, and PEFT would write it with the same value."""
     from peft import LoraConfig
 
-    adapted(*WHOLE["unequal ranks"]).adapter.export_lora(tmp_path / "out")
+    adapt_copy(*WHOLE["unequal ranks"]).adapter.export_lora(tmp_path / "out")
     written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     known = LoraConfig.from_pretrained(tmp_path / "out").to_dict()
     ours = {**written, "target_modules": set(written["target_modules"])}
@@ -149,32 +149,32 @@ TASKS = AdapterConfig("metatt-4+1d", 2, targets=("c_attn",), condition=CONSTANT,
 
 
 def test_a_lora_for_each_task(tmp_path):
-    case = adapted(gpt2, TASKS)
+    case = adapt_copy(gpt2, TASKS)
     found = case.adapter.export_lora(tmp_path / "out", task="all")
     assert [one.folder for one in found] == [str(tmp_path / "out" / f"task{k}") for k in range(3)]
     for k in range(3):
         want = case.model(case.x, task_ids=k)
-        close(loaded(case.base, tmp_path / "out" / f"task{k}")(case.x), want)
+        assert_outputs_close(loaded(case.base, tmp_path / "out" / f"task{k}")(case.x), want)
         case.adapter.export_lora(tmp_path / f"alone{k}", task=k)
-        close(loaded(case.base, tmp_path / f"alone{k}")(case.x), want)
+        assert_outputs_close(loaded(case.base, tmp_path / f"alone{k}")(case.x), want)
 
 
 def test_tasks_and_a_condition_together(tmp_path):
     """A generated and a task-indexed factor at once, and the condition that is fixed."""
     config = AdapterConfig("mtlora", (2, 3), targets=("fc",), condition=GIVEN, generated=("A",), tasks=2)
-    case = adapted(block, config)
+    case = adapt_copy(block, config)
     condition = case.adapter.condition(torch.randn(4, 5)).mean()
     case.adapter.export_lora(tmp_path / "given", condition=condition, task=1)
     case.adapter.fix(condition)
     case.adapter.export_lora(tmp_path / "fixed", task="all")
     want = case.model(case.x, condition=condition, task_ids=1)
     for folder in ("given", "fixed/task1"):
-        close(loaded(case.base, tmp_path / folder)(case.x), want)
+        assert_outputs_close(loaded(case.base, tmp_path / folder)(case.x), want)
 
 
 # ---- ranks that are cut ---------------------------------------------------------------------------------------------
 def test_a_cut_rank_is_the_best_one_and_its_error_is_told(tmp_path):
-    case = adapted(net, AdapterConfig("metalora-tr", 2, targets=BODY, condition=CONSTANT))
+    case = adapt_copy(net, AdapterConfig("metalora-tr", 2, targets=BODY, condition=CONSTANT))
     [found] = case.adapter.export_lora(tmp_path / "out", max_rank=2)
     peft, lost, whole = loaded(case.base, tmp_path / "out"), 0.0, 0.0
     for path in BODY:
@@ -198,7 +198,7 @@ def test_an_adapter_at_its_start_is_exported(tmp_path):
 
 def test_for_vllm_every_scale_is_one(tmp_path):
     """vLLM reads r and lora_alpha and no pattern: alpha / r of all targets, of whatever rank."""
-    case = adapted(block, lora(4, ("*",), clip_rank=True))
+    case = adapt_copy(block, lora(4, ("*",), clip_rank=True))
     [found] = case.adapter.export_lora(tmp_path / "out", runtime="vllm", max_lora_rank=4)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == max(found.ranks.values()) == 4
@@ -258,9 +258,9 @@ REFUSED = {  # make, config, keywords, message
 
 @pytest.mark.parametrize("make, config, options, message", REFUSED.values(), ids=REFUSED)
 def test_refused_and_nothing_is_written(make, config, options, message, tmp_path):
-    case = adapted(make, config)
+    case = adapt_copy(make, config)
     if "condition" in options:
-        other = adapted(block, GENERATED)
+        other = adapt_copy(block, GENERATED)
         options = {"condition": other.adapter.condition(torch.randn(1, 5))}
     with pytest.raises(ValueError, match=message):
         case.adapter.export_lora(tmp_path / "out", **options)
@@ -268,7 +268,7 @@ def test_refused_and_nothing_is_written(make, config, options, message, tmp_path
 
 
 def test_conditions_that_do_not_fit(tmp_path):
-    case, other = adapted(block, GENERATED), adapted(block, lora(3, ("fc",), exclude=("a.fc",)))
+    case, other = adapt_copy(block, GENERATED), adapt_copy(block, lora(3, ("fc",), exclude=("a.fc",)))
     condition = case.adapter.condition(torch.randn(3, 5))
     with pytest.raises(ValueError, match="the condition is for 3 examples"):
         case.adapter.export_lora(tmp_path / "out", condition)
@@ -290,7 +290,7 @@ def test_conditions_that_do_not_fit(tmp_path):
 
 
 def test_a_folder_is_whole_or_absent(tmp_path, monkeypatch):
-    case = adapted(gpt2, TASKS)
+    case = adapt_copy(gpt2, TASKS)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     for taken in ("full", "full/file"):

@@ -6,8 +6,8 @@ from torch import nn
 
 from metalora import AdapterConfig, attach, detach, load, merge, save, sweep
 from metalora.methods.registry import METHODS, get_method
-from oracles.cases import randomise
 from oracles.dense import _gate
+from support.adapters import assert_close, randomise
 
 
 def made(method, digits, rank=2, size=(24, 24), **changes):
@@ -18,10 +18,6 @@ def made(method, digits, rank=2, size=(24, 24), **changes):
     return model, adapter
 
 
-def close(got, want):
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
-
-
 def test_another_number_of_digits_of_a_train():
     """TT-LoRA's [2, 3, 4 | 4, 6] and one core a digit."""
     model, adapter = made("tt-lora", {"in": "2 3 4", "out": "4 6"})
@@ -30,7 +26,7 @@ def test_another_number_of_digits_of_a_train():
     whole = cores[0]
     for core in cores[1:]:
         whole = torch.tensordot(whole, core, 1)
-    close(adapter.delta("0").T, whole.reshape(24, 24))
+    assert_close(adapter.delta("0").T, whole.reshape(24, 24))
 
 
 def test_another_number_of_digits_of_loretta():
@@ -53,12 +49,12 @@ def test_gates_on_any_number_of_digits(digits, size):
         return x.flatten(1)
 
     delta = circuit(1) - circuit(0)
-    close(adapter.delta("0").detach().T, delta)
+    assert_close(adapter.delta("0").detach().T, delta)
     x = torch.randn(3, 24, dtype=torch.float64)
     want = model[0].base(x) + x @ delta
-    close(model(x), want)
+    assert_close(model(x), want)
     merge(model)
-    close(model(x), want)
+    assert_close(model(x), want)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +123,7 @@ def test_both_trains_of_a_bottleneck_are_swept():
                 core.copy_(core * torch.tensor([1.0, 0.0]) if key[2:] not in ("D5", "U5") else core)
     want = model(x)
     report = sweep(model, rank=1)
-    close(model(x), want)
+    assert_close(model(x), want)
     assert set(report.after.values()) == {1} and adapter.num_params() < before
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metalora import AdapterConfig, Condition, ConditionConfig, attach
-from oracles.layers import LAYERS
+from support.layers import LAYERS
 
 SCALARS = torch.tensor([0.5, -1.5], dtype=torch.float64)  # one number per module of a Multi-LoRA
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, attach
-from oracles.cases import randomise
+from support.adapters import assert_close, randomise
 
 ALPHA, RANK = 7.0, 2
 LAYERS = {
@@ -15,10 +15,6 @@ LAYERS = {
     "conv2d": (lambda: nn.Conv2d(24, 12, 3, stride=2, padding=1), (5, 24, 7, 6)),
 }
 each_layer = pytest.mark.parametrize("layer", LAYERS)
-
-
-def close(got, want):
-    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
 def ours(method, layer, **changes):
@@ -109,7 +105,7 @@ def test_lora_of_peft(method, layer):
 
     base, model, f, x = ours(method, layer)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["0"], use_rslora=method == "rslora")
-    close(peft(base, config, lora(f))(x), model(x))
+    assert_close(peft(base, config, lora(f))(x), model(x))
 
 
 @each_layer
@@ -118,7 +114,7 @@ def test_loha_of_peft(layer):
 
     base, model, f, x = ours("loha", layer)
     config = LoHaConfig(r=RANK, alpha=ALPHA, target_modules=["0"])
-    close(peft(base, config, named(loha(f)))(x), model(x))
+    assert_close(peft(base, config, named(loha(f)))(x), model(x))
 
 
 def test_tucker_cores_of_peft():
@@ -130,7 +126,7 @@ def test_tucker_cores_of_peft():
         ("lokr-tucker", LoKrConfig(**options), lokr_tucker),
     ):
         base, model, f, x = ours(method, "conv2d")
-        close(peft(base, config, named(values(f)))(x), model(x))
+        assert_close(peft(base, config, named(values(f)))(x), model(x))
 
 
 @each_layer
@@ -139,7 +135,7 @@ def test_lokr_of_peft(layer):
 
     base, model, f, x = ours("lokr", layer)
     config = LoKrConfig(r=RANK, alpha=ALPHA, target_modules=["0"])
-    close(peft(base, config, named(lokr(f)))(x), model(x))
+    assert_close(peft(base, config, named(lokr(f)))(x), model(x))
 
 
 @each_layer
@@ -150,13 +146,13 @@ def test_lokr_with_a_full_second_factor(layer):
     base, model, f, x = ours("lokr-full", layer)
     values = {"lokr_w1": f["C"].T, "lokr_w2": f["D"].permute(3, 2, 0, 1) if f["D"].ndim > 2 else f["D"].T}
     config = LoKrConfig(r=8, alpha=8 * ALPHA, target_modules=["0"])
-    close(peft(base, config, named(values))(x), model(x))
+    assert_close(peft(base, config, named(values))(x), model(x))
     modules = pytest.importorskip("lycoris.modules")
     base, model, f, x = ours("lokr-full", layer, alpha=None)
     theirs = modules.lokr.LokrModule("", base[0], 1, 8, ALPHA, full_matrix=True).double().eval()
     fill(theirs, values)
     theirs.apply_to()
-    close(base(x), model(x))
+    assert_close(base(x), model(x))
 
 
 @pytest.mark.parametrize("rank", (2, 3, 5, 24))
@@ -166,7 +162,7 @@ def test_miss_of_peft(rank):
 
     base, model, f, x = ours("miss", "linear", rank=rank, alpha=None)
     config = MissConfig(r=rank, target_modules=["0"])
-    close(peft(base, config, {"miss_block.default": f["D"]})(x), model(x))
+    assert_close(peft(base, config, {"miss_block.default": f["D"]})(x), model(x))
 
 
 def test_adalora_of_peft():
@@ -175,7 +171,7 @@ def test_adalora_of_peft():
 
     base, model, f, x = ours("adalora", "linear", alpha=ALPHA * RANK / (RANK + 1e-5))
     config = AdaLoraConfig(init_r=RANK, target_r=1, lora_alpha=ALPHA, total_step=10, target_modules=["0"])
-    close(peft(base, config, named(adalora(f)))(x), model(x))
+    assert_close(peft(base, config, named(adalora(f)))(x), model(x))
 
 
 def test_vera_of_peft():
@@ -192,7 +188,7 @@ def test_vera_of_peft():
         module.vera_A["default"].data, module.vera_B["default"].data = f["A"].T, f["B"].T
         fill(module, {"vera_lambda_d.default": f[f"{k}.d"], "vera_lambda_b.default": f[f"{k}.b"]})
     x = torch.randn(3, 6, dtype=torch.float64)
-    close(theirs(x), model(x))
+    assert_close(theirs(x), model(x))
 
 
 # ---- LyCORIS --------------------------------------------------------------------------------------------------------
@@ -224,4 +220,4 @@ def test_forward_of_lycoris(method, layer):
     theirs = getattr(getattr(modules, home), name)("", base[0], 1, RANK, ALPHA, **options).double().eval()
     fill(theirs, values(f))
     theirs.apply_to()
-    close(base(x), model(x))
+    assert_close(base(x), model(x))

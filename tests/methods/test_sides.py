@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from metalora import AdapterConfig, attach, find_targets, load, merge, save, sweep, unmerge
-from oracles.cases import randomise
+from support.adapters import assert_close, randomise
 
 WIDTH, HEADS, LAYERS, RANK = 8, 2, 3, 3
 SIZE = WIDTH // HEADS
@@ -51,10 +51,6 @@ def delta(adapter, path):
     return adapter.delta(path).detach().T
 
 
-def close(got, want):
-    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
-
-
 def test_the_side_of_the_heads_is_told_by_the_name():
     sides = {target.path: target.heads for target in find_targets(transformer(), ALL)}
     assert {name: sides[f"1.{name}"] for name in ("attn.q_proj", "attn.v_proj", "attn.o_proj", "fc1", "fc2")} == {
@@ -78,7 +74,7 @@ def test_lorta_has_the_heads_on_their_own_side():
             rows = f["C_H"] * f["C_L"][layer] * f["C_P"][p]
             blocks = torch.cat([f["A"] @ (row * f["B"]).T for row in rows], 1)
             want = 0.7 / RANK * (blocks.T if name == "o_proj" else blocks)
-            close(delta(adapter, f"{layer}.attn.{name}"), want)
+            assert_close(delta(adapter, f"{layer}.attn.{name}"), want)
     assert [value.shape[0] for value in f.values()] == [WIDTH, HEADS, LAYERS, 4, SIZE]
 
 
@@ -90,11 +86,11 @@ def test_cara_has_two_tensors_and_the_slices_of_the_paper():
     assert first.shape == (LAYERS, 3, WIDTH, WIDTH) and second.shape == (LAYERS, 9, WIDTH, WIDTH)
     for layer in range(LAYERS):
         for p, name in enumerate(("q_proj", "k_proj", "v_proj")):
-            close(delta(adapter, f"{layer}.attn.{name}"), 0.7 * first[layer, p])
+            assert_close(delta(adapter, f"{layer}.attn.{name}"), 0.7 * first[layer, p])
         slices = second[layer]
-        close(delta(adapter, f"{layer}.attn.o_proj"), 0.7 * slices[0].T)
-        close(delta(adapter, f"{layer}.fc1"), 0.7 * torch.cat([one.T for one in slices[1:5]], 1))
-        close(delta(adapter, f"{layer}.fc2"), 0.7 * torch.cat(list(slices[5:9]), 0))
+        assert_close(delta(adapter, f"{layer}.attn.o_proj"), 0.7 * slices[0].T)
+        assert_close(delta(adapter, f"{layer}.fc1"), 0.7 * torch.cat([one.T for one in slices[1:5]], 1))
+        assert_close(delta(adapter, f"{layer}.fc2"), 0.7 * torch.cat(list(slices[5:9]), 0))
     biases = {key: len(value) for key, value in f.items() if key.endswith(".b")}
     assert sorted(biases.values()) == [WIDTH, WIDTH, 4 * WIDTH]  # shared by all layers
 
@@ -104,11 +100,11 @@ def test_biases_are_inside_the_scale_and_merged(tmp_path):
     x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
     fc1, want = model[1].fc1, model(x)
     bias = next(value for key, value in f.items() if key.endswith(".b") and len(value) == 4 * WIDTH)
-    close(fc1(x), fc1.base(x) + x @ delta(adapter, "1.fc1") + 0.7 * bias)
+    assert_close(fc1(x), fc1.base(x) + x @ delta(adapter, "1.fc1") + 0.7 * bias)
     before = fc1.base.bias.clone()
     merge(model)
-    close(fc1.base.bias, before + 0.7 * bias)
-    close(model(x), want)
+    assert_close(fc1.base.bias, before + 0.7 * bias)
+    assert_close(model(x), want)
     unmerge(model)
     assert torch.equal(fc1.base.bias, before) and torch.equal(model(x), want)
     save(model, tmp_path / "adapter")
@@ -125,7 +121,7 @@ def test_peft_loads_biases_too(tmp_path):
     want = model(x)
     adapter.export_lora(tmp_path / "lora")
     got = PeftModel.from_pretrained(transformer(), tmp_path / "lora").eval()(x)
-    close(got, want)
+    assert_close(got, want)
     with pytest.raises(ValueError, match="has biases, and vllm's LoRA has none"):
         adapter.export_lora(tmp_path / "other", runtime="vllm")
 
@@ -163,13 +159,13 @@ def test_slices_of_fact_and_of_its_code(method):
             one, two = (s.permute(1, 2, 0).reshape(RANK, 4 * RANK) for s in (first, second))
             first, second = one.split(RANK, 1), [block.T for block in two.split(RANK, 1)]
         for k, name in enumerate(("q_proj", "k_proj", "v_proj", "o_proj")):
-            close(delta(adapter, f"{layer}.attn.{name}"), 0.7 * f["U"] @ slices[layer, k] @ f["V"])
-        close(delta(adapter, f"{layer}.fc1"), 0.7 * torch.cat([f["U"] @ s @ f["V"] for s in first], 1))
-        close(delta(adapter, f"{layer}.fc2"), 0.7 * torch.cat([f["U"] @ s @ f["V"] for s in second], 0))
+            assert_close(delta(adapter, f"{layer}.attn.{name}"), 0.7 * f["U"] @ slices[layer, k] @ f["V"])
+        assert_close(delta(adapter, f"{layer}.fc1"), 0.7 * torch.cat([f["U"] @ s @ f["V"] for s in first], 1))
+        assert_close(delta(adapter, f"{layer}.fc2"), 0.7 * torch.cat([f["U"] @ s @ f["V"] for s in second], 0))
     x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
     want = model(x)
     merge(model)
-    close(model(x), want)
+    assert_close(model(x), want)
 
 
 def test_mixed_slices_have_one_rank_for_good():

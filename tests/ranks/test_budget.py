@@ -14,7 +14,7 @@ from metalora.config import RankBudgetConfig, RankScheduleConfig, TrainConfig, f
 from metalora.ranks.budget import RankBudget, budget
 from metalora.training.controllers import trainer_callback
 from metalora.training.loop import fit
-from oracles.resume import resumes_to_the_same_bits
+from support.resume import resumes_to_the_same_bits
 
 pytest.importorskip("accelerate")
 RANK, STEPS, GAMMA = 4, 12, 0.3

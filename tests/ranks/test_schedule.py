@@ -15,7 +15,7 @@ from metalora.config import RankScheduleConfig, TrainConfig
 from metalora.ranks.schedule import RankSchedule, ranks_by_step
 from metalora.training.controllers import trainer_callback
 from metalora.training.loop import fit
-from oracles.resume import resumes_to_the_same_bits
+from support.resume import resumes_to_the_same_bits
 
 pytest.importorskip("accelerate")
 pytest.importorskip("transformers")

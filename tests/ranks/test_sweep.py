@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.test_layout import WIDTH, attached, model
-from metalora import AdapterConfig, ConditionConfig, attach, load, merge, save, sweep
-from oracles.cases import randomise
+from metalora import AdapterConfig, attach, load, merge, save, sweep
+from support.adapters import randomise
+from support.sweeps import CONSTANT, GENERATED, all_deltas, call_options, training_step
+from support.transformer import WIDTH, attach_to_transformer, small_transformer
 
-CONSTANT = ConditionConfig(scope="constant")
-GENERATED = ConditionConfig(source="tensor", feature_size=4, hidden=3)
 CHAINS = {
     "4d": dict(method="metatt-4d", rank=3),
     "4d one width": dict(method="metatt-4d", rank=3, targets=("query", "qkv")),
@@ -27,32 +26,21 @@ CHAINS = {
 }
 
 
-def given(adapter):
-    if adapter.conditional:
-        return {"condition": adapter.condition(torch.ones(1, 4))}
-    return {"task_ids": 1} if adapter.config.tasks > 1 else {}
-
-
-def deltas(adapter):
-    condition = given(adapter).get("condition", adapter.task(1) if adapter.config.tasks > 1 else None)
-    return {path: adapter.delta(path, condition).detach() for path in adapter.targets}
-
-
 @pytest.mark.parametrize("gauge", ("left", "right", "balanced"))
 @pytest.mark.parametrize("mode", ("round", "paper"))
 @pytest.mark.parametrize("options", CHAINS.values(), ids=CHAINS)
 def test_a_sweep_without_truncation_leaves_every_delta(options, mode, gauge):
-    net, adapter = attached(**options)
-    before, shapes = deltas(adapter), {key: value.shape for key, value in adapter.factors.items()}
+    net, adapter = attach_to_transformer(**options)
+    before, shapes = all_deltas(adapter), {key: value.shape for key, value in adapter.factors.items()}
     old = {key: value.clone() for key, value in adapter.factors.items()}
     x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
-    want = net(x, **given(adapter))
+    want = net(x, **call_options(adapter))
     report = sweep(net, mode=mode, gauge=gauge)
     assert report.before == report.after and report.params_before == report.params_after == adapter.num_params()
     assert {key: value.shape for key, value in adapter.factors.items()} == shapes and report.error < 1e-7
-    for path, value in deltas(adapter).items():
+    for path, value in all_deltas(adapter).items():
         torch.testing.assert_close(value, before[path], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(net(x, **given(adapter)), want, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(net(x, **call_options(adapter)), want, rtol=1e-9, atol=1e-9)
     changed = {key for key, value in adapter.factors.items() if not torch.equal(value, old[key])}
     assert changed == {key for key in old if not (adapter.conditional and key == "G3")}
 
@@ -61,31 +49,31 @@ def test_a_sweep_without_truncation_leaves_every_delta(options, mode, gauge):
 @pytest.mark.parametrize("options", CHAINS.values(), ids=CHAINS)
 def test_truncated(options, mode, tmp_path):
     """Smaller factors, a model that still runs, merges and saves; a bond beside a generated factor stays."""
-    net, adapter = attached(**options)
+    net, adapter = attach_to_transformer(**options)
     report = sweep(net, rank=1, mode=mode)
     fixed = {"r2", "r3"} if adapter.conditional else set()
     assert report.after == {bond: size if bond in fixed else 1 for bond, size in report.before.items()}
     assert report.params_after == adapter.num_params() < report.params_before and 0 < report.error < 1
     x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
-    want = net(x, **given(adapter))
+    want = net(x, **call_options(adapter))
     want.sum().backward()
     assert all(p.grad is not None for p in adapter.parameters())
     save(net, tmp_path / "a")
-    again = load(model(), tmp_path / "a")
-    torch.testing.assert_close(again.model[0](x, **given(again)), want, rtol=0, atol=0)
-    condition = given(adapter).get("condition", adapter.task(1) if adapter.config.tasks > 1 else None)
+    again = load(small_transformer(), tmp_path / "a")
+    torch.testing.assert_close(again.model[0](x, **call_options(again)), want, rtol=0, atol=0)
+    condition = call_options(adapter).get("condition", adapter.task(1) if adapter.config.tasks > 1 else None)
     merge(net, condition)
     torch.testing.assert_close(net(x), want, rtol=1e-10, atol=1e-10)
 
 
 def test_the_error_is_that_of_all_deltas_together():
-    net, adapter = attached(rank=4, targets=("query",))
-    before = deltas(adapter)
+    net, adapter = attach_to_transformer(rank=4, targets=("query",))
+    before = all_deltas(adapter)
     errors = []
     for rank in (3, 2, 1):
         twin = copy.deepcopy(net)
         report = sweep(twin, rank=rank)
-        after = deltas(twin.layers[0].attention.query._owner[0])
+        after = all_deltas(twin.layers[0].attention.query._owner[0])
         wrong, whole = (
             sum(float((d if other is None else d - other[path]).square().sum()) for path, d in before.items())
             for other in (after, None)
@@ -96,7 +84,7 @@ def test_the_error_is_that_of_all_deltas_together():
 
 
 def test_a_tolerance_and_a_budget():
-    net, adapter = attached(rank=4, targets=("query",))
+    net, adapter = attach_to_transformer(rank=4, targets=("query",))
     assert sweep(copy.deepcopy(net), tolerance=0.2).error <= 0.2
     for budget in (40, 60, adapter.num_params()):
         report = sweep(copy.deepcopy(net), budget=budget)
@@ -118,19 +106,13 @@ def test_alpha_over_r_keeps_its_delta():
 
 
 # ---- the optimiser --------------------------------------------------------------------------------------------------
-def step(net, adapter, optimizer, x):
-    optimizer.zero_grad()
-    net(x, **given(adapter)).square().sum().backward()
-    optimizer.step()
-
-
 @pytest.mark.parametrize("state", ("reset", "carry"))
 @pytest.mark.parametrize("options", CHAINS.values(), ids=CHAINS)
 def test_the_optimiser_goes_on(options, state):
-    net, adapter = attached(**options)
+    net, adapter = attach_to_transformer(**options)
     optimizer = torch.optim.AdamW(adapter.parameter_groups(1e-2))
     x = torch.randn(3, 5, WIDTH, dtype=torch.float64)
-    step(net, adapter, optimizer, x)
+    training_step(net, adapter, optimizer, x)
     objects = [id(p) for group in optimizer.param_groups for p in group["params"]]
     report = sweep(net, rank=1, optimizer=optimizer, state=state)
     assert report.after != report.before
@@ -140,19 +122,19 @@ def test_the_optimiser_goes_on(options, state):
         assert bool(kept) == (state == "carry" or id(parameter) not in swept)
         assert all(kept[name].shape == parameter.shape for name in ("exp_avg", "exp_avg_sq") if name in kept)
         assert all((kept[name] >= 0).all() for name in ("exp_avg_sq",) if name in kept)
-    step(net, adapter, optimizer, x)
+    training_step(net, adapter, optimizer, x)
     assert objects == [id(p) for group in optimizer.param_groups for p in group["params"]]
 
 
 @pytest.mark.parametrize("gauge", ("left", "right", "balanced"))
 @pytest.mark.parametrize("name", [name for name in CHAINS if "generated" not in name])
 def test_a_carried_mean_is_the_gradient_in_the_new_basis(name, gauge):
-    net, adapter = attached(**CHAINS[name])
+    net, adapter = attach_to_transformer(**CHAINS[name])
     optimizer = torch.optim.Adam(adapter.parameters(), lr=0.0, betas=(0.0, 0.9))
     x = torch.randn(3, 5, WIDTH, dtype=torch.float64)
-    step(net, adapter, optimizer, x)
+    training_step(net, adapter, optimizer, x)
     sweep(net, gauge=gauge, optimizer=optimizer, state="carry")
-    net(x, **given(adapter)).square().sum().backward()
+    net(x, **call_options(adapter)).square().sum().backward()
     for parameter in adapter.parameters():
         scale = parameter.grad.abs().max()
         torch.testing.assert_close(
@@ -161,7 +143,7 @@ def test_a_carried_mean_is_the_gradient_in_the_new_basis(name, gauge):
 
 
 def test_compiled():
-    net, adapter = attached(rank=3, targets=("query", "up"))
+    net, adapter = attach_to_transformer(rank=3, targets=("query", "up"))
     x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
     torch.compiler.reset()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
@@ -185,7 +167,7 @@ BAD = {
 
 @pytest.mark.parametrize("options, trained, call, message", BAD.values(), ids=BAD)
 def test_refusals_change_nothing(options, trained, call, message):
-    net = model()
+    net = small_transformer()
     adapter = attach(
         net, AdapterConfig(**(dict(method="metatt-4d", rank=3, targets=("query",), condition=CONSTANT) | options))
     )
@@ -198,9 +180,9 @@ def test_refusals_change_nothing(options, trained, call, message):
 
 
 def test_a_merged_adapter_and_none_at_all():
-    net, adapter = attached(rank=2, targets=("query",))
+    net, adapter = attach_to_transformer(rank=2, targets=("query",))
     merge(net)
     with pytest.raises(ValueError, match="the adapter is merged"):
         sweep(net, rank=1)
-    with pytest.raises(ValueError, match="Model has no adapter"):
-        sweep(model())
+    with pytest.raises(ValueError, match="Transformer has no adapter"):
+        sweep(small_transformer())

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from adapters.test_layout import WIDTH, attached, model
 from metalora import AdapterConfig, attach, load, merge, save, sweep
 from metalora.methods.method import Method
 from metalora.methods.registry import METHODS
 from metalora.tensornet.formats import cp, ring, tucker
-from oracles.cases import conv_net, images, randomise
-from ranks.test_sweep import CONSTANT, GENERATED, deltas, given, step
+from support.adapters import randomise
+from support.conv_net import conv_net, images
+from support.sweeps import CONSTANT, GENERATED, all_deltas, call_options, training_step
+from support.transformer import WIDTH, attach_to_transformer, small_transformer
 
 
 def declared(name, factors, copies="", zero="", **options):
@@ -60,16 +61,16 @@ def known(monkeypatch):
 @each
 @pytest.mark.parametrize("gauge", ("left", "right", "balanced"))
 def test_a_sweep_without_truncation_leaves_every_delta(name, gauge):
-    net, adapter = attached(**NETWORKS[name])
-    before, old = deltas(adapter), {key: value.clone() for key, value in adapter.factors.items()}
+    net, adapter = attach_to_transformer(**NETWORKS[name])
+    before, old = all_deltas(adapter), {key: value.clone() for key, value in adapter.factors.items()}
     x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
-    want = net(x, **given(adapter))
+    want = net(x, **call_options(adapter))
     report = sweep(net, gauge=gauge)
     assert report.before == report.after and report.params_before == report.params_after == adapter.num_params()
     assert report.error < 1e-7
-    for path, value in deltas(adapter).items():
+    for path, value in all_deltas(adapter).items():
         torch.testing.assert_close(value, before[path], rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(net(x, **given(adapter)), want, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(net(x, **call_options(adapter)), want, rtol=1e-10, atol=1e-10)
     changed = {key for key, value in adapter.factors.items() if not torch.equal(value, old[key])}
     kept = {key for key in old if adapter.conditional and adapter.layout.params[key].factor in adapter.generated}
     assert changed == set(old) - kept
@@ -78,26 +79,26 @@ def test_a_sweep_without_truncation_leaves_every_delta(name, gauge):
 @each
 def test_truncated(name, tmp_path):
     """Smaller factors, a model that runs, trains, merges and saves; the bonds of a generated factor stay."""
-    net, adapter = attached(**NETWORKS[name])
+    net, adapter = attach_to_transformer(**NETWORKS[name])
     report = sweep(net, rank=1)
     fixed = FIXED.get(name, set())
     assert report.after == {bond: size if bond in fixed else 1 for bond, size in report.before.items()}
     assert report.params_after == adapter.num_params() < report.params_before and 0 < report.error < 1
     assert all(value.isfinite().all() for value in adapter.factors.values())
     x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
-    want = net(x, **given(adapter))
+    want = net(x, **call_options(adapter))
     want.sum().backward()
     assert all(p.grad is not None for p in adapter.parameters())
     save(net, tmp_path / "a")
-    again = load(model(), tmp_path / "a")
-    torch.testing.assert_close(again.model[0](x, **given(again)), want, rtol=0, atol=0)
-    merge(net, given(adapter).get("condition", adapter.task(1) if adapter.config.tasks > 1 else None))
+    again = load(small_transformer(), tmp_path / "a")
+    torch.testing.assert_close(again.model[0](x, **call_options(again)), want, rtol=0, atol=0)
+    merge(net, call_options(adapter).get("condition", adapter.task(1) if adapter.config.tasks > 1 else None))
     torch.testing.assert_close(net(x), want, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name, bonds", FIXED.items(), ids=FIXED)
 def test_a_bond_of_a_generated_factor_cannot_be_named(name, bonds):
-    net, adapter = attached(**NETWORKS[name])
+    net, adapter = attach_to_transformer(**NETWORKS[name])
     now = sweep(net).before
     assert sweep(net, rank=now).after == now
     for bond in bonds:
@@ -107,13 +108,13 @@ def test_a_bond_of_a_generated_factor_cannot_be_named(name, bonds):
 
 @pytest.mark.parametrize("name", ("tucker", "ring", "cp"))
 def test_the_error_is_that_of_all_deltas_together(name):
-    net, adapter = attached(**NETWORKS[name] | dict(targets=("query",), rank=3, clip_rank=True))
-    before, errors = deltas(adapter), []
+    net, adapter = attach_to_transformer(**NETWORKS[name] | dict(targets=("query",), rank=3, clip_rank=True))
+    before, errors = all_deltas(adapter), []
     whole = sum(float(delta.square().sum()) for delta in before.values())
     for rank in (2, 1):
         twin = copy.deepcopy(net)
         report = sweep(twin, rank=rank)
-        after = deltas(twin.layers[0].attention.query._owner[0])
+        after = all_deltas(twin.layers[0].attention.query._owner[0])
         wrong = sum(float((delta - after[path]).square().sum()) for path, delta in before.items())
         assert report.error == pytest.approx((wrong / whole) ** 0.5, rel=1e-6)
         errors.append(report.error)
@@ -188,7 +189,7 @@ def test_alpha_over_r_keeps_a_delta_of_lower_rank(method, factor, axes, monkeypa
 
 def test_a_tolerance_and_a_budget():
     for name in ("tucker", "ring", "cp"):
-        net, adapter = attached(**NETWORKS[name])
+        net, adapter = attach_to_transformer(**NETWORKS[name])
         assert sweep(copy.deepcopy(net), tolerance=0.2).error <= 0.2
         for budget in (adapter.num_params() // 2, adapter.num_params()):
             report = sweep(copy.deepcopy(net), budget=budget)
@@ -199,10 +200,10 @@ def test_a_tolerance_and_a_budget():
 # ---- the optimiser --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name, state", [(n, s) for n in NETWORKS for s in ("reset", "carry")[: 1 + (n not in RINGS)]])
 def test_the_optimiser_goes_on(name, state):
-    net, adapter = attached(**NETWORKS[name])
+    net, adapter = attach_to_transformer(**NETWORKS[name])
     optimizer = torch.optim.AdamW(adapter.parameter_groups(1e-2))
     x = torch.randn(3, 5, WIDTH, dtype=torch.float64)
-    step(net, adapter, optimizer, x)
+    training_step(net, adapter, optimizer, x)
     objects = [id(p) for group in optimizer.param_groups for p in group["params"]]
     sweep(net, rank=1, optimizer=optimizer, state=state)
     swept = {
@@ -215,20 +216,20 @@ def test_the_optimiser_goes_on(name, state):
         assert bool(kept) == (state == "carry" or id(parameter) not in swept)
         assert all(kept[name].shape == parameter.shape for name in ("exp_avg", "exp_avg_sq") if name in kept)
         assert all(value.isfinite().all() for value in kept.values() if torch.is_tensor(value))
-    step(net, adapter, optimizer, x)
+    training_step(net, adapter, optimizer, x)
     assert objects == [id(p) for group in optimizer.param_groups for p in group["params"]]
 
 
 @pytest.mark.parametrize("gauge", ("left", "right", "balanced"))
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in RINGS])
 def test_a_carried_mean_is_the_gradient_in_the_new_basis(name, gauge):
-    net, adapter = attached(**NETWORKS[name])
+    net, adapter = attach_to_transformer(**NETWORKS[name])
     optimizer = torch.optim.Adam(adapter.parameters(), lr=0.0, betas=(0.0, 0.9))
     x = torch.randn(3, 5, WIDTH, dtype=torch.float64)
-    step(net, adapter, optimizer, x)
+    training_step(net, adapter, optimizer, x)
     sweep(net, gauge=gauge, optimizer=optimizer, state="carry")
     optimizer.zero_grad()
-    net(x, **given(adapter)).square().sum().backward()
+    net(x, **call_options(adapter)).square().sum().backward()
     for parameter in adapter.parameters():
         scale = parameter.grad.abs().max()
         mean = optimizer.state[parameter]["exp_avg"]
@@ -245,7 +246,7 @@ def test_a_carried_mean_follows_the_scale():
         adapter.factors["0.A"][:, 2:], adapter.factors["0.B"][2:] = 0, 0
     optimizer = torch.optim.Adam(adapter.parameters(), lr=0.0, betas=(0.0, 0.0))
     x = torch.randn(3, 6, dtype=torch.float64)
-    step(net, adapter, optimizer, x)
+    training_step(net, adapter, optimizer, x)
     sweep(net, rank=2, optimizer=optimizer, state="carry")
     net(x).square().sum().backward()
     for parameter in adapter.parameters():
@@ -271,7 +272,7 @@ BAD = {
 
 @pytest.mark.parametrize("options, trained, call, message", BAD.values(), ids=BAD)
 def test_refusals_change_nothing(options, trained, call, message):
-    net = model()
+    net = small_transformer()
     adapter = attach(net, AdapterConfig(**(dict(targets=("query",)) | options)))
     if trained:
         randomise(adapter)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.config import TrainConfig
 from metalora.training.loop import fit
-from oracles.cases import BODY, SOURCES, conv_net, images, randomise
+from support.adapters import randomise
+from support.conv_net import BODY, SOURCES, conv_net, images
 
 pytest.importorskip("accelerate")
 STEPS = 6

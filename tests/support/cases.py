@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.methods.registry import METHODS
 from oracles.dense import BIASES, delta, to_base_layout
+from support.adapters import randomise
 
 FEATURES = 7
 
@@ -151,18 +151,11 @@ CASES = {
 }
 
 
-def randomise(adapter) -> None:
-    """Every learned number away from its initial value, so that nothing is zero or the identity by accident."""
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.normal_(0, 0.7)
-
-
 def features(n: int) -> torch.Tensor:
     return torch.randn(n, FEATURES)
 
 
-def attached(case: Case, layer, size: str = "few", random: bool = True, **changes):
+def attach_case(case: Case, layer, size: str = "few", random: bool = True, **changes):
     """(model, adapter, x, keywords of a forward): a base of one layer with its adapter and a mixed batch.
 
     size: few or many positions; "many, cut" never forms W + Delta W where that would be cheaper.
@@ -184,7 +177,7 @@ def factors_of(adapter, target: str, condition=None, example: int = 0) -> dict[s
     return {name: value.detach() for name, value in found.items()}
 
 
-def oracle_shift(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:
+def oracle_bias(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:
     """What is added to the output of target "0" beside Delta W, along its channels."""
     factors = factors_of(adapter, "0", condition, example)
     total = sum((factors[name] for name in BIASES.get(case.method, ())), torch.zeros(()))
@@ -195,23 +188,3 @@ def oracle_delta(case: Case, layer, adapter, condition=None, example: int = 0) -
     """Delta W of target "0" for one example, in the base weight's layout."""
     dense = delta(case.method, factors_of(adapter, "0", condition, example), case.alpha, case.rank)
     return to_base_layout(layer.kind, dense)
-
-
-def conv_net() -> nn.Module:
-    """A small float64 CNN whose parts have names: stem "0", norm "1", body "2.0" and "2.2", head "5"."""
-    body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2))
-    head = nn.Linear(6, 3)
-    pool = nn.AdaptiveAvgPool2d(1)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), body, pool, nn.Flatten(), head).double().eval()
-
-
-BODY = ("2.0", "2.2")
-SOURCES = {
-    "stages": dict(source="stages", stages=("0", "2")),
-    "pooled": dict(source="pooled"),
-    "stem": dict(source="stem", stem="1"),
-}
-
-
-def images(n: int = 3) -> torch.Tensor:
-    return torch.randn(n, 3, 9, 9, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Law 7, its second half: an exported directory, loaded by PEFT itself, gives the adapter's forward."""
+"""Law 7: the exact LoRA pair gives Delta W, and PEFT itself loads an exported folder."""
 
 import copy
 
@@ -6,15 +6,31 @@ import pytest
 import torch
 from torch import nn
 
-from metalora import detach
-from oracles.cases import CASES, attached
-from oracles.layers import LAYERS, Layer
+from metalora import (
+    detach,
+)
+from support.adapters import assert_close
+from support.cases import CASES, attach_case, oracle_delta
+from support.laws import (
+    EVERY_DELTA,
+)
+from support.layers import LAYERS, Layer
 
-TOLERANCE = dict(rtol=1e-10, atol=1e-10)
+
+def lora_pair(model, condition):
+    """(Left, Right) of target "0" for the first condition, and its values."""
+    values = condition["condition"][0].values if condition else None
+    return [t.detach() for t in model[0].pair(values)]
 
 
-def close(got, want):
-    torch.testing.assert_close(got, want, **TOLERANCE)
+@EVERY_DELTA
+def test_7_the_pair_reproduces_delta(case, layer):
+    model, adapter, x, condition = attach_case(case, layer)
+    left, right = lora_pair(model, condition)
+    assert len(left) == len(right) == model[0].cut.rank
+    dense = sum(left[k][..., None] * right[k] for k in range(len(left)))  # in x [kernel] x out
+    dense = dense if layer.kind in ("embedding", "conv1d_gpt2") else dense.movedim(-1, 0)
+    assert_close(dense, oracle_delta(case, layer, adapter, condition.get("condition"), 0))
 
 
 PEFT_LAYERS = {  # PEFT's LoRA of a convolution leaves out the base's dilation and padding mode, so these have neither
@@ -86,7 +102,7 @@ EXPORTED = {
 def test_7_peft_loads_the_exported_directory(case, dtype, tolerance, layer, tmp_path):
     from peft import PeftModel
 
-    model, adapter, x, _ = attached(case, layer, "many")
+    model, adapter, x, _ = attach_case(case, layer, "many")
     model, x = model.to(dtype), x.to(dtype) if x.is_floating_point() else x
     one = {"condition": case.condition(adapter, 1)} if case.per_example else {}
     [exported] = adapter.export_lora(tmp_path / "lora", **one)
@@ -100,9 +116,9 @@ def test_7_peft_loads_the_exported_directory(case, dtype, tolerance, layer, tmp_
 @pytest.mark.parametrize("layer", (PEFT_LAYERS["conv2d"], PEFT_LAYERS["conv2d-1x1"]), ids=("3x2", "1x1"))
 def test_7_conv_lora_is_pefts_lora_on_conv2d(layer):
     """Conv-LoRA (eq. 5) = PEFT's LoRA on Conv2d, factor by factor: A[h,w,i,r] is lora_A[r,i,h,w]."""
-    model, adapter, x, _ = attached(CASES["conv-lora"], layer, "many")
+    model, adapter, x, _ = attach_case(CASES["conv-lora"], layer, "many")
     bare = copy.deepcopy(model)
     detach(bare)
     a, b = adapter.factors["0.A"].detach(), adapter.factors["0.B"].detach()
     peft = into_peft(layer, bare, a.permute(3, 2, 0, 1), b)
-    close(peft(x), model(x))
+    assert_close(peft(x), model(x))

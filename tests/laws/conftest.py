@@ -1,0 +1,29 @@
+"""Which pairs of a method's case and a layer kind a law runs over."""
+
+from support.cases import CASES
+from support.layers import LAYERS
+
+ALWAYS = ("linear", "conv2d")
+SAMPLE = 4  # one of so many of the other pairs
+
+
+def pytest_generate_tests(metafunc):
+    """Parametrise the laws marked `every_cell` by (case, layer).
+
+    With --every-cell by all pairs; otherwise linear and conv2d for every case, and a quarter of the others.
+    every_cell(delta=True) selects the methods that have a Delta W, every_cell(delta=False) the bottlenecks.
+    """
+    marker = metafunc.definition.get_closest_marker("every_cell")
+    if marker is None:
+        return
+    all_pairs = metafunc.config.getoption("every_cell")
+    delta = marker.kwargs.get("delta")
+    cells = {}
+    for case_number, (name, case) in enumerate(CASES.items()):
+        if delta is not None and case.has_delta is not delta:
+            continue
+        for layer_number, (kind, layer) in enumerate(LAYERS.items()):
+            in_sample = kind in ALWAYS or (layer_number + case_number) % SAMPLE == 0
+            if case.fits(layer) and (all_pairs or in_sample):
+                cells[f"{name}-{kind}"] = (case, layer)
+    metafunc.parametrize("case, layer", cells.values(), ids=cells)

@@ -1,0 +1,57 @@
+"""Law 3: merging gives the adapted forward, and unmerging restores the weights bit for bit."""
+
+import pytest
+import torch
+
+from metalora import merge, unmerge
+from support.adapters import assert_close
+from support.cases import attach_case
+from support.laws import BOTTLENECK_CASES, EVERY_DELTA, EVERY_SIZE, GENERATED
+from support.layers import LAYERS
+
+
+@EVERY_SIZE
+@EVERY_DELTA
+def test_3_merge_is_forward_and_unmerge_restores_the_bits(case, layer, size):
+    model, adapter, x, condition = attach_case(case, layer, size)
+    snapshot = {"condition": condition["condition"].mean()} if condition else {}
+    weight, before = model[0].base.weight.clone(), model(x, **snapshot)
+    if model[0].biases and model[0].base.bias is None:
+        with pytest.raises(ValueError, match="target '0' has no bias that .* could be added to"):
+            merge(model, **snapshot)
+        assert torch.equal(model[0].base.weight, weight)
+        return
+    merge(model, **snapshot)
+    assert_close(model(x), before)
+    assert not torch.equal(model[0].base.weight, weight)
+    unmerge(model)
+    assert torch.equal(model[0].base.weight, weight)
+    assert torch.equal(model(x, **snapshot), before)
+
+
+@pytest.mark.parametrize("case", BOTTLENECK_CASES.values(), ids=BOTTLENECK_CASES)
+def test_3_a_bottleneck_says_that_it_is_not_mergeable(case, tmp_path):
+    model, adapter, x, condition = attach_case(case, LAYERS["linear"])
+    one = condition["condition"][0] if condition else None
+    before = model(x, **condition)
+    for call in (
+        lambda: merge(model, one),
+        lambda: adapter.delta("0", one),
+        lambda: adapter.export_lora(tmp_path / "lora", one),
+    ):
+        with pytest.raises(ValueError, match="target '0'.*(no Delta W|no LoRA)"):
+            call()
+    assert torch.equal(model(x, **condition), before) and not any(tmp_path.iterdir())
+
+
+WITH_DELTA = {name: case for name, case in GENERATED.items() if case.has_delta}
+
+
+@pytest.mark.parametrize("case", WITH_DELTA.values(), ids=WITH_DELTA)
+def test_3_a_generated_adapter_is_merged_with_one_condition_only(case):
+    model, adapter, x, condition = attach_case(case, LAYERS["linear"])
+    weight = model[0].base.weight.clone()
+    for wrong, message in ((None, "pass condition="), (condition["condition"], "for 4 examples")):
+        with pytest.raises(ValueError, match=message):
+            merge(model, wrong)
+        assert torch.equal(model[0].base.weight, weight) and not adapter.merged

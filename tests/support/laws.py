@@ -1,0 +1,17 @@
+"""What several laws run over: cells of method and layer kind, sizes of an input, groups of cases, golden counts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.cases import CASES
+
+EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+EVERY_CELL = pytest.mark.every_cell  # case x layer; laws/conftest.py chooses the pairs
+EVERY_DELTA = pytest.mark.every_cell(delta=True)
+EVERY_BOTTLENECK = pytest.mark.every_cell(delta=False)
+EVERY_SIZE = pytest.mark.parametrize("size", ("few", "many", "many, cut"))
+BOTTLENECK_CASES = {name: case for name, case in CASES.items() if not case.has_delta}
+GENERATED = {name: case for name, case in CASES.items() if case.per_example}
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "counts.json").read_text())
