@@ -5,7 +5,8 @@ from math import sqrt
 import pytest
 import torch
 
-from metalora.tensornet.truncation.rounding import feasible_ranks, norm, ranks_for_budget, round_train, singular_values
+from metalora.tensornet.truncation.rounding import feasible_train_ranks, ranks_for_budget, round_train, singular_values
+from metalora.tensornet.truncation.rounding import train_norm as norm
 
 
 def random_train(seed, sizes=(12, 5, 3, 10), ranks=(6, 7, 5), decay=0.5):
@@ -130,7 +131,7 @@ def test_singular_values_are_those_of_the_unfolded_tensor():
     ],
 )
 def test_feasible_ranks(sizes, ranks, want):
-    assert feasible_ranks(sizes, ranks) == want
+    assert feasible_train_ranks(sizes, ranks) == want
 
 
 def test_equal_input_gives_equal_output_in_the_dtype_of_the_cores():

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from metalora.tensornet.topology import TruncationTarget, classify_topology, feasible_ranks
-from metalora.tensornet.truncation.als import fitted
+from metalora.tensornet.topology import classify_topology, feasible_ranks
+from metalora.tensornet.truncation.als import fit_to_reference
 from metalora.tensornet.truncation.moments import transport_moments
 from metalora.tensornet.truncation.rounding import round_train
+from metalora.tensornet.truncation.target import TruncationTarget
 from metalora.tensornet.truncation.tree import hooi, truncate_tree
 from metalora.tensornet.truncation.truncate import truncate
 
@@ -250,7 +251,7 @@ def test_the_fit_never_raises_the_error_and_is_as_good_as_many_starts(name):
         start, errors = network(name, 10 + seed, ranks=small, decay=1.0)[1], []
         for _ in range(4):
             errors.append(error(terms, tensors, start))
-            start = fitted(terms, tensors, start, 3)
+            start = fit_to_reference(terms, tensors, start, 3)
         assert errors == sorted(errors, reverse=True)
         starts.append(errors[-1])
     assert found.error <= min(starts) * 1.05

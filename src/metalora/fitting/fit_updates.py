@@ -18,7 +18,8 @@ from metalora.adapters.adapter import Adapter
 from metalora.fitting.updates import LowRankUpdate, Subspace, TargetUpdate, leading_subspaces, target_updates
 from metalora.ranks.groups import FactorGroup, factor_groups
 from metalora.tensornet.decomposition import Columns, factorise
-from metalora.tensornet.topology import bond_sizes, contract, environment, norm
+from metalora.tensornet.gram import contract, environment, norm
+from metalora.tensornet.topology import bond_sizes
 
 FILLS = 10  # fits of a tensor some of whose entries no target reads
 START = 0.3  # size of the random numbers that such entries start from, over that of the others

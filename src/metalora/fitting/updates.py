@@ -13,7 +13,7 @@ from torch import Tensor
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.layout.layout import read_slice
 from metalora.ranks.groups import FactorGroup
-from metalora.tensornet.topology import contract
+from metalora.tensornet.gram import contract
 
 OVERSAMPLING = 16  # directions of a common basis above the rank
 ITERATIONS = 5  # of the subspace iteration that finds one

@@ -18,8 +18,8 @@ from metalora.config import AdapterConfig
 from metalora.ranks.groups import FactorGroup, factor_groups
 from metalora.tensornet.topology import bond_sizes
 from metalora.tensornet.truncation.moments import transport_moments
-from metalora.tensornet.truncation.rounding import Gauge, Mode
-from metalora.tensornet.truncation.truncate import Truncated, truncate
+from metalora.tensornet.truncation.gauge import Gauge
+from metalora.tensornet.truncation.truncate import Mode, TruncatedNetwork, truncate
 
 State = Literal["reset", "carry"]
 
@@ -116,7 +116,7 @@ def _ready(model: nn.Module, state: State) -> tuple[Adapter, list[FactorGroup]]:
     return adapter, pieces
 
 
-def _truncated(piece: FactorGroup, tensors: Sequence[Tensor], **target: Any) -> Truncated:
+def _truncated(piece: FactorGroup, tensors: Sequence[Tensor], **target: Any) -> TruncatedNetwork:
     """`truncate`, its errors with the name of the piece; under torch.distributed, what process 0 found."""
     try:
         found = [truncate(piece.terms, tensors, **target)]

@@ -1,149 +1,226 @@
 """A small dense tensor as factors: exactly for chains and trees, by alternating least squares for one shared bond (CP).
 
-The tensor has an axis for every factor, of size one where a factor has bonds alone.
+The tensor has an axis for every factor, of size one if a factor has bonds alone (the core of a Tucker network).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import sqrt
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from metalora.tensornet.topology import Terms, bond_sizes, classify_topology, contract, leaf_to_root_edges
-from metalora.tensornet.truncation.tree import hooi, in_gauge
+from metalora.tensornet.gram import contract, dense_tensor, open_label
+from metalora.tensornet.topology import (
+    FactorBonds,
+    bond_sizes,
+    classify_topology,
+    leaf_to_root_edges,
+    most_connected_factor,
+)
+from metalora.tensornet.truncation.als import Stopping, alternate, best_factor
+from metalora.tensornet.truncation.gauge import tree_in_gauge
+from metalora.tensornet.truncation.tree import hooi
 from metalora.tensornet.truncation.truncate import truncate
 
 Columns = Literal["joint", "deflated"]
-SMALLEST = 1e-13  # of the largest singular value: below it a direction is rounding
-REFINEMENTS = 8  # of HOOI, beyond those of a truncation
-PASSES = 200  # at most, of alternating least squares
-GAIN = 1e-5  # a pass that lowers the error by less of it is the last
-FLOOR = 1e-9  # of |T|: errors below it are rounding
+SMALLEST_SINGULAR_VALUE = 1e-13  # of the largest one: below it a direction is rounding
+HOOI_PASSES = 8  # in addition to those of a truncation
+COLUMN_FIT = Stopping(passes=200, smallest_gain=1e-5, negligible_error=1e-9)
+SMALLEST_COLUMN_NORM = 1e-150  # a shorter column is scaled as if it had this norm
 
 
-def factorise(terms: Terms, tensor: Tensor, ranks: dict[str, int], columns: Columns = "joint") -> list[Tensor]:
-    """Factors (n, *bonds) of at most these ranks whose contraction is near the tensor, norms balanced.
+def factorise(
+    factor_bonds: FactorBonds, tensor: Tensor, ranks: Mapping[str, int], columns: Columns = "joint"
+) -> list[Tensor]:
+    """Factorise a dense tensor.
 
-    chain: TT-SVD, `round_train`, then pairs of neighbours as in HOOI · tree: HOSVD, then HOOI · shared bond: ALS from
-    two starts, of all columns together or (deflated) of one after another. Float64.
-    ValueError: rings and other wirings, a zero tensor.
+    A chain: TT-SVD, then HOOI on pairs of neighbours; a tree: HOSVD, then HOOI; one shared bond: alternating least
+    squares from two starts.
+
+    Args:
+        factor_bonds: The bonds of every factor.
+        tensor: (n_1, n_2, ...), an axis for every factor; float64.
+        ranks: Bond -> the largest rank.
+        columns: Of a shared bond: all columns are fitted together ("joint"), or one after another to what the ones
+            before it leave ("deflated").
+
+    Returns:
+        Factors (n_k, *bonds) whose contraction is near the tensor, with balanced norms.
+
+    Raises:
+        ValueError: A ring or another topology; a chain or tree of a zero tensor.
+
+    Example:
+        >>> tensor = torch.arange(12, dtype=torch.float64).reshape(3, 4)  # rank two
+        >>> left, right = factorise([["r"], ["r"]], tensor, {"r": 2})
+        >>> torch.allclose(left @ right.mT, tensor)
+        True
     """
-    kind = classify_topology(terms)
-    if kind == "shared bond":
-        return (fit_columns if columns == "joint" else deflated)(tensor, next(iter(ranks.values())))
-    if kind not in ("chain", "tree"):
-        raise ValueError(f"bonds {list(map(list, terms))} are no chain, tree or one bond shared by all")
-    whole = decompose(terms, tensor)
-    now = bond_sizes(terms, whole)
-    wanted = {bond: min(rank, now[bond]) for bond, rank in ranks.items()}
-    found = truncate(terms, whole, ranks=wanted, gauge="balanced").tensors
-    return found if wanted == now else in_gauge(terms, hooi(terms, whole, found, REFINEMENTS), "balanced")
+    topology = classify_topology(factor_bonds)
+    if topology == "shared bond":
+        (rank,) = ranks.values()
+        return fit_columns(tensor, rank) if columns == "joint" else deflate_columns(tensor, rank)
+    if topology not in ("chain", "tree"):
+        raise ValueError(f"bonds {list(map(list, factor_bonds))} are no chain, tree or one bond shared by all")
+    exact = decompose(factor_bonds, tensor)
+    exact_ranks = bond_sizes(factor_bonds, exact)
+    wanted_ranks = {bond: min(rank, exact_ranks[bond]) for bond, rank in ranks.items()}
+    factors = truncate(factor_bonds, exact, ranks=wanted_ranks, gauge="balanced").tensors
+    if wanted_ranks == exact_ranks:
+        return factors
+    return tree_in_gauge(factor_bonds, hooi(factor_bonds, exact, factors, HOOI_PASSES), "balanced")
 
 
-def decompose(terms: Terms, tensor: Tensor) -> list[Tensor]:
-    """The tensor as a chain or tree, exactly: leaves first, T = U (S V') as the bond to the root cuts what is left.
+def decompose(factor_bonds: FactorBonds, tensor: Tensor) -> list[Tensor]:
+    """Decompose a dense tensor as a chain or tree, exactly.
 
-    Of a chain TT-SVD (Oseledets 2011, Algorithm 1), of a star HOSVD (De Lathauwer et al. 2000a), without truncation.
+    In leaf-to-root order, T = U (S V') splits a factor U off what is left, with the bond towards the root between them.
+    Of a chain this is TT-SVD (Oseledets 2011, Algorithm 1), of a star HOSVD (De Lathauwer et al. 2000a), without
+    truncation.
+
+    Args:
+        factor_bonds: The bonds of every factor.
+        tensor: (n_1, n_2, ...), an axis for every factor.
+
+    Returns:
+        Factors (n_k, *bonds).
     """
-    root = max(range(len(terms)), key=lambda k: len(terms[k]))
-    found, rest, labels = [tensor] * len(terms), tensor, [f"#{k}" for k in range(len(terms))]
-    for child, bond, _ in leaf_to_root_edges(terms, root):
-        own = [f"#{child}", *(b for b in terms[child] if b != bond)]
-        others = [label for label in labels if label not in own]
-        rest = rest.permute([labels.index(label) for label in [*own, *others]])
-        sizes = rest.shape
-        u, s, v = torch.linalg.svd(rest.reshape(sizes[: len(own)].numel(), -1), full_matrices=False)
-        rank = max(1, int((s > SMALLEST * s[0]).sum()))
-        factor = u[:, :rank].reshape(*sizes[: len(own)], rank)
-        found[child] = factor.permute([[*own, bond].index(b) for b in (own[0], *terms[child])])
-        rest, labels = (s[:rank, None] * v[:rank]).reshape(rank, *sizes[len(own) :]), [bond, *others]
-    found[root] = rest.permute([labels.index(label) for label in (f"#{root}", *terms[root])])
-    return found
+    root = most_connected_factor(factor_bonds)
+    factors: dict[int, Tensor] = {}
+    remainder = tensor
+    labels = [open_label(number) for number in range(len(factor_bonds))]  # of the axes of `remainder`
+    for child, bond, _ in leaf_to_root_edges(factor_bonds, root):
+        child_labels = [open_label(child), *(other for other in factor_bonds[child] if other != bond)]
+        other_labels = [label for label in labels if label not in child_labels]
+        remainder = _permuted(remainder, labels, [*child_labels, *other_labels])
+        child_shape, other_shape = remainder.shape[: len(child_labels)], remainder.shape[len(child_labels) :]
+        matrix = remainder.reshape(child_shape.numel(), other_shape.numel())
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        rank = max(1, int((s > SMALLEST_SINGULAR_VALUE * s[0]).sum()))
+        factor = u[:, :rank].reshape(*child_shape, rank)
+        factors[child] = _permuted(factor, [*child_labels, bond], [open_label(child), *factor_bonds[child]])
+        remainder = (s[:rank, None] * v[:rank]).reshape(rank, *other_shape)
+        labels = [bond, *other_labels]
+    factors[root] = _permuted(remainder, labels, [open_label(root), *factor_bonds[root]])
+    return [factors[number] for number in range(len(factor_bonds))]
+
+
+def _permuted(tensor: Tensor, labels: Sequence[str], order: Sequence[str]) -> Tensor:
+    return tensor.permute([labels.index(label) for label in order])
 
 
 # ---- one bond shared by all -----------------------------------------------------------------------------------------
 def fit_columns(tensor: Tensor, rank: int) -> list[Tensor]:
-    """CP factors (n, rank) by alternating least squares, from eigenvectors and from singular vectors: the better.
+    """Fit CP factors by alternating least squares, from eigenvectors and from singular vectors; the better result.
 
-    No best one need exist, and none is promised; an exact one is found where its columns on the two longest axes are
-    linearly independent (Jennrich's algorithm is then exact).
+    There need not be a best approximation, and none is promised. An exact one is found if the columns on the two
+    longest axes are linearly independent (Jennrich's algorithm is then exact).
+
+    Args:
+        tensor: (n_1, n_2, ...).
+        rank: The number of columns r.
+
+    Returns:
+        Factors (n_k, r); a column has the same norm in each.
     """
-    drawn = torch.Generator().manual_seed(0)
-    starts = [_singular_start(tensor, rank, drawn)]
-    if tensor.ndim > 2 and sorted(tensor.shape)[-2] >= rank:
-        starts.append(_eigen_start(tensor, rank, drawn))
-    found = [_alternated(tensor, start) for start in starts]
-    return _balanced(min(found, key=lambda one: one[1])[0])
+    generator = torch.Generator().manual_seed(0)
+    starts = [_singular_vector_start(tensor, rank, generator)]
+    second_longest = sorted(tensor.shape)[-2]
+    if tensor.ndim > 2 and second_longest >= rank:
+        starts.append(_eigenvector_start(tensor, rank, generator))
+    fits = [_alternate_columns(tensor, start) for start in starts]
+    factors, _ = min(fits, key=lambda fit: fit[1])
+    return _balanced(factors)
 
 
-def deflated(tensor: Tensor, rank: int) -> list[Tensor]:
-    """CP factors (n, rank) greedily: the best rank-one tensor by the higher-order power method, taken away, and again.
+def deflate_columns(tensor: Tensor, rank: int) -> list[Tensor]:
+    """Fit CP factors greedily: the best rank-one tensor is subtracted, and the next one is fitted to what is left.
 
-    Each column is as near to what is left as the method gets; all together are no better than `fit_columns`.
+    Each column is as near to what is left as the higher-order power method gets; all together are no better than those
+    of `fit_columns`.
+
+    Args:
+        tensor: (n_1, n_2, ...).
+        rank: The number of columns r.
+
+    Returns:
+        Factors (n_k, r); a column has the same norm in each.
     """
-    rest, found = tensor, []
+    remainder = tensor
+    rank_one_fits: list[list[Tensor]] = []
     for _ in range(rank):
-        found.append(fit_columns(rest, 1))  # with one column, alternating least squares is the power method
-        rest = rest - contract([(column, [f"#{k}", "r"]) for k, column in enumerate(found[-1])], _axes(tensor))
-    return [torch.cat(columns, 1) for columns in zip(*found, strict=True)]
+        rank_one = fit_columns(remainder, 1)  # with one column, alternating least squares is the power method
+        rank_one_fits.append(rank_one)
+        remainder = remainder - dense_tensor([["r"]] * tensor.ndim, rank_one)
+    return [torch.cat(columns, 1) for columns in zip(*rank_one_fits, strict=True)]
 
 
-def _axes(tensor: Tensor) -> list[str]:
-    return [f"#{k}" for k in range(tensor.ndim)]
+def _alternate_columns(tensor: Tensor, start: list[Tensor]) -> tuple[list[Tensor], float]:
+    """Alternating least squares, X_k = T_(k) (others) ((others)' others)^+ for every axis in turn, the longest first.
+
+    Returns:
+        The factors (n_k, r), and |T - T'|.
+    """
+    square = float(tensor.square().sum())
+    longest_first = sorted(range(tensor.ndim), key=lambda axis: -tensor.shape[axis])
+
+    def one_pass(factors: list[Tensor]) -> tuple[list[Tensor], float]:
+        factors = list(factors)
+        for axis in longest_first:
+            grams = [factor.mT @ factor for number, factor in enumerate(factors) if number != axis]
+            gram = torch.stack(grams).prod(0)
+            projection = _project_onto_columns(tensor, factors, axis)
+            factors[axis] = best_factor(projection, gram)
+        last = factors[axis]
+        inner_product = float((projection * last).sum())
+        approximation_square = float((gram * (last.mT @ last)).sum())
+        error = sqrt(max(square - 2 * inner_product + approximation_square, 0.0))
+        return _balanced(factors), error
+
+    return alternate(one_pass, start, float("inf"), sqrt(square), COLUMN_FIT)
 
 
-def _alternated(tensor: Tensor, factors: list[Tensor]) -> tuple[list[Tensor], float]:
-    """X_k = T_(k) (rest) ((rest)' rest)^-1 for every axis in turn, longest first, and |T - T'| in the end."""
-    square, error = float(tensor.square().sum()), float("inf")
-    order = sorted(range(tensor.ndim), key=lambda k: -tensor.shape[k])
-    for _ in range(PASSES):
-        for k in order:
-            rest = torch.stack([f.mT @ f for j, f in enumerate(factors) if j != k]).prod(0)
-            seen = _seen(tensor, factors, k)
-            factors[k] = seen @ torch.linalg.pinv(rest, hermitian=True, rtol=1e-14)
-        fit = (rest * (factors[k].mT @ factors[k])).sum() - 2 * (seen * factors[k]).sum()
-        before, error = error, max(square + float(fit), 0.0) ** 0.5
-        if error <= FLOOR * square**0.5 or before - error < GAIN * error:
-            break
-        factors = _balanced(factors)
-    return factors, error
-
-
-def _seen(tensor: Tensor, factors: Sequence[Tensor], k: int) -> Tensor:
-    """The tensor contracted with the columns of all factors but one: (n_k, rank)."""
-    labels = _axes(tensor)
-    others = [(factor, [labels[j], "r"]) for j, factor in enumerate(factors) if j != k]
-    return contract([(tensor, labels), *others], [labels[k], "r"])
+def _project_onto_columns(tensor: Tensor, factors: Sequence[Tensor], axis: int) -> Tensor:
+    """The tensor contracted with the columns of all factors but one: (n, r)."""
+    labels = [open_label(number) for number in range(tensor.ndim)]
+    others = [(factor, [labels[number], "r"]) for number, factor in enumerate(factors) if number != axis]
+    return contract([(tensor, labels), *others], [labels[axis], "r"])
 
 
 def _balanced(factors: Sequence[Tensor]) -> list[Tensor]:
     """The same columns, of the same norm in every factor."""
-    norms = torch.stack([factor.norm(dim=0) for factor in factors]).clamp_min(1e-150)
-    share = norms.log().mean(0).exp()
-    return [factor * (share / norm) for factor, norm in zip(factors, norms, strict=True)]
+    norms = torch.stack([factor.norm(dim=0) for factor in factors]).clamp_min(SMALLEST_COLUMN_NORM)
+    mean_norm = norms.log().mean(0).exp()
+    return [factor * (mean_norm / norm) for factor, norm in zip(factors, norms, strict=True)]
 
 
-def _singular_start(tensor: Tensor, rank: int, drawn: torch.Generator) -> list[Tensor]:
-    """The leading singular vectors of every unfolding, and random columns where there are too few."""
-    found = []
-    for k, n in enumerate(tensor.shape):
-        vectors = torch.linalg.svd(tensor.movedim(k, 0).reshape(n, -1), full_matrices=False).U[:, :rank]
-        missing = torch.randn(n, rank - vectors.shape[1], generator=drawn, dtype=tensor.dtype)
-        found.append(torch.cat([vectors, missing], 1))
-    return found
+def _singular_vector_start(tensor: Tensor, rank: int, generator: torch.Generator) -> list[Tensor]:
+    """The leading singular vectors of every unfolding, and random columns if there are too few: (n_k, rank) each."""
+    factors: list[Tensor] = []
+    for axis, size in enumerate(tensor.shape):
+        unfolding = tensor.movedim(axis, 0).reshape(size, -1)
+        vectors = torch.linalg.svd(unfolding, full_matrices=False).U[:, :rank]
+        missing = torch.randn(size, rank - vectors.shape[1], generator=generator, dtype=tensor.dtype)
+        factors.append(torch.cat([vectors, missing], 1))
+    return factors
 
 
-def _eigen_start(tensor: Tensor, rank: int, drawn: torch.Generator) -> list[Tensor]:
-    """Jennrich: M1 M2^+ of two random mixtures of slices has the columns of the longest axis as eigenvectors."""
-    i, j = sorted(range(tensor.ndim), key=lambda k: -tensor.shape[k])[:2]
-    slices = tensor.movedim((i, j), (0, 1)).flatten(2)
-    u, v = (torch.linalg.svd(slices.movedim(k, 0).flatten(1), full_matrices=False).U[:, :rank] for k in (0, 1))
-    mixed = slices @ torch.randn(slices.shape[2], 2, generator=drawn, dtype=tensor.dtype)
-    one, other = (u.mT @ mixed[..., k] @ v for k in (0, 1))
-    columns = u @ torch.linalg.eig(one @ torch.linalg.pinv(other)).eigenvectors.real
-    rows = torch.tensordot(torch.linalg.pinv(columns), tensor.movedim(i, 0), 1)  # (rank, the other axes)
-    found = [
-        torch.linalg.svd(rows.movedim(k, 1).flatten(2), full_matrices=False).U[:, :, 0].mT
-        for k in range(1, tensor.ndim)
-    ]
-    return [*found[:i], columns, *found[i:]]
+def _eigenvector_start(tensor: Tensor, rank: int, generator: torch.Generator) -> list[Tensor]:
+    """Jennrich's algorithm: the columns of the longest axis are the eigenvectors of M1 M2^+, two mixtures of slices.
+
+    Returns:
+        (n_k, rank) each.
+    """
+    longest, second_longest = sorted(range(tensor.ndim), key=lambda axis: -tensor.shape[axis])[:2]
+    slices = tensor.movedim((longest, second_longest), (0, 1)).flatten(2)  # (longest, second longest, others)
+    u, v = (torch.linalg.svd(slices.movedim(axis, 0).flatten(1), full_matrices=False).U[:, :rank] for axis in (0, 1))
+    mixtures = slices @ torch.randn(slices.shape[2], 2, generator=generator, dtype=tensor.dtype)
+    first, second = (u.mT @ mixtures[..., number] @ v for number in (0, 1))  # (rank, rank)
+    columns = u @ torch.linalg.eig(first @ torch.linalg.pinv(second)).eigenvectors.real
+    rank_one_rows = torch.tensordot(torch.linalg.pinv(columns), tensor.movedim(longest, 0), 1)  # (rank, other axes)
+    factors: list[Tensor] = []
+    for axis in range(1, tensor.ndim):
+        unfoldings = rank_one_rows.movedim(axis, 1).flatten(2)  # (rank, n, others)
+        factors.append(torch.linalg.svd(unfoldings, full_matrices=False).U[:, :, 0].mT)
+    return [*factors[:longest], columns, *factors[longest:]]

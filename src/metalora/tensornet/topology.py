@@ -1,193 +1,165 @@
-"""How factors are joined by bonds, and what follows for any of them: contractions, norms, ranks that fit.
+"""How factors are joined by bonds: the topology of a network, and the ranks that fit it.
 
-A factor is a tensor (n, *bonds): its other axes as one, then an axis for each of the bonds that `terms` gives it.
+Here and in `gram` and `truncation`, a factor is a tensor (n, *bonds): its open modes flattened to one axis, then one
+axis for each of its bonds. `factor_bonds` names the bonds of every factor in the order of its axes, so that a tensor
+train of three factors is (("a",), ("a", "b"), ("b",)).
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from math import prod, sqrt
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Literal
 
-import opt_einsum
-import torch
 from torch import Tensor
 
-Terms = Sequence[Sequence[str]]
+FactorBonds = Sequence[Sequence[str]]
+Topology = Literal["chain", "tree", "ring", "shared bond"]
 
 
-def classify_topology(terms: Terms) -> str | None:
-    """What the bonds make of connected factors: "chain", "tree", "ring", "shared bond" (CP); None for anything else."""
-    ends = edges(terms)
-    if len(ends) == 1 and len(terms) > 2 and all(len(term) == 1 for term in terms):
+def classify_topology(factor_bonds: FactorBonds) -> Topology | None:
+    """Name the topology of a network.
+
+    Args:
+        factor_bonds: The bonds of every factor.
+
+    Returns:
+        "chain" (matrix, tensor train), "tree" (Tucker), "ring", "shared bond" (CP: three or more factors, one bond), or
+        None for every other topology, such as a network of two unconnected parts.
+
+    Example:
+        >>> classify_topology([["a"], ["a", "b"], ["b"]])
+        'chain'
+        >>> classify_topology([["a"], ["b"], ["c"], ["a", "b", "c"]])
+        'tree'
+    """
+    factors_of_bond = edges(factor_bonds)
+    all_have_one_bond = all(len(bonds) == 1 for bonds in factor_bonds)
+    if len(factors_of_bond) == 1 and len(factor_bonds) > 2 and all_have_one_bond:
         return "shared bond"
-    if any(len(factors) != 2 for factors in ends.values()) or len(connected_components(terms)) != 1:
+    if any(len(factors) != 2 for factors in factors_of_bond.values()):
         return None
-    if len(ends) == len(terms) - 1:
-        return "chain" if max(map(len, terms)) < 3 else "tree"
-    return "ring" if all(len(term) == 2 for term in terms) else None
+    if len(connected_components(factor_bonds)) != 1:
+        return None
+    if len(factors_of_bond) == len(factor_bonds) - 1:
+        return "chain" if max(len(bonds) for bonds in factor_bonds) <= 2 else "tree"
+    return "ring" if all(len(bonds) == 2 for bonds in factor_bonds) else None
 
 
-def edges(terms: Terms) -> dict[str, tuple[int, ...]]:
-    """Bond -> the numbers of the factors that it joins."""
-    bonds = dict.fromkeys(bond for term in terms for bond in term)
-    return {bond: tuple(k for k, term in enumerate(terms) if bond in term) for bond in bonds}
+def edges(factor_bonds: FactorBonds) -> dict[str, tuple[int, ...]]:
+    """Map every bond to the numbers of the factors that it joins.
 
+    Args:
+        factor_bonds: The bonds of every factor.
 
-def bond_sizes(terms: Terms, tensors: Sequence[Tensor]) -> dict[str, int]:
-    """Bond -> its size."""
-    return {b: n for term, one in zip(terms, tensors, strict=True) for b, n in zip(term, one.shape[1:], strict=True)}
+    Returns:
+        Bond -> numbers of factors, the bonds in the order in which they first occur.
 
-
-def connected_components(terms: Terms) -> list[list[int]]:
-    """The connected parts: numbers of factors, in order."""
-    found: list[list[int]] = []
-    for k, term in enumerate(terms):
-        touched = [part for part in found if any(set(terms[j]) & set(term) for j in part)]
-        found = [part for part in found if part not in touched] + [sorted([k, *(j for part in touched for j in part)])]
-    return sorted(found)
-
-
-def leaf_to_root_edges(terms: Terms, root: int) -> list[tuple[int, str, int]]:
-    """(factor, bond, factor nearer to the root) of a tree, the leaves first; the root is nobody's child."""
-    found: list[tuple[int, str, int]] = []
-    near = [root]
-    for parent in near:
-        for bond in terms[parent]:
-            for child, term in enumerate(terms):
-                if bond in term and child not in near:
-                    found.append((child, bond, parent))
-                    near.append(child)
-    return found[::-1]
-
-
-# ---- contractions ---------------------------------------------------------------------------------------------------
-def axis(term: Sequence[str], bond: str) -> int:
-    """Where a factor has the bond."""
-    return 1 + list(term).index(bond)
-
-
-def mode_product(tensor: Tensor, at: int, matrix: Tensor) -> Tensor:
-    """The axis contracted with the first of a matrix, whose second takes its place."""
-    return torch.tensordot(tensor, matrix, ([at], [0])).movedim(-1, at)
-
-
-def contract(operands: Sequence[tuple[Tensor, Sequence[str]]], out: Sequence[str]) -> Tensor:
-    """Tensors with a label for every axis, summed over the labels that are not in `out`."""
-    tensors, labels = zip(*operands, strict=True)
-    return _planned(tuple(map(tuple, labels)), tuple(out), tuple(tuple(t.shape) for t in tensors))(*tensors)
-
-
-@lru_cache(maxsize=512)  # planning takes five times as long as contracting, and a fit repeats itself
-def _planned(
-    labels: tuple[tuple[str, ...], ...], out: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
-) -> Callable[..., Tensor]:
-    every = dict.fromkeys(label for term in labels for label in term)
-    letter = {label: opt_einsum.get_symbol(k) for k, label in enumerate(every)}
-    *inputs, output = ["".join(letter[label] for label in term) for term in (*labels, out)]
-    return opt_einsum.contract_expression(",".join(inputs) + "->" + output, *shapes)
-
-
-def environment(terms: Terms, one: Sequence[Tensor], other: Sequence[Tensor], apart: Collection[int] = ()) -> Tensor:
-    """<one, other> with the factors `apart` left out of both: (*their bonds in one, *their bonds in the other)."""
-    operands = []
-    for k, term in enumerate(terms):
-        if k not in apart:
-            operands += [(one[k], [f"#{k}", *term]), (other[k], [f"#{k}", *(f"{bond}'" for bond in term)])]
-    open_ends = [bond for k in apart for bond in terms[k]]
-    return contract(operands, [*open_ends, *(f"{bond}'" for bond in open_ends)])
-
-
-def project_onto(
-    terms: Terms, whole: Sequence[Tensor], mine: Sequence[Tensor], *apart: int, without: Collection[str] = ()
-) -> Tensor:
-    """`whole` seen through all factors of `mine` but some: (n, *bonds) of each of these, `without` bonds of theirs."""
-    operands = []
-    for k, term in enumerate(terms):
-        operands.append((whole[k], [f"#{k}", *term]))
-        if k not in apart:
-            operands.append((mine[k], [f"#{k}", *(f"{bond}'" for bond in term)]))
-    return contract(operands, [m for k in apart for m in (f"#{k}", *(f"{b}'" for b in terms[k] if b not in without))])
-
-
-def norm(terms: Terms, tensors: Sequence[Tensor]) -> float:
-    """|T|_F."""
-    return sqrt(max(float(environment(terms, tensors, tensors)), 0.0))
-
-
-def distance(terms: Terms, one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """|T - T'|_F by |T|^2 - 2 <T, T'> + |T'|^2; below 1e-8 |T| it is rounding."""
-    square = norm(terms, one) ** 2 - 2 * float(environment(terms, one, other)) + norm(terms, other) ** 2
-    return sqrt(max(square, 0.0))
-
-
-def qr_compress(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Factors whose other axes are no longer than their bonds together, and the orthonormal frames taken out by QR.
-
-    The best approximations of a network lie in these frames, so nothing is lost, and what is left is small.
+    Example:
+        >>> edges([["a"], ["a", "b"], ["b"]])
+        {'a': (0, 1), 'b': (1, 2)}
     """
-    small, frames = [], []
-    for tensor in tensors:
-        q, r = torch.linalg.qr(tensor.flatten(1)) if len(tensor) > prod(tensor.shape[1:]) else (None, tensor)
-        small.append(r.reshape(-1, *tensor.shape[1:]))
-        frames.append(q)
-    return small, frames
+    factors_of_bond: dict[str, tuple[int, ...]] = {}
+    for number, bonds in enumerate(factor_bonds):
+        for bond in bonds:
+            factors_of_bond[bond] = (*factors_of_bond.get(bond, ()), number)
+    return factors_of_bond
 
 
-# ---- ranks ----------------------------------------------------------------------------------------------------------
-def feasible_ranks(terms: Terms, sizes: Sequence[int], ranks: Mapping[str, int]) -> dict[str, int]:
-    """Ranks lowered until, of every factor, none is above the product of its other axes (bonds of two factors)."""
-    ends, ranks = edges(terms), dict(ranks)
-    while True:
-        found = {
-            bond: min(rank, *(sizes[k] * prod(ranks[b] for b in terms[k] if b != bond) for k in ends[bond]))
-            if len(ends[bond]) == 2
-            else rank
-            for bond, rank in ranks.items()
-        }
-        if found == ranks:
-            return found
-        ranks = found
+def connected_components(factor_bonds: FactorBonds) -> list[list[int]]:
+    """Split a network into its connected parts.
 
+    Args:
+        factor_bonds: The bonds of every factor.
 
-def tail_norms(values: Tensor) -> Tensor:
-    """tails[j]: the norm of values[j:]."""
-    return values.flip(0).square().cumsum(0).flip(0).sqrt()
+    Returns:
+        The numbers of the factors of every part, in ascending order.
 
-
-@dataclass(frozen=True)
-class TruncationTarget:
-    """What a truncation aims at: ranks, a discarded norm for every bond, or a number of parameters.
-
-    sizes  of the factors' own axes, before any compression
+    Example:
+        >>> connected_components([["a"], ["b"], ["a"], ["b"]])
+        [[0, 2], [1, 3]]
     """
+    components: list[list[int]] = []
+    for number, bonds in enumerate(factor_bonds):
+        joined = [part for part in components if any(set(factor_bonds[j]) & set(bonds) for j in part)]
+        separate = [part for part in components if part not in joined]
+        merged = sorted([number, *(j for part in joined for j in part)])
+        components = [*separate, merged]
+    return sorted(components)
 
-    terms: Terms
-    sizes: tuple[int, ...]
-    ranks: Mapping[str, int]
-    cut: float = 0.0
-    budget: int | None = None
 
-    def choose(self, values: Mapping[str, Tensor], share: float = 1.0) -> dict[str, int]:
-        """Ranks from the singular values of the bonds, with `share` of the cut."""
-        ranks = {bond: min(self.ranks[bond], len(s)) for bond, s in values.items()}
-        if self.budget is not None:
-            ranks = self._within_budget(values, ranks)
-        elif self.cut > 0:
-            ranks = {b: min(r, max(1, int((tail_norms(values[b]) > share * self.cut).sum()))) for b, r in ranks.items()}
-        return feasible_ranks(self.terms, self.sizes, ranks)
+def leaf_to_root_edges(factor_bonds: FactorBonds, root: int) -> list[tuple[int, str, int]]:
+    """List the edges (child, bond, parent) of a tree in leaf-to-root order.
 
-    def numbers(self, ranks: Mapping[str, int]) -> int:
-        """Numbers in all factors."""
-        return sum(n * prod(ranks[b] for b in term) for n, term in zip(self.sizes, self.terms, strict=True))
+    Args:
+        factor_bonds: The bonds of every factor of a tree.
+        root: The number of the factor that is the root.
 
-    def _within_budget(self, values: Mapping[str, Tensor], most: Mapping[str, int]) -> dict[str, int]:
-        """From rank one, the relatively largest next value first, where there is room for it."""
-        ranks = dict.fromkeys(values, 1)
-        if self.numbers(ranks) > self.budget:
-            raise ValueError(f"a budget of {self.budget} numbers is below {self.numbers(ranks)}, that of rank one")
-        steps = [(float(v / s[0].clamp_min(1e-300)), bond) for bond, s in values.items() for v in s[1 : most[bond]]]
-        for value, bond in sorted(steps, reverse=True):
-            larger = {**ranks, bond: ranks[bond] + 1}
-            if value > 0 and self.numbers(larger) <= self.budget:
-                ranks = larger
-        return ranks
+    Returns:
+        One (child, bond, parent) for every factor but the root; each factor is a child after all its own children.
+
+    Example:
+        >>> leaf_to_root_edges([["a"], ["a", "b"], ["b"]], root=2)
+        [(0, 'a', 1), (1, 'b', 2)]
+    """
+    root_to_leaf: list[tuple[int, str, int]] = []
+    reached = [root]
+    for parent in reached:  # `reached` grows while it is read: breadth-first search
+        for bond in factor_bonds[parent]:
+            for child, bonds in enumerate(factor_bonds):
+                if bond in bonds and child not in reached:
+                    root_to_leaf.append((child, bond, parent))
+                    reached.append(child)
+    return root_to_leaf[::-1]
+
+
+def most_connected_factor(factor_bonds: FactorBonds) -> int:
+    """Return the number of the factor with the most bonds (the first of them): the core of a Tucker network."""
+    return max(range(len(factor_bonds)), key=lambda number: len(factor_bonds[number]))
+
+
+def bond_sizes(factor_bonds: FactorBonds, tensors: Sequence[Tensor]) -> dict[str, int]:
+    """Map every bond to its size.
+
+    Args:
+        factor_bonds: The bonds of every factor.
+        tensors: The factors, (n, *bonds) each.
+    """
+    sizes: dict[str, int] = {}
+    for bonds, tensor in zip(factor_bonds, tensors, strict=True):
+        sizes.update(zip(bonds, tensor.shape[1:], strict=True))
+    return sizes
+
+
+def feasible_ranks(factor_bonds: FactorBonds, open_sizes: Sequence[int], ranks: Mapping[str, int]) -> dict[str, int]:
+    """Lower ranks to those that the tensor can need.
+
+    The rank of a bond of two factors is at most the product of the other axes of either factor: r <= n * (the product
+    of the factor's other ranks). A larger one adds numbers, but no tensor. A bond that more than two factors share (CP)
+    has no such limit and stays.
+
+    Args:
+        factor_bonds: The bonds of every factor.
+        open_sizes: The size n of every factor's flattened open modes.
+        ranks: The wanted rank of every bond.
+
+    Returns:
+        The largest ranks, none above the wanted one, that keep the inequality at every factor.
+
+    Example:
+        >>> feasible_ranks([["a"], ["b"], ["a", "b"]], [9, 2, 1], {"a": 5, "b": 4})
+        {'a': 2, 'b': 2}
+    """
+    factors_of_bond = edges(factor_bonds)
+    ranks = dict(ranks)
+    changed = True
+    while changed:
+        changed = False
+        for bond, factors in factors_of_bond.items():
+            if len(factors) != 2:
+                continue
+            for number in factors:
+                other_ranks = prod(ranks[other] for other in factor_bonds[number] if other != bond)
+                largest = open_sizes[number] * other_ranks
+                if ranks[bond] > largest:
+                    ranks[bond] = largest
+                    changed = True
+    return ranks

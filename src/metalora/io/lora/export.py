@@ -22,7 +22,7 @@ from metalora.adapters.attach import check_untied
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.io.lora.card import card
-from metalora.tensornet.truncation.truncated_svd import Truncated, truncated_svd
+from metalora.tensornet.truncation.truncated_svd import TruncatedProduct, truncated_svd
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _write(
     return ranks, errors, error, sum(map(len, written.values()))
 
 
-def _pair(adapter: Adapter, path: str, values: Mapping[str, Tensor], max_rank: int | None) -> Truncated:
+def _pair(adapter: Adapter, path: str, values: Mapping[str, Tensor], max_rank: int | None) -> TruncatedProduct:
     left, right = adapter.layers[path].pair(dict(values) or None)
     if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
         raise ValueError(f"export: the factors of target {path!r} are not finite")

@@ -1,63 +1,98 @@
-"""The change of basis between two forms of a network, and what it makes of a gradient's moments."""
+"""Moments of a gradient (of Adam, say) after a change of basis."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from metalora.tensornet.topology import Terms, axis, classify_topology, leaf_to_root_edges, mode_product
+from metalora.tensornet.gram import bond_axis, mode_product
+from metalora.tensornet.topology import FactorBonds, classify_topology, leaf_to_root_edges
 
 
 def transport_moments(
-    terms: Terms, old: Sequence[Tensor], new: Sequence[Tensor], moments: Sequence[Tensor], *, squared: bool
+    factor_bonds: FactorBonds,
+    old: Sequence[Tensor],
+    new: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    *,
+    squared: bool,
 ) -> list[Tensor]:
-    """A gradient's moment in the basis of `new`, for factors (n, *bonds); of squares, a diagonal estimate.
+    """Express a moment of the gradient in the basis of new factors.
 
-    Exact for the mean where the network has not changed. ValueError for a ring, whose fit is no change of basis.
+    Args:
+        factor_bonds: The bonds of every factor.
+        old: The factors before, (n, *bonds) each.
+        new: The factors after, (n, *bonds) each; the ranks may be smaller.
+        moments: A moment of the gradient of every old factor, of the factor's shape.
+        squared: Whether it is a moment of squares; the result is then a diagonal estimate.
+
+    Returns:
+        A moment of every new factor, of its shape; exact for the mean if the tensor has not changed.
+
+    Raises:
+        ValueError: A ring, whose truncation is a fit and not a change of basis.
     """
-    kind = classify_topology(terms)
-    if kind == "ring":
+    topology = classify_topology(factor_bonds)
+    if topology == "ring":
         raise ValueError("the truncated ring is a fit, no change of basis: moments are not carried over, reset them")
-    old, new, moments = ([tensor.double() for tensor in some] for some in (old, new, moments))
-    return (_columns if kind == "shared bond" else _tree)(terms, old, new, moments, squared)
+    old, new, moments = ([tensor.double() for tensor in tensors] for tensors in (old, new, moments))
+    transport = _transport_columns if topology == "shared bond" else _transport_tree
+    return transport(factor_bonds, old, new, moments, squared)
 
 
-def _tree(
-    terms: Terms, old: Sequence[Tensor], new: Sequence[Tensor], moments: Sequence[Tensor], squared: bool
+def _transport_tree(
+    factor_bonds: FactorBonds, old: Sequence[Tensor], new: Sequence[Tensor], moments: Sequence[Tensor], squared: bool
 ) -> list[Tensor]:
-    """g' = X' g of a bond's nearer end and g Y' of its farther one: X = argmin |L X - L'|, Y = pinv X.
+    """On every bond, X = argmin |L X - L'| and Y = pinv X, L being all factors beyond the bond, seen from the root.
 
-    L is all that lies beyond the bond, seen from the last factor. Of squares, with the entries of X and Y squared.
+    The new factors are the old ones with X on the child's side and Y on the parent's, hence the gradients g Y' and
+    X' g. Moments of squares: the entries of X and Y are squared.
     """
-    grams, crosses, found = list(old), list(old), list(moments)  # (n, *bonds), of whose bonds the children's are done
-    for child, bond, parent in leaf_to_root_edges(terms, len(terms) - 1):
-        at, to = axis(terms[child], bond), axis(terms[parent], bond)
-        rows, seen, target = (t.movedim(at, -1).flatten(0, -2) for t in (old[child], grams[child], crosses[child]))
-        gram = rows.mT @ seen
-        cross = target.mT @ new[child].movedim(at, -1).flatten(0, -2)
+    # both (n, *bonds), with the bonds towards the children that are done contracted
+    grams, crosses = list(old), list(old)
+    transported = list(moments)
+    for child, bond, parent in leaf_to_root_edges(factor_bonds, len(factor_bonds) - 1):
+        child_axis = bond_axis(factor_bonds[child], bond)
+        parent_axis = bond_axis(factor_bonds[parent], bond)
+        old_columns, gram_columns, cross_columns, new_columns = (
+            tensor.movedim(child_axis, -1).flatten(0, -2)
+            for tensor in (old[child], grams[child], crosses[child], new[child])
+        )
+        gram = old_columns.mT @ gram_columns  # <L, L>
+        cross = cross_columns.mT @ new_columns  # <L, L'>
         change = torch.linalg.pinv(gram, hermitian=True) @ cross
-        back = torch.linalg.pinv(change)
-        x, y = (change.square(), back.square()) if squared else (change, back)
-        found[child], found[parent] = mode_product(found[child], at, y.mT), mode_product(found[parent], to, x)
-        grams[parent], crosses[parent] = mode_product(grams[parent], to, gram), mode_product(crosses[parent], to, cross)
-    return found
+        inverse = torch.linalg.pinv(change)
+        if squared:
+            change, inverse = change.square(), inverse.square()
+        transported[child] = mode_product(transported[child], child_axis, inverse.mT)
+        transported[parent] = mode_product(transported[parent], parent_axis, change)
+        grams[parent] = mode_product(grams[parent], parent_axis, gram)
+        crosses[parent] = mode_product(crosses[parent], parent_axis, cross)
+    return transported
 
 
-def _columns(
-    terms: Terms, old: Sequence[Tensor], new: Sequence[Tensor], moments: Sequence[Tensor], squared: bool
+def _transport_columns(
+    factor_bonds: FactorBonds, old: Sequence[Tensor], new: Sequence[Tensor], moments: Sequence[Tensor], squared: bool
 ) -> list[Tensor]:
-    """Column by column, g'_n = g_n times what the other factors have grown by; a new column comes from the nearest."""
-    rank, kept = old[0].shape[1], new[0].shape[1]
-    nearest = torch.arange(rank, device=old[0].device)
-    if kept < rank:
-        cosines = [_unit(a).mT @ _unit(b) for a, b in zip(old, new, strict=True)]
+    """Column by column, the gradient of the nearest old column times the growth of the other factors."""
+    old_rank, new_rank = old[0].shape[1], new[0].shape[1]
+    nearest = torch.arange(old_rank, device=old[0].device)
+    if new_rank < old_rank:
+        cosines = [_unit_columns(before).mT @ _unit_columns(after) for before, after in zip(old, new, strict=True)]
         nearest = torch.stack(cosines).prod(0).abs().argmax(0)
-    squares = torch.stack([a[:, nearest].square().sum(0) for a in old])
-    growth = torch.stack([(a[:, nearest] * b).sum(0) for a, b in zip(old, new, strict=True)])
-    growth = torch.where(squares > 0, growth / squares.clamp_min(1e-300), 1.0)
-    others = [torch.cat([growth[:k], growth[k + 1 :]]).prod(0) for k in range(len(old))]
-    return [m[:, nearest] * (o.square() if squared else o) for m, o in zip(moments, others, strict=True)]
+    old = [factor[:, nearest] for factor in old]
+    squares = torch.stack([before.square().sum(0) for before in old])  # (factors, r)
+    inner_products = torch.stack([(before * after).sum(0) for before, after in zip(old, new, strict=True)])
+    growth = torch.where(squares > 0, inner_products / squares.clamp_min(1e-300), 1.0)
+    transported: list[Tensor] = []
+    for number, moment in enumerate(moments):
+        growth_of_others = torch.cat([growth[:number], growth[number + 1 :]]).prod(0)
+        factor = growth_of_others.square() if squared else growth_of_others
+        transported.append(moment[:, nearest] * factor)
+    return transported
 
 
-def _unit(tensor: Tensor) -> Tensor:
-    return tensor / tensor.norm(dim=0).clamp_min(1e-300)
+def _unit_columns(tensor: Tensor) -> Tensor:
+    """Columns of norm one; a column of zeros stays zero."""
+    unit: Tensor = tensor / tensor.norm(dim=0).clamp_min(1e-300)
+    return unit

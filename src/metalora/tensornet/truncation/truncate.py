@@ -1,40 +1,58 @@
-"""Rank truncation of any network that is a chain, a tree (Tucker), a ring or a shared bond (CP), told by its wiring."""
+"""Rank truncation of any network that is a chain, a tree (Tucker), a ring or has one shared bond (CP)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from metalora.tensornet.gram import distance, norm, qr_compress, qr_expand
 from metalora.tensornet.topology import (
-    Terms,
-    TruncationTarget,
+    FactorBonds,
+    Topology,
     bond_sizes,
     classify_topology,
-    distance,
     edges,
     feasible_ranks,
-    leaf_to_root_edges,
-    norm,
-    qr_compress,
 )
-from metalora.tensornet.truncation.als import columns_in_gauge, ring_in_gauge, truncate_columns, truncate_ring
-from metalora.tensornet.truncation.rounding import Gauge, Mode, round_train
-from metalora.tensornet.truncation.tree import in_gauge, truncate_tree
+from metalora.tensornet.truncation.columns import truncate_columns
+from metalora.tensornet.truncation.gauge import Gauge, columns_in_gauge, ring_in_gauge, tree_in_gauge
+from metalora.tensornet.truncation.metatt_sweep import metatt_algorithm_1
+from metalora.tensornet.truncation.ring import truncate_ring
+from metalora.tensornet.truncation.target import TruncationTarget
+from metalora.tensornet.truncation.train import TrainOrder
+from metalora.tensornet.truncation.tree import tree_singular_values, truncate_tree
 
-ALGORITHMS = {
-    "tree": (truncate_tree, in_gauge),
-    "ring": (truncate_ring, ring_in_gauge),
-    "shared bond": (truncate_columns, columns_in_gauge),
+Mode = Literal["round", "paper"]
+TruncationResult = tuple[list[Tensor], dict[str, float]]
+TruncationAlgorithm = Callable[[FactorBonds, Sequence[Tensor], TruncationTarget], TruncationResult]
+GaugeAlgorithm = Callable[[FactorBonds, Sequence[Tensor], Gauge], list[Tensor]]
+
+TRUNCATIONS: dict[Topology, TruncationAlgorithm] = {
+    "chain": truncate_tree,
+    "tree": truncate_tree,
+    "ring": truncate_ring,
+    "shared bond": truncate_columns,
+}
+GAUGES: dict[Topology, GaugeAlgorithm] = {
+    "chain": tree_in_gauge,
+    "tree": tree_in_gauge,
+    "ring": ring_in_gauge,
+    "shared bond": columns_in_gauge,
 }
 
 
 @dataclass(frozen=True)
-class Truncated:
-    """Factors after a truncation, the rank of every bond and the norm it discarded, |T - T'|_F / |T|_F as measured.
+class TruncatedNetwork:
+    """The result of a truncation.
 
-    |T - T'|_F <= `bound`, but for a chain in mode "paper". `error` is measured by Gram matrices: below 1e-8, rounding.
+    Attributes:
+        tensors: The factors, (n, *bonds) each.
+        ranks: Bond -> its size.
+        discarded: Bond -> the norm that it discarded.
+        error: |T - T'|_F / |T|_F, measured by Gram matrices: a value below 1e-8 is rounding.
     """
 
     tensors: list[Tensor]
@@ -44,12 +62,12 @@ class Truncated:
 
     @property
     def bound(self) -> float:
-        """The root of the discarded squares."""
+        """The root of the sum of the discarded squares: |T - T'|_F is at most this, except in mode "paper"."""
         return sqrt(sum(value**2 for value in self.discarded.values()))
 
 
 def truncate(
-    terms: Terms,
+    factor_bonds: FactorBonds,
     tensors: Sequence[Tensor],
     *,
     ranks: Mapping[str, int] | None = None,
@@ -57,97 +75,128 @@ def truncate(
     budget: int | None = None,
     mode: Mode = "round",
     gauge: Gauge = "left",
-) -> Truncated:
-    """Truncate factors (n, *bonds) to ranks, to a relative error or to a number of parameters; computed in float64.
+) -> TruncatedNetwork:
+    """Truncate a network to ranks, to a relative error or to a number of parameters.
 
-    terms      the bonds of every factor, in the order of its axes; their wiring chooses the algorithm:
-               chain `round_train` · tree `truncate_tree` · ring `truncate_ring` · shared bond `truncate_columns`
-    ranks      of the bonds, lowered to what is feasible; bonds that are not named, and None, keep theirs
-    tolerance  |T - T'|_F <= tolerance |T|_F
-    budget     the relatively largest singular values of all bonds that the factors have room for
-    mode       "paper" is an algorithm of chains
-    gauge      where the norm ends: in the last factor (left), in the first (right), shared alike (balanced); of a chain
-               the last is the end that is not declared first
+    The topology of the network chooses the algorithm: chains and trees `truncate_tree`, rings `truncate_ring`, one
+    shared bond `truncate_columns`. Everything is computed in float64. Equal input gives equal output: the largest entry
+    of every singular vector, or column, is positive.
 
-    Equal input gives equal output: the largest entry of every singular vector, or column, is positive. ValueError:
-    another wiring, a zero or not finite network, ranks that grow, a budget below that of rank one, two targets.
+    Args:
+        factor_bonds: The bonds of every factor, in the order of its axes.
+        tensors: The factors, (n, *bonds) each.
+        ranks: Bond -> rank, lowered to what is feasible; bonds that it does not name keep theirs, and all do if None.
+        tolerance: |T - T'|_F <= tolerance |T|_F.
+        budget: The largest number of parameters: the relatively largest singular values of all bonds stay.
+        mode: "paper": MetaTT's Algorithm 1 as printed, for chains only.
+        gauge: Where the norm of the tensor is in the result: in the last factor ("left"), in the first ("right"),
+            shared by all ("balanced"); see `gauge`.
+
+    Returns:
+        The truncated factors in the dtype of the old ones, with the measured error.
+
+    Raises:
+        ValueError: A topology that is none of the four, a zero or not finite network, ranks that grow, a budget below
+            the number of parameters at rank one, more than one of ranks, tolerance and budget, mode "paper" for another
+            topology than a chain.
+
+    Example:
+        >>> import torch
+        >>> left, right = torch.ones(6, 2), torch.ones(4, 2)  # 6 x 4 of ones times two: rank one
+        >>> result = truncate([["r"], ["r"]], [left, right], ranks={"r": 1})
+        >>> result.ranks, [tuple(tensor.shape) for tensor in result.tensors], result.error < 1e-7
+        ({'r': 1}, [(6, 1), (4, 1)], True)
     """
-    kind = classify_topology(terms)
-    if kind is None:
-        raise ValueError(f"bonds {list(map(list, terms))} are no chain, tree, ring or one bond shared by all")
-    now = bond_sizes(terms, tensors)
+    topology = classify_topology(factor_bonds)
+    if topology is None:
+        raise ValueError(f"bonds {list(map(list, factor_bonds))} are no chain, tree, ring or one bond shared by all")
     if (ranks is not None) + (tolerance > 0) + (budget is not None) > 1:
         raise ValueError("a network is truncated to ranks, to a tolerance or to a budget: give one of them")
-    if kind == "chain":
-        found, discarded = _truncate_chain(terms, tensors, ranks and {**now, **ranks}, tolerance, budget, mode, gauge)
-    elif mode != "round":
-        raise ValueError(f"mode {mode!r} is an algorithm of chains, and this is a {kind}: use mode 'round'")
+    if mode == "paper" and topology != "chain":
+        raise ValueError(f"mode {mode!r} is an algorithm of chains, and this is a {topology}: use mode 'round'")
+    reference = [tensor.detach().double() for tensor in tensors]
+    wanted_ranks = {**bond_sizes(factor_bonds, tensors), **(ranks or {})}
+    _check(topology, factor_bonds, reference, wanted_ranks)
+    if topology == "chain":
+        factors, discarded = _truncate_chain(factor_bonds, reference, wanted_ranks, tolerance, budget, mode, gauge)
     else:
-        found, discarded = _truncate_other(kind, terms, tensors, {**now, **(ranks or {})}, tolerance, budget, gauge)
-    found = [tensor.to(like.dtype) for tensor, like in zip(found, tensors, strict=True)]
-    old, new = ([tensor.detach().double() for tensor in some] for some in (tensors, found))
-    return Truncated(found, bond_sizes(terms, found), discarded, distance(terms, old, new) / norm(terms, old))
+        target = _target(factor_bonds, reference, wanted_ranks, tolerance, budget)
+        factors, discarded = _truncate_network(topology, factor_bonds, reference, target, gauge)
+    result = [factor.to(tensor.dtype) for factor, tensor in zip(factors, tensors, strict=True)]
+    error = distance(factor_bonds, reference, [tensor.double() for tensor in result])
+    return TruncatedNetwork(result, bond_sizes(factor_bonds, result), discarded, error / norm(factor_bonds, reference))
+
+
+def _target(
+    factor_bonds: FactorBonds,
+    tensors: Sequence[Tensor],
+    ranks: Mapping[str, int],
+    tolerance: float,
+    budget: int | None,
+) -> TruncationTarget:
+    """The target, with a tolerance divided among the bonds: each discards at most tolerance |T| / sqrt(bonds)."""
+    open_sizes = tuple(len(tensor) for tensor in tensors)
+    num_bonds = max(len(edges(factor_bonds)), 1)
+    discarded_per_bond = tolerance * norm(factor_bonds, tensors) / sqrt(num_bonds)
+    feasible = feasible_ranks(factor_bonds, open_sizes, ranks)
+    return TruncationTarget(factor_bonds, open_sizes, feasible, discarded_per_bond, budget)
+
+
+def _truncate_network(
+    topology: Topology, factor_bonds: FactorBonds, tensors: Sequence[Tensor], target: TruncationTarget, gauge: Gauge
+) -> TruncationResult:
+    """The truncated factors in a gauge, and the norm that each bond discarded."""
+    short_factors, columns = qr_compress(tensors)
+    short_factors, discarded = TRUNCATIONS[topology](factor_bonds, short_factors, target)
+    return GAUGES[topology](factor_bonds, qr_expand(short_factors, columns), gauge), discarded
 
 
 def _truncate_chain(
-    terms: Terms, tensors: Sequence[Tensor], ranks: Mapping[str, int] | None, tolerance: float, budget: int | None,
-    mode: Mode, gauge: Gauge,
-) -> tuple[list[Tensor], dict[str, float]]:  # fmt: skip
-    """`round_train`, from the end of the chain that is declared first."""
-    ends = [k for k, term in enumerate(terms) if len(term) == 1]
-    links = leaf_to_root_edges(terms, ends[0])[::-1]
-    order, bonds = [ends[0], *(child for child, _, _ in links)], [bond for _, bond, _ in links]
-    around = [[None, *bonds], [*bonds, None]]
-    cores = [_as_core(terms[k], tensors[k], left, right) for k, left, right in zip(order, *around, strict=True)]
-    wanted = None if ranks is None else [ranks[bond] for bond in bonds]
-    done = round_train(cores, ranks=wanted, tolerance=tolerance, budget=budget, mode=mode, gauge=gauge)
-    found = list(tensors)
-    for k, left, right, core in zip(order, *around, done.cores, strict=True):
-        found[k] = _from_core(terms[k], core, left, right)
-    return found, dict(zip(bonds, done.discarded, strict=True))
+    factor_bonds: FactorBonds,
+    tensors: Sequence[Tensor],
+    ranks: Mapping[str, int],
+    tolerance: float,
+    budget: int | None,
+    mode: Mode,
+    gauge: Gauge,
+) -> TruncationResult:
+    """Truncate a chain from end to end, so that the result does not depend on the order in which it is declared."""
+    declared = TrainOrder.of_chain(factor_bonds)
+    standard, standard_bonds = declared.standard()
+    factors = standard.factors_of(standard_bonds, declared.cores(factor_bonds, tensors))
+    target = _target(standard_bonds, factors, ranks, tolerance, budget)
+    if mode == "paper":
+        factors, discarded = _truncate_as_printed(standard_bonds, factors, target, gauge)
+    else:
+        factors, discarded = _truncate_network("chain", standard_bonds, factors, target, gauge)
+    return declared.factors_of(factor_bonds, standard.cores(standard_bonds, factors)), discarded
 
 
-def _as_core(term: Sequence[str], tensor: Tensor, left: str | None, right: str | None) -> Tensor:
-    """(n, *bonds) as (left, n, right), an end of the chain being one."""
-    if left is None:
-        return tensor[None]
-    if right is None:
-        return tensor.mT[..., None]
-    return tensor.permute(1, 0, 2) if term[0] == left else tensor.permute(2, 0, 1)
+def _truncate_as_printed(
+    factor_bonds: FactorBonds, tensors: Sequence[Tensor], target: TruncationTarget, gauge: Gauge
+) -> TruncationResult:
+    """MetaTT's Algorithm 1 on the chain as a train; it ends in the gauge "right"."""
+    ranks = target.ranks
+    if target.budget is not None:
+        ranks = target.choose(tree_singular_values(factor_bonds, tensors))
+    order = TrainOrder.of_chain(factor_bonds)
+    cores, discarded = metatt_algorithm_1(
+        order.cores(factor_bonds, tensors), [ranks[bond] for bond in order.bonds], target.discarded_per_bond
+    )
+    factors = order.factors_of(factor_bonds, cores)
+    if gauge != "right":
+        factors = tree_in_gauge(factor_bonds, factors, gauge)
+    return factors, dict(zip(order.bonds, discarded, strict=True))
 
 
-def _from_core(term: Sequence[str], core: Tensor, left: str | None, right: str | None) -> Tensor:
-    """The inverse of `_as_core`."""
-    if left is None:
-        return core[0]
-    if right is None:
-        return core[..., 0].mT
-    return core.permute(1, 0, 2) if term[0] == left else core.permute(1, 2, 0)
-
-
-def _truncate_other(
-    kind: str, terms: Terms, tensors: Sequence[Tensor], ranks: Mapping[str, int], tolerance: float,
-    budget: int | None, gauge: Gauge,
-) -> tuple[list[Tensor], dict[str, float]]:  # fmt: skip
-    """What all but chains have in common: checks, small factors, a goal, and the gauge at the end."""
-    whole = [tensor.detach().to(torch.float64) for tensor in tensors]
-    _check(kind, terms, whole, ranks)
-    truncation, gauged = ALGORITHMS[kind]
-    sizes = tuple(map(len, whole))
-    small, frames = qr_compress(whole)
-    cut = tolerance * norm(terms, whole) / sqrt(len(edges(terms)))
-    goal = TruncationTarget(terms, sizes, feasible_ranks(terms, sizes, ranks), cut, budget)
-    found, discarded = truncation(terms, small, goal)
-    found = [t if q is None else torch.tensordot(q, t, 1) for q, t in zip(frames, found, strict=True)]
-    return gauged(terms, found, gauge), discarded
-
-
-def _check(kind: str, terms: Terms, tensors: Sequence[Tensor], ranks: Mapping[str, int]) -> None:
+def _check(topology: Topology, factor_bonds: FactorBonds, tensors: Sequence[Tensor], ranks: Mapping[str, int]) -> None:
+    """Raise ValueError for a network without singular vectors, and for ranks that cannot be."""
+    name = "train" if topology == "chain" else topology
     if any(not torch.isfinite(tensor).all() for tensor in tensors):
-        raise ValueError(f"the {kind} is not finite")
-    if norm(terms, tensors) == 0:
-        raise ValueError(f"the {kind} is zero: its singular vectors mean nothing, and a sweep would cripple it")
-    now = bond_sizes(terms, tensors)
+        raise ValueError(f"the {name} is not finite")
+    if norm(factor_bonds, tensors) == 0:
+        raise ValueError(f"the {name} is zero: its singular vectors mean nothing, and a sweep would cripple it")
+    sizes_now = bond_sizes(factor_bonds, tensors)
     for bond, rank in ranks.items():
-        if bond not in now or not 1 <= rank <= now[bond]:
-            raise ValueError(f"rank {rank} of bond {bond!r}: expected 1 to what it is now, {now}")
+        if bond not in sizes_now or not 1 <= rank <= sizes_now[bond]:
+            raise ValueError(f"rank {rank} of bond {bond!r}: expected 1 to what it is now, {sizes_now}")

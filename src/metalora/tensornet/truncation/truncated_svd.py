@@ -1,6 +1,4 @@
-"""The best pair of a smaller rank: Eckart-Young on Delta W = Left^T Right, without forming it."""
-
-from __future__ import annotations
+"""The truncated singular value decomposition of a product of two matrices, which is not formed (Eckart-Young)."""
 
 from dataclasses import dataclass
 
@@ -9,8 +7,15 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Truncated:
-    """Left (rank, *inputs), Right (rank, out), the Frobenius norm of Delta W and that of what was discarded."""
+class TruncatedProduct:
+    """A product of two matrices at a smaller rank.
+
+    Attributes:
+        left: (rank, *inputs).
+        right: (rank, out).
+        norm: The Frobenius norm of the product before.
+        discarded: The Frobenius norm of what was discarded.
+    """
 
     left: Tensor
     right: Tensor
@@ -18,19 +23,34 @@ class Truncated:
     discarded: float
 
 
-def truncated_svd(left: Tensor, right: Tensor, rank: int) -> Truncated:
-    """The nearest pair of at most `rank`, by QR of both sides and an SVD of k x k numbers; computed in float64.
+def truncated_svd(left: Tensor, right: Tensor, rank: int) -> TruncatedProduct:
+    """Find the nearest product Left^T Right of at most `rank`; computed in float64.
 
-    Left^T = Qa Ra, Right^T = Qb Rb, Ra Rb^T = U S V^T; Left' = (Qa U sqrt(S))^T and Right' = (Qb V sqrt(S))^T, cut.
-    left (k, *inputs), right (k, out). A pair whose k is not above `rank` is returned with its very bits.
+    Left^T = Qa Ra, Right^T = Qb Rb and Ra Rb^T = U S V^T, of k x k numbers. Then Left' = (Qa U S^1/2)^T and
+    Right' = (Qb V S^1/2)^T, truncated.
+
+    Args:
+        left: (k, *inputs), flattened to (k, in).
+        right: (k, out).
+        rank: The largest rank.
+
+    Returns:
+        The truncated product; if k is not above `rank`, the two tensors themselves.
+
+    Example:
+        >>> left, right = torch.eye(3), torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+        >>> product = truncated_svd(left, right, rank=2)
+        >>> product.left.shape, round(product.discarded, 6)
+        (torch.Size([2, 3]), 1.0)
     """
     a, b = left.double().flatten(1), right.double()
     if len(left) <= rank:
-        square = ((a @ a.mT) * (b @ b.mT)).sum()  # |Left^T Right|_F^2 by the Gram matrices
-        return Truncated(left, right, float(square.clamp_min(0).sqrt()), 0.0)
-    (a, ra), (b, rb) = torch.linalg.qr(a.mT), torch.linalg.qr(b.mT)
+        square = ((a @ a.mT) * (b @ b.mT)).sum()  # |Left^T Right|_F^2, by the Gram matrices
+        return TruncatedProduct(left, right, float(square.clamp_min(0).sqrt()), 0.0)
+    qa, ra = torch.linalg.qr(a.mT)
+    qb, rb = torch.linalg.qr(b.mT)
     u, s, vh = torch.linalg.svd(ra @ rb.mT, full_matrices=False)
     root = s[:rank].sqrt()
-    new_left = (a @ (u[:, :rank] * root)).mT.unflatten(1, left.shape[1:])
-    new_right = (b @ (vh[:rank].mT * root)).mT
-    return Truncated(new_left.to(left.dtype), new_right.to(right.dtype), float(s.norm()), float(s[rank:].norm()))
+    new_left = (qa @ (u[:, :rank] * root)).mT.reshape(len(root), *left.shape[1:]).to(left.dtype)
+    new_right = (qb @ (vh[:rank].mT * root)).mT.to(right.dtype)
+    return TruncatedProduct(new_left, new_right, float(s.norm()), float(s[rank:].norm()))

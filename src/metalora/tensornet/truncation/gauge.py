@@ -1,0 +1,125 @@
+"""Gauges: which of the many factors of one tensor are returned, and which factor has its norm.
+
+A matrix and its inverse on a bond change the factors, not the tensor. After a truncation the factors are put in one
+gauge, so that equal input gives equal output: each bond is in the basis of its singular vectors, and the largest entry
+of each vector is positive.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from metalora.tensornet.gram import bond_axis, mode_product
+from metalora.tensornet.topology import FactorBonds, edges, leaf_to_root_edges
+from metalora.tensornet.truncation.tree import bond_decompositions, orthogonalize, project_bonds
+
+Gauge = Literal["left", "right", "balanced"]
+SMALLEST_SCALE = 1e-12  # of the largest singular value: smaller ones are raised to it where a balanced gauge divides
+
+
+def largest_entry_signs(columns: Tensor) -> Tensor:
+    """Return the sign of the largest entry of every column.
+
+    Args:
+        columns: (n, r).
+
+    Returns:
+        (r,), of 1 and -1.
+    """
+    largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))[0]
+    return torch.where(largest < 0, -1.0, 1.0).to(columns.dtype)
+
+
+def norm_holder(factor_bonds: FactorBonds, gauge: Gauge) -> int:
+    """Return the number of the factor that has the norm of the tensor in a gauge.
+
+    Args:
+        factor_bonds: The bonds of every factor.
+        gauge: "left": the last factor, "right": the first one. A balanced gauge has no such factor; the last one is
+            then the root of its signs.
+    """
+    return 0 if gauge == "right" else len(factor_bonds) - 1
+
+
+def tree_in_gauge(factor_bonds: FactorBonds, tensors: Sequence[Tensor], gauge: Gauge) -> list[Tensor]:
+    """Put a chain or tree in a gauge; the tensor stays the same.
+
+    Args:
+        factor_bonds: The bonds of every factor.
+        tensors: The factors, (n, *bonds) each.
+        gauge: "left", "right": all factors but the root are orthonormal towards it (`norm_holder`). "balanced": each
+            bond's singular values are shared by its two factors, S^1/2 each.
+
+    Returns:
+        The factors with each bond in the basis of its singular vectors, the largest entries positive.
+    """
+    root = norm_holder(factor_bonds, gauge)
+    factors = orthogonalize(factor_bonds, tensors, root)
+    decompositions = bond_decompositions(factor_bonds, factors, root)
+    factors = project_bonds(factor_bonds, factors, {bond: vectors for bond, (_, vectors) in decompositions.items()})
+    for child, bond, parent in leaf_to_root_edges(factor_bonds, root):
+        child_axis = bond_axis(factor_bonds[child], bond)
+        signs = largest_entry_signs(factors[child].movedim(child_axis, -1).flatten(0, -2))
+        scale = torch.ones_like(signs)
+        if gauge == "balanced":
+            values = decompositions[bond][0]
+            scale = values.clamp_min(float(values.max()) * SMALLEST_SCALE).sqrt()
+        factors[child] = mode_product(factors[child], child_axis, torch.diag(signs * scale))
+        parent_axis = bond_axis(factor_bonds[parent], bond)
+        factors[parent] = mode_product(factors[parent], parent_axis, torch.diag(signs / scale))
+    return factors
+
+
+def ring_in_gauge(factor_bonds: FactorBonds, tensors: Sequence[Tensor], gauge: Gauge) -> list[Tensor]:
+    """Put a ring in the gauge of the chain that it is when opened at its first bond; the tensor stays the same.
+
+    Args:
+        factor_bonds: The bonds of every factor.
+        tensors: The factors, (n, *bonds) each.
+        gauge: As in `tree_in_gauge`.
+    """
+    opened_bond = factor_bonds[0][0]
+    ends = edges(factor_bonds)[opened_bond]
+    chain_bonds = [[bond for bond in bonds if bond != opened_bond] for bonds in factor_bonds]
+    chain = list(tensors)
+    for number in ends:
+        axis = bond_axis(factor_bonds[number], opened_bond)
+        chain[number] = tensors[number].movedim(axis, 1).flatten(0, 1)  # the opened bond joins the open axis
+    factors = tree_in_gauge(chain_bonds, chain, gauge)
+    for number in ends:
+        axis = bond_axis(factor_bonds[number], opened_bond)
+        size = len(tensors[number])
+        factors[number] = factors[number].reshape(size, -1, *factors[number].shape[1:]).movedim(1, axis)
+    return factors
+
+
+def columns_in_gauge(factor_bonds: FactorBonds, tensors: Sequence[Tensor], gauge: Gauge) -> list[Tensor]:
+    """Put the columns of factors that share one bond (CP) in a gauge; the tensor stays the same.
+
+    A column of zeros stays zero in its factor and leaves those of the other factors as long as any other, so that a
+    gradient can still reach it.
+
+    Args:
+        factor_bonds: The bonds of every factor: one, the same for all.
+        tensors: The factors, (n, r) each.
+        gauge: "left", "right": columns have length one in all factors but the last (first), which has the norms.
+            "balanced": a column has the same norm in all factors.
+
+    Returns:
+        The factors; the largest entry of each column is positive in all factors but the one that has the sign.
+    """
+    holder = norm_holder(factor_bonds, gauge)
+    norms = torch.stack([tensor.norm(dim=0) for tensor in tensors])  # (factors, r)
+    norms = torch.where(norms > 0, norms, 1.0)
+    signs = torch.stack([largest_entry_signs(tensor) for tensor in tensors])
+    signs[holder] = 1.0
+    signs[holder] = signs.prod(0)
+    if gauge == "balanced":
+        new_norms = norms.log().mean(0).exp().expand_as(norms)
+    else:
+        new_norms = torch.ones_like(norms)
+        new_norms[holder] = norms.log().sum(0).exp()
+    scales = signs * new_norms / norms
+    return [tensor * scale for tensor, scale in zip(tensors, scales, strict=True)]

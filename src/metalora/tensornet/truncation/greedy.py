@@ -1,0 +1,45 @@
+"""Ranks by the largest singular values: one greedy choice for truncation and for the allocation of ranks."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+
+def largest_values_first(
+    singular_values: Mapping[str, Tensor],
+    fits: Callable[[Mapping[str, int]], bool],
+    *,
+    largest_ranks: Mapping[str, int] | None = None,
+    negligible: float = 0.0,
+) -> dict[str, int]:
+    """Raise ranks from one, the relatively largest next singular value first, as far as there is room.
+
+    Each step offers one value s_b[j] / s_b[0] of a bond b; it is accepted if the ranks with it fit. A value that does
+    not fit is skipped, and smaller ones of other bonds may still be accepted.
+
+    Args:
+        singular_values: Bond -> its singular values (n,), the largest first.
+        fits: Whether there is room for these ranks.
+        largest_ranks: Bond -> the largest rank that is offered; all of its values if None.
+        negligible: Values at or below this fraction of the bond's largest one are not offered.
+
+    Returns:
+        Bond -> rank, at least one.
+
+    Example:
+        >>> import torch
+        >>> values = {"a": torch.tensor([1.0, 0.9, 0.1]), "b": torch.tensor([1.0, 0.5])}
+        >>> largest_values_first(values, lambda ranks: sum(ranks.values()) <= 4)
+        {'a': 2, 'b': 2}
+    """
+    steps: list[tuple[float, str]] = []
+    for bond, values in singular_values.items():
+        last = len(values) if largest_ranks is None else largest_ranks[bond]
+        largest = values[0].clamp_min(1e-300)
+        steps += [(float(value / largest), bond) for value in values[1:last]]
+    ranks = dict.fromkeys(singular_values, 1)
+    for relative_value, bond in sorted(steps, reverse=True):
+        larger = {**ranks, bond: ranks[bond] + 1}
+        if relative_value > negligible and fits(larger):
+            ranks = larger
+    return ranks
