@@ -10,11 +10,12 @@ from math import prod
 from torch import nn
 
 from metalora.adapters.attach import plan
-from metalora.adapters.layout.layout import Layout, TargetLayout, build_layout
+from metalora.adapters.layout import Layout, TargetLayout, build_layout
 from metalora.adapters.targets import find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
-from metalora.methods.registry import method_of
+from metalora.methods.records import AnyRank, SplitRank
+from metalora.methods.resolve import resolve
 from metalora.tensornet.spec import INPUT_MODES
 
 ADAM_BYTES = 16  # of one trained float32 number: the number, its gradient and Adam's two moments
@@ -128,17 +129,17 @@ def match_parameters(
         >>> match_parameters(model, AdapterConfig("lora", targets="0"), 70, at_least=True).rank
         5
     """
-    method = method_of(config)
+    method = resolve(config).method
     targets = find_targets(model, config.targets, config.exclude)
-    step = config.experts if method.split_rank else 1
-    clip_rank = not (method.any_rank and len(method.ranked) == 1)
+    step = config.experts if method.has(SplitRank) else 1
+    clip_rank = not (method.has(AnyRank) and len(method.rank_bonds) == 1)
 
     def at_multiple(multiple: int) -> AdapterConfig:
         return replace(config, rank=step * multiple, clip_rank=clip_rank)
 
     @cache
     def count(multiple: int) -> int:
-        return build_layout(targets, at_multiple(multiple), method).num_params()
+        return build_layout(targets, resolve(at_multiple(multiple))).num_params()
 
     subject = f"match_params {parameters}: {method.name!r}"
     if at_least:
@@ -211,8 +212,9 @@ def summarise(model: nn.Module, config: AdapterConfig) -> CostSummary:
         >>> summarise(nn.Sequential(nn.Linear(8, 8)), AdapterConfig("lora", 2, targets="0")).parameters
         32
     """
-    method = method_of(config)
-    layout = build_layout(find_targets(model, config.targets, config.exclude), config, method)
+    resolved = resolve(config)
+    method = resolved.method
+    layout = build_layout(find_targets(model, config.targets, config.exclude), resolved)
     target_layouts = layout.targets.values()
     added = sum(plan(target_layout, ()).per_position for target_layout in target_layouts)
     base = sum(_base_multiply_adds(target_layout) for target_layout in target_layouts)
@@ -249,8 +251,9 @@ def describe(model: nn.Module, config: AdapterConfig) -> AdapterDescription:
         >>> describe(nn.Sequential(nn.Linear(8, 8)), AdapterConfig("lora", 2, targets="0")).targets[0].k
         2
     """
-    method = method_of(config)
-    layout = build_layout(find_targets(model, config.targets, config.exclude), config, method)
+    resolved = resolve(config)
+    method = resolved.method
+    layout = build_layout(find_targets(model, config.targets, config.exclude), resolved)
     return AdapterDescription(
         method=method.name,
         formula=" ".join(method.formula.split()),
@@ -280,7 +283,7 @@ def _ranks(layout: Layout, method: Method) -> dict[str, int]:
     """Bond -> its size, the largest over all targets."""
     largest: dict[str, int] = {}
     for target_layout in layout.targets.values():
-        for bond in method.ranked:
+        for bond in method.rank_bonds:
             largest[bond] = max(largest.get(bond, 0), target_layout.sizes.get(bond, 0))
     return largest
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, load, merge, new_task, save, sweep
-from metalora.adapters.layout.axes import digits
+from metalora.adapters.layout.axes import digits_of
 from metalora.tensornet.network import Network
 from support.adapters import assert_close
 from support.transformer import DEPTH, WIDTH, attach_to_transformer, small_transformer
@@ -189,12 +189,12 @@ def test_no_tensor_of_all_layers_is_ever_formed():
 
 
 def test_digits():
-    assert digits(768, 3) == [8, 8, 12] and digits(7, 3) == [1, 1, 7] and digits(16, 2) == [4, 4]
-    assert digits(768, 3, "16 16 12, 64 4 3") == [64, 4, 3] and digits(6, 2, "64 4 3") == [2, 3]
+    assert digits_of(768, 3) == [8, 8, 12] and digits_of(7, 3) == [1, 1, 7] and digits_of(16, 2) == [4, 4]
+    assert digits_of(768, 3, "16 16 12, 64 4 3") == [64, 4, 3] and digits_of(6, 2, "64 4 3") == [2, 3]
     with pytest.raises(ValueError, match="in 'query': '64 12' has 2 digits, expected 3"):
-        digits(768, 3, "64 12", "in 'query'")
+        digits_of(768, 3, "64 12", "in 'query'")
     with pytest.raises(ValueError, match="'8 x' is not a list of whole numbers"):
-        digits(8, 2, "8 x")
+        digits_of(8, 2, "8 x")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, find_targets, load, merge, save
-from metalora.adapters.layout.layout import build_layout
-from metalora.methods.registry import method_of
+from metalora.adapters.layout import build_layout
+from metalora.methods.resolve import resolve
 from support.adapters import randomise
 from support.transformer import DEPTH, HEAD, WIDTH, attach_to_transformer, small_transformer
 
@@ -205,7 +205,7 @@ def test_a_task_core_made_from_features_is_the_same_declaration():
         (dict(method="metatt-5d", rank={"r1": 2, "r2": 2, "r3": 2, "r4": 3}), "rank 3 of bond 'r4' is above 2"),
         (dict(method="metatt-5d", head_dim=4), "its 6 outputs are not heads of 4"),
         (dict(method="metatt-4d", order=("in", "layer", "out")), "expected an order of in, layer, proj, out"),
-        (dict(method="lora", order=("in", "out")), "it is no tensor train"),
+        (dict(method="lora", order=("in", "out")), "it is not a tensor train"),
         (dict(method="metatt-4d", init="ze-id-id"), "not a code of one word for each of G1, G2, G3, G4"),
         (dict(method="metatt-4d", init="ze-id-id-ze"), "factors G1, G4 all start at zero"),
     ],
@@ -270,7 +270,7 @@ def test_families_by_name(name):
     assert max(target.parts for target in found) == parts and {target.head_dim for target in found} == {head}
     config = AdapterConfig("metatt-5d", 8, targets=patterns)
     width = net.config.hidden_size
-    placed = build_layout(found, config, method_of(config))
+    placed = build_layout(found, resolve(config))
     assert placed.params["G2"].shape == (8, 2, 8) and placed.params["G3"].shape[1] == roles + parts - 1
     assert {one.shape[0] for key, one in placed.params.items() if key.startswith("G1")} >= {width}
 

@@ -52,7 +52,7 @@ BAD_ATTACH = {
     "near to nothing": (config("zzz"), "unknown method 'zzz' \\(known: adalora, cara, cara-attention, conv-lora"),
     "tasks whose factor is generated": (
         config("metatt-4+1d", tasks=3, generated=("G3",), condition=ConditionConfig(source="tensor", feature_size=4)),
-        "tasks=3, but what has a task mode, G3, is generated",
+        "tasks=3, but every factor with a task mode, G3, is generated",
     ),
     "rank 0": (config(rank=0), "rank of bond 'r' is 0, expected at least 1"),
     "negative rank": (config(rank=-3), "rank of bond 'r' is -3"),

@@ -38,7 +38,7 @@ def test_10_num_params_is_the_closed_form(case, layer):
         numbers |= dict(H=sizes["out"] // config.head_dim, J=config.head_dim)
         numbers |= adapter.layout.targets["0"].sizes
         method = METHODS[case.method]
-        [method] = [part for part in method.parts if part.takes(target.heads)] or [method]
+        [method] = [part.method for part in method.components if part.accepts(target.heads)] or [method]
         assert count_params(config, [target]) == eval(method.count, numbers)
         if case.has_delta:
             assert model[0].cut.rank <= eval(method.export, numbers)

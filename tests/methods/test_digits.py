@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, attach, detach, load, merge, save, sweep
+from metalora.methods.records import Tensorised
 from metalora.methods.registry import METHODS, get_method
 from oracles.dense import _gate
 from support.adapters import assert_close, randomise
@@ -84,7 +85,7 @@ def test_a_method_of_a_fixed_number_of_digits_says_so():
 
 
 def test_gates_have_no_rank():
-    assert get_method("quanta").ranked == ()
+    assert get_method("quanta").rank_bonds == ()
     with pytest.raises(ValueError, match="for the bonds"):
         made("quanta", {}, rank=(2, 2))
     with pytest.raises(ValueError, match="sweep: 'quanta' has no two neighbouring factors"):
@@ -129,6 +130,7 @@ def test_both_trains_of_a_bottleneck_are_swept():
 
 def test_refolded_methods_are_the_registered_ones_at_their_own_digits():
     for method in METHODS.values():
-        if method.refold is not None:
+        tensorised = method.record(Tensorised)
+        if tensorised is not None:
             counts = {axis: len(modes) for axis, modes in method.network.folds.items()}
-            assert method.refold(counts) == method
+            assert tensorised.with_axis_factors(counts) == method

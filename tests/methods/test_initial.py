@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from metalora.adapters.init import initial
+from metalora.adapters.init import initial_value
 from metalora.methods.registry import get_method
 
 IN, OUT, R, K, SLICES = 96, 80, 8, 3, 12
@@ -18,7 +18,7 @@ def value(name, factor):
     sizes = SIZES | dict.fromkeys(method.network.bonds, R)
     modes = method.network.factors[factor]
     shape = [sizes[mode] for mode in modes]
-    return initial(method.init[factor], modes, shape, 0, f"{name}.{factor}", method.network, sizes)
+    return initial_value(method.init[factor], modes, shape, 0, f"{name}.{factor}", method.network, sizes)
 
 
 UNIFORM = {

@@ -17,6 +17,6 @@ def test_the_page_of_methods_is_up_to_date():
 def test_a_declaration_names_its_own_factors(method):
     assert set(method.init) == set(method.factors)
     assert {*method.generated, *method.frozen} <= set(method.factors)
-    assert {*method.gates} <= {*method.factors, *method.made}
-    assert isinstance(method.copies, str) or set(method.copies) == set(method.factors)
+    assert {*method.active_at_zero} <= {*method.factors, *method.composites}
+    assert isinstance(method.replicated_over, str) or set(method.replicated_over) == set(method.factors)
     assert method.formula.startswith("ΔW") and method.source

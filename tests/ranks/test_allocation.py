@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, attach, count_params, find_targets
-from metalora.adapters.layout.layout import build_layout
-from metalora.methods.registry import get_method
+from metalora.adapters.layout import build_layout
+from metalora.methods.resolve import resolve
 from metalora.ranks.allocation import ranks_by_spectra, spectra
 
 LAYERS, WIDTH, HEAD = 5, 12, 3
@@ -51,7 +51,7 @@ def test_exact_ranks_are_found_and_nothing_above_them():
 
 def test_spectra_are_those_of_the_unfoldings():
     net, whole = filled((6, 5, 3, 4))
-    layout = build_layout(find_targets(net, ROLES), config(rank=1), get_method("tenslora-qkv-depth"))
+    layout = build_layout(find_targets(net, ROLES), resolve(config(rank=1)))
     weights = {path: net.get_submodule(path).weight for path in layout.targets}
     found = spectra(layout, {"r1": "I", "r2": "O", "r3": "M", "r4": "L"}, weights)
     for axis, values in enumerate(found.values()):
@@ -62,7 +62,7 @@ def test_spectra_are_those_of_the_unfoldings():
 def test_heads_and_separate_networks():
     """Att stacks heads, a network each target: the spectra of all together."""
     net, _ = filled()
-    layout = build_layout(find_targets(net, ROLES), config("tenslora-att", rank=1), get_method("tenslora-att"))
+    layout = build_layout(find_targets(net, ROLES), resolve(config("tenslora-att", rank=1)))
     weights = {path: net.get_submodule(path).weight.detach() for path in layout.targets}
     found = spectra(layout, {"r1": "I", "r2": "J", "r3": "H"}, weights)
     cubes = [w.T.reshape(WIDTH, WIDTH // HEAD, HEAD) for w in weights.values()]

@@ -16,19 +16,19 @@ from support.sweeps import CONSTANT, GENERATED, all_deltas, call_options, traini
 from support.transformer import WIDTH, attach_to_transformer, small_transformer
 
 
-def declared(name, factors, copies="", zero="", **options):
+def declared(name, factors, replicated_over="", zero="", **options):
     init = {factor: "zeros" if factor == zero else "normal" for factor in factors}
-    return Method(name, name, "a test", "", factors, init, "0", copies=copies, **options)
+    return Method(name, name, "a test", "", factors, init, "0", replicated_over=replicated_over, **options)
 
 
 KERNEL = {"H": "kh", "W": "kw", "A": "in", "B": "out"}
 DECLARED = {
     "tucker": declared("tucker", tucker("in layer proj out"), zero="core", scale="alpha"),
     "tucker-tasks": declared("tucker-tasks", tucker("in layer task out"), zero="core"),
-    "tucker-own": declared("tucker-own", tucker(KERNEL), copies="target", zero="core"),
+    "tucker-own": declared("tucker-own", tucker(KERNEL), replicated_over="target", zero="core"),
     "ring": declared("ring", ring("in layer proj out"), zero="G1"),
     "cp": declared("cp", cp("in layer proj out"), zero="G1"),
-    "cp-own": declared("cp-own", cp(KERNEL), copies="target", zero="A"),
+    "cp-own": declared("cp-own", cp(KERNEL), replicated_over="target", zero="A"),
     "tangle": declared("tangle", {"A": "in r", "B": "r layer", "C": "r s", "D": "s out"}, zero="A"),
 }
 RANKS = {"r1": 4, "r2": 3, "r3": 2, "r4": 3}
@@ -168,7 +168,10 @@ def _base(net, plain):
 def test_alpha_over_r_keeps_a_delta_of_lower_rank(method, factor, axes, monkeypatch):
     """Four of everything, of which two are used: rank two is exact, and the scale alpha / r doubles meanwhile."""
     flat = declared(
-        "tucker-flat", {"A": "in r1", "B": "out r2", "c": "r3", "core": "r1 r2 r3"}, copies="target", zero="core"
+        "tucker-flat",
+        {"A": "in r1", "B": "out r2", "c": "r3", "core": "r1 r2 r3"},
+        replicated_over="target",
+        zero="core",
     )
     monkeypatch.setitem(METHODS, "tucker-flat", flat)
     net = nn.Sequential(nn.Linear(9, 8).double())

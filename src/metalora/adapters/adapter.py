@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,12 @@ from metalora.adapters.conditioning.condition import (
 )
 from metalora.adapters.conditioning.features import Inputs, Recorder
 from metalora.adapters.layers.fused import SharedInputCache
-from metalora.adapters.layout.layout import FactorSlice, Layout, ranks, read_slice, stack_axes
-from metalora.adapters.layout.materialize import materialize_factors
+from metalora.adapters.layout import FactorSlice, Layout, ranks_by_path, read_slice
+from metalora.adapters.mechanisms import materialize_factors
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
+from metalora.methods.resolve import ResolvedMethod, resolve
 
 
 class Adapter(nn.Module):
@@ -37,11 +37,10 @@ class Adapter(nn.Module):
     name is "target.factor", or "factor" where one network serves all targets ("factor.768" if their widths differ).
     """
 
-    def __init__(self, config: AdapterConfig, method: Method, layout: Layout, factors: Mapping[str, Tensor]):
+    def __init__(self, resolved: ResolvedMethod, layout: Layout, factors: Mapping[str, Tensor]):
         super().__init__()
-        self.config, self.method, self.layout = config, method, layout
+        self.resolved, self.layout = resolved, layout
         self.targets = {path: place.target for path, place in layout.targets.items()}
-        self.generated = tuple(method.generated if config.generated is None else config.generated)
         learned = {key: value for key, value in factors.items() if not layout.params[key].frozen}
         self.owned = nn.ParameterDict({_slot(key): nn.Parameter(value) for key, value in learned.items()})
         self._frozen = nn.Module()  # a buffer for each: made from the seed, so never saved
@@ -49,9 +48,9 @@ class Adapter(nn.Module):
             self._frozen.register_buffer(_slot(key), factors[key], persistent=False)
         self._per_example: tuple[str, ...] | None = None
         self.fresh = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
-        self._stacks, self._ranks = stack_axes(layout), ranks(self.targets, config)
+        self._stacks, self._ranks = layout.stack_axes(), ranks_by_path(self.targets, resolved.config)
         self._slices: dict[str, tuple[Tensor, ...]] | None = None  # while a forward runs: stacked factors, cut once
-        self.rank_dropout = nn.Dropout(config.dropout)
+        self.rank_dropout = nn.Dropout(resolved.config.dropout)
         self.conditioner: Conditioner | None = None
         self.extractor: tuple[nn.Module, ...] = ()  # a tuple: frozen, not ours to save
         self.recorder = Recorder()
@@ -70,6 +69,21 @@ class Adapter(nn.Module):
         self.frozen_norms: list[nn.Module] = []
 
     # ---- what the adapter holds ------------------------------------------------------------------------------------
+    @property
+    def config(self) -> AdapterConfig:
+        """The configuration, with what attaching has filled in."""
+        return self.resolved.config
+
+    @property
+    def method(self) -> Method:
+        """The method, with the digits and the order that the configuration asks for."""
+        return self.resolved.method
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        """The factors that a mapping net makes."""
+        return self.resolved.generated
+
     @property
     def factors(self) -> dict[str, Tensor]:
         """Factor name -> Parameter ("layer1.0.conv1.A"), or a plain tensor where it is frozen.
@@ -91,23 +105,16 @@ class Adapter(nn.Module):
     @property
     def scale(self) -> float:
         """alpha / r, alpha / sqrt(r) or alpha, as the config or the method says; one when alpha is None."""
-        return self._scale(self.rank)
+        return self.resolved.scale_for(self.rank)
 
     def scale_of(self, path: str) -> float:
         """The scale of a target, by its own rank where `rank_pattern` gives it one."""
-        return self._scale(self._ranks.get(path, self.rank))
-
-    def _scale(self, rank: int) -> float:
-        if self.config.alpha is None:
-            return 1.0
-        over = {"alpha/r": rank, "alpha/sqrt(r)": sqrt(rank), "alpha": 1}
-        return self.config.alpha / over[self.config.scale or self.method.scale]
+        return self.resolved.scale_for(self._ranks.get(path, self.rank))
 
     @property
     def rank(self) -> int:
         """The configured rank; of unequal bonds the largest."""
-        rank = self.config.rank
-        return rank if isinstance(rank, int) else max(rank.values() if isinstance(rank, Mapping) else rank)
+        return self.resolved.rank
 
     @property
     def conditional(self) -> bool:
@@ -139,7 +146,7 @@ class Adapter(nn.Module):
 
     def replace(self, config: AdapterConfig, layout: Layout) -> None:
         """Take another configuration and the layout that fits it; the caller gives the factors their new shapes."""
-        self.config, self.layout, self._per_example, self.together = config, layout, None, BatchedFold()
+        self.resolved, self.layout, self._per_example, self.together = resolve(config), layout, None, BatchedFold()
 
     def num_params(self) -> int:
         """Trainable numbers: the factors of every target and the mapping net."""
@@ -183,7 +190,7 @@ class Adapter(nn.Module):
             else:
                 value = self._stored(view)
             found[factor] = value
-        return materialize_factors(self.layout.targets[target.path], self.method, found)
+        return materialize_factors(self.layout.targets[target.path].handlers, found)
 
     def _stored(self, view: FactorSlice) -> Tensor:
         """A target's slice: from the stack that the forward cut once (backward 8 times faster), else cut here."""

@@ -13,14 +13,13 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition, Conditioner
 from metalora.adapters.conditioning.features import Inputs, example_input, watch_head, watch_stages
 from metalora.adapters.conditioning.stages import stages
-from metalora.adapters.init import initial, inits
+from metalora.adapters.init import initial_value
 from metalora.adapters.layers.base import LAYERS
 from metalora.adapters.layers.bottleneck import BottleneckLayer
-from metalora.adapters.layout.layout import Layout, TargetLayout, build_layout
+from metalora.adapters.layout import Layout, TargetLayout, build_layout
 from metalora.adapters.targets import Target, find_targets
 from metalora.config import AdapterConfig
-from metalora.methods.method import Method
-from metalora.methods.registry import method_of
+from metalora.methods.resolve import ResolvedMethod, resolve
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.circuit import Circuit
 from metalora.tensornet.forms.low_rank import LowRankForm
@@ -72,16 +71,12 @@ def build(
 
     The model only gets the hooks of the condition's source, `adapter.hooks`. ValueError: see `attach`.
     """
-    method = method_of(config)
-    _check_factors(config, method)
-    kinds = inits(config, method)
-    layout = build_layout(targets, config, method)
-    _check_biases(layout, method)
-    _check_read(config, layout, method)
-    adapter = Adapter(config, method, layout, _initial_factors(config, kinds, layout))
+    resolved = resolve(config)
+    layout = build_layout(targets, resolved)
+    adapter = Adapter(resolved, layout, _initial_factors(resolved, layout))
     adapter.model = (model,)
     try:
-        _prepare_condition(adapter, kinds, model, example, extractor)
+        _prepare_condition(adapter, model, example, extractor)
     except BaseException:
         _remove_hooks(adapter)
         raise
@@ -113,7 +108,7 @@ def adapter_of(model: nn.Module) -> Adapter | None:
 
 def plan(place: TargetLayout, batched: Sequence[str]) -> LowRankForm | SumForm | Circuit | Bottleneck:
     """The cut of a network at a target, or what it has in its place, contractions planned with the real sizes."""
-    batched = [*batched, *(name for name, made in place.made.items() if {*made.parts} & {*batched})]
+    batched = place.differing_factors(batched)
     if place.network.form != "cut":
         return {"circuit": Circuit, "bottleneck": Bottleneck}[place.network.form](place.network, place.sizes, batched)
     cuts = [LowRankForm(one, place.sizes, batched) for one in place.network.summands()]
@@ -127,16 +122,17 @@ def plans(layout: Layout, batched: Sequence[str]) -> dict[str, LowRankForm | Sum
     for path, one in layout.targets.items():
         network = one.network
         key = (network.form, network.biases, *network.factors.items(), *network.folds.items(), *network.terms)
-        key += (*one.sizes.items(), *((name, made.parts) for name, made in one.made.items()))
+        key += (*one.sizes.items(), *one.handlers)
         found[path] = planned[key] if key in planned else planned.setdefault(key, plan(one, batched))
     return found
 
 
 def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size: int | None = None) -> int:
     """Closed form of `adapter.num_params()`, from sizes alone; `feature_size` is needed if factors are generated."""
-    layout = build_layout(targets, config, method_of(config))
+    resolved = resolve(config)
+    layout = build_layout(targets, resolved)
     total = layout.num_params()
-    shapes = generated_shapes(config, layout)
+    shapes = layout.shapes_of(resolved.generated)
     if shapes and feature_size is not None:
         condition, numels = config.condition, [prod(shape) for shape in shapes.values()]
         out = max(numels) if condition.heads == "shared" else sum(numels)
@@ -145,61 +141,13 @@ def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size:
     return total
 
 
-def generated_shapes(config: AdapterConfig, layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Factor key -> shape of everything that the mapping net makes; empty for scope=constant."""
-    method = method_of(config)
-    factors = method.generated if config.generated is None else config.generated
-    if config.condition.scope == "constant":
-        return {}
-    return {key: stored.shape for key, stored in layout.params.items() if stored.factor in factors}
-
-
-def _check_factors(config: AdapterConfig, method: Method) -> None:
-    made = method.generated if config.generated is None else config.generated
-    made = made if config.condition.scope != "constant" else ()
-    for what, names in (("generated", config.generated or ()), ("frozen", config.frozen)):
-        for name in names:
-            if name not in method.factors:
-                raise ValueError(f"method {method.name!r}: {what} names factor {name!r}{nearest(name, method.factors)}")
-    for name in {*method.fixed, *config.frozen} & {*made}:
-        raise ValueError(f"method {method.name!r}: factor {name!r} is both frozen and generated")
-    if config.tasks < 1 or (config.tasks > 1 and "task" not in method.network.modes):
-        raise ValueError(
-            f"method {method.name!r}: tasks={config.tasks}, expected {'at least 1' if config.tasks < 1 else '1'}"
-            + ("" if config.tasks < 1 else "; it has no task mode")
-        )
-    with_task = [name for name, modes in method.network.factors.items() if "task" in modes]
-    if config.tasks > 1 and {*with_task} <= {*made}:
-        raise ValueError(
-            f"method {method.name!r}: tasks={config.tasks}, but what has a task mode, {', '.join(with_task)}, is "
-            "generated: the condition takes the place of the tasks"
-        )
-
-
-def _check_read(config: AdapterConfig, layout: Layout, method: Method) -> None:
-    read = {stored.factor for stored in layout.params.values()}
-    for name in config.generated or ():
-        if name not in read:
-            raise ValueError(
-                f"method {method.name!r}: generated names factor {name!r}, which none of the targets reads "
-                f"(they read {', '.join(sorted(read))})"
-            )
-
-
-def _check_biases(layout: Layout, method: Method) -> None:
-    for path, one in layout.targets.items():
-        if one.network.biases and one.network.form == "cut" and one.target.kind == "embedding":
-            raise ValueError(f"target {path!r}: method {method.name!r} has biases there, and an embedding has none")
-
-
-def _initial_factors(config: AdapterConfig, kinds: Mapping[str, str], layout: Layout) -> dict[str, torch.Tensor]:
-    method = method_of(config)
-    kinds = {**kinds, **{start: kinds[factor] for start, factor in method.starts.items()}}
-    kinds |= dict.fromkeys(method.starts.values(), "zeros")
-    sizes = {view.key: one.sizes for one in layout.targets.values() for view in one.views.values()}
+def _initial_factors(resolved: ResolvedMethod, layout: Layout) -> dict[str, torch.Tensor]:
+    """Key -> initial value of every stored factor."""
+    sizes = {view.key: target.sizes for target in layout.targets.values() for view in target.views.values()}
+    network, seed = resolved.method.network, resolved.config.seed
     return {
-        key: initial(kinds[one.factor], one.modes, one.shape, config.seed, key, method.network, sizes[key])
-        for key, one in layout.params.items()
+        key: initial_value(resolved.inits[param.factor], param.modes, param.shape, seed, key, network, sizes[key])
+        for key, param in layout.params.items()
     }
 
 
@@ -209,11 +157,9 @@ def move_like(weight: torch.Tensor, module: nn.Module) -> None:
     module._apply(lambda t: t.to("meta" if t.is_meta else weight.device, dtype))
 
 
-def _prepare_condition(
-    adapter: Adapter, kinds: Mapping[str, str], model: nn.Module, example: Inputs | None, extractor: nn.Module | None
-) -> None:
+def _prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None, extractor: nn.Module | None) -> None:
     config, condition = adapter.config, adapter.config.condition
-    shapes = generated_shapes(config, adapter.layout)
+    shapes = adapter.layout.shapes_of(adapter.resolved.generated)
     if not shapes:
         return
     size = condition.feature_size
@@ -224,10 +170,9 @@ def _prepare_condition(
         network = _watch(adapter, model, extractor)
         if size is None:
             size = adapter.features(example_input(network) if example is None else example).shape[1]
-            adapter.config = replace(config, condition=replace(condition, feature_size=size))
-    factors = {key: adapter.layout.params[key].factor for key in shapes}
-    method = adapter.method
-    silent = [k for k, f in factors.items() if method.starts or (kinds[f] == "zeros" and f not in method.gates)]
+            config = replace(config, condition=replace(condition, feature_size=size))
+            adapter.resolved = replace(adapter.resolved, config=config)
+    silent = [key for key in shapes if adapter.resolved.hides_features(adapter.layout.params[key].factor)]
     adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from metalora.adapters.layout.layout import FactorSlice, Layout
+from metalora.adapters.layout import FactorSlice, Layout
 from metalora.tensornet.forms.low_rank import LowRankForm
 
 if TYPE_CHECKING:
@@ -62,11 +62,14 @@ class Group:
 
 def groups(adapter: Adapter) -> list[Group]:
     """The targets that can be folded together: several of one plan whose factors are read as they are stored."""
-    if adapter.method.starts or adapter.method.gates:
-        return []
     found: dict[int, dict[str, AdaptedLayer]] = {}
     for path, layer in adapter.layers.items():
         cut = layer.cut
-        if isinstance(cut, LowRankForm) and cut.mid and not (cut.fold_batched or adapter.layout.targets[path].made):
+        if (
+            isinstance(cut, LowRankForm)
+            and cut.mid
+            and not cut.fold_batched
+            and adapter.layout.targets[path].reads_as_stored
+        ):
             found.setdefault(id(cut), {})[path] = layer
     return [Group(layers, adapter.layout) for layers in found.values() if len(layers) > 1]

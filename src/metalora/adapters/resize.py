@@ -7,8 +7,9 @@ from torch import Tensor
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import plans
-from metalora.adapters.layout.layout import build_layout
+from metalora.adapters.layout import build_layout
 from metalora.config import AdapterConfig
+from metalora.methods.resolve import resolve
 
 
 @torch.no_grad()
@@ -17,7 +18,7 @@ def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor
 
     Parameters stay the same objects, with other data: optimisers and the like keep their references.
     """
-    layout = build_layout(list(adapter.targets.values()), config, adapter.method)
+    layout = build_layout(list(adapter.targets.values()), resolve(config))
     for key, stored in layout.params.items():
         shape = tuple(tensors[key].shape) if key in tensors else tuple(adapter.factors[key].shape)
         if shape != stored.shape:

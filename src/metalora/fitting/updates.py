@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.layout.layout import read_slice
+from metalora.adapters.layout import read_slice
 from metalora.ranks.groups import FactorGroup
 from metalora.tensornet.gram import contract
 

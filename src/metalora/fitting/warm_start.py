@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
-from metalora.adapters.init import inits
 from metalora.adapters.targets import TRANSPOSED
 from metalora.fitting.fit_updates import FitReport, fit_updates, fitted_pieces
 from metalora.fitting.updates import LowRankUpdate
@@ -74,7 +73,7 @@ def atoms_from_gradient(model: nn.Module, loss: Callable[[], Tensor], rank: int)
     ValueError: what start_from_gradient refuses, and a method without such weights.
     """
     adapter = _ready(model, "atoms_from_gradient", rank)
-    kinds, pieces = inits(adapter.config, adapter.method), fitted_pieces(adapter)
+    kinds, pieces = adapter.resolved.inits, fitted_pieces(adapter)
     weights = [f for f, term in adapter.method.network.factors.items() if len(term) == 1 and kinds[f] == "zeros"]
     if any(piece.kind != "shared bond" for piece in pieces) or len(weights) != 1:
         raise ValueError(

@@ -5,7 +5,8 @@ layer of the MLP along its outputs, four of the second along its inputs. P2 alwa
 others are the transpose. Its biases, one a projection for all layers, are inside the scale.
 """
 
-from metalora.methods.method import Method, joined
+from metalora.methods.method import Method, combine
+from metalora.methods.records import AnyRank, Biased, Component, Transposed
 
 CARA_ATTENTION = Method(
     name="cara-attention",
@@ -16,10 +17,9 @@ CARA_ATTENTION = Method(
     init={"w": "ones", "A1": "xavier", "A2": "zeros", "A3": "orthogonal", "A4": "orthogonal"},
     count="R*(L*M + K*I + H + J + 1)",
     folds={"out": "head hdim"},
-    copies="",
-    where="heads",
+    replicated_over="",
     scale="alpha",
-    any_rank=True,
+    mechanisms=(AnyRank(),),
 )
 
 REST = Method(
@@ -30,23 +30,19 @@ REST = Method(
     factors={"w2": "t", "P1": "layer proj t", "P2": "in t", "P3": "kh kw out t", "b": "out"},
     init={"w2": "ones", "P1": "xavier", "P2": "zeros", "P3": "orthogonal", "b": "zeros"},
     count="R*(L*M + K*I + O + 1) + O",
-    copies={"w2": "", "P1": "", "P2": "", "P3": "", "b": "proj"},
-    biases=("b",),
-    turned="chunks",
-    where="rest",
+    replicated_over={"w2": "", "P1": "", "P2": "", "P3": "", "b": "proj"},
     scale="alpha",
-    any_rank=True,
+    mechanisms=(AnyRank(), Biased(("b",)), Transposed("chunks")),
 )
 
-CARA = joined(
-    CARA_ATTENTION,
-    REST,
+CARA = combine(
+    Component(CARA_ATTENTION, applies_to="heads"),
+    Component(REST, applies_to="rest"),
     name="cara",
     title="CaRA",
     source="CaRA, ICML 2025",
     formula="ΔW_k[i, hJ+j] = s Σ_r w_r A1[k,r] A2[i,r] A3[h,r] A4[j,r];  elsewhere s Σ_t w2_t P1[k,t] P2[·,t] P3[·,t]",
     count="R*(L*M + K*I + H + J + 1);  elsewhere R*(L*M + K*I + O + 1) + O",
     scale="alpha",
-    any_rank=True,
     notes="The biases b have one bias a projection, shared by the layers; frozen: [b] leaves them out.",
 )

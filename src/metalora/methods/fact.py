@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from metalora.methods.method import Method
+from metalora.methods.records import AnyRank, Composite
 
 FACT_TT = Method(
     name="fact-tt",
@@ -12,7 +13,7 @@ FACT_TT = Method(
     factors={"U": "kh kw in r1", "S": "r1 layer proj r2", "V": "r2 out"},
     init={"U": "kaiming", "S": "kaiming", "V": "zeros"},
     count="R*(K*I + O) + L*M*R**2",
-    copies="",
+    replicated_over="",
     scale="alpha",
     notes="k counts the slices of all layers. Published: 0.037M on average, 39,734 by the ranks of its files.",
 )
@@ -25,9 +26,9 @@ FACT_TK = Method(
     factors={"U": "kh kw in r1", "C": "r1 r2 r3", "P": "r3 layer proj", "V": "r2 out"},
     init={"U": "kaiming", "C": "xavier", "P": "xavier", "V": "zeros"},
     count="R*(K*I + O) + R*L*M + R**3",
-    copies="",
+    replicated_over="",
     scale="alpha",
-    any_rank=True,
+    mechanisms=(AnyRank(),),
     notes="Slices are frontal, as in the paper; fact-tk-code has them as its code does. C and P are normal here "
     "where its code has uniform ones of the same variance.",
 )
@@ -38,7 +39,6 @@ FACT_TK_CODE = replace(
     title="FacT-TK (slices of an MLP interleaved)",
     source="arXiv:2212.03145, its code",
     formula="ΔW_k = s U M_k V,  M_k the k-th block of (Σ_c C[:,:,c] P[c,·]) read as (r, 4 r)",
-    made={"S": "C P"},
-    mixed_slices=True,
+    mechanisms=(AnyRank(), Composite({"S": "C P"}, mixed_slices=True)),
     notes="Its code reads an MLP's four slices of a layer, (r, r, 4), as (r, 4 r), and transposes the second layer's.",
 )

@@ -7,6 +7,7 @@ one likes. All three official codes start away from the base; here the last core
 from collections.abc import Mapping
 
 from metalora.methods.method import Method
+from metalora.methods.records import AnyRank, Biased, NonlinearBottleneck, Tensorised
 from metalora.tensornet.formats import tt
 
 
@@ -27,9 +28,8 @@ def _tt_lora(digits: Mapping[str, int]) -> Method:
         init={factor: "zeros" if factor == last else "orthogonal" for factor in own},
         count=f"R*(K*i1 + {outs[-1]}) + R**2*({' + '.join([*ins[1:], *outs[:-1]]) or 0})",
         folds={"in": " ".join(ins), "out": " ".join(outs)},
-        refold=_tt_lora,
+        mechanisms=(AnyRank(), Tensorised(_tt_lora)),
         scale="alpha",
-        any_rank=True,
     )
 
 
@@ -50,8 +50,7 @@ def _loretta_rep(digits: Mapping[str, int]) -> Method:
         init={factor: "zeros" if factor == [*b][-1] else "orthogonal" for factor in (*a, *b)},
         count=f"R*(K*i1 + o1) + R**2*({' + '.join([*ins[1:], *outs[1:], '2'])})",
         folds={"in": " ".join(ins), "out": " ".join(outs)},
-        refold=_loretta_rep,
-        any_rank=True,
+        mechanisms=(AnyRank(), Tensorised(_loretta_rep)),
         notes="Bond r is LoRA's rank, the others are those of the trains. Its published 0.05M is not reproduced.",
     )
 
@@ -78,13 +77,13 @@ def _loretta_adp(digits: Mapping[str, int]) -> Method:
         export="none",
         folds={"in": " ".join(ins), "out": " ".join(outs), "hidden": " ".join(hidden)},
         terms=(tuple(down), tuple(up)),
-        form="bottleneck",
-        activation="tanh",
-        hidden=64,
-        biases=("b", "c"),
-        refold=_loretta_adp,
+        mechanisms=(
+            NonlinearBottleneck(hidden=64, activation="tanh"),
+            Biased(("b", "c")),
+            AnyRank(),
+            Tensorised(_loretta_adp),
+        ),
         scale="alpha",
-        any_rank=True,
         notes="Not mergeable. Behind attention.output.dense and output.dense of BERTs; the rank is of both trains, "
         "the bottleneck has 64 numbers, or as many as digits['hidden'] makes.",
     )

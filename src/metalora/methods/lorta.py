@@ -7,6 +7,7 @@ projection behind the attention (lorta-in). lorta-auto has them on the inputs th
 from dataclasses import replace
 
 from metalora.methods.method import Method
+from metalora.methods.records import Transposed
 from metalora.tensornet.formats import cp
 
 MIDDLE = {"C_H": "head", "C_L": "layer", "C_P": "proj"}
@@ -21,7 +22,7 @@ LORTA = Method(
     init=INIT,
     count="R*(K*I + J + H + L + M)",
     folds={"out": "head hdim"},
-    copies="",
+    replicated_over="",
 )
 
 LORTA_IN = Method(
@@ -33,7 +34,7 @@ LORTA_IN = Method(
     init=INIT,
     count="R*(O + K*J + I//J + L + M)",
     folds={"in": "head hdim"},
-    copies="",
+    replicated_over="",
 )
 
 LORTA_AUTO = replace(
@@ -41,6 +42,6 @@ LORTA_AUTO = replace(
     name="lorta-auto",
     title="LoRTA (heads on their own side)",
     formula="ΔW_{l,p} = [A diag(C_H[h] ⊙ C_L[l] ⊙ C_P[p]) B]_h, of the transpose behind the attention",
-    turned="heads",
+    mechanisms=(Transposed("heads"),),
     notes="Which side the heads are on is told by the projection's name (o_proj, attention.output.dense, ...).",
 )

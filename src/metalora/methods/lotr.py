@@ -10,6 +10,6 @@ LOTR = Method(
     factors={"U": "kh kw in r1", "C": "r1 layer proj r2", "V": "r2 out"},
     init={"U": "normal:1", "C": "zeros", "V": "normal:1"},
     count="R*(K*I + O) + L*M*R**2",
-    copies="",
+    replicated_over="",
     notes="Tucker-2, or a train of three cores whose middle one counts layers and projections together.",
 )

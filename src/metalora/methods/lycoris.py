@@ -6,6 +6,7 @@ of lokr-full neither has.
 """
 
 from metalora.methods.method import Method
+from metalora.methods.records import GateCircuit
 
 LOHA = Method(
     name="loha",
@@ -41,7 +42,7 @@ LOKR_FULL = Method(
     count="i1*o1 + K*i2*o2",
     export="O",
     folds={"in": "i1 i2", "out": "o1 o2"},
-    form="circuit",
+    mechanisms=(GateCircuit(),),
     scale="alpha",
     notes="It has no rank. Its code then takes alpha for r, a scale of one; PEFT's stays at alpha / r.",
 )

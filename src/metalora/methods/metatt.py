@@ -19,7 +19,7 @@ def _metatt(name: str, title: str, modes: str, formula: str, count: str, heads: 
         init={factor: "zeros" if factor == "G1" else "identity" for factor in own},
         count=count,
         folds={"out": "head hdim"} if heads else {},
-        copies="",
+        replicated_over="",
         scale="alpha",
     )
 

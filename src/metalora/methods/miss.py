@@ -5,6 +5,7 @@ not divide the width, the last block is cut off.
 """
 
 from metalora.methods.method import Method
+from metalora.methods.records import AnyRank
 
 MISS = Method(
     name="miss",
@@ -15,7 +16,7 @@ MISS = Method(
     init={"A": "tiled", "D": "zeros"},
     count="R*O",
     frozen=("A",),
-    any_rank=True,
+    mechanisms=(AnyRank(),),
     scale="alpha",
     notes="PEFT's MiSS with init_weights=True; its 'bat' multiplies the weight and its 'mini' repeats D: not here.",
 )

@@ -1,6 +1,7 @@
 """Soft mixture of LoRA experts (MOELoRA, arXiv:2310.18339): N experts of rank r/N, weighted by a gate."""
 
 from metalora.methods.method import Method
+from metalora.methods.records import Gated, SplitRank
 
 MOE_LORA = Method(
     name="moe-lora",
@@ -11,7 +12,6 @@ MOE_LORA = Method(
     init={"A": "kaiming", "g": "zeros", "B": "zeros"},
     count="R*(K*I + O) + N",
     generated=("g",),
-    gates=("g",),
-    split_rank=True,
+    mechanisms=(SplitRank(), Gated(("g",))),
     notes="With scope: constant the gate is one learned vector per target; generated, it is a gate on features.",
 )

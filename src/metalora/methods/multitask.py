@@ -1,6 +1,7 @@
 """Several tasks at every target: MTL-LoRA (arXiv:2410.09437), one LoRA a task, and experts that a task weighs."""
 
 from metalora.methods.method import Method
+from metalora.methods.records import Composite, FixedBonds, Gated, SplitRank
 
 MTL_LORA = Method(
     name="mtl-lora",
@@ -10,8 +11,7 @@ MTL_LORA = Method(
     factors={"A": "kh kw in r1", "D": "r1 task r2", "w": "task expert", "B": "expert r2 out"},
     init={"A": "kaiming", "D": "identity", "w": "normal:0.3", "B": "zeros"},
     count="R*K*I + T*R**2 + N*R*O + T*N",
-    gates=("w",),
-    temperature=0.1,
+    mechanisms=(Gated(("w",), temperature=0.1),),
     notes="For four tasks MetaTT's Table 13 prints the counts of three.",
 )
 
@@ -47,9 +47,8 @@ MOE_LORA_SHARED = Method(
     factors={"A": "expert kh kw in r", "g": "task expert", "B": "expert r out"},
     init={"A": "normal:0.01", "g": "zeros", "B": "zeros"},
     count="R*(K*I + O) + T*N",
-    copies={"A": "target", "g": "", "B": "target"},
-    gates=("g",),
-    split_rank=True,
+    replicated_over={"A": "target", "g": "", "B": "target"},
+    mechanisms=(SplitRank(), Gated(("g",))),
     notes="Its gates are learned themselves, not through the paper's embedding of 64 numbers a task.",
 )
 
@@ -61,9 +60,6 @@ MOE_LORA_TASK = Method(
     factors={"A": "expert kh kw in r", "E": "task e", "G": "e expert", "B": "expert r out"},
     init={"A": "normal:0.01", "E": "normal:1", "G": "kaiming", "B": "zeros"},
     count="R*(K*I + O) + 64*T + 64*N",
-    wires={"e": 64},
-    made={"g": "E G"},
-    gates=("g",),
-    split_rank=True,
+    mechanisms=(SplitRank(), FixedBonds({"e": 64}), Composite({"g": "E G"}), Gated(("g",))),
     notes="Its code's embedding has one row more than tasks, which none uses; MetaTT's counts have that row.",
 )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from itertools import combinations
 
 from metalora.methods.method import Method
+from metalora.methods.records import FixedBonds, GateCircuit, Tensorised
 
 MOST = 6  # digits: of n, n^2 modes are told apart by letters
 
@@ -25,7 +26,7 @@ def _quanta(digits: Mapping[str, int]) -> Method:
         raise ValueError(f"method 'quanta': {n} digits, expected 2 to {MOST}")
     place = {k: f"i{k}" for k in range(1, n + 1)}
     touched, left = dict.fromkeys(place, 0), dict.fromkeys(place, n - 1)
-    factors, wires, count = {}, {}, []
+    factors, fixed_bonds, count = {}, {}, []
     for j, k in combinations(place, 2):
         taken, given = [], []
         for digit in (j, k):
@@ -34,10 +35,10 @@ def _quanta(digits: Mapping[str, int]) -> Method:
             place[digit] = f"o{digit}" if touched[digit] == left[digit] else f"b{digit}{touched[digit]}"
             given.append(place[digit])
             if place[digit].startswith("b"):
-                wires[place[digit]] = f"o{digit}"
+                fixed_bonds[place[digit]] = f"o{digit}"
         kernel = "" if factors else "kh kw "
         factors[f"T{j}{k}"] = kernel + " ".join(taken + given)
-        count.append("*".join((["K"] if kernel else []) + [wires.get(mode, mode) for mode in taken + given]))
+        count.append("*".join((["K"] if kernel else []) + [fixed_bonds.get(mode, mode) for mode in taken + given]))
     return Method(
         name="quanta",
         title="QuanTA",
@@ -48,9 +49,7 @@ def _quanta(digits: Mapping[str, int]) -> Method:
         count=" + ".join(count),
         export="O",
         folds={"in": " ".join(f"i{k}" for k in place), "out": " ".join(f"o{k}" for k in place)},
-        form="circuit",
-        wires=wires,
-        refold=_quanta,
+        mechanisms=(GateCircuit(learns_change=True), FixedBonds(fixed_bonds), Tensorised(_quanta)),
         scale="alpha",
         notes="It has no rank: a gate is as wide as its two digits, ΔW of full rank. The paper has no scale.",
     )

@@ -1,7 +1,6 @@
 """All methods by name."""
 
 from metalora._util.suggest import nearest
-from metalora.config import AdapterConfig
 from metalora.methods import (
     adalora,
     cara,
@@ -84,17 +83,6 @@ def get_method(name: str) -> Method:
     return METHODS[name]
 
 
-def method_of(config: AdapterConfig) -> Method:
-    """The method of a configuration: its digits, the order of its chain or heads as the configuration asks for."""
-    method = get_method(config.method).folded(config.digits)
-    order = config.order[0] if isinstance(config.order, tuple) and len(config.order) == 1 else config.order
-    if order == "tenslora":
-        return method.interleaved()
-    if isinstance(order, str) and order != "model":
-        raise ValueError(f"order {order!r}{nearest(order, ('model', 'tenslora'))}")
-    return method if order in (None, "model") else method.reordered(order)
-
-
 INTRODUCTION = """# Methods
 
 Written by `metalora methods --markdown > docs/methods.md`; do not edit.
@@ -122,6 +110,6 @@ def _copies(method: Method) -> str:
     def said(copies: str) -> str:
         return " and ".join(copies.split()) or "model"
 
-    if isinstance(method.copies, str):
-        return said(method.copies)
-    return ", ".join(f"{factor}: {said(copies)}" for factor, copies in method.copies.items())
+    if isinstance(method.replicated_over, str):
+        return said(method.replicated_over)
+    return ", ".join(f"{factor}: {said(copies)}" for factor, copies in method.replicated_over.items())

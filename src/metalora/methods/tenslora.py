@@ -8,6 +8,7 @@ Trains and rings are its authors' future work: here the modes are in MetaTT's or
 """
 
 from metalora.methods.method import Method
+from metalora.methods.records import AnyRank
 from metalora.tensornet.formats import cp, ring, tt, tucker
 
 AXES = {"I": "kh kw in", "O": "out", "J": "hdim", "H": "head", "M": "proj", "L": "layer"}
@@ -54,9 +55,9 @@ def _tenslora(construction: str, letters: str, form: str) -> Method:
         count=_count(form, order),
         export="R**2" if form == "ring" else "R",
         folds={"out": "head hdim"} if "H" in letters else {},
-        copies=" ".join(mode for mode, letter in (("layer", "L"), ("proj", "M")) if letter not in letters),
+        replicated_over=" ".join(mode for mode, letter in (("layer", "L"), ("proj", "M")) if letter not in letters),
         scale="alpha",
-        any_rank=True,
+        mechanisms=(AnyRank(),),
     )
 
 

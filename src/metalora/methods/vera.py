@@ -4,6 +4,7 @@ The matrices are made from the seed and never saved. PEFT's are of the largest w
 """
 
 from metalora.methods.method import Method
+from metalora.methods.records import AnyRank
 
 VERA = Method(
     name="vera",
@@ -13,9 +14,9 @@ VERA = Method(
     factors={"A": "kh kw in r", "d": "r", "B": "r out", "b": "out"},
     init={"A": "kaiming:0", "d": "ones:0.1", "B": "kaiming:0", "b": "zeros"},
     count="O + R",
-    copies={"A": "", "d": "target", "B": "", "b": "target"},
+    replicated_over={"A": "", "d": "target", "B": "", "b": "target"},
     frozen=("A", "B"),
     scale="alpha",
-    any_rank=True,
+    mechanisms=(AnyRank(),),
     notes="The paper has no scale.",
 )

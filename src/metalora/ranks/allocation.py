@@ -9,11 +9,11 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.layout.layout import FactorParam, Layout, TargetLayout, build_layout, read_slice
+from metalora.adapters.layout import FactorParam, Layout, TargetLayout, build_layout, read_slice
 from metalora.adapters.targets import TRANSPOSED, find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
-from metalora.methods.registry import method_of
+from metalora.methods.resolve import resolve
 
 SMALLEST = 1e-7  # of a mode's largest singular value: below it a direction is rounding, that of a Gram matrix
 
@@ -31,9 +31,10 @@ def ranks_by_spectra(
     tensors  path -> what is stacked in place of the weights, of their shapes, such as gradients or trained updates
     ValueError: a method that is no Tucker, fewer parameters than rank one has, a tensor missing or of another shape.
     """
-    method, targets = method_of(config), find_targets(model, config.targets, config.exclude)
+    resolved = resolve(replace(config, rank=1, clip_rank=False))
+    method, targets = resolved.method, find_targets(model, config.targets, config.exclude)
     leaves = _leaves(method)
-    layout = build_layout(targets, replace(config, rank=1, clip_rank=False), method)
+    layout = build_layout(targets, resolved)
     if layout.num_params() > params:
         raise ValueError(f"ranks: {method.name!r} has {layout.num_params()} numbers at rank one, above {params}")
     values = spectra(layout, leaves, {target.path: _tensor(model, target.path, tensors) for target in targets})
@@ -44,11 +45,11 @@ def ranks_by_spectra(
 def _leaves(method: Method) -> dict[str, str]:
     """Bond -> the factor that it joins to the core; ValueError for what is no Tucker."""
     network = method.network
-    own = {f: [m for m in term if m in method.ranked] for f, term in network.factors.items()}
-    cores = [f for f, term in network.factors.items() if len(own[f]) == len(term) == len(method.ranked)]
+    own = {f: [m for m in term if m in method.rank_bonds] for f, term in network.factors.items()}
+    cores = [f for f, term in network.factors.items() if len(own[f]) == len(term) == len(method.rank_bonds)]
     leaves = {bonds[0]: f for f, bonds in own.items() if len(bonds) == 1 and f not in cores}
-    other = method.fixed or method.made
-    if len(cores) != 1 or len(leaves) != len(method.ranked) or len(own) != len(leaves) + 1 or other:
+    other = method.non_trainable or method.composites
+    if len(cores) != 1 or len(leaves) != len(method.rank_bonds) or len(own) != len(leaves) + 1 or other:
         raise ValueError(
             f"ranks: {method.name!r} is no Tucker, a factor for every mode and a core, so it has no spectra"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.layout.layout import FactorParam
+from metalora.adapters.layout import FactorParam
 from metalora.tensornet.topology import classify_topology, connected_components
 
 
@@ -60,24 +60,24 @@ def factor_groups(adapter: Adapter) -> list[FactorGroup]:
     ValueError: another wiring than `wiring` knows, and factors that are all apart.
     """
     method, stored = adapter.method, adapter.layout.params
-    made = {*(adapter.generated if adapter.conditional else ()), *method.fixed, *adapter.config.frozen}
+    made = {*adapter.resolved.generated, *adapter.resolved.frozen}
     fixed = {mode for factor in made for mode in method.network.factors[factor]}
     learned = [factor for factor in method.network.factors if factor not in made]
     inside = {
-        factor: tuple(m for m in method.network.factors[factor] if m in method.ranked and m not in fixed)
+        factor: tuple(m for m in method.network.factors[factor] if m in method.rank_bonds and m not in fixed)
         for factor in learned
     }
     groups = [part for part in connected_components(list(inside.values())) if len(part) > 1]
     groups = [tuple(learned[k] for k in part) for part in groups]
     if (
         method.uses_experts
-        or method.mixed_slices
+        or method.mixes_slices
         or any(classify_topology([inside[factor] for factor in group]) is None for group in groups)
     ):
         raise ValueError(f"sweep: the factors of {method.name!r} are no chain, tree, ring or CP, so they have no sweep")
     if not groups:
         raise ValueError(f"sweep: {method.name!r} has no two neighbouring factors that are learned")
-    if any(len({method.copies_of(factor) for factor in group}) > 1 for group in groups):
+    if any(len({method.replication_of(factor) for factor in group}) > 1 for group in groups):
         raise ValueError(f"sweep: the factors of {method.name!r} are shared by unequal sets of targets")
     owners = {group: dict.fromkeys(one.owner for one in stored.values() if one.factor in group) for group in groups}
     every = dict.fromkeys(owner for own in owners.values() for owner in own)

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
-from metalora.adapters.layout.layout import build_layout
+from metalora.adapters.layout import build_layout
 from metalora.adapters.resize import resize
 from metalora.config import AdapterConfig
+from metalora.methods.resolve import resolve
 from metalora.ranks.groups import FactorGroup, factor_groups
 from metalora.tensornet.topology import bond_sizes
-from metalora.tensornet.truncation.moments import transport_moments
 from metalora.tensornet.truncation.gauge import Gauge
+from metalora.tensornet.truncation.moments import transport_moments
 from metalora.tensornet.truncation.truncate import Mode, TruncatedNetwork, truncate
 
 State = Literal["reset", "carry"]
@@ -87,7 +88,7 @@ def sweep(
             )
             new_moments[name] |= piece.scatter(moved, factors)
         sizes |= {b: max(n, sizes.get(b, 0)) for b, n in found.ranks.items()}
-    absent = {bond: 1 for bond in adapter.method.ranked if bond not in before}  # of a part that no target takes
+    absent = {bond: 1 for bond in adapter.method.rank_bonds if bond not in before}  # of a part that no target takes
     config = replace(adapter.config, rank={**absent, **before, **sizes})
     new, *padded = _padded(adapter, config, [new, *new_moments.values()])
     new_moments = dict(zip(new_moments, padded, strict=True))
@@ -129,7 +130,7 @@ def _truncated(piece: FactorGroup, tensors: Sequence[Tensor], **target: Any) -> 
 
 def _padded(adapter: Adapter, config: AdapterConfig, many: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Tensors with zeros up to the shape of their factor: a rank that is too large at one target is not at another."""
-    stored = build_layout(list(adapter.targets.values()), config, adapter.method).params
+    stored = build_layout(list(adapter.targets.values()), resolve(config)).params
     found = []
     for tensors in many:
         missing = {
@@ -155,7 +156,7 @@ def _bond_sizes(adapter: Adapter) -> dict[str, int]:
     found: dict[str, int] = {}
     for one in adapter.layout.params.values():
         for mode, size in zip(one.modes, one.shape, strict=True):
-            if mode in adapter.method.ranked:
+            if mode in adapter.method.rank_bonds:
                 found[mode] = max(found.get(mode, 0), size)
     return found
 

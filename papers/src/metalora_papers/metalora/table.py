@@ -11,6 +11,7 @@ import torch
 from metalora._util.suggest import nearest
 from metalora.adapters.attach import attach, detach
 from metalora.config import AdapterConfig, ConditionConfig, TrainConfig
+from metalora.methods.records import SplitRank
 from metalora.methods.registry import get_method
 from metalora.zoo import load_model
 from metalora_papers.config import BackboneConfig, RunConfig, TableConfig
@@ -92,7 +93,7 @@ def _equal_rank(config: AdapterConfig, rank: int) -> int:
     method = get_method(config.method)
     if not method.uses_experts:
         return rank
-    return rank - rank % config.experts if method.split_rank else rank // config.experts
+    return rank - rank % config.experts if method.has(SplitRank) else rank // config.experts
 
 
 def _count(model: torch.nn.Module, config: AdapterConfig, size: int) -> int:

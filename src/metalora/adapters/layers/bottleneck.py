@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.targets import Target
+from metalora.methods.records import NonlinearBottleneck
 from metalora.tensornet.forms.bottleneck import Bottleneck
 
 CHANNELS = {"conv1d": -2, "conv2d": -3}  # the axis of the output that holds the channels, of other kinds the last
@@ -61,7 +62,7 @@ class BottleneckLayer(nn.Module):
         h = tokens @ down.mT
         for bias in cut.inner:
             h = h + self._bias(bias, factors, tokens.dtype)
-        out = adapter.rank_dropout(ACTIVATIONS[adapter.method.activation](h)) @ up
+        out = adapter.rank_dropout(ACTIVATIONS[adapter.method.record(NonlinearBottleneck).activation](h)) @ up
         for bias in cut.outer:
             out = out + self._bias(bias, factors, tokens.dtype)
         return out

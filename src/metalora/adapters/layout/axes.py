@@ -1,4 +1,4 @@
-"""The axes of a weight as a network spans them: whole, cut into heads, or folded into digits."""
+"""The axes of a weight as a network spans them: as they are, cut into heads, or folded into digits."""
 
 from __future__ import annotations
 
@@ -7,40 +7,64 @@ from math import prod
 
 from metalora.adapters.targets import Target
 from metalora.config import AdapterConfig
-from metalora.methods.method import Method
+from metalora.methods.records import NonlinearBottleneck
+from metalora.methods.resolve import ResolvedMethod
 from metalora.tensornet.spec import Modes
 
 
-def axes_of(target: Target, config: AdapterConfig, method: Method) -> dict[str, int]:
-    """The sizes of the axes that the network spans: the weight's, or a bottleneck's, which takes and gives outputs."""
-    if method.form != "bottleneck":
+def network_axes(target: Target, resolved: ResolvedMethod) -> dict[str, int]:
+    """Sizes of the axes that the network spans: those of the weight; a bottleneck is between output and output."""
+    bottleneck = resolved.method.record(NonlinearBottleneck)
+    if bottleneck is None:
         return dict(target.sizes)
-    given = config.digits.get("hidden", "").split(",")[0].split()
-    hidden = prod(map(int, given)) if given and all(map(str.isdecimal, given)) else method.hidden
-    return {"in": target.sizes["out"], "out": target.sizes["out"], "hidden": hidden}
+    width = target.sizes["out"]
+    return {"in": width, "out": width, "hidden": _hidden_width(bottleneck, resolved.config)}
 
 
-def folded(
-    target: Target, sizes: Mapping[str, int], config: AdapterConfig, method: Method
+def _hidden_width(bottleneck: NonlinearBottleneck, config: AdapterConfig) -> int:
+    """The product of the configured digits, or the method's own width; `fold_axes` reports digits that are wrong."""
+    first_choice, _, _ = config.digits.get("hidden", "").partition(",")
+    digits = first_choice.split()
+    if digits and all(digit.isdecimal() for digit in digits):
+        return prod(int(digit) for digit in digits)
+    return bottleneck.hidden
+
+
+def fold_axes(
+    target: Target, sizes: Mapping[str, int], resolved: ResolvedMethod
 ) -> tuple[dict[str, int], dict[str, Modes]]:
-    """The sizes of the target's modes with its axes folded, and the folds."""
-    sizes, folds = dict(sizes), method.network.folds
+    """Replace every axis that the method folds by the modes that it is folded into.
+
+    Args:
+        target: The target, for its head size and for error messages.
+        sizes: Sizes of the axes.
+        resolved: The method.
+
+    Returns:
+        The sizes of the target's modes, and axis -> the modes that it is folded into.
+
+    Raises:
+        ValueError: An unknown head size, a width that is not a multiple of it, or digits that do not make the width.
+    """
+    folded, folds = dict(sizes), dict(resolved.method.network.folds)
     for axis, modes in folds.items():
-        width = sizes.pop(axis)
+        width = folded.pop(axis)
         if "head" in modes:
-            size = _head_size(target, axis, width, config, method)
-            sizes |= {"head": width // size, "hdim": size}
+            head_size = _head_size(target, axis, width, resolved)
+            folded["head"] = width // head_size
+            folded["hdim"] = head_size
         else:
             where = f"target {target.path!r}, digits of {axis!r}"
-            sizes |= zip(modes, digits(width, len(modes), config.digits.get(axis, ""), where), strict=True)
-    return sizes, folds
+            sizes_of_digits = digits_of(width, len(modes), resolved.config.digits.get(axis, ""), where)
+            folded.update(zip(modes, sizes_of_digits, strict=True))
+    return folded, folds
 
 
-def _head_size(target: Target, axis: str, width: int, config: AdapterConfig, method: Method) -> int:
-    size = config.head_dim or target.head_dim
+def _head_size(target: Target, axis: str, width: int, resolved: ResolvedMethod) -> int:
+    size = resolved.config.head_dim or target.head_dim
     if size is None:
         raise ValueError(
-            f"target {target.path!r}: method {method.name!r} has heads, and the model does not say how large they "
+            f"target {target.path!r}: method {resolved.name!r} has heads, and the model does not say how large they "
             "are: set head_dim"
         )
     if width % size:
@@ -48,22 +72,46 @@ def _head_size(target: Target, axis: str, width: int, config: AdapterConfig, met
     return size
 
 
-def digits(width: int, n: int, given: str = "", where: str = "digits") -> list[int]:
-    """n factors of a width, big-endian: those of `given` ("64 4 3, 16 16 12") that make it, else nearly equal ones.
+def digits_of(width: int, count: int, choices: str = "", where: str = "digits") -> list[int]:
+    """Factor a width into digits, big-endian.
 
-    Nearly equal: each in turn the largest divisor not above the root of what is left. ValueError: `given` is no list
-    of whole numbers, or has another count of digits for the width.
+    Args:
+        width: The size of the axis.
+        count: Number of digits.
+        choices: Digits for some widths, such as "64 4 3, 16 16 12"; those that make the width are used. Otherwise the
+            digits are nearly equal: each in turn is the largest divisor not above the root of what is left.
+        where: Prefix of the error messages.
+
+    Raises:
+        ValueError: `choices` is not a list of whole numbers, or has another number of digits for the width.
+
+    Example:
+        >>> digits_of(768, 3)
+        [8, 8, 12]
+        >>> digits_of(768, 3, "64 4 3, 16 16 12")
+        [64, 4, 3]
     """
-    for word in filter(None, given.split(",")):
-        if not all(one.isdecimal() and int(one) for one in word.split()):
-            raise ValueError(f"{where}: {given!r} is not a list of whole numbers, such as '64 4 3, 16 16 12'")
-        found = [int(one) for one in word.split()]
-        if prod(found) == width:
-            if len(found) != n:
-                raise ValueError(f"{where}: {word.strip()!r} has {len(found)} digits, expected {n}")
-            return found
-    found = []
-    for k in range(n, 1, -1):
-        found.append(next(d for d in range(width, 0, -1) if width % d == 0 and d**k <= width))
-        width //= found[-1]
-    return [*found, width]
+    for choice in filter(None, choices.split(",")):
+        digits = _parsed_digits(choice, choices, where)
+        if prod(digits) == width:
+            if len(digits) != count:
+                raise ValueError(f"{where}: {choice.strip()!r} has {len(digits)} digits, expected {count}")
+            return digits
+    return _nearly_equal_digits(width, count)
+
+
+def _parsed_digits(choice: str, choices: str, where: str) -> list[int]:
+    words = choice.split()
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise ValueError(f"{where}: {choices!r} is not a list of whole numbers, such as '64 4 3, 16 16 12'")
+    return [int(word) for word in words]
+
+
+def _nearly_equal_digits(width: int, count: int) -> list[int]:
+    digits = []
+    for remaining in range(count, 1, -1):
+        divisors = (divisor for divisor in range(width, 0, -1) if width % divisor == 0)
+        digit = next(divisor for divisor in divisors if divisor**remaining <= width)
+        digits.append(digit)
+        width //= digit
+    return [*digits, width]

@@ -18,7 +18,7 @@ from metalora.adapters.targets import Target
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.container import layers_of, weight_of
 from metalora.io.fingerprint import fingerprint, frozen_digest
-from metalora.methods.registry import method_of
+from metalora.methods.resolve import resolve
 
 MAXIMUM_HINT_LENGTH = 300
 """Characters of the list of a model's modules in an error message."""
@@ -37,7 +37,7 @@ def check_same_targets(model: nn.Module, config: TensorNetworkConfig, matched: M
     """
     if config.placement is None:
         return
-    factors = dict(method_of(config.adapter_config()).factors)
+    factors = dict(resolve(config.adapter_config()).method.factors)
     if config.placement["factors"] != factors:
         raise ValueError(f"the adapter's {config.method} is wired {config.placement['factors']}, here it is {factors}")
     for path, sizes in config.placement["targets"].items():

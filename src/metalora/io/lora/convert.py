@@ -14,7 +14,7 @@ from metalora.config import AdapterConfig
 from metalora.fitting.fit_updates import FitReport, fit_updates
 from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.format import in_model, read_lora
-from metalora.methods.registry import method_of
+from metalora.methods.resolve import resolve
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def convert(
     """
     if not loras:
         raise ValueError("convert: no LoRA is given")
-    method = method_of(config)
+    method = resolve(config).method
     if len(loras) > 1 and "task" not in method.network.modes:
         raise ValueError(
             f"convert: {len(loras)} LoRAs, and method {method.name!r} has no task mode: convert one at a time, or "

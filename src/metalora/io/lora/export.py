@@ -22,6 +22,7 @@ from metalora.adapters.attach import check_untied
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.io.lora.card import card
+from metalora.methods.records import Biased
 from metalora.tensornet.truncation.truncated_svd import TruncatedProduct, truncated_svd
 
 
@@ -126,7 +127,7 @@ def _check(adapter: Adapter) -> None:
     for path, layer in adapter.layers.items():
         if names[id(layer)] > 1:
             raise ValueError(f"export: target {path!r} has several names in the model; PEFT would adapt one of them")
-        if adapter.method.biases and getattr(layer.base, "bias", None) is None:
+        if adapter.method.has(Biased) and getattr(layer.base, "bias", None) is None:
             raise ValueError(f"export: {adapter.method.name} has biases, and target {path!r} none to add them to")
         reason = _foreign(layer.base)
         if reason:

@@ -1,0 +1,116 @@
+"""The sizes of bonds: the configured ranks, `rank_pattern`, and what the modes allow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from metalora._util.suggest import nearest
+from metalora.adapters.layout.coordinates import LocatedTarget, group_by_owner, largest_sizes
+from metalora.adapters.targets import matches
+from metalora.config import AdapterConfig
+from metalora.methods.method import Method
+from metalora.methods.records import AnyRank
+from metalora.methods.resolve import ResolvedMethod
+
+
+def bond_sizes(
+    located: Mapping[str, LocatedTarget], counts: Mapping[str, int], resolved: ResolvedMethod
+) -> dict[str, dict[str, int]]:
+    """Path -> bond -> size.
+
+    A bond has one size at all targets that share a copy of some factor with the bond.
+
+    Args:
+        located: Path -> located target.
+        counts: Sizes of the modes that all targets have in common.
+        resolved: The method.
+
+    Raises:
+        ValueError: A rank above what the modes allow, or a `rank_pattern` that does not fit.
+    """
+    method, experts = resolved.method, resolved.experts
+    patterned = ranks_by_path(located, resolved.config)
+    configured = method.bond_sizes(resolved.config.rank, experts)
+    sizes_of_rank = {rank: method.bond_sizes(rank, experts) for rank in {*patterned.values()}}
+    sizes = {path: _fixed_sizes(target, method) for path, target in located.items()}
+    for bond in configured:
+        replication = _shared_replication(bond, method)
+        for paths in group_by_owner(located, replication).values():
+            rank = _common_rank(paths, patterned, method)
+            wanted = configured if rank is None else sizes_of_rank[rank]
+            modes = {**largest_sizes(located[path].sizes for path in paths), **counts}
+            where = f"target {paths[0]!r}" if "target" in replication else f"method {method.name!r}"
+            size = _allowed_size(bond, wanted, modes, resolved, where)
+            for path in paths:
+                sizes[path][bond] = size
+    return sizes
+
+
+def ranks_by_path(paths: Collection[str], config: AdapterConfig) -> dict[str, int]:
+    """The ranks of the paths that `config.rank_pattern` names; the first pattern that matches a path counts.
+
+    Raises:
+        ValueError: A pattern that matches no path.
+    """
+    ranks: dict[str, int] = {}
+    for pattern, rank in config.rank_pattern.items():
+        matched = [pattern] if pattern in paths else [path for path in paths if matches(path, pattern)]
+        if not matched:
+            raise ValueError(f"rank_pattern {pattern!r} matches no target{nearest(pattern, paths)[:300]}")
+        for path in matched:
+            ranks.setdefault(path, rank)
+    return ranks
+
+
+def _fixed_sizes(target: LocatedTarget, method: Method) -> dict[str, int]:
+    """Bond -> size, of the bonds whose size is a number or that of a mode."""
+    return {bond: size if isinstance(size, int) else target.sizes[size] for bond, size in method.fixed_bonds.items()}
+
+
+def _shared_replication(bond: str, method: Method) -> frozenset[str]:
+    """The coordinates that have a copy each of every factor with the bond."""
+    replications = [method.replication_of(factor) for factor, modes in method.network.factors.items() if bond in modes]
+    return frozenset.intersection(*replications)
+
+
+def _common_rank(paths: Sequence[str], patterned: Mapping[str, int], method: Method) -> int | None:
+    """The rank that `rank_pattern` gives to targets that share a bond; None for the configured one.
+
+    Raises:
+        ValueError: Their ranks differ.
+    """
+    path_of = {patterned.get(path): path for path in paths}
+    if len(path_of) > 1:
+        first, second, *_ = path_of.values()
+        raise ValueError(
+            f"method {method.name!r}: rank_pattern gives {first!r} and {second!r} unequal ranks, and they have factors "
+            "in common; set the rank of each bond by name instead"
+        )
+    [rank] = path_of
+    return rank
+
+
+def _allowed_size(
+    bond: str, wanted: Mapping[str, int], modes: Mapping[str, int], resolved: ResolvedMethod, where: str
+) -> int:
+    """The size of a bond, lowered to what the modes allow if the configuration says so.
+
+    Args:
+        bond: The bond.
+        wanted: Sizes of all bonds as configured.
+        modes: Sizes of the modes.
+        resolved: The method.
+        where: Prefix of the error message.
+
+    Raises:
+        ValueError: The size is above what the modes allow, and neither the configuration nor the method accepts that.
+    """
+    method, clip = resolved.method, resolved.config.clip_rank
+    size, largest = wanted[bond], method.network.max_rank(bond, {**modes, **wanted})
+    if size > largest and not clip and not method.has(AnyRank):
+        own_modes = {mode: n for mode, n in modes.items() if mode in method.network.modes}
+        raise ValueError(
+            f"{where}: rank {size} of bond {bond!r} is above {largest}, the smaller side of its {own_modes} "
+            "(clip_rank: true lowers it where needed)"
+        )
+    return min(size, largest) if clip else size

@@ -1,0 +1,53 @@
+"""What a mechanism does at one target."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+
+class Handler:
+    """What a mechanism does at one target; this class does nothing, and a handler overrides the hooks that it needs.
+
+    A handler is a final frozen dataclass: targets whose networks, sizes and handlers are equal share one plan. It is
+    made by the function `bind` of its module, which also returns the network of the target as the mechanism leaves it.
+
+    All hooks get the factors of the target by name, those that differ by example with a leading axis for it.
+    """
+
+    def materialize(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The factors of the network from the values before this mechanism (stored, or made by an earlier one).
+
+        Args:
+            values: Name -> `(*modes)` or `(batch, *modes)`.
+
+        Returns:
+            The same dictionary with some factors replaced, added or removed; `values` itself may be changed.
+        """
+        return values
+
+    def rewrites(self) -> bool:
+        """Whether `materialize` changes anything, so that a factor is not read as it is stored."""
+        return type(self).materialize is not Handler.materialize
+
+    def dependent_factors(self, names: Collection[str]) -> tuple[str, ...]:
+        """The factors that this mechanism makes from `names`, so that they differ by example if these do."""
+        return ()
+
+    def initial_value(self, factor: str, base_weight: Tensor) -> Tensor | None:
+        """The initial value of a factor that is made from the weight of the base; None for any other factor.
+
+        Args:
+            factor: Name of the factor.
+            base_weight: The weight of the base layer, in its own layout.
+        """
+        return None
+
+    def adjust_weight(self, weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
+        """The effective weight from W + ΔW, both in the layout of the base's weight."""
+        return weight
+
+    def adjust_output(self, output: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
+        """The output of the layer from that of W + ΔW, `(batch, ..., out)`."""
+        return output

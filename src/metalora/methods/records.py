@@ -1,0 +1,201 @@
+"""Mechanisms that a few methods need beyond a product of factors, each a small frozen record; imports no torch.
+
+A record only says what a method has. What it does is written once:
+
+| record                | served by                              |
+|-----------------------|----------------------------------------|
+| `Gated`               | `adapters/mechanisms/gated.py`         |
+| `Composite`           | `adapters/mechanisms/composite.py`     |
+| `GateCircuit`         | `adapters/mechanisms/frozen_start.py`  |
+| `NonlinearBottleneck` | `adapters/layers/bottleneck.py`        |
+| `Biased`              | `adapters/layers/base.py`              |
+| `Transposed`          | `adapters/layout/coordinates.py`       |
+| `FixedBonds`          | `adapters/layout/bonds.py`             |
+| `AnyRank`             | `adapters/layout/bonds.py`             |
+| `Components`          | `adapters/layout/build.py`             |
+| `SplitRank`           | `Method.bond_sizes`                    |
+| `Tensorised`          | `Method.with_digits`                   |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from metalora.tensornet.network import Form
+
+if TYPE_CHECKING:
+    from metalora.methods.method import Method
+
+
+class Mechanism:
+    """The base of all records: what the rest of the library may ask of any of them.
+
+    Attributes:
+        form: How the network acts on an input: "cut" (a low-rank form), "circuit" or "bottleneck".
+    """
+
+    form: ClassVar[Form] = "cut"
+
+    @property
+    def separate_factors(self) -> tuple[str, ...]:
+        """Factors that are not part of the product and have the whole output axis, such as biases."""
+        return ()
+
+    @property
+    def active_at_zero(self) -> tuple[str, ...]:
+        """Factors whose zero does not make the product zero, such as the logits of a softmax."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Gated(Mechanism):
+    """Factors whose values pass through softmax(value / temperature) over their last mode, the experts.
+
+    Attributes:
+        factors: The factors that hold the logits.
+        temperature: Divides the logits.
+    """
+
+    factors: tuple[str, ...]
+    temperature: float = 1.0
+
+    @property
+    def active_at_zero(self) -> tuple[str, ...]:
+        """The gates: equal logits give equal weights."""
+        return self.factors
+
+
+@dataclass(frozen=True)
+class Composite(Mechanism):
+    """Factors of the network that are contractions of stored ones.
+
+    Attributes:
+        factors: Name -> the stored factors that are contracted, such as {"g": "E G"}.
+        mixed_slices: True if the numbers (a, b, slice) of a weight that is cut into slices are read as (a, slice, b),
+            or as (b, slice, a) if its inputs are cut, as if by a reshape.
+    """
+
+    factors: Mapping[str, str]
+    mixed_slices: bool = False
+
+
+@dataclass(frozen=True)
+class GateCircuit(Mechanism):
+    """The factors are gates as wide as the weight, applied one after another.
+
+    Attributes:
+        learns_change: True if ΔW = N(T0 + T) − N(T0): the method's `init` initialises the frozen T0, and the trained T
+            starts at zero. False if ΔW = N(T), and one of the gates starts at zero.
+    """
+
+    learns_change: bool = False
+    form: ClassVar[Form] = "circuit"
+
+
+@dataclass(frozen=True)
+class NonlinearBottleneck(Mechanism):
+    """The maps of the two terms follow the layer, with an activation between them; there is no ΔW.
+
+    Attributes:
+        hidden: Width between the two maps, unless `config.digits["hidden"]` gives another.
+        activation: Name of the activation, such as "tanh".
+    """
+
+    hidden: int
+    activation: str
+    form: ClassVar[Form] = "bottleneck"
+
+
+@dataclass(frozen=True)
+class Biased(Mechanism):
+    """Factors that are added, multiplied by the scale: to the output, or to the hidden numbers of a bottleneck.
+
+    Attributes:
+        factors: The biases; their mode `out` is the whole output, even if the other factors fold it.
+    """
+
+    factors: tuple[str, ...]
+
+    @property
+    def separate_factors(self) -> tuple[str, ...]:
+        """The biases."""
+        return self.factors
+
+    @property
+    def active_at_zero(self) -> tuple[str, ...]:
+        """The biases: a sum has a gradient at zero."""
+        return self.factors
+
+
+@dataclass(frozen=True)
+class Transposed(Mechanism):
+    """At some targets the network is that of the weight's transpose.
+
+    Attributes:
+        when: "heads": at targets whose heads are on the input side (the projection behind the attention);
+            "chunks": everywhere except at weights that are cut along their inputs.
+    """
+
+    when: Literal["heads", "chunks"]
+
+
+@dataclass(frozen=True)
+class Tensorised(Mechanism):
+    """The method exists for any number of digits that an axis is folded into.
+
+    Attributes:
+        with_axis_factors: Makes the method for other numbers of digits, axis -> number of digits.
+    """
+
+    with_axis_factors: Callable[[Mapping[str, int]], Method] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class FixedBonds(Mechanism):
+    """Bonds whose sizes are not ranks.
+
+    Attributes:
+        sizes: Bond -> its size, or the mode whose size it has.
+    """
+
+    sizes: Mapping[str, str | int]
+
+
+@dataclass(frozen=True)
+class SplitRank(Mechanism):
+    """The configured rank is divided by the number of experts: each expert has rank r / N."""
+
+
+@dataclass(frozen=True)
+class AnyRank(Mechanism):
+    """A rank above what the modes allow is accepted, as published ranks are, unless `config.clip_rank` lowers it."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A method that is used on some of the targets only.
+
+    Attributes:
+        method: The method.
+        applies_to: "heads": to projections whose outputs are heads (query, key, value); "rest": to all others.
+    """
+
+    method: Method
+    applies_to: Literal["heads", "rest"]
+
+    def accepts(self, heads: str) -> bool:
+        """Whether the component adapts a target whose heads are on that side ("in", "out", or "" for none)."""
+        return (self.applies_to == "heads") == (heads == "out")
+
+
+@dataclass(frozen=True)
+class Components(Mechanism):
+    """The method consists of other methods, each on targets of its own; see `combine`.
+
+    Attributes:
+        components: The methods and the targets that they apply to.
+    """
+
+    components: tuple[Component, ...]
