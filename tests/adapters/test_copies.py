@@ -314,6 +314,6 @@ def test_a_sum_is_swept_term_by_term():
 
 def test_terms_hold_every_factor_once():
     specs = {"A": "in r", "B": "r out", "C": "in s", "D": "s out"}
-    assert len(Network.parse(specs, terms=[("A", "B"), ("C", "D")]).summands()) == 2
+    assert len(Network.parse(specs, terms=[("A", "B"), ("C", "D")]).split_terms()) == 2
     with pytest.raises(ValueError, match="each of the factors A, B, C, D is in one of them"):
         Network.parse(specs, terms=[("A", "B"), ("C",)])

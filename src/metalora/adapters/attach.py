@@ -111,7 +111,7 @@ def plan(place: TargetLayout, batched: Sequence[str]) -> LowRankForm | SumForm |
     batched = place.differing_factors(batched)
     if place.network.form != "cut":
         return {"circuit": Circuit, "bottleneck": Bottleneck}[place.network.form](place.network, place.sizes, batched)
-    cuts = [LowRankForm(one, place.sizes, batched) for one in place.network.summands()]
+    cuts = [LowRankForm(one, place.sizes, batched) for one in place.network.split_terms()]
     return SumForm(cuts) if len(cuts) > 1 else cuts[0]
 
 

@@ -120,7 +120,7 @@ def _unit_deviation(network: Network, sizes: Mapping[str, int]) -> float:
 
     The product is over all bonds, n is the number of factors.
     """
-    first_term, *_ = network.summands()
+    first_term, *_ = network.split_terms()
     return float(prod(sizes[bond] for bond in first_term.bonds) ** (-0.5 / len(first_term.factors)))
 
 

@@ -101,7 +101,7 @@ def fitted_pieces(adapter: Adapter) -> list[FactorGroup]:
             raise ValueError(f"method {method.name!r}: {allowed}, and {piece} is not all of its network")
     present = {mode for one in adapter.layout.params.values() for mode in one.modes}
     for side, modes in (("in", method.network.inputs), ("out", method.network.outputs)):
-        edges = {*modes} & method.network.edges & present
+        edges = {*modes} & method.network.weight_modes & present
         held = [factor for factor, term in method.network.factors.items() if edges & {*term}]
         if len(held) != 1:
             how = f"folds {side!r} into digits" if side in method.network.folds else f"has them on {', '.join(held)}"

@@ -132,7 +132,7 @@ def _block(adapter: Adapter, piece: FactorGroup, path: str, task: int, pair: Low
     network, sizes = place.network, place.sizes
     own = [[m for m in network.factors[f] if m not in network.bonds] for f in piece.factors]
     rows = [_rows(adapter, piece, k, path, task) for k in range(len(own))]
-    edges = [bool({*modes} & network.edges) for modes in own]
+    edges = [bool({*modes} & network.weight_modes) for modes in own]
     lefts, rights = (
         sorted((k for k, modes in enumerate(own) if {*modes} & {*side}), key=lambda k: not edges[k])
         for side in (network.inputs, network.outputs)

@@ -1,4 +1,4 @@
-"""Contractions over named modes: planned once by opt_einsum, replayed pair by pair."""
+"""Contractions over named modes: planned once by opt_einsum, replayed operand by operand."""
 
 from collections.abc import Collection, Mapping, Sequence
 from string import ascii_letters
@@ -11,55 +11,86 @@ from metalora.tensornet.spec import Modes
 
 
 class Contraction:
-    """An einsum over named modes whose pairwise order is planned at construction with the real sizes.
+    """An einsum over named modes; the order of its steps is planned at construction with the real sizes.
 
-    `flops` is the planned cost, a multiply-add being two. Planning inside forward breaks graphs; replaying does not.
-    tail: (n, shape): the last n axes of the result are given another shape (folded modes put back together).
-    eyes: pairs of modes joined by an identity matrix, beside the operands that are given.
+    Planning inside a forward pass breaks graphs of torch.compile; replaying a plan does not.
+
+    Args:
+        operand_modes: The modes of every operand, one for each axis.
+        out: The modes of the result; all others are summed.
+        sizes: The size of every mode.
+        tail: (n, shape): the last n axes of the result are reshaped to `shape` (the modes that an axis of the weight
+            is folded into are put together again).
+        identities: Pairs of modes that an identity matrix joins, in addition to the operands.
+
+    Attributes:
+        equation: The einsum in letters.
+        flops: The planned cost in floating-point operations, a multiply-add being two.
+
+    Example:
+        >>> product = Contraction([("in", "r"), ("r", "out")], ("in", "out"), {"in": 4, "r": 2, "out": 3})
+        >>> product, product.equation, product([torch.ones(4, 2), torch.ones(2, 3)]).shape
+        (in r, r out -> in out, 'ab,bc->ac', torch.Size([4, 3]))
     """
 
     def __init__(
         self,
-        terms: Sequence[Modes],
+        operand_modes: Sequence[Modes],
         out: Modes,
         sizes: Mapping[str, int],
         tail: tuple[int, tuple[int, ...]] = (0, ()),
-        eyes: Sequence[Modes] = (),
+        identities: Sequence[Modes] = (),
     ):
-        self._given = terms, out, sizes, tail, eyes
-        terms = [*terms, *eyes]
-        self.terms, self.out = tuple(terms), tuple(out)
-        self.eyes = tuple(sizes[eye[0]] for eye in eyes)
-        n, shape = tail
-        self.tail_modes = n
-        self.tail = tail if tuple(sizes[mode] for mode in out[len(out) - n :]) != tuple(shape) else (0, ())
-        modes = dict.fromkeys(mode for term in terms for mode in term)
-        letter = dict(zip(modes, ascii_letters, strict=False))
-        *inputs, output = ["".join(letter[mode] for mode in term) for term in (*terms, out)]
+        self._arguments = operand_modes, out, sizes, tail, identities
+        self.operand_modes = (*operand_modes, *identities)
+        self.out = tuple(out)
+        self.identity_sizes = tuple(sizes[first] for first, _ in identities)
+        self.tail_modes, tail_shape = tail
+        sizes_of_tail = tuple(sizes[mode] for mode in out[len(out) - self.tail_modes :])
+        self.tail = tail if sizes_of_tail != tuple(tail_shape) else (0, ())  # nothing to reshape
+        modes = dict.fromkeys(mode for operand in self.operand_modes for mode in operand)
+        letters = dict(zip(modes, ascii_letters, strict=False))
+        inputs = ["".join(letters[mode] for mode in operand) for operand in self.operand_modes]
+        output = "".join(letters[mode] for mode in out)
         self.equation = ",".join(inputs) + "->" + output
         self.steps: tuple[tuple[tuple[int, ...], str], ...] = ()
         self.flops = 0
-        if not terms:
-            return
-        shapes = [tuple(sizes[mode] for mode in term) for term in terms]
+        if self.operand_modes:
+            self._plan(sizes, output)
+
+    def _plan(self, sizes: Mapping[str, int], output: str) -> None:
+        """Set the steps, (positions of the operands that a step consumes, its equation), and their cost."""
+        shapes = [tuple(sizes[mode] for mode in operand) for operand in self.operand_modes]
         _, plan = opt_einsum.contract_path(self.equation, *shapes, shapes=True)
         steps = [(tuple(step[0]), step[2]) for step in plan.contraction_list]
-        self.steps = tuple(step for step in steps if step[1] != f"{output}->{output}")  # an only operand as it is
+        copy_of_output = f"{output}->{output}"  # a single operand is returned as it is
+        self.steps = tuple(step for step in steps if step[1] != copy_of_output)
         self.flops = int(plan.opt_cost)
 
     def __call__(self, operands: Sequence[Tensor]) -> Tensor:
-        pending = [*operands, *(torch.eye(n, dtype=operands[0].dtype, device=operands[0].device) for n in self.eyes)]
-        for picked, equation in self.steps:
-            pending.append(torch.einsum(equation, *[pending.pop(k) for k in picked]))
-        n, shape = self.tail
-        return pending[0].reshape(*pending[0].shape[:-n], *shape) if n else pending[0]
+        """Contract tensors whose axes are `operand_modes`; the result has the axes `out`, its tail reshaped."""
+        pending = list(operands)
+        for size in self.identity_sizes:
+            pending.append(torch.eye(size, dtype=operands[0].dtype, device=operands[0].device))
+        for positions, equation in self.steps:
+            pending.append(torch.einsum(equation, *[pending.pop(position) for position in positions]))
+        (result,) = pending
+        num_axes, shape = self.tail
+        return result.reshape(*result.shape[:-num_axes], *shape) if num_axes else result
 
     def batched(self, operands: Collection[int], size: int) -> "Contraction":
-        """The same contraction `size` times at once, over a leading axis of these operands and of the result."""
-        terms, out, sizes, tail, eyes = self._given
-        terms = [("batch", *term) if k in operands else term for k, term in enumerate(terms)]
-        return Contraction(terms, ("batch", *out), {**sizes, "batch": size}, tail, eyes)
+        """Plan the same contraction `size` times at once.
+
+        Args:
+            operands: The positions of the operands that get a leading axis "batch", as the result does.
+            size: The length of that axis.
+        """
+        operand_modes, out, sizes, tail, identities = self._arguments
+        batched_modes = [
+            ("batch", *modes) if position in operands else modes for position, modes in enumerate(operand_modes)
+        ]
+        return Contraction(batched_modes, ("batch", *out), {**sizes, "batch": size}, tail, identities)
 
     def __repr__(self) -> str:
-        terms = ", ".join(" ".join(term) or "1" for term in self.terms)
-        return f"{terms} -> {' '.join(self.out)}"
+        operands = ", ".join(" ".join(modes) or "1" for modes in self.operand_modes)
+        return f"{operands} -> {' '.join(self.out)}"

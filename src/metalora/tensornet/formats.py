@@ -1,48 +1,99 @@
-"""Formats: ways of wiring factors, given each factor's own modes. All return spec strings."""
+"""Formats: ways of joining factors by bonds, given the modes of each factor. All return spec strings.
+
+Each function takes the factors' own modes, either as a mapping from factor names to modes ({"A": "in", "B": "out"}) or
+as one string with a mode for each factor ("in layer out"), whose factors are named G1, G2, ...
+"""
 
 from collections.abc import Mapping
 
 
-def _named(factors: Mapping[str, str] | str) -> dict[str, str]:
-    if isinstance(factors, str):
-        return {f"G{k}": mode for k, mode in enumerate(factors.split(), start=1)}
-    return dict(factors)
-
-
-def _join(*modes: str) -> str:
-    return " ".join(mode for mode in modes if mode)
-
-
 def matrix(left: str = "in", right: str = "out") -> dict[str, str]:
-    """A B: {"A": "in r", "B": "r out"}."""
-    return {"A": _join(left, "r"), "B": _join("r", right)}
+    """Return the specs of a product of two matrices, A B, as in LoRA.
+
+    Args:
+        left: The modes of A.
+        right: The modes of B.
+
+    Example:
+        >>> matrix()
+        {'A': 'in r', 'B': 'r out'}
+    """
+    return {"A": _spec(left, "r"), "B": _spec("r", right)}
 
 
 def cp(factors: Mapping[str, str] | str) -> dict[str, str]:
-    """Every factor ends in the one bond r: sum_r prod_n G_n[i_n, r] (canonical polyadic)."""
-    return {name: _join(own, "r") for name, own in _named(factors).items()}
+    """Return the specs of a canonical polyadic format: all factors share the bond r, sum_r prod_n G_n[i_n, r].
+
+    Args:
+        factors: The modes of every factor.
+
+    Example:
+        >>> cp("in layer out")
+        {'G1': 'in r', 'G2': 'layer r', 'G3': 'out r'}
+    """
+    return {name: _spec(modes, "r") for name, modes in _named(factors).items()}
 
 
 def tucker(factors: Mapping[str, str] | str) -> dict[str, str]:
-    """A factor per mode, each with a bond of its own into the core: {"G1": "in r1", ..., "core": "r1 r2 ..."}."""
-    named = _named(factors)
-    bonds = [f"r{k}" for k in range(1, len(named) + 1)]
-    wired = {name: _join(own, bond) for (name, own), bond in zip(named.items(), bonds, strict=True)}
-    return wired | {"core": " ".join(bonds)}
+    """Return the specs of a Tucker format: each factor has a bond of its own to a core.
+
+    Args:
+        factors: The modes of every factor but the core.
+
+    Example:
+        >>> tucker("in layer out")
+        {'G1': 'in r1', 'G2': 'layer r2', 'G3': 'out r3', 'core': 'r1 r2 r3'}
+    """
+    specs: dict[str, str] = {}
+    bonds: list[str] = []
+    for number, (name, modes) in enumerate(_named(factors).items(), start=1):
+        bonds.append(f"r{number}")
+        specs[name] = _spec(modes, bonds[-1])
+    return specs | {"core": _spec(*bonds)}
 
 
 def tt(factors: Mapping[str, str] | str) -> dict[str, str]:
-    """A chain: tt("in layer out") is {"G1": "in r1", "G2": "r1 layer r2", "G3": "r2 out"} (tensor train)."""
+    """Return the specs of a tensor train: a chain of factors, neighbours joined by a bond.
+
+    Args:
+        factors: The modes of every factor, in the order of the chain.
+
+    Example:
+        >>> tt("in layer out")
+        {'G1': 'in r1', 'G2': 'r1 layer r2', 'G3': 'r2 out'}
+    """
     named = _named(factors)
-    last = len(named) - 1
-    return {
-        name: _join(f"r{k}" if k else "", own, f"r{k + 1}" if k < last else "")
-        for k, (name, own) in enumerate(named.items())
-    }
+    specs: dict[str, str] = {}
+    for position, (name, modes) in enumerate(named.items()):
+        left = f"r{position}" if position > 0 else ""
+        right = f"r{position + 1}" if position < len(named) - 1 else ""
+        specs[name] = _spec(left, modes, right)
+    return specs
 
 
 def ring(factors: Mapping[str, str] | str) -> dict[str, str]:
-    """A closed chain: ring({"A": "in", "B": "out", "C": ""}) is A "r0 in r1", B "r1 out r2", C "r2 r0"."""
+    """Return the specs of a tensor ring: a chain whose last factor is joined to the first one.
+
+    Args:
+        factors: The modes of every factor, in the order of the ring.
+
+    Example:
+        >>> ring({"A": "in", "B": "out", "C": ""})
+        {'A': 'r0 in r1', 'B': 'r1 out r2', 'C': 'r2 r0'}
+    """
     named = _named(factors)
-    n = len(named)
-    return {name: _join(f"r{k}", own, f"r{(k + 1) % n}") for k, (name, own) in enumerate(named.items())}
+    return {
+        name: _spec(f"r{position}", modes, f"r{(position + 1) % len(named)}")
+        for position, (name, modes) in enumerate(named.items())
+    }
+
+
+def _named(factors: Mapping[str, str] | str) -> dict[str, str]:
+    if isinstance(factors, str):
+        return {f"G{number}": mode for number, mode in enumerate(factors.split(), start=1)}
+    return dict(factors)
+
+
+def _spec(*modes: str) -> str:
+    """Join modes by blanks; empty strings are left out."""
+    return " ".join(mode for mode in modes if mode)

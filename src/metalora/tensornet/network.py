@@ -1,4 +1,4 @@
-"""A tensor network: factors over named modes; needs no torch."""
+"""A tensor network: factors over named modes, parsed from spec strings. Needs no torch."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,23 +11,36 @@ T = TypeVar("T")
 Sizes = Mapping[str, int]
 Form = Literal["cut", "circuit", "bottleneck"]
 
+TRANSPOSED_AXES = {"in": "out", "out": "in"}
 
-TURNED = {"in": "out", "out": "in"}
 
+def transpose_axes(by_axis: Mapping[str, T]) -> dict[str, T]:
+    """Exchange what belongs to "in" and to "out", as the transpose of a weight does.
 
-def turned(by_axis: Mapping[str, T]) -> dict[str, T]:
-    """What belongs to each axis, of the transpose."""
-    return {TURNED.get(axis, axis): value for axis, value in by_axis.items()}
+    Example:
+        >>> transpose_axes({"in": 768, "out": 3072, "layer": 12})
+        {'out': 768, 'in': 3072, 'layer': 12}
+    """
+    return {TRANSPOSED_AXES.get(axis, axis): value for axis, value in by_axis.items()}
 
 
 @dataclass(frozen=True)
 class Network:
-    """Factors over named modes, parsed once from spec strings; `folds` says which modes make up an axis.
+    """Factors over named modes; the same bond in several factors is summed over.
 
-    terms: groups of factors whose contractions are added; empty: all factors are one product
-    form: "cut": Delta W is cut in three; "circuit": it is the first term less the second, too wide to be cut;
-        "bottleneck": no Delta W, the second term follows the first behind an activation
-    biases: factors that are added instead, to the output or before the activation
+    Attributes:
+        factors: Factor -> its modes, in the order of its axes.
+        folds: Axis of the weight ("in", "out", or "hidden" of a bottleneck) -> the modes that it is split into.
+        terms: Groups of factors; the groups' contractions are added. Empty: all factors are one product.
+        form: What becomes of the terms. "cut": their sum is Delta W, split at its input side. "circuit": Delta W is the
+            first term minus the second one, of too high a rank to be split. "bottleneck": there is no Delta W; the
+            second term follows the first one after an activation.
+        biases: Factors that are added to the output, or before the activation, and take part in no contraction.
+
+    Example:
+        >>> network = Network.parse({"A": "in r", "B": "r out"})
+        >>> network.bonds, network.num_params({"in": 768, "r": 8, "out": 768})
+        (('r',), 12288)
     """
 
     factors: Mapping[str, Modes]
@@ -45,22 +58,37 @@ class Network:
         form: Form = "cut",
         biases: Sequence[str] = (),
     ) -> "Network":
-        """Parse {"A": "in r", "B": "r out"}; ValueError quotes the spec, the factor and the offending mode."""
-        parsed = parse_folds(folds or {})
-        if terms and sorted([*biases, *(factor for term in terms for factor in term)]) != sorted(specs):
-            raise ValueError(f"terms {terms}: each of the factors {', '.join(specs)} is in one of them")
-        return cls(parse_factors(specs, parsed), parsed, tuple(map(tuple, terms)), form, tuple(biases))
+        """Parse spec strings, such as {"A": "in r", "B": "r out"}.
+
+        Args:
+            specs: Factor -> its modes, separated by blanks.
+            folds: Axis -> the modes that it is split into, separated by blanks, the slowest first.
+            terms: As the attribute.
+            form: As the attribute.
+            biases: As the attribute.
+
+        Raises:
+            ValueError: A spec is ill-formed (the message quotes the spec, the factor and the mode), or a factor is in
+                none of the terms or in several.
+        """
+        parsed_folds = parse_folds(folds or {})
+        if terms:
+            used = [*biases, *(factor for term in terms for factor in term)]
+            if sorted(used) != sorted(specs):
+                raise ValueError(f"terms {terms}: each of the factors {', '.join(specs)} is in one of them")
+        factors = parse_factors(specs, parsed_folds)
+        return cls(factors, parsed_folds, tuple(map(tuple, terms)), form, tuple(biases))
 
     @property
     def modes(self) -> Modes:
-        """Every mode, in order of appearance."""
-        return tuple(dict.fromkeys(mode for term in self.factors.values() for mode in term))
+        """All modes, in order of appearance."""
+        return tuple(dict.fromkeys(mode for modes in self.factors.values() for mode in modes))
 
     @property
     def inputs(self) -> Modes:
         """The modes of the input side, in the order of the weight's axes: in (or what it folds into), kh, kw."""
-        sides = [mode for axis in INPUT_MODES for mode in self.folds.get(axis, (axis,))]
-        return tuple(mode for mode in sides if mode in self.modes)
+        input_side = [mode for axis in INPUT_MODES for mode in self.folds.get(axis, (axis,))]
+        return tuple(mode for mode in input_side if mode in self.modes)
 
     @property
     def outputs(self) -> Modes:
@@ -68,62 +96,100 @@ class Network:
         return tuple(self.folds.get("out", ("out",)))
 
     @property
-    def edges(self) -> frozenset[str]:
-        """The modes that are axes of the weight, whole or folded; heads are counted, like layers."""
-        return frozenset({*INPUT_MODES, "out", *(mode for modes in self.folds.values() for mode in modes)} - {"head"})
+    def weight_modes(self) -> frozenset[str]:
+        """The modes that are axes of a weight, or that its axes fold into; without heads, which are a coordinate."""
+        folded = {mode for modes in self.folds.values() for mode in modes}
+        return frozenset({*INPUT_MODES, "out", *folded} - {"head"})
 
     @property
     def bonds(self) -> Modes:
-        """Summed modes, in order of appearance."""
+        """The modes that are summed over, in order of appearance."""
         folded = {mode for modes in self.folds.values() for mode in modes}
         return tuple(mode for mode in self.modes if mode not in KNOWN_MODES and mode not in folded)
 
-    def at(self, dropped: Collection[str], folds: Mapping[str, Modes] | None = None) -> "Network":
-        """The network that is left when modes are indexed away, or do not exist at a target (kh, kw of a Linear)."""
-        kept = {name: tuple(m for m in term if m not in dropped) for name, term in self.factors.items()}
-        return Network(kept, self.folds if folds is None else folds, self.terms, self.form, self.biases)
+    def without_modes(self, dropped: Collection[str], folds: Mapping[str, Modes] | None = None) -> "Network":
+        """Return the network without some modes: those that an index selects from, or that a target does not have.
 
-    def composed(self, name: str, parts: Sequence[str], modes: Modes) -> "Network":
-        """The network with a factor of these modes in place of some."""
-        kept = {factor: term for factor, term in self.factors.items() if factor not in parts}
-        return replace(self, factors={**kept, name: modes})
+        Args:
+            dropped: The modes, such as "layer" at one layer, or kh and kw of a Linear.
+            folds: The folds of the result; None keeps them.
 
-    def turned(self) -> "Network":
-        """The network of the transpose: inputs are outputs."""
-        factors = {name: tuple(TURNED.get(mode, mode) for mode in term) for name, term in self.factors.items()}
-        folds = {axis: tuple(TURNED.get(mode, mode) for mode in modes) for axis, modes in turned(self.folds).items()}
-        return Network(factors, folds, self.terms, self.form, self.biases)
+        Example:
+            >>> Network.parse({"A": "in r", "B": "r layer out"}).without_modes(["layer"]).factors["B"]
+            ('r', 'out')
+        """
+        factors = {name: tuple(mode for mode in modes if mode not in dropped) for name, modes in self.factors.items()}
+        return replace(self, factors=factors, folds=self.folds if folds is None else folds)
 
-    def summands(self) -> list["Network"]:
-        """The networks whose sum this is."""
-        every = self.terms or (tuple(f for f in self.factors if f not in self.biases),)
-        return [Network({f: self.factors[f] for f in term}, self.folds) for term in every]
+    def with_composite(self, name: str, parts: Collection[str], modes: Modes) -> "Network":
+        """Return the network with one factor in place of several.
+
+        Args:
+            name: The name of the new factor.
+            parts: The factors that it replaces.
+            modes: The modes of the new factor.
+        """
+        remaining = {factor: own_modes for factor, own_modes in self.factors.items() if factor not in parts}
+        return replace(self, factors={**remaining, name: modes})
+
+    def transposed(self) -> "Network":
+        """Return the network of the transposed weight: inputs are outputs.
+
+        Example:
+            >>> Network.parse({"A": "in r", "B": "r out"}).transposed().factors
+            {'A': ('out', 'r'), 'B': ('r', 'in')}
+        """
+        factors = {name: _transposed_modes(modes) for name, modes in self.factors.items()}
+        folds = {axis: _transposed_modes(modes) for axis, modes in transpose_axes(self.folds).items()}
+        return replace(self, factors=factors, folds=folds)
+
+    def split_terms(self) -> list["Network"]:
+        """Return one network for each term, without the biases; if there are no terms, one of all other factors."""
+        all_factors = tuple(factor for factor in self.factors if factor not in self.biases)
+        terms = self.terms or (all_factors,)
+        return [Network({factor: self.factors[factor] for factor in term}, self.folds) for term in terms]
 
     def shape(self, factor: str, sizes: Sizes) -> tuple[int, ...]:
-        """The sizes of one factor's axes."""
+        """Return the shape of a factor, given the size of every mode."""
         return tuple(sizes[mode] for mode in self.factors[factor])
 
     def num_params(self, sizes: Sizes) -> int:
-        """Closed form: the sum over factors of the product of their modes' sizes."""
+        """Return the number of parameters: the sum over factors of the product of their modes' sizes."""
         return sum(prod(self.shape(factor, sizes)) for factor in self.factors)
 
     def max_rank(self, bond: str, sizes: Sizes) -> int:
-        """The largest useful size of a bond.
+        """Return the largest useful size of a bond.
 
-        A bond that is the only link between two parts of the network: the smaller of their products of open modes.
-        Any other: the smaller of the weight's input and output sides.
+        If the bond alone links two parts of the network, it is the smaller of their products of open modes. Otherwise
+        it is the smaller of the weight's input and output sides.
+
+        Args:
+            bond: The bond.
+            sizes: The size of every mode; a mode that is missing has size one.
+
+        Example:
+            >>> Network.parse({"A": "in r", "B": "r out"}).max_rank("r", {"in": 768, "out": 10})
+            10
         """
-        parts = [part for part in self._parts(bond) if bond in part]
-        if len(parts) != 2:
-            parts = [set(self.inputs), set(self.outputs)]
-        common = {m for m in self.modes if sum(m in part for part in parts) > 1}  # an index of both parts links them
-        return min(prod(sizes.get(m, 1) for m in part - common if m not in self.bonds) for part in map(set, parts))
+        sides = [modes for modes in self._components_without(bond) if bond in modes]
+        if len(sides) != 2:
+            sides = [set(self.inputs), set(self.outputs)]
+        first, second = sides
+        common = first & second  # an index of both sides links them, so it is not open
+        open_sides = [[mode for mode in side - common if mode not in self.bonds] for side in sides]
+        return min(prod(sizes.get(mode, 1) for mode in side) for side in open_sides)
 
-    def _parts(self, bond: str) -> list[set[str]]:
-        """The modes of the connected parts that are left when a bond is cut; those that it joined have it still."""
-        parts: list[set[str]] = []
-        for term in self.factors.values():
-            modes, links = set(term), {*self.bonds, "expert"} - {bond}
-            joined = [part for part in parts if part & modes & links]
-            parts = [part for part in parts if part not in joined] + [modes.union(*joined)]
-        return parts
+    def _components_without(self, bond: str) -> list[set[str]]:
+        """The modes of the connected parts that are left if a bond joins nothing; its factors still have it."""
+        links = {*self.bonds, "expert"} - {bond}
+        components: list[set[str]] = []
+        for factor_modes in self.factors.values():
+            modes = set(factor_modes)
+            linked = [component for component in components if component & modes & links]
+            separate = [component for component in components if component not in linked]
+            components = [*separate, modes.union(*linked)]
+        return components
+
+
+def _transposed_modes(modes: Modes) -> Modes:
+    return tuple(TRANSPOSED_AXES.get(mode, mode) for mode in modes)

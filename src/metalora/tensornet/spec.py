@@ -1,4 +1,7 @@
-"""Spec strings: a factor is named modes separated by blanks, such as "in kh kw r"."""
+"""Spec strings: a factor is written as its modes, separated by blanks, such as "in kh kw r".
+
+A mode that is not known here is a bond: it is summed over, so at least two factors must have it.
+"""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +16,22 @@ Modes = tuple[str, ...]
 
 
 def parse_factor(name: str, spec: str) -> Modes:
-    """The modes of one factor; ValueError for an ill-formed, repeated or reserved mode."""
+    """Parse the modes of one factor.
+
+    Args:
+        name: The factor's name, for error messages.
+        spec: Its modes, separated by blanks.
+
+    Returns:
+        The modes, in the order of the factor's axes.
+
+    Raises:
+        ValueError: A mode is ill-formed, occurs twice, or is "batch".
+
+    Example:
+        >>> parse_factor("A", "in kh kw r")
+        ('in', 'kh', 'kw', 'r')
+    """
     modes = tuple(spec.split())
     for mode in modes:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", mode):
@@ -26,7 +44,18 @@ def parse_factor(name: str, spec: str) -> Modes:
 
 
 def parse_folds(folds: Mapping[str, str]) -> dict[str, Modes]:
-    """{"out": "head hdim"}: the modes, slowest first, that an axis of the weight, or what is hidden, is cut into."""
+    """Parse which modes an axis of the weight, or the hidden axis of a bottleneck, is split into.
+
+    Args:
+        folds: Axis ("in", "out" or "hidden") -> its modes, the slowest first.
+
+    Raises:
+        ValueError: Another axis, or an ill-formed mode.
+
+    Example:
+        >>> parse_folds({"out": "head hdim"})
+        {'out': ('head', 'hdim')}
+    """
     for axis in folds:
         if axis not in ("in", "out", "hidden"):
             raise ValueError(f"fold of {axis!r} ({folds[axis]!r}): only 'in', 'out' and 'hidden' are folded")
@@ -34,19 +63,32 @@ def parse_folds(folds: Mapping[str, str]) -> dict[str, Modes]:
 
 
 def parse_factors(specs: Mapping[str, str], folds: Mapping[str, Modes]) -> dict[str, Modes]:
-    """All factors of a network; a mode that is not known is a bond and must occur in two factors or more."""
+    """Parse all factors of a network.
+
+    Args:
+        specs: Factor -> its modes, separated by blanks.
+        folds: Axis -> the modes that it is split into; these are known modes too.
+
+    Raises:
+        ValueError: A mode is ill-formed, a bond occurs in one factor only, or no factor has the modes of the input or
+            of the output side.
+
+    Example:
+        >>> parse_factors({"A": "in r", "B": "r out"}, {})
+        {'A': ('in', 'r'), 'B': ('r', 'out')}
+    """
     factors = {name: parse_factor(name, spec) for name, spec in specs.items()}
-    known = (*KNOWN_MODES, *(mode for modes in folds.values() for mode in modes))
+    known_modes = (*KNOWN_MODES, *(mode for modes in folds.values() for mode in modes))
     for name, modes in factors.items():
         for mode in modes:
-            shared = sum(mode in other for other in factors.values())
-            if mode not in known and shared < 2:
+            occurrences = sum(mode in other_modes for other_modes in factors.values())
+            if mode not in known_modes and occurrences < 2:
                 raise ValueError(
                     f"factor {name!r} ({specs[name]!r}): {mode!r} occurs in no other factor, so it is not a bond, "
-                    f"and it is not a known mode either (known: {', '.join(known)})"
+                    f"and it is not a known mode either (known: {', '.join(known_modes)})"
                 )
     for side, axis in (("input", "in"), ("output", "out")):
         for mode in folds.get(axis, (axis,)):
-            if not any(mode in term for term in factors.values()):
+            if not any(mode in modes for modes in factors.values()):
                 raise ValueError(f"network {dict(specs)}: no factor has the {side} mode {mode!r}")
     return factors

@@ -11,7 +11,7 @@ from metalora.adapters.layout.records import FactorParam, FactorSlice, Index, La
 from metalora.adapters.mechanisms import bind_mechanisms
 from metalora.adapters.targets import Target
 from metalora.methods.resolve import ResolvedMethod
-from metalora.tensornet.network import turned
+from metalora.tensornet.network import transpose_axes
 from metalora.tensornet.spec import Modes
 
 
@@ -104,9 +104,9 @@ def _target_layout(
 ) -> TargetLayout:
     """The network that is left at a target: absent modes, tasks and indexed coordinates are gone."""
     indexed = [mode for mode, index in target.coords.items() if isinstance(index, int)]
-    network = resolved.method.network.at([*target.absent_modes, *indexed, "task"], target.folds)
+    network = resolved.method.network.without_modes([*target.absent_modes, *indexed, "task"], target.folds)
     if target.transposed:
-        network, sizes = network.turned(), turned(sizes)
+        network, sizes = network.transposed(), transpose_axes(sizes)
     network, handlers = bind_mechanisms(resolved.method.mechanisms, network, sizes)
     return TargetLayout(target.target, network, sizes, target.coords, views, handlers)
 
@@ -118,7 +118,7 @@ def _shared_sizes(
     method = resolved.method
     shared = {}
     for factor, modes in method.network.factors.items():
-        edges = [mode for mode in modes if mode in method.network.edges]
+        edges = [mode for mode in modes if mode in method.network.weight_modes]
         for owner, paths in group_by_owner(located, method.replication_of(factor)).items():
             readers = [located[path].sizes_for(factor, method) for path in paths]
             widths = {tuple(sizes.get(mode) for mode in edges) for sizes in readers}
@@ -147,7 +147,7 @@ def _place_factor(
     """
     network, owner = resolved.method.network, target.owner(resolved.method.replication_of(factor))
     modes = [mode for mode in network.factors[factor] if mode not in target.absent_modes]
-    edges = [mode for mode in modes if mode in network.edges]
+    edges = [mode for mode in modes if mode in network.weight_modes]
     shape = [sizes[mode] if several_widths and mode in edges else stored_sizes[mode] for mode in modes]
     width = "x".join(str(sizes[mode]) for mode in edges) if several_widths else ""
     key = ".".join(word for word in (owner, factor, width) if word)

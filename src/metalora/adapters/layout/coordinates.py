@@ -12,7 +12,7 @@ from metalora.adapters.targets import Target
 from metalora.methods.method import Method
 from metalora.methods.records import Transposed
 from metalora.methods.resolve import ResolvedMethod
-from metalora.tensornet.network import turned
+from metalora.tensornet.network import transpose_axes
 from metalora.tensornet.spec import INPUT_MODES, Modes
 
 
@@ -117,7 +117,7 @@ def _locate(
     transposed = _is_transposed(cut, target, resolved.method)
     sizes = network_axes(target, resolved)
     if transposed:
-        sizes, cut = turned(sizes), turned(cut)
+        sizes, cut = transpose_axes(sizes), transpose_axes(cut)
     for axis, count in cut.items():
         sizes[axis] //= count
     sizes, folds = fold_axes(target, sizes, resolved)

@@ -80,7 +80,7 @@ def bind(record: Composite, network: Network, sizes: Sizes) -> tuple[Network, Ha
         own_modes = _mixed(contracted, network) if record.mixed_slices else contracted
         shape = tuple(sizes[mode] for mode in own_modes)
         composites.append(CompositeFactor(name, operands, terms, contracted, shape))
-        network = network.composed(name, operands, own_modes)
+        network = network.with_composite(name, operands, own_modes)
     return network, CompositeHandler(tuple(composites))
 
 

@@ -25,7 +25,7 @@ class Circuit:
     right: Sequence[str] = ()
 
     def __init__(self, network: Network, sizes: Sizes, batched: Collection[str] = ()):
-        self.now, *starts = (tuple(one.factors) for one in network.summands())
+        self.now, *starts = (tuple(one.factors) for one in network.split_terms())
         self.start = starts[0] if starts else ()
         self.left = [*self.now, *self.start]
         own = [f in batched for f in self.now]
