@@ -25,8 +25,10 @@ conformance: setup  # of the installed PEFT, or of PEFT=0.18.1
 	$(BIN)/python tests/conformance/run.py --peft=$(PEFT) $(FAMILY)
 
 lint: setup
-	$(BIN)/ruff check src papers tests examples
+	$(BIN)/ruff check src papers tests examples tools
+	$(BIN)/ruff format --check src papers tests examples tools
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 demo: setup
 	$(BIN)/metalora-papers table metalora --demo --data $(DATA)
