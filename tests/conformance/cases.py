@@ -1,10 +1,11 @@
-"""The cases that take the place of PEFT's lists, by the name that a list has in its module."""
+"""The cases that replace PEFT's lists of configurations, by the name that a list has in its module."""
 
 from typing import Any
 
 from metalora.peft import TensorNetworkConfig
 
-MODELS = [  # of PEFT's test_custom_models; alpha where three of its steps move nothing, or move all to infinity
+# Models of PEFT's test_custom_models. They have an alpha if three steps at PEFT's rate move nothing, or diverge.
+MODELS = [
     ("MLP", {"target_modules": "lin0"}),
     ("MLP", {"target_modules": ["lin0"]}),
     ("MLP", {"target_modules": ["lin0", "lin1"], "alpha": 0.2}),
@@ -18,44 +19,56 @@ MODELS = [  # of PEFT's test_custom_models; alpha where three of its steps move 
 ]
 
 
-def lists(config: type) -> dict[str, list[Any]]:
-    """List name -> rows for one configuration class."""
-    rows = [(f"{k} {model}", model, config, kwargs) for k, (model, kwargs) in enumerate(MODELS)]
+def lists(config_class: type) -> dict[str, list[Any]]:
+    """Return the rows for one configuration class.
 
-    def task(name: str | None) -> list[Any]:
-        return [(config, {"target_modules": None, **({"task_type": name} if name else {})})]
+    Args:
+        config_class: A class of `FAMILIES`.
 
-    pairs = [(["lin0"], ["lin0"]), (["lin0"], ["lin1"])]
-    several = [
-        (
-            f"{k}",
-            "metalora",
-            config,
-            {"target_modules": a, "init_weights": False},
-            {"target_modules": b, "init_weights": False},
-        )
-        for k, (a, b) in enumerate(pairs)
-    ]
-    mixed = [("ranks 4 and 2", *(config(target_modules=["lin0"], r=r, init_weights=False) for r in (4, 2)))]
+    Returns:
+        Name of a list in PEFT's test modules, or "module.name" -> the rows that replace it.
+    """
+    rows = [(f"{number} {model}", model, config_class, arguments) for number, (model, arguments) in enumerate(MODELS)]
     return {
         "TEST_CASES": rows,
-        "ALL_PEFT_CONFIG_CLASSES": [config],
-        "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": several,
-        "MIXED_ADAPTER_TEST_CASES": mixed,
-        "ALL_CONFIG_CLASSES": [(TensorNetworkConfig, {})],  # as which every preset is loaded
-        "LAYER_INDEXING_CONFIG_CLASSES": [(config, {})],
-        "TOKEN_CLS_CONFIGS": task("TOKEN_CLS"),
-        "QA_CONFIGS": task("QUESTION_ANS"),
-        "test_decoder_models.ALL_CONFIGS": task("CAUSAL_LM"),
-        "test_encoder_decoder_models.ALL_CONFIGS": task("SEQ_2_SEQ_LM"),
-        "test_seq_classifier.ALL_CONFIGS": task("SEQ_CLS"),
-        "test_feature_extraction_models.ALL_CONFIGS": task("FEATURE_EXTRACTION"),
+        "ALL_PEFT_CONFIG_CLASSES": [config_class],
+        "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": _pairs_of_active_adapters(config_class),
+        "MIXED_ADAPTER_TEST_CASES": [_pair_of_mixed_adapters(config_class)],
+        "ALL_CONFIG_CLASSES": [(TensorNetworkConfig, {})],  # PEFT loads every preset as this class
+        "LAYER_INDEXING_CONFIG_CLASSES": [(config_class, {})],
+        "TOKEN_CLS_CONFIGS": _row_of_task(config_class, "TOKEN_CLS"),
+        "QA_CONFIGS": _row_of_task(config_class, "QUESTION_ANS"),
+        "test_decoder_models.ALL_CONFIGS": _row_of_task(config_class, "CAUSAL_LM"),
+        "test_encoder_decoder_models.ALL_CONFIGS": _row_of_task(config_class, "SEQ_2_SEQ_LM"),
+        "test_seq_classifier.ALL_CONFIGS": _row_of_task(config_class, "SEQ_CLS"),
+        "test_feature_extraction_models.ALL_CONFIGS": _row_of_task(config_class, "FEATURE_EXTRACTION"),
     }
+
+
+def _row_of_task(config_class: type, task_type: str) -> list[Any]:
+    return [(config_class, {"target_modules": None, "task_type": task_type})]
+
+
+def _pairs_of_active_adapters(config_class: type) -> list[Any]:
+    """Two adapters on the same layer, and on different layers."""
+    rows = []
+    for number, (first, second) in enumerate([(["lin0"], ["lin0"]), (["lin0"], ["lin1"])]):
+        first_arguments = {"target_modules": first, "init_weights": False}
+        second_arguments = {"target_modules": second, "init_weights": False}
+        rows.append((str(number), "metalora", config_class, first_arguments, second_arguments))
+    return rows
+
+
+def _pair_of_mixed_adapters(config_class: type) -> tuple[Any, ...]:
+    """Two adapters of different rank for one batch."""
+    configs = [config_class(target_modules=["lin0"], r=rank, init_weights=False) for rank in (4, 2)]
+    return ("ranks 4 and 2", *configs)
 
 
 SIZES = dict(vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=37)
 BERT = {**SIZES, "max_position_embeddings": 64}
-TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name on the Hub -> class of transformers' configuration, its values
+# Name on the Hub -> (class of transformers' configuration, its values).
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny-random-OPTForCausalLM": (
         "OPTConfig",
         dict(
@@ -95,7 +108,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {  # name on the Hub -> class of t
             eos_token_id=2,
         ),
     ),
-    "tiny-random-BloomForCausalLM": (  # with weights of 0.02, three layers lose small updates to rounding
+    "tiny-random-BloomForCausalLM": (  # default weights of 0.02 lose small updates of three layers to rounding
         "BloomConfig",
         dict(vocab_size=64, hidden_size=32, n_layer=3, n_head=4, initializer_range=0.2),
     ),

@@ -1,6 +1,7 @@
 """The methods under which PEFT's tests run, as configurations whose defaults fit its tiny models.
 
-Its tests build a configuration from `target_modules` alone, and train at fixed rates: alpha keeps them finite.
+PEFT's tests build a configuration from `target_modules` alone, and train at fixed rates: `alpha` keeps the updates
+finite.
 """
 
 from dataclasses import dataclass, field
@@ -10,8 +11,8 @@ from metalora.peft import LoRTAConfig, LoTRConfig, MetaLoRAConfig, MetaTTConfig,
 
 
 @dataclass
-class Tiny:
-    """What fits the tests' models and rates."""
+class TinyDefaults:
+    """Defaults that fit the tests' models and learning rates."""
 
     r: int = 4
     alpha: float | None = 0.5
@@ -19,27 +20,33 @@ class Tiny:
 
 
 @dataclass
-class MetaTT4D(Tiny, MetaTTConfig):
+class MetaTT4D(TinyDefaults, MetaTTConfig):
     """MetaTT-4D."""
 
 
 @dataclass
-class LoTR(Tiny, LoTRConfig):
+class LoTR(TinyDefaults, LoTRConfig):
     """LoTR."""
 
 
 @dataclass
-class TensLoRAQKVDepth(Tiny, TensLoRAConfig):
+class TensLoRAQKVDepth(TinyDefaults, TensLoRAConfig):
+    """TensLoRA over query, key, value and the depth."""
+
     method: str = "tenslora-qkv-depth"
 
 
 @dataclass
-class LoRTA(Tiny, LoRTAConfig):
+class LoRTA(TinyDefaults, LoRTAConfig):
+    """LoRTA; its heads are as wide as the tests' narrowest layer allows."""
+
     head_dim: int | None = 1
 
 
 @dataclass
-class MetaLoRACP(Tiny, MetaLoRAConfig):
+class MetaLoRACP(TinyDefaults, MetaLoRAConfig):
+    """MetaLoRA in CP form, with learned factors in place of generated ones: PEFT's tests give no condition."""
+
     condition: dict[str, Any] = field(default_factory=lambda: {"scope": "constant"})
 
 
@@ -50,3 +57,4 @@ FAMILIES = {
     "lorta": LoRTA,
     "metalora-cp": MetaLoRACP,
 }
+"""Name on the command line -> configuration class."""

@@ -1,4 +1,4 @@
-"""A pytest plugin: PEFT's tests with this library's configurations in place of its own, and tiny models made here.
+"""A pytest plugin: PEFT's tests with this library's configurations in place of PEFT's, and tiny models made here.
 
 Only tests that run over one of PEFT's lists of configurations are kept.
 """
@@ -17,8 +17,8 @@ import transformers
 from cases import FILES, TINY, lists
 from families import FAMILIES
 
-AUTO = "transformers.models.auto.modeling_auto"
-RETARGETED = pytest.StashKey[set[str]]()
+AUTO_MODULE = "transformers.models.auto.modeling_auto"
+KEPT_TESTS = pytest.StashKey[set[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,71 +26,103 @@ def pytest_configure(config: pytest.Config) -> None:
     stub = types.ModuleType("diffusers")  # PEFT's tests ask whether a model is one of its pipelines
     stub.StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})
     sys.modules.setdefault("diffusers", stub)
-    ours = lists(FAMILIES[os.environ["METALORA_FAMILY"]])
-    kept: set[str] = set()
+    config_class = FAMILIES[os.environ["METALORA_FAMILY"]]
     importlib.import_module("tests.testing_common").hub_online_once = contextlib.nullcontext
+    kept: set[str] = set()
     for path in filter(os.path.exists, FILES):
         module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
         module.hub_online_once = contextlib.nullcontext
-        getattr(module, "PREFIXES", {})[FAMILIES[os.environ["METALORA_FAMILY"]]] = "metalora_"
-        short = module.__name__.rpartition(".")[2]
-        known = {id(value): ours.get(f"{short}.{name}", ours.get(name)) for name, value in vars(module).items()}
-        rows = {key: value for key, value in known.items() if value is not None}
-        for owner in [module, *(one for one in vars(module).values() if isinstance(one, type))]:
-            for name, function in list(vars(owner).items()):
-                if name.startswith("test") and _retarget(function, rows):
-                    kept.add(f"{short}.{name}")
-    config.stash[RETARGETED] = kept
-    _answer_for_the_past()
-    _answer_for_the_hub()
+        getattr(module, "PREFIXES", {})[config_class] = "metalora_"
+        kept |= _replace_rows_in_module(module, lists(config_class))
+    config.stash[KEPT_TESTS] = kept
+    _restore_method_of_old_transformers()
+    _load_tiny_models_without_the_hub()
 
 
-def _retarget(function: Any, rows: dict[int, list[Any]]) -> bool:
-    """Swap the rows of PEFT's lists in a test's parametrisations; whether there were any."""
-    marks, found = [], False
+def _replace_rows_in_module(module: types.ModuleType, our_rows: dict[str, list[Any]]) -> set[str]:
+    """Put our rows into the tests of a module.
+
+    Args:
+        module: A test module of PEFT's.
+        our_rows: Name of a list in a test module, or "module.name" -> the rows that replace the list.
+
+    Returns:
+        The tests that have our rows, as "module.test".
+    """
+    short_name = _short_name(module)
+    # A parametrisation holds the list itself, so lists are recognised by their identity.
+    rows_by_list_id = {}
+    for name, value in vars(module).items():
+        rows = our_rows.get(f"{short_name}.{name}", our_rows.get(name))
+        if rows is not None:
+            rows_by_list_id[id(value)] = rows
+    kept = set()
+    test_classes = [value for value in vars(module).values() if isinstance(value, type)]
+    for owner in (module, *test_classes):
+        for name, function in list(vars(owner).items()):
+            if name.startswith("test") and _replace_rows(function, rows_by_list_id):
+                kept.add(f"{short_name}.{name}")
+    return kept
+
+
+def _replace_rows(function: Any, rows_by_list_id: dict[int, list[Any]]) -> bool:
+    """Put our rows into a test's parametrisations; returns whether any of them used one of PEFT's lists."""
+    marks, replaced = [], False
     for mark in getattr(function, "pytestmark", []):
-        if mark.name == "parametrize" and id(mark.args[1]) in rows:
-            found = True
-            mark = pytest.mark.parametrize(mark.args[0], rows[id(mark.args[1])]).mark
+        if mark.name == "parametrize" and id(mark.args[1]) in rows_by_list_id:
+            replaced = True
+            mark = pytest.mark.parametrize(mark.args[0], rows_by_list_id[id(mark.args[1])]).mark
         marks.append(mark)
-    if found:
+    if replaced:
         function.pytestmark = marks
-    return found
+    return replaced
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests that name a method of PEFT's themselves."""
-    kept = config.stash[RETARGETED]
-    mine = [item for item in items if f"{item.module.__name__.rpartition('.')[2]}.{item.originalname}" in kept]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(mine)])
-    items[:] = mine
+    kept_names = config.stash[KEPT_TESTS]
+    kept, left_out = [], []
+    for item in items:
+        is_kept = f"{_short_name(item.module)}.{item.originalname}" in kept_names
+        (kept if is_kept else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
-def _answer_for_the_past() -> None:
-    """Give PEFT before 0.21 the method of encoder-decoders that it keeps and puts back, and transformers 5 has not."""
+def _short_name(module: types.ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+def _restore_method_of_old_transformers() -> None:
+    """Define the method of encoder-decoders that PEFT before 0.21 replaces and that transformers 5 does not have."""
     name = "_prepare_encoder_decoder_kwargs_for_generation"
     setattr(transformers.GenerationMixin, name, getattr(transformers.GenerationMixin, name, None))
 
 
-def _answer_for_the_hub() -> None:
-    """Let from_pretrained find the tiny models by their names on the Hub, without it."""
-    autos = [one for name, one in vars(importlib.import_module(AUTO)).items() if name.startswith("AutoModel")]
-    for loader in (transformers.PreTrainedModel, *autos):  # each of these has a from_pretrained of its own
-        loader.from_pretrained = classmethod(_local(loader.from_pretrained.__func__))
+def _load_tiny_models_without_the_hub() -> None:
+    """Let every `from_pretrained` build the tiny models by their names on the Hub, without the Hub."""
+    auto_classes = [
+        value for name, value in vars(importlib.import_module(AUTO_MODULE)).items() if name.startswith("AutoModel")
+    ]
+    for loader in (transformers.PreTrainedModel, *auto_classes):  # each class has its own from_pretrained
+        loader.from_pretrained = classmethod(_with_tiny_models(loader.from_pretrained.__func__))
 
 
-def _local(original: Any) -> Any:
+def _with_tiny_models(original: Any) -> Any:
+    """Return a `from_pretrained` that builds the models of `TINY` and calls the original for all others."""
+
     def from_pretrained(cls: type, name: Any, *args: Any, **kwargs: Any) -> Any:
-        short = str(name).rpartition("/")[2]
-        if short not in TINY or Path(str(name)).exists():
+        short_name = str(name).rpartition("/")[2]
+        if short_name not in TINY or Path(str(name)).exists():
             return original(cls, name, *args, **kwargs)
-        kind, values = TINY[short]
+        config_class, values = TINY[short_name]
         kwargs.pop("device_map", None)
         dtype = kwargs.pop("dtype", kwargs.pop("torch_dtype", torch.float32))
-        tiny = getattr(transformers, kind)(**{"pad_token_id": 0, **values, **kwargs})
+        tiny_config = getattr(transformers, config_class)(**{"pad_token_id": 0, **values, **kwargs})
+        make_model = cls.from_config if hasattr(cls, "from_config") else cls
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = (cls.from_config if hasattr(cls, "from_config") else cls)(tiny)
+            model = make_model(tiny_config)
         model.name_or_path = model.config._name_or_path = str(name)
         return model.to(dtype).eval()
 

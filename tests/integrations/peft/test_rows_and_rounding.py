@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 import metalora.peft as mp
@@ -172,6 +173,22 @@ def test_a_merged_adapter_must_be_unmerged_before_it_is_deleted():
     layer.adapter_layers.clear()
     with pytest.raises(ValueError, match="the merged adapters default were deleted.*unmerge before you delete"):
         layer.unmerge()
+
+
+def test_a_deleted_adapter_is_in_no_dictionary_of_a_layer():
+    """PEFT's own tests ask the same of its tuners: of public attributes, also of properties."""
+    model = get_peft_model(base_model(), static_config())
+    model.add_adapter("second", static_config())
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    dictionaries = [
+        (name, getattr(layer, name))
+        for layer in layers
+        for name in dir(layer)
+        if not name.startswith("_") and hasattr(getattr(layer, name, None), "keys")
+    ]
+    assert any("second" in dictionary for _, dictionary in dictionaries)
+    model.delete_adapter("second")
+    assert [name for name, dictionary in dictionaries if "second" in dictionary] == []
 
 
 def test_a_condition_of_one_is_shared_by_all_rows():

@@ -73,9 +73,8 @@ class AdapterContainer(TunerLayer, nn.Module):
             model.register_forward_hook(self.after_forward, always_call=True),
         ]
 
-    @property
-    def adapters(self) -> dict[str, Adapter]:
-        """Adapter name -> adapter: `metalora_adapters` with its types."""
+    def adapters_by_name(self) -> dict[str, Adapter]:
+        """Adapter name -> adapter, now; a deleted adapter stays in a dictionary that was returned before."""
         return {name: cast(Adapter, adapter) for name, adapter in self.metalora_adapters.items()}
 
     def forward(self, x: Any) -> Any:
@@ -91,7 +90,7 @@ class AdapterContainer(TunerLayer, nn.Module):
     def remove_from(self, model: nn.Module) -> None:
         """Remove the container, its hooks and the hooks of its adapters from a model."""
         self.remove_hooks()
-        for adapter in self.adapters.values():
+        for adapter in self.adapters_by_name().values():
             _remove_adapter_hooks(adapter)
         for module in model.modules():
             checkpoint = vars(module).get(CHECKPOINT_ATTRIBUTE)
@@ -106,13 +105,13 @@ class AdapterContainer(TunerLayer, nn.Module):
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and the hooks with which it reads the features of its condition."""
-        adapter = self.adapters.get(adapter_name)
+        adapter = self.adapters_by_name().get(adapter_name)
         if adapter is not None:
             _remove_adapter_hooks(adapter)
         super().delete_adapter(adapter_name)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        adapter = self.adapters.get(adapter_name)
+        adapter = self.adapters_by_name().get(adapter_name)
         if adapter is None or any(parameter.is_meta for parameter in adapter.parameters()):
             return
         adapter.to(device or first_base_weight(adapter).device)
@@ -121,7 +120,7 @@ class AdapterContainer(TunerLayer, nn.Module):
     @property
     def is_base_only(self) -> bool:
         """True while the frozen base runs alone, for example for the features of a condition."""
-        return self._base_only or any(not adapter.enabled for adapter in self.adapters.values())
+        return self._base_only or any(not adapter.enabled for adapter in self.adapters_by_name().values())
 
     @contextlib.contextmanager
     def base_only(self) -> Iterator[None]:
@@ -137,7 +136,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         if self.disable_adapters:
             return {}
         names = self.active_adapters if self.adapter_names is None else dict.fromkeys(self.adapter_names)
-        adapters = self.adapters
+        adapters = self.adapters_by_name()
         # BASE_NAME is not the name of an adapter, so it is left out here.
         return {name: adapters[name] for name in names if name in adapters and not adapters[name].merged}
 
@@ -206,7 +205,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         finally:
             self.adapter_names, self._rows, self.beams = None, {}, 1
             self.call_condition = self.call_task_ids = None
-            for adapter in self.adapters.values():
+            for adapter in self.adapters_by_name().values():
                 adapter.beams = 1
 
     def before_forward(
@@ -214,7 +213,7 @@ class AdapterContainer(TunerLayer, nn.Module):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Forward pre-hook of the model: take the condition and the task ids, and prepare the adapters."""
         condition, task_ids = self.call_condition, self.call_task_ids
-        adapters = self.adapters.values()
+        adapters = self.adapters_by_name().values()
         if any(adapter.per_example for adapter in adapters):
             condition = kwargs.pop("condition", condition)
         if any(adapter.task_keys for adapter in adapters):
@@ -232,7 +231,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         """Forward hook of the model: no condition outlives its forward."""
         if self.is_base_only:
             return
-        for adapter in self.adapters.values():
+        for adapter in self.adapters_by_name().values():
             adapter.end(output)
 
     def _pass_conditions_to_checkpoints(self, model: nn.Module) -> None:
@@ -307,7 +306,7 @@ def adapter_of(model: nn.Module, adapter_name: str | None = None) -> Adapter:
     """
     container = required_container(model)
     names = container.active_adapters if adapter_name is None else [adapter_name]
-    adapters = container.adapters
+    adapters = container.adapters_by_name()
     if len(names) != 1 or names[0] not in adapters:
         raise ValueError(
             f"adapter {adapter_name!r}: expected the name of one (known: {', '.join(adapters)}; active: {names})"

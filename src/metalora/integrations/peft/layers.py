@@ -106,7 +106,7 @@ class AdaptedModule(TunerLayer, nn.Module):
             layer = self.adapter_layers.get(name)
             if layer is None:
                 continue
-            active_values = self.container.adapters[name].active
+            active_values = self.container.adapters_by_name()[name].active
             values = None if active_values is None else _values_of_rows(active_values, rows.to(x.device), batch_size)
             y[rows] = layer(x[rows], y[rows], values).to(y.dtype)
         return y
@@ -128,7 +128,7 @@ class AdaptedModule(TunerLayer, nn.Module):
                 self._merge_adapter(name, safe_merge)
 
     def _merge_adapter(self, name: str, safe_merge: bool) -> None:
-        adapter, layer = self.container.adapters[name], self.adapter_layers[name]
+        adapter, layer = self.container.adapters_by_name()[name], self.adapter_layers[name]
         _check_one_condition(name, adapter)
         weight = self._dense_weight()
         delta = adapter.delta(layer.target.path)

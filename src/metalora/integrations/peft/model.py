@@ -55,7 +55,7 @@ class TensorNetworkModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put an adapter into the model as PEFT does; an adapter of the same name is replaced."""
         container = container_of(model)
-        if container is not None and adapter_name in container.adapters:
+        if container is not None and adapter_name in container.adapters_by_name():
             container.delete_adapter(adapter_name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
@@ -84,7 +84,7 @@ class TensorNetworkModel(BaseTuner):
     ) -> None:
         """Adapt one target. The adapter's first target makes the adapter, because its targets share factors."""
         container = self._container_with(adapter_name, config)
-        adapter = container.adapters[adapter_name]
+        adapter = container.adapters_by_name()[adapter_name]
         module = target
         if not isinstance(module, AdaptedModule):
             resolved_target = adapter.targets[current_key]
@@ -99,7 +99,7 @@ class TensorNetworkModel(BaseTuner):
         If the adapter cannot be made, the model is not changed.
         """
         existing: AdapterContainer | None = getattr(self.model, CONTAINER_NAME, None)
-        if existing is not None and adapter_name in existing.adapters:
+        if existing is not None and adapter_name in existing.adapters_by_name():
             return existing
         container = AdapterContainer(self.model) if existing is None else existing
         try:
@@ -140,7 +140,7 @@ class TensorNetworkModel(BaseTuner):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        adapter = required_container(self.model).adapters[adapter_name]
+        adapter = required_container(self.model).adapters_by_name()[adapter_name]
         weight = first_base_weight(adapter)
         if not autocast_adapter_dtype and weight.is_floating_point():
             adapter.to(weight.dtype)
@@ -177,7 +177,7 @@ class TensorNetworkModel(BaseTuner):
         """Raise a ValueError, in PEFT's words, if a mixed batch cannot run."""
         if self.training:
             raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
-        unknown = sorted({*adapter_names} - {BASE_NAME, *container.adapters})
+        unknown = sorted({*adapter_names} - {BASE_NAME, *container.adapters_by_name()})
         if unknown:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
         if any(isinstance(module, AdaptedModule) and module.merged for module in self.model.modules()):
@@ -219,7 +219,7 @@ class TensorNetworkModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """The tensors of an adapter's file. PEFT writes the configuration next, so its values are set here."""
-        config.set_saved_values(saved_values(required_container(model).adapters[adapter_name]))
+        config.set_saved_values(saved_values(required_container(model).adapters_by_name()[adapter_name]))
         prefix = _key_prefix(adapter_name)
         return {key: value for key, value in state_dict.items() if prefix in key}
 
