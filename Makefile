@@ -3,7 +3,7 @@ DATA ?= mnist-5k
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup test laws conformance lint demo bench clean
+.PHONY: setup test laws conformance lint demo bench gpu gpu-wheels clean
 
 setup: .venv/.stamp
 
@@ -42,6 +42,12 @@ bench: setup
 	$(BIN)/metalora bench --what tasks --out runs/bench.jsonl
 	$(BIN)/metalora bench --what attach --layers 56 --methods lora metatt-4d lotr --out runs/bench.jsonl \
 		--targets query key value attention.output.dense intermediate.dense output.dense
+
+gpu:  # on one CUDA card, at most eight minutes, without `make setup`: PYTHON=python3 make gpu; without a card a dry run
+	PYTHONPATH=src:$$(ls -d .wheels/*.whl 2>/dev/null | paste -s -d: -) $(PYTHON) -m metalora.bench.gpu $(GPU)
+
+gpu-wheels:  # for a card's machine without a network: run it elsewhere, and copy .wheels with the checkout
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: -c constraints.txt -d .wheels opt_einsum
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info papers/src/*.egg-info

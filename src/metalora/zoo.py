@@ -66,7 +66,7 @@ def load_model(name: str, *, weights: bool = True) -> nn.Module:
             return loaded[0]
     if name in named_sizes:
         sizes = named_sizes[name]
-        return _transformers(sizes["hub"], weights=True) if weights else _named(sizes)
+        return _transformers(sizes["hub"], weights=True) if weights else build_architecture(name)
     if library == "efficientnet-lite0":
         return efficientnet_lite0_imagenet()
     if library not in LIBRARIES or not rest:
@@ -76,6 +76,32 @@ def load_model(name: str, *, weights: bool = True) -> nn.Module:
         )
     loaders = {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}
     return loaders[library](rest, weights)
+
+
+def build_architecture(
+    name: str, *, device: torch.device | str = "meta", causal: bool = False, **sizes: Any
+) -> nn.Module:
+    """Build a well-known transformer with random weights, in eval mode; nothing is downloaded.
+
+    Args:
+        name: A key of `architectures()`.
+        device: Where the weights are; on "meta" they have shapes only.
+        causal: Build it with the head of a language model.
+        **sizes: Sizes that replace those of the architecture, such as `num_hidden_layers=2`.
+
+    Example:
+        >>> model = build_architecture("roberta-base", num_hidden_layers=1)
+        >>> len(model.encoder.layer)
+        1
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    all_sizes = architectures()[name] | sizes
+    all_sizes.pop("hub")
+    config = AutoConfig.for_model(**all_sizes)
+    model_class: Any = AutoModelForCausalLM if causal else AutoModel
+    with torch.device(device):
+        return cast(nn.Module, model_class.from_config(config).eval())
 
 
 def _timm(name: str, weights: bool) -> nn.Module:
@@ -100,15 +126,6 @@ def _torchvision(name: str, weights: bool) -> nn.Module:
     if name not in names:
         raise ValueError(f"model torchvision:{name}: unknown{nearest(name, names)[:300]}")
     return cast(nn.Module, torchvision.models.get_model(name, weights="DEFAULT" if weights else None).eval())
-
-
-def _named(sizes: dict[str, Any]) -> nn.Module:
-    """Build a well-known transformer of these sizes on the meta device."""
-    from transformers import AutoConfig, AutoModel
-
-    config = AutoConfig.for_model(**{key: value for key, value in sizes.items() if key != "hub"})
-    with torch.device("meta"):
-        return cast(nn.Module, AutoModel.from_config(config).eval())
 
 
 def _transformers(name: str, weights: bool) -> nn.Module:

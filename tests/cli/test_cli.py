@@ -59,7 +59,9 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
     "unknown target": (f"{INSPECT} --targets layer1.0.conf1", 2, "did you mean 'layer1.0.conv1'?"),
     "rank too large": (f"{INSPECT} --rank 4096", 2, "rank 4096 of bond 'r' is above"),
     "no adapter file": ("inspect --file {}/none.safetensors", 2, "none.safetensors: no such adapter file"),
-    "broken adapter file": ("inspect --file {}/broken.safetensors", 2, "broken.safetensors: not a complete adapter file"),
+    "broken adapter file": (
+        "inspect --file {}/broken.safetensors", 2, "broken.safetensors: not a complete adapter file",
+    ),
     "a folder for a file": ("inspect --file {}", 2, "a directory, expected an adapter file"),
     "merge of shards into a file": (
         f"merge {{}}/adapter.safetensors {RESNET} --out {{}}/m --max-shard-size 2GB", 2, "-size is for a folder",

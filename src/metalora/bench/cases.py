@@ -26,7 +26,7 @@ from metalora.bench.device import bench_device, synchronize
 from metalora.bench.tasks import encoder
 from metalora.config import AdapterConfig, ConditionConfig
 from metalora.methods.registry import get_method
-from metalora.zoo import load_model
+from metalora.zoo import architectures, build_architecture, load_model
 
 # A case has the name of its method, and a suffix if it is run in another way. PEFT's tuners have a prefix.
 FLOOR, PEFT = "frozen model", "peft: "
@@ -128,11 +128,14 @@ def build_model(config: BenchConfig) -> tuple[nn.Module, Inputs]:
         The model, and its inputs: `input_ids` and `attention_mask` (batch, tokens), or `x` (batch, 3, size, size).
     """
     torch.manual_seed(0)
+    device, dtype = bench_device(), getattr(torch, config.dtype)
+    # Random weights take the same time as trained ones, so that nothing is downloaded if the sizes are known.
     if config.model == "minilm":
         model = encoder(config.layers)
+    elif config.model in architectures():
+        model = build_architecture(config.model, device=device)
     else:
-        model = load_model(config.model, weights=not config.model.startswith("timm:"))  # weights cost no time
-    device, dtype = bench_device(), getattr(torch, config.dtype)
+        model = load_model(config.model, weights=not config.model.startswith("timm:"))
     freeze(model).to(device, dtype)
     embeddings = getattr(model, "get_input_embeddings", None)
     if embeddings is not None:
@@ -189,7 +192,7 @@ def adapter_config(name: str, config: BenchConfig) -> AdapterConfig:
         method.name,
         config.rank,
         targets=config.targets,
-        clip_rank=True,
+        clip_rank=config.clip_rank,
         condition=config.condition if method.generated else ConditionConfig(scope="constant"),
         tasks=config.tasks if "task" in method.network.modes else 1,
     )

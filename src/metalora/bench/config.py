@@ -13,11 +13,13 @@ class BenchConfig:
     """A model, its inputs, and the adapters that are compared with the frozen model and with PEFT's tuners."""
 
     model: str = "minilm"
-    """minilm (its shape with random weights), timm:NAME, hf:FOLDER_OR_ID or a well-known architecture"""
+    """minilm, timm:NAME or a known architecture (roberta-base), all with random weights, or hf:FOLDER"""
     methods: tuple[str, ...] = ("lora", "metatt-4d", "metatt-5d", "lotr", "tenslora-qkv-depth")
     peers: tuple[str, ...] = ("lora",)
     """tuners of PEFT, at the same rank and targets: lora, vera, lokr, loha"""
     rank: int = 8
+    clip_rank: bool = True
+    """lower a rank to what the sizes of the modes allow; otherwise a published rank may exceed them"""
     targets: str | tuple[str, ...] = ("query", "key", "value")
     tasks: int = 1
     """number of tasks, for methods with a task mode; the examples of a batch take turns in them"""
