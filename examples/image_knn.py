@@ -10,14 +10,14 @@ import metalora
 from metalora.knn import knn_accuracy
 from metalora.training.losses import matching_loss
 from metalora_papers.config import BackboneConfig
-from metalora_papers.metalora.attributes import AttributeSuite
+from metalora_papers.metalora.attributes import AttributeImages
 from metalora_papers.metalora.backbones import pretrained
 
 NOTIONS = ("class", "hue", "frame")
 
 
-def backbone(suite: AttributeSuite, steps: int) -> torch.nn.Module:
-    seen = suite.pool.classes["seen"]
+def backbone(suite: AttributeImages, steps: int) -> torch.nn.Module:
+    seen = suite.image_split.classes["seen"]
 
     def sample(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         batch = suite.batch("train", 128, 50_000_000 + step, "seen")
@@ -30,7 +30,7 @@ def backbone(suite: AttributeSuite, steps: int) -> torch.nn.Module:
 
 def main(steps: int = 300, pretrain_steps: int = 500) -> dict[str, float]:
     torch.manual_seed(0)
-    suite = AttributeSuite("mnist-5k", attributes=NOTIONS)
+    suite = AttributeImages("mnist-5k", attributes=NOTIONS)
     model = backbone(suite, pretrain_steps)
     condition = metalora.ConditionConfig(scope="support", hidden=16)
     adapter = metalora.attach(model, metalora.AdapterConfig("metalora-cp", rank=9, condition=condition, clip_rank=True))

@@ -39,10 +39,11 @@ TABLES = {
 def test_the_numbers_of_the_readme_are_those_of_the_rows(suite, data, backbone):
     from metalora.bench.store import RowStore
     from metalora_papers.config import TableConfig
-    from metalora_papers.metalora.table import report, rows_of
+    from metalora_papers.metalora.table import ImageComparison
 
-    table = TableConfig(suite=suite, data=data, backbone=backbone)
-    found = report(rows_of(RowStore(ROOT / "papers" / "results" / f"{suite}.jsonl").rows(), table), table)
+    comparison = ImageComparison("metalora", TableConfig(suite=suite, data=data, backbone=backbone))
+    rows = RowStore(ROOT / "papers" / "results" / f"{suite}.jsonl").rows()
+    found = comparison.report(comparison.rows_of(rows))
     text = (ROOT / "README.md").read_text()
     for cells in found.tables[0].cells:
         line = " | ".join(cells[2:4])  # the two metrics that are compared

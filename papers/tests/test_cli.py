@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import metalora
 from metalora_papers.config import TableConfig
-from metalora_papers.registry import load_run
+from metalora_papers.registry import load_run, open_suite
 from support.command import metalora_command, papers_command
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only one sample available", "ignore:.*the condition is ignored")
@@ -55,19 +55,17 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(files):
     """The tiny run, trained: its row as printed, its adapter, a condition made through the API."""
-    from metalora_papers.metalora.vision import prepare
-
     pytest.importorskip("accelerate")
     code, out, err = papers_command("train", files / "run.yaml", "--out", files / "out", "--json")
     assert (code, err) == (0, "")
     row = json.loads(out)
-    prepared = prepare(load_run(files / "run.yaml"))
-    adapter = metalora.load(prepared.model, row["adapter"])
-    episode = prepared.experiment.test_episode("frame", 0)
+    suite = open_suite(load_run(files / "run.yaml"))
+    adapter = metalora.load(suite.model, row["adapter"])
+    episode = suite.test_episode("frame", 0)
     with torch.no_grad():
         condition = adapter.condition(episode.support_x, episode.support_y)
         condition.save(files / "condition.safetensors")
-        features = prepared.model(episode.query_x, condition=condition)
+        features = suite.model(episode.query_x, condition=condition)
     return SimpleNamespace(row=row, adapter=row["adapter"], query=episode.query_x, features=features)
 
 
@@ -145,9 +143,9 @@ def test_train_writes_the_row_the_adapter_and_no_more(trained, files):
 
 
 def test_train_again_prints_the_row_that_is_there(trained, files, monkeypatch):
-    from metalora_papers import scheduler as pool
+    from metalora_papers import scheduler
 
-    monkeypatch.setattr(pool, "execute", lambda *_, **__: pytest.fail("a finished run was run again"))
+    monkeypatch.setattr(scheduler, "execute", lambda *_, **__: pytest.fail("a finished run was run again"))
     code, out, _ = papers_command("train", files / "run.yaml", "--out", files / "out")
     assert code == 0 and "k5.trained_mean" in out and "adapter:" in out
     assert f"{trained.row['results']['k5']['trained_mean']:.4f}" in out
@@ -173,12 +171,10 @@ def test_train_of_the_original_has_no_adapter(files, trained):
 def test_a_merged_file_is_the_adapted_model_for_its_condition(trained, files):
     from safetensors.torch import load_file
 
-    from metalora_papers.metalora.vision import prepare
-
     arguments = ("merge", trained.adapter, "--model", f"run:{files}/run.yaml", "--out", files / "merged.safetensors")
     code, out, _ = metalora_command(*arguments, "--condition", files / "condition.safetensors", "--json")
     assert code == 0 and json.loads(out)["bytes"] == (files / "merged.safetensors").stat().st_size
-    plain = prepare(load_run(files / "run.yaml")).model
+    plain = open_suite(load_run(files / "run.yaml")).model
     before = plain(trained.query)
     plain.load_state_dict(load_file(files / "merged.safetensors"))
     with torch.no_grad():
@@ -200,26 +196,24 @@ def test_a_file_of_another_kind_is_no_condition(trained, files):
 
 
 def test_an_exported_folder_is_the_adapted_model_for_its_condition(trained, files):
-    from metalora_papers.metalora.vision import prepare
-
     peft = pytest.importorskip("peft")
     arguments = ("export", trained.adapter, "--to", "lora", "--model", f"run:{files}/run.yaml", "--out", files / "lora")
     code, out, _ = metalora_command(*arguments, "--condition", files / "condition.safetensors", "--json")
     [found] = json.loads(out)
     assert code == 0 and found["folder"] == str(files / "lora") and found["error"] == 0
-    plain = prepare(load_run(files / "run.yaml")).model
+    plain = open_suite(load_run(files / "run.yaml")).model
     with torch.no_grad():
         got = peft.PeftModel.from_pretrained(plain, files / "lora").eval()(trained.query)
     torch.testing.assert_close(got, trained.features, rtol=1e-5, atol=1e-5)
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(files, monkeypatch):
-    from metalora_papers import scheduler as pool
+    from metalora_papers import scheduler
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool, "execute", stop)
+    monkeypatch.setattr(scheduler, "execute", stop)
     code, _, err = papers_command("train", files / "run.yaml", "--out", files / "stopped", "--json")
     said = "metalora-papers: stopped; finished runs and checkpoints are kept, run the same command again to continue\n"
     assert code == 130 and err == said
@@ -229,7 +223,7 @@ def test_flags_override_the_file_also_with_a_default(tmp_path, monkeypatch):
     from metalora_papers import tables
 
     found = []
-    monkeypatch.setattr(tables, "run_table", lambda table, out, **_: found.append(table))
+    monkeypatch.setattr(tables, "run_table", lambda name, table, out, **_: found.append(table))
     (tmp_path / "t.yaml").write_text("steps: 7\nlr: 0.1\nequal_rank: true\nseeds: [4]\n")
     command = ("table", "metalora", "--config", tmp_path / "t.yaml")
     assert papers_command(*command)[0] == 0

@@ -25,10 +25,10 @@ def test_the_recipes_are_there():
 def test_the_recipe_of_one_run_is_that_row_of_the_table():
     """One seed of metalora-cp in `metalora table metalora`: the same key, so a table finds its row and skips it."""
     pytest.importorskip("timm")
-    from metalora_papers.metalora.table import runs
+    from metalora_papers.metalora.table import ImageComparison
     from metalora_papers.scheduler import key_of
 
     [path] = [path for path in RECIPES if path.stem == "attributes-resnet"]
     recipe = from_dict(RunConfig, read_yaml(path))
-    (run,) = runs(TableConfig(methods=("metalora-cp",), seeds=(0,)), {})
+    (run,) = ImageComparison("metalora", TableConfig(methods=("metalora-cp",), seeds=(0,))).runs({})
     assert to_dict(recipe) == to_dict(run) and key_of(recipe) == key_of(run)

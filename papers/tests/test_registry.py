@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import typing
 
 import pytest
 
@@ -24,7 +25,13 @@ def test_the_suite_says_the_kind(text, kind, tmp_path):
     assert type(load_run(tmp_path / "run.yaml")) is kind
 
 
-def test_every_suite_has_one_kind():
+def test_every_suite_of_a_configuration_is_registered():
+    named = {
+        suite: config
+        for config in (RunConfig, TextRunConfig, CausalRunConfig)
+        for suite in typing.get_args(typing.get_type_hints(config)["suite"])
+    }
+    assert named == {name: entry.config for name, entry in SUITES.items()}
     assert set(SUITES) == {"attributes", "cue", "shift", "natural", "news", "glue", "commonsense"}
 
 

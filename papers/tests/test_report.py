@@ -10,15 +10,15 @@ from rich.console import Console
 
 from metalora_papers.report import (
     Table,
-    comparison,
+    compare_methods,
     comparison_table,
-    latest,
     plot_bars,
     print_table,
     summarise,
     summary_table,
     write_markdown,
 )
+from metalora_papers.rows import latest
 
 ACCURACY = {
     "original": (0, [0.30, 0.31, 0.29, 0.30, 0.32, 0.30]),
@@ -70,7 +70,7 @@ def test_metrics_and_fields_are_dotted_paths():
 
 
 def test_comparison_is_with_the_best_baseline_of_at_least_the_same_size():
-    found = comparison(
+    found = compare_methods(
         ROWS, metric="acc", treatment_methods=["cp", "tr"], baseline_methods=["original", "lora", "moe", "tiny"]
     )
     assert [(one.treatment, one.baseline) for one in found] == [("cp", "moe"), ("tr", "moe")]  # tiny is too small
@@ -89,7 +89,7 @@ def test_comparison_is_with_the_best_baseline_of_at_least_the_same_size():
 
 
 def test_where_lower_is_better_the_lowest_baseline_is_the_best():
-    found = comparison(
+    found = compare_methods(
         ROWS, metric="acc", treatment_methods=["cp"], baseline_methods=["lora", "moe"], higher_is_better=False
     )
     assert found[0].baseline == "lora"
@@ -98,7 +98,7 @@ def test_where_lower_is_better_the_lowest_baseline_is_the_best():
 def test_comparison_pairs_by_seed_whatever_the_order_and_reports_lost_seeds():
     rows = [one for one in reversed(ROWS) if (one["config"]["method"], one["seed"]) != ("cp", 2)]
     with pytest.warns(UserWarning, match=r"seeds \[2\] are in only one of cp and moe"):
-        (found,) = comparison(rows, metric="acc", treatment_methods=["cp"], baseline_methods=["moe"])
+        (found,) = compare_methods(rows, metric="acc", treatment_methods=["cp"], baseline_methods=["moe"])
     seeds = (0, 1, 3, 4, 5)
     oracle = scipy.stats.ttest_rel(*([ACCURACY[name][1][seed] for seed in seeds] for name in ("cp", "moe")))
     assert found.seeds == seeds and found.p_value == pytest.approx(oracle.pvalue)
@@ -118,15 +118,15 @@ def test_comparison_pairs_by_seed_whatever_the_order_and_reports_lost_seeds():
         (lambda: summarise([*ROWS, ROWS[0]], metric="acc"), "seed 0 2 times; one run, twice: see `latest`"),
         (lambda: summarise([], metric="acc"), "no row has the metric 'acc'; known: none"),
         (
-            lambda: comparison(ROWS, metric="acc", treatment_methods=["cq"], baseline_methods=["lora"]),
+            lambda: compare_methods(ROWS, metric="acc", treatment_methods=["cq"], baseline_methods=["lora"]),
             "no row of method 'cq'.*known: cp, lora",
         ),
         (
-            lambda: comparison(ROWS, metric="acc", treatment_methods=["tr"], baseline_methods=["lora", "tiny"]),
+            lambda: compare_methods(ROWS, metric="acc", treatment_methods=["tr"], baseline_methods=["lora", "tiny"]),
             r"no baseline is as large as tr \(600 parameters\): lora 500, tiny 100",
         ),
         (
-            lambda: comparison(ROWS[:6], metric="acc", treatment_methods=["cp"], baseline_methods=["moe"]),
+            lambda: compare_methods(ROWS[:6], metric="acc", treatment_methods=["cp"], baseline_methods=["moe"]),
             "cp and moe share 1 seeds",
         ),
         (lambda: plot_bars(ROWS, [], "x.png"), "1 to 8 metrics, not 0"),
@@ -164,7 +164,7 @@ def test_summary_table_shows_intervals_counts_and_gaps():
 
 
 def test_tables_are_printed_and_written(tmp_path):
-    found = comparison(ROWS, metric="acc", treatment_methods=["cp"], baseline_methods=["moe"])
+    found = compare_methods(ROWS, metric="acc", treatment_methods=["cp"], baseline_methods=["moe"])
     tables = [comparison_table(found, title="Against [the] best"), Table("", ("a|b",), (("c|d",),))]
     console = Console(record=True, file=io.StringIO())
     print_table(tables[0], console)

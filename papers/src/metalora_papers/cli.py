@@ -33,7 +33,7 @@ IMAGES = {
 }
 
 
-def _images(name: str) -> Callable[..., None]:
+def _image_verb(name: str) -> Callable[..., None]:
     default, description = IMAGES[name]
 
     def verb(
@@ -45,16 +45,21 @@ def _images(name: str) -> Callable[..., None]:
         workers: Workers = 2,
         json: Json = False,
     ) -> None:
+        settings = _over_file(table, config, default)
+        if demo:
+            from metalora_papers.metalora.demo import run_demo
+
+            run_demo(name, settings, out, workers=workers, as_json=json, rows_file=rows)
+            return
         from metalora_papers.tables import run_table
 
-        chosen = _over_file(table, config, default)
-        run_table(chosen, out, workers=workers, demo=demo, as_json=json, rows_file=rows)
+        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows)
 
     verb.__doc__ = description
     return verb
 
 
-def _text(name: str) -> Callable[..., None]:
+def _text_verb(name: str) -> Callable[..., None]:
     paper = "TensLoRA" if name == "tenslora" else "MetaTT (arXiv:2506.09105)"
 
     def verb(
@@ -65,30 +70,36 @@ def _text(name: str) -> Callable[..., None]:
         workers: Workers = 2,
         json: Json = False,
     ) -> None:
-        from metalora_papers.tables import run_text_table
+        from metalora_papers.tables import run_table
 
-        chosen = _over_file(table, config, TextTableConfig())
-        run_text_table(name, chosen, out, workers=workers, as_json=json, rows_file=rows)
+        settings = _over_file(table, config, TextTableConfig())
+        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows)
 
     verb.__doc__ = f"{paper} on text: {TEXT_TABLES[name]}."
     return verb
 
 
 def _over_file(table: T, path: Path | None, default: T) -> T:
-    """The default with the file's fields over it, and over them the flags on the command line, also those that are set
-    to their default."""
+    """Return the default settings, overridden by the fields of a file, overridden by the flags.
+
+    A flag on the command line counts even if it is set to its default.
+    """
     if path is None:
         return table
     words = (word.removeprefix("--") for word in sys.argv if word.startswith("--"))
     flags = {word.partition("=")[0].partition(".")[0].replace("-", "_") for word in words}
-    fields = (field.name for field in dataclasses.fields(table))
-    given = {name: getattr(table, name) for name in fields if flags & {name, f"no_{name}"}}
+    names = [field.name for field in dataclasses.fields(table)]
+    from_flags = {name: getattr(table, name) for name in names if flags & {name, f"no_{name}"}}
     values = read_yaml(path)
-    loaded = from_dict(type(table), values, str(path))
-    return dataclasses.replace(default, **{name: getattr(loaded, name) for name in values} | given)
+    settings = from_dict(type(table), values, str(path))
+    from_file = {name: getattr(settings, name) for name in values}
+    return dataclasses.replace(default, **from_file | from_flags)
 
 
-TABLES = {**{name: _images(name) for name in IMAGES}, **{name: _text(name) for name in TEXT_TABLES}}
+TABLES: dict[str, Callable[..., None]] = {
+    **{name: _image_verb(name) for name in IMAGES},
+    **{name: _text_verb(name) for name in TEXT_TABLES},
+}
 
 
 def train(
@@ -125,8 +136,8 @@ def evaluate(
 
 
 def recipe(
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="one of the list that is printed without it")] = "",
-    seed: Annotated[int | None, tyro.conf.arg(help="another than the first of the paper's seeds")] = None,
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="name of a recipe; without it all are listed")] = "",
+    seed: Annotated[int | None, tyro.conf.arg(help="a seed other than the first of the paper's")] = None,
     json: Json = False,
 ) -> None:
     """Print an experiment of the MetaTT paper at its own scale as a RUN.yaml for `train`, or list all of them."""
@@ -136,10 +147,16 @@ def recipe(
         print(metatt_paper.recipe(name).yaml(seed), end="")
         return
     rows = [
-        {"name": one.name, "model": one.architecture, "method": one.run.method, "rank": one.run.adapter.rank,
-         "steps": one.run.train.steps, "batch": one.run.batch * one.run.train.accumulate}
-        for one in metatt_paper.recipes().values()
-    ]  # fmt: skip
+        {
+            "name": entry.name,
+            "model": entry.architecture,
+            "method": entry.run.method,
+            "rank": entry.adapter.rank,
+            "steps": entry.run.train.steps,
+            "batch": entry.run.batch * entry.run.train.accumulate,
+        }
+        for entry in metatt_paper.recipes().values()
+    ]
     show(rows, json, "recipes", ("name", "model", "method", "rank", "steps", "batch"), rows)
 
 
@@ -148,7 +165,7 @@ def table() -> None:
     raise ValueError(f"table: name one of {', '.join(TABLES)}")
 
 
-VERBS = {"table": table, "train": train, "eval": evaluate, "recipe": recipe}
+VERBS: dict[str, Callable[..., None]] = {"table": table, "train": train, "eval": evaluate, "recipe": recipe}
 
 
 def main() -> None:

@@ -90,6 +90,15 @@ class RunConfig:
     split: Literal["val", "test"] = "test"
     """val: hyper-parameters are chosen here; test is touched once"""
 
+    @property
+    def shared_backbone(self) -> str | None:
+        """A name of what several runs share and the first of them trains and caches: the small backbone."""
+        return repr((self.suite, self.data, self.backbone, self.episodes))
+
+    def trains_unsaved_weights(self, adapter_is_given: bool) -> bool:
+        """Return whether the scores need trained weights that no file holds: never, as only the adapter is trained."""
+        return False
+
 
 @dataclass(frozen=True)
 class TableConfig:
@@ -132,7 +141,7 @@ class TableConfig:
     heads: Literal["target", "shared"] = "target"
     equal_rank: bool = False
     """also run the static methods at the rank of CP, and CP at the ring rank"""
-    loss: str = ""
+    loss: Literal["", "cross-entropy", "distillation", "contrastive"] = ""
     """loss of the domain suites; empty: distillation, or contrastive where there is no clean teacher"""
 
 
@@ -171,6 +180,16 @@ class TextRunConfig:
     """also score, and record the gradients of the factors, after every so many steps (0: at the end only)"""
     seed: int = 0
     split: Literal["val", "test"] = "test"
+
+    @property
+    def shared_backbone(self) -> str | None:
+        """None: the encoder comes with its weights."""
+        return None
+
+    def trains_unsaved_weights(self, adapter_is_given: bool) -> bool:
+        """Return whether the scores need trained weights that no file holds: an encoder, or heads with no adapter."""
+        heads_alone = self.classifier == "trained" and not adapter_is_given
+        return self.full or heads_alone
 
 
 @dataclass(frozen=True)
@@ -259,6 +278,18 @@ class CausalRunConfig:
     """tokens of a prompt with its response; a longer prompt loses its beginning"""
     seed: int = 0
     split: Literal["val", "test"] = "test"
+
+    @property
+    def shared_backbone(self) -> str | None:
+        """None: the model comes with its weights."""
+        return None
+
+    def trains_unsaved_weights(self, adapter_is_given: bool) -> bool:
+        """Return whether the scores need trained weights that no file holds: never, as only the adapter is trained."""
+        return False
+
+
+Run = RunConfig | TextRunConfig | CausalRunConfig
 
 
 TEXT_TABLES = {

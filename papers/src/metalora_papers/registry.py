@@ -1,78 +1,115 @@
-"""Which configuration a run's file holds: its suite says it. Imports no torch."""
+"""The suites by name: which configuration a run's file holds, and what makes its suite. Imports no torch."""
 
 from __future__ import annotations
 
-import typing
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metalora._util.suggest import nearest
 from metalora.config import from_dict, read_yaml
-from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
+from metalora_papers.config import CausalRunConfig, Run, RunConfig, TextRunConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-Run = RunConfig | TextRunConfig | CausalRunConfig
-SUITES: dict[str, type[Run]] = {
-    suite: kind
-    for kind in typing.get_args(Run)
-    for suite in typing.get_args(typing.get_type_hints(kind)["suite"])
-}  # fmt: skip
+    from metalora_papers.suite import Suite
+
+
+@dataclass(frozen=True)
+class SuiteEntry:
+    """A suite before anything heavy is imported.
+
+    Attributes:
+        config: The class of its configuration.
+        loader: "module:function", a function from a checked configuration to a `Suite`.
+    """
+
+    config: type[Run]
+    loader: str
+
+    def load(self, run: Run) -> Suite:
+        """Load the data and the frozen model of a run."""
+        module, _, function = self.loader.partition(":")
+        suite: Suite = getattr(importlib.import_module(module), function)(run)
+        return suite
+
+
+_EPISODES = SuiteEntry(RunConfig, "metalora_papers.metalora.vision:load_episodes")
+_DOMAINS = SuiteEntry(RunConfig, "metalora_papers.metalora.vision:load_domains")
+_TEXT = SuiteEntry(TextRunConfig, "metalora_papers.metatt.text:TextSuite")
+_CAUSAL = SuiteEntry(CausalRunConfig, "metalora_papers.metatt.causal:CausalSuite")
+SUITES: dict[str, SuiteEntry] = {
+    "attributes": _EPISODES,
+    "cue": _DOMAINS,
+    "shift": _DOMAINS,
+    "natural": _DOMAINS,
+    "news": _TEXT,
+    "glue": _TEXT,
+    "commonsense": _CAUSAL,
+}
 
 
 def load_run(path: str | Path) -> Run:
-    """The run of a YAML file, by its suite (attributes if it names none); ValueError for an unknown one."""
+    """Read the configuration of a run from a YAML file; its field `suite` says which class it is.
+
+    Args:
+        path: The file. Without the field `suite` it is a run of suite "attributes".
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: An unknown suite, an unknown field, or a value of the wrong type.
+    """
     values = read_yaml(path)
     suite = values.get("suite", "attributes") if isinstance(values, dict) else "attributes"
     if not isinstance(suite, str) or suite not in SUITES:
         raise ValueError(f"{path}.suite: unknown choice {suite!r}{nearest(str(suite), SUITES)}")
-    return from_dict(SUITES[suite], values, str(path))
+    return from_dict(SUITES[suite].config, values, str(path))
 
 
-def prepare_run(run: Run) -> tuple[Any, nn.Module]:
-    """The experiment of a run, whose `evaluate(adapter)` scores, and the model that its adapter is attached to."""
-    if isinstance(run, TextRunConfig):
-        from metalora_papers.metatt.text import TextExperiment
-
-        experiment = TextExperiment(run)
-        return experiment, experiment.model.encoder
-    if isinstance(run, CausalRunConfig):
-        from metalora_papers.metatt.causal import CausalExperiment
-
-        experiment = CausalExperiment(run)
-        return experiment, experiment.model
-    from metalora_papers.metalora.vision import prepare
-
-    prepared = prepare(run)
-    return prepared.experiment, prepared.model
+def open_suite(run: Run) -> Suite:
+    """Load the data and the frozen model of a run; ValueError for settings that cannot work, before anything else."""
+    return SUITES[run.suite].load(run)
 
 
 def load_base(path: str) -> tuple[nn.Module, Any]:
-    """The frozen base of a run's file and its tokenizer, if any: `--model run:RUN.yaml` of the command `metalora`."""
-    experiment, model = prepare_run(load_run(path))
-    return model, getattr(experiment, "tokenizer", None)
+    """Return the frozen base of a run's file and its tokenizer (None for images).
+
+    This is the entry point of `--model run:RUN.yaml` of the command `metalora`.
+    """
+    suite = open_suite(load_run(path))
+    return suite.model, suite.tokenizer
 
 
 def score(run: Run, adapter: Path | None) -> dict[str, Any]:
-    """The scores of a saved adapter, with the heads in its file, or of the frozen model, on the data of a run.
+    """Score a saved adapter, with the heads in its file, on the data of a run.
 
-    ValueError for a text run that trains heads or the encoder without an adapter: no file holds them.
+    Args:
+        run: The configuration.
+        adapter: The adapter file; None scores the frozen model.
+
+    Returns:
+        The scores by name, as in the results of the run's row.
+
+    Raises:
+        ValueError: The run trains heads or the encoder without an adapter (no file holds them), or the file is not
+            an adapter of this model.
     """
     from metalora.io.adapter_file import load, read
 
-    heads = isinstance(run, TextRunConfig) and run.classifier == "trained"
-    if heads and adapter is None or getattr(run, "full", False):
+    if run.trains_unsaved_weights(adapter_is_given=adapter is not None):
         raise ValueError(
             "eval: this run trains weights without an adapter (classifier: trained, or full: true) and no file holds "
             "them; its scores are in the row that `train` wrote"
         )
     if adapter is not None:
-        read(adapter)  # a file that is not there must not be missed after a backbone was pre-trained
-    experiment, model = prepare_run(run)
+        read(adapter)  # a missing file must be reported before a backbone is pre-trained
+    suite = open_suite(run)
     if adapter is None:
-        return experiment.evaluate(None)
-    loaded = load(model, adapter, extra_module=experiment.model.heads if heads else None)
-    if isinstance(run, TextRunConfig):
-        experiment.prepare(loaded)
-    return experiment.evaluate(loaded)
+        return suite.evaluate(None)
+    loaded = load(suite.model, adapter, extra_module=suite.extra_modules())
+    suite.prepare(loaded, training=False)
+    return suite.evaluate(loaded)

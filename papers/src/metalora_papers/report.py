@@ -8,7 +8,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from metalora.bench.palette import PALETTE
+from metalora_papers.rows import Row
 from metalora_papers.statistics import Summary, bootstrap_interval, holm, paired_t_test, trials
 
-# Okabe and Ito's palette, which stays apart under the common kinds of colour blindness.
 LEGEND_WIDTH = 96  # characters
 TOP_LEVEL = ("suite", "seed", "key", "commit")
 
@@ -36,7 +36,7 @@ class GroupSummary:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """A treatment against its best baseline of at least its size, paired by seed.
 
     `difference` is treatment - baseline with its 95 % bootstrap interval over seeds, `p_value` is that of the
@@ -65,18 +65,28 @@ class Table:
     cells: tuple[tuple[str, ...], ...]
 
 
-def latest(rows: Sequence[dict]) -> list[dict]:
-    """Return the last row of every key, in the order in which the keys first occur."""
-    return list({row["key"]: row for row in rows}.values())
+@dataclass
+class Report:
+    """What the rows of one table say: tables of text, and the comparisons that are in the last of them."""
+
+    tables: list[Table] = field(default_factory=list)
+    comparisons: list[PairedComparison] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for `--json`."""
+        return {
+            "tables": [asdict(table) for table in self.tables],
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+        }
 
 
-def summarise(rows: Sequence[dict], group_by: Sequence[str] = ("method",), *, metric: str) -> list[GroupSummary]:
+def summarise(rows: Sequence[Row], group_by: Sequence[str] = ("method",), *, metric: str) -> list[GroupSummary]:
     """Summarise a metric over the seeds of each group of rows, in the order of the groups' first rows.
 
     ValueError: no row has the metric, a row lacks a field, a group holds one seed twice (then it mixes several
     settings, and a further field must tell them apart).
     """
-    groups: dict[str, list[dict]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(repr([_field(row, name) for name in group_by]), []).append(row)
     found = []
@@ -94,8 +104,8 @@ def summarise(rows: Sequence[dict], group_by: Sequence[str] = ("method",), *, me
     return found
 
 
-def comparison(
-    rows: Sequence[dict],
+def compare_methods(
+    rows: Sequence[Row],
     *,
     metric: str,
     treatment_methods: Sequence[str],
@@ -103,7 +113,7 @@ def comparison(
     by: str = "method",
     size: str | None = "num_params",
     higher_is_better: bool = True,
-) -> list[Comparison]:
+) -> list[PairedComparison]:
     """Compare each treatment with the best of the baselines that have at least as many parameters, paired by seed.
 
     Best is by the mean over the seeds shared with the treatment; a seed of only one of the two is left out with a
@@ -126,7 +136,7 @@ def comparison(
 
 
 def summary_table(
-    rows: Sequence[dict],
+    rows: Sequence[Row],
     metrics: Sequence[str] | Mapping[str, str],
     *,
     by: str = "method",
@@ -150,7 +160,7 @@ def summary_table(
     return Table(title, (by, "seeds", *labels.values()), tuple(cells))
 
 
-def comparison_table(comparisons: Sequence[Comparison], *, title: str = "") -> Table:
+def comparison_table(comparisons: Sequence[PairedComparison], *, title: str = "") -> Table:
     """Return a line for each comparison: both means, the difference with its 95 % interval, p before and after Holm."""
     columns = ("metric", "treatment", "baseline", "means", "difference", "p", "p (Holm)", "seeds")
     cells = []
@@ -186,7 +196,7 @@ def write_markdown(tables: Sequence[Table], path: str | Path) -> None:
 
 
 def plot_bars(
-    rows: Sequence[dict],
+    rows: Sequence[Row],
     metrics: Sequence[str] | Mapping[str, str],
     path: str | Path,
     *,
@@ -239,7 +249,7 @@ def _draw_bars(axes: Any, found: dict[float, GroupSummary], thickness: float, co
 
 def _compare(
     treatment: str, baselines: Sequence[str], values: dict[str, dict], sizes: dict[str, float], metric: str, sign: int
-) -> Comparison:
+) -> PairedComparison:
     """Return the comparison of one treatment with its best baseline, not yet Holm-corrected."""
     large = [name for name in baselines if sizes[name] >= sizes[treatment]]
     if not large:
@@ -258,10 +268,10 @@ def _compare(
     test = paired_t_test(ours, theirs)
     interval = bootstrap_interval([a - b for a, b in zip(ours, theirs, strict=True)])
     bounds, p = (test.difference, interval.low, interval.high), test.p_value
-    return Comparison(metric, treatment, best, sum(ours) / len(ours), means[best], *bounds, p, p, seeds)
+    return PairedComparison(metric, treatment, best, sum(ours) / len(ours), means[best], *bounds, p, p, seeds)
 
 
-def _field(row: dict, name: str) -> Any:
+def _field(row: Row, name: str) -> Any:
     """Return a field of a row, or raise a ValueError that lists the fields it has."""
     if name in TOP_LEVEL:
         return row[name]
@@ -273,7 +283,7 @@ def _field(row: dict, name: str) -> Any:
     return value
 
 
-def _metric(row: dict, name: str) -> float | None:
+def _metric(row: Row, name: str) -> float | None:
     """Return a metric of a row, None if it has none, or raise a ValueError if it is no number."""
     value = row["results"]
     for part in name.split("."):
@@ -284,7 +294,7 @@ def _metric(row: dict, name: str) -> float | None:
     return value
 
 
-def _tree(members: Sequence[dict], metric: str) -> list:
+def _tree(members: Sequence[Row], metric: str) -> list:
     """Values by seed, and below each seed by domain or episode and by image, where every row holds them."""
     inner = [
         trials(counts) for row in members for counts in row["results"].get("nested", ()) if counts["metric"] == metric
@@ -302,11 +312,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _names(rows: Sequence[dict], by: str) -> list[str]:
+def _names(rows: Sequence[Row], by: str) -> list[str]:
     return list(dict.fromkeys(str(_field(row, by)) for row in rows))
 
 
-def _check_seeds(group: dict[str, Any], members: Sequence[dict]) -> None:
+def _check_seeds(group: dict[str, Any], members: Sequence[Row]) -> None:
     """Raise a ValueError if a seed occurs twice in a group, with the fields that differ in it."""
     seed, count = Counter(row["seed"] for row in members).most_common(1)[0]
     if count > 1:

@@ -16,9 +16,10 @@ import torch
 from metalora.bench.store import RowStore, run_key
 from metalora.config import from_dict, to_dict
 from metalora.io.adapter_file import save
-from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
-from metalora_papers.metalora.vision import execute, prepare
-from metalora_papers.registry import SUITES, Run
+from metalora_papers.config import Run
+from metalora_papers.execution import OnStep, execute
+from metalora_papers.registry import SUITES, open_suite
+from metalora_papers.rows import Row
 
 WAIT = 1.0  # seconds between looks at what another process is doing
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -35,7 +36,7 @@ def run_all(
     *,
     workers: int = 1,
     on_done: Callable[[Run], None] | None = None,
-) -> list[dict]:
+) -> list[Row]:
     """Execute the runs that have no row yet and return the rows of all, in the order of `configs`.
 
     One thread a worker; adapters are saved to `folder/adapters/<key>.safetensors`. An interrupted table keeps its
@@ -62,13 +63,13 @@ def run_all(
     return [rows[key] for key in map(key_of, configs)]
 
 
-def _rows_by_key(store: RowStore) -> dict[str, dict]:
+def _rows_by_key(store: RowStore) -> dict[str, Row]:
     """Rows by their key, and by the key that their run has today: a field that came in later has its default."""
     rows = store.rows()
     found = {row["key"]: row for row in rows if "key" in row}
     for row in rows:
         with contextlib.suppress(ValueError, KeyError):  # of a configuration that no longer exists
-            found[key_of(from_dict(SUITES[row["suite"]], row["config"]))] = row
+            found[key_of(from_dict(SUITES[row["suite"]].config, row["config"]))] = row
     return found
 
 
@@ -82,9 +83,8 @@ def _in_processes(missing: Sequence[Run], folder: Path, workers: int, on_done: C
     # torch.set_num_threads does not reach the OpenMP and BLAS of scipy: two workers would fight over the cores.
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(os.getpid(),)) as pool:
-        vision = [config for config in missing if isinstance(config, RunConfig)]
-        backbones = {repr((c.suite, c.data, c.backbone, c.episodes)): c for c in vision}
-        for future in [pool.submit(_warm, config) for config in backbones.values()]:
+        one_run_per_backbone = {run.shared_backbone: run for run in missing if run.shared_backbone is not None}
+        for future in [pool.submit(_pretrain, config) for config in one_run_per_backbone.values()]:
             future.result()
         futures = {pool.submit(_one, config, folder): config for config in missing}
         try:
@@ -109,12 +109,12 @@ def _start(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _warm(config: RunConfig) -> None:
-    """Pre-train and cache a backbone, so that no two runs do it at once."""
-    prepare(config)
+def _pretrain(config: Run) -> None:
+    """Pre-train and cache the backbone of a run, so that no two runs do it at once."""
+    open_suite(config)
 
 
-def run_one(config: Run, folder: Path, *, on_step: Callable[[int, float], None] | None = None) -> dict:
+def run_one(config: Run, folder: Path, *, on_step: OnStep | None = None) -> Row:
     """Execute one run, or return the row that it already has; ValueError if another process is at it."""
     store = RowStore(folder / "rows.jsonl")
     if _without_row([config], store):
@@ -125,27 +125,17 @@ def run_one(config: Run, folder: Path, *, on_step: Callable[[int, float], None] 
     return row
 
 
-def _one(config: Run, folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
+def _one(config: Run, folder: Path, on_step: OnStep | None = None) -> None:
     key, store = key_of(config), RowStore(folder / "rows.jsonl")
     if not store.claim(key):
         return
     try:
-        heads = None
         checkpoint = folder / "checkpoints" / f"{key}.pt"
-        if isinstance(config, TextRunConfig):
-            from metalora_papers.metatt.text import execute_text
-
-            row, adapter, heads = execute_text(config, checkpoint=checkpoint, on_step=on_step)
-        elif isinstance(config, CausalRunConfig):
-            from metalora_papers.metatt.causal import execute_causal
-
-            row, adapter = execute_causal(config, checkpoint=checkpoint, on_step=on_step)
-        else:
-            row, adapter = execute(config, checkpoint=checkpoint, on_step=on_step)
+        row, adapter, extra_module = execute(config, checkpoint=checkpoint, on_step=on_step)
         if adapter is not None:
             path = folder / "adapters" / f"{key}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            save(adapter.model[0], path, getattr(torch, config.train.store), extra_module=heads)
+            save(adapter.model[0], path, getattr(torch, config.train.store), extra_module=extra_module)
         store.append(row)
         checkpoint.unlink(missing_ok=True)
     finally:

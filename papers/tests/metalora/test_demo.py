@@ -8,14 +8,14 @@ import metalora
 from metalora import AdapterConfig, ConditionConfig
 from metalora_papers.config import BackboneConfig, RunConfig
 from metalora_papers.metalora.demo import show_use
-from metalora_papers.metalora.vision import prepare
+from metalora_papers.registry import open_suite
 
 
 def test_a_saved_adapter_is_loaded_and_used(tmp_path, monkeypatch):
     monkeypatch.setenv("METALORA_CACHE", str(tmp_path))
     config = AdapterConfig("metalora-cp", 2, condition=ConditionConfig(scope="support"))
     run = RunConfig(data="digits", method="metalora-cp", adapter=config, backbone=BackboneConfig(steps=2, batch=8))
-    model = prepare(run).model
+    model = open_suite(run).model
     metalora.attach(model, config)
     path = tmp_path / "adapter.safetensors"
     metalora.save(model, path)

@@ -3,19 +3,19 @@
 import pytest
 import torch
 
-from metalora_papers.metalora.cue import DELTAS, HUE_ARCS, CueSuite
+from metalora_papers.metalora.cue import DELTAS, HUE_RANGES, CueImages
 from metalora_papers.metalora.drawing import hue_to_rgb
 from metalora_papers.metalora.glyphs import load_glyphs
-from metalora_papers.metalora.natural import NaturalSuite
-from metalora_papers.metalora.shift import ANGLE_ARCS, COMBINATIONS, ShiftSuite
+from metalora_papers.metalora.natural import NaturalImages
+from metalora_papers.metalora.shift import ANGLE_RANGES, COMBINATIONS, ShiftImages
 
 SPLITS = ("train", "val", "test")
 
 
 @pytest.fixture(scope="module")
 def suites():
-    natural = NaturalSuite(train=("mnist-5k",), val=("glyphs-greek",), test=("digits",))
-    return {"cue": CueSuite("mnist-5k"), "shift": ShiftSuite("mnist-5k"), "natural": natural}
+    natural = NaturalImages(train=("mnist-5k",), val=("glyphs-greek",), test=("digits",))
+    return {"cue": CueImages("mnist-5k"), "shift": ShiftImages("mnist-5k"), "natural": natural}
 
 
 @pytest.mark.parametrize("name", ["cue", "shift", "natural"])
@@ -60,7 +60,7 @@ def test_cue_domains_keep_to_their_wedges(suites):
         assert ((hue >= 0) & (hue < 360)).all()
         quarters = ((hue + 45) % 360 // 90).long().bincount(minlength=4)
         assert (quarters - 500).abs().max() < 100
-        assert all(HUE_ARCS[split].contains(float(each)) for each in hue[:50])
+        assert all(HUE_RANGES[split].contains(float(each)) for each in hue[:50])
     assert {d.delta for d in suites["cue"].domains("train", 50, 0)} == set(DELTAS)
 
 
@@ -70,14 +70,14 @@ def test_cue_frame_and_clean_image_have_the_target_hue(suites):
     colour = hue_to_rgb(torch.tensor([domain.hue for domain in batch.domains]))[batch.domain]
     frame = batch.shifted[:, :, :2].mean((2, 3))
     assert (frame - colour).abs().max() < 0.06  # clamped noise
-    base = suite.pool.images[batch.ids].float() / 255
+    base = suite.image_split.images[batch.ids].float() / 255
     assert torch.allclose(batch.clean, base[:, None] * colour[:, :, None, None], atol=1e-6)
     assert batch.clean[:, :, 0].max() == 0  # no frame
 
 
 def test_cue_distractors_are_outside_bank_and_queries(suites):
     suite = suites["cue"]
-    taken = suite.pool.ids("test")[:300]
+    taken = suite.image_split.ids("test")[:300]
     left = suite.companions("test", taken)
     assert len(left) == 700 and not torch.isin(left, taken).any()
 
@@ -86,9 +86,9 @@ def test_shift_holds_out_angles_and_combinations(suites):
     shown = {}
     for split in SPLITS:
         domains = suites["shift"].domains(split, 600, 0)
-        assert all(ANGLE_ARCS[split].contains(d.angle) and -90 <= d.angle < 90 for d in domains)
+        assert all(ANGLE_RANGES[split].contains(d.angle) and -90 <= d.angle < 90 for d in domains)
         others = [other for other in SPLITS if other != split]
-        assert not any(ANGLE_ARCS[other].contains(d.angle) for d in domains for other in others)
+        assert not any(ANGLE_RANGES[other].contains(d.angle) for d in domains for other in others)
         shown[split] = {(int(d.inverted), int(d.blur > 0), int(d.noise > 0), int(d.scale < 0.8)) for d in domains}
         assert shown[split] == set(COMBINATIONS[split])
     assert sum(map(len, shown.values())) == 16 == len(set.union(*shown.values()))
@@ -96,7 +96,7 @@ def test_shift_holds_out_angles_and_combinations(suites):
 
 
 def test_shift_without_a_shift_is_the_clean_image(suites):
-    images = suites["shift"].pool.images[:5]
+    images = suites["shift"].image_split.images[:5]
     zero, one = torch.zeros(5), torch.ones(5)
     drawn = suites["shift"].render(images, zero, zero, zero, zero, one, torch.Generator().manual_seed(0))
     assert torch.allclose(drawn, suites["shift"].clean(images), atol=1e-5)
@@ -110,9 +110,9 @@ def test_natural_sets_have_their_own_ids_and_labels(suites):
     assert not labels["train"] & labels["val"] and not labels["train"] & labels["test"]
     assert suite.domains("val", 2, 0) == ["glyphs-greek"] * 2
     with pytest.raises(ValueError, match="twice"):
-        NaturalSuite(train=("digits",), val=(), test=("digits",))
+        NaturalImages(train=("digits",), val=(), test=("digits",))
     with pytest.raises(ValueError, match="did you mean 'glyphs-greek'"):
-        NaturalSuite(train=("glyph-greek",), val=(), test=())
+        NaturalImages(train=("glyph-greek",), val=(), test=())
 
 
 def test_glyphs_fill_the_page_without_touching_its_edge():

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from metalora_papers.metalora.attributes import AttributeSuite
-from metalora_papers.metalora.cue import CueSuite
+from metalora_papers.metalora.attributes import AttributeImages
+from metalora_papers.metalora.cue import CueImages
 from metalora_papers.metalora.image_sources import load_image_set
-from metalora_papers.metalora.image_split import load_pool
+from metalora_papers.metalora.image_split import load_image_split
 
 CLASSES = ("ant", "bee", "cat", "dog")
 SEEN = (0, 2)
@@ -58,7 +58,7 @@ def test_colour_becomes_grey_at_the_size_that_is_asked(tmp_path):
     small, large = (load_image_set(f"folder:{tmp_path}", "test", size=size) for size in (28, 64))
     assert small.images.shape == (2, 28, 28) and large.images.shape == (2, 64, 64)
     assert large.images[1].min() == 255 and abs(int(large.images[0, 9, 9]) - 76) <= 2  # 0.299 of red
-    assert load_pool(f"folder:{tmp_path}", (0,), size=64).images.shape == (4, 64, 64)
+    assert load_image_split(f"folder:{tmp_path}", (0,), size=64).images.shape == (4, 64, 64)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -98,10 +98,10 @@ def test_a_name_that_is_nearly_a_folder():
 # ---- the suites take them ------------------------------------------------------------------------------------------
 def test_suites_draw_from_a_folder(tmp_path):
     name = f"folder:{write_folder(tmp_path, 30)}"
-    suite = AttributeSuite(name, seen=SEEN, attributes=("class", "hue"))
+    suite = AttributeImages(name, seen=SEEN, attributes=("class", "hue"))
     episode = suite.episode("class", "train", 8, 6, seed=0, classes="unseen")
     assert episode.support_x.shape == (8, 3, 32, 32) and sorted(episode.support_y.tolist()) == [0] * 4 + [1] * 4
-    cue = CueSuite(name, seen=SEEN)
+    cue = CueImages(name, seen=SEEN)
     batch = cue.batch("train", 6, seed=0, n_domains=3)
     assert batch.shifted.shape == (6, 3, 28, 28) and set(batch.labels.tolist()) <= set(SEEN)
     sets = cue.bank_and_queries(batch.domains[0], "seen", per_class=2, n_query=2, seed=0)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from metalora_papers.metalora.image_sources import load_image_folder, load_image_set, read_idx
-from metalora_papers.metalora.image_split import ImagePool
+from metalora_papers.metalora.image_split import ImageSplit
 
 
 @pytest.mark.parametrize(("name", "n_train", "n_test"), [("mnist-5k", 4000, 1000), ("digits", 1258, 539)])
@@ -90,4 +90,4 @@ def test_image_folder_and_its_errors(tmp_path):
 def test_unusable_seen_classes_are_refused(seen):
     digits = load_image_set("digits", "test")
     with pytest.raises(ValueError, match="seen="):
-        ImagePool(digits, digits, seen)
+        ImageSplit(digits, digits, seen)

@@ -10,19 +10,16 @@ from metalora.bench.store import RowStore, make_row, run_key
 from metalora.config import AdapterConfig, ConditionConfig, TrainConfig, to_dict
 from metalora_papers.cli import main
 from metalora_papers.config import RunConfig, TableConfig
-from metalora_papers.metalora.table import (
-    adapters,
-    choosing_runs,
-    chosen_rates,
-    compared,
-    headline,
-    plot,
-    report,
-    rows_of,
-    runs,
-)
+from metalora_papers.metalora.line_ups import LINE_UPS, adapters
+from metalora_papers.metalora.table import ImageComparison, primary_columns
 
 pytest.importorskip("timm")
+
+
+def comparison(**settings):
+    return ImageComparison("metalora", TableConfig(**settings))
+
+
 METHODS = ("original", "metalora-cp", "metalora-tr", "lora", "multi-lora", "moe-lora")
 GENERATED = ("metalora-cp", "metalora-tr")
 CELLS = [f"{d}_domain_{c}_class" for d in ("seen", "unseen") for c in ("seen", "unseen")]
@@ -52,11 +49,11 @@ def table_rows(suite="attributes"):
 
 @pytest.mark.parametrize("suite", ["attributes", "cue"])
 def test_a_report_of_two_seeds_has_tables_and_comparisons(suite):
-    found = report(table_rows(suite), TableConfig(suite=suite))
+    found = comparison(suite=suite).report(table_rows(suite))
     first, last = found.tables[0], found.tables[-1]
     plain = ["stats + LDA"] if suite == "attributes" else []
     assert [cells[0] for cells in first.cells] == [*METHODS, *plain]
-    assert first.columns[2:-1] == tuple(headline(suite).values())
+    assert first.columns[2:-1] == tuple(primary_columns(suite).values())
     assert dict(zip(first.columns, first.cells[1], strict=True))["seeds"] == "2"
     assert len(found.comparisons) == 4 * (1 + len(plain)) == len(last.cells)
     for one in found.comparisons:
@@ -75,32 +72,32 @@ def test_a_report_of_two_seeds_has_tables_and_comparisons(suite):
 
 def test_a_report_of_one_seed_or_of_some_methods_has_no_comparison():
     rows = table_rows()
-    assert not report([row for row in rows if row["seed"] == 0], TableConfig()).comparisons
-    assert not report([row for row in rows if row["config"]["method"] != "moe-lora"], TableConfig()).comparisons
+    assert not comparison().report([row for row in rows if row["seed"] == 0]).comparisons
+    assert not comparison().report([row for row in rows if row["config"]["method"] != "moe-lora"]).comparisons
 
 
 @pytest.mark.parametrize("suite", ["attributes", "cue"])
 def test_the_plot_is_a_picture(suite, tmp_path):
     image = pytest.importorskip("PIL.Image")
     pytest.importorskip("matplotlib")
-    plot(table_rows(suite), TableConfig(suite=suite), tmp_path / "plot.png")
-    with image.open(tmp_path / "plot.png") as picture:
+    [path] = comparison(suite=suite).plot(table_rows(suite), tmp_path)
+    with image.open(path) as picture:
         assert picture.format == "PNG" and min(picture.size) > 300
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 50
 
 
 def test_only_rows_of_the_table_are_reported():
     rows = [*table_rows(), *table_rows("cue"), made_up("lora", 0, split="val"), made_up("lora", 0, score=0.9)]
-    found = rows_of(rows, TableConfig(methods=("lora",)))
+    found = comparison(methods=("lora",)).rows_of(rows)
     assert [row["seed"] for row in found] == [0, 1] and found[0]["results"]["k5"]["trained_mean"] == 0.9  # the last
     with pytest.raises(ValueError, match="no test row of suite 'attributes', data 'digits'"):
-        rows_of(rows, TableConfig(data="digits"))
+        comparison(data="digits").rows_of(rows)
 
 
 def test_the_rate_is_chosen_on_validation_rows_by_the_first_metric():
     rows = [made_up("lora", 0, score=s, split="val", lr=lr) for s, lr in ((0.3, 1e-3), (0.5, 2e-3), (0.4, 3e-3))]
     rows += [made_up("lora", 0, score=0.9, lr=9e-3), made_up("metalora-cp", 0, score=0.1, split="val", lr=4e-3)]
-    assert chosen_rates(rows, "attributes") == {"lora": 2e-3, "metalora-cp": 4e-3}
+    assert comparison().chosen_rates(rows) == {("lora",): 2e-3, ("metalora-cp",): 4e-3}
 
 
 # ---- the runs of a table -------------------------------------------------------------------------------------------
@@ -111,7 +108,7 @@ def test_static_methods_are_at_least_as_large_as_generated_ones(suite):
 
     size = 32 if suite == "attributes" else 28
     counts = {}
-    for run in runs(TableConfig(suite=suite, seeds=(0,)), {}):
+    for run in comparison(suite=suite, seeds=(0,)).runs({}):
         if run.adapter is not None:
             model = build("resnet", size, 6)
             model.reset_classifier(0)
@@ -125,17 +122,16 @@ def test_tenslora_on_the_attention_of_a_vit():
     from metalora_papers.cli import IMAGES
 
     table = dataclasses.replace(IMAGES["tenslora-vit"][0], seeds=(0,))
-    found = {run.method: run for run in runs(table, {})}
-    treatments, baselines = compared(table)
+    found = {run.method: run for run in ImageComparison("tenslora-vit", table).runs({})}
+    treatments, baselines = LINE_UPS[table.compare].treatments, LINE_UPS[table.compare].baselines
     assert set(found) == {"original", *treatments, *baselines} and len(found) == 16
     assert {run.suite for run in found.values()} == {"natural"} and found["lora"].adapter.targets == ("attn.qkv",)
     with pytest.raises(ValueError, match="target 'attn.qkv' matches no module of ResNet"):
-        runs(dataclasses.replace(table, backbone="resnet"), {})
+        ImageComparison("tenslora-vit", dataclasses.replace(table, backbone="resnet")).runs({})
 
 
 def test_runs_differ_in_method_and_seed_only_and_whole_seeds_come_first():
-    table = TableConfig(seeds=(0, 1), steps=7, lr=0.1)
-    found = runs(table, {"lora": 0.2})
+    found = comparison(seeds=(0, 1), steps=7, lr=0.1).runs({("lora",): 0.2})
     assert [run.seed for run in found] == [0] * 6 + [1] * 6 and len({run_key(to_dict(run)) for run in found}) == 12
     plain = {
         repr(dataclasses.replace(run, method="", adapter=None, seed=0, train=TrainConfig(steps=7, lr=0.1)))
@@ -149,7 +145,7 @@ def test_runs_differ_in_method_and_seed_only_and_whole_seeds_come_first():
 
 def test_rates_are_chosen_on_another_split_and_seed():
     table = TableConfig(seeds=(0, 1), lr_grid=(0.1, 0.2))
-    found = choosing_runs(table)
+    found = ImageComparison("metalora", table).choosing_runs()
     assert {run.split for run in found} == {"val"} and not {run.seed for run in found} & set(table.seeds)
     assert len(found) == 10 and {run.train.lr for run in found} == {0.1, 0.2}
 
@@ -157,10 +153,10 @@ def test_rates_are_chosen_on_another_split_and_seed():
 def test_the_condition_fits_the_suite():
     scopes = {}
     for suite in ("attributes", "cue"):
-        (run,) = runs(TableConfig(suite=suite, seeds=(0,), methods=("metalora-cp",)), {})
+        (run,) = comparison(suite=suite, seeds=(0,), methods=("metalora-cp",)).runs({})
         scopes[suite] = run.adapter.condition
     assert scopes["attributes"] == ConditionConfig(scope="support", hidden=16) and scopes["cue"].scope == "sample"
-    (run,) = runs(TableConfig(seeds=(0,), methods=("lora",)), {})
+    (run,) = comparison(seeds=(0,), methods=("lora",)).runs({})
     assert isinstance(run.adapter, AdapterConfig) and run.adapter.condition.scope == "constant"
 
 
@@ -192,19 +188,20 @@ def test_the_command_reports_a_table_on_a_folder(tmp_path, monkeypatch):
 
 def test_the_demo_of_other_methods_ends_well(tmp_path, monkeypatch):
     from metalora_papers import tables
+    from metalora_papers.metalora.demo import run_demo
 
     pytest.importorskip("matplotlib")
     rows = [made_up("lora", 0)]
     monkeypatch.setattr(tables, "run_all", lambda *_, **__: rows)
-    tables.run_table(TableConfig(methods=("lora",)), tmp_path, workers=1, demo=True, as_json=False)
+    run_demo("metalora", TableConfig(methods=("lora",)), tmp_path, workers=1, as_json=False)
 
 
 def test_rows_at_a_rate_that_validation_did_not_choose_are_left_out():
     choice = [made_up("lora", 1000, "cue", score, "val", lr) for lr, score in ((0.01, 0.1), (0.02, 0.2))]
     tests = [made_up("lora", seed, "cue", 0.3, lr=lr) for lr in (0.01, 0.02) for seed in (0, 1)]
-    table = TableConfig(suite="cue")
-    assert [row["config"]["train"]["lr"] for row in rows_of(choice + tests, table)] == [0.02, 0.02]
-    assert rows_of(tests, table) == tests  # no choice was made: all are kept
+    cue = comparison(suite="cue")
+    assert [row["config"]["train"]["lr"] for row in cue.rows_of(choice + tests)] == [0.02, 0.02]
+    assert cue.rows_of(tests) == tests  # no choice was made: all are kept
 
 
 def test_equal_rank_is_never_more_than_that_of_cp():

@@ -14,10 +14,12 @@ import metalora
 from metalora.adapters.targets import find_targets
 from metalora.bench.store import RowStore
 from metalora.config import AdapterConfig, ConditionConfig, TrainConfig
-from metalora_papers import scheduler as pool
+from metalora_papers import scheduler
 from metalora_papers.config import BackboneConfig, DomainConfig, EpisodeConfig, RunConfig
+from metalora_papers.execution import execute
 from metalora_papers.metalora.backbones import buffers_hash, build
-from metalora_papers.metalora.vision import Prepared, execute, matched_rank, prepare
+from metalora_papers.metalora.line_ups import matched_rank
+from metalora_papers.registry import open_suite
 from metalora_papers.scheduler import key_of, run_all, run_one
 
 pytest.importorskip("timm")
@@ -84,7 +86,7 @@ RUNS = [(suite, method) for suite in METRICS for method in ("original", "lora", 
 
 @pytest.mark.parametrize("suite, method", RUNS)
 def test_a_run_gives_a_row_with_every_metric(suite, method):
-    row, adapter = row_of(suite, method)
+    row, adapter, _ = row_of(suite, method)
     config, results = tiny(suite, method), row["results"]
     assert set(row) == {"key", "suite", "config", "seed", "commit", "environment", "time", "results"}
     assert (row["suite"], row["seed"], row["key"]) == (suite, 0, key_of(config))
@@ -114,11 +116,11 @@ def test_a_run_gives_a_row_with_every_metric(suite, method):
 @pytest.mark.parametrize("suite, method", [run for run in RUNS if run[1] == "metalora-cp"])
 def test_the_same_config_gives_the_same_row(suite, method):
     torch.rand(7)
-    again, adapter = execute(tiny(suite, method))
-    row, first = row_of(suite, method)
+    again, adapter, _ = execute(tiny(suite, method))
+    row, first, _ = row_of(suite, method)
     assert again["results"] == row["results"] and again["key"] == row["key"]
     assert all(torch.equal(a, b) for a, b in zip(adapter.parameters(), first.parameters(), strict=True))
-    other, _ = execute(dataclasses.replace(tiny(suite, method), seed=1))
+    other, *_ = execute(dataclasses.replace(tiny(suite, method), seed=1))
     assert other["results"]["loss"] != row["results"]["loss"] and other["key"] != row["key"]
 
 
@@ -133,7 +135,7 @@ def test_val_and_test_share_no_image(suite):
     """Hyper-parameters are chosen on images that no test score has seen."""
     taken = {}
     for split in ("val", "test"):
-        experiment = prepare(dataclasses.replace(tiny(suite, "original"), split=split)).experiment
+        experiment = open_suite(dataclasses.replace(tiny(suite, "original"), split=split))
         if suite == "attributes":
             episodes = [experiment.test_episode(task, 0) for task in experiment.tasks]
             taken[split] = {int(i) for e in episodes for ids in (e.support_ids, e.query_ids) for i in ids}
@@ -149,13 +151,13 @@ def test_val_and_test_share_no_image(suite):
 @pytest.fixture
 def executed(monkeypatch):
     """The configs that are executed, by the real `execute` on cached rows' settings."""
-    calls, real = [], pool.execute
+    calls, real = [], scheduler.execute
 
     def counted(config, **options):
         calls.append(config.method)
         return real(config, **options)
 
-    monkeypatch.setattr(pool, "execute", counted)
+    monkeypatch.setattr(scheduler, "execute", counted)
     return calls
 
 
@@ -175,8 +177,8 @@ def test_run_all_runs_what_is_missing_and_no_more(executed, tmp_path):
     assert not list((tmp_path / "checkpoints").glob("*"))
     saved = tmp_path / "adapters" / f"{key_of(WANTED[0])}.safetensors"
     assert [file.name for file in saved.parent.iterdir()] == [saved.name]
-    prepared = prepare(WANTED[0])  # the adapter that was saved scores as its row
-    found = prepared.experiment.evaluate(metalora.load(prepared.model, saved))
+    suite = open_suite(WANTED[0])  # the adapter that was saved scores as its row
+    found = suite.evaluate(metalora.load(suite.model, saved))
     assert found == {name: rows[0]["results"][name] for name in found}
 
 
@@ -221,8 +223,8 @@ def test_runs_of_another_process_are_waited_for(tmp_path, monkeypatch):
         if len(asked) == 3:  # by now the other process has done it
             RowStore(folder / "rows.jsonl").append(row)
 
-    monkeypatch.setattr(pool, "_one", busy)
-    monkeypatch.setattr(pool, "WAIT", 0.0)
+    monkeypatch.setattr(scheduler, "_one", busy)
+    monkeypatch.setattr(scheduler, "WAIT", 0.0)
     (found,) = run_all(WANTED[1:], tmp_path)
     assert found["results"] == row["results"] and len(asked) == 3
 
@@ -260,29 +262,38 @@ def test_a_budget_out_of_reach_is_refused():
 
 
 # ---- guards --------------------------------------------------------------------------------------------------------
-class StubExperiment:
-    """An experiment that trains on one random batch and scores what it is told to."""
+class StubSuite:
+    """A suite that trains on one random batch and scores what it is told to."""
 
-    def __init__(self, model, results=None, damage=lambda model: None):
-        self.model, self.results, self.damage = model, results or {}, damage
+    averaged_losses, tokenizer, example = 50, None, None
 
-    def loss(self, adapter, penalty):
+    def __init__(self, model, results, damage):
+        self.model = self.trained_model = model
+        self.results, self.damage = results, damage
+
+    def prepare(self, adapter, *, training):
+        adapter.calibrate([torch.rand(8, 3, 32, 32)])
+
+    def train_step(self, adapter, step):
         images = torch.rand(4, 3, 32, 32)
+        self.damage(self.model)
+        return self.model(images, condition=adapter.condition(images, torch.arange(4) % 2)).square().mean()
 
-        def step_loss(step):
-            self.damage(self.model)
-            return self.model(images, condition=adapter.condition(images, torch.arange(4) % 2)).square().mean()
-
-        return step_loss
+    def after_step(self, adapter, step, loss):
+        pass
 
     def evaluate(self, adapter):
         return dict(self.results)
 
+    def training_results(self, adapter):
+        return {}
+
+    def extra_modules(self):
+        return None
+
 
 def stubbed(results=None, damage=lambda model: None):
-    model = build("resnet", 32, 6).eval()
-    images = torch.rand(8, 3, 32, 32)
-    return Prepared(StubExperiment(model, results, damage), model, lambda: [images])
+    return StubSuite(build("resnet", 32, 6).eval(), results or {}, damage)
 
 
 SCORES = {
@@ -299,7 +310,7 @@ SCORES = {
 def test_a_condition_that_changes_nothing_is_warned_of(scores, used):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        row, _ = execute(tiny("attributes", "metalora-cp"), prepared=stubbed(scores))
+        row, *_ = execute(tiny("attributes", "metalora-cp"), suite=stubbed(scores))
     messages = [str(one.message) for one in caught if "condition is ignored" in str(one.message)]
     assert len(messages) == (used is False)
     assert row["results"].get("condition_used") is used
@@ -311,7 +322,7 @@ def test_a_condition_that_changes_nothing_is_warned_of(scores, used):
 def test_an_adapter_that_was_not_trained_ignores_its_condition():
     config = dataclasses.replace(tiny("attributes", "metalora-cp"), train=TrainConfig(steps=0))
     with pytest.warns(UserWarning, match="metalora-cp: the condition is ignored"):
-        row, _ = execute(config)
+        row, *_ = execute(config)
     assert row["results"]["own_condition"] == row["results"]["other_condition"]
     assert row["results"]["k5"] == row_of("attributes", "original")[0]["results"]["k5"]
 
@@ -321,26 +332,26 @@ def test_a_changed_buffer_of_the_backbone_stops_the_run():
         model.bn1.running_mean += 1
 
     with pytest.raises(RuntimeError, match="changed a buffer of the frozen backbone"):
-        execute(tiny("attributes", "metalora-cp"), prepared=stubbed(damage=damage))
+        execute(tiny("attributes", "metalora-cp"), suite=stubbed(damage=damage))
 
 
 def test_a_batchnorm_in_training_mode_does_not_update():
     """A caller's model.train() is harmless: every forward of an adapted model holds its norms still."""
-    prepared = stubbed(damage=lambda model: model.train())
-    before = buffers_hash(prepared.model)
-    _, adapter = execute(tiny("attributes", "metalora-cp"), prepared=prepared)
-    metalora.detach(prepared.model)
-    assert buffers_hash(prepared.model) == before
+    suite = stubbed(damage=lambda model: model.train())
+    before = buffers_hash(suite.model)
+    execute(tiny("attributes", "metalora-cp"), suite=suite)
+    metalora.detach(suite.model)
+    assert buffers_hash(suite.model) == before
 
 
 def test_steps_are_reported():
     seen = []
-    execute(tiny("attributes", "metalora-cp"), prepared=stubbed(), on_step=lambda *step: seen.append(step))
+    execute(tiny("attributes", "metalora-cp"), suite=stubbed(), on_step=lambda *step: seen.append(step))
     assert [step for step, _ in seen] == [0, 1]
 
 
 def test_the_row_says_what_was_run():
-    config = SimpleNamespace(**execute(tiny("attributes", "metalora-cp"), prepared=stubbed())[0]["config"])
+    config = SimpleNamespace(**execute(tiny("attributes", "metalora-cp"), suite=stubbed())[0]["config"])
     assert config.method == "metalora-cp" and config.adapter["rank"] == 2 and config.train["steps"] == 2
 
 
@@ -354,7 +365,7 @@ def test_a_backbone_belongs_to_the_images_it_was_trained_on(tmp_path):
             for i in range(6):
                 Image.new("L", (28, 28), shade + k + i).save(root / "set" / str(k) / f"{i}.png")
         config = dataclasses.replace(tiny("attributes", "original"), data="folder:set", data_root=str(root))
-        states.append(prepare(config).model.state_dict())
+        states.append(open_suite(config).model.state_dict())
     assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 

@@ -14,10 +14,10 @@ from support.command import metalora_command, papers_command
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
+from metalora_papers.execution import execute  # noqa: E402
 from metalora_papers.metatt.causal import (  # noqa: E402 (after the skip)
-    CausalExperiment,
+    CausalSuite,
     Sample,
-    execute_causal,
     load_causal,
     log_likelihoods,
     padded,
@@ -41,7 +41,7 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def experiment(config):
-    return CausalExperiment(config)
+    return CausalSuite(config)
 
 
 def by_hand(model, ids, start):
@@ -82,11 +82,12 @@ def test_a_batch_with_padding_is_each_alone(experiment):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_loss_is_the_cross_entropy_of_the_responses(accumulate, config):
     train = replace(config.train, accumulate=accumulate)
-    experiment = CausalExperiment(replace(config, batch=4 // accumulate, train=train))
+    experiment = CausalSuite(replace(config, batch=4 // accumulate, train=train))
     adapter = type("NoTasks", (), {"task_keys": {}})()
-    step_loss, pool = experiment.loss(adapter), experiment.train_samples()
+    experiment.prepare(adapter, training=True)
+    pool = experiment.train_samples()
     with torch.no_grad():
-        found = sum(float(step_loss(accumulate * 1 + k)) for k in range(accumulate)) / accumulate
+        found = sum(float(experiment.train_step(adapter, accumulate * 1 + k)) for k in range(accumulate)) / accumulate
     chosen = [pool[row] for row in experiment.rows(1, len(pool), 4)]
     total = sum(by_hand(experiment.model, one.ids, one.start) for one in chosen)
     assert found == pytest.approx(-total / sum(len(one.ids) - one.start for one in chosen), abs=1e-5)
@@ -139,7 +140,7 @@ def fresh_accelerate():
 @pytest.mark.parametrize("changes", RUNS.values(), ids=RUNS)
 def test_a_run(changes, config, fresh_accelerate):
     run = replace(config, **changes)
-    row, adapter = execute_causal(run)
+    row, adapter, _ = execute(run)
     results = row["results"]
     sources = ("mixed",) if run.split == "val" and not run.by_task else run.tasks
     assert tuple(results["accuracy"]) == sources and 0 <= results["mean"] <= 1
@@ -150,7 +151,7 @@ def test_a_run(changes, config, fresh_accelerate):
 
 
 def test_the_same_run_gives_the_same_row(config):
-    first, second = (execute_causal(config)[0] for _ in range(2))
+    first, second = (execute(config)[0] for _ in range(2))
     assert first["results"] == second["results"] and first["key"] == second["key"]
 
 
@@ -159,21 +160,21 @@ def test_a_tiny_set_is_learned_by_heart(config):
         config, by_task=True, adapter=replace(METATT, rank=8, targets="linear", init="ze-no-no-no"),
         train=TrainConfig(steps=200, lr=3e-2, schedule="linear", store="float32"), batch=8, examples=24,
     )  # fmt: skip
-    before = CausalExperiment(run).evaluate(None)["mean"]
-    row, adapter = execute_causal(run)
+    before = CausalSuite(run).evaluate(None)["mean"]
+    row, adapter, _ = execute(run)
     assert row["results"]["mean"] == 1.0 > before
     assert row["results"]["loss"] < 0.2  # 0.16 is left: the frozen head is too small to be surer
 
 
 def test_tasks_are_told_apart(config):
     """With the task core of one task at zero its questions are answered as without an adapter."""
-    _, adapter = execute_causal(replace(config, adapter=TASKS, by_task=True))
-    experiment = CausalExperiment(replace(config, adapter=TASKS, by_task=True))
+    _, adapter, _ = execute(replace(config, adapter=TASKS, by_task=True))
+    experiment = CausalSuite(replace(config, adapter=TASKS, by_task=True))
     with torch.no_grad():
         adapter.factors["G1"].normal_(std=3)
         adapter.factors["G3"].select(1, 0).zero_()
     experiment.model = adapter.model[0]
-    plain = CausalExperiment(config)
+    plain = CausalSuite(config)
     for task, same in (("boolq", True), ("winogrande", False)):
         questions = plain.corpus.questions(task, "test", 12, 0)
         texts = samples(plain.tokenizer, [(one.prompt, one.choices[0]) for one in questions], 99)
@@ -200,13 +201,13 @@ ERRORS = {
 @pytest.mark.parametrize("changes, message", ERRORS.values(), ids=ERRORS)
 def test_runs_that_cannot_be(changes, message, config):
     with pytest.raises(ValueError, match=message) as error:
-        execute_causal(replace(config, **changes))
+        execute(replace(config, **changes))
     assert "\n" not in str(error.value)
 
 
 def test_a_model_that_overflows_answers_nothing(experiment):
     questions = experiment.corpus.questions("boolq", "test", 2, 0)
-    broken = CausalExperiment(experiment.config)
+    broken = CausalSuite(experiment.config)
     with torch.no_grad():
         broken.model.lm_head.weight.fill_(float("inf"))
     with pytest.raises(ValueError, match="boolq: log-likelihoods are not finite in float32"):
@@ -221,7 +222,7 @@ def test_a_tokenizer_with_nothing_to_pad_with(tmp_path):
 
 def test_a_pad_token_is_used_where_there_is_one(tmp_path, config, experiment):
     write_model(tmp_path, pad=True)
-    other = CausalExperiment(replace(config, model=f"hf:{tmp_path}"))
+    other = CausalSuite(replace(config, model=f"hf:{tmp_path}"))
     assert (other.pad, experiment.pad) == (3, 2)
     assert other.evaluate(None) == experiment.evaluate(None)
 
@@ -282,7 +283,7 @@ def test_a_merged_folder_is_a_plain_model_of_transformers(base, trained, config,
 def test_one_task_of_several_is_merged(config, tmp_path):
     import metalora
 
-    _, adapter = execute_causal(replace(config, adapter=TASKS, by_task=True, train=replace(config.train, lr=0.1)))
+    _, adapter, _ = execute(replace(config, adapter=TASKS, by_task=True, train=replace(config.train, lr=0.1)))
     metalora.save(adapter.model[0], tmp_path / "tasks.safetensors")
     arguments = ("merge", tmp_path / "tasks.safetensors", "--model", config.model, "--out", f"{tmp_path}/one/")
     assert "condition" in command(*arguments) or "task" in command(*arguments)

@@ -10,10 +10,32 @@ from metalora.adapters.targets import find_targets
 from metalora.bench.store import RowStore, make_row, run_key
 from metalora.config import RankScheduleConfig, to_dict
 from metalora_papers.config import TEXT_TABLES, TextTableConfig
-from metalora_papers.metatt.table import COMPARISONS, choosing_runs, chosen_rates, report, rows_of, runs
+from metalora_papers.metatt.jobs import DESIGNS
+from metalora_papers.metatt.table import TextComparison
 from metalora_papers.metatt.text import load_encoder
 from metalora_papers.scheduler import run_all
-from metalora_papers.tables import run_text_table
+from metalora_papers.tables import run_table
+
+
+def runs(name, table, rates=None):
+    return TextComparison(name, table).runs(rates or {})
+
+
+def choosing_runs(name, table):
+    return TextComparison(name, table).choosing_runs()
+
+
+def rows_of(name, rows, table):
+    return TextComparison(name, table).rows_of(rows)
+
+
+def report(name, rows, table):
+    return TextComparison(name, table).report(rows).tables
+
+
+def chosen_rates(rows):
+    return TextComparison("metatt-2", TABLE).chosen_rates(rows)
+
 
 TABLE = TextTableConfig(seeds=(0, 1), lr_grid=(1e-3, 4e-3))
 TASKS = TABLE.tasks
@@ -32,7 +54,7 @@ def made_up(run):
 
 
 def test_every_table_has_its_jobs():
-    assert list(TEXT_TABLES) == list(COMPARISONS)
+    assert list(TEXT_TABLES) == list(DESIGNS)
 
 
 def test_one_run_a_task_or_one_for_all():
@@ -110,15 +132,15 @@ def test_rates_are_chosen_by_row_and_task():
 @pytest.fixture(scope="module")
 def all_rows(tmp_path_factory):
     """One file that holds the rows of every comparison."""
-    rows = [made_up(run) for kind in COMPARISONS for run in runs(kind, TABLE, {})]
+    rows = [made_up(run) for kind in DESIGNS for run in runs(kind, TABLE, {})]
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in {row["key"]: row for row in rows}.values()))
     return path
 
 
-@pytest.mark.parametrize("name", COMPARISONS)
+@pytest.mark.parametrize("name", DESIGNS)
 def test_a_report_and_its_figures(name, all_rows, tmp_path, capsys):
-    run_text_table(name, TABLE, tmp_path, workers=1, as_json=True, rows_file=all_rows)
+    run_table(name, TABLE, tmp_path, workers=1, as_json=True, rows_file=all_rows)
     found = json.loads(capsys.readouterr().out)
     first = found["tables"][0]
     assert first["columns"][2 : 2 + len(TASKS) + 1] == [*TASKS, "mean"] and (tmp_path / f"{name}.md").exists()
@@ -126,7 +148,7 @@ def test_a_report_and_its_figures(name, all_rows, tmp_path, capsys):
     if name != "metatt-transfer":
         assert {cells[0] for cells in first["cells"]} == set(wanted)
         assert {cells[1] for cells in first["cells"]} == {"2"}
-        assert (len(found["tables"]) == 2) == bool(COMPARISONS[name].reference)
+        assert (len(found["tables"]) == 2) == bool(DESIGNS[name].reference)
     for picture in found["plots"]:
         assert (tmp_path / picture).stat().st_size > 5_000
     assert len(found["plots"]) == (2 if name == "metatt-3" else 1)

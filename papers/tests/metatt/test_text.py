@@ -8,7 +8,8 @@ import torch
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.config import TrainConfig
 from metalora_papers.config import TextRunConfig
-from metalora_papers.metatt.text import TextExperiment, execute_text, load_encoder
+from metalora_papers.execution import execute
+from metalora_papers.metatt.text import TextSuite, load_encoder
 from metalora_papers.registry import score
 from metalora_papers.scheduler import run_one
 
@@ -34,7 +35,7 @@ RUNS = {
 
 @pytest.mark.parametrize("config", RUNS.values(), ids=RUNS)
 def test_a_run(config):
-    row, adapter, _ = execute_text(config)
+    row, adapter, _ = execute(config)
     results, heads = row["results"], {"topic": 5, "next": 2}
     assert set(results["accuracy"]) == set(config.tasks) and 0 <= results["mean"] <= 1
     assert results["matthews"].keys() == {"next"} & set(config.tasks)
@@ -60,7 +61,7 @@ def test_glue_with_classes_and_scores_together(tmp_path):
                 rows.append("\t".join([str(k)] * (folder == "RTE") + [f"first text {k}", f"second {k % 7}", label]))
             (tmp_path / folder / f"{split}.tsv").write_text("\n".join(rows))
     config = replace(TINY, suite="glue", data_root=str(tmp_path), tasks=("rte", "stsb"), adapter=TASKS)
-    row, adapter, _ = execute_text(config)
+    row, adapter, _ = execute(config)
     assert set(row["results"]["accuracy"]) == {"rte", "stsb"} and set(row["results"]["matthews"]) == {"rte"}
     assert row["results"]["head_params"] == 385 * 3 and -1 <= row["results"]["accuracy"]["stsb"] <= 1
 
@@ -73,12 +74,12 @@ GENERATED = replace(
 
 
 def test_a_generated_task_core_meets_a_task_that_was_left_out():
-    row, adapter, _ = execute_text(GENERATED)
+    row, adapter, _ = execute(GENERATED)
     assert set(row["results"]["left_out"]) == {"acceptable"} and 0 < row["results"]["left_out"]["acceptable"] < 1
     first, last = row["results"]["history"]
     assert (first["step"], last["step"]) == (1, 2) and set(last["accuracy"]) == {"topic", "next"}
     assert last["gradients"]["G1"] > 0 and set(last["gradients"]) <= set(adapter.factors)
-    assert row["results"] == execute_text(replace(GENERATED, evaluate_every=0))[0]["results"] | {
+    assert row["results"] == execute(replace(GENERATED, evaluate_every=0))[0]["results"] | {
         "history": row["results"]["history"]
     }  # looking on the way changes nothing
 
@@ -92,21 +93,21 @@ def test_a_saved_adapter_is_scored_with_its_heads(config, tmp_path):
 
 
 def test_every_task_is_run_under_its_own_condition():
-    experiment = TextExperiment(GENERATED)
-    adapter = attach(experiment.model.encoder, GENERATED.adapter)
-    experiment.prepare(adapter)
+    experiment = TextSuite(GENERATED)
+    adapter = attach(experiment.model, GENERATED.adapter)
+    experiment.prepare(adapter, training=False)
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
     tokens, ids, labels = experiment.batch(0)
     expected = 0.0
-    for k, (task, head) in enumerate(experiment.model.heads.items()):
+    for k, (task, head) in enumerate(experiment.classifier.heads.items()):
         one = adapter.condition_from(*(value[rows_of(experiment, task)] for value in experiment.support[task]))
         own = {name: value[ids == k] for name, value in tokens.items()}
         with adapter.using(one):
-            expected += torch.nn.functional.cross_entropy(head(experiment.model.embed(own)), labels[k])
+            expected += torch.nn.functional.cross_entropy(head(experiment.classifier.embed(own)), labels[k])
         expected += GENERATED.train.penalty * one.penalty / 2
-    torch.testing.assert_close(experiment.loss(adapter)(0), expected)
+    torch.testing.assert_close(experiment.train_step(adapter, 0), expected)
 
 
 def rows_of(experiment, task):
@@ -116,27 +117,27 @@ def rows_of(experiment, task):
 
 def test_an_indexed_task_mode_has_no_slice_for_a_left_out_task():
     with pytest.raises(ValueError, match="none for one left out"):
-        execute_text(replace(RUNS["two tasks"], left_out=("acceptable",)))
+        execute(replace(RUNS["two tasks"], left_out=("acceptable",)))
 
 
 def test_gradients_of_a_task_mode_come_slice_by_slice():
-    row, *_ = execute_text(replace(RUNS["two tasks"], evaluate_every=2))
+    row, *_ = execute(replace(RUNS["two tasks"], evaluate_every=2))
     (point,) = row["results"]["history"]
     assert {"G1", "G2", "G3[0]", "G3[1]"} < set(point["gradients"])
 
 
 def test_the_same_run_gives_the_same_row():
-    first, second = (execute_text(RUNS["metatt-4d"])[0] for _ in range(2))
+    first, second = (execute(RUNS["metatt-4d"])[0] for _ in range(2))
     assert first["results"] == second["results"] and first["key"] == second["key"]
 
 
 def test_what_is_scored_is_what_is_saved():
-    _, adapter, _ = execute_text(RUNS["metatt-4d"])
+    _, adapter, _ = execute(RUNS["metatt-4d"])
     assert all(torch.equal(value, value.half().float()) for value in adapter.factors.values())
 
 
 def test_a_batch_has_every_task_and_no_needless_padding():
-    experiment = TextExperiment(RUNS["two tasks"])
+    experiment = TextSuite(RUNS["two tasks"])
     tokens, ids, labels = experiment.batch(0)
     assert ids.tolist() == [0] * 4 + [1] * 4 and [len(y) for y in labels] == [4, 4]
     assert tokens["attention_mask"].sum(1).max() == tokens["input_ids"].shape[1] <= 24
@@ -155,9 +156,9 @@ def test_models_that_are_not_there(name, message):
 
 def test_fewer_examples_than_a_batch():
     with pytest.raises(ValueError, match="text task 'topic': 3 training examples are less than a batch of 4"):
-        TextExperiment(replace(TINY, examples=3))
+        TextSuite(replace(TINY, examples=3))
 
 
 def test_an_adapter_and_every_weight():
     with pytest.raises(ValueError, match="there can be no adapter"):
-        execute_text(replace(RUNS["metatt-4d"], full=True))
+        execute(replace(RUNS["metatt-4d"], full=True))

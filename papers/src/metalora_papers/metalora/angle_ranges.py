@@ -6,7 +6,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Arcs:
+class AngleRanges:
     """Disjoint arcs [start, end) in degrees within one period, repeated `turns` times from `first` on."""
 
     bounds: tuple[tuple[float, float], ...]

@@ -17,7 +17,7 @@ from metalora_papers.metalora.drawing import (
     to_unit,
 )
 from metalora_papers.metalora.image_sources import SIZE, SOURCES
-from metalora_papers.metalora.image_split import load_pool
+from metalora_papers.metalora.image_split import load_image_split
 
 # Lengths are in pixels of a 32×32 image and grow with the size.
 HUES = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)
@@ -64,7 +64,7 @@ class Episode:
     query_ids: Tensor
 
 
-class AttributeSuite:
+class AttributeImages:
     """Images of `size`×`size` that carry the named attributes; the attributes left out are drawn as a constant.
 
     ValueError: unknown source, attribute or split, a repeated attribute, unusable `seen`, missing files.
@@ -85,17 +85,17 @@ class AttributeSuite:
             raise ValueError(f"attributes={attributes}: an attribute is named twice")
         # A folder's or the Hub's images come as large as an object is drawn; the small sets have one size.
         drawn = SIZE if source in SOURCES else max(SIZE, round(max(OBJECT_WIDTHS) * size / 32))
-        self.pool = load_pool(source, seen, root, drawn)
+        self.image_split = load_image_split(source, seen, root, drawn)
         self.size = size
-        counts = {"class": len(self.pool.class_names), **VALUE_COUNTS}
+        counts = {"class": len(self.image_split.class_names), **VALUE_COUNTS}
         self.attributes = {name: counts[name] for name in attributes}
 
     def batch(self, split: str, n: int, seed: int, classes: str = "all") -> Batch:
         """Draw n images with every attribute uniform and independent of the others."""
         generator = torch.Generator().manual_seed(seed)
         values = self._draw_values(n, classes, generator)
-        ids = self.pool.draw(split, values["class"], generator)
-        return Batch(self.render(self.pool.images[ids], values, generator), values, ids)
+        ids = self.image_split.draw(split, values["class"], generator)
+        return Batch(self.render(self.image_split.images[ids], values, generator), values, ids)
 
     def episode(
         self,
@@ -119,7 +119,7 @@ class AttributeSuite:
         check_choice("attribute", attribute, tuple(self.attributes))
         generator = torch.Generator().manual_seed(seed)
         values = self._draw_values(n_support + n_query, classes, generator)
-        group = self.pool.classes[classes] if attribute == "class" else range(self.attributes[attribute])
+        group = self.image_split.classes[classes] if attribute == "class" else range(self.attributes[attribute])
         levels = torch.tensor(tuple(group))
         if blended:
             levels = torch.cartesian_prod(levels, levels)
@@ -133,12 +133,12 @@ class AttributeSuite:
         values[attribute] = levels[labels, 0] if blended else levels[labels]
 
         def draw(drawn: Tensor) -> Tensor:
-            return torch.cat(self.pool.draw_disjoint(split, drawn[:n_support], drawn[n_support:], generator))
+            return torch.cat(self.image_split.draw_disjoint(split, drawn[:n_support], drawn[n_support:], generator))
 
         ids = draw(values["class"])
-        base = self.pool.images[ids]
+        base = self.image_split.images[ids]
         if blended:
-            base = torch.maximum(base, self.pool.images[draw(levels[labels, 1])].flip(-1))
+            base = torch.maximum(base, self.image_split.images[draw(levels[labels, 1])].flip(-1))
         images = self.render(base, values, generator)
         return Episode(
             images[:n_support], labels[:n_support], images[n_support:], labels[n_support:],
@@ -146,7 +146,7 @@ class AttributeSuite:
         )  # fmt: skip
 
     def _draw_values(self, n: int, classes: str, generator: torch.Generator) -> dict[str, Tensor]:
-        values = {"class": self.pool.draw_labels(classes, n, generator)}
+        values = {"class": self.image_split.draw_labels(classes, n, generator)}
         for name, count in self.attributes.items():
             if name != "class":
                 values[name] = torch.randint(count, (n,), generator=generator)

@@ -139,7 +139,7 @@ def _cache_folder(cache_dir: str | Path | None) -> Path:
 
 def _store(path: Path, model: nn.Module, identity: str) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    content = save(tensors, {"sha256": _digest(tensors.items()), "config": identity, "torch": torch.__version__})
+    content = save(tensors, {"sha256": tensors_hash(tensors.items()), "config": identity, "torch": torch.__version__})
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content)
 
@@ -151,7 +151,7 @@ def _load(path: Path, config: BackboneConfig) -> nn.Module:
             expected = (file.metadata() or {}).get("sha256")
     except SafetensorError as error:
         raise _damaged(path, str(error)) from error
-    if _digest(tensors.items()) != expected:
+    if tensors_hash(tensors.items()) != expected:
         raise _damaged(path, "its tensors do not have the sha256 that it states")
     with torch.random.fork_rng(devices=[]):
         model = build(config.architecture, config.image_size, config.num_classes, config.in_chans)
@@ -165,10 +165,10 @@ def _damaged(path: Path, reason: str) -> ValueError:
 
 def buffers_hash(module: nn.Module) -> str:
     """The sha256 of every buffer's name, type, shape and bits: equal before and after if no BatchNorm was updated."""
-    return _digest(module.named_buffers())
+    return tensors_hash(module.named_buffers())
 
 
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def tensors_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Return the SHA-256 of tensors in the order of their names."""
     in_order = sorted(tensors, key=lambda item: item[0])
     return tensor_digest((f"{typed_label(name, tensor)}\n", tensor) for name, tensor in in_order)

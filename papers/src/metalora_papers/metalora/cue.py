@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from metalora._util.suggest import check_choice
-from metalora_papers.metalora.angle_ranges import Arcs
-from metalora_papers.metalora.domain_suite import DomainSuite
+from metalora_papers.metalora.angle_ranges import AngleRanges
+from metalora_papers.metalora.domain_images import DomainImages
 from metalora_papers.metalora.drawing import add_noise, edge_distance, hue_to_rgb, to_unit
-from metalora_papers.metalora.image_split import ImagePool, load_pool
+from metalora_papers.metalora.image_split import ImageSplit, load_image_split
 
 DELTAS = (120.0, 180.0, 240.0)
 NOISE_RANGE = (0.02, 0.08)
 FRAME_WIDTH = 2
-HUE_ARCS = {
-    "train": Arcs(((20, 37), (53, 70)), period=90, turns=4),
-    "val": Arcs(((37, 53),), period=90, turns=4),
-    "test": Arcs(((-20, 20),), period=90, turns=4),
+HUE_RANGES = {
+    "train": AngleRanges(((20, 37), (53, 70)), period=90, turns=4),
+    "val": AngleRanges(((37, 53),), period=90, turns=4),
+    "test": AngleRanges(((-20, 20),), period=90, turns=4),
 }
 
 
@@ -32,7 +32,7 @@ class CueDomain:
     noise: float
 
 
-class CueSuite(DomainSuite[CueDomain]):
+class CueImages(DomainImages[CueDomain]):
     """28×28 images of a target in hue h, a distractor of any class in hue h+δ and a two-pixel frame in hue h.
 
     ValueError: unknown source or split, unusable `seen`, missing files.
@@ -41,12 +41,12 @@ class CueSuite(DomainSuite[CueDomain]):
     has_clean = True
 
     def __init__(self, source: str, *, seen: tuple[int, ...] | None = None, root: str | Path | None = None):
-        self.pool: ImagePool = load_pool(source, seen, root)
+        self.image_split: ImageSplit = load_image_split(source, seen, root)
 
     def sample_domain(self, split: str, generator: torch.Generator) -> CueDomain:
         """Draw a hue from the split's arcs, a δ of three, a noise level: test hues within 20° of 0, 90, 180, 270."""
-        check_choice("split", split, tuple(HUE_ARCS))
-        hue = HUE_ARCS[split].sample(generator) % 360
+        check_choice("split", split, tuple(HUE_RANGES))
+        hue = HUE_RANGES[split].sample(generator) % 360
         delta = DELTAS[int(torch.randint(len(DELTAS), (), generator=generator))]
         low, high = NOISE_RANGE
         return CueDomain(hue, delta, low + (high - low) * float(torch.rand((), generator=generator)))
@@ -70,18 +70,18 @@ class CueSuite(DomainSuite[CueDomain]):
     def draw_ids(
         self, domains: Sequence[CueDomain], index: Tensor, split: str, classes: str, generator: torch.Generator
     ) -> Tensor:
-        return self.pool.draw(split, self.pool.draw_labels(classes, len(index), generator), generator)
+        return self.image_split.draw(split, self.image_split.draw_labels(classes, len(index), generator), generator)
 
     def draw_bank(
         self, domain: CueDomain, split: str, classes: str, per_class: int, n_query: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        return self.pool.draw_bank(split, classes, per_class, n_query, generator)
+        return self.image_split.draw_bank(split, classes, per_class, n_query, generator)
 
     def labels_of(self, ids: Tensor) -> Tensor:
-        return self.pool.labels[ids]
+        return self.image_split.labels[ids]
 
     def companions(self, split: str, taken: Tensor) -> Tensor:
-        ids = self.pool.ids(split)
+        ids = self.image_split.ids(split)
         return ids[~torch.isin(ids, taken)]
 
     def shifted(
@@ -93,13 +93,13 @@ class CueSuite(DomainSuite[CueDomain]):
         others = companions[torch.randint(len(companions), (len(ids),), generator=generator)]
         table = torch.tensor([(domain.hue, domain.delta, domain.noise) for domain in domains])
         hue, delta, noise = table[index].unbind(1)
-        return self.render(self.pool.images[ids], self.pool.images[others], hue, delta, noise, generator)
+        return self.render(self.image_split.images[ids], self.image_split.images[others], hue, delta, noise, generator)
 
     def clean_like(self, ids: Tensor, domains: Sequence[CueDomain], index: Tensor) -> Tensor:
         """The target alone, in its domain's hue."""
         hue = torch.tensor([domain.hue for domain in domains])[index]
-        return self.clean(self.pool.images[ids], torch.Generator(), hue)
+        return self.clean(self.image_split.images[ids], torch.Generator(), hue)
 
     def reference(self, ids: Tensor, generator: torch.Generator) -> Tensor:
         """Single objects in random hues."""
-        return self.clean(self.pool.images[ids], generator)
+        return self.clean(self.image_split.images[ids], generator)

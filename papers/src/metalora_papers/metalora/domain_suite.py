@@ -1,125 +1,169 @@
-"""What the suites of shifted domains have in common: sampling domains, batches over them, banks and queries."""
+"""Suites cue, shift and natural: adapt to a domain that the input itself shows; four cells, two banks."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from __future__ import annotations
+
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-Domain = TypeVar("Domain")
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.conditioning.condition import Condition
+from metalora.knn import knn_accuracy, linear_probe_accuracy, nearest_class_mean_accuracy
+from metalora.training.losses import distillation_loss, supervised_contrastive_loss
+from metalora_papers.config import RunConfig
+from metalora_papers.metalora.domain_images import BankAndQueries, DomainBatch, DomainImages
+from metalora_papers.statistics import right_counts, variance_share
 
-
-@dataclass(frozen=True)
-class DomainBatch:
-    """Images (n, 3, 28, 28) of several domains, the clean image of each, class labels and domain numbers (n,)."""
-
-    shifted: Tensor
-    clean: Tensor
-    labels: Tensor
-    domain: Tensor
-    domains: tuple
-    ids: Tensor
-
-
-@dataclass(frozen=True)
-class BankAndQueries:
-    """Queries of one domain and two banks with the same base images: the domain's own, and clean references."""
-
-    bank_x: Tensor
-    clean_bank_x: Tensor
-    bank_y: Tensor
-    query_x: Tensor
-    query_y: Tensor
-    bank_ids: Tensor
-    query_ids: Tensor
+IMAGE_SIZE = 28
+TEST_SEED = 9_000_000
+CALIBRATION_STEP, CALIBRATION_BATCHES = 10**6, 8  # batches that no training run of this length draws
+CELLS = ("seen_domain", "unseen_domain"), ("seen_class", "unseen_class")
 
 
-class DomainSuite(ABC, Generic[Domain]):
-    """A family of domains over base images; "train", "val" and "test" name both disjoint domains and image splits.
+class DomainSuite:
+    """Images of many domains and one frozen backbone; a `metalora_papers.suite.Suite`.
 
-    Every draw comes from a seed or a generator. `has_clean` says whether clean images exist at all.
-    Labels are class numbers of the source, int64, seen and unseen alike.
+    Args:
+        images: Where domains, batches, banks and queries are drawn from.
+        model: The frozen backbone: images (batch, 3, 28, 28) -> features (batch, width).
+        head: The frozen classifier of the seen classes: features -> logits (batch, classes).
+        class_index: Label of a seen class -> its number in the head.
+        run: The configuration.
     """
 
-    has_clean: bool
+    averaged_losses = 50
+    tokenizer = None
 
-    @abstractmethod
-    def sample_domain(self, split: str, generator: torch.Generator) -> Domain:
-        """Draw a domain of a split."""
+    def __init__(
+        self,
+        images: DomainImages[Any],
+        model: nn.Module,
+        head: nn.Module,
+        class_index: dict[int, int],
+        run: RunConfig,
+    ):
+        self.images, self.model, self.head, self.class_index = images, model, head, class_index
+        self.config, self.seed, self.split = run.domains, run.seed, run.split
+        self.penalty = run.train.penalty
 
-    @abstractmethod
-    def draw_ids(
-        self, domains: Sequence[Domain], index: Tensor, split: str, classes: str, generator: torch.Generator
-    ) -> Tensor:
-        """Draw one base image (n,) for each domain number (n,), classes uniform."""
+    @property
+    def trained_model(self) -> nn.Module:
+        """The backbone; nothing but the adapter is trained."""
+        return self.model
 
-    @abstractmethod
-    def draw_bank(
-        self, domain: Domain, split: str, classes: str, per_class: int, n_query: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Draw ids of `per_class` bank images of every class and of n_query others; no image occurs twice."""
+    @property
+    def example(self) -> Tensor:
+        """An empty image (1, 3, 28, 28)."""
+        return torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
 
-    @abstractmethod
-    def labels_of(self, ids: Tensor) -> Tensor:
-        """Class numbers (n,) of base images (n,)."""
+    def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
+        """Before training, standardise the features that a generated adapter is made from."""
+        if training and adapter is not None and adapter.conditional:
+            adapter.calibrate([self._batch(CALIBRATION_STEP + k).shifted for k in range(CALIBRATION_BATCHES)])
 
-    @abstractmethod
-    def shifted(
-        self, ids: Tensor, domains: Sequence[Domain], index: Tensor, companions: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Draw each base image in its domain; `companions` are ids that may appear beside it as distractors."""
+    def _batch(self, step: int) -> DomainBatch:
+        config = self.config
+        return self.images.batch("train", config.batch, self.seed * 10**7 + step, config.domains_per_batch)
 
-    @abstractmethod
-    def clean_like(self, ids: Tensor, domains: Sequence[Domain], index: Tensor) -> Tensor:
-        """The teacher's view: each base image without its domain's shift, but for what is part of the object."""
+    def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
+        """Return the loss of batch `step`; every example makes its own condition."""
+        assert adapter is not None, "without an adapter nothing is trained"
+        batch = self._batch(step)
+        condition = adapter.condition(batch.shifted) if adapter.conditional else None
+        features = self._embed(batch.shifted, condition)
+        loss = self._loss(features, batch, adapter)
+        return loss if condition is None else loss + self.penalty * condition.penalty
 
-    @abstractmethod
-    def reference(self, ids: Tensor, generator: torch.Generator) -> Tensor:
-        """Clean images that depend on no domain: backbone pre-training and the clean bank."""
+    def after_step(self, adapter: Adapter | None, step: int, loss: float) -> None:
+        """Record nothing."""
 
-    @abstractmethod
-    def companions(self, split: str, taken: Tensor) -> Tensor:
-        """Ids of a split, any class, that are not `taken`."""
+    def training_results(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Report nothing in addition to the scores."""
+        return {}
 
-    def domains(self, split: str, n: int, seed: int) -> list[Domain]:
-        """Draw n domains of a split."""
-        generator = torch.Generator().manual_seed(seed)
-        return [self.sample_domain(split, generator) for _ in range(n)]
+    def extra_modules(self) -> None:
+        """Nothing is saved with the adapter."""
 
-    def batch(self, split: str, n: int, seed: int, n_domains: int, classes: str = "seen") -> DomainBatch:
-        """Draw n images over n_domains fresh domains, as evenly as possible; ValueError if n < n_domains."""
-        if not 0 < n_domains <= n:
-            raise ValueError(f"n_domains={n_domains}: expected 1..{n}, the number of images")
-        generator = torch.Generator().manual_seed(seed)
-        domains = [self.sample_domain(split, generator) for _ in range(n_domains)]
-        index = torch.arange(n) % n_domains
-        ids = self.draw_ids(domains, index, split, classes, generator)
-        shifted = self.shifted(ids, domains, index, self.companions(split, ids[:0]), generator)
-        clean = self.clean_like(ids, domains, index)
-        return DomainBatch(shifted, clean, self.labels_of(ids), index, tuple(domains), ids)
+    def _loss(self, features: Tensor, batch: DomainBatch, adapter: Adapter) -> Tensor:
+        if self.config.loss == "distillation":
+            with torch.no_grad(), adapter.disabled():
+                teacher = self.model(batch.clean)
+            return distillation_loss(features, teacher)
+        if self.config.loss == "contrastive":
+            return supervised_contrastive_loss(features, batch.labels)
+        targets = torch.tensor([self.class_index[int(label)] for label in batch.labels])
+        return F.cross_entropy(self.head(features), targets)
 
-    def reference_batch(self, split: str, n: int, seed: int, classes: str = "seen") -> tuple[Tensor, Tensor]:
-        """Draw n clean images (n, 3, 28, 28) and labels (n,) to pre-train a backbone on."""
-        generator = torch.Generator().manual_seed(seed)
-        domains = [self.sample_domain(split, generator) for _ in range(n)]
-        ids = self.draw_ids(domains, torch.arange(n), split, classes, generator)
-        return self.reference(ids, generator), self.labels_of(ids)
+    def _embed(self, images: Tensor, condition: Condition | None) -> Tensor:
+        return self.model(images) if condition is None else self.model(images, condition=condition)
 
-    def bank_and_queries(
-        self, domain: Domain, classes: str, per_class: int, n_query: int, seed: int, split: str = "test"
-    ) -> BankAndQueries:
-        """Draw a bank and queries of one domain from the image files of a split, no base image in both or twice.
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
+        """k-NN accuracy in the four cells with both banks; the controls of a condition; nearest mean and probe."""
+        results: dict[str, Any] = {"clean": {}, "own": {}, "nested": []}
+        conditional = adapter is not None and adapter.conditional
+        vectors, groups = [], []
+        for domain_kind in CELLS[0]:
+            sets = [self._sets(domain_kind, class_kind) for class_kind in CELLS[1]]
+            for class_kind, banks in zip(CELLS[1], sets, strict=True):
+                cell = f"{domain_kind}_{class_kind}"
+                scores = [self._score(one, adapter) for one in banks]
+                for bank in ("clean", "own"):
+                    for metric in scores[0][bank]:
+                        mean = sum(score[bank][metric] for score in scores) / len(scores)
+                        results[bank].setdefault(metric, {})[cell] = mean
+                    accuracies = [score[bank]["k5"] for score in scores]
+                    results["nested"].append(right_counts(f"{bank}.k5.{cell}", accuracies, len(banks[0].query_y)))
+                if conditional and cell == "unseen_domain_seen_class":
+                    conditions = [adapter.condition(one.query_x) for one in banks]
+                    results |= self._controls(banks, conditions, adapter)
+                    vectors = [condition.vector() for condition in conditions]
+                    groups = [torch.full((len(v),), k) for k, v in enumerate(vectors)]
+        if vectors:
+            results["domain_share"] = variance_share(torch.cat(vectors), torch.cat(groups))
+        return results
 
-        Distractors, where the suite has them, are neither bank nor query images.
-        ValueError: a class with too few images.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        bank, query = self.draw_bank(domain, split, classes, per_class, n_query, generator)
-        ids = torch.cat([bank, query])
-        index = torch.zeros_like(ids)
-        images = self.shifted(ids, [domain], index, self.companions(split, ids), generator)
-        bank_x, query_x = images[: len(bank)], images[len(bank) :]
-        clean = self.reference(bank, generator)
-        return BankAndQueries(bank_x, clean, self.labels_of(bank), query_x, self.labels_of(query), bank, query)
+    def _sets(self, domain_kind: str, class_kind: str) -> list[BankAndQueries]:
+        config, seed = self.config, TEST_SEED + 1000 * self.seed
+        split = "train" if domain_kind == "seen_domain" else self.split
+        classes = class_kind.removesuffix("_class")
+        domains = self.images.domains(split, config.test_domains, seed + (split == "train"))
+        val = self.split == "val"  # a small set has few validation images of a class
+        bank, queries = config.per_class // (2 if val else 1), config.queries // (4 if val else 1)
+        return [
+            self.images.bank_and_queries(domain, classes, bank, queries, seed + k, self.split)
+            for k, domain in enumerate(domains)
+        ]
+
+    def _features(self, images: Tensor, adapter: Adapter | None) -> Tensor:
+        conditional = adapter is not None and adapter.conditional
+        return self._embed(images, adapter.condition(images) if conditional else None)
+
+    def _score(self, sets: BankAndQueries, adapter: Adapter | None) -> dict[str, dict[str, float]]:
+        query = self._features(sets.query_x, adapter)
+        scores = {}
+        for bank, images in (("clean", sets.clean_bank_x), ("own", sets.bank_x)):
+            features = self._features(images, adapter)
+            data = (features, sets.bank_y, query, sets.query_y)
+            scores[bank] = {f"k{k}": knn_accuracy(*data, k) for k in (5, 10, 20)}
+            scores[bank]["dino"] = knn_accuracy(*data, 20, weighting="dino")
+            scores[bank]["nearest_mean"] = nearest_class_mean_accuracy(*data)
+            scores[bank]["probe"] = linear_probe_accuracy(*data, max_iterations=200)
+        return scores
+
+    def _controls(self, banks: list[BankAndQueries], conditions: list[Condition], adapter: Adapter) -> dict[str, float]:
+        """Queries under their own condition, their domain's mean, the mean of all, and another domain's."""
+        overall = Condition.stack(conditions).mean()
+        scores: dict[str, list[float]] = {}
+        for k, (sets, own) in enumerate(zip(banks, conditions, strict=True)):
+            bank = self._features(sets.clean_bank_x, adapter)
+            other = conditions[(k + 1) % len(conditions)]
+            found = {"own": own, "domain_mean": own.mean(), "global_mean": overall, "other": other}
+            for name, condition in found.items():
+                query = self._embed(sets.query_x, condition)
+                accuracy = knn_accuracy(bank, sets.bank_y, query, sets.query_y, 5)
+                scores.setdefault(f"{name}_condition", []).append(accuracy)
+        return {name: sum(values) / len(values) for name, values in scores.items()}

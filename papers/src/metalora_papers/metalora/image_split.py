@@ -14,7 +14,7 @@ VAL_SHARE = 0.1
 VAL_SEED = 7
 
 
-class ImagePool:
+class ImageSplit:
     """The base images of one or more suites; an id is a row of `images`, and no id is in two splits.
 
     `images` uint8 (n, h, w), `labels` int64 (n,). "val" is a seeded tenth of every class of the train files.
@@ -102,9 +102,9 @@ class ImagePool:
         return order[:cut], order[cut:]
 
 
-def load_pool(
+def load_image_split(
     source: str, seen: tuple[int, ...] | None = None, root: str | Path | None = None, size: int = SIZE
-) -> ImagePool:
+) -> ImageSplit:
     """The pool of an image set; see `load_image_set` for `root`, `size` and the errors.
 
     seen    class numbers to train on; None: the first six of ten, of another number the first 60 %
@@ -112,4 +112,4 @@ def load_pool(
     train, test = (load_image_set(source, split, root, size) for split in ("train", "test"))
     if seen is None:
         seen = tuple(range(max(1, round(0.6 * len(train.class_names)))))
-    return ImagePool(train, test, seen)
+    return ImageSplit(train, test, seen)

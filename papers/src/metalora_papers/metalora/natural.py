@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from metalora._util.suggest import check_choice
-from metalora_papers.metalora.domain_suite import DomainSuite
+from metalora_papers.metalora.domain_images import DomainImages
 from metalora_papers.metalora.drawing import to_unit
 from metalora_papers.metalora.glyphs import SCRIPTS, load_glyphs
 from metalora_papers.metalora.image_sources import SOURCES, ImageSet, load_image_set
-from metalora_papers.metalora.image_split import ImagePool
+from metalora_papers.metalora.image_split import ImageSplit
 
 SETS = (*SOURCES, *SCRIPTS)
 TRAIN_SETS = ("mnist-5k", "glyphs-latin", "glyphs-latin-lower", "glyphs-cyrillic")
@@ -20,7 +20,7 @@ TEST_SETS = ("digits", "fashion-mnist")
 SEEN_SHARE = 0.6
 
 
-class NaturalSuite(DomainSuite[str]):
+class NaturalImages(DomainImages[str]):
     """A domain is the name of a set; the first 60 % of every set's classes are the seen ones.
 
     Ids and labels are numbered through all sets, so that no two sets share one. There are no clean images: the
@@ -43,18 +43,18 @@ class NaturalSuite(DomainSuite[str]):
         names = (*train, *val, *test)
         if len(set(names)) != len(names):
             raise ValueError(f"a set occurs twice in train={train}, val={val}, test={test}")
-        self.pools: dict[str, ImagePool] = {}
+        self.image_splits: dict[str, ImageSplit] = {}
         self.first_id: dict[str, int] = {}
         self.first_label: dict[str, int] = {}
         n_images = n_classes = 0
         for name in names:
             parts = [_load(name, split, root, font_dir) for split in ("train", "test")]
-            pool = ImagePool(*parts, seen=tuple(range(round(SEEN_SHARE * len(parts[0].class_names)))))
-            self.pools[name], self.first_id[name], self.first_label[name] = pool, n_images, n_classes
+            pool = ImageSplit(*parts, seen=tuple(range(round(SEEN_SHARE * len(parts[0].class_names)))))
+            self.image_splits[name], self.first_id[name], self.first_label[name] = pool, n_images, n_classes
             n_images += len(pool.labels)
             n_classes += len(pool.class_names)
-        self.images = torch.cat([pool.images for pool in self.pools.values()])
-        self.labels = torch.cat([pool.labels + self.first_label[name] for name, pool in self.pools.items()])
+        self.images = torch.cat([pool.images for pool in self.image_splits.values()])
+        self.labels = torch.cat([pool.labels + self.first_label[name] for name, pool in self.image_splits.items()])
 
     def sample_domain(self, split: str, generator: torch.Generator) -> str:
         """Draw one of the split's sets; ValueError if the split has none."""
@@ -71,7 +71,7 @@ class NaturalSuite(DomainSuite[str]):
         for name in dict.fromkeys(domains):
             numbers = torch.tensor([number for number, domain in enumerate(domains) if domain == name])
             rows = torch.isin(index, numbers).nonzero()[:, 0]
-            pool = self.pools[name]
+            pool = self.image_splits[name]
             labels = pool.draw_labels(classes, len(rows), generator)
             ids[rows] = pool.draw(split, labels, generator) + self.first_id[name]
         return ids
@@ -80,8 +80,8 @@ class NaturalSuite(DomainSuite[str]):
         self, domain: str, split: str, classes: str, per_class: int, n_query: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """ValueError also for a domain that is not one of the suite's sets."""
-        check_choice("set", domain, tuple(self.pools))
-        bank, query = self.pools[domain].draw_bank(split, classes, per_class, n_query, generator)
+        check_choice("set", domain, tuple(self.image_splits))
+        bank, query = self.image_splits[domain].draw_bank(split, classes, per_class, n_query, generator)
         return bank + self.first_id[domain], query + self.first_id[domain]
 
     def labels_of(self, ids: Tensor) -> Tensor:

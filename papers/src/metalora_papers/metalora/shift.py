@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalora._util.suggest import check_choice
-from metalora_papers.metalora.angle_ranges import Arcs
-from metalora_papers.metalora.domain_suite import DomainSuite
+from metalora_papers.metalora.angle_ranges import AngleRanges
+from metalora_papers.metalora.domain_images import DomainImages
 from metalora_papers.metalora.drawing import add_noise, gaussian_matrices, to_unit
-from metalora_papers.metalora.image_split import ImagePool, load_pool
+from metalora_papers.metalora.image_split import ImageSplit, load_image_split
 
 # Angles in [-90, 90); each split has its own arcs of every 45°.
-ANGLE_ARCS = {
-    "train": Arcs(((0, 12), (33, 45)), period=45, turns=4, first=-90),
-    "val": Arcs(((12, 17), (28, 33)), period=45, turns=4, first=-90),
-    "test": Arcs(((17, 28),), period=45, turns=4, first=-90),
+ANGLE_RANGES = {
+    "train": AngleRanges(((0, 12), (33, 45)), period=45, turns=4, first=-90),
+    "val": AngleRanges(((12, 17), (28, 33)), period=45, turns=4, first=-90),
+    "test": AngleRanges(((17, 28),), period=45, turns=4, first=-90),
 }
 # Whether a domain is (inverted, blurred, noisy, small); test and val have combinations that train never shows.
 TEST_COMBINATIONS = ((1, 1, 0, 0), (0, 0, 1, 1), (1, 0, 1, 0), (0, 1, 0, 1))
@@ -44,7 +44,7 @@ class ShiftDomain:
     scale: float
 
 
-class ShiftSuite(DomainSuite[ShiftDomain]):
+class ShiftImages(DomainImages[ShiftDomain]):
     """28×28 grey images in three equal channels; noise differs between them.
 
     ValueError: unknown source or split, unusable `seen`, missing files.
@@ -53,7 +53,7 @@ class ShiftSuite(DomainSuite[ShiftDomain]):
     has_clean = True
 
     def __init__(self, source: str, *, seen: tuple[int, ...] | None = None, root: str | Path | None = None):
-        self.pool: ImagePool = load_pool(source, seen, root)
+        self.image_split: ImageSplit = load_image_split(source, seen, root)
 
     def sample_domain(self, split: str, generator: torch.Generator) -> ShiftDomain:
         """Draw an angle from the split's arcs and a combination from the split's list, strengths continuous."""
@@ -62,7 +62,7 @@ class ShiftSuite(DomainSuite[ShiftDomain]):
         inverted, blurred, noisy, small = combinations[int(torch.randint(len(combinations), (), generator=generator))]
         blur, noise, size = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
         return ShiftDomain(
-            angle=ANGLE_ARCS[split].sample(generator),
+            angle=ANGLE_RANGES[split].sample(generator),
             inverted=bool(inverted),
             blur=_between(BLUR_RANGE, blur) if blurred else 0.0,
             noise=_between(NOISE_RANGE, noise) if noisy else 0.0,
@@ -98,15 +98,15 @@ class ShiftSuite(DomainSuite[ShiftDomain]):
     def draw_ids(
         self, domains: Sequence[ShiftDomain], index: Tensor, split: str, classes: str, generator: torch.Generator
     ) -> Tensor:
-        return self.pool.draw(split, self.pool.draw_labels(classes, len(index), generator), generator)
+        return self.image_split.draw(split, self.image_split.draw_labels(classes, len(index), generator), generator)
 
     def draw_bank(
         self, domain: ShiftDomain, split: str, classes: str, per_class: int, n_query: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        return self.pool.draw_bank(split, classes, per_class, n_query, generator)
+        return self.image_split.draw_bank(split, classes, per_class, n_query, generator)
 
     def labels_of(self, ids: Tensor) -> Tensor:
-        return self.pool.labels[ids]
+        return self.image_split.labels[ids]
 
     def companions(self, split: str, taken: Tensor) -> Tensor:
         """None: no other image appears beside a base image."""
@@ -118,15 +118,15 @@ class ShiftSuite(DomainSuite[ShiftDomain]):
         """Draw each base image in its domain; `companions` are not used."""
         rows = [(each.angle, each.inverted, each.blur, each.noise, each.scale) for each in domains]
         angle, inverted, blur, noise, scale = torch.tensor(rows)[index].unbind(1)
-        return self.render(self.pool.images[ids], angle, inverted, blur, noise, scale, generator)
+        return self.render(self.image_split.images[ids], angle, inverted, blur, noise, scale, generator)
 
     def clean_like(self, ids: Tensor, domains: Sequence[ShiftDomain], index: Tensor) -> Tensor:
         """The base image as it is: the whole shift belongs to the domain."""
-        return self.clean(self.pool.images[ids])
+        return self.clean(self.image_split.images[ids])
 
     def reference(self, ids: Tensor, generator: torch.Generator) -> Tensor:
         """The base image as it is."""
-        return self.clean(self.pool.images[ids])
+        return self.clean(self.image_split.images[ids])
 
 
 def _between(bounds: tuple[float, float], spot: float) -> float:

@@ -1,150 +1,160 @@
-"""Table I of MetaLoRA, on data that can be rerun: which runs it takes, and how they are compared."""
+"""The tables on images: Table I of MetaLoRA and TensLoRA on a ViT, on data that can be rerun."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-import torch
+from metalora.config import AdapterConfig, TrainConfig
+from metalora_papers.comparison import RateKey
+from metalora_papers.config import BackboneConfig, DomainConfig, EpisodeConfig, RunConfig, TableConfig
+from metalora_papers.metalora.line_ups import AT_RANK, LINE_UPS, adapters
+from metalora_papers.rates import at_chosen_rates, best_rates
+from metalora_papers.report import Report, compare_methods, comparison_table, plot_bars, summary_table
+from metalora_papers.rows import Row, latest, result
 
-from metalora._util.suggest import nearest
-from metalora.adapters.attach import attach, detach
-from metalora.config import AdapterConfig, ConditionConfig, TrainConfig
-from metalora.methods.records import SplitRank
-from metalora.methods.registry import get_method
-from metalora.zoo import load_model
-from metalora_papers.config import BackboneConfig, RunConfig, TableConfig
-from metalora_papers.metalora.backbones import build
-from metalora_papers.metalora.vision import matched_rank
-from metalora_papers.rates import best_rates
-from metalora_papers.report import Table, comparison, comparison_table, latest, plot_bars, summary_table
-from metalora_papers.tenslora import table as tenslora_table
-
-GENERATED = ("metalora-cp", "metalora-tr")
-PLAIN = "stats + LDA"
-AT_RANK = " at rank "  # rows beside the main ones; they take the learning rate of their method
-STATIC = ("lora", "multi-lora", "moe-lora")
+STATISTICS_BASELINE = "stats + LDA"
+CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
+COMPARED_COLUMNS = 2  # the first primary columns are tested against the baselines
+NATURAL_PER_CLASS, NATURAL_QUERIES = 16, 40  # the smallest set of suite natural has 40 test images of a class
 
 
-def condition(table: TableConfig) -> ConditionConfig:
-    """The condition of the generated methods: a labelled support set for attributes, the input itself else."""
-    scope = "support" if table.suite == "attributes" else "sample"
-    return ConditionConfig(
-        scope=scope, hidden=table.hidden, heads=table.heads, descriptor_dropout=table.descriptor_dropout
-    )
+class ImageComparison:
+    """A table on images; a `metalora_papers.comparison.Comparison`.
+
+    Args:
+        name: "metalora" or "tenslora-vit".
+        table: The settings.
+    """
+
+    def __init__(self, name: str, table: TableConfig):
+        self.name, self.table = name, table
+        self.line_up = LINE_UPS[table.compare]
+        self.data = "" if table.suite == "natural" else table.data  # natural has sets of its own
+
+    @property
+    def title(self) -> str:
+        """Suite and backbone."""
+        return f"suite {self.table.suite}, {self.table.backbone}"
+
+    @property
+    def file_stem(self) -> str:
+        """Suite, data and backbone."""
+        data = "sets" if self.table.suite == "natural" else re.sub(r"[^A-Za-z0-9.]+", "-", self.table.data)
+        return f"{self.table.suite}-{data}-{self.table.backbone}"
+
+    # ---- runs --------------------------------------------------------------------------------------------------------
+    def runs(self, rates: Mapping[RateKey, float]) -> list[RunConfig]:
+        """Return every run, seeds outermost; the rows at equal rank have the learning rate of their method."""
+        rows = adapters(self.table)
+        return [
+            _run(self.table, name, adapter, seed, rates.get((_method(name),), self.table.lr), "test")
+            for seed in self.table.seeds
+            for name, adapter in rows.items()
+        ]
+
+    def choosing_runs(self) -> list[RunConfig]:
+        """Return the runs on the validation split from which the learning rate of each method is chosen."""
+        if not self.table.lr_grid:
+            return []
+        rows = adapters(dataclasses.replace(self.table, equal_rank=False))
+        return [
+            _run(self.table, name, adapter, CHOOSING_SEED, lr, "val")
+            for lr in self.table.lr_grid
+            for name, adapter in rows.items()
+            if adapter is not None
+        ]
+
+    # ---- rows --------------------------------------------------------------------------------------------------------
+    def chosen_rates(self, rows: Sequence[Row]) -> dict[RateKey, float]:
+        """Return the learning rate of each method that has the best first column on the validation split."""
+        metric = next(iter(primary_columns(self.table.suite)))
+
+        def value(row: Row) -> float:
+            return float(result(row, metric))
+
+        return best_rates(rows, _rate_key, value, _learning_rate)
+
+    def rows_of(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the test rows of this suite, data, backbone and trained notions; ValueError if there is none."""
+        own_rows = [row for row in latest(rows) if self._is_own(row)]
+        test_rows = at_chosen_rates(own_rows, self.chosen_rates(own_rows), _rate_key, _learning_rate)
+        if not test_rows:
+            raise ValueError(
+                f"no test row of suite {self.table.suite!r}, data {self.data!r}, backbone {self.table.backbone!r}"
+            )
+        return test_rows
+
+    def _is_own(self, row: Row) -> bool:
+        """Return whether a row, of any split and learning rate, belongs to this table."""
+        table, config = self.table, row["config"]
+        methods = {"original", *self.line_up.treatments, *self.line_up.baselines}
+        return (
+            (row["suite"], config["data"]) == (table.suite, self.data)
+            and config["backbone"]["architecture"] == table.backbone
+            and config.get("model", "") == table.model  # rows of before that field have none
+            and _method(config["method"]) in methods
+            and (not table.methods or config["method"] in table.methods)
+            and (table.suite != "attributes" or tuple(config["episodes"]["trained"]) == table.trained)
+        )
+
+    # ---- reports -----------------------------------------------------------------------------------------------------
+    def report(self, rows: Sequence[Row]) -> Report:
+        """Return the tables, and the paired comparisons if there are two seeds or more."""
+        rows, trained_rows = [*rows, *statistics_rows(rows)], rows
+        columns = _present(rows, primary_columns(self.table.suite)) | {"num_params": "parameters"}
+        further = _present(trained_rows, secondary_columns(self.table.suite))
+        title = self._data_title
+        report = Report(
+            [
+                summary_table(rows, columns, title=f"{title}: k-NN, K=5, %", percent=True),
+                summary_table(trained_rows, further, title=f"{title}: further columns, %", percent=True),
+            ]
+        )
+        names = {row["config"]["method"] for row in rows}
+        complete = names >= {*self.line_up.treatments, *self.line_up.baselines}
+        if complete and len({row["seed"] for row in rows}) > 1:
+            for metric in list(columns)[:COMPARED_COLUMNS]:
+                self._compare(report, rows, metric, STATISTICS_BASELINE in names)
+            report.tables.append(comparison_table(report.comparisons, title=f"{title}: against the best baseline"))
+        return report
+
+    def _compare(self, report: Report, rows: Sequence[Row], metric: str, with_statistics: bool) -> None:
+        """Add the comparisons of one metric: with the best baseline, and with the statistics if there are any."""
+        line_up = self.line_up
+        report.comparisons += compare_methods(
+            rows,
+            metric=metric,
+            treatment_methods=line_up.treatments,
+            baseline_methods=line_up.baselines,
+            size=line_up.size,
+        )
+        if with_statistics:
+            report.comparisons += compare_methods(
+                rows,
+                metric=metric,
+                treatment_methods=line_up.treatments,
+                baseline_methods=(STATISTICS_BASELINE,),
+                size=None,
+            )
+
+    def plot(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+        """Draw the primary columns as bars."""
+        path = folder / f"{self.file_stem}.png"
+        plot_bars(rows, _present(rows, primary_columns(self.table.suite)), path, title=self._data_title)
+        return [path]
+
+    @property
+    def _data_title(self) -> str:
+        data = "real sets" if self.table.suite == "natural" else self.table.data
+        return f"suite {self.table.suite}, {data}, {self.table.backbone}"
 
 
-def compared(table: TableConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The rows that are measured, and those that they are measured against."""
-    return (GENERATED, STATIC) if table.compare == "metalora" else (tenslora_table.NAMES, ("lora",))
-
-
-def adapters(table: TableConfig) -> dict[str, AdapterConfig | None]:
-    """Row name -> adapter, of the rows that the table asks for; ValueError for names that are not known."""
-    found = _table_one(table) if table.compare == "metalora" else _tenslora(table)
-    for name in table.methods:
-        if name not in found:
-            raise ValueError(f"table: unknown row {name!r}{nearest(name, found)}")
-    return {name: found[name] for name in table.methods or found}
-
-
-def _backbone(table: TableConfig) -> torch.nn.Module:
-    model = load_model(table.model, weights=False) if table.model else build(table.backbone, _size(table), 6)
-    model.reset_classifier(0)
-    return model
-
-
-def _size(table: TableConfig) -> int:
-    return table.size if table.suite == "attributes" else 28
-
-
-def _tenslora(table: TableConfig) -> dict[str, AdapterConfig | None]:
-    constant = ConditionConfig(scope="constant")
-    lora = AdapterConfig("lora", table.rank, alpha=2.0 * table.rank, targets=("attn.qkv",), condition=constant)
-    return {"original": None, "lora": lora, **tenslora_table.protocol_rows(_backbone(table), lora)}
-
-
-def _table_one(table: TableConfig) -> dict[str, AdapterConfig | None]:
-    """Every static method at the smallest rank whose count reaches that of CP and TR."""
-    made = condition(table)
-    found: dict[str, AdapterConfig | None] = {
-        "original": None,
-        "metalora-cp": AdapterConfig("metalora-cp", table.rank, condition=made, clip_rank=True),
-        "metalora-tr": AdapterConfig("metalora-tr", table.ring_rank, condition=made, clip_rank=True),
-    }
-    model = _backbone(table)
-    budget = max(_count(model, found[name], _size(table)) for name in GENERATED)
-    constant = ConditionConfig(scope="constant")
-    for name in STATIC:
-        config = AdapterConfig(name, clip_rank=True, condition=constant)
-        rank = matched_rank(model, config, budget)
-        found[name] = dataclasses.replace(config, rank=rank)
-        if table.equal_rank:
-            found[f"{name}{AT_RANK}{table.rank}"] = dataclasses.replace(config, rank=_equal_rank(config, table.rank))
-    if table.equal_rank:
-        name = f"metalora-cp{AT_RANK}{table.ring_rank}"
-        found[name] = dataclasses.replace(found["metalora-cp"], rank=table.ring_rank)
-    return found
-
-
-def _equal_rank(config: AdapterConfig, rank: int) -> int:
-    """The largest rank that is no more than `rank` over all experts together."""
-    method = get_method(config.method)
-    if not method.uses_experts:
-        return rank
-    return rank - rank % config.experts if method.has(SplitRank) else rank // config.experts
-
-
-def _count(model: torch.nn.Module, config: AdapterConfig, size: int) -> int:
-    count = attach(model, config, example=torch.zeros(1, 3, size, size)).num_params()
-    detach(model)
-    return count
-
-
-def runs(table: TableConfig, rates: dict[str, float], *, split: str = "test") -> list[RunConfig]:
-    """Every run of the table, seeds outermost, so that a table that is cut off has whole seeds first."""
-    made = adapters(table)
-    seeds = table.seeds if split == "test" else (1000,)  # hyper-parameters have a seed of their own
-    return [
-        _run(table, name, adapter, seed, rates.get(name.split(AT_RANK)[0], table.lr), split)
-        for seed in seeds
-        for name, adapter in made.items()
-        if split == "test" or adapter is not None
-    ]
-
-
-def _run(table: TableConfig, name: str, adapter: AdapterConfig | None, seed: int, lr: float, split: str) -> RunConfig:
-    if adapter is not None:
-        adapter = dataclasses.replace(adapter, seed=seed)
-    config = RunConfig(
-        suite=table.suite, data="" if table.suite == "natural" else table.data, data_root=table.data_root, method=name,
-        adapter=adapter, backbone=BackboneConfig(architecture=table.backbone, steps=table.pretrain_steps),
-        train=TrainConfig(steps=table.steps, lr=lr), seed=seed, split=split,
-    )  # fmt: skip
-    episodes = dataclasses.replace(
-        config.episodes, trained=table.trained, held_out=table.held_out, size=table.size, class_ways=table.class_ways,
-        blended_classes=table.blended_classes,
-    )  # fmt: skip
-    config = dataclasses.replace(config, model=table.model, episodes=episodes)
-    loss = table.loss or ("contrastive" if table.suite == "natural" else "distillation")
-    domains = dataclasses.replace(config.domains, loss=loss)
-    if table.suite == "natural":  # the smallest of its sets has 40 test images a class
-        domains = dataclasses.replace(domains, per_class=16, queries=40)
-    return dataclasses.replace(config, domains=domains)
-
-
-def choosing_runs(table: TableConfig) -> list[RunConfig]:
-    """The runs on the validation split from which each method's learning rate is chosen."""
-    return [
-        run
-        for lr in table.lr_grid
-        for run in runs(dataclasses.replace(table, lr=lr, equal_rank=False), {}, split="val")
-    ]
-
-
-def headline(suite: str) -> dict[str, str]:
-    """The metrics of a suite and their labels; the first chooses the learning rate, the first two are compared."""
+def primary_columns(suite: str) -> dict[str, str]:
+    """Return metric -> label of the main table; the first chooses the learning rate, the first two are compared."""
     if suite == "attributes":
         return {
             "k5.trained_mean": "trained notions",
@@ -156,13 +166,13 @@ def headline(suite: str) -> dict[str, str]:
         "unseen_domain_seen_class": "unseen domain, seen class",
         "unseen_domain_unseen_class": "unseen domain, unseen class",
     }
-    if suite == "natural":  # a real image has no clean version: both banks are one
+    if suite == "natural":  # a real image has no clean version: both banks are the same
         return {f"own.k5.{cell}": label for cell, label in cells.items()}
     return {f"{bank}.k5.{cell}": f"{bank} bank: {label}" for bank in ("clean", "own") for cell, label in cells.items()}
 
 
-def beside(suite: str) -> dict[str, str]:
-    """Further columns: other K, plain baselines, and the metric that the support set itself chooses."""
+def secondary_columns(suite: str) -> dict[str, str]:
+    """Return metric -> label of the second table: another K, plain baselines, and the controls of a condition."""
     if suite == "attributes":
         return {
             "k10.trained_mean": "trained K=10",
@@ -171,130 +181,78 @@ def beside(suite: str) -> dict[str, str]:
             "selected.held_out_mean": "never trained, selected",
         }
     cells = ("seen_domain_seen_class", "seen_domain_unseen_class")
-    found = {f"clean.k5.{cell}": cell.replace("_", " ") for cell in cells}
-    found |= {
-        f"{name}_condition": f"{name.replace('_', ' ')} c" for name in ("own", "domain_mean", "global_mean", "other")
+    conditions = ("own", "domain_mean", "global_mean", "other")
+    columns = {f"clean.k5.{cell}": cell.replace("_", " ") for cell in cells}
+    columns |= {f"{name}_condition": f"{name.replace('_', ' ')} c" for name in conditions}
+    return columns | {"domain_share": "domain share"}
+
+
+def statistics_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the strong baseline without training as rows: LDA on the stage statistics of the frozen backbone."""
+    return [
+        _statistics_row(row) for row in rows if row["config"]["method"] == "original" and "stats_lda" in row["results"]
+    ]
+
+
+def _statistics_row(row: Row) -> Row:
+    nested = [
+        {**counts, "metric": counts["metric"].replace("stats_lda", "k5")}
+        for counts in row["results"].get("nested", ())
+        if counts["metric"].startswith("stats_lda.")
+    ]
+    return {
+        **row,
+        "key": f"{row['key']}-stats",
+        "config": {**row["config"], "method": STATISTICS_BASELINE},
+        "results": {"k5": row["results"]["stats_lda"], "num_params": 0, "nested": nested},
     }
-    return found | {"domain_share": "domain share"}
 
 
-def chosen_rates(rows: list[dict], suite: str) -> dict[str, float]:
-    """Method -> the learning rate with the best first headline metric on the validation split."""
-    metric = next(iter(headline(suite)))
-    return best_rates(
-        rows,
-        lambda row: row["config"]["method"],
-        lambda row: _value(row, metric),
-        lambda row: row["config"]["train"]["lr"],
+def _run(
+    table: TableConfig, name: str, adapter: AdapterConfig | None, seed: int, lr: float, split: Literal["val", "test"]
+) -> RunConfig:
+    return RunConfig(
+        suite=table.suite,
+        data="" if table.suite == "natural" else table.data,
+        data_root=table.data_root,
+        method=name,
+        adapter=None if adapter is None else dataclasses.replace(adapter, seed=seed),
+        backbone=BackboneConfig(architecture=table.backbone, steps=table.pretrain_steps),
+        model=table.model,
+        train=TrainConfig(steps=table.steps, lr=lr),
+        episodes=EpisodeConfig(
+            trained=table.trained,
+            held_out=table.held_out,
+            size=table.size,
+            class_ways=table.class_ways,
+            blended_classes=table.blended_classes,
+        ),
+        domains=_domains(table),
+        seed=seed,
+        split=split,
     )
 
 
-def rows_of(rows: list[dict], table: TableConfig) -> list[dict]:
-    """The test rows of this suite, data, backbone and trained notions; ValueError if there is none.
-
-    Where the rows hold a choice on the validation split, those at a learning rate that was not chosen are left out.
-    """
-    data = "" if table.suite == "natural" else table.data
-    known = {"original", *(name for side in compared(table) for name in side)}
-    found = [
-        row
-        for row in latest(rows)
-        if (row["suite"], row["config"]["data"]) == (table.suite, data)
-        and row["config"]["backbone"]["architecture"] == table.backbone
-        and row["config"].get("model", "") == table.model  # rows of before that field have none
-        and row["config"]["method"].split(AT_RANK)[0] in known
-        and (not table.methods or row["config"]["method"] in table.methods)
-        and (table.suite != "attributes" or tuple(row["config"]["episodes"]["trained"]) == table.trained)
-    ]
-    rates = chosen_rates(found, table.suite)
-    found = [row for row in found if row["config"]["split"] == "test" and _at_chosen_rate(row, rates)]
-    if not found:
-        raise ValueError(f"no test row of suite {table.suite!r}, data {data!r}, backbone {table.backbone!r}")
-    return found
+def _domains(table: TableConfig) -> DomainConfig:
+    if table.suite == "natural":
+        return DomainConfig(loss=table.loss or "contrastive", per_class=NATURAL_PER_CLASS, queries=NATURAL_QUERIES)
+    return DomainConfig(loss=table.loss or "distillation")
 
 
-def _at_chosen_rate(row: dict, rates: dict[str, float]) -> bool:
-    lr = row["config"]["train"]["lr"]
-    return rates.get(row["config"]["method"].split(AT_RANK)[0], lr) == lr
+def _method(row_name: str) -> str:
+    """The method of a row's name: "lora" of "lora at rank 9"."""
+    return row_name.split(AT_RANK)[0]
 
 
-@dataclass
-class Report:
-    """What the rows of one table say."""
-
-    tables: list[Table] = field(default_factory=list)
-    comparisons: list = field(default_factory=list)
-
-    def to_json(self) -> dict:
-        """Plain values for --json."""
-        return {
-            "tables": [dataclasses.asdict(table) for table in self.tables],
-            "comparisons": [dataclasses.asdict(one) for one in self.comparisons],
-        }
+def _rate_key(row: Row) -> RateKey:
+    return (_method(row["config"]["method"]),)
 
 
-def report(rows: list[dict], table: TableConfig) -> Report:
-    """The tables of the test rows, with the paired comparisons where there are two seeds or more."""
-    title = _title(table)
-    trained, rows = rows, rows + plain_rows(rows)
-    metrics = _present(rows, headline(table.suite)) | {"num_params": "parameters"}
-    found = Report([summary_table(rows, metrics, title=f"{title}: k-NN, K=5, %", percent=True)])
-    further = _present(trained, beside(table.suite))
-    found.tables.append(summary_table(trained, further, title=f"{title}: beside it, %", percent=True))
-    names, (treatments, baselines) = {row["config"]["method"] for row in rows}, compared(table)
-    if len({row["seed"] for row in rows}) > 1 and names >= {*treatments, *baselines}:
-        size = "num_params" if table.compare == "metalora" else None
-        for metric in list(metrics)[:2]:
-            found.comparisons += comparison(
-                rows, metric=metric, treatment_methods=treatments, baseline_methods=baselines, size=size
-            )
-            if PLAIN in names:
-                found.comparisons += comparison(
-                    rows, metric=metric, treatment_methods=treatments, baseline_methods=(PLAIN,), size=None
-                )
-        found.tables.append(comparison_table(found.comparisons, title=f"{title}: against the best baseline"))
-    return found
+def _learning_rate(row: Row) -> float:
+    rate: float = row["config"]["train"]["lr"]
+    return rate
 
 
-def plain_rows(rows: list[dict]) -> list[dict]:
-    """The strong baseline without training, LDA on the frozen backbone's stage statistics, as rows of its own."""
-    return [
-        {
-            **row,
-            "key": f"{row['key']}-stats",
-            "config": {**row["config"], "method": PLAIN},
-            "results": {
-                "k5": row["results"]["stats_lda"],
-                "num_params": 0,
-                "nested": [
-                    {**counts, "metric": counts["metric"].replace("stats_lda", "k5")}
-                    for counts in row["results"].get("nested", ())
-                    if counts["metric"].startswith("stats_lda.")
-                ],
-            },
-        }
-        for row in rows
-        if row["config"]["method"] == "original" and "stats_lda" in row["results"]
-    ]
-
-
-def _value(row: dict, metric: str) -> float | None:
-    value = row["results"]
-    for part in metric.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def _present(rows: list[dict], metrics: dict[str, str]) -> dict[str, str]:
-    return {name: label for name, label in metrics.items() if any(_value(row, name) is not None for row in rows)}
-
-
-def plot(rows: list[dict], table: TableConfig, path: Path) -> None:
-    """The headline metrics as bars."""
-    metrics = _present(rows, headline(table.suite))
-    plot_bars(rows, metrics, path, title=_title(table))
-
-
-def _title(table: TableConfig) -> str:
-    data = "real sets" if table.suite == "natural" else table.data
-    return f"suite {table.suite}, {data}, {table.backbone}"
+def _present(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, str]:
+    """Return the columns whose metric at least one row has."""
+    return {name: label for name, label in columns.items() if any(result(row, name) is not None for row in rows)}

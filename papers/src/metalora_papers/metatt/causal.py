@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +13,7 @@ from torch import Tensor, nn
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import attach
-from metalora.bench.store import finished_row
-from metalora.io.adapter_file import round_as_saved
 from metalora.methods.registry import get_method
-from metalora.training.loop import fit
 from metalora.zoo import architectures
 from metalora_papers.config import CausalRunConfig
 from metalora_papers.metatt.commonsense import Commonsense, Question
@@ -114,8 +108,18 @@ def log_likelihoods(model: nn.Module, batch: Sequence[Sample], pad: int, by_task
     return -torch.zeros(len(batch), device=lost.device).index_add(0, rows, lost)
 
 
-class CausalExperiment:
-    """The questions of one run: batches, the step loss, the scores."""
+class CausalSuite:
+    """The questions of one run on a causal language model; a `metalora_papers.suite.Suite`.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ValueError: Settings that contradict each other, an unknown model or task, or missing files.
+    """
+
+    averaged_losses = 20
+    example = None
 
     def __init__(self, config: CausalRunConfig):
         check(config)
@@ -124,25 +128,52 @@ class CausalExperiment:
         self.model, self.tokenizer = load_causal(config.model, config.dtype)
         pad = self.tokenizer.pad_token_id
         self.pad = self.tokenizer.eos_token_id if pad is None else pad
+        self._training_samples: list[Sample] = []
 
-    def loss(self, adapter: Adapter) -> Callable[[int], Tensor]:
-        """k -> cross-entropy on the responses of batch k, so that a step's mean is the mean over all its tokens.
+    @property
+    def trained_model(self) -> nn.Module:
+        """The model; nothing but the adapter is trained."""
+        return self.model
 
-        ValueError: fewer training questions than a step takes.
+    def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
+        """Before training, read the training questions; ValueError if they are fewer than a step takes."""
+        if not training or adapter is None:
+            return
+        self._training_samples = self.train_samples()
+        if len(self._training_samples) < self.step_size:
+            raise ValueError(
+                f"commonsense: {len(self._training_samples)} training questions are less than a step of "
+                f"{self.step_size}"
+            )
+
+    @property
+    def step_size(self) -> int:
+        """Questions of one step of the optimiser."""
+        return self.config.batch * self.config.train.accumulate
+
+    def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
+        """Return the cross-entropy on the responses of batch `step`.
+
+        The mean over the batches of one step of the optimiser is the mean over all tokens of its responses.
         """
-        config, train = self.config, self.train_samples()
-        of_step = config.batch * config.train.accumulate
-        if len(train) < of_step:
-            raise ValueError(f"commonsense: {len(train)} training questions are less than a step of {of_step}")
+        batch_size, accumulate = self.config.batch, self.config.train.accumulate
+        optimiser_step, number = divmod(step, accumulate)
+        rows = self.rows(optimiser_step, len(self._training_samples), self.step_size)
+        chosen = [self._training_samples[row] for row in rows]
+        tokens = sum(len(sample.ids) - sample.start for sample in chosen) / accumulate
+        batch = chosen[number * batch_size : (number + 1) * batch_size]
+        by_task = adapter is not None and bool(adapter.task_keys)
+        return -log_likelihoods(self.model, batch, self.pad, by_task).sum() / tokens
 
-        def step_loss(k: int) -> Tensor:
-            step, micro = divmod(k, config.train.accumulate)
-            chosen = [train[row] for row in self.rows(step, len(train), of_step)]
-            tokens = sum(len(sample.ids) - sample.start for sample in chosen) / config.train.accumulate
-            batch = chosen[micro * config.batch : (micro + 1) * config.batch]
-            return -log_likelihoods(self.model, batch, self.pad, bool(adapter.task_keys)).sum() / tokens
+    def after_step(self, adapter: Adapter | None, step: int, loss: float) -> None:
+        """Record nothing."""
 
-        return step_loss
+    def training_results(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Report nothing in addition to the scores."""
+        return {}
+
+    def extra_modules(self) -> None:
+        """Nothing is saved with the adapter."""
 
     def rows(self, step: int, n: int, of_step: int) -> list[int]:
         """The questions of a step: every epoch in an order of its own."""
@@ -199,25 +230,3 @@ def check(config: CausalRunConfig) -> None:
         raise ValueError(f"{adapter.method} needs the task of every question: by_task: true, with <task>/train.json")
     if adapter.tasks != len(config.tasks):
         raise ValueError(f"{adapter.method}: tasks is {adapter.tasks}, expected {len(config.tasks)}, those of the run")
-
-
-def execute_causal(
-    config: CausalRunConfig, *, checkpoint: Path | None = None, on_step: Callable[[int, float], None] | None = None
-) -> tuple[dict, Adapter | None]:
-    """Train and score one run: the row, and the adapter, still attached to its model."""
-    start = time.monotonic()
-    experiment = CausalExperiment(config)
-    adapter, losses = None, []
-    if config.adapter is not None:
-        adapter = attach(experiment.model, config.adapter)
-        losses = fit(
-            experiment.model, adapter, experiment.loss(adapter), config.train, seed=config.seed,
-            checkpoint=checkpoint, on_step=on_step,
-        )  # fmt: skip
-        round_as_saved(adapter, getattr(torch, config.train.store))
-    results = experiment.evaluate(adapter)
-    results |= {
-        "num_params": adapter.num_params() if adapter is not None else 0,
-        "loss": sum(losses[-20:]) / len(losses[-20:]) if losses else None,
-    }
-    return finished_row(config, results, start), adapter

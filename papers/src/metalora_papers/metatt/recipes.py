@@ -80,8 +80,18 @@ class Recipe:
     seeds: tuple[int, ...]
     note: tuple[str, ...]
 
+    @property
+    def adapter(self) -> AdapterConfig:
+        """The adapter of the run; every recipe has one."""
+        assert self.run.adapter is not None
+        return self.run.adapter
+
     def yaml(self, seed: int | None = None) -> str:
-        """The file of the run: its note, then what differs from the defaults."""
+        """Return the file of the run: its note, then what differs from the defaults.
+
+        Args:
+            seed: A seed instead of the first of the paper's.
+        """
         import yaml
 
         chosen = self.run if seed is None else seeded(self.run, seed)

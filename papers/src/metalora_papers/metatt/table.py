@@ -1,288 +1,129 @@
-"""MetaTT's tables and figures on text that is at hand: which runs each takes, and how they are reported."""
+"""The tables and figures of MetaTT, and TensLoRA's on text: their runs and how they are reported."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
-from metalora._util.suggest import check_choice, nearest
-from metalora.config import AdapterConfig, ConditionConfig, RankScheduleConfig, TrainConfig
+from metalora.config import TrainConfig
+from metalora_papers.comparison import RateKey
 from metalora_papers.config import TEXT_TABLES, TextRunConfig, TextTableConfig
-from metalora_papers.metatt import glue, news
-from metalora_papers.metatt.text import load_encoder
+from metalora_papers.metatt import plots
+from metalora_papers.metatt.jobs import DESIGNS, FULL, Job, jobs_of
 from metalora_papers.metatt.transfer import transfer_rows
-from metalora_papers.rates import best_rates
-from metalora_papers.report import Table, comparison, comparison_table, latest, summary_table
-from metalora_papers.tenslora import table as tenslora_table
+from metalora_papers.rates import at_chosen_rates, best_rates
+from metalora_papers.report import Report, compare_methods, comparison_table, summary_table
+from metalora_papers.rows import Row, latest
 
-TASKS = {"news": tuple(news.TASKS), "glue": tuple(glue.TASKS)}
-CHOOSING_SEED = 1000
-FULL_LR_RATIO = 0.01
-HEAD, FULL, GENERATED, WIDE = "head alone", "every weight", "metatt-4+1d generated", "metatt-4d, more targets"
-LORA_QKV = "lora on q, k, v"
+CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
+FULL_LR_RATIO = 0.01  # training every weight takes a hundredth of an adapter's learning rate
+TRANSFER = "metatt-transfer"
 
 
-@dataclass(frozen=True)
-class Job:
-    """One row of a comparison on one task, or on several trained together; repeated for every seed."""
+class TextComparison:
+    """A table or figure on text; a `metalora_papers.comparison.Comparison`.
 
-    name: str
-    tasks: tuple[str, ...]
-    adapter: AdapterConfig | None
-    lr: float | None = None
-    """None: the table's, or the one that validation chose"""
-    rank_schedule: RankScheduleConfig | None = None
-    left_out: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What one table or figure of the paper compares: its jobs, and the row that the others are measured against."""
-
-    jobs: Callable[[TextTableConfig], list[Job]]
-    reference: str = ""
-
-
-# ---- adapters -------------------------------------------------------------------------------------------------------
-def _adapter(table: TextTableConfig, method: str, *, rank: int = 0, init: str = "", tasks: int = 1) -> AdapterConfig:
-    """A row's adapter; the tensor trains share `table.alpha`, LoRA has a scale of two."""
-    rank, common = rank or table.rank, dict(targets=table.targets, condition=ConditionConfig(scope="constant"))
-    if method == "lora":
-        return AdapterConfig("lora", rank, alpha=2.0 * rank, **common)
-    zero, first, *rest = (init or table.init).split("-")
-    codes = {
-        "metatt-4d": [zero, first, *rest],
-        "metatt-5d": [zero, first, *rest[:1], "id", *rest[1:]],
-        "metatt-4+1d": [zero, first, "id", *rest],
-    }
-    if method not in codes:
-        raise ValueError(f"table: unknown method {method!r}{nearest(method, codes)}")
-    return AdapterConfig(method, rank, alpha=table.alpha, init="-".join(codes[method]), tasks=tasks, **common)
-
-
-def _rows(table: TextTableConfig, joint: bool) -> dict[str, AdapterConfig | None]:
-    """Row name -> adapter: the head alone, LoRA, the tensor trains, and (of joint training) a task core."""
-    found: dict[str, AdapterConfig | None] = {HEAD: None}
-    found |= {name: _adapter(table, name) for name in ("lora", "metatt-4d", "metatt-5d")}
-    if joint:
-        found["metatt-4+1d"] = _adapter(table, "metatt-4+1d", tasks=len(table.tasks))
-    if table.wide_targets:
-        found[WIDE] = dataclasses.replace(_adapter(table, "metatt-4d"), targets=table.wide_targets)
-    if table.full:
-        found[FULL] = None
-    return found
-
-
-def _generated(table: TextTableConfig) -> AdapterConfig:
-    """MetaTT-(4+1)D whose task core a mapping net makes from a labelled support set."""
-    condition = ConditionConfig(scope="support", hidden=16)
-    return dataclasses.replace(_adapter(table, "metatt-4+1d"), generated=("G3",), condition=condition)
-
-
-# ---- the comparisons ------------------------------------------------------------------------------------------------
-def _single(table: TextTableConfig) -> list[Job]:
-    return [
-        Job(name, (task,), adapter, left_out=_others(table, task))
-        for task in table.tasks
-        for name, adapter in _rows(table, joint=False).items()
-    ]
-
-
-def _joint(table: TextTableConfig) -> list[Job]:
-    return [Job(name, table.tasks, adapter) for name, adapter in _rows(table, joint=True).items()]
-
-
-def _sweeps(table: TextTableConfig) -> list[Job]:
-    low, high, steps = table.final_rank, table.rank, table.steps
-    first, last = table.sweep_between
-    after = (round(steps * (first + (last - first) * k / max(1, table.sweeps - 1))) for k in range(table.sweeps))
-    schedule = dataclasses.replace(table.sweep, steps=tuple(after), final=low)
-    jobs = []
-    for task in table.tasks:
-        jobs += [
-            Job(f"{table.method}, rank {low}", (task,), _adapter(table, table.method, rank=low)),
-            Job(f"{table.method}, rank {high}", (task,), _adapter(table, table.method)),
-            Job(f"{table.method}, rank {high} swept to {low}", (task,), _adapter(table, table.method), None, schedule),
-        ]
-    return jobs
-
-
-def _inits(table: TextTableConfig) -> list[Job]:
-    return [
-        Job(f"{table.method}, {init}", (task,), _adapter(table, table.method, init=init))
-        for task in table.tasks
-        for init in table.inits
-    ]
-
-
-def _rates(table: TextTableConfig) -> list[Job]:
-    return [
-        Job(f"{name}, lr {lr:g}", (task,), adapter, lr)
-        for task in table.tasks
-        for name, adapter in _rows(table, joint=False).items()
-        for lr in table.lr_grid
-        if adapter is not None
-    ]
-
-
-def _ranks(table: TextTableConfig) -> list[Job]:
-    return [
-        Job(f"{name}, rank {rank}", (task,), _adapter(table, name, rank=rank))
-        for task in table.tasks
-        for name in ("lora", "metatt-4d", "metatt-5d")
-        for rank in table.ranks
-    ]
-
-
-def _transfer(table: TextTableConfig) -> list[Job]:
-    jobs = [job for job in _single(table) if job.name in (HEAD, "lora", "metatt-4d")]
-    for task in table.tasks:
-        jobs.append(Job("metatt-4d", _others(table, task), _adapter(table, "metatt-4d"), left_out=(task,)))
-        jobs.append(Job(GENERATED, _others(table, task), _generated(table), left_out=(task,)))
-    return jobs
-
-
-@cache
-def _protocols(table: TextTableConfig) -> dict[str, AdapterConfig]:
-    lora = dataclasses.replace(_adapter(table, "lora"), targets=table.qkv_targets)
-    return {LORA_QKV: lora, **tenslora_table.protocol_rows(load_encoder(table.model)[0], lora)}
-
-
-def _tenslora(table: TextTableConfig) -> list[Job]:
-    return [Job(name, (task,), adapter) for task in table.tasks for name, adapter in _protocols(table).items()]
-
-
-def _others(table: TextTableConfig, task: str) -> tuple[str, ...]:
-    return tuple(other for other in table.tasks if other != task)
-
-
-COMPARISONS = {
-    "metatt-2": Comparison(_single, "lora"),
-    "metatt-3": Comparison(_joint, "metatt-4d"),
-    "metatt-4": Comparison(_sweeps, "{method}, rank {final_rank}"),
-    "metatt-fig4": Comparison(_inits, "{method}, ze-id-id-id"),
-    "metatt-fig7": Comparison(_rates),
-    "metatt-fig9": Comparison(_ranks),
-    "metatt-transfer": Comparison(_transfer),
-    "tenslora": Comparison(_tenslora, LORA_QKV),
-}
-
-
-# ---- runs -----------------------------------------------------------------------------------------------------------
-def jobs_of(name: str, table: TextTableConfig) -> list[Job]:
-    """The jobs of a comparison that the table asks for; ValueError for names that are not known."""
-    for task in table.tasks:
-        check_choice("text task", task, TASKS[table.suite])
-    jobs = COMPARISONS[name].jobs(table)
-    known = dict.fromkeys(job.name for job in jobs)
-    for method in table.methods:
-        if method not in known:
-            raise ValueError(f"table {name}: unknown row {method!r}{nearest(method, known)}")
-    return [job for job in jobs if not table.methods or job.name in table.methods]
-
-
-def runs(name: str, table: TextTableConfig, rates: dict[tuple[str, str], float]) -> list[TextRunConfig]:
-    """Every run, seeds outermost; `rates` holds the learning rate of a row on a task, or on several together."""
-    jobs = jobs_of(name, table)
-    return [_run(table, job, seed, job.lr or rates.get(_label(job), table.lr)) for seed in table.seeds for job in jobs]
-
-
-def choosing_runs(name: str, table: TextTableConfig) -> list[TextRunConfig]:
-    """The runs on the validation split from which every row's learning rate is chosen, task by task."""
-    jobs = [dataclasses.replace(job, left_out=()) for job in jobs_of(name, table) if job.lr is None]
-    return [_run(table, job, CHOOSING_SEED, lr, split="val") for lr in table.lr_grid for job in jobs]
-
-
-def chosen_rates(rows: Sequence[dict]) -> dict[tuple[str, str], float]:
-    """(row, tasks) -> the rate of the best mean accuracy on the validation split."""
-    return best_rates(rows, _row_label, lambda row: row["results"]["mean"], _rate)
-
-
-def _rate(row: dict) -> float:
-    """The table's learning rate that a row was run at."""
-    return row["config"]["train"]["lr"] / (FULL_LR_RATIO if row["config"]["full"] else 1.0)
-
-
-def _row_label(row: dict) -> tuple[str, str]:
-    return row["config"]["method"], "+".join(row["config"]["tasks"])
-
-
-def _label(job: Job) -> tuple[str, str]:
-    return job.name, "+".join(job.tasks)
-
-
-def _run(table: TextTableConfig, job: Job, seed: int, lr: float, split: str = "test") -> TextRunConfig:
-    full = job.name == FULL
-    return TextRunConfig(
-        suite=table.suite, data_root=table.data_root, tasks=job.tasks, left_out=job.left_out,
-        model=table.model, method=job.name, full=full, classifier=table.classifier, seed=seed,
-        adapter=None if job.adapter is None else dataclasses.replace(job.adapter, seed=seed),
-        train=TrainConfig(
-            steps=table.steps, lr=lr * (FULL_LR_RATIO if full else 1.0), schedule="linear", warmup=0.06,
-            mixed_precision=table.mixed_precision, rank_schedule=job.rank_schedule,
-        ),
-        batch=table.batch, examples=table.examples, test_examples=table.test_examples, max_length=table.max_length,
-        split=split, evaluate_every=table.evaluate_every if split == "test" else 0,
-    )  # fmt: skip
-
-
-# ---- reports --------------------------------------------------------------------------------------------------------
-def rows_of(name: str, rows: Sequence[dict], table: TextTableConfig) -> list[dict]:
-    """The test rows of a comparison among all that a file holds; ValueError if there is none.
-
-    Where the rows hold a choice on the validation split, those at a learning rate that was not chosen are left out.
+    Args:
+        name: One of `TEXT_TABLES`, such as "metatt-2".
+        table: The settings.
     """
-    wanted = {_label(job): job.lr for job in jobs_of(name, table)}
-    own = [row for row in latest(rows) if row["config"]["model"] == table.model and _row_label(row) in wanted]
-    rates = chosen_rates(own)
-    found = []
-    for row in own:
-        chosen = rates.get(_row_label(row)) if wanted[_row_label(row)] is None else None
-        if row["config"]["split"] == "test" and chosen in (None, _rate(row)):
-            found.append(row)
-    if not found:
-        raise ValueError(f"table {name}: no row of {table.model} on {', '.join(table.tasks)}")
-    return found
 
+    def __init__(self, name: str, table: TextTableConfig):
+        self.name, self.table = name, table
 
-def report(name: str, rows: Sequence[dict], table: TextTableConfig) -> list[Table]:
-    """Accuracy by task and on their mean, with half the 95 % interval over seeds, and each row against the reference,
-    paired by seed."""
-    own, kind = rows_of(name, rows, table), COMPARISONS[name]
-    title = f"{TEXT_TABLES[name]}, {table.model}"
-    metrics: dict[str, str] = {f"accuracy.{task}": task for task in table.tasks} | {"mean": "mean"}
-    if name == "metatt-transfer":
-        whole, reference = transfer_rows(own, table.tasks)
-    else:
-        whole, reference = by_seed(own, table.tasks), kind.reference.format(**dataclasses.asdict(table))
-        metrics |= {"num_params": "parameters", "seconds": "seconds a run"}
-    tables = [summary_table(whole, metrics, title=f"{title}: accuracy, %", percent=True)]
-    names = list(dict.fromkeys(row["config"]["method"] for row in whole))
-    others = [method for method in names if method != reference]
-    if reference in names and others and len({row["seed"] for row in whole}) > 1:
-        found = [
-            one
-            for metric in ("mean", *(f"accuracy.{task}" for task in table.tasks))
-            for one in comparison(
-                whole, metric=metric, treatment_methods=others, baseline_methods=(reference,), size=None
-            )
+    @property
+    def title(self) -> str:
+        """What is compared, and the numbers of the tables and figures in the paper."""
+        return TEXT_TABLES[self.name]
+
+    @property
+    def file_stem(self) -> str:
+        """The name."""
+        return self.name
+
+    # ---- runs --------------------------------------------------------------------------------------------------------
+    def runs(self, rates: Mapping[RateKey, float]) -> list[TextRunConfig]:
+        """Return every run, seeds outermost; `rates` is by row and by the tasks that are trained together."""
+        jobs = jobs_of(self.name, self.table)
+        return [
+            _run(self.table, job, seed, job.lr or rates.get(job.rate_key, self.table.lr))
+            for seed in self.table.seeds
+            for job in jobs
         ]
-        tables.append(comparison_table(found, title=f"{title}: against {reference}"))
-    return tables
+
+    def choosing_runs(self) -> list[TextRunConfig]:
+        """Return the runs on the validation split from which the rate of every row is chosen, task by task."""
+        if not self.table.lr_grid:
+            return []
+        jobs = [dataclasses.replace(job, left_out=()) for job in jobs_of(self.name, self.table) if job.lr is None]
+        return [_run(self.table, job, CHOOSING_SEED, lr, "val") for lr in self.table.lr_grid for job in jobs]
+
+    # ---- rows --------------------------------------------------------------------------------------------------------
+    def chosen_rates(self, rows: Sequence[Row]) -> dict[RateKey, float]:
+        """Return, by row and tasks, the learning rate of the best mean accuracy on the validation split."""
+        return best_rates(rows, _rate_key, _mean_accuracy, _learning_rate)
+
+    def rows_of(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the test rows of this model and these tasks; ValueError if there is none."""
+        jobs = jobs_of(self.name, self.table)
+        keys = {job.rate_key for job in jobs}
+        own_rows = [row for row in latest(rows) if row["config"]["model"] == self.table.model]
+        own_rows = [row for row in own_rows if _rate_key(row) in keys]
+        # The name of a row with a fixed rate says the rate, so nothing was chosen for it.
+        fixed = {job.rate_key for job in jobs if job.lr is not None}
+        rates = {key: rate for key, rate in self.chosen_rates(own_rows).items() if key not in fixed}
+        test_rows = at_chosen_rates(own_rows, rates, _rate_key, _learning_rate)
+        if not test_rows:
+            raise ValueError(f"table {self.name}: no row of {self.table.model} on {', '.join(self.table.tasks)}")
+        return test_rows
+
+    # ---- reports -----------------------------------------------------------------------------------------------------
+    def report(self, rows: Sequence[Row]) -> Report:
+        """Return the accuracies by task and their mean, and each row against the reference, paired by seed."""
+        own_rows, tasks = self.rows_of(rows), self.table.tasks
+        columns = {f"accuracy.{task}": task for task in tasks} | {"mean": "mean"}
+        if self.name == TRANSFER:
+            merged, reference = transfer_rows(own_rows, tasks)
+        else:
+            merged = by_seed(own_rows, tasks)
+            reference = DESIGNS[self.name].reference.format(**dataclasses.asdict(self.table))
+            columns |= {"num_params": "parameters", "seconds": "seconds a run"}
+        title = f"{self.title}, {self.table.model}"
+        report = Report([summary_table(merged, columns, title=f"{title}: accuracy, %", percent=True)])
+        names = list(dict.fromkeys(row["config"]["method"] for row in merged))
+        others = [name for name in names if name != reference]
+        if reference in names and others and len({row["seed"] for row in merged}) > 1:
+            for metric in ("mean", *(f"accuracy.{task}" for task in tasks)):
+                report.comparisons += compare_methods(
+                    merged, metric=metric, treatment_methods=others, baseline_methods=(reference,), size=None
+                )
+            report.tables.append(comparison_table(report.comparisons, title=f"{title}: against {reference}"))
+        return report
+
+    def plot(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+        """Draw the figures of the paper that these rows hold."""
+        return plots.plot(self.name, rows, self.table, folder)
 
 
-def by_seed(rows: Sequence[dict], tasks: Sequence[str]) -> list[dict]:
-    """One row for every method and seed that has all tasks: its accuracies side by side.
+def by_seed(rows: Sequence[Row], tasks: Sequence[str]) -> list[Row]:
+    """Merge the rows of a method and a seed, which are of single tasks, into one row with all accuracies.
 
-    ValueError: no method has all, or one has a task twice (rows of several settings).
+    Args:
+        rows: Test rows.
+        tasks: The tasks that a merged row must have; a method and seed that lacks one is left out.
+
+    Returns:
+        One row for every method and seed.
+
+    Raises:
+        ValueError: No method has all tasks, or one has a task twice (then the rows are of several settings).
     """
-    groups: dict[tuple[str, int], list[dict]] = {}
+    groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["config"]["method"], row["seed"]), []).append(row)
-    found = []
+    merged_rows = []
     for (method, seed), members in groups.items():
         accuracy: dict[str, float] = {}
         for row in members:
@@ -291,15 +132,62 @@ def by_seed(rows: Sequence[dict], tasks: Sequence[str]) -> list[dict]:
                     raise ValueError(f"{method!r} has seed {seed} on {task!r} twice: the rows are of several settings")
                 accuracy[task] = value
         if set(accuracy) >= set(tasks):
-            found.append(merged_row(members, {task: accuracy[task] for task in tasks}))
-    if not found:
+            merged_rows.append(_merged(members, {task: accuracy[task] for task in tasks}))
+    if not merged_rows:
         raise ValueError(f"no method has a row on each of {', '.join(tasks)}")
-    return found
+    return merged_rows
 
 
-def merged_row(members: Sequence[dict], accuracy: dict[str, float]) -> dict[str, Any]:
-    """A row that stands for several of one method and seed."""
-    mean = sum(accuracy.values()) / len(accuracy)
+def _merged(members: Sequence[Row], accuracy: dict[str, float]) -> Row:
+    """One row that stands for several of one method and seed."""
     seconds = round(sum(row["time"]["seconds"] for row in members) / len(members))
-    results = {**members[0]["results"], "accuracy": accuracy, "mean": mean, "seconds": seconds}
+    mean = sum(accuracy.values()) / len(accuracy)
+    results: dict[str, Any] = {**members[0]["results"], "accuracy": accuracy, "mean": mean, "seconds": seconds}
     return {**members[0], "results": results}
+
+
+def _rate_key(row: Row) -> RateKey:
+    return row["config"]["method"], "+".join(row["config"]["tasks"])
+
+
+def _mean_accuracy(row: Row) -> float:
+    mean: float = row["results"]["mean"]
+    return mean
+
+
+def _learning_rate(row: Row) -> float:
+    """The learning rate of the table that a row was run at."""
+    rate: float = row["config"]["train"]["lr"]
+    return rate / (FULL_LR_RATIO if row["config"]["full"] else 1.0)
+
+
+def _run(
+    table: TextTableConfig, job: Job, seed: int, lr: float, split: Literal["val", "test"] = "test"
+) -> TextRunConfig:
+    full = job.name == FULL
+    return TextRunConfig(
+        suite=table.suite,
+        data_root=table.data_root,
+        tasks=job.tasks,
+        left_out=job.left_out,
+        model=table.model,
+        method=job.name,
+        full=full,
+        classifier=table.classifier,
+        seed=seed,
+        adapter=None if job.adapter is None else dataclasses.replace(job.adapter, seed=seed),
+        train=TrainConfig(
+            steps=table.steps,
+            lr=lr * (FULL_LR_RATIO if full else 1.0),
+            schedule="linear",
+            warmup=0.06,
+            mixed_precision=table.mixed_precision,
+            rank_schedule=job.rank_schedule,
+        ),
+        batch=table.batch,
+        examples=table.examples,
+        test_examples=table.test_examples,
+        max_length=table.max_length,
+        split=split,
+        evaluate_every=table.evaluate_every if split == "test" else 0,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,7 @@ from torch import Tensor, nn
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import attach
 from metalora.adapters.conditioning.condition import Condition
-from metalora.bench.store import finished_row
-from metalora.io.adapter_file import round_as_saved
-from metalora.training.loop import fit
 from metalora_papers.config import TextRunConfig
 from metalora_papers.metatt.glue import Glue
 from metalora_papers.metatt.news import News
@@ -27,8 +22,9 @@ from metalora_papers.metatt.text_corpus import TextCorpus
 TRAIN_SEED, TEST_SEED, LEFT_OUT_SEED = 0, 9_000_000, 5_000_000
 EVALUATED_AT_ONCE = 128
 SORTED_AT_ONCE = 16  # batches among which texts are grouped by length, so that little of a batch is padding
-POOL = 512  # labelled training examples of a task that support sets are drawn from
+SUPPORT_POOL = 512  # labelled training examples of a task from which support sets are drawn
 DRAWS = 3  # support sets of a left-out task
+CORPORA: dict[str, Callable[[str | None], TextCorpus]] = {"news": News, "glue": Glue}
 
 
 def load_encoder(name: str) -> tuple[nn.Module, Any]:
@@ -75,19 +71,32 @@ class Classifier(nn.Module):
         return F.layer_norm((states * mask).sum(1) / mask.sum(1), states.shape[-1:])
 
 
-class TextExperiment:
-    """The tasks of one run: batches, the step loss, the scores."""
+class TextSuite:
+    """The tasks of one run on text; a `metalora_papers.suite.Suite`.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        ValueError: Settings that contradict each other, an unknown model or task, or too few training examples.
+    """
+
+    averaged_losses = 20
+    example = None
 
     def __init__(self, config: TextRunConfig):
+        if config.full and config.adapter is not None:
+            raise ValueError("full: true trains the encoder itself, so there can be no adapter")
         self.config = config
-        self.corpus: TextCorpus = {"news": News, "glue": Glue}[config.suite](config.data_root)
+        self.corpus: TextCorpus = CORPORA[config.suite](config.data_root)
         self.classes = {task: self.corpus.classes(task) for task in (*config.tasks, *config.left_out)}
         encoder, self.tokenizer = load_encoder(config.model)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu" and config.train.mixed_precision == "bf16":
-            encoder.set_attn_implementation("eager")  # torch's own takes half of a step in its backward in 16 bits
+            # The backward of torch's own attention takes half of a step in 16 bits on a CPU.
+            encoder.set_attn_implementation("eager")
         heads = {task: self.classes[task] or 1 for task in config.tasks}
-        self.model = Classifier(encoder, heads, config.seed).requires_grad_(False).to(self.device)
+        self.classifier = Classifier(encoder, heads, config.seed).requires_grad_(False).to(self.device)
         self.train_sets = {task: self._set(task, "train", config.examples, TRAIN_SEED) for task in config.tasks}
         for task, (_, labels) in self.train_sets.items():
             if len(labels) < config.batch:
@@ -95,14 +104,35 @@ class TextExperiment:
                     f"text task {task!r}: {len(labels)} training examples are less than a batch of {config.batch}"
                 )
         self.support: dict[str, tuple[Tensor, Tensor]] = {}
+        self.history: list[dict[str, Any]] = []
 
-    def prepare(self, adapter: Adapter | None) -> None:
-        """For a generated adapter: keep the features that its support sets are drawn from."""
+    @property
+    def model(self) -> nn.Module:
+        """The encoder."""
+        return self.classifier.encoder
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """The encoder with its heads."""
+        return self.classifier
+
+    def extra_modules(self) -> nn.Module | None:
+        """Return the heads if they are trained: they are saved in the adapter's file."""
+        return self.classifier.heads if self.config.classifier == "trained" else None
+
+    def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
+        """Keep the features that the support sets of a generated adapter are drawn from; say what is trained."""
+        if training:
+            if adapter is None:
+                self.classifier.encoder.requires_grad_(self.config.full)
+            self.classifier.heads.requires_grad_(self.config.classifier == "trained")
         if adapter is None or not adapter.conditional:
             return
         for task, (tokens, labels) in self.train_sets.items():
-            rows = {name: value[:POOL] for name, value in tokens.items()}
-            self.support[task] = self._features(adapter, rows), labels[:POOL]
+            first_examples = {name: value[:SUPPORT_POOL] for name, value in tokens.items()}
+            self.support[task] = self._features(adapter, first_examples), labels[:SUPPORT_POOL]
+        if training:
+            adapter.conditioner.calibrate(torch.cat([features for features, _ in self.support.values()]))
 
     def _features(self, adapter: Adapter, tokens: dict[str, Tensor]) -> Tensor:
         with self._precision():
@@ -134,24 +164,52 @@ class TextExperiment:
         ids = torch.arange(len(parts), device=self.device).repeat_interleave(config.batch)
         return _joined(parts), ids, labels
 
-    def loss(self, adapter: Adapter | None) -> Callable[[int], Tensor]:
-        """step -> the sum over tasks of cross-entropy, or of the squared error of scores (MetaTT: L = sum_k L_k)."""
+    def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
+        """Return the sum over tasks of cross-entropy, or of the squared error of scores (MetaTT: L = sum_k L_k)."""
+        tokens, ids, labels = self.batch(step)
+        penalty: Tensor | float = 0.0
+        if adapter is not None and self.support:
+            conditions = Condition.stack([self._condition(adapter, task, step) for task in self.support])
+            with adapter.using(conditions[ids]):
+                features = self.classifier.embed(tokens)
+            penalty = self.config.train.penalty * conditions.penalty
+        else:
+            features = self.classifier.embed(tokens, ids if _by_task(adapter) else None)
+        features_by_task = features.split([len(task_labels) for task_labels in labels])
+        heads = self.classifier.heads.values()
+        losses = [
+            _loss(head(task_features), task_labels)
+            for head, task_features, task_labels in zip(heads, features_by_task, labels, strict=True)
+        ]
+        return torch.stack(losses).sum() + penalty
 
-        def step_loss(step: int) -> Tensor:
-            tokens, ids, labels = self.batch(step)
-            penalty: Tensor | float = 0.0
-            if self.support:
-                conditions = Condition.stack([self._condition(adapter, task, step) for task in self.support])
-                with adapter.using(conditions[ids]):
-                    features = self.model.embed(tokens)
-                penalty = self.config.train.penalty * conditions.penalty
-            else:
-                features = self.model.embed(tokens, ids if _by_task(adapter) else None)
-            parts = features.split([len(y) for y in labels])
-            heads = self.model.heads.values()
-            return torch.stack([_loss(h(f), y) for h, f, y in zip(heads, parts, labels, strict=True)]).sum() + penalty
+    def after_step(self, adapter: Adapter | None, step: int, loss: float) -> None:
+        """Every `evaluate_every` steps, record scores and the sizes of gradients (MetaTT, appendix B).
 
-        return step_loss
+        A run that was interrupted has only the records since it continued.
+        """
+        every = self.config.evaluate_every
+        if not every or (step + 1) % every:
+            return
+        record: dict[str, Any] = {"step": step + 1, "loss": loss}
+        if adapter is not None:
+            record["gradients"], record["rank"] = gradient_sizes(adapter), adapter.rank
+            adapter.eval()
+        record["accuracy"] = self.evaluate(adapter)["accuracy"]
+        if adapter is not None:
+            adapter.train()
+        self.history.append(record)
+
+    def training_results(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Return the scores on left-out tasks, the records of the training, and what was trained without an adapter."""
+        results = {
+            "left_out": self.left_out(adapter),
+            "history": self.history,
+            "head_params": _count_trained(self.classifier.heads),
+        }
+        if self.config.full:
+            results["num_params"] = sum(parameter.numel() for parameter in self.model.parameters())
+        return results
 
     def _condition(self, adapter: Adapter, task: str, step: int | None = None) -> Condition:
         """From `support` examples of a task's pool that the step draws; without a step from all of them."""
@@ -169,7 +227,7 @@ class TextExperiment:
         """Features of a whole set, for the task of a number or under a condition."""
         with self._precision(), adapter.using(made) if made is not None else contextlib.nullcontext():
             ids = task if _by_task(adapter) else None
-            return torch.cat([self.model.embed(part, ids).float() for part in _chunks(tokens, EVALUATED_AT_ONCE)])
+            return torch.cat([self.classifier.embed(part, ids).float() for part in _chunks(tokens, EVALUATED_AT_ONCE)])
 
     @torch.no_grad()
     def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
@@ -181,7 +239,7 @@ class TextExperiment:
         for k, task in enumerate(self.config.tasks):
             tokens, labels = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
             made = self._condition(adapter, task) if self.support else None
-            outputs = self.model.heads[task](self._embedded(tokens, adapter, k, made)).cpu()
+            outputs = self.classifier.heads[task](self._embedded(tokens, adapter, k, made)).cpu()
             labels = labels.cpu()
             if not self.classes[task]:
                 accuracy[task] = float(spearmanr(outputs[:, 0], labels).statistic)
@@ -217,27 +275,6 @@ class TextExperiment:
         return found
 
 
-class History:
-    """Scores and gradients along the way: |grad G|_F / sqrt(|G|) of every factor, of a task mode slice by slice
-    (MetaTT, appendix B). A run that was cut off has only those since it went on."""
-
-    def __init__(self, experiment: TextExperiment, adapter: Adapter | None):
-        self.experiment, self.adapter, self.points = experiment, adapter, []
-
-    def __call__(self, step: int, loss: float) -> None:
-        every = self.experiment.config.evaluate_every
-        if not every or (step + 1) % every:
-            return
-        point: dict[str, Any] = {"step": step + 1, "loss": loss}
-        if self.adapter is not None:
-            point["gradients"], point["rank"] = gradient_sizes(self.adapter), self.adapter.rank
-            self.adapter.eval()
-        point["accuracy"] = self.experiment.evaluate(self.adapter)["accuracy"]
-        if self.adapter is not None:
-            self.adapter.train()
-        self.points.append(point)
-
-
 def gradient_sizes(adapter: Adapter) -> dict[str, float]:
     """Root mean square of every factor's gradient, where it has one; of a factor with tasks, "G3[0]", "G3[1]", ..."""
     found = {}
@@ -252,44 +289,8 @@ def gradient_sizes(adapter: Adapter) -> dict[str, float]:
     return found
 
 
-def execute_text(
-    config: TextRunConfig, *, checkpoint: Path | None = None, on_step: Callable[[int, float], None] | None = None
-) -> tuple[dict, Adapter | None, nn.Module | None]:
-    """Train and score one run: the row, the adapter, still attached to the encoder, and the heads if trained."""
-    if config.full and config.adapter is not None:
-        raise ValueError("full: true trains the encoder itself, so there can be no adapter")
-    start = time.monotonic()
-    experiment = TextExperiment(config)
-    model, adapter, losses = experiment.model, None, []
-    if config.adapter is not None:
-        adapter = attach(model.encoder, config.adapter)
-    model.encoder.requires_grad_(config.full) if adapter is None else None
-    model.heads.requires_grad_(config.classifier == "trained")
-    experiment.prepare(adapter)
-    if experiment.support:
-        adapter.conditioner.calibrate(torch.cat([features for features, _ in experiment.support.values()]))
-    history = History(experiment, adapter)
-
-    def after(step: int, loss: float) -> None:
-        history(step, loss)
-        if on_step is not None:
-            on_step(step, loss)
-
-    if adapter is not None or any(p.requires_grad for p in model.parameters()):
-        losses = fit(
-            model.encoder, adapter, experiment.loss(adapter), config.train, extra_module=model, seed=config.seed,
-            checkpoint=checkpoint, on_step=after,
-        )  # fmt: skip
-    if adapter is not None:
-        round_as_saved(adapter, getattr(torch, config.train.store))
-    results = experiment.evaluate(adapter) | {"left_out": experiment.left_out(adapter), "history": history.points}
-    encoder = sum(p.numel() for p in model.encoder.parameters()) if config.full else 0
-    results |= {
-        "num_params": adapter.num_params() if adapter is not None else encoder,
-        "head_params": sum(p.numel() for p in model.heads.parameters() if p.requires_grad),
-        "loss": sum(losses[-20:]) / len(losses[-20:]) if losses else None,
-    }
-    return finished_row(config, results, start), adapter, model.heads if config.classifier == "trained" else None
+def _count_trained(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 def _loss(output: Tensor, labels: Tensor) -> Tensor:

@@ -2,42 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+
+from metalora_papers.rows import Row
 
 SINGLE = "best single-task adapter"
+Scores = dict[str, dict[int, float]]  # task -> seed -> accuracy
 
 
-def transfer_rows(rows: Sequence[dict], tasks: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
-    """Rows of accuracies on left-out tasks, one for each method and seed, and the name of the reference among them.
+def transfer_rows(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[list[Row], str]:
+    """Return rows of accuracies on left-out tasks, and the name of the reference among them.
 
-    The reference takes for every left-out task the adapter (method and task it was trained on) of the best mean over
-    seeds on that very task, which no one could choose in practice: a hard baseline.
+    For every left-out task, the reference takes the adapter (method and task that it was trained on) with the best
+    mean over seeds on that very task. No one could choose it in practice: it is a hard baseline.
+
+    Args:
+        rows: Test rows of runs with left-out tasks.
+        tasks: The tasks that a row must have.
+
+    Returns:
+        One row for every method and seed, and the name of the reference.
     """
-    scores: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    best_scores: dict[str, Scores] = {}
+    for (method, trained_on), by_task in _scores_by_source(rows).items():
+        best = best_scores.setdefault(_name(method, trained_on), {})
+        for task, by_seed in by_task.items():
+            if task not in best or _mean(by_seed.values()) > _mean(best[task].values()):
+                best[task] = by_seed
+    complete = {name: by_task for name, by_task in best_scores.items() if set(by_task) >= set(tasks)}
+    return [row for name, by_task in complete.items() for row in _rows(rows[0], name, by_task, tasks)], SINGLE
+
+
+def _scores_by_source(rows: Sequence[Row]) -> dict[tuple[str, str], Scores]:
+    """Return (method, tasks that it was trained on) -> accuracies on left-out tasks."""
+    scores: dict[tuple[str, str], Scores] = {}
     for row in rows:
         source = (row["config"]["method"], "+".join(row["config"]["tasks"]))
         for task, value in row["results"]["left_out"].items():
             scores.setdefault(source, {}).setdefault(task, {})[row["seed"]] = value
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for (method, trained), by_task in scores.items():
-        joint = "+" in trained
-        for task, by_seed in by_task.items():
-            name = f"{method}, the other tasks" if joint else SINGLE if method != "head alone" else "frozen encoder"
-            best = found.setdefault(name, {})
-            if task not in best or _mean(by_seed) > _mean(best[task]):
-                best[task] = by_seed
-    example = rows[0]
-    made = []
-    for name, by_task in found.items():
-        if set(by_task) < set(tasks):
-            continue
-        for seed in sorted(set.intersection(*(set(by_task[task]) for task in tasks))):
-            accuracy = {task: by_task[task][seed] for task in tasks}
-            results = {"accuracy": accuracy, "mean": _mean(accuracy)}
-            made.append({**example, "seed": seed, "config": {**example["config"], "method": name}, "results": results})
-    return made, SINGLE
+    return scores
 
 
-def _mean(values: dict[Any, float]) -> float:
-    return sum(values.values()) / len(values)
+def _name(method: str, trained_on: str) -> str:
+    if "+" in trained_on:
+        return f"{method}, the other tasks"
+    return "frozen encoder" if method == "head alone" else SINGLE
+
+
+def _rows(example: Row, name: str, by_task: Scores, tasks: Sequence[str]) -> Iterator[Row]:
+    """Yield a row for every seed that all tasks have."""
+    for seed in sorted(set.intersection(*(set(by_task[task]) for task in tasks))):
+        accuracy = {task: by_task[task][seed] for task in tasks}
+        results = {"accuracy": accuracy, "mean": _mean(accuracy.values())}
+        yield {**example, "seed": seed, "config": {**example["config"], "method": name}, "results": results}
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,55 +15,92 @@ from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.conditioning.features import between_class_share, stage_statistics
 from metalora.knn import knn_accuracy, lda_transform
 from metalora.training.losses import matching_loss, prototypical_loss, supervised_contrastive_loss
-from metalora_papers.config import EpisodeConfig
-from metalora_papers.metalora.attributes import AttributeSuite, Episode
+from metalora_papers.config import RunConfig
+from metalora_papers.metalora.attributes import AttributeImages, Episode
+from metalora_papers.metalora.backbones import SampleBatch
 from metalora_papers.statistics import right_counts, variance_share
 
 Metric = Callable[..., tuple[Tensor, ...]]
 UNSEEN = "class (unseen)"
 TEST_SEED = 7_000_000
+CALIBRATION_STEP, CALIBRATION_BATCHES = 10**6, 8  # batches that no pre-training of this length draws
 
 
-class EpisodeExperiment:
-    """One suite, one frozen backbone: the step loss of an adapter, and its scores."""
+class EpisodeSuite:
+    """Images with attributes and one frozen backbone; a `metalora_papers.suite.Suite`.
+
+    Args:
+        images: Where episodes are drawn from.
+        model: The frozen backbone: images (batch, 3, size, size) -> features (batch, width).
+        run: The configuration.
+        sample: Batch number -> images and labels of the seen classes, as in the pre-training.
+        normalisation: Mean and standard deviation per channel that the backbone was trained with, if it states them.
+    """
+
+    averaged_losses = 50
+    tokenizer = None
 
     def __init__(
         self,
-        suite: AttributeSuite,
+        images: AttributeImages,
         model: nn.Module,
-        config: EpisodeConfig,
-        seed: int,
-        split: str = "test",
-        normalise: tuple[Sequence[float], Sequence[float]] | None = None,
+        run: RunConfig,
+        sample: SampleBatch,
+        normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
     ):
-        self.suite, self.model, self.config, self.seed, self.split = suite, model, config, seed, split
-        self.normalise = normalise
+        self.images, self.model = images, model
+        self.config, self.seed, self.split = run.episodes, run.seed, run.split
+        self.penalty = run.train.penalty
+        self.sample, self.normalisation = sample, normalisation
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """The backbone; nothing but the adapter is trained."""
+        return self.model
+
+    @property
+    def example(self) -> Tensor:
+        """An empty image (1, 3, size, size)."""
+        return torch.zeros(1, 3, self.config.size, self.config.size)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Images as the backbone was trained on: (image - mean) / std, where it states them."""
-        if self.normalise is None:
+        """Return images as the backbone was trained on: (image - mean) / std, if it states them."""
+        if self.normalisation is None:
             return images
-        mean, std = (torch.tensor(values)[:, None, None] for values in self.normalise)
+        mean, std = (torch.tensor(values)[:, None, None] for values in self.normalisation)
         return (images - mean) / std
 
-    def prepared(self, episode: Episode) -> Episode:
-        """The episode with images as the backbone takes them."""
+    def normalised_episode(self, episode: Episode) -> Episode:
+        """Return the episode with its images as the backbone takes them."""
         support_x, query_x = self.normalised(episode.support_x), self.normalised(episode.query_x)
         return replace(episode, support_x=support_x, query_x=query_x)
 
-    def loss(self, adapter: Adapter, penalty: float) -> Callable[[int], Tensor]:
-        """step -> loss: the support set makes the condition, the queries judge it."""
+    def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
+        """Before training, standardise the features that a generated adapter is made from."""
+        if training and adapter is not None and adapter.conditional:
+            steps = range(CALIBRATION_STEP, CALIBRATION_STEP + CALIBRATION_BATCHES)
+            adapter.calibrate([self.normalised(self.sample(step)[0]) for step in steps])
+
+    def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
+        """Return the loss of episode `step`: the support set makes the condition, the queries judge it."""
+        assert adapter is not None, "without an adapter nothing is trained"
         names = self.config.trained
+        attribute = names[int(torch.randint(len(names), ()))]
+        episode = self.train_episode(attribute, self.seed * 10**6 + step)
+        condition = adapter.condition(episode.support_x, episode.support_y) if adapter.conditional else None
+        support, query = self.embed(episode, condition)
+        loss = self._metric_loss(support, episode.support_y, query, episode.query_y)
+        return loss if condition is None else loss + self.penalty * condition.penalty
 
-        def step_loss(step: int) -> Tensor:
-            attribute = names[int(torch.randint(len(names), ()))]
-            episode = self.train_episode(attribute, self.seed * 10**6 + step)
-            condition = adapter.condition(episode.support_x, episode.support_y) if adapter.conditional else None
-            support, query = self.embed(episode, condition)
-            loss = self._metric_loss(support, episode.support_y, query, episode.query_y)
-            return loss if condition is None else loss + penalty * condition.penalty
+    def after_step(self, adapter: Adapter | None, step: int, loss: float) -> None:
+        """Record nothing."""
 
-        return step_loss
+    def training_results(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Report nothing in addition to the scores."""
+        return {}
+
+    def extra_modules(self) -> None:
+        """Nothing is saved with the adapter."""
 
     def train_episode(self, attribute: str, seed: int) -> Episode:
         """One episode of the training images; the class task has its own ways of drawing classes."""
@@ -70,8 +108,8 @@ class EpisodeExperiment:
         ways, blended = 0, False
         if attribute == "class":
             ways, blended = config.class_ways, float(torch.rand(())) < config.blended_classes
-        return self.prepared(
-            self.suite.episode(attribute, "train", config.support, config.query, seed, ways=ways, blended=blended)
+        return self.normalised_episode(
+            self.images.episode(attribute, "train", config.support, config.query, seed, ways=ways, blended=blended)
         )
 
     def _metric_loss(self, support: Tensor, support_y: Tensor, query: Tensor, query_y: Tensor) -> Tensor:
@@ -98,12 +136,12 @@ class EpisodeExperiment:
         config = self.config
         attribute, classes = ("class", "unseen") if task == UNSEEN else (task, "seen")
         seed = TEST_SEED + 1000 * self.tasks.index(task) + number + 100_000 * self.seed
-        return self.prepared(
-            self.suite.episode(attribute, self.split, config.test_support, config.test_query, seed, classes)
+        return self.normalised_episode(
+            self.images.episode(attribute, self.split, config.test_support, config.test_query, seed, classes)
         )
 
     @torch.no_grad()
-    def evaluate(self, adapter: Adapter | None) -> dict:
+    def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
         """Scores of the model as it is: k-NN accuracy per task and its means, with the controls of a condition."""
         conditional = adapter is not None and adapter.conditional
         conditions = self._conditions(adapter) if conditional else {}
@@ -123,7 +161,7 @@ class EpisodeExperiment:
                     found |= self._controls(episode, other, mean)
                 for variant, value in found.items():
                     scores.setdefault(variant, {}).setdefault(task, []).append(value)
-        results: dict = {variant: self._summary(by_task) for variant, by_task in scores.items()}
+        results: dict[str, Any] = {variant: self._summary(by_task) for variant, by_task in scores.items()}
         results["nested"] = self._nested(scores)
         if conditional:
             names = [name for name in self.config.trained for _ in conditions[name]]

@@ -1,0 +1,135 @@
+"""The rows of the tables on images: which adapters are compared, at equal numbers of parameters or equal ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metalora._util.suggest import nearest
+from metalora.adapters.attach import attach, count_params, detach
+from metalora.adapters.targets import find_targets
+from metalora.config import AdapterConfig, ConditionConfig
+from metalora.methods.records import SplitRank
+from metalora.methods.registry import get_method
+from metalora.zoo import load_model
+from metalora_papers.config import TableConfig
+from metalora_papers.metalora.backbones import build
+from metalora_papers.metalora.domain_suite import IMAGE_SIZE
+from metalora_papers.tenslora import table as tenslora_table
+
+GENERATED = ("metalora-cp", "metalora-tr")
+STATIC = ("lora", "multi-lora", "moe-lora")
+AT_RANK = " at rank "  # part of the name of additional rows, which take the learning rate of their method
+SEEN_CLASSES = 6
+LARGEST_RANK = 512
+Adapters = dict[str, AdapterConfig | None]
+
+
+@dataclass(frozen=True)
+class LineUp:
+    """What one comparison on images compares.
+
+    Attributes:
+        adapters: From the settings of a table to its rows: name -> adapter, None for the frozen backbone.
+        treatments: The rows that are measured.
+        baselines: The rows that they are measured against.
+        size: The metric in which a baseline must be at least as large as a treatment; None if any baseline will do.
+    """
+
+    adapters: Callable[[TableConfig], Adapters]
+    treatments: tuple[str, ...]
+    baselines: tuple[str, ...]
+    size: str | None
+
+
+def adapters(table: TableConfig) -> Adapters:
+    """Return the rows that a table asks for, by name; ValueError for a name that it does not have."""
+    every_row = LINE_UPS[table.compare].adapters(table)
+    for name in table.methods:
+        if name not in every_row:
+            raise ValueError(f"table: unknown row {name!r}{nearest(name, every_row)}")
+    return {name: every_row[name] for name in table.methods or every_row}
+
+
+def condition(table: TableConfig) -> ConditionConfig:
+    """Return the condition of the generated methods: a labelled support set for attributes, otherwise the input."""
+    return ConditionConfig(
+        scope="support" if table.suite == "attributes" else "sample",
+        hidden=table.hidden,
+        heads=table.heads,
+        descriptor_dropout=table.descriptor_dropout,
+    )
+
+
+def _backbone(table: TableConfig) -> torch.nn.Module:
+    """Return the untrained backbone without its classifier: it has the sizes of the trained one."""
+    if table.model:
+        model: Any = load_model(table.model, weights=False)
+    else:
+        model = build(table.backbone, _image_size(table), SEEN_CLASSES)
+    model.reset_classifier(0)
+    return model
+
+
+def _image_size(table: TableConfig) -> int:
+    return table.size if table.suite == "attributes" else IMAGE_SIZE
+
+
+def _tenslora(table: TableConfig) -> Adapters:
+    constant = ConditionConfig(scope="constant")
+    lora = AdapterConfig("lora", table.rank, alpha=2.0 * table.rank, targets=("attn.qkv",), condition=constant)
+    return {"original": None, "lora": lora, **tenslora_table.protocol_rows(_backbone(table), lora)}
+
+
+def _table_one(table: TableConfig) -> Adapters:
+    """Return every static method at the smallest rank whose count reaches those of CP and TR."""
+    cp = AdapterConfig("metalora-cp", table.rank, condition=condition(table), clip_rank=True)
+    ring = AdapterConfig("metalora-tr", table.ring_rank, condition=condition(table), clip_rank=True)
+    model = _backbone(table)
+    budget = max(_count_attached(model, config, _image_size(table)) for config in (cp, ring))
+    rows: Adapters = {"original": None, "metalora-cp": cp, "metalora-tr": ring}
+    for name in STATIC:
+        config = AdapterConfig(name, clip_rank=True, condition=ConditionConfig(scope="constant"))
+        rows[name] = dataclasses.replace(config, rank=matched_rank(model, config, budget))
+        if table.equal_rank:
+            same_rank = dataclasses.replace(config, rank=_equal_rank(config, table.rank))
+            rows[f"{name}{AT_RANK}{table.rank}"] = same_rank
+    if table.equal_rank:
+        rows[f"metalora-cp{AT_RANK}{table.ring_rank}"] = dataclasses.replace(cp, rank=table.ring_rank)
+    return rows
+
+
+def matched_rank(model: torch.nn.Module, config: AdapterConfig, budget: int) -> int:
+    """Return the smallest rank at which a static adapter has at least `budget` parameters; ValueError if none has."""
+    targets = find_targets(model, config.targets, config.exclude)
+    method = get_method(config.method)
+    step = config.experts if method.has(SplitRank) else 1
+    for rank in range(step, LARGEST_RANK + 1, step):
+        if count_params(dataclasses.replace(config, rank=rank), targets) >= budget:
+            return rank
+    raise ValueError(f"method {config.method!r} cannot reach {budget} parameters on these targets")
+
+
+def _equal_rank(config: AdapterConfig, rank: int) -> int:
+    """Return the largest rank that is at most `rank` over all experts together."""
+    method = get_method(config.method)
+    if not method.uses_experts:
+        return rank
+    return rank - rank % config.experts if method.has(SplitRank) else rank // config.experts
+
+
+def _count_attached(model: torch.nn.Module, config: AdapterConfig, size: int) -> int:
+    """Count the parameters of an adapter, mapping net included."""
+    count = attach(model, config, example=torch.zeros(1, 3, size, size)).num_params()
+    detach(model)
+    return count
+
+
+LINE_UPS = {
+    "metalora": LineUp(_table_one, GENERATED, STATIC, "num_params"),
+    "tenslora": LineUp(_tenslora, tenslora_table.NAMES, ("lora",), None),
+}

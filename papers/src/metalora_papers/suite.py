@@ -1,0 +1,61 @@
+"""What a suite is: the data, the frozen model, the loss and the scores of one run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from metalora.adapters.adapter import Adapter
+
+
+class Suite(Protocol):
+    """The experiment of one run. `metalora_papers.registry` makes the suite that a run's configuration names.
+
+    `metalora_papers.execution` uses it in this order: it attaches an adapter to `model` (or none), calls `prepare`,
+    trains with `train_step`, and scores with `evaluate`.
+    """
+
+    averaged_losses: int
+    """A row holds the mean of so many losses at the end of training."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The frozen network that the adapter is attached to."""
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """`model` with what is around it, such as heads; its parameters that require a gradient are trained too."""
+
+    @property
+    def example(self) -> Tensor | None:
+        """Inputs from which `attach` learns the width of the features; None lets it guess them."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of a language model; None for images."""
+
+    def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
+        """Make what the adapter needs on these data.
+
+        Args:
+            adapter: The adapter that is attached to `model`, if any.
+            training: True before training: the condition of a generated adapter is then calibrated, and heads may
+                learn. False for an adapter that was loaded from its file.
+        """
+
+    def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
+        """Return the loss of batch number `step`, a scalar; equal numbers give equal batches."""
+
+    def after_step(self, adapter: Adapter | None, step: int, loss: float) -> None:
+        """Record what is watched during training, after the optimiser's step."""
+
+    def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Return the scores of the model as it is."""
+
+    def training_results(self, adapter: Adapter | None) -> dict[str, Any]:
+        """Return what only the run that has just trained can report, in addition to the scores."""
+
+    def extra_modules(self) -> nn.Module | None:
+        """Return the trained modules that are saved in the adapter's file, such as heads; None if there are none."""
