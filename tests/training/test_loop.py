@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage, checkpoint):
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
     model, adapter, step_loss = made()
     before = state(adapter)
-    with pytest.raises(ValueError, match=r"run\.pt: not a whole checkpoint .*delete it") as error:
+    with pytest.raises(ValueError, match=r"run\.pt: not a complete checkpoint .*delete it") as error:
         fit(model, adapter, step_loss, CONFIG, seed=3, checkpoint=checkpoint)
     assert "\n" not in str(error.value)
     assert_same(state(adapter), before)

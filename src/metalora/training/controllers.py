@@ -1,4 +1,7 @@
-"""Controllers: rules of training beside the loss, each configured by a field of TrainConfig or given to the Trainer."""
+"""Controllers: rules that act during training in addition to the loss, such as falling ranks.
+
+A controller is configured by a field of `TrainConfig`, or given to `transformers.Trainer` as a callback.
+"""
 
 from __future__ import annotations
 
@@ -16,59 +19,90 @@ if TYPE_CHECKING:
 
 
 class Controller(Protocol):
-    """What a rule does in a run: RankSchedule lowers ranks by sweeps, RankBudget masks singular values."""
+    """A rule of training: `RankSchedule` lowers ranks by sweeps, `RankBudget` masks singular values."""
 
     def penalty(self) -> Tensor | None:
-        """What is added to the loss, a scalar with a gradient; None: nothing."""
+        """Return a scalar with a gradient that is added to the loss, or None."""
 
     def after(self, step: int, optimizer: Any) -> Any:
-        """Called when `step` steps of the optimiser were taken, with the gradients of the last still there."""
+        """Act after an optimiser step.
+
+        Args:
+            step: The number of optimiser steps so far; the gradients of the last one are still there.
+            optimizer: The optimiser, whose state must follow if parameters change their shapes.
+        """
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold for the rule to go on."""
+        """Return what a checkpoint must hold for the rule to continue."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Continue from what `state` returned."""
 
 
 def controllers(model: nn.Module, config: TrainConfig) -> list[Controller]:
-    """The rules that a configuration asks for; ValueError for both kinds, or one that the adapter does not allow."""
+    """Return the controllers that a configuration asks for.
+
+    Raises:
+        ValueError: The configuration has both a rank schedule and a rank budget, or the adapter of the model does not
+            allow the one that it has.
+
+    Example:
+        >>> controllers(nn.Linear(2, 2), TrainConfig())
+        []
+    """
     if config.rank_schedule is not None and config.rank_budget is not None:
         raise ValueError("train: rank_schedule and rank_budget both lower ranks, by sweeps and by masks; give one")
-    rules = [rule for rule in (config.rank_schedule, config.rank_budget) if rule is not None]
-    return [_made(model, rule, config.steps) for rule in rules]
+    rules = [config.rank_schedule, config.rank_budget]
+    return [_controller(model, rule, config.steps) for rule in rules if rule is not None]
 
 
-def _made(model: nn.Module, rule: RankScheduleConfig | RankBudgetConfig, steps: int) -> Controller:
+def _controller(model: nn.Module, rule: RankScheduleConfig | RankBudgetConfig, steps: int) -> Controller:
     if isinstance(rule, RankBudgetConfig):
         return RankBudget(model, rule, steps)
     return RankSchedule(model, rule)
 
 
 def total_penalty(rules: Sequence[Controller]) -> Tensor | None:
-    """The sum of what the rules add to the loss."""
-    found = [one for one in (rule.penalty() for rule in rules) if one is not None]
-    return sum(found[1:], found[0]) if found else None
+    """Return the sum of the penalties of some controllers, a scalar, or None if no controller has one."""
+    total: Tensor | None = None
+    for rule in rules:
+        penalty = rule.penalty()
+        if penalty is not None:
+            total = penalty if total is None else total + penalty
+    return total
 
 
 def trainer_callback(rule: RankScheduleConfig | RankBudgetConfig) -> TrainerCallback:
-    """The rule for `transformers.Trainer(callbacks=[...])`; its penalty joins the gradients before each step."""
+    """Return a controller as a callback, for `transformers.Trainer(callbacks=[...])`.
+
+    Its penalty joins the gradients before each optimiser step. The Trainer trains the model that has the adapter.
+
+    Args:
+        rule: The configuration of the controller.
+
+    Raises:
+        ValueError: When training starts, if the adapter of the model does not allow the controller.
+
+    Example:
+        >>> callback = trainer_callback(RankScheduleConfig(steps=(100,), ranks=(4,)))
+    """
     from transformers import TrainerCallback
 
-    class ControllerCallback(TrainerCallback):
-        """Runs one rule."""
+    class ControllerCallback(TrainerCallback):  # type: ignore[misc]
+        """Runs one controller; the Trainer passes everything by keyword."""
 
-        controller: Controller | None = None
+        controller: Controller
 
-        def on_train_begin(self, args, state, control, model=None, **kwargs):
-            self.controller = _made(model, rule, state.max_steps)
+        def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **unused: Any) -> None:
+            self.controller = _controller(model, rule, state.max_steps)
 
-        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **unused: Any) -> None:
             penalty = self.controller.penalty()
             if penalty is not None:
-                penalty.backward()
+                penalty.backward()  # type: ignore[no-untyped-call]
 
-        def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-            self.controller.after(state.global_step + 1, optimizer)  # counted by the Trainer only after this
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **unused: Any) -> None:
+            steps_done = state.global_step + 1  # the Trainer counts the step only after this call
+            self.controller.after(steps_done, optimizer)
 
     return ControllerCallback()

@@ -1,0 +1,29 @@
+"""Averaging of gradients over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], processes: int) -> None:
+    """Replace the gradients by their means over all processes, by a single all-reduce.
+
+    Adapters have few parameters, so this needs no wrapper around the model, and ranks may change between two steps.
+
+    Args:
+        parameters: The same parameters in every process. Those that require no gradient are left alone; a missing
+            gradient counts as zero.
+        processes: The number of processes; nothing happens if it is 1.
+    """
+    if processes == 1:
+        return
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in learned]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    means = torch.split(flat / processes, [gradient.numel() for gradient in gradients])
+    for parameter, mean in zip(learned, means, strict=True):
+        parameter.grad = mean.view_as(parameter)

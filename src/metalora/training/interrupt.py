@@ -1,0 +1,40 @@
+"""Ctrl-C that waits for the end of a step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Record the first Ctrl-C instead of raising KeyboardInterrupt, so that a step ends with a consistent state.
+
+    A second Ctrl-C raises KeyboardInterrupt at once, in case a step hangs. Outside of the main thread, which alone may
+    handle signals, nothing is changed.
+
+    Yields:
+        A function that returns whether Ctrl-C was pressed.
+    """
+    received: list[int] = []
+
+    def is_interrupted() -> bool:
+        return bool(received)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield is_interrupted
+        return
+
+    def record(signal_number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signal_number)
+
+    previous_handler = signal.signal(signal.SIGINT, record)
+    try:
+        yield is_interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous_handler)

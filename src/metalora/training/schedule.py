@@ -1,0 +1,50 @@
+"""The course of the learning rate over a run."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from metalora.config import TrainConfig
+
+
+def learning_rate_schedule(optimizer: Optimizer, config: TrainConfig) -> LRScheduler:
+    """Return the schedule of a configuration; every parameter group keeps its ratio to the others.
+
+    Args:
+        optimizer: An optimiser whose groups have their peak learning rates.
+        config: Its `schedule`, `warmup` and `steps` count.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> schedule = learning_rate_schedule(optimizer, TrainConfig(steps=4, schedule="linear", warmup=0.5))
+        >>> rates = []
+        >>> for _ in range(4):
+        ...     rates.append(schedule.get_last_lr()[0])
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> rates
+        [0.5, 1.0, 1.0, 0.5]
+    """
+    if config.schedule == "constant":
+        return LambdaLR(optimizer, lambda step: 1.0)
+    if config.schedule == "linear":
+        return LambdaLR(optimizer, lambda step: linear_factor(step, config.steps, config.warmup))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    # One more than the steps: the scheduler also steps after the last step of the optimiser.
+    return OneCycleLR(optimizer, max_lr=peaks, total_steps=config.steps + 1, pct_start=config.warmup)
+
+
+def linear_factor(step: int, steps: int, warmup: float) -> float:
+    """Return the share of the peak rate at a step: up to 1 over the warm-up, then down to 0 after the last step.
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Number of all steps.
+        warmup: Share of the steps over which the rate rises.
+    """
+    rising_steps = max(1, round(warmup * steps))
+    rise = (step + 1) / rising_steps
+    fall = max(0.0, (steps - step) / max(1, steps - rising_steps))
+    return min(rise, fall)
