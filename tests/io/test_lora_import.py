@@ -113,7 +113,7 @@ def with_tensor(name, *shape):
 
 REFUSALS = {
     "an unknown module": (with_tensor("lycoris_outt.alpha"), "'lycoris_outt' names no module.*'out'"),
-    "another algorithm": (with_tensor("lycoris_out.hada_w1_a", 2), "'lycoris_out.hada_w1_a' is no part of a LoCon"),
+    "another algorithm": (with_tensor("lycoris_out.hada_w1_a", 2), "'lycoris_out.hada_w1_a' is not a part of a LoCon"),
     "half a pair": (changed(lambda t: t.pop("lycoris_out.lora_up.weight")), "'lycoris_out' has lora_down alone"),
     "another width": (with_tensor("lycoris_out.lora_down.weight", 4, 9), r"weight of \(5, 9\), .* is \(5, 8\)"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "truncated or damaged"),

@@ -1,4 +1,4 @@
-"""A merged model as a folder of `transformers`: what from_pretrained, and so lm-evaluation-harness, takes."""
+"""A merged model as a folder of `transformers`, which from_pretrained reads, and so lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ from metalora.io.merged_model import merged_state
 
 
 def load_base(folder: str, kind: str) -> tuple[nn.Module, Any]:
-    """A model of `transformers` of the class `kind` (LlamaForCausalLM, ...) and its tokenizer, None if it has none.
+    """Load a model of `transformers` and its tokenizer.
 
-    ValueError: a class or a model that is not there.
+    Args:
+        folder: A folder, or a name on the Hub.
+        kind: Name of the class of the model, such as LlamaForCausalLM.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer or None.
+
+    Raises:
+        ValueError: `transformers` has no such class, or there is no such model.
     """
     import transformers
 
     if not hasattr(transformers, kind):
-        raise ValueError(f"the adapter's base is a {kind}, which is no class of transformers")
+        raise ValueError(f"the adapter's base is a {kind}, which is not a class of transformers")
     try:
         model = getattr(transformers, kind).from_pretrained(folder)
     except OSError as error:
@@ -40,33 +48,49 @@ def save_merged_folder(
     condition: Condition | None = None,
     max_shard_size: str | None = None,
 ) -> None:
-    """Write config, tokenizer and base + Delta W to a folder; the model ends without adapter, with those weights.
+    """Write the configuration, the tokenizer and the weights W + Delta W to a folder.
 
-    max_shard_size  as transformers has it ("2GB"); None: shards like those that the base was loaded from, if it was
-    ValueError: the model is none of `transformers`, or has no adapter, or that is no size; nothing is written.
+    Afterwards the model has no adapter, and its weights are the merged ones.
+
+    Args:
+        model: A model of `transformers` with an adapter.
+        folder: The folder to write.
+        tokenizer: The tokenizer of the model; None writes none.
+        condition: The condition of one example or task, for an adapter whose factors depend on one.
+        max_shard_size: The largest size of a weight file, as `transformers` writes it ("2GB"). None: as large as the
+            largest file that the base was loaded from, if it was loaded from several.
+
+    Raises:
+        ValueError: The model is not one of `transformers` or has no adapter, or the size is not readable; nothing is
+            written.
     """
     if not hasattr(model, "save_pretrained"):
-        raise ValueError(f"{type(model).__name__} is no model of transformers, so no folder can be written")
-    size = _largest_shard(model.name_or_path) if max_shard_size is None else _size(max_shard_size)
+        raise ValueError(f"{type(model).__name__} is not a model of transformers, so no folder can be written")
+    transformers_model: Any = model
+    name = transformers_model.name_or_path
+    size = _largest_shard(name) if max_shard_size is None else _size_in_bytes(max_shard_size)
     state = merged_state(model, condition)
     detach(model)
     model.load_state_dict(state)
-    model.save_pretrained(folder, **({} if size is None else {"max_shard_size": size}))
+    transformers_model.save_pretrained(folder, **({} if size is None else {"max_shard_size": size}))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
-def _size(text: str) -> int:
+def _size_in_bytes(text: str) -> int:
     from transformers.utils.hub import convert_file_size_to_int
 
     try:
-        return convert_file_size_to_int(text)
+        return int(convert_file_size_to_int(text))
     except ValueError:
-        raise ValueError(f"max_shard_size {text!r}: expected a whole number and its unit, such as 2GB") from None
+        raise ValueError(f"max_shard_size {text!r}: expected an integer and its unit, such as 2GB") from None
 
 
 def _largest_shard(name: str) -> int | None:
-    """The bytes of the tensors in the largest shard of a folder or a name on the Hub; None where there is no shard."""
+    """Return the bytes of tensors in the largest weight file of a folder or of a name on the Hub.
+
+    None if the weights are in a single file, or if there is nothing of that name.
+    """
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
     options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
@@ -74,10 +98,11 @@ def _largest_shard(name: str) -> int | None:
     if index is None:
         return None
     files = {*json.loads(Path(index).read_text())["weight_map"].values()}
-    return max(_bytes_of_tensors(Path(index).with_name(file)) for file in files)
+    return max(_tensor_bytes(Path(index).with_name(file)) for file in files)
 
 
-def _bytes_of_tensors(path: Path) -> int:
-    """The size of a safetensors file without its header, whose length is its first eight bytes."""
+def _tensor_bytes(path: Path) -> int:
+    """Return the size of a safetensors file without its header, whose length is in the first eight bytes."""
     with path.open("rb") as file:
-        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+        header_size = int.from_bytes(file.read(8), "little")
+    return path.stat().st_size - 8 - header_size

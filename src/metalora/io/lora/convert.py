@@ -1,4 +1,4 @@
-"""Conversion: a set of trained LoRAs of one base as one adapter of a shared method."""
+"""Conversion: trained LoRAs of one base as one adapter of a shared method."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from metalora.methods.resolve import resolve
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion made of the LoRAs: its errors, and the numbers before and after."""
+    """What a conversion achieved.
+
+    Attributes:
+        fit: The errors of the fit.
+        params_before: Number of parameters of all LoRAs.
+        params_after: Number of parameters of the adapter.
+    """
 
     fit: FitReport
     params_before: int
@@ -27,21 +33,39 @@ class Conversion:
 
     @property
     def error(self) -> float:
-        """|T - T'|_F / |T|_F over all targets and LoRAs."""
+        """Return |T - T'|_F / |T|_F, with T the Delta W of all targets and LoRAs and T' those of the adapter."""
         return self.fit.error
 
 
 def convert(
     model: nn.Module, loras: Sequence[str | Path | Mapping[str, LowRankUpdate]], config: AdapterConfig
 ) -> tuple[Adapter, Conversion]:
-    """Attach an adapter whose factors are the nearest found to trained LoRAs, by TT-SVD, HOSVD and HOOI, or ALS.
+    """Attach an adapter whose factors are fitted to trained LoRAs.
 
-    min sum_{t,l,p} |s B_t A_t - Delta W_{t,l,p}|_F^2, from the factors alone: no dense Delta W is formed.
+    It minimises sum_{t,l,p} |s B_t A_t - Delta W_{t,l,p}|_F^2 over the factors, by TT-SVD, by HOSVD and HOOI, or by
+    ALS; the topology of the method's network decides which. No dense Delta W is formed.
 
-    loras   folders of PEFT, or path -> LowRankUpdate; several are the tasks 0, 1, ... of a method with a task mode
-    config  its targets are replaced by the modules that the LoRAs adapt
-    ValueError: an unreadable LoRA, modules or shapes that the model has not, several LoRAs for a method without tasks,
-    a method that is no chain, tree or CP; the model is as it was.
+    Args:
+        model: The base model of the LoRAs, without an adapter.
+        loras: Folders of PEFT, or mappings of module path -> update. Several LoRAs become the tasks 0, 1, ... of a
+            method with a task mode.
+        config: The configuration of the adapter. Its targets are replaced by the modules that the LoRAs adapt, its
+            number of tasks by the number of LoRAs.
+
+    Returns:
+        The adapter, and a report with the error and the numbers of parameters.
+
+    Raises:
+        ValueError: No LoRA is given or one is not readable, the model lacks a module, shapes do not fit, the method has
+            no task mode for several LoRAs, or its network is neither a chain nor a tree nor CP. The model is unchanged.
+
+    Example:
+        >>> import torch
+        >>> model = nn.ModuleDict({"query": nn.Linear(8, 8), "value": nn.Linear(8, 8)})
+        >>> lora = {name: LowRankUpdate(torch.randn(2, 8), torch.randn(8, 2)) for name in model}
+        >>> adapter, report = convert(model, [lora], AdapterConfig("lora", rank=2))
+        >>> report.error < 1e-5, report.params_before, report.params_after
+        (True, 64, 64)
     """
     if not loras:
         raise ValueError("convert: no LoRA is given")
@@ -53,19 +77,24 @@ def convert(
         )
     if config.tasks not in (1, len(loras)):
         raise ValueError(f"convert: tasks={config.tasks} for {len(loras)} LoRAs; leave it out")
-    updates = [_read(model, lora, f"LoRA {k}") for k, lora in enumerate(loras)]
-    paths = tuple(dict.fromkeys(path for pairs in updates for path in pairs))
+    updates = [_read(model, lora, f"LoRA {number}") for number, lora in enumerate(loras)]
+    paths = tuple(dict.fromkeys(path for by_path in updates for path in by_path))
     adapter = attach(model, replace(config, targets=paths, exclude=(), tasks=len(loras)))
     try:
         report = fit_updates(adapter, updates)
     except ValueError:
         detach(model)
         raise
-    before = sum(half.numel() for pairs in updates for pair in pairs.values() for half in pair)
-    return adapter, Conversion(report, before, adapter.num_params())
+    params_before = sum(_num_params(update) for by_path in updates for update in by_path.values())
+    return adapter, Conversion(report, params_before, adapter.num_params())
 
 
 def _read(model: nn.Module, lora: str | Path | Mapping[str, LowRankUpdate], name: str) -> dict[str, LowRankUpdate]:
+    """Return a LoRA by the module paths of the model; `name` stands for it in errors if it is not a folder."""
     if isinstance(lora, Mapping):
         return in_model(lora, model, name)
     return in_model(read_lora(lora), model, lora)
+
+
+def _num_params(update: LowRankUpdate) -> int:
+    return update.down.numel() + update.up.numel()

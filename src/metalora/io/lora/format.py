@@ -1,4 +1,4 @@
-"""Reading LoRA adapters as PEFT saves them: adapter_config.json and adapter_model.safetensors."""
+"""LoRA adapters as PEFT saves them: adapter_config.json and adapter_model.safetensors."""
 
 from __future__ import annotations
 
@@ -17,31 +17,64 @@ from torch import Tensor, nn
 from metalora._util.suggest import nearest
 from metalora.fitting.updates import LowRankUpdate
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-REWRITES = ("pissa", "olora", "corda", "loftq")  # initialisations that change the base's weights
+CONFIG = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"
+PREFIX = "base_model.model."  # of the name of every tensor
+BIAS = "lora_B.bias"
+INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 def read_lora(folder: str | Path) -> dict[str, LowRankUpdate]:
-    """Module path -> LowRankUpdate with up scaled by alpha / r, or alpha / sqrt(r) of rsLoRA: Delta W = up · down.
+    """Read a LoRA folder of PEFT: Delta W = up · down at every target.
 
-    down (r, in), (r, in, kw) or (r, in, kh, kw), up (out, r); paths as in the model that PEFT wrapped. rank_pattern and
-    alpha_pattern count; fan_in_fan_out does not, as it says how the base stores its weight.
-    ValueError: a missing or damaged file, another peft_type, DoRA, biases, a base changed by the initialisation, an
-    embedding, halves that do not fit. Modules saved whole (a classifier) are left out with a warning.
+    The scale alpha / r (rsLoRA: alpha / sqrt(r)) is multiplied into `up`; `rank_pattern` and `alpha_pattern` count.
+    `fan_in_fan_out` does not: it tells how the base stores its weight.
+
+    Args:
+        folder: A folder that PEFT's `save_pretrained` wrote.
+
+    Returns:
+        Module path, as in the model that PEFT wrapped -> update, with down (rank, in), (rank, in, kw) or
+        (rank, in, kh, kw) and up (out, rank).
+
+    Raises:
+        ValueError: A file is missing or damaged, or the adapter is not a plain LoRA: another peft_type, DoRA, trained
+            biases, an initialisation that changed the base, an embedding, or halves that do not fit.
+
+    Warns:
+        UserWarning: The folder also holds whole modules, such as a classifier; they are left out.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from metalora import AdapterConfig, attach
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4))
+        >>> adapter = attach(model, AdapterConfig("lora", rank=2, targets=("0",)))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = adapter.export_lora(folder)
+        ...     update = read_lora(folder)["0"]
+        >>> tuple(update.down.shape), tuple(update.up.shape)
+        ((2, 8), (4, 2))
     """
     folder = Path(folder)
-    config = _config(folder)
-    halves, left_out = _halves(folder, config)
+    config = _read_config(folder)
+    halves, left_out = _read_halves(folder)
     if left_out:
         warnings.warn(f"{folder}: {len(left_out)} tensors saved whole are left out: {left_out[0]!r}", stacklevel=2)
     if not halves:
         raise ValueError(f"{folder / TENSORS}: holds no LoRA, expected names such as {PREFIX}PATH.lora_A.weight")
-    return {path: _pair(folder, path, pair, config) for path, pair in halves.items()}
+    return {path: _scaled_update(folder, path, pair, config) for path, pair in halves.items()}
 
 
 def read_tensors(path: Path, missing: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError: `missing` if it is not there, or that it is damaged."""
+    """Read a safetensors file.
+
+    Args:
+        path: The file.
+        missing: The message of the error if the file does not exist.
+
+    Raises:
+        ValueError: The file does not exist or is damaged.
+    """
     try:
         return load_tensors(path.read_bytes())
     except FileNotFoundError:
@@ -50,54 +83,100 @@ def read_tensors(path: Path, missing: str) -> dict[str, Tensor]:
         raise ValueError(f"{path}: truncated or damaged ({error})") from None
 
 
-def in_model(pairs: Mapping[str, LowRankUpdate], model: nn.Module, where: str | Path = "") -> dict[str, LowRankUpdate]:
-    """The pairs by the paths of `model`, which may be a part of the model that was wrapped, or hold it.
+def in_model(
+    updates: Mapping[str, LowRankUpdate], model: nn.Module, where: str | Path = ""
+) -> dict[str, LowRankUpdate]:
+    """Return updates by the module paths of a model, which may contain the model of the updates or be a part of it.
 
-    A path is found whole, without its first components ("bert.encoder..." in a BertModel), or behind others.
-    ValueError: a module that is not there, or more than once.
+    A path matches as it is, without its first components ("bert.encoder..." in a BertModel), or behind further ones.
+
+    Args:
+        updates: Module path -> update.
+        model: The model to find the modules in.
+        where: The place that error messages name.
+
+    Raises:
+        ValueError: A module is not in the model, or several modules match.
+
+    Example:
+        >>> import torch
+        >>> update = LowRankUpdate(torch.ones(1, 2), torch.ones(3, 1))
+        >>> model = nn.ModuleDict({"block": nn.ModuleDict({"fc": nn.Linear(2, 3)})})
+        >>> list(in_model({"wrapped.block.fc": update}, model))
+        ['block.fc']
     """
     paths = [path for path, _ in model.named_modules()]
-    found = {}
-    for path, pair in pairs.items():
-        parts = path.split(".")
-        ends = [".".join(parts[k:]) for k in range(max(len(parts) - 1, 1))]
-        inner = [end for end in ends if end in paths][:1]
-        matched = inner or [one for one in paths if one.endswith(f".{path}")]
-        if len(matched) != 1:
-            what = f"has {len(matched)} modules {path!r}" if matched else f"has no module {path!r}"
-            raise ValueError(f"{where}: {type(model).__name__} {what}{nearest(path, paths)[:300]}")
-        found[matched[0]] = pair
-    return found
+    placed = {}
+    for path, update in updates.items():
+        matches = _matching_paths(path, paths)
+        if len(matches) != 1:
+            problem = f"has {len(matches)} modules {path!r}" if matches else f"has no module {path!r}"
+            raise ValueError(f"{where}: {type(model).__name__} {problem}{nearest(path, paths)[:300]}")
+        placed[matches[0]] = update
+    return placed
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _matching_paths(path: str, paths: list[str]) -> list[str]:
+    """Return the longest end of a path that is a module path; otherwise the module paths that end in the path.
+
+    The last component alone, such as "fc", does not count as an end: it says too little.
+    """
+    components = path.split(".")
+    for start in range(max(len(components) - 1, 1)):
+        end = ".".join(components[start:])
+        if end in paths:
+            return [end]
+    return [candidate for candidate in paths if candidate.endswith(f".{path}")]
+
+
+def patterned(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
+    """Return the value of the first pattern that a path ends with, as PEFT matches `rank_pattern`.
+
+    Example:
+        >>> patterned({"query": 4}, "layer.0.query", default=8), patterned({"query": 4}, "layer.0.value", default=8)
+        (4, 8)
+    """
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default
+
+
+# ---- the two files --------------------------------------------------------------------------------------------------
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a LoRA folder; ValueError if it is missing, damaged or not that of a plain LoRA."""
     try:
         config = json.loads((folder / CONFIG).read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: no {CONFIG}, expected the folder of a PEFT LoRA") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder / CONFIG}: not JSON ({error})") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise ValueError(f"{folder}: peft_type is {kind!r}, expected 'LORA'")
-    if config.get("use_dora"):
-        raise ValueError(f"{folder}: DoRA also rescales the weight's columns, which is no low-rank update")
-    if config.get("bias", "none") != "none" or config.get("lora_bias"):
-        raise ValueError(f"{folder}: it has trained biases (bias={config.get('bias')!r}), which no factor can hold")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.startswith(REWRITES):
-        raise ValueError(
-            f"{folder}: init_lora_weights={init!r} changed the base's weights; save it with PEFT's "
-            "path_initial_model_for_weight_conversion, which makes it a plain LoRA"
-        )
+    peft_type = config.get("peft_type") if isinstance(config, dict) else config
+    if not isinstance(config, dict) or peft_type != "LORA":
+        raise ValueError(f"{folder}: peft_type is {peft_type!r}, expected 'LORA'")
+    _check_plain_lora(folder, config)
     for key in ("r", "lora_alpha"):
         if not isinstance(config.get(key), (int, float)) or config[key] <= 0:
             raise ValueError(f"{folder / CONFIG}: {key} is {config.get(key)!r}, expected a number above 0")
     return config
 
 
-def _halves(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """Path -> {"A": ..., "B": ...}, and the names of what is no LoRA."""
+def _check_plain_lora(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise a ValueError for a variant of LoRA that is more than Delta W = B A."""
+    if config.get("use_dora"):
+        raise ValueError(f"{folder}: DoRA also rescales the columns of the weight, which is not a low-rank update")
+    if config.get("bias", "none") != "none" or config.get("lora_bias"):
+        raise ValueError(f"{folder}: it has trained biases (bias={config.get('bias')!r}), which no factor can hold")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(INITS_THAT_CHANGE_THE_BASE):
+        raise ValueError(
+            f"{folder}: init_lora_weights={init!r} changed the base's weights; save it with PEFT's "
+            "path_initial_model_for_weight_conversion, which makes it a plain LoRA"
+        )
+
+
+def _read_halves(folder: Path) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """Return module path -> {"A": (rank, in, ...), "B": (out, rank, ...)}, and the names of all other tensors."""
     tensors = read_tensors(folder / TENSORS, f"{folder}: no {TENSORS} (PEFT's older .bin files are not read)")
     halves: dict[str, dict[str, Tensor]] = {}
     left_out = []
@@ -106,30 +185,27 @@ def _halves(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, dict[str
             raise ValueError(f"{folder}: {name!r} is the LoRA of an embedding, which is not converted")
         match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name.removeprefix(PREFIX))
         if match:
-            halves.setdefault(match[1], {})[match[2]] = value
+            path, half = match.groups()
+            halves.setdefault(path, {})[half] = value
         elif "lora_" in name:
-            raise ValueError(f"{folder}: {name!r} is no half of a plain LoRA (lora_A.weight, lora_B.weight)")
+            raise ValueError(f"{folder}: {name!r} is not a half of a plain LoRA (lora_A.weight, lora_B.weight)")
         else:
             left_out.append(name)
     return halves, left_out
 
 
-def _pair(folder: Path, path: str, halves: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRankUpdate:
+def _scaled_update(folder: Path, path: str, halves: Mapping[str, Tensor], config: Mapping[str, Any]) -> LowRankUpdate:
+    """Return the update of a target with its scale in `up`; ValueError if its halves do not fit."""
     if len(halves) != 2:
         raise ValueError(f"{folder}: {path!r} has lora_{next(iter(halves))} alone, expected A and B")
     down, up = halves["A"].float(), halves["B"].float()
     rank = patterned(config.get("rank_pattern"), path, config["r"])
     alpha = patterned(config.get("alpha_pattern"), path, config["lora_alpha"])
-    fits = down.ndim in (2, 3, 4) and up.ndim == down.ndim and up.shape[1] == len(down) and up[0, 0].numel() == 1
-    if not fits or len(down) != rank:
+    is_pair = down.ndim in (2, 3, 4) and up.ndim == down.ndim and up.shape[1] == len(down)
+    if not is_pair or up[0, 0].numel() != 1 or len(down) != rank:
         raise ValueError(
             f"{folder}: {path!r} has lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)}, expected ({rank}, in) "
             f"and (out, {rank}), or those of a convolution"
         )
-    return LowRankUpdate(down, up.flatten(1) * (alpha / (sqrt(rank) if config.get("use_rslora") else rank)))
-
-
-def patterned(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
-    """The value of the first pattern that a path ends with, as PEFT matches them."""
-    found = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", path))
-    return next(found, default)
+    divisor = sqrt(rank) if config.get("use_rslora") else rank
+    return LowRankUpdate(down, up.flatten(1) * (alpha / divisor))

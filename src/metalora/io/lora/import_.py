@@ -21,74 +21,135 @@ SUFFIXES = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha")
 
 
 def load_lora(model: nn.Module, path: str | Path) -> Adapter:
-    """Attach the LoRA of a PEFT folder or a LoCon file as method `lora`, exactly: scales are in the factors.
+    """Attach a trained LoRA to a model as an adapter of method "lora", exactly.
 
-    Targets may have unequal ranks. ValueError: what is not there, what `read_lora` and `read_locon` refuse, shapes that
-    do not fit; nothing is changed.
+    The scale of the LoRA is multiplied into the factors. Targets may have unequal ranks.
+
+    Args:
+        model: The base model of the LoRA, or a part of it, without an adapter.
+        path: A folder of PEFT, or a LoCon file.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        ValueError: The path does not exist, the LoRA is not readable (see `read_lora` and `read_locon`), or its shapes
+            do not fit the model. The model is unchanged.
+
+    Example:
+        >>> import copy, tempfile
+        >>> base = nn.Sequential(nn.Linear(8, 4))
+        >>> model = copy.deepcopy(base)
+        >>> adapter = attach(model, AdapterConfig("lora", rank=2, targets=("0",)))
+        >>> _ = adapter.factors["0.B"].data.fill_(0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = adapter.export_lora(folder)
+        ...     imported = load_lora(base, folder)
+        >>> x = torch.ones(1, 8)
+        >>> torch.allclose(base(x), model(x))
+        True
     """
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file or folder")
-    pairs = read_locon(path, model) if Path(path).is_file() else in_model(read_lora(path), model, path)
-    ranks = {target: len(pair.down) for target, pair in pairs.items()}
+    updates = read_locon(path, model) if Path(path).is_file() else in_model(read_lora(path), model, path)
+    ranks = {target: len(update.down) for target, update in updates.items()}
     largest = max(ranks.values())
     config = AdapterConfig(
         method="lora",
         rank=largest,
         rank_pattern={target: rank for target, rank in ranks.items() if rank != largest},
-        targets=tuple(pairs),
+        targets=tuple(updates),
     )
-    _check(model, pairs, path)
+    _check_shapes(model, updates, path)
     adapter = attach(model, config)
     factors = adapter.learned
     with torch.no_grad():
-        for target, pair in pairs.items():
-            factors[f"{target}.A"].copy_(pair.down.movedim((0, 1), (-1, -2)))  # (r, in, kh, kw) -> (kh, kw, in, r)
-            factors[f"{target}.B"].copy_(pair.up.mT)
+        for target, update in updates.items():
+            factors[f"{target}.A"].copy_(update.down.movedim((0, 1), (-1, -2)))  # (r, in, kh, kw) -> (kh, kw, in, r)
+            factors[f"{target}.B"].copy_(update.up.mT)
     return adapter
 
 
-def _check(model: nn.Module, pairs: Mapping[str, LowRankUpdate], path: str | Path) -> None:
-    """ValueError for a pair that is no update of its module's weight."""
-    for target, pair in pairs.items():
-        weight = getattr(model.get_submodule(target), "weight", None)
+def _check_shapes(model: nn.Module, updates: Mapping[str, LowRankUpdate], path: str | Path) -> None:
+    """Raise a ValueError for an update that has not the shape of its module's weight."""
+    for target, update in updates.items():
+        module = model.get_submodule(target)
+        weight = getattr(module, "weight", None)
         stored = () if weight is None else tuple(weight.shape)
-        turned = type(model.get_submodule(target)).__name__ == "Conv1D"  # GPT-2's stores (in, out)
-        shape = (len(pair.up), *pair.down.shape[1:])
-        if stored != (shape[::-1] if turned else shape):
+        shape = (len(update.up), *update.down.shape[1:])
+        is_transposed = type(module).__name__ == "Conv1D"  # the linear layer of GPT-2 stores (in, out)
+        if stored != (shape[::-1] if is_transposed else shape):
             raise ValueError(f"{path}: {target!r} has an update for a weight of {shape}, the model's is {stored}")
 
 
 def read_locon(path: str | Path, model: nn.Module) -> dict[str, LowRankUpdate]:
-    """Module path -> update of a file with lora_down, lora_up and alpha by flattened names (lora_unet_mid_block_...).
+    """Read a LoCon file: lora_down, lora_up and alpha by flattened module names (lora_unet_mid_block_...).
 
-    A Tucker core (lora_mid) is folded into down. ValueError: a missing or damaged file, a name that is no module of the
-    model, or several, another algorithm (LoHa, LoKr, DoRA), a pair that is not whole.
+    A Tucker core (lora_mid) is multiplied into `down`, the scale alpha / rank into `up`.
+
+    Args:
+        path: A safetensors file of kohya's scripts or of LyCORIS.
+        model: The base model, whose module paths the flattened names stand for.
+
+    Returns:
+        Module path -> update, with down (rank, in) or (rank, in, kh, kw) and up (out, rank).
+
+    Raises:
+        ValueError: The file is missing or damaged, a name stands for no module or for several, the file holds another
+            algorithm (LoHa, LoKr, DoRA), or a module lacks one half.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import save_file
+        >>> model = nn.ModuleDict({"mid": nn.ModuleDict({"conv": nn.Conv2d(6, 5, 3)})})
+        >>> tensors = {
+        ...     "lora_unet_mid_conv.lora_down.weight": torch.ones(2, 6, 3, 3),
+        ...     "lora_unet_mid_conv.lora_up.weight": torch.ones(5, 2, 1, 1),
+        ... }
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file(tensors, f"{folder}/locon.safetensors")
+        ...     updates = read_locon(f"{folder}/locon.safetensors", model)
+        >>> {path: tuple(update.down.shape) for path, update in updates.items()}
+        {'mid.conv': (2, 6, 3, 3)}
     """
     tensors = read_tensors(Path(path), f"{path}: no such file")
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        module, _, kind = name.partition(".")
-        if kind not in SUFFIXES:
-            raise ValueError(f"{path}: {name!r} is no part of a LoCon ({', '.join(SUFFIXES)})")
-        groups.setdefault(module, {})[kind] = value.float()
+        module_name, _, suffix = name.partition(".")
+        if suffix not in SUFFIXES:
+            raise ValueError(f"{path}: {name!r} is not a part of a LoCon ({', '.join(SUFFIXES)})")
+        groups.setdefault(module_name, {})[suffix] = value.float()
     if not groups:
         raise ValueError(f"{path}: holds no LoRA")
-    flat: dict[str, list[str]] = {}
-    for own, _ in model.named_modules():
-        flat.setdefault(own.replace(".", "_"), []).append(own)
-    return {_module(name, flat, path): _pair(name, group, path) for name, group in groups.items()}
+    paths_by_flat_name: dict[str, list[str]] = {}
+    for module_path, _ in model.named_modules():
+        paths_by_flat_name.setdefault(module_path.replace(".", "_"), []).append(module_path)
+    updates = {}
+    for name, group in groups.items():
+        module_path = _module_path(name, paths_by_flat_name, path)
+        updates[module_path] = _scaled_update(name, group, path)
+    return updates
 
 
-def _module(name: str, flat: Mapping[str, list[str]], path: str | Path) -> str:
-    short = re.sub(f"^({'|'.join(PREFIXES)})", "", name)
-    found = flat.get(short) or [own for key, every in flat.items() if key.endswith(f"_{short}") for own in every]
-    if len(found) != 1:
-        what = f"names {len(found)} modules: {', '.join(found)}" if found else f"names no module{nearest(short, flat)}"
-        raise ValueError(f"{path}: {name!r} {what[:300]}")
-    return found[0]
+def _module_path(name: str, paths_by_flat_name: Mapping[str, list[str]], path: str | Path) -> str:
+    """Return the module path that a flattened name stands for, whole or as the end of a path."""
+    flat_name = re.sub(f"^({'|'.join(PREFIXES)})", "", name)
+    matches = paths_by_flat_name.get(flat_name, [])
+    if not matches:
+        for candidate, paths in paths_by_flat_name.items():
+            if candidate.endswith(f"_{flat_name}"):
+                matches = [*matches, *paths]
+    if not matches:
+        problem = f"names no module{nearest(flat_name, paths_by_flat_name)}"
+        raise ValueError(f"{path}: {name!r} {problem[:300]}")
+    if len(matches) > 1:
+        problem = f"names {len(matches)} modules: {', '.join(matches)}"
+        raise ValueError(f"{path}: {name!r} {problem[:300]}")
+    return matches[0]
 
 
-def _pair(name: str, group: Mapping[str, Tensor], path: str | Path) -> LowRankUpdate:
+def _scaled_update(name: str, group: Mapping[str, Tensor], path: str | Path) -> LowRankUpdate:
+    """Return the update of a module with its scale in `up`; ValueError if its tensors do not fit."""
     down, up, mid = (group.get(f"lora_{part}.weight") for part in ("down", "up", "mid"))
     if down is None or up is None:
         raise ValueError(f"{path}: {name!r} has lora_{'up' if down is None else 'down'} alone, expected both")

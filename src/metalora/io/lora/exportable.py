@@ -1,0 +1,119 @@
+"""Which adapters a plain LoRA can repeat: what PEFT and servers of LoRA compute, and what they do not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from metalora._util.suggest import nearest
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import check_untied
+from metalora.adapters.layers.base import AdaptedLayer
+from metalora.methods.records import Biased
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A server of LoRA.
+
+    Attributes:
+        kinds: The kinds of layers whose LoRA it serves.
+        max_rank: The largest rank, unless it is started with another limit.
+    """
+
+    kinds: tuple[str, ...]
+    max_rank: int
+
+
+RUNTIMES = {"vllm": Runtime(("linear", "embedding"), 16)}
+
+
+def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
+    """Return the adapted layers by module path.
+
+    Raises:
+        ValueError: PEFT's LoRA cannot repeat the adapter: it is merged, a layer is not linear in its input, weights
+            are tied, a layer has several names, or PEFT computes its LoRA in another way.
+    """
+    if adapter.merged:
+        raise ValueError("export: the adapter is merged; unmerge it first")
+    layers = {}
+    for path, layer in adapter.layers.items():
+        if not isinstance(layer, AdaptedLayer):
+            raise ValueError(
+                f"export: target {path!r}: {type(layer).__name__} is not linear, so that no LoRA equals it"
+            )
+        layers[path] = layer
+    check_untied(adapter, "export")
+    modules = adapter.model[0].named_modules(remove_duplicate=False)
+    name_counts = Counter(id(module) for _, module in modules)
+    for path, layer in layers.items():
+        if name_counts[id(layer)] > 1:
+            raise ValueError(f"export: target {path!r} has several names in the model; PEFT would adapt one of them")
+        if adapter.method.has(Biased) and getattr(layer.base, "bias", None) is None:
+            raise ValueError(f"export: {adapter.method.name} has biases, and target {path!r} none to add them to")
+        assert isinstance(layer.base, nn.Module)
+        difference = _difference_in_peft(layer.base)
+        if difference:
+            raise ValueError(f"export: target {path!r} {difference}")
+    return layers
+
+
+def _difference_in_peft(base: nn.Module) -> str:
+    """Return why PEFT's LoRA of a layer is not base + Delta W; empty if it is."""
+    if isinstance(base, (nn.Conv1d, nn.Conv2d)):
+        is_dilated = any(size > 1 and step > 1 for size, step in zip(base.kernel_size, base.dilation, strict=True))
+        if is_dilated:
+            return f"has dilation {base.dilation}, which PEFT's LoRA of a convolution leaves out"
+        if base.padding_mode != "zeros":
+            return f"has padding mode {base.padding_mode!r}, which PEFT's LoRA of a convolution leaves out"
+    if isinstance(base, nn.Embedding):
+        if base.max_norm is not None:
+            return "has max_norm, which PEFT's LoRA would apply to its own table too"
+        if getattr(base, "embed_scale", None) is not None:
+            return "has embed_scale; some versions of PEFT multiply the LoRA by it, others do not"
+    return ""
+
+
+def check_runtime(
+    adapter: Adapter,
+    layers: Mapping[str, AdaptedLayer],
+    runtime: str | None,
+    max_lora_rank: int | None,
+    max_rank: int | None,
+) -> None:
+    """Check that a server of LoRA serves every target.
+
+    Args:
+        adapter: The adapter.
+        layers: Its layers by module path.
+        runtime: Name of the server, one of `RUNTIMES`; None checks nothing.
+        max_lora_rank: The limit with which the server is started; None: its default.
+        max_rank: The rank to which the export truncates; None: it does not.
+
+    Raises:
+        ValueError: An unknown server, a limit without a server, a kind of layer or a bias that the server does not
+            know, or a rank above its limit.
+    """
+    if runtime is None:
+        if max_lora_rank is not None:
+            raise ValueError("export: max_lora_rank is the limit of a runtime; name the runtime")
+        return
+    if runtime not in RUNTIMES:
+        raise ValueError(f"export: unknown runtime {runtime!r}{nearest(runtime, RUNTIMES)}")
+    if any(layer.biases for layer in layers.values()):
+        raise ValueError(f"export: {adapter.method.name} has biases, and {runtime}'s LoRA has none")
+    limit = RUNTIMES[runtime].max_rank if max_lora_rank is None else max_lora_rank
+    for path, layer in layers.items():
+        kind = adapter.targets[path].kind
+        if kind not in RUNTIMES[runtime].kinds:
+            raise ValueError(f"export: {runtime} has no LoRA for target {path!r}, a {kind}")
+        rank = layer.cut.rank if max_rank is None else min(max_rank, layer.cut.rank)
+        if rank > limit:
+            raise ValueError(
+                f"export: target {path!r} has rank {rank}, above the {limit} of {runtime}'s max_lora_rank: start "
+                f"{runtime} with a larger one, or truncate with max_rank={limit}"
+            )

@@ -1,0 +1,90 @@
+"""Tensors and configuration of a LoRA as PEFT names and reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalora.adapters.adapter import Adapter
+from metalora.io.lora.format import PREFIX
+
+
+def lora_tensors(path: str, kind: str, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+    """Return PEFT's two tensors of a target, as copies on the CPU.
+
+    Args:
+        path: Module path of the target.
+        kind: Kind of its layer ("linear", "conv2d", "embedding", ...).
+        left: Left, (rank, in) or (rank, in, kh, kw).
+        right: Mid · Right with its scale, (rank, out).
+
+    Returns:
+        A (rank, in) or (rank, in, kh, kw), and B (out, rank) or (out, rank, 1, 1), by their names in the file.
+
+    Example:
+        >>> tensors = lora_tensors("fc", "linear", torch.ones(2, 8), torch.ones(2, 4))
+        >>> {name: tuple(value.shape) for name, value in tensors.items()}
+        {'base_model.model.fc.lora_A.weight': (2, 8), 'base_model.model.fc.lora_B.weight': (4, 2)}
+    """
+    kernel_axes = [1] * (left.ndim - 2)
+    up = right.mT.reshape(*right.mT.shape, *kernel_axes)
+    names = ("lora_embedding_A", "lora_embedding_B") if kind == "embedding" else ("lora_A.weight", "lora_B.weight")
+    tensors = {}
+    for name, value in zip(names, (left, up), strict=True):
+        copy = value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        tensors[f"{PREFIX}{path}.{name}"] = copy
+    return tensors
+
+
+def lora_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """Return PEFT's LoraConfig as JSON values.
+
+    r is the largest rank, and alpha equals the rank at every target, so that every scale is 1; also in a runtime that
+    knows only one rank, such as vLLM.
+
+    Args:
+        adapter: The adapter that is exported.
+        ranks: Rank of every target, by module path.
+    """
+    model, largest = adapter.model[0], max(ranks.values())
+    # PEFT searches a pattern as `(.*\.)?(key)$`: without ^ and escapes it would match other targets that end alike.
+    smaller_ranks = {f"^{re.escape(path)}": rank for path, rank in ranks.items() if rank != largest}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "auto_mapping": {"base_model_class": type(model).__name__, "parent_library": type(model).__module__},
+        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        "revision": None,
+        "inference_mode": True,
+        "r": largest,
+        "lora_alpha": largest,
+        "rank_pattern": smaller_ranks,
+        "alpha_pattern": smaller_ranks,
+        "target_modules": _target_modules(adapter),
+        "fan_in_fan_out": any(target.kind == "conv1d_gpt2" for target in adapter.targets.values()),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def _target_modules(adapter: Adapter) -> list[str] | str:
+    """Return the module paths of the targets, or a regular expression if PEFT would adapt other modules by the paths.
+
+    PEFT adapts every module whose path ends in one of a list: with the target "fc" also "a.fc".
+    """
+    paths = list(adapter.layers)
+    inside_a_target = tuple(f"{path}." for path in paths)
+    ends_in_a_target = tuple(f".{path}" for path in paths)
+    for name, _ in adapter.model[0].named_modules():
+        is_other_module = name not in adapter.layers and not name.startswith(inside_a_target)
+        if is_other_module and name.endswith(ends_in_a_target):
+            return "|".join(map(re.escape, paths))
+    return paths
