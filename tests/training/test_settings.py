@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from oracles.cases import randomise
 from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, attach
@@ -14,6 +13,7 @@ from metalora.training.gradients import average_gradients
 from metalora.training.loop import fit
 from metalora.training.parameters import TrainedParameters
 from metalora.training.schedule import learning_rate_schedule
+from support.adapters import randomise
 
 pytest.importorskip("accelerate")
 FEATURES = torch.tensor([[0.5, -1.0], [1.5, 0.3]])
