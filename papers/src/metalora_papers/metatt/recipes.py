@@ -1,7 +1,8 @@
 """MetaTT's experiments at the paper's scale (arXiv:2506.09105): its hyper-parameter tables as runs, by name.
 
-Every run differs from a small one in configuration only; `metalora recipe NAME > run.yaml` writes one. What the paper
-does not print, and what is done otherwise here, is in a recipe's note. None was run here: they need weights and a GPU.
+Every run differs from a small one in configuration only; `metalora-papers recipe NAME > run.yaml` writes one. The note
+of a recipe says what the paper does not print and what is done in another way here. None was run here: they need
+weights and a GPU.
 """
 
 from __future__ import annotations
@@ -105,7 +106,9 @@ def recipe(name: str) -> Recipe:
     known = recipes()
     if name not in known:
         close = closest(name, known, count=3, cutoff=0.3)
-        raise ValueError(f"unknown recipe {name!r}{nearest(name, close)}; `metalora recipe` lists all {len(known)}")
+        raise ValueError(
+            f"unknown recipe {name!r}{nearest(name, close)}; `metalora-papers recipe` lists all {len(known)}"
+        )
     return known[name]
 
 
@@ -219,7 +222,7 @@ def _commonsense(name: str, model: str, method: str, rank: int, n: int, epochs: 
     )  # fmt: skip
     common = (
         "Answers are ranked by log-likelihood in the training prompt; the paper's numbers are lm-evaluation-harness's:",
-        "merge into a folder for that (docs/language-models.md). The paper prints no seed, length or precision.",
+        "merge into a folder for that (docs/metatt.md). The paper prints no seed, length or precision.",
     )
     return Recipe(name, model, run, (0,), (*note, *common))
 
