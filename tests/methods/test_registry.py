@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from metalora.methods.registry import METHODS, markdown
+from metalora.methods.registry import METHODS
+from metalora.methods.table import methods_table
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_page_of_methods_is_up_to_date():
-    assert (ROOT / "docs" / "methods.md").read_text() == markdown()
+    assert (ROOT / "docs" / "methods.md").read_text() == methods_table()
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

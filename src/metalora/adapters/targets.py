@@ -1,42 +1,52 @@
-"""Targets: which weights of a model are adapted, and what their modes' sizes are."""
+"""Targets: which weights of a model are adapted, and the sizes of their modes."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
 
 from metalora._util.suggest import nearest
 
-PRESETS = ("all", "linear", "conv")
-
-
-TRANSPOSED = ("conv1d_gpt2", "embedding")  # kinds whose weight is (in, out)
-FUSED = ("qkv", "c_attn", "Wqkv", "qkv_proj")  # one layer whose output is query, key and value in turn
+PRESETS = {
+    "all": ("linear", "conv1d_gpt2", "conv1d", "conv2d"),
+    "linear": ("linear", "conv1d_gpt2"),
+    "conv": ("conv1d", "conv2d"),
+}  # preset -> the kinds of layers that it takes
+TRANSPOSED = ("conv1d_gpt2", "embedding")  # kinds whose weight is stored as (in, out)
+FUSED = ("qkv", "c_attn", "Wqkv", "qkv_proj")  # one layer whose output is query, then key, then value
 INTO_HEADS = (
     *FUSED, "query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v",
     "query_proj", "key_proj", "value_proj", "to_q", "to_k", "to_v", "wq", "wk", "wv",
-    "in_proj", "query_key_value",  # in turn head by head: one projection
+    "in_proj", "query_key_value",  # query, key and value of each head in turn: one projection
 )  # fmt: skip
 OUT_OF_HEADS = (
     "o_proj", "attention.output.dense", "attention.dense", "attention.out_proj", "self_attn.out_proj", "attn.out_proj",
     "attn.proj", "attn.c_proj", "attention.out_lin", "attention.o_proj", "SelfAttention.o", "EncDecAttention.o",
 )  # fmt: skip
-HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")
+NUMBER_OF_HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")  # names in the configs of models
+HEAD_SIZE = ("head_dim", "attention_head_size")
+
+Side = Literal["", "in", "out"]
 
 
 @dataclass(frozen=True)
 class Target:
     """A weight to adapt.
 
-    sizes     its modes: in, out and, for convolutions, kh and kw
-    layer     the numbers of its layer in the model ("encoder.layer.3.output.dense": (3,)); None if it is in none
-    role      its path without them ("encoder.layer.*.output.dense"): the projection it is
-    parts     how many projections its output holds one after another: 3 for a fused qkv
-    head_dim  the size of an attention head, where the model says it
-    heads     the side that the heads are on, by the name: "out" of query, key and value, "in" behind the attention
+    Attributes:
+        path: Path of the layer in the model.
+        kind: Kind of the layer: linear, conv1d, conv2d, conv1d_gpt2 or embedding.
+        sizes: Sizes of its modes: in, out and, for convolutions, kh and kw.
+        layer: The numbers of its layer in the model: (3,) for "encoder.layer.3.output.dense"; None outside of layers.
+        role: Its path without these numbers ("encoder.layer.*.output.dense"): the projection that it is.
+        parts: Number of projections that its output holds one after another: 3 for a fused qkv.
+        head_dim: Size of an attention head, if the model says it.
+        heads: The side that the heads are on, by its name: "out" of query, key and value, "in" behind the attention.
     """
 
     path: str
@@ -46,11 +56,11 @@ class Target:
     role: str = ""
     parts: int = 1
     head_dim: int | None = None
-    heads: Literal["", "in", "out"] = ""
+    heads: Side = ""
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """linear, conv1d, conv2d, conv1d_gpt2, embedding; None for what is not a supported layer."""
+    """Kind of a layer: linear, conv1d, conv2d, conv1d_gpt2 or embedding; None for a layer that is not supported."""
     if isinstance(module, nn.Linear):
         return "linear"
     if isinstance(module, nn.Conv2d) and not isinstance(module, nn.modules.conv._ConvTransposeNd):
@@ -59,33 +69,49 @@ def kind_of(module: nn.Module) -> str | None:
         return "conv1d"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # the linear layer of GPT-2 in transformers
         return "conv1d_gpt2"
     return None
 
 
 def mode_sizes(module: nn.Module, kind: str) -> dict[str, int]:
-    """Sizes of the modes that the base's weight has: in, out and, for convolutions, kh and kw."""
-    weight = module.weight
+    """Sizes of the modes of the weight: in, out and, for convolutions, kh and kw.
+
+    Args:
+        module: The layer.
+        kind: Its kind, as `kind_of` says it.
+    """
+    if kind == "linear":  # a quantised weight has another shape
+        return {"out": cast(int, module.out_features), "in": cast(int, module.in_features)}
+    shape = _weight(module).shape
     if kind == "conv2d":
-        return dict(out=weight.shape[0], **{"in": weight.shape[1]}, kh=weight.shape[2], kw=weight.shape[3])
+        return {"out": shape[0], "in": shape[1], "kh": shape[2], "kw": shape[3]}
     if kind == "conv1d":
-        return dict(out=weight.shape[0], **{"in": weight.shape[1]}, kw=weight.shape[2])
-    if kind == "linear":
-        return {"out": module.out_features, "in": module.in_features}
-    return {"in": weight.shape[0], "out": weight.shape[1]}  # GPT-2's Conv1D and Embedding store in x out
+        return {"out": shape[0], "in": shape[1], "kw": shape[2]}
+    return {"in": shape[0], "out": shape[1]}
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    return cast(torch.Tensor, module.weight)
 
 
 def refusal(model: nn.Module, path: str, module: nn.Module) -> str | None:
-    """Why a layer cannot be a target; None if it can."""
-    kind = kind_of(module)
-    if kind is None:
+    """Why a layer cannot be a target; None if it can.
+
+    Args:
+        model: The model that the layer is in.
+        path: Its path there.
+        module: The layer.
+    """
+    if kind_of(module) is None:
         return f"{type(module).__name__} is not a layer that can be adapted (Linear, Conv1d, Conv2d, Conv1D, Embedding)"
-    if getattr(module, "groups", 1) != 1:
-        return f"{type(module).__name__} has groups={module.groups}; grouped and depthwise convolutions are not adapted"
-    if not isinstance(module.weight, torch.Tensor) or not module.weight.is_floating_point():
-        return f"its weight is {module.weight.dtype}; quantised weights are not adapted"
-    parent = model.get_submodule(path.rpartition(".")[0]) if "." in path else model
+    groups = getattr(module, "groups", 1)
+    if groups != 1:
+        return f"{type(module).__name__} has groups={groups}; grouped and depthwise convolutions are not adapted"
+    weight = module.weight
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+        return f"its weight is {getattr(weight, 'dtype', type(weight).__name__)}; quantised weights are not adapted"
+    parent = model.get_submodule(path.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads this layer's weight itself, so a wrapper would never run"
     if isinstance(parent, nn.TransformerEncoderLayer):
@@ -94,24 +120,60 @@ def refusal(model: nn.Module, path: str, module: nn.Module) -> str | None:
 
 
 def head_path(model: nn.Module) -> str | None:
-    """The path of the output head: what the model calls it, else its last Linear."""
+    """Path of the output head: the one that the model names, otherwise its last Linear; None if it has none."""
+    path_of: dict[nn.Module, str] = {module: path for path, module in model.named_modules()}
     for getter in ("get_classifier", "get_output_embeddings"):
         head = getattr(model, getter, lambda: None)()
-        for path, module in model.named_modules():
-            if module is head and head is not None:
-                return path
-    return next((p for p, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), None)
+        if head in path_of:
+            return path_of[head]
+    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return linears[-1] if linears else None
 
 
 def matches(path: str, pattern: str) -> bool:
-    """Whether a glob names a module's path, or its last components."""
+    """Whether a glob pattern matches the path of a module, or its last components.
+
+    Example:
+        >>> matches("encoder.layer.0.attention.query", "attention.query")
+        True
+    """
     return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
 
 
-def _preset(model: nn.Module, preset: str) -> list[str]:
-    kinds = {"linear": ("linear", "conv1d_gpt2"), "conv": ("conv1d", "conv2d")}.get(preset)
-    kinds = kinds or ("linear", "conv1d_gpt2", "conv1d", "conv2d")
-    head = head_path(model)
+def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude: Sequence[str] = ()) -> list[Target]:
+    """Find the targets that a preset or patterns name.
+
+    Args:
+        model: The model.
+        targets: A preset, or glob patterns of module paths or of their last components ("layer1.*.conv1", "query");
+            several patterns in one string are separated by commas. The presets "all", "linear" and "conv" take every
+            supported layer except the output head and embeddings, and leave out grouped convolutions.
+        exclude: Patterns of paths that are left out.
+
+    Returns:
+        The targets, in the model's order.
+
+    Raises:
+        ValueError: Nothing matches, or a matched layer cannot be adapted.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [target.path for target in find_targets(model, "linear")]
+        ['0']
+    """
+    if isinstance(targets, str) and targets in PRESETS:
+        paths = _paths_of_preset(model, targets)
+    else:
+        paths = _paths_of_patterns(model, targets.split(",") if isinstance(targets, str) else list(targets))
+    paths = [path for path in paths if not any(matches(path, pattern) for pattern in exclude)]
+    if not paths:
+        raise ValueError(f"targets {targets!r} (exclude {tuple(exclude)!r}) match nothing in {type(model).__name__}")
+    order = {path: place for place, (path, _) in enumerate(model.named_modules())}
+    return [target_at(model, path) for path in sorted(paths, key=order.__getitem__)]
+
+
+def _paths_of_preset(model: nn.Module, preset: str) -> list[str]:
+    kinds, head = PRESETS[preset], head_path(model)
     return [
         path
         for path, module in model.named_modules()
@@ -119,77 +181,73 @@ def _preset(model: nn.Module, preset: str) -> list[str]:
     ]
 
 
-def _patterned(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def _paths_of_patterns(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     modules = {path: module for path, module in model.named_modules() if path}
-    found: dict[str, None] = {}
+    layers = [path for path in modules if kind_of(modules[path])]
+    paths: dict[str, None] = {}  # a set that keeps its order
     for pattern in patterns:
         matched = [path for path in modules if matches(path, pattern)]
-        layers = [path for path in matched if kind_of(modules[path])]
         if not matched:
-            layers = [path for path in modules if kind_of(modules[path])]
             known = {*PRESETS, *layers, *(path.rpartition(".")[2] for path in layers)}
             raise ValueError(f"target {pattern!r} matches no module of {type(model).__name__}{nearest(pattern, known)}")
-        for path in layers or matched:
-            if why := refusal(model, path, modules[path]):
-                raise ValueError(f"target {path!r} (from {pattern!r}): {why}")
-            found[path] = None
-    return list(found)
-
-
-def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude: Sequence[str] = ()) -> list[Target]:
-    """The targets that a preset or patterns name, in the model's order.
-
-    Presets `all`, `linear` and `conv` take every supported layer but the output head and embeddings, and leave out
-    grouped convolutions. A pattern is a glob of a module path or of its last components ("layer1.*.conv1", "query");
-    several in one string are parted by commas.
-    ValueError if nothing matches or a matched layer cannot be adapted.
-    """
-    if isinstance(targets, str) and targets in PRESETS:
-        paths = _preset(model, targets)
-    else:
-        paths = _patterned(model, targets.split(",") if isinstance(targets, str) else list(targets))
-    paths = [path for path in paths if not any(matches(path, pattern) for pattern in exclude)]
-    if not paths:
-        raise ValueError(f"targets {targets!r} (exclude {tuple(exclude)!r}) match nothing in {type(model).__name__}")
-    order = {path: k for k, (path, _) in enumerate(model.named_modules())}
-    return [target_at(model, path) for path in sorted(paths, key=order.__getitem__)]
+        matched_layers = [path for path in matched if kind_of(modules[path])]
+        for path in matched_layers or matched:
+            reason = refusal(model, path, modules[path])
+            if reason is not None:
+                raise ValueError(f"target {path!r} (from {pattern!r}): {reason}")
+            paths[path] = None
+    return list(paths)
 
 
 def target_at(model: nn.Module, path: str) -> Target:
-    """The target at a path, whose layer must be one that can be adapted."""
+    """The target at a path.
+
+    Args:
+        model: The model.
+        path: Path of a layer that can be adapted.
+    """
     module = model.get_submodule(path)
     kind = kind_of(module)
+    assert kind is not None, path
     sizes = mode_sizes(module, kind)
-    layer, role = _numbered(model, path)
+    layer, role = _layer_and_role(model, path)
     fused = path.rpartition(".")[2] in FUSED and sizes["out"] == 3 * sizes["in"]
-    heads = "out" if path.rpartition(".")[2] in INTO_HEADS else "in" if _ends(path, OUT_OF_HEADS) else ""
-    return Target(path, kind, sizes, layer, role, 3 if fused else 1, _head_dim(model, path), heads)
+    parts = 3 if fused else 1
+    return Target(path, kind, sizes, layer, role, parts, _head_size(model, path), _side_of_heads(path))
 
 
-def _ends(path: str, names: Sequence[str]) -> bool:
-    return any(f".{path}".endswith(f".{name}") for name in names)
+def _side_of_heads(path: str) -> Side:
+    if path.rpartition(".")[2] in INTO_HEADS:
+        return "out"
+    if any(f".{path}".endswith(f".{name}") for name in OUT_OF_HEADS):
+        return "in"
+    return ""
 
 
-def _numbered(model: nn.Module, path: str) -> tuple[tuple[int, ...] | None, str]:
-    """The layer's numbers and the role: a number counts layers if its siblings are all of one class."""
-    parts, numbers = path.split("."), []
-    for k, part in enumerate(parts):
-        if part.isdigit():
-            siblings = list(model.get_submodule(".".join(path.split(".")[:k])).children())
+def _layer_and_role(model: nn.Module, path: str) -> tuple[tuple[int, ...] | None, str]:
+    """The numbers of the layer, and the role: a number counts layers if all its siblings are of one class."""
+    words = path.split(".")
+    role = list(words)
+    numbers = []
+    for place, word in enumerate(words):
+        if word.isdigit():
+            siblings = model.get_submodule(".".join(words[:place])).children()
             if len({type(sibling) for sibling in siblings}) == 1:
-                numbers.append(int(part))
-                parts[k] = "*"
-    return tuple(numbers) or None, ".".join(parts)
+                numbers.append(int(word))
+                role[place] = "*"
+    return tuple(numbers) or None, ".".join(role)
 
 
-def _head_dim(model: nn.Module, path: str) -> int | None:
-    """From the nearest module above that says it, else from the model's config."""
-    names = path.split(".")
-    above = [model.get_submodule(".".join(names[:k])) for k in range(len(names) - 1, -1, -1)]
-    for owner in (*above, getattr(model, "config", None)):
-        for name in ("head_dim", "attention_head_size"):
-            if isinstance(getattr(owner, name, None), int):
-                return getattr(owner, name)
+def _head_size(model: nn.Module, path: str) -> int | None:
+    """Size of an attention head, from the nearest module above that says it, otherwise from the model's config."""
+    words = path.split(".")
     config = getattr(model, "config", None)
-    width, heads = getattr(config, "hidden_size", None), next((getattr(config, h, None) for h in HEADS), None)
+    modules_above = [model.get_submodule(".".join(words[:depth])) for depth in range(len(words) - 1, -1, -1)]
+    for owner in (*modules_above, config):
+        for name in HEAD_SIZE:
+            size = getattr(owner, name, None)
+            if isinstance(size, int):
+                return size
+    width = getattr(config, "hidden_size", None)
+    heads = next((getattr(config, name) for name in NUMBER_OF_HEADS if hasattr(config, name)), None)
     return width // heads if width and heads else None

@@ -11,7 +11,8 @@ import tyro
 from metalora.bench.config import BenchConfig
 from metalora.cli.render import Json, print_json, show, status
 from metalora.config import AdapterConfig
-from metalora.methods import registry
+from metalora.methods.registry import METHODS
+from metalora.methods.table import methods_table
 
 if TYPE_CHECKING:
     from metalora.cost import CostSummary
@@ -30,7 +31,7 @@ def methods(
 ) -> None:
     """List all methods: formula, source and parameters at one target (I in, O out, K kernel, R rank, N experts)."""
     if markdown:
-        return print(registry.markdown(), end="")
+        return print(methods_table(), end="")
     rows = [
         {
             "name": method.name,
@@ -41,7 +42,7 @@ def methods(
             "generated": list(method.generated),
             "source": method.source,
         }
-        for method in registry.METHODS.values()
+        for method in METHODS.values()
     ]
     show(rows, json, "methods", ("name", "formula", "count", "export", "generated", "source"), rows)
 

@@ -1,6 +1,6 @@
-"""AdaLoRA (arXiv:2303.10512): the form of a singular value decomposition.
+"""AdaLoRA (arXiv:2303.10512): ΔW in the form of a singular value decomposition.
 
-Only the network: its orthogonality penalty and its budget over the singular values are TrainConfig.rank_budget.
+This is the network only; its orthogonality penalty and its budget of singular values are `TrainConfig.rank_budget`.
 """
 
 from metalora.methods.method import Method

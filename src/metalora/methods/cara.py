@@ -1,8 +1,9 @@
-"""CaRA (BonnBytes/CaRA, ICML 2025): two CP tensors, one of the heads of query, key and value, one of all other slices.
+"""CaRA (BonnBytes/CaRA, ICML 2025): two CP tensors, one for the heads of query, key and value and one for the rest.
 
-With widths="chunk" the second tensor has the paper's nine slices a layer: the output projection, four of the first
-layer of the MLP along its outputs, four of the second along its inputs. P2 always is the side that is cut, so that the
-others are the transpose. Its biases, one a projection for all layers, are inside the scale.
+With widths="chunk" the second tensor has the paper's nine slices per layer: the output projection, four slices of the
+first layer of the MLP along its outputs, and four of the second along its inputs. P2 is always the side that is cut, so
+the network of all other weights is that of the transpose. There is one bias per projection for all layers, and it is
+multiplied by the scale.
 """
 
 from metalora.methods.method import Method, combine
@@ -10,7 +11,7 @@ from metalora.methods.records import AnyRank, Biased, Component, Transposed
 
 CARA_ATTENTION = Method(
     name="cara-attention",
-    title="CaRA (query, key and value alone)",
+    title="CaRA (query, key and value only)",
     source="CaRA, ICML 2025",
     formula="ΔW_k[i, hJ+j] = s Σ_r w_r A1[k,r] A2[i,r] A3[h,r] A4[j,r]",
     factors={"w": "r", "A1": "layer proj r", "A2": "kh kw in r", "A3": "head r", "A4": "hdim r"},
@@ -44,5 +45,5 @@ CARA = combine(
     formula="ΔW_k[i, hJ+j] = s Σ_r w_r A1[k,r] A2[i,r] A3[h,r] A4[j,r];  elsewhere s Σ_t w2_t P1[k,t] P2[·,t] P3[·,t]",
     count="R*(L*M + K*I + H + J + 1);  elsewhere R*(L*M + K*I + O + 1) + O",
     scale="alpha",
-    notes="The biases b have one bias a projection, shared by the layers; frozen: [b] leaves them out.",
+    notes="There is one bias b per projection, shared by the layers; frozen: [b] leaves them out.",
 )

@@ -1,4 +1,4 @@
-"""FacT (JieShibo/PETL-ViT): every weight of a ViT cut into d x d slices (widths="chunk"), all slices one tensor."""
+"""FacT (JieShibo/PETL-ViT): all weights of a ViT, cut into d x d slices (widths="chunk"), form one tensor."""
 
 from dataclasses import replace
 
@@ -29,8 +29,8 @@ FACT_TK = Method(
     replicated_over="",
     scale="alpha",
     mechanisms=(AnyRank(),),
-    notes="Slices are frontal, as in the paper; fact-tk-code has them as its code does. C and P are normal here "
-    "where its code has uniform ones of the same variance.",
+    notes="Slices are frontal, as in the paper; fact-tk-code has them as in its code. C and P are normal here; "
+    "its code has uniform ones of the same variance.",
 )
 
 FACT_TK_CODE = replace(

@@ -26,14 +26,3 @@ CONV_LORA = Method(
     count="R*(K*I + O)",
     notes="The same network as lora, LoCon (LyCORIS) and PEFT's LoRA on Conv2d.",
 )
-
-RSLORA = Method(
-    name="rslora",
-    title="rsLoRA",
-    source="arXiv:2312.03732",
-    formula="ΔW = A B, scaled by α/√r",
-    factors=matrix("kh kw in", "out"),
-    init={"A": "kaiming", "B": "zeros"},
-    count="R*(K*I + O)",
-    scale="alpha/sqrt(r)",
-)

@@ -1,7 +1,8 @@
 """LoRTA (arXiv:2410.04060): a CP tensor over inputs, head size, heads, layers and projections.
 
-The paper joins the blocks of the heads on the output axis (lorta); its code on the input axis, which is right for the
-projection behind the attention (lorta-in). lorta-auto has them on the inputs there and on the outputs else.
+The paper joins the blocks of the heads on the output axis (lorta). Its code joins them on the input axis, which is
+right for the projection behind the attention (lorta-in). lorta-auto has them on the inputs there, and on the outputs
+otherwise.
 """
 
 from dataclasses import replace
@@ -43,5 +44,5 @@ LORTA_AUTO = replace(
     title="LoRTA (heads on their own side)",
     formula="ΔW_{l,p} = [A diag(C_H[h] ⊙ C_L[l] ⊙ C_P[p]) B]_h, of the transpose behind the attention",
     mechanisms=(Transposed("heads"),),
-    notes="Which side the heads are on is told by the projection's name (o_proj, attention.output.dense, ...).",
+    notes="The name of the projection decides which side the heads are on (o_proj, attention.output.dense, ...).",
 )

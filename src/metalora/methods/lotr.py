@@ -1,4 +1,4 @@
-"""LoTR (arXiv:2402.01376, daskol/lotr): two bases for all targets, a core for each."""
+"""LoTR (arXiv:2402.01376, daskol/lotr): two bases that all targets share, and a core for each target."""
 
 from metalora.methods.method import Method
 
@@ -11,5 +11,5 @@ LOTR = Method(
     init={"U": "normal:1", "C": "zeros", "V": "normal:1"},
     count="R*(K*I + O) + L*M*R**2",
     replicated_over="",
-    notes="Tucker-2, or a train of three cores whose middle one counts layers and projections together.",
+    notes="A Tucker-2 tensor, or a train of three cores whose middle one counts layers and projections together.",
 )

@@ -1,8 +1,8 @@
 """LyCORIS (arXiv:2309.14859): Hadamard and Kronecker products, and convolutions with a Tucker core for the kernel.
 
-Its plain LoCon is conv-lora. In LoKr the digits of both axes are as equal as they can be, the smaller first (factor -1
-of its code); config.digits gives others, such as {"in": "8 96"}. Its second factor has a low rank, its first has not;
-of lokr-full neither has.
+Its plain LoCon is conv-lora. In LoKr the digits of both axes are as equal as possible, the smaller first (factor -1 of
+its code); `config.digits` gives others, such as {"in": "8 96"}. The second factor of LoKr has a low rank, the first has
+full rank; both factors of lokr-full have full rank.
 """
 
 from metalora.methods.method import Method
@@ -17,7 +17,7 @@ LOHA = Method(
     init={"A1": "normal:1", "B1": "normal:0.1", "A2": "normal:1", "B2": "zeros"},
     count="2*R*(K*I + O)",
     export="R**2",
-    notes="As a cut: the row-wise products of A1 and A2, and of B1 and B2.",
+    notes="As a low-rank product: the row-wise products of A1 and A2, and of B1 and B2.",
 )
 
 LOKR = Method(

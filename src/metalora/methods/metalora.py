@@ -1,8 +1,9 @@
 """MetaLoRA (arXiv:2504.00460): a CP vector or tensor-ring matrix generated from features, and the square core.
 
-Corrections of the print: eq. 6 lists A twice and c_r is one number of c in R^R; the ring's A of a convolution has the
-kernel's modes too. The ring at R has exactly the shared parameters, generated numbers and rank of CP at R^2.
-The paper states no initialisation and no scale: B = 0, c0 = 1 or the identity, alpha / R.
+Corrections of the printed text: eq. 6 lists A twice, and c_r is one number of c in R^R; the A of the ring at a
+convolution has the kernel modes too. The ring at rank R has exactly the shared parameters, the generated numbers and
+the rank of CP at R^2. The paper states no initialisation and no scale; here B = 0, c0 = 1 or the identity, and alpha /
+R.
 """
 
 from metalora.methods.method import Method

@@ -1,7 +1,8 @@
 """MetaTT (arXiv:2506.09105): one tensor train over inputs, layers, projections, heads, tasks and outputs.
 
-Default init is the paper's ze-id-id-id: the first core zero, every slice of the others the identity. Then only G1 has a
-gradient at the first step, and only the first r outputs of a head or row move until the other cores have learned.
+The default initialisation is the paper's ze-id-id-id: the first core is zero, and every slice of the others is the
+identity. Then only G1 has a gradient at the first step, and only the first r outputs of a head or a row change until
+the other cores have learned.
 """
 
 from metalora.methods.method import Method

@@ -1,7 +1,7 @@
-"""MiSS (arXiv:2409.15371): the weight in blocks of r inputs, one small matrix added to all of them.
+"""MiSS (arXiv:2409.15371): the weight is cut into blocks of r inputs, and one small matrix is added to all of them.
 
-Input i is at place i mod r of its block, so the sum over the blocks is a frozen matrix of ones and zeros; where r does
-not divide the width, the last block is cut off.
+Input i is at place i mod r of its block, so the sum over the blocks is a frozen matrix of ones and zeros. If r does not
+divide the width, the last block is cut off.
 """
 
 from metalora.methods.method import Method
@@ -18,5 +18,5 @@ MISS = Method(
     frozen=("A",),
     mechanisms=(AnyRank(),),
     scale="alpha",
-    notes="PEFT's MiSS with init_weights=True; its 'bat' multiplies the weight and its 'mini' repeats D: not here.",
+    notes="PEFT's MiSS with init_weights=True. Not here: its modes 'bat' and 'mini'.",
 )

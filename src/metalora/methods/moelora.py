@@ -1,7 +1,11 @@
-"""Soft mixture of LoRA experts (MOELoRA, arXiv:2310.18339): N experts of rank r/N, weighted by a gate."""
+"""MOELoRA (arXiv:2310.18339): a soft mixture of N LoRA experts of rank r/N, weighted by a gate.
+
+The gate is one per target or generated (moe-lora), one per task (moe-lora-shared), or one per task and target
+(moe-lora-task, as in the paper's code).
+"""
 
 from metalora.methods.method import Method
-from metalora.methods.records import Gated, SplitRank
+from metalora.methods.records import Composite, FixedBonds, Gated, SplitRank
 
 MOE_LORA = Method(
     name="moe-lora",
@@ -13,5 +17,30 @@ MOE_LORA = Method(
     count="R*(K*I + O) + N",
     generated=("g",),
     mechanisms=(SplitRank(), Gated(("g",))),
-    notes="With scope: constant the gate is one learned vector per target; generated, it is a gate on features.",
+    notes="With scope: constant the gate is one learned vector per target; if it is generated, it depends on features.",
+)
+
+MOE_LORA_SHARED = Method(
+    name="moe-lora-shared",
+    title="MoE-LoRA with one gate per task",
+    source="arXiv:2310.18339",
+    formula="ΔW = Σ_n g_n(t) A_n B_n,  g(t) = softmax(g_t), the same at all targets",
+    factors={"A": "expert kh kw in r", "g": "task expert", "B": "expert r out"},
+    init={"A": "normal:0.01", "g": "zeros", "B": "zeros"},
+    count="R*(K*I + O) + T*N",
+    replicated_over={"A": "target", "g": "", "B": "target"},
+    mechanisms=(SplitRank(), Gated(("g",))),
+    notes="Its gates are learned directly, not through the paper's embedding of 64 numbers per task.",
+)
+
+MOE_LORA_TASK = Method(
+    name="moe-lora-task",
+    title="MoE-LoRA with one gate per task and target",
+    source="arXiv:2310.18339, its code",
+    formula="ΔW = Σ_n g_n(t) A_n B_n,  g(t) = softmax(E[t] G)",
+    factors={"A": "expert kh kw in r", "E": "task e", "G": "e expert", "B": "expert r out"},
+    init={"A": "normal:0.01", "E": "normal:1", "G": "kaiming", "B": "zeros"},
+    count="R*(K*I + O) + 64*T + 64*N",
+    mechanisms=(SplitRank(), FixedBonds({"e": 64}), Composite({"g": "E G"}), Gated(("g",))),
+    notes="The embedding in its code has one unused row more than there are tasks; MetaTT's counts include that row.",
 )

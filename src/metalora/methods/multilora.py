@@ -11,5 +11,5 @@ MULTI_LORA = Method(
     init={"A": "kaiming", "B": "kaiming", "s": "zeros"},
     count="N*(R*(K*I + O) + O)",
     export="N*R",
-    notes="The rank is that of each parallel module; the cut has rank N r.",
+    notes="The rank is that of each parallel module; ΔW has rank N r.",
 )

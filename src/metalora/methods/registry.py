@@ -5,8 +5,8 @@ from metalora.methods import (
     adalora,
     cara,
     fact,
-    folded,
     lora,
+    loretta,
     lorta,
     lotr,
     lycoris,
@@ -14,11 +14,15 @@ from metalora.methods import (
     metatt,
     miss,
     moelora,
+    mtl_lora,
+    mtlora,
     multilora,
-    multitask,
     quanta,
+    rslora,
+    task_lora,
     tenslora,
     tensorpeft,
+    tt_lora,
     vera,
 )
 from metalora.methods.method import Method
@@ -49,7 +53,7 @@ METHODS: dict[str, Method] = {
         cara.CARA_ATTENTION,
         vera.VERA,
         tensorpeft.TENSORPEFT,
-        lora.RSLORA,
+        rslora.RSLORA,
         miss.MISS,
         adalora.ADALORA,
         lycoris.LOHA,
@@ -58,58 +62,39 @@ METHODS: dict[str, Method] = {
         lycoris.LOCON_TUCKER,
         lycoris.LOHA_TUCKER,
         lycoris.LOKR_TUCKER,
-        folded.TT_LORA,
-        folded.LORETTA_REP,
-        folded.LORETTA_ADP,
+        tt_lora.TT_LORA,
+        loretta.LORETTA_REP,
+        loretta.LORETTA_ADP,
         quanta.QUANTA,
-        multitask.MTL_LORA,
-        multitask.MTLORA,
-        multitask.TASK_LORA,
-        multitask.MOE_LORA_SHARED,
-        multitask.MOE_LORA_TASK,
+        mtl_lora.MTL_LORA,
+        mtlora.MTLORA,
+        task_lora.TASK_LORA,
+        moelora.MOE_LORA_SHARED,
+        moelora.MOE_LORA_TASK,
     )
 }
 
 
 def methods() -> list[str]:
-    """The names of all methods."""
+    """The names of all methods.
+
+    Example:
+        >>> "metatt-4d" in methods()
+        True
+    """
     return list(METHODS)
 
 
 def get_method(name: str) -> Method:
-    """The method of that name; ValueError names the nearest one."""
+    """The method of that name.
+
+    Raises:
+        ValueError: There is no such method; the message names the nearest one.
+
+    Example:
+        >>> get_method("lora").formula
+        'ΔW = A B'
+    """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}{nearest(name, METHODS)}")
     return METHODS[name]
-
-
-INTRODUCTION = """# Methods
-
-Written by `metalora methods --markdown > docs/methods.md`; do not edit.
-
-- count: learned numbers of one network, in I (in), O (out), K (kernel size), R (rank), N (experts), L (layers),
-  M (projections), H (heads), J (head size), T (tasks), and i1, o1, ... (digits of in and out)
-- export rank: of the exact LoRA pair at a target; none: an activation between two maps, so there is no ΔW
-- one for each: what has factors of its own; said factor by factor where they differ
-- published counts, reproduced or not: `tests/golden/counts.json`
-"""
-
-
-def markdown() -> str:
-    """The table of all methods, as docs/methods.md holds it."""
-    columns = ("method", "formula", "count", "export rank", "one for each", "scale", "source")
-    lines = [INTRODUCTION, f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for m in METHODS.values():
-        cells = (f"`{m.name}`", f"`{m.formula}`", f"`{m.count}`", f"`{m.export}`", _copies(m), m.scale, m.source)
-        lines.append(f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |")
-    notes = [f"- `{m.name}`: {m.notes}" for m in METHODS.values() if m.notes]
-    return "\n".join([*lines, "", *notes]) + "\n"
-
-
-def _copies(method: Method) -> str:
-    def said(copies: str) -> str:
-        return " and ".join(copies.split()) or "model"
-
-    if isinstance(method.replicated_over, str):
-        return said(method.replicated_over)
-    return ", ".join(f"{factor}: {said(copies)}" for factor, copies in method.replicated_over.items())

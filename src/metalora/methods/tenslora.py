@@ -1,10 +1,10 @@
 """TensLoRA (ax-le/TensLoRA): LoRA's updates stacked over heads, projections and layers into tensors of order 3 to 5.
 
-Seven constructions: Att stacks heads, QKV projections, Depth layers. Each of what is not stacked has its own network.
-A factor is named by its mode's size. Its code takes a rank above a mode's size (isorank) and gives head h the outputs
-j H + h (order="tenslora"), where models have h J + j. Its CP has weights of one, not learned, so they are left out. Its
-normal start is init "unit".
-Trains and rings are its authors' future work: here the modes are in MetaTT's order and the first core is zero.
+There are seven constructions: Att stacks heads, QKV stacks projections, Depth stacks layers. Every coordinate that is
+not stacked has a network of its own. A factor is named by the size of its mode. The authors' code accepts a rank above
+the size of a mode (isorank) and gives head h the outputs j H + h (order="tenslora"); in models they are h J + j. Its CP
+has weights that are all one and not learned, so they are left out here. Its normal start is init "unit". Trains and
+rings are future work of its authors: here the modes are in the order of MetaTT and the first core is zero.
 """
 
 from metalora.methods.method import Method

@@ -1,6 +1,7 @@
-"""VeRA (arXiv:2310.11454): two frozen random matrices for the whole model, two vectors for each target.
+"""VeRA (arXiv:2310.11454): two frozen random matrices for the whole model, and two vectors for each target.
 
-The matrices are made from the seed and never saved. PEFT's are of the largest width and are sliced: widths="max_slice".
+The matrices are made from the seed and never saved. Those of PEFT have the largest width and are sliced, which is
+widths="max_slice" here.
 """
 
 from metalora.methods.method import Method
