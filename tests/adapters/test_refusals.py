@@ -56,6 +56,7 @@ BAD_ATTACH = {
     ),
     "rank 0": (config(rank=0), "rank of bond 'r' is 0, expected at least 1"),
     "negative rank": (config(rank=-3), "rank of bond 'r' is -3"),
+    "a start of PiSSA without a scale": (config("pissa", alpha=0.0), "needs a scale above zero, got 0.0"),
     "rank too large": (config(rank=7), "target 'conv': rank 7 of bond 'r' is above 6"),
     "rank of an unknown bond": (
         config("metalora-tr", {"r0": 2, "r9": 2}),

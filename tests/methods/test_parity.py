@@ -108,6 +108,29 @@ def test_lora_of_peft(method, layer):
     assert_close(peft(base, config, lora(f))(x), model(x))
 
 
+@pytest.mark.parametrize("method", ("pissa", "olora"))
+def test_starts_from_the_weight_of_peft(method):
+    """PEFT subtracts the start from the base and trains the factors; here the base stays and changes are trained.
+
+    The tolerance is that of PEFT's decomposition, which is in float32.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    base, model, f, x = ours(method, "linear")
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["0"], init_lora_weights=method)
+    theirs = get_peft_model(base.float(), config).double().eval()
+    layer = theirs.base_model.model[0]
+    left, right = layer.lora_A["default"].weight, layer.lora_B["default"].weight  # (r, in), (out, r)
+    assert not torch.allclose(layer.base_layer.weight, model[0].base.weight, atol=1e-3)
+    start = (f["A_0"] @ f["B_0"]).T
+    torch.testing.assert_close(right @ left, start, rtol=1e-5, atol=1e-5)
+    signs = (left * f["A_0"].T).sum(1).sign()  # a pair of singular vectors is determined up to its sign
+    with torch.no_grad():
+        left += signs[:, None] * f["A"].T
+        right += signs * f["B"].T
+    torch.testing.assert_close(theirs(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 @each_layer
 def test_loha_of_peft(layer):
     from peft import LoHaConfig

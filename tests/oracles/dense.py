@@ -19,6 +19,11 @@ def lora(A, B):
     return sum(_outer(A[..., r], B[r]) for r in range(len(B)))
 
 
+def pissa(A, B, A_0, B_0):
+    """PiSSA, arXiv:2404.02948, and OLoRA, arXiv:2406.01775: A and B less where they started; A, B are the changes."""
+    return lora(A_0 + A, B_0 + B) - lora(A_0, B_0)
+
+
 def multi_lora(A, B, s):
     """MultiLoRA, arXiv:2311.11501: sum_n A_n B_n diag(s_n)."""
     return sum(lora(A[n], B[n]) * s[n] for n in range(len(s)))
@@ -331,6 +336,8 @@ DENSE = {
     "moe-lora-task": moe_lora_task,
     "lora": lora,
     "conv-lora": lora,
+    "pissa": pissa,
+    "olora": pissa,
     "multi-lora": multi_lora,
     "moe-lora": moe_lora,
     "metalora-cp": cp,
@@ -357,7 +364,7 @@ OVER_RANK |= {
     "lokr-tucker",
     "loretta-rep",
 }
-OVER_RANK |= {"mtl-lora", "task-lora", "moe-lora-shared", "moe-lora-task"}
+OVER_RANK |= {"pissa", "olora", "mtl-lora", "task-lora", "moe-lora-shared", "moe-lora-task"}
 
 
 def delta(method, factors, alpha=None, rank=None):

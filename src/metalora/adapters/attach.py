@@ -13,13 +13,13 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition, Conditioner
 from metalora.adapters.conditioning.features import Inputs, example_input, watch_head, watch_stages
 from metalora.adapters.conditioning.stages import stages
-from metalora.adapters.init import initial_value
+from metalora.adapters.init import initial_factors
 from metalora.adapters.layers.base import LAYERS
 from metalora.adapters.layers.bottleneck import BottleneckLayer
 from metalora.adapters.layout import Layout, TargetLayout, build_layout
 from metalora.adapters.targets import Target, find_targets
 from metalora.config import AdapterConfig
-from metalora.methods.resolve import ResolvedMethod, resolve
+from metalora.methods.resolve import resolve
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.circuit import Circuit
 from metalora.tensornet.forms.low_rank import LowRankForm
@@ -73,7 +73,8 @@ def build(
     """
     resolved = resolve(config)
     layout = build_layout(targets, resolved)
-    adapter = Adapter(resolved, layout, _initial_factors(resolved, layout))
+    weights = {path: base.weight for path, base in bases.items()}
+    adapter = Adapter(resolved, layout, initial_factors(resolved, layout, weights))
     adapter.model = (model,)
     try:
         _prepare_condition(adapter, model, example, extractor)
@@ -139,16 +140,6 @@ def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size:
         total += condition.hidden * (feature_size + 1) + out * (condition.hidden + 1)
         total += len(numels) * condition.hidden if condition.heads == "shared" else 0
     return total
-
-
-def _initial_factors(resolved: ResolvedMethod, layout: Layout) -> dict[str, torch.Tensor]:
-    """Key -> initial value of every stored factor."""
-    sizes = {view.key: target.sizes for target in layout.targets.values() for view in target.views.values()}
-    network, seed = resolved.method.network, resolved.config.seed
-    return {
-        key: initial_value(resolved.inits[param.factor], param.modes, param.shape, seed, key, network, sizes[key])
-        for key, param in layout.params.items()
-    }
 
 
 def move_like(weight: torch.Tensor, module: nn.Module) -> None:

@@ -11,12 +11,74 @@ import torch
 from torch import Tensor
 
 from metalora._util.suggest import nearest
-from metalora.methods.method import INITS
+from metalora.adapters.layout import Layout, ranks_by_path
+from metalora.adapters.targets import TRANSPOSED, Target
+from metalora.methods.method import FROM_WEIGHT, INITS
+from metalora.methods.resolve import ResolvedMethod
 from metalora.tensornet.network import Network
 from metalora.tensornet.spec import COORDINATE_MODES, KERNEL_MODES
 
 # The number of a kind that has one, unless the declaration gives another, as in "normal:0.02".
 DEFAULT_NUMBERS = {"ones": 1.0, "kaiming": sqrt(5), "by_rank": sqrt(5), "gate": sqrt(5), "normal": 0.2}
+
+
+def initial_factors(resolved: ResolvedMethod, layout: Layout, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The initial values of all stored factors.
+
+    Args:
+        resolved: The method.
+        layout: Its layout.
+        weights: Path of a target -> the weight of its base, as the base stores it.
+
+    Returns:
+        Key -> value; float32, or float64 if it is computed from a weight.
+
+    Raises:
+        ValueError: An unknown initialisation, or a quantised weight from which factors are to be computed.
+    """
+    network, seed = resolved.method.network, resolved.config.seed
+    values = {}
+    if FROM_WEIGHT in resolved.inits.values():
+        values = _values_from_weights(resolved, layout, weights)
+    sizes = {view.key: target.sizes for target in layout.targets.values() for view in target.views.values()}
+    for key, param in layout.params.items():
+        if key not in values:
+            kind = resolved.inits[param.factor]
+            values[key] = initial_value(kind, param.modes, param.shape, seed, key, network, sizes[key])
+    return {key: values[key] for key in layout.params}
+
+
+def _values_from_weights(resolved: ResolvedMethod, layout: Layout, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Key -> value of the factors that a mechanism computes from the weights."""
+    patterned_ranks = ranks_by_path(layout.targets, resolved.config)
+    values: dict[str, Tensor] = {}
+    for path, target in layout.targets.items():
+        weight = weights[path]
+        if not weight.is_floating_point():
+            raise ValueError(
+                f"target {path!r}: method {resolved.name!r} computes its start from the weight, and this one is "
+                f"{weight.dtype}: it must not be quantised"
+            )
+        scale = resolved.scale_for(patterned_ranks.get(path, resolved.rank))
+        for handler in target.handlers:
+            for factor, value in handler.values_from_weight(_input_rows(weight, target.target), scale).items():
+                key = target.views[factor].key
+                values[key] = value.reshape(layout.params[key].shape)
+    return values
+
+
+def _input_rows(weight: Tensor, target: Target) -> Tensor:
+    """A base's weight as `(inputs, out)`, the inputs being the axes of the kernel followed by `in`.
+
+    It is in float64 on the CPU, so that the same weight gives the same factors on every device.
+    """
+    weight = weight.detach()
+    if not weight.is_meta:
+        weight = weight.to("cpu", torch.float64)
+    if target.kind in TRANSPOSED:
+        return weight
+    kernel_axes = range(2, weight.ndim)
+    return weight.permute(*kernel_axes, 1, 0).flatten(0, -2)
 
 
 def initial_value(

@@ -14,7 +14,6 @@ from metalora.methods.records import (
     Components,
     Composite,
     FixedBonds,
-    GateCircuit,
     Mechanism,
     SplitRank,
     Tensorised,
@@ -22,6 +21,7 @@ from metalora.methods.records import (
 from metalora.tensornet.formats import tt
 from metalora.tensornet.network import Form, Network
 
+FROM_WEIGHT = "from_weight"  # the initialisation of factors that a mechanism computes from the base's weight
 INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal", "by_rank", "gate", "unit", "tiled")
 
 ScaleRule = Literal["alpha/r", "alpha/sqrt(r)", "alpha"]
@@ -39,7 +39,7 @@ class Method:
         source: Paper or code that the method comes from.
         formula: ΔW as printed in its paper, with the number of the equation.
         factors: Factor -> spec string, such as {"A": "in r", "B": "r out"}; bonds are ranks.
-        init: Factor -> one of `INITS`, or one with its number such as "normal:0.02".
+        init: Factor -> one of `INITS`, or one with its number such as "normal:0.02", or `FROM_WEIGHT`.
         count: Closed form of the trainable numbers of one network, in I, O, K (kernel size), R (rank), N (experts),
             L (layers), M (projections), H (heads), J (head size), T (tasks), and the sizes of digits by name.
         export: Closed form of the rank of the exact LoRA export at a wide target, or "none" if there is no ΔW.
@@ -138,18 +138,20 @@ class Method:
 
     @property
     def frozen_initial(self) -> dict[str, str]:
-        """Frozen start T0 -> the factor T that is its learned change, of a circuit that learns a change."""
-        circuit = self.record(GateCircuit)
-        if circuit is None or not circuit.learns_change:
-            return {}
-        return {f"{factor}_0": factor for factor in self.factors}
+        """Frozen start -> the factor that is its learned change, of a method that learns changes."""
+        starts: dict[str, str] = {}
+        for record in self.mechanisms:
+            starts |= record.frozen_starts(tuple(self.factors))
+        return starts
 
     # ---- the network -----------------------------------------------------------------------------------------------
     @cached_property
     def network(self) -> Network:
         """The parsed network; errors in a spec appear here, once."""
         starts = {start: self.factors[factor] for start, factor in self.frozen_initial.items()}
-        terms = (tuple(self.factors), tuple(starts)) if starts else self.terms
+        terms = self.terms
+        for record in self.mechanisms:
+            terms = record.terms(tuple(self.factors)) or terms
         return Network.parse({**self.factors, **starts}, self.folds, terms, self.form, self.separate_factors)
 
     @property

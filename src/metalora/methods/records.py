@@ -7,6 +7,7 @@ A record only says what a method has. What it does is written once:
 | `Gated`               | `adapters/mechanisms/gated.py`         |
 | `Composite`           | `adapters/mechanisms/composite.py`     |
 | `GateCircuit`         | `adapters/mechanisms/frozen_start.py`  |
+| `StartFromWeight`     | `adapters/mechanisms/weight_start.py`  |
 | `NonlinearBottleneck` | `adapters/layers/bottleneck.py`        |
 | `Biased`              | `adapters/layers/base.py`              |
 | `Transposed`          | `adapters/layout/coordinates.py`       |
@@ -19,7 +20,7 @@ A record only says what a method has. What it does is written once:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -46,6 +47,18 @@ class Mechanism:
     @property
     def active_at_zero(self) -> tuple[str, ...]:
         """Factors whose zero does not make the product zero, such as the logits of a softmax."""
+        return ()
+
+    def frozen_starts(self, factors: Sequence[str]) -> dict[str, str]:
+        """Frozen start -> the factor that is its learned change, of a mechanism that learns changes.
+
+        Args:
+            factors: The declared factors of the method.
+        """
+        return {}
+
+    def terms(self, factors: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """The groups of factors and starts whose products the network consists of; empty for the declared terms."""
         return ()
 
 
@@ -92,6 +105,40 @@ class GateCircuit(Mechanism):
 
     learns_change: bool = False
     form: ClassVar[Form] = "circuit"
+
+    def frozen_starts(self, factors: Sequence[str]) -> dict[str, str]:
+        """T0 -> T for every gate, if a change is learned."""
+        return {f"{factor}_0": factor for factor in factors} if self.learns_change else {}
+
+    def terms(self, factors: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """N(T) and N(T0), if a change is learned."""
+        return (tuple(factors), tuple(self.frozen_starts(factors))) if self.learns_change else ()
+
+
+@dataclass(frozen=True)
+class StartFromWeight(Mechanism):
+    """The two factors of a LoRA start from a decomposition of the base's weight, and the base stays as it is.
+
+    ΔW = (A0 + A) (B0 + B) − A0 B0 = A0 B + A (B0 + B): the frozen A0 and B0 are computed from the base's weight W, so
+    they are never saved; the learned A and B are changes that start at zero. With W − s A0 B0 as the frozen weight this
+    is LoRA that starts at s A0 B0, as published; s is the scale.
+
+    Attributes:
+        decomposition: "svd": s A0 B0 is the part of the r largest singular values of W, each factor with the square
+            roots of these (PiSSA); "qr": A0 and B0 are the first r rows of R and columns of Q, W^T = Q R (OLoRA).
+    """
+
+    decomposition: Literal["svd", "qr"]
+
+    def frozen_starts(self, factors: Sequence[str]) -> dict[str, str]:
+        """A0 -> A and B0 -> B."""
+        left, right = factors
+        return {f"{left}_0": left, f"{right}_0": right}
+
+    def terms(self, factors: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """A0 B and A (B0 + B); the handler adds B to B0."""
+        left, right = factors
+        return (f"{left}_0", right), (left, f"{right}_0")
 
 
 @dataclass(frozen=True)

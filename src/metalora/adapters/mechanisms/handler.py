@@ -35,14 +35,17 @@ class Handler:
         """The factors that this mechanism makes from `names`, so that they differ by example if these do."""
         return ()
 
-    def initial_value(self, factor: str, base_weight: Tensor) -> Tensor | None:
-        """The initial value of a factor that is made from the weight of the base; None for any other factor.
+    def values_from_weight(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
+        """The initial values that are computed from the base's weight.
 
         Args:
-            factor: Name of the factor.
-            base_weight: The weight of the base layer, in its own layout.
+            weight: `(inputs, out)`, the inputs being the axes of the kernel followed by `in`; float64.
+            scale: What multiplies ΔW at the target.
+
+        Returns:
+            Name of the factor -> its numbers, in the order of its modes.
         """
-        return None
+        return {}
 
     def adjust_weight(self, weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
         """The effective weight from W + ΔW, both in the layout of the base's weight."""
