@@ -9,12 +9,10 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from metalora.knn import (
-    check_bank,
     knn_accuracy,
     knn_predict,
     lda_transform,
     linear_probe_accuracy,
-    loo_knn_accuracy,
     nearest_class_mean_accuracy,
 )
 
@@ -87,19 +85,6 @@ def test_lengths_do_not_matter_and_queries_are_independent(monkeypatch):
     assert torch.equal(knn_predict(bank * scale, labels, queries * 7, 5), expected)
     monkeypatch.setattr("metalora.knn.QUERIES_AT_ONCE", 4)
     assert torch.equal(knn_predict(bank, labels, queries, 5), expected)
-
-
-@pytest.mark.parametrize("weighting", ["uniform", "dino"])
-def test_leave_one_out_equals_one_prediction_for_each_item_left_out(weighting, monkeypatch):
-    monkeypatch.setattr("metalora.knn.QUERIES_AT_ONCE", 7)
-    bank, labels = clusters(8, spread=1.5)
-    weight = (lambda s: 1.0) if weighting == "uniform" else (lambda s: math.exp(s / 0.07))
-    items, names = bank.tolist(), labels.tolist()
-    right = [
-        loop_vote(items[:i] + items[i + 1 :], names[:i] + names[i + 1 :], items[i], 5, weight) == names[i]
-        for i in range(len(items))
-    ]
-    assert loo_knn_accuracy(bank, labels, 5, weighting=weighting) == pytest.approx(np.mean(right))
 
 
 def test_nearest_class_mean_equals_a_plain_loop():
@@ -176,15 +161,6 @@ def test_lda_takes_items_that_occur_several_times():
     assert knn_accuracy(project(bank[first]), labels[first], found, truth, 1) > 0.9
 
 
-def test_check_bank_warns_below_twice_k_and_returns_the_smallest_class():
-    labels = torch.tensor([0] * 10 + [6] * 9)
-    with pytest.warns(UserWarning, match="9 items of class 6; k = 5 wants at least 10"):
-        assert check_bank(labels, 5) == 9
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert check_bank(labels, 4) == 9
-
-
 X, Y = clusters(4)
 NAN = X.clone()
 NAN[2, 1] = torch.nan
@@ -197,7 +173,6 @@ INF[0, 0] = torch.inf
     [
         (lambda: knn_predict(X, Y, X, 0), "k must be at least 1, not 0"),
         (lambda: knn_predict(X, Y, X, 13), "k = 13 neighbours wanted, but only 12"),
-        (lambda: loo_knn_accuracy(X, Y, 12), "k = 12 neighbours wanted, but only 11"),
         (lambda: knn_predict(NAN, Y, X, 1), "bank: 1 of 12 features are NaN"),
         (lambda: knn_predict(X, Y, INF, 1), "queries: 1 of 12 features are NaN or infinite"),
         (lambda: knn_predict(X, Y[:-1], X, 1), "bank: 12 features but labels of shape"),
@@ -205,7 +180,7 @@ INF[0, 0] = torch.inf
         (lambda: knn_predict(X, Y.double(), X, 1), "labels must be integers"),
         (lambda: knn_predict(X, Y, X[:, 1:], 1), "queries have 4 channels, the bank has 5"),
         (lambda: knn_predict(X, Y, X[0], 1), "queries: features must have shape"),
-        (lambda: knn_predict(X, Y, X, 1, weighting="rank"), "weighting 'rank' is unknown"),
+        (lambda: knn_predict(X, Y, X, 1, weighting="rank"), "weighting 'rank' is unknown .known: dino, uniform"),
         (lambda: knn_predict(X, Y, X, 1, weighting="dino", temperature=0.0), "temperature must be positive"),
         (lambda: lda_transform(X, torch.full_like(Y, 3)), "LDA needs a bank of at least 2 classes.* class 3"),
         (lambda: lda_transform(X[:3], Y[:3]), "LDA needs variance within a class"),
@@ -213,7 +188,6 @@ INF[0, 0] = torch.inf
         (lambda: lda_transform(X, Y)(X[:, 1:]), "queries have 4 channels"),
         (lambda: linear_probe_accuracy(X, torch.zeros_like(Y), X, Y), "a linear probe needs"),
         (lambda: nearest_class_mean_accuracy(X, Y[:-1], X, Y), "bank: 12 features"),
-        (lambda: check_bank(torch.tensor([], dtype=torch.int64), 1), "the bank is empty"),
     ],
 )
 def test_errors_are_one_line_and_name_the_thing(call, message):

@@ -204,6 +204,19 @@ def test_frozen_factors_are_not_rounded():
 
 
 # ---- what is trained ------------------------------------------------------------------------------------------------
+def test_the_backbone_is_in_evaluation_mode_and_the_adapter_in_training_mode():
+    model, adapter, step_loss = generated()
+    model.append(nn.Dropout(0.9))
+    model.train()
+    adapter.eval()
+    modes = []
+    fit(
+        model, adapter, lambda k: modes.append((model[1].training, adapter.training)) or step_loss(k),
+        TrainConfig(steps=1),
+    )  # fmt: skip
+    assert modes == [(False, True)] and not model[1].training and not adapter.training
+
+
 def test_nothing_to_train():
     with pytest.raises(ValueError, match="nothing to train: there is no adapter"):
         fit(nn.Linear(2, 2), None, lambda k: torch.zeros(()), TrainConfig(steps=1))
