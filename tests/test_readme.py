@@ -1,4 +1,4 @@
-"""Every Python block of the README and of docs/ runs."""
+"""Every Python block of the README, of CONTRIBUTING and of docs/ runs."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BLOCKS = [
     (f"{path.name}-{k}", block)
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
     for k, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.S))
 ]
 
