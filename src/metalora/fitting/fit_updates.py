@@ -95,8 +95,8 @@ def fitted_pieces(adapter: Adapter) -> list[FactorGroup]:
     except ValueError:
         raise ValueError(f"method {method.name!r}: {allowed}") from None
     for piece in pieces:
-        if piece.kind not in ("chain", "tree", "shared bond"):
-            raise ValueError(f"method {method.name!r}: {allowed}, and {piece} is {piece.kind or 'none of them'}")
+        if piece.topology not in ("chain", "tree", "shared bond"):
+            raise ValueError(f"method {method.name!r}: {allowed}, and {piece} is {piece.topology or 'none of them'}")
         if len(piece.factors) != len(method.factors):
             raise ValueError(f"method {method.name!r}: {allowed}, and {piece} is not all of its network")
     present = {mode for one in adapter.layout.params.values() for mode in one.modes}
@@ -142,7 +142,7 @@ class _PieceFit:
     def __init__(
         self, adapter: Adapter, piece: FactorGroup, updates: Sequence[Mapping[str, LowRankUpdate]], columns: Columns
     ):
-        self.adapter, self.piece, self.terms, self.columns = adapter, piece, piece.terms, columns
+        self.adapter, self.piece, self.terms, self.columns = adapter, piece, piece.factor_bonds, columns
         self.blocks = target_updates(adapter, piece, updates)
 
     def run(self) -> dict[str, Tensor]:

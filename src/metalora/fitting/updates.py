@@ -152,7 +152,7 @@ def _rows(adapter: Adapter, piece: FactorGroup, k: int, path: str, task: int) ->
     """The entries of factor k's flat axis, as `piece.gather` makes it, that a target reads for a task."""
     view, stored = adapter.layout.targets[path].views[piece.factors[k]], adapter.layout.params
     shapes = {
-        key: [1 if axis in piece.axes[key] else n for axis, n in enumerate(stored[key].shape)] for key in piece.keys[k]
+        key: [1 if axis in piece.bond_axes[key] else n for axis, n in enumerate(stored[key].shape)] for key in piece.keys[k]
     }
     before = sum(prod(shapes[key]) for key in piece.keys[k][: piece.keys[k].index(view.key)])
     index = torch.arange(prod(shapes[view.key])).reshape(shapes[view.key]) + before

@@ -75,7 +75,7 @@ def atoms_from_gradient(model: nn.Module, loss: Callable[[], Tensor], rank: int)
     adapter = _ready(model, "atoms_from_gradient", rank)
     kinds, pieces = adapter.resolved.inits, fitted_pieces(adapter)
     weights = [f for f, term in adapter.method.network.factors.items() if len(term) == 1 and kinds[f] == "zeros"]
-    if any(piece.kind != "shared bond" for piece in pieces) or len(weights) != 1:
+    if any(piece.topology != "shared bond" for piece in pieces) or len(weights) != 1:
         raise ValueError(
             f"atoms_from_gradient: {adapter.method.name!r} is no CP whose columns have weights that start at zero, as "
             "those of 'tensorpeft' and 'adalora'"

@@ -1,12 +1,14 @@
-"""AdaLoRA's controller (arXiv:2303.10512): a falling number of singular values, shared out among all targets."""
+"""AdaLoRA's controller (arXiv:2303.10512): a falling number of singular values, divided among all targets."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
@@ -15,122 +17,179 @@ from metalora.ranks.groups import FactorGroup, factor_groups
 
 
 def budget(config: RankBudgetConfig, step: int, steps: int, first: int, last: int) -> int:
-    """The number of singular values after `step` of `steps` steps, all targets together.
+    """Compute the number of singular values of all targets together after a step.
 
-    b(t) = b_0 for t <= t_i; b_T + (b_0 - b_T) (1 - (t - t_i) / (T - t_i - t_f))^3, rounded down; b_T for t >= T - t_f.
+    b(t) = b_0 for t <= t_i; b_T + (b_0 - b_T) (1 - (t - t_i) / (T - t_i - t_f))^3, rounded down; b_T for t >= T - t_f
+    (AdaLoRA, section 3.3).
+
+    Args:
+        config: `start` is t_i, `hold` is t_f.
+        step: t.
+        steps: T.
+        first: b_0.
+        last: b_T.
+
+    Example:
+        >>> [budget(RankBudgetConfig(start=1, hold=1), step, 6, first=8, last=2) for step in range(7)]
+        [8, 8, 4, 2, 2, 2, 2]
     """
     begin, end = config.start, steps - config.hold
     if step <= begin:
         return first
     if step >= end:
         return last
-    return int(last + (first - last) * (1 - (step - begin) / (end - begin)) ** 3)
+    progress = (step - begin) / (end - begin)
+    return int(last + (first - last) * (1 - progress) ** 3)
+
+
+@dataclass(frozen=True)
+class SingularGroup:
+    """Factors of a form P diag(s) Q: a group that shares one bond, with a vector over the bond.
+
+    Attributes:
+        group: The factors.
+        values_key: The key of the singular values s.
+    """
+
+    group: FactorGroup
+    values_key: str
 
 
 class RankBudget:
-    """Keeps the singular values that matter most and zeroes the others, and holds their vectors near orthonormal.
+    """Keeps the singular values that matter most, masks the others, and keeps their vectors near orthonormal.
 
-    The singular values are a learned factor whose only mode is a bond (AdaLoRA's E), its vectors the other learned
-    factors with that bond. With I = |w dL/dw| of every number w, after each step
+    The singular values are a learned factor whose only mode is a bond (AdaLoRA's E); their vectors are the other
+    learned factors with that bond. With I = |w dL/dw| of every number w, after each step
 
         sensitivity  S = beta1 S + (1 - beta1) I,  uncertainty  U = beta2 U + (1 - beta2) |I - S|,
 
     and the score of value k is S U of itself plus, for each factor, the mean of S U over its k-th slice. Tensors keep
     their shapes: a masked value is zero, and may come back at a later choice until the last `hold` steps.
-    ValueError: a method without such a factor, numbers of the configuration that cannot be.
+
+    Args:
+        model: A model with an adapter.
+        config: The budget and when it falls.
+        steps: The number of optimiser steps of the run.
+
+    Attributes:
+        sensitivity: Key of a learned factor -> S, of its shape.
+        uncertainty: Key -> U, of its shape.
+        kept: Key of singular values -> which are not masked, (rank,) of bool; empty before the first choice.
+
+    Raises:
+        ValueError: The model has no adapter, the method has no such factor, or numbers of the configuration are
+            impossible.
     """
 
     def __init__(self, model: nn.Module, config: RankBudgetConfig, steps: int):
-        self.adapter, self.config, self.steps = adapter_of(model), config, steps
-        if self.adapter is None:
+        adapter = adapter_of(model)
+        if adapter is None:
             raise ValueError(f"rank budget: {type(model).__name__} has no adapter")
-        self.pieces = _pieces(self.adapter)
-        self.keys = [_singular(self.adapter, piece) for piece in self.pieces]
-        self.first = sum(self._value(key).numel() for key in self.keys)
-        self.last = config.final * len(self.pieces)
+        self.adapter, self.config, self.steps = adapter, config, steps
+        self.singular_groups = _singular_groups(adapter)
+        self.values_keys = [singular.values_key for singular in self.singular_groups]
+        self.first = sum(self._factor(key).numel() for key in self.values_keys)
+        self.last = config.final * len(self.singular_groups)
         self._check()
-        learned = {key: self._value(key) for piece in self.pieces for keys in piece.keys for key in keys}
-        self.sensitivity = {key: torch.zeros_like(value) for key, value in learned.items()}
-        self.uncertainty = {key: torch.zeros_like(value) for key, value in learned.items()}
+        learned_keys = [key for singular in self.singular_groups for keys in singular.group.keys for key in keys]
+        self.sensitivity = {key: torch.zeros_like(self._factor(key)) for key in learned_keys}
+        self.uncertainty = {key: torch.zeros_like(self._factor(key)) for key in learned_keys}
         self.kept: dict[str, Tensor] = {}
 
     def penalty(self) -> Tensor | None:
-        """gamma times the mean over all factors of vectors of |V' V - I|_F, V (everything else, bond)."""
+        """Compute what is added to the loss: gamma times the mean over all factors of vectors of |V' V - I|_F.
+
+        Returns:
+            A scalar, V being (everything else, bond); None if gamma (`orthogonality`) is zero.
+        """
         if not self.config.orthogonality:
             return None
-        vectors = [
-            value
-            for piece, key in zip(self.pieces, self.keys, strict=True)
-            for keys, value in zip(piece.keys, piece.gather(self.adapter.factors), strict=True)
-            if keys != (key,)
-        ]
-        eyes = (torch.eye(v.shape[1], dtype=v.dtype, device=v.device) for v in vectors)
-        norms = [torch.linalg.matrix_norm(v.mT @ v - eye) for v, eye in zip(vectors, eyes, strict=True)]
-        return self.config.orthogonality * torch.stack(norms).mean()
+        deviations: list[Tensor] = []
+        for singular in self.singular_groups:
+            flat_factors = singular.group.gather(self.adapter.factors)
+            for keys, vectors in zip(singular.group.keys, flat_factors, strict=True):
+                if keys != (singular.values_key,):
+                    identity = torch.eye(vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
+                    deviations.append(torch.linalg.matrix_norm(vectors.mT @ vectors - identity))
+        return self.config.orthogonality * torch.stack(deviations).mean()
 
     @torch.no_grad()
-    def after(self, step: int, optimizer: Any = None) -> int:
-        """Update the scores from the last gradients and mask where it is time; the budget after this step."""
+    def after(self, step: int, optimizer: Optimizer | None = None) -> int:
+        """Update the scores from the gradients, and mask singular values if it is time.
+
+        Args:
+            step: The number of optimiser steps so far; the gradients of the last one are still there.
+            optimizer: Not used.
+
+        Returns:
+            The budget after this step.
+        """
         end = self.steps - self.config.hold
         if step < end:
-            self._observe()
-        now = budget(self.config, step, self.steps, self.first, self.last)
-        choose = step == end or (self.config.start < step < end and step % self.config.every == 0)
+            self._update_scores()
+        budget_now = budget(self.config, step, self.steps, self.first, self.last)
+        between = self.config.start < step < end
+        choose = step == end or (between and step % self.config.every == 0)
         if choose:
-            self.kept = self._chosen(now)
+            self.kept = self._largest_scores(budget_now)
         if choose or step > end:
             for key, kept in self.kept.items():
-                self._value(key).mul_(kept)
-        return now
+                self._factor(key).mul_(kept)
+        return budget_now
 
     @property
     def ranks(self) -> dict[str, int]:
         """Key of the singular values -> how many are not masked."""
-        return {key: int(self.kept[key].sum()) if self.kept else self._value(key).numel() for key in self.keys}
+        if self.kept:
+            return {key: int(self.kept[key].sum()) for key in self.values_keys}
+        return {key: self._factor(key).numel() for key in self.values_keys}
 
     def scores(self) -> dict[str, Tensor]:
         """Key of the singular values -> the score of each, (rank,)."""
-        found = {}
-        for piece, key in zip(self.pieces, self.keys, strict=True):
-            both = (piece.gather(self.sensitivity), piece.gather(self.uncertainty))
-            found[key] = sum((s * u).mean(0) for s, u in zip(*both, strict=True))
-        return found
+        scores: dict[str, Tensor] = {}
+        for singular in self.singular_groups:
+            sensitivities = singular.group.gather(self.sensitivity)  # (n, rank) for every factor
+            uncertainties = singular.group.gather(self.uncertainty)
+            means = [(s * u).mean(0) for s, u in zip(sensitivities, uncertainties, strict=True)]
+            scores[singular.values_key] = torch.stack(means).sum(0)
+        return scores
 
     def state(self) -> dict[str, Any]:
-        """Scores so far and the last choice."""
+        """What a checkpoint stores: the scores so far and the last choice."""
         return {"sensitivity": self.sensitivity, "uncertainty": self.uncertainty, "kept": self.kept}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Go on from what `state` returned."""
         self.sensitivity, self.uncertainty, self.kept = state["sensitivity"], state["uncertainty"], state["kept"]
 
-    def _value(self, key: str) -> Tensor:
+    def _factor(self, key: str) -> Tensor:
         return self.adapter.factors[key]
 
-    def _observe(self) -> None:
+    def _update_scores(self) -> None:
         beta1, beta2 = self.config.beta1, self.config.beta2
-        for key, mean in self.sensitivity.items():
-            value = self._value(key)
-            if value.grad is None:  # a task that no batch had
+        for key, sensitivity in self.sensitivity.items():
+            value = self._factor(key)
+            if value.grad is None:  # the factor of a task that is not in the batch
                 continue
-            now = (value * value.grad).abs()
-            mean.mul_(beta1).add_(now, alpha=1 - beta1)
-            self.uncertainty[key].mul_(beta2).add_((now - mean).abs(), alpha=1 - beta2)
+            importance = (value * value.grad).abs()
+            sensitivity.mul_(beta1).add_(importance, alpha=1 - beta1)
+            self.uncertainty[key].mul_(beta2).add_((importance - sensitivity).abs(), alpha=1 - beta2)
 
-    def _chosen(self, count: int) -> dict[str, Tensor]:
-        """Masks of the `count` values with the highest scores; of equal ones the first."""
+    def _largest_scores(self, count: int) -> dict[str, Tensor]:
+        """Masks (rank,) of the `count` values with the highest scores; of equal ones the first."""
         scores = self.scores()
-        every = torch.cat(list(scores.values()))
-        kept = torch.zeros_like(every, dtype=torch.bool)
-        kept[every.argsort(descending=True, stable=True)[:count]] = True
-        return dict(zip(scores, kept.split([len(one) for one in scores.values()]), strict=True))
+        all_scores = torch.cat(list(scores.values()))
+        mask = torch.zeros_like(all_scores, dtype=torch.bool)
+        mask[all_scores.argsort(descending=True, stable=True)[:count]] = True
+        masks = torch.split(mask, [len(score) for score in scores.values()])
+        return dict(zip(scores, masks, strict=True))
 
     def _check(self) -> None:
-        config = self.config
-        if not 1 <= config.final * len(self.pieces) <= self.first:
+        config, num_targets = self.config, len(self.singular_groups)
+        if not 1 <= config.final * num_targets <= self.first:
             raise ValueError(
-                f"rank budget: final is {config.final} for each of {len(self.pieces)} targets, expected 1 to "
-                f"{self.first // len(self.pieces)}, what each has now"
+                f"rank budget: final is {config.final} for each of {num_targets} targets, expected 1 to "
+                f"{self.first // num_targets}, what each has now"
             )
         if config.start < 0 or config.hold < 0 or config.start + config.hold >= self.steps:
             raise ValueError(
@@ -143,21 +202,30 @@ class RankBudget:
                 raise ValueError(f"rank budget: {name} is {getattr(config, name)}, expected between 0 and 1")
 
 
-def _pieces(adapter: Adapter) -> list[FactorGroup]:
-    """The sets of factors that share one bond, with a vector over it among them."""
+def _singular_groups(adapter: Adapter) -> list[SingularGroup]:
+    """The groups of factors that share one bond, with a vector over it among them.
+
+    Raises:
+        ValueError: A group is of another kind, or there is none.
+    """
     try:
-        found = factor_groups(adapter)
-    except ValueError:
-        found = []
-    if not found or any(piece.kind != "shared bond" or _singular(adapter, piece) is None for piece in found):
+        groups = factor_groups(adapter)
+    except ValueError:  # a method without a sweep has no singular values either; say so
+        groups = []
+    singular_groups = [
+        SingularGroup(group, key)
+        for group in groups
+        if group.topology == "shared bond" and (key := _vector_key(adapter, group)) is not None
+    ]
+    if not groups or len(singular_groups) < len(groups):
         raise ValueError(
             f"rank budget: method {adapter.method.name!r} has no singular values here, a learned vector over a bond "
             "that all its other learned factors share, as E of 'adalora'"
         )
-    return found
+    return singular_groups
 
 
-def _singular(adapter: Adapter, piece: FactorGroup) -> str | None:
+def _vector_key(adapter: Adapter, group: FactorGroup) -> str | None:
     """The key of the factor that has no mode but the bond."""
-    stored = adapter.layout.params
-    return next((key for keys in piece.keys for key in keys if len(stored[key].modes) == 1), None)
+    params = adapter.layout.params
+    return next((key for keys in group.keys for key in keys if len(params[key].modes) == 1), None)

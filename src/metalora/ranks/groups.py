@@ -1,4 +1,4 @@
-"""What of an adapter is truncated together: learned factors joined by bonds, as tensors (n, *bonds) and back."""
+"""Groups of factors that are truncated jointly: learned factors joined by bonds, as tensors (n, *bonds) and back."""
 
 from __future__ import annotations
 
@@ -11,88 +11,141 @@ from torch import Tensor
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.layout import FactorParam
-from metalora.tensornet.topology import classify_topology, connected_components
+from metalora.methods.method import Method
+from metalora.tensornet.topology import Topology, classify_topology, connected_components
 
 
 @dataclass(frozen=True)
 class FactorGroup:
-    """Factors that are truncated together: their names, the bonds among them, their keys (by width), their wiring."""
+    """Factors that are truncated jointly.
+
+    Attributes:
+        factors: The names of the factors in the method.
+        factor_bonds: The bonds of every factor that are ranks of learned factors alone.
+        keys: The keys under which every factor is stored: several if targets have unequal widths.
+        bond_axes: Key -> the axes of the bonds in the stored factor.
+    """
 
     factors: tuple[str, ...]
-    terms: tuple[tuple[str, ...], ...]
+    factor_bonds: tuple[tuple[str, ...], ...]
     keys: tuple[tuple[str, ...], ...]
-    axes: Mapping[str, tuple[int, ...]]
-    """of every key: where the stored factor has the bonds"""
+    bond_axes: Mapping[str, tuple[int, ...]]
 
     @property
-    def kind(self) -> str | None:
-        """chain, tree, ring or shared bond."""
-        return classify_topology(self.terms)
+    def topology(self) -> Topology | None:
+        """Chain, tree, ring or shared bond."""
+        return classify_topology(self.factor_bonds)
 
     def __str__(self) -> str:
         return f"{self.keys[0][0]!r} to {self.keys[-1][0]!r}"
 
     def gather(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """Every factor as (everything else, *bonds), those of several widths one after another."""
-        return [torch.cat([self._flat(key, tensors[key]) for key in keys]) for keys in self.keys]
+        """Flatten the factors of the group.
 
-    def scatter(self, gathered: Sequence[Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors back as factors: the widths apart, the axes where they were."""
-        found = {}
-        for keys, tensor in zip(self.keys, gathered, strict=True):
-            own = {key: [n for axis, n in enumerate(like[key].shape) if axis not in self.axes[key]] for key in keys}
-            for key, part in zip(keys, tensor.split([prod(own[key]) for key in keys]), strict=True):
-                value, order = part.reshape(*own[key], *part.shape[1:]), self._order(key, like[key].ndim)
-                found[key] = value.permute([order.index(axis) for axis in range(value.ndim)])
-        return found
+        Args:
+            tensors: Key -> a tensor of the stored factor's shape: the factor, its gradient, a moment.
 
-    def _flat(self, key: str, value: Tensor) -> Tensor:
-        bonds = [value.shape[axis] for axis in self.axes[key]]
-        return value.permute(self._order(key, value.ndim)).reshape(-1, *bonds)
+        Returns:
+            (n, *bonds) for every factor; those of several widths are concatenated along n.
+        """
+        return [torch.cat([self._flatten(key, tensors[key]) for key in keys]) for keys in self.keys]
 
-    def _order(self, key: str, ndim: int) -> list[int]:
-        return [*(axis for axis in range(ndim) if axis not in self.axes[key]), *self.axes[key]]
+    def scatter(self, flat_factors: Sequence[Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Undo `gather`.
+
+        Args:
+            flat_factors: (n, *bonds) for every factor; the bonds may have other sizes than before.
+            like: Key -> a tensor with the open axes of the stored factor.
+
+        Returns:
+            Key -> the tensor with its axes in the order in which the factor is stored.
+        """
+        scattered: dict[str, Tensor] = {}
+        for keys, flat_factor in zip(self.keys, flat_factors, strict=True):
+            start = 0
+            for key in keys:
+                open_sizes = [like[key].shape[axis] for axis in self._open_axes(key, like[key].ndim)]
+                flat = flat_factor.narrow(0, start, prod(open_sizes))
+                start += prod(open_sizes)
+                value = flat.reshape(*open_sizes, *flat.shape[1:])
+                order = self._flattening_order(key, value.ndim)
+                scattered[key] = value.permute([order.index(axis) for axis in range(value.ndim)])
+        return scattered
+
+    def _flatten(self, key: str, value: Tensor) -> Tensor:
+        bond_sizes = [value.shape[axis] for axis in self.bond_axes[key]]
+        return value.permute(self._flattening_order(key, value.ndim)).reshape(-1, *bond_sizes)
+
+    def _open_axes(self, key: str, ndim: int) -> list[int]:
+        return [axis for axis in range(ndim) if axis not in self.bond_axes[key]]
+
+    def _flattening_order(self, key: str, ndim: int) -> list[int]:
+        return [*self._open_axes(key, ndim), *self.bond_axes[key]]
 
 
 def factor_groups(adapter: Adapter) -> list[FactorGroup]:
-    """Learned factors with the bonds that no generated factor has; one set for each network.
+    """Find the groups of learned factors that are joined by bonds which no generated or frozen factor has.
 
-    ValueError: another wiring than `wiring` knows, and factors that are all apart.
+    Args:
+        adapter: An attached adapter.
+
+    Returns:
+        One group for each network: for each owner of factors (a target, a layer, the whole model), each connected part.
+
+    Raises:
+        ValueError: The factors are no chain, tree, ring or CP; no two learned factors are joined; or factors of one
+            group are shared by unequal sets of targets.
     """
-    method, stored = adapter.method, adapter.layout.params
-    made = {*adapter.resolved.generated, *adapter.resolved.frozen}
-    fixed = {mode for factor in made for mode in method.network.factors[factor]}
-    learned = [factor for factor in method.network.factors if factor not in made]
-    inside = {
-        factor: tuple(m for m in method.network.factors[factor] if m in method.rank_bonds and m not in fixed)
-        for factor in learned
+    method = adapter.method
+    learned_bonds = _learned_bonds(adapter)
+    factors = list(learned_bonds)
+    components = connected_components(list(learned_bonds.values()))
+    parts = [tuple(factors[number] for number in component) for component in components if len(component) > 1]
+    _check_parts(method, parts, learned_bonds)
+    params = adapter.layout.params
+    owners = dict.fromkeys(param.owner for part in parts for param in params.values() if param.factor in part)
+    groups: list[FactorGroup] = []
+    for owner in owners:
+        for part in parts:
+            if any(param.owner == owner and param.factor in part for param in params.values()):
+                groups.append(_factor_group(part, learned_bonds, params, owner))
+    return groups
+
+
+def _learned_bonds(adapter: Adapter) -> dict[str, tuple[str, ...]]:
+    """Learned factor -> its bonds that are ranks and that no generated or frozen factor has."""
+    network, rank_bonds = adapter.method.network, adapter.method.rank_bonds
+    fixed_factors = {*adapter.resolved.generated, *adapter.resolved.frozen}
+    fixed_modes = {mode for factor in fixed_factors for mode in network.factors[factor]}
+    return {
+        factor: tuple(mode for mode in modes if mode in rank_bonds and mode not in fixed_modes)
+        for factor, modes in network.factors.items()
+        if factor not in fixed_factors
     }
-    groups = [part for part in connected_components(list(inside.values())) if len(part) > 1]
-    groups = [tuple(learned[k] for k in part) for part in groups]
-    if (
-        method.uses_experts
-        or method.mixes_slices
-        or any(classify_topology([inside[factor] for factor in group]) is None for group in groups)
-    ):
+
+
+def _check_parts(
+    method: Method, parts: Sequence[tuple[str, ...]], learned_bonds: Mapping[str, tuple[str, ...]]
+) -> None:
+    topologies = [classify_topology([learned_bonds[factor] for factor in part]) for part in parts]
+    if method.uses_experts or method.mixes_slices or None in topologies:
         raise ValueError(f"sweep: the factors of {method.name!r} are no chain, tree, ring or CP, so they have no sweep")
-    if not groups:
+    if not parts:
         raise ValueError(f"sweep: {method.name!r} has no two neighbouring factors that are learned")
-    if any(len({method.replication_of(factor) for factor in group}) > 1 for group in groups):
+    if any(len({method.replication_of(factor) for factor in part}) > 1 for part in parts):
         raise ValueError(f"sweep: the factors of {method.name!r} are shared by unequal sets of targets")
-    owners = {group: dict.fromkeys(one.owner for one in stored.values() if one.factor in group) for group in groups}
-    every = dict.fromkeys(owner for own in owners.values() for owner in own)
-    return [_piece(group, inside, stored, owner) for owner in every for group in groups if owner in owners[group]]
 
 
-def _piece(
-    group: Sequence[str], inside: Mapping[str, tuple[str, ...]], stored: Mapping[str, FactorParam], owner: str
+def _factor_group(
+    factors: Sequence[str], learned_bonds: Mapping[str, tuple[str, ...]], params: Mapping[str, FactorParam], owner: str
 ) -> FactorGroup:
-    keys = tuple(
-        tuple(key for key, one in stored.items() if one.factor == factor and one.owner == owner) for factor in group
-    )
-    axes = {
-        key: tuple(stored[key].modes.index(bond) for bond in inside[factor])
-        for factor, own in zip(group, keys, strict=True)
-        for key in own
-    }
-    return FactorGroup(tuple(group), tuple(inside[factor] for factor in group), keys, axes)
+    """The group of these factors that belongs to an owner."""
+    keys_of_factors: list[tuple[str, ...]] = []
+    bond_axes: dict[str, tuple[int, ...]] = {}
+    for factor in factors:
+        keys = tuple(key for key, param in params.items() if param.factor == factor and param.owner == owner)
+        keys_of_factors.append(keys)
+        for key in keys:
+            bond_axes[key] = tuple(params[key].modes.index(bond) for bond in learned_bonds[factor])
+    factor_bonds = tuple(learned_bonds[factor] for factor in factors)
+    return FactorGroup(tuple(factors), factor_bonds, tuple(keys_of_factors), bond_axes)

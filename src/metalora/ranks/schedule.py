@@ -1,69 +1,115 @@
-"""Rank schedules: after which optimiser steps the ranks of an adapter fall, and to what."""
+"""Rank schedules: the optimiser steps after which the ranks of an adapter fall, and the ranks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
+from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
 from metalora.config import RankScheduleConfig
 from metalora.ranks.sweep import SweepReport, sweep
 
-ROUNDINGS = {"round": round, "floor": math.floor, "ceil": math.ceil}
+ROUNDINGS: dict[str, Callable[[float], int]] = {"round": round, "floor": math.floor, "ceil": math.ceil}
 
 
 def ranks_by_step(schedule: RankScheduleConfig, rank: int) -> dict[int, int]:
-    """Optimiser step -> rank after it, from a list or from r(i) = r_f + (r_0 - r_f) (1 - (i / N)^gamma), i = 1..N.
+    """Compute the rank after every step of a schedule.
 
-    `rank` is r_0, what the adapter has. ValueError: steps that do not ascend, too few ranks, ranks that grow.
+    The ranks are a list, or r(i) = r_f + (r_0 - r_f) (1 - (i / N)^gamma) for i = 1..N, N being the number of steps.
+
+    Args:
+        schedule: The steps, and the ranks or the final rank.
+        rank: r_0, the rank that the adapter has.
+
+    Returns:
+        Optimiser step -> rank after it.
+
+    Raises:
+        ValueError: Steps that do not ascend, another number of ranks than of steps, or ranks that grow.
+
+    Example:
+        >>> ranks_by_step(RankScheduleConfig(steps=(10, 20), final=2), rank=8)
+        {10: 6, 20: 2}
     """
-    steps, n = schedule.steps, len(schedule.steps)
-    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 1:
-        raise ValueError(f"rank schedule: steps are {list(steps)}, expected ascending numbers of at least 1")
+    steps = list(schedule.steps)
+    if not steps or steps != sorted(set(steps)) or steps[0] < 1:
+        raise ValueError(f"rank schedule: steps are {steps}, expected ascending numbers of at least 1")
     if bool(schedule.ranks) == bool(schedule.final):
         raise ValueError("rank schedule: give either ranks, one for each step, or the final rank")
-    if schedule.ranks and len(schedule.ranks) != n:
-        raise ValueError(f"rank schedule: {len(schedule.ranks)} ranks for {n} steps")
-    whole = ROUNDINGS[schedule.rounding]
-    last = schedule.final
-    found = schedule.ranks or tuple(
-        whole(last + (rank - last) * (1 - (i / n) ** schedule.gamma)) for i in range(1, n + 1)
-    )
-    for before, after in zip((rank, *found), found, strict=False):
+    if schedule.ranks and len(schedule.ranks) != len(steps):
+        raise ValueError(f"rank schedule: {len(schedule.ranks)} ranks for {len(steps)} steps")
+    ranks = list(schedule.ranks) or _ranks_by_formula(schedule, rank)
+    for before, after in zip([rank, *ranks], ranks, strict=False):
         if not 1 <= after <= before:
-            raise ValueError(f"rank schedule: {[rank, *found]} grows or ends; ranks must fall and be at least 1")
-    return dict(zip(steps, found, strict=True))
+            raise ValueError(f"rank schedule: {[rank, *ranks]} grows or ends; ranks must fall and be at least 1")
+    return dict(zip(steps, ranks, strict=True))
+
+
+def _ranks_by_formula(schedule: RankScheduleConfig, rank: int) -> list[int]:
+    to_integer = ROUNDINGS[schedule.rounding]
+    final, num_steps = schedule.final, len(schedule.steps)
+    return [
+        to_integer(final + (rank - final) * (1 - (number / num_steps) ** schedule.gamma))
+        for number in range(1, num_steps + 1)
+    ]
 
 
 class RankSchedule:
-    """Sweeps an adapter's model when its step has come; the rank that it has is all it need remember."""
+    """Truncates a model's adapter at the steps of a schedule.
+
+    The rank that the adapter has is all that it needs to remember, so that a run that goes on needs no state.
+
+    Args:
+        model: A model with an adapter.
+        schedule: The steps and the ranks.
+
+    Raises:
+        ValueError: The model has no adapter, or the schedule is refused by `ranks_by_step`.
+    """
 
     def __init__(self, model: nn.Module, schedule: RankScheduleConfig):
         self.model, self.schedule = model, schedule
-        self.ranks = ranks_by_step(schedule, adapter_of(model).rank)
+        self.ranks = ranks_by_step(schedule, self._adapter.rank)
 
-    def after(self, step: int, optimizer: Any) -> SweepReport | None:
-        """Call with the number of optimiser steps taken, before any evaluation."""
+    @property
+    def _adapter(self) -> Adapter:
+        adapter = adapter_of(self.model)
+        if adapter is None:
+            raise ValueError(f"rank schedule: {type(self.model).__name__} has no adapter")
+        return adapter
+
+    def after(self, step: int, optimizer: Optimizer | None) -> SweepReport | None:
+        """Sweep if it is time; to be called after every optimiser step, before any evaluation.
+
+        Args:
+            step: The number of optimiser steps so far.
+            optimizer: The optimiser, whose moments are reset or carried over.
+
+        Returns:
+            The report of the sweep, or None.
+        """
         if step not in self.ranks:
             return None
-        schedule = self.schedule
         return sweep(
             self.model,
-            rank=min(self.ranks[step], adapter_of(self.model).rank),
-            mode=schedule.mode,
-            gauge=schedule.gauge,
+            rank=min(self.ranks[step], self._adapter.rank),
+            mode=self.schedule.mode,
+            gauge=self.schedule.gauge,
             optimizer=optimizer,
-            state=schedule.state,
+            state=self.schedule.state,
         )
 
     def penalty(self) -> None:
         """Nothing is added to the loss."""
 
     def state(self) -> dict[str, Any]:
-        """Nothing beside the adapter's own rank."""
+        """Nothing in addition to the adapter's own rank."""
         return {}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Nothing to take."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing is to be restored."""

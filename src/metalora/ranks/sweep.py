@@ -1,13 +1,14 @@
-"""Rank-adaptive sweeps of an attached adapter: its factors are truncated, its optimiser told."""
+"""Rank-adaptive sweeps of an attached adapter: its factors are truncated, and its optimiser follows."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
@@ -23,18 +24,28 @@ from metalora.tensornet.truncation.moments import transport_moments
 from metalora.tensornet.truncation.truncate import Mode, TruncatedNetwork, truncate
 
 State = Literal["reset", "carry"]
+TensorsByKey = dict[str, Tensor]
+
+MEAN, SQUARE = "exp_avg", "exp_avg_sq"  # the names of Adam's moments in an optimiser's state
 
 
 @dataclass(frozen=True)
 class SweepReport:
-    """The size of every bond before and after, the numbers before and after, and the relative error made."""
+    """The result of a sweep.
+
+    Attributes:
+        before: Bond -> its size before.
+        after: Bond -> its size after.
+        params_before: The number of learned parameters before.
+        params_after: The number of learned parameters after.
+        error: |T - T'|_F / |T|_F of the factors that are truncated jointly, the largest over all groups of them.
+    """
 
     before: dict[str, int]
     after: dict[str, int]
     params_before: int
     params_after: int
     error: float
-    """|T - T'|_F / |T|_F of what is truncated together, the largest over targets"""
 
 
 @torch.no_grad()
@@ -46,60 +57,131 @@ def sweep(
     budget: int | None = None,
     mode: Mode = "round",
     gauge: Gauge = "left",
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizer | None = None,
     state: State = "reset",
 ) -> SweepReport:
-    """Truncate the adapter's factors to ranks, to a relative error, or to a number of parameters.
+    """Truncate an adapter's factors to ranks, to a relative error, or to a number of parameters.
 
-    How is told by their wiring: chains by rounding (MetaTT, Algorithm 1), trees such as Tucker by HOSVD and HOOI, rings
-    bond by bond with a fit, factors that share one bond (CP) by the columns that matter; see `network.truncation`.
+    The algorithm follows from the topology of the factors: chains (MetaTT) and trees (Tucker) by HOSVD and HOOI, rings
+    bond by bond with a fit, factors that share one bond (CP) by the columns that matter most; see
+    `metalora.tensornet.truncation`. Bonds of a generated factor stay as they are. Parameters stay the same objects, so
+    delete an earlier loss first (`del loss`): its graph has the old shapes. Under torch.distributed, process 0 decides.
 
-    rank       of every bond (never above what it is), or one per bond; without a target nothing is truncated
-    mode       "paper": Algorithm 1 as printed, for chains only
-    gauge      where the norm ends: in the last factor (left), in the first (right), shared alike (balanced)
-    optimizer  whose moments of the changed factors are dropped (state="reset", the paper's way) or carried over by
-               the change of basis (state="carry": exact for the mean without truncation, diagonal for the square)
-    Parameters stay the same objects, so let go of an earlier loss first (`del loss`): its graph has the old shapes.
-    Bonds of a generated factor stay as they are. Under torch.distributed, process 0 decides.
-    ValueError: factors of another wiring, state="carry" for a ring, a merged or untrained adapter, ranks that grow;
-    nothing is changed.
+    Args:
+        model: A model with an adapter.
+        rank: The size of every bond (never above what it is), or bond -> size. Without rank, tolerance and budget
+            nothing is truncated, but the factors are put in the gauge.
+        tolerance: |T - T'|_F <= tolerance |T|_F.
+        budget: The largest number of learned parameters.
+        mode: "paper": MetaTT's Algorithm 1 as printed, for chains only.
+        gauge: Where the norm is afterwards: in the last factor ("left"), in the first ("right"), shared by all
+            ("balanced").
+        optimizer: Its moments of the factors are dropped (state="reset", as in the paper) or carried over by the change
+            of basis (state="carry": exact for the mean if nothing is truncated, diagonal for the square).
+        state: What becomes of the moments.
+
+    Returns:
+        The ranks and numbers of parameters before and after, and the error.
+
+    Raises:
+        ValueError: The model has no adapter, or it is merged, untrained or has a rank_pattern; factors of another
+            topology; state="carry" for a ring; ranks that grow. Nothing is changed then.
+
+    Example:
+        >>> from metalora import AdapterConfig, attach
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        >>> adapter = attach(model, AdapterConfig("lora", rank=4, targets="all"))
+        >>> for factor in adapter.learned.values():
+        ...     _ = nn.init.normal_(factor)
+        >>> report = sweep(model, rank=2)
+        >>> report.before, report.after, report.params_after
+        ({'r': 4}, {'r': 2}, 64)
     """
-    adapter, pieces = _ready(model, state)
-    if len(pieces) > 1 and (tolerance or budget is not None):
-        what = f"{len(pieces)} {pieces[0].kind}s of factors"
-        raise ValueError(f"sweep: the adapter has {what}; give them a rank=... instead")
-    before, params, scale, factors = _bond_sizes(adapter), adapter.num_params(), adapter.scale, adapter.factors
-    wanted = _wanted(rank, before, free={bond for piece in pieces for term in piece.terms for bond in term})
+    adapter = _ready_adapter(model)
+    groups = factor_groups(adapter)
+    _check_groups(adapter, groups, state, needs_one=bool(tolerance) or budget is not None)
+    sizes_before, params_before, scale_before = _rank_sizes(adapter), adapter.num_params(), adapter.scale
+    free_bonds = {bond for group in groups for bonds in group.factor_bonds for bond in bonds}
+    wanted = None if rank is None else _wanted_ranks(rank, sizes_before, free_bonds)
     if budget is not None:
-        budget -= params - sum(factors[key].numel() for keys in pieces[0].keys for key in keys)
-    moments = _moments(optimizer, adapter.learned) if state == "carry" else {}
-    new, new_moments, error = {}, {name: {} for name in moments}, 0.0
-    sizes: dict[str, int] = {}
-    for piece in pieces:
-        tensors = piece.gather(factors)
-        ranks = None if rank is None else {b: min(wanted[b], n) for b, n in bond_sizes(piece.terms, tensors).items()}
-        target = dict(ranks=ranks, tolerance=tolerance, budget=budget)
-        found = _truncated(piece, tensors, mode=mode, gauge=gauge, **target)
-        error = max(error, found.error)
-        new |= piece.scatter(found.tensors, factors)
-        for name, every in moments.items():
-            moved = transport_moments(
-                piece.terms, tensors, found.tensors, piece.gather(every), squared=name == "exp_avg_sq"
-            )
-            new_moments[name] |= piece.scatter(moved, factors)
-        sizes |= {b: max(n, sizes.get(b, 0)) for b, n in found.ranks.items()}
-    absent = {bond: 1 for bond in adapter.method.rank_bonds if bond not in before}  # of a part that no target takes
-    config = replace(adapter.config, rank={**absent, **before, **sizes})
-    new, *padded = _padded(adapter, config, [new, *new_moments.values()])
-    new_moments = dict(zip(new_moments, padded, strict=True))
-    resize(adapter, config, new)
-    _keep_delta(adapter, pieces[0].factors[-1], scale / adapter.scale, new, new_moments)
+        budget -= params_before - _num_params(adapter, groups[0])  # what is left for the group
+    moments = _optimizer_moments(optimizer, adapter.learned) if state == "carry" else {}
+    truncation = _Truncation(adapter, moments)
+    for group in groups:
+        truncation.add(group, wanted, tolerance, budget, mode, gauge)
+    absent = {bond: 1 for bond in adapter.method.rank_bonds if bond not in sizes_before}  # a component without targets
+    config = replace(adapter.config, rank={**absent, **sizes_before, **truncation.sizes})
+    factors, new_moments = truncation.padded(config)
+    resize(adapter, config, factors)
+    _keep_delta(adapter, groups[0].factors[-1], scale_before / adapter.scale, factors, new_moments)
     if optimizer is not None:
-        _tell(optimizer, {key: factors[key] for key in new}, new_moments)
-    return SweepReport(before, config.rank, params, adapter.num_params(), error)
+        _update_optimizer(optimizer, {key: adapter.learned[key] for key in factors}, new_moments)
+    sizes_after = {**absent, **sizes_before, **truncation.sizes}
+    return SweepReport(sizes_before, sizes_after, params_before, adapter.num_params(), truncation.error)
 
 
-def _ready(model: nn.Module, state: State) -> tuple[Adapter, list[FactorGroup]]:
+@dataclass
+class _Truncation:
+    """The truncated factors of all groups, collected before the adapter is changed.
+
+    Attributes:
+        adapter: The adapter, which stays as it is.
+        moments: Name of a moment ("exp_avg") -> key -> tensor, to be carried over.
+        factors: Key -> truncated factor.
+        new_moments: Name -> key -> tensor in the new basis.
+        sizes: Bond -> its size, the largest over all groups.
+        error: The largest relative error.
+    """
+
+    adapter: Adapter
+    moments: Mapping[str, TensorsByKey]
+    factors: TensorsByKey = field(default_factory=dict)
+    new_moments: dict[str, TensorsByKey] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    error: float = 0.0
+
+    def add(
+        self,
+        group: FactorGroup,
+        wanted: Mapping[str, int] | None,
+        tolerance: float,
+        budget: int | None,
+        mode: Mode,
+        gauge: Gauge,
+    ) -> None:
+        """Truncate a group."""
+        factors = self.adapter.factors
+        tensors = group.gather(factors)
+        ranks = None
+        if wanted is not None:
+            ranks = {bond: min(wanted[bond], size) for bond, size in bond_sizes(group.factor_bonds, tensors).items()}
+        truncated = _truncate_group(group, tensors, ranks, tolerance, budget, mode, gauge)
+        self.error = max(self.error, truncated.error)
+        self.factors |= group.scatter(truncated.tensors, factors)
+        for name, moments in self.moments.items():
+            transported = transport_moments(
+                group.factor_bonds, tensors, truncated.tensors, group.gather(moments), squared=name == SQUARE
+            )
+            self.new_moments.setdefault(name, {}).update(group.scatter(transported, factors))
+        for bond, size in truncated.ranks.items():
+            self.sizes[bond] = max(size, self.sizes.get(bond, 0))
+
+    def padded(self, config: AdapterConfig) -> tuple[TensorsByKey, dict[str, TensorsByKey]]:
+        """The factors and the moments with zeros up to their shapes under a configuration.
+
+        A rank that is too large at one target need not be at another, but all targets have one size of a bond.
+        """
+        params = build_layout(list(self.adapter.targets.values()), resolve(config)).params
+        shapes = {key: param.shape for key, param in params.items()}
+        factors = {key: _pad(tensor, shapes[key]) for key, tensor in self.factors.items()}
+        moments = {
+            name: {key: _pad(tensor, shapes[key]) for key, tensor in tensors.items()}
+            for name, tensors in self.new_moments.items()
+        }
+        return factors, moments
+
+
+def _ready_adapter(model: nn.Module) -> Adapter:
     adapter = adapter_of(model)
     if adapter is None:
         raise ValueError(f"sweep: {type(model).__name__} has no adapter")
@@ -107,89 +189,116 @@ def _ready(model: nn.Module, state: State) -> tuple[Adapter, list[FactorGroup]]:
         raise ValueError("sweep: the adapter is merged; unmerge it first")
     if adapter.config.rank_pattern:
         raise ValueError("sweep: the adapter has a rank_pattern, and a sweep knows one rank a bond")
-    pieces = factor_groups(adapter)
-    for piece in pieces:
-        if state == "carry" and piece.kind == "ring":
+    return adapter
+
+
+def _check_groups(adapter: Adapter, groups: Sequence[FactorGroup], state: State, needs_one: bool) -> None:
+    for group in groups:
+        if state == "carry" and group.topology == "ring":
             raise ValueError(
-                f"sweep of {piece}: a ring is truncated by a fit, which is no change of basis that moments could be "
+                f"sweep of {group}: a ring is truncated by a fit, which is no change of basis that moments could be "
                 "carried over by; use state='reset'"
             )
-    return adapter, pieces
+    if needs_one and len(groups) > 1:
+        what = f"{len(groups)} {groups[0].topology}s of factors"
+        raise ValueError(f"sweep: the adapter has {what}; give them a rank=... instead")
 
 
-def _truncated(piece: FactorGroup, tensors: Sequence[Tensor], **target: Any) -> TruncatedNetwork:
-    """`truncate`, its errors with the name of the piece; under torch.distributed, what process 0 found."""
+def _truncate_group(
+    group: FactorGroup,
+    tensors: Sequence[Tensor],
+    ranks: Mapping[str, int] | None,
+    tolerance: float,
+    budget: int | None,
+    mode: Mode,
+    gauge: Gauge,
+) -> TruncatedNetwork:
+    """`truncate`, its errors with the name of the group; under torch.distributed, the result of process 0."""
     try:
-        found = [truncate(piece.terms, tensors, **target)]
+        truncated = truncate(
+            group.factor_bonds, tensors, ranks=ranks, tolerance=tolerance, budget=budget, mode=mode, gauge=gauge
+        )
     except ValueError as problem:
-        raise ValueError(f"sweep of {piece}: {problem}") from None
+        raise ValueError(f"sweep of {group}: {problem}") from None
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(found, src=0)
-    return found[0]
+        results = [truncated]
+        torch.distributed.broadcast_object_list(results, src=0)
+        truncated = results[0]
+    return truncated
 
 
-def _padded(adapter: Adapter, config: AdapterConfig, many: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Tensors with zeros up to the shape of their factor: a rank that is too large at one target is not at another."""
-    stored = build_layout(list(adapter.targets.values()), resolve(config)).params
-    found = []
-    for tensors in many:
-        missing = {
-            key: [max(n - m, 0) for n, m in zip(stored[key].shape, t.shape, strict=True)] for key, t in tensors.items()
-        }
-        pads = {key: [side for n in reversed(short) for side in (0, n)] for key, short in missing.items()}
-        found.append({key: torch.nn.functional.pad(t, pads[key]) for key, t in tensors.items()})
-    return found
+def _pad(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zeros after the entries of every axis that is shorter than in `shape`."""
+    padding: list[int] = []
+    for wanted, size in zip(reversed(shape), reversed(tensor.shape), strict=True):  # `pad` takes the last axis first
+        padding += [0, max(wanted - size, 0)]
+    return nn.functional.pad(tensor, padding)
 
 
 def _keep_delta(
-    adapter: Adapter, factor: str, ratio: float, new: Mapping[str, Tensor], moments: Mapping[str, dict[str, Tensor]]
+    adapter: Adapter, factor: str, ratio: float, factors: Collection[str], moments: Mapping[str, TensorsByKey]
 ) -> None:
-    """alpha / r rises as r falls: one factor falls with it, and its gradient rises."""
-    for key in new:
+    """Multiply one factor by `ratio` and divide its gradients by it: alpha / r rises as r falls, and Delta W stays."""
+    for key in factors:
         if adapter.layout.params[key].factor == factor:
             adapter.factors[key].mul_(ratio)
             for name, tensors in moments.items():
-                tensors[key] = tensors[key] / ratio ** (2 if name == "exp_avg_sq" else 1)
+                power = 2 if name == SQUARE else 1
+                tensors[key] = tensors[key] / ratio**power
 
 
-def _bond_sizes(adapter: Adapter) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for one in adapter.layout.params.values():
-        for mode, size in zip(one.modes, one.shape, strict=True):
+def _rank_sizes(adapter: Adapter) -> dict[str, int]:
+    """Bond -> its size, the largest over all stored factors."""
+    sizes: dict[str, int] = {}
+    for param in adapter.layout.params.values():
+        for mode, size in zip(param.modes, param.shape, strict=True):
             if mode in adapter.method.rank_bonds:
-                found[mode] = max(found.get(mode, 0), size)
-    return found
+                sizes[mode] = max(sizes.get(mode, 0), size)
+    return sizes
 
 
-def _wanted(rank: int | Mapping[str, int] | None, now: dict[str, int], free: Collection[str]) -> dict[str, int]:
-    if rank is None:
-        return now
+def _num_params(adapter: Adapter, group: FactorGroup) -> int:
+    return sum(adapter.factors[key].numel() for keys in group.keys for key in keys)
+
+
+def _wanted_ranks(
+    rank: int | Mapping[str, int], sizes_now: Mapping[str, int], free_bonds: Collection[str]
+) -> dict[str, int]:
+    """Bond -> the size that the user asks for, checked."""
     if isinstance(rank, Mapping):
         for bond, size in rank.items():
-            if bond not in now:
-                raise ValueError(f"sweep: rank names bond {bond!r}{nearest(bond, now)}")
-            if bond not in free and size != now[bond]:
-                raise ValueError(f"sweep: bond {bond!r} is that of a generated factor and stays at {now[bond]}")
-        wanted = {**now, **rank}
+            if bond not in sizes_now:
+                raise ValueError(f"sweep: rank names bond {bond!r}{nearest(bond, sizes_now)}")
+            if bond not in free_bonds and size != sizes_now[bond]:
+                raise ValueError(f"sweep: bond {bond!r} is that of a generated factor and stays at {sizes_now[bond]}")
+        wanted = {**sizes_now, **rank}
     else:
-        if rank > max(now.values()):
-            raise ValueError(f"sweep: rank {rank} grows above {max(now.values())}: a sweep can only lower ranks")
-        wanted = {bond: min(rank, size) for bond, size in now.items()}
+        largest = max(sizes_now.values())
+        if rank > largest:
+            raise ValueError(f"sweep: rank {rank} grows above {largest}: a sweep can only lower ranks")
+        wanted = {bond: min(rank, size) for bond, size in sizes_now.items()}
     for bond, size in wanted.items():
-        if not 1 <= size <= now[bond]:
-            raise ValueError(f"sweep: rank {size} of bond {bond!r} is not between 1 and {now[bond]}, what it is now")
+        if not 1 <= size <= sizes_now[bond]:
+            raise ValueError(
+                f"sweep: rank {size} of bond {bond!r} is not between 1 and {sizes_now[bond]}, what it is now"
+            )
     return wanted
 
 
 # ---- the optimiser --------------------------------------------------------------------------------------------------
-def _moments(optimizer: Any, factors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """exp_avg and exp_avg_sq of the factors, where the optimiser has them for all."""
-    states = {key: optimizer.state.get(parameter, {}) for key, parameter in factors.items()} if optimizer else {}
-    names = [name for name in ("exp_avg", "exp_avg_sq") if states and all(name in one for one in states.values())]
-    return {name: {key: one[name] for key, one in states.items()} for name in names}
+def _optimizer_moments(optimizer: Optimizer | None, parameters: Mapping[str, nn.Parameter]) -> dict[str, TensorsByKey]:
+    """Name of a moment -> key -> moment, for the moments that the optimiser has of all parameters."""
+    if optimizer is None:
+        return {}
+    states = {key: optimizer.state.get(parameter, {}) for key, parameter in parameters.items()}
+    names = [name for name in (MEAN, SQUARE) if states and all(name in state for state in states.values())]
+    return {name: {key: state[name] for key, state in states.items()} for name in names}
 
 
-def _tell(optimizer: Any, parameters: Mapping[str, nn.Parameter], moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _update_optimizer(
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], moments: Mapping[str, TensorsByKey]
+) -> None:
+    """Set the carried moments of the parameters; without any, drop their state."""
     for key, parameter in parameters.items():
         if not moments:
             optimizer.state.pop(parameter, None)
