@@ -1,7 +1,7 @@
-"""Factors of an attached adapter fitted to low-rank updates, A_t B_t at every weight and task; no dense one is formed.
+"""Factors of an attached adapter fitted to low-rank updates at every weight and task; no dense update is formed.
 
-The updates' common bases make the two long axes short; the small tensor that is left, with an axis for every factor,
-is cut into factors by what their wiring allows (`network.decomposition`).
+Subspaces that the updates share make the two long axes short. What is left is a small tensor with an axis for every
+factor; it is factorised by what the topology of the factors allows (`metalora.tensornet.decomposition`).
 """
 
 from __future__ import annotations
@@ -18,17 +18,24 @@ from metalora.adapters.adapter import Adapter
 from metalora.fitting.updates import LowRankUpdate, Subspace, TargetUpdate, leading_subspaces, target_updates
 from metalora.ranks.groups import FactorGroup, factor_groups
 from metalora.tensornet.decomposition import Columns, factorise
-from metalora.tensornet.gram import contract, environment, norm
-from metalora.tensornet.topology import bond_sizes
+from metalora.tensornet.gram import dense_tensor, environment, norm
+from metalora.tensornet.topology import FactorBonds, bond_sizes
 
-FILLS = 10  # fits of a tensor some of whose entries no target reads
-START = 0.3  # size of the random numbers that such entries start from, over that of the others
-POLISH = 500  # iterations of L-BFGS, at most, after them
+FILLING_FITS = 10  # of a tensor some of whose entries no target reads
+FILLING_SCALE = 0.3  # root mean square of the random numbers that such entries start from, over that of the others
+LBFGS_ITERATIONS = 500  # at most, after these fits
 
 
 @dataclass(frozen=True)
 class FitRow:
-    """One target and task: |T|_F of the update and |T - T'|_F of what the factors make of it."""
+    """The fit of one target and task.
+
+    Attributes:
+        target: The path of the target.
+        task: The number of the task.
+        norm: |Delta W|_F of the update.
+        error: |Delta W - Delta W'|_F, Delta W' being that of the fitted factors.
+    """
 
     target: str
     task: int
@@ -38,32 +45,40 @@ class FitRow:
 
 @dataclass(frozen=True)
 class FitReport:
-    """The error at every target and task, by Gram matrices: below 1e-8 of the norm it is rounding."""
+    """The fit of all targets and tasks; an error below 1e-8 of the norm is rounding (Gram matrices).
+
+    Attributes:
+        rows: One for every target and task.
+
+    Example:
+        >>> report = FitReport((FitRow("q", 0, norm=2.0, error=0.2), FitRow("q", 1, norm=1.0, error=0.5)))
+        >>> report.by_task()
+        [0.1, 0.5]
+    """
 
     rows: tuple[FitRow, ...]
 
     @property
     def error(self) -> float:
-        """|T - T'|_F / |T|_F of all together."""
-        return _relative(self.rows)
+        """|Delta W - Delta W'|_F / |Delta W|_F of all targets and tasks together."""
+        return _relative_error(self.rows)
 
     def by_target(self) -> dict[str, float]:
-        """Path -> relative error over all tasks."""
-        return {path: _relative([row for row in self.rows if row.target == path]) for path in self._paths}
+        """Return path -> relative error over all tasks."""
+        rows_by_path: dict[str, list[FitRow]] = {}
+        for row in self.rows:
+            rows_by_path.setdefault(row.target, []).append(row)
+        return {path: _relative_error(rows) for path, rows in rows_by_path.items()}
 
     def by_task(self) -> list[float]:
-        """Relative error of every task over all targets."""
+        """Return the relative error of every task over all targets."""
         tasks = sorted({row.task for row in self.rows})
-        return [_relative([row for row in self.rows if row.task == task]) for task in tasks]
-
-    @property
-    def _paths(self) -> list[str]:
-        return list(dict.fromkeys(row.target for row in self.rows))
+        return [_relative_error([row for row in self.rows if row.task == task]) for task in tasks]
 
 
-def _relative(rows: Sequence[FitRow]) -> float:
-    total = sum(row.norm**2 for row in rows)
-    return sqrt(sum(row.error**2 for row in rows) / total) if total else 0.0
+def _relative_error(rows: Sequence[FitRow]) -> float:
+    square = sum(row.norm**2 for row in rows)
+    return sqrt(sum(row.error**2 for row in rows) / square) if square else 0.0
 
 
 @torch.no_grad()
@@ -72,44 +87,76 @@ def fit_updates(
 ) -> FitReport:
     """Set the factors so that scale · network is near the updates: min sum_{t, path} |up down - Delta W_t|^2.
 
-    updates  for every task, path -> LowRankUpdate; a target without one has a zero update
-    columns  of a CP: fitted together, or one after another to what is left ("deflated")
-    Computed in float64. ValueError: another number of tasks, an unknown path, shapes that do not fit, factors that are
-    generated, frozen, no chain, tree or CP, or fold a weight into digits, a merged adapter; nothing is changed.
+    Computed in float64.
+
+    Args:
+        adapter: An attached adapter.
+        updates: For every task, path -> update; a target that is missing has a zero update.
+        columns: Of a CP: all columns are fitted together ("joint"), or one after another to what the ones before it
+            leave ("deflated").
+
+    Returns:
+        The error at every target and task.
+
+    Raises:
+        ValueError: Another number of tasks, an unknown path, shapes that do not fit; factors that are generated or
+            frozen, are no chain, tree or CP, or fold a side of a weight into digits; a merged adapter. Nothing is
+            changed then.
+
+    Example:
+        >>> from torch import nn
+        >>> from metalora import AdapterConfig, attach
+        >>> adapter = attach(nn.Sequential(nn.Linear(8, 4)), AdapterConfig("lora", rank=2, targets=("0",)))
+        >>> update = LowRankUpdate(down=torch.randn(2, 8), up=torch.randn(4, 2))
+        >>> fit_updates(adapter, [{"0": update}]).error < 1e-6
+        True
+        >>> torch.allclose(adapter.delta("0"), update.up @ update.down, atol=1e-5)
+        True
     """
     _check(adapter, updates)
-    fits = [_PieceFit(adapter, piece, updates, columns) for piece in fitted_pieces(adapter)]
-    new = [one.run() for one in fits]
-    for tensors in new:
-        for key, value in tensors.items():
+    fits = [_GroupFit(adapter, group, updates, columns) for group in fitted_groups(adapter)]
+    factors = [fit.run() for fit in fits]  # all of them, before the adapter is changed
+    for by_key in factors:
+        for key, value in by_key.items():
             adapter.learned[key].copy_(value)
-    return FitReport(tuple(row for one in fits for row in one.rows()))
+    return FitReport(tuple(row for fit in fits for row in fit.rows()))
 
 
-def fitted_pieces(adapter: Adapter) -> list[FactorGroup]:
-    """The sets of factors that are fitted together; ValueError for a method that is no chain, tree or CP by wiring."""
+def fitted_groups(adapter: Adapter) -> list[FactorGroup]:
+    """Find the groups of factors that are fitted jointly.
+
+    Raises:
+        ValueError: The network is no chain, tree or CP of learned factors, or the modes of one side of the weight are
+            on several factors.
+    """
     method = adapter.method
     allowed = "only a chain, a tree (Tucker) or one shared bond (CP) of learned factors is fitted to updates"
     try:
-        pieces = factor_groups(adapter)
+        groups = factor_groups(adapter)
     except ValueError:
         raise ValueError(f"method {method.name!r}: {allowed}") from None
-    for piece in pieces:
-        if piece.topology not in ("chain", "tree", "shared bond"):
-            raise ValueError(f"method {method.name!r}: {allowed}, and {piece} is {piece.topology or 'none of them'}")
-        if len(piece.factors) != len(method.factors):
-            raise ValueError(f"method {method.name!r}: {allowed}, and {piece} is not all of its network")
-    present = {mode for one in adapter.layout.params.values() for mode in one.modes}
-    for side, modes in (("in", method.network.inputs), ("out", method.network.outputs)):
-        edges = {*modes} & method.network.weight_modes & present
-        held = [factor for factor, term in method.network.factors.items() if edges & {*term}]
-        if len(held) != 1:
-            how = f"folds {side!r} into digits" if side in method.network.folds else f"has them on {', '.join(held)}"
+    for group in groups:
+        if group.topology not in ("chain", "tree", "shared bond"):
+            raise ValueError(f"method {method.name!r}: {allowed}, and {group} is {group.topology or 'none of them'}")
+        if len(group.factors) != len(method.factors):
+            raise ValueError(f"method {method.name!r}: {allowed}, and {group} is not all of its network")
+    _check_sides(adapter)
+    return groups
+
+
+def _check_sides(adapter: Adapter) -> None:
+    """Each side of the weight must be on one factor, so that its long axis can be made short."""
+    method, network = adapter.method, adapter.method.network
+    stored_modes = {mode for param in adapter.layout.params.values() for mode in param.modes}
+    for side, modes in (("in", network.inputs), ("out", network.outputs)):
+        weight_modes = {*modes} & network.weight_modes & stored_modes
+        holders = [factor for factor, factor_modes in network.factors.items() if weight_modes & {*factor_modes}]
+        if len(holders) != 1:
+            how = f"folds {side!r} into digits" if side in network.folds else f"has them on {', '.join(holders)}"
             raise ValueError(
                 f"method {method.name!r}: the modes of {side!r} must be on one factor and it {how}, so a fit would "
                 "need the dense one"
             )
-    return pieces
 
 
 def _check(adapter: Adapter, updates: Sequence[Mapping[str, LowRankUpdate]]) -> None:
@@ -121,103 +168,133 @@ def _check(adapter: Adapter, updates: Sequence[Mapping[str, LowRankUpdate]]) -> 
         raise ValueError("fit: alpha is 0, so every update would be zero")
     if len(updates) != adapter.config.tasks:
         raise ValueError(f"fit: {len(updates)} sets of updates for an adapter of {adapter.config.tasks} tasks")
-    for pairs in updates:
-        for path, pair in pairs.items():
-            if path not in adapter.targets:
-                raise ValueError(f"fit: no target {path!r}{nearest(path, adapter.targets)}")
-            sizes = adapter.targets[path].sizes
-            inputs = [sizes[mode] for mode in ("in", "kh", "kw") if mode in sizes]
-            if list(pair.down.shape[1:]) != inputs or tuple(pair.up.shape) != (sizes["out"], len(pair.down)):
-                raise ValueError(
-                    f"fit: update of {path!r} has shapes {tuple(pair.down.shape)} and {tuple(pair.up.shape)}, expected "
-                    f"(rank, {', '.join(map(str, inputs))}) and ({sizes['out']}, rank)"
-                )
-            if not (torch.isfinite(pair.down).all() and torch.isfinite(pair.up).all()):
-                raise ValueError(f"fit: update of {path!r} is not finite")
+    for by_path in updates:
+        for path, update in by_path.items():
+            _check_update(adapter, path, update)
 
 
-class _PieceFit:
-    """The fit of the factors of one piece: blocks in, tensors by key out."""
+def _check_update(adapter: Adapter, path: str, update: LowRankUpdate) -> None:
+    if path not in adapter.targets:
+        raise ValueError(f"fit: no target {path!r}{nearest(path, adapter.targets)}")
+    sizes = adapter.targets[path].sizes
+    inputs = [sizes[mode] for mode in ("in", "kh", "kw") if mode in sizes]
+    down, up = update
+    if list(down.shape[1:]) != inputs or tuple(up.shape) != (sizes["out"], len(down)):
+        raise ValueError(
+            f"fit: update of {path!r} has shapes {tuple(down.shape)} and {tuple(up.shape)}, expected "
+            f"(rank, {', '.join(map(str, inputs))}) and ({sizes['out']}, rank)"
+        )
+    if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+        raise ValueError(f"fit: update of {path!r} is not finite")
+
+
+class _GroupFit:
+    """The fit of the factors of one group."""
 
     def __init__(
-        self, adapter: Adapter, piece: FactorGroup, updates: Sequence[Mapping[str, LowRankUpdate]], columns: Columns
+        self, adapter: Adapter, group: FactorGroup, updates: Sequence[Mapping[str, LowRankUpdate]], columns: Columns
     ):
-        self.adapter, self.piece, self.terms, self.columns = adapter, piece, piece.factor_bonds, columns
-        self.blocks = target_updates(adapter, piece, updates)
+        self.adapter, self.group, self.columns = adapter, group, columns
+        self.factor_bonds = group.factor_bonds
+        self.updates = target_updates(adapter, group, updates)
 
     def run(self) -> dict[str, Tensor]:
-        """The new value of every factor by key."""
-        start = self._gathered()
-        ranks = bond_sizes(self.terms, start)
-        frames = leading_subspaces(self.piece, self.blocks, start, max(ranks.values()))
-        core, read = _core(self.blocks, frames, [len(tensor) for tensor in start])
+        """The new value of every factor by key; the adapter stays as it is."""
+        factors_now = self._flat_factors()
+        ranks = bond_sizes(self.factor_bonds, factors_now)
+        sizes = [len(factor) for factor in factors_now]
+        subspaces = leading_subspaces(self.updates, sizes, max(ranks.values()))
+        core, is_read = _core(self.updates, subspaces, sizes)
         if not core.any():
-            zero = norm(self.terms, start) == 0  # then they can learn as they are
-            return self.piece.scatter(start if zero else [*start[:-1], start[-1] * 0], self.adapter.factors)
-        if read.all():
-            small = factorise(self.terms, core, dict(ranks), self.columns)
+            return self.group.scatter(self._zero_network(factors_now), self.adapter.factors)
+        if is_read.all():
+            small_factors = factorise(self.factor_bonds, core, ranks, self.columns)
         else:
-            small = _filled(self.terms, core, read, ranks)
-        found = _padded(self.terms, [frames[k].lift(t) if k in frames else t for k, t in enumerate(small)], ranks)
-        found[-1] = found[-1] / self.adapter.scale
-        return self.piece.scatter(found, self.adapter.factors)
+            small_factors = _fit_with_free_entries(self.factor_bonds, core, is_read, ranks)
+        expanded = [
+            subspaces[number].expand(factor) if number in subspaces else factor
+            for number, factor in enumerate(small_factors)
+        ]
+        factors = _padded(self.factor_bonds, expanded, ranks)
+        factors[-1] = factors[-1] / self.adapter.scale
+        return self.group.scatter(factors, self.adapter.factors)
+
+    def _zero_network(self, factors_now: Sequence[Tensor]) -> list[Tensor]:
+        """Factors that give no update but can still learn: the present ones, the last set to zero unless it need not."""
+        if norm(self.factor_bonds, factors_now) == 0:
+            return list(factors_now)
+        return [*factors_now[:-1], torch.zeros_like(factors_now[-1])]
 
     def rows(self) -> list[FitRow]:
-        """|T - T'|^2 = |T|^2 - 2 <T, T'> + |T'|^2 of every block, with the factors as they are stored now."""
-        tensors, found = self._gathered(), []
-        for block in self.blocks:
-            mine = [tensor[rows] for tensor, rows in zip(tensors, block.rows, strict=True)]
-            mine[-1] = mine[-1] * self.adapter.scale
-            whole, cross = block.square, block.inner(self.terms, mine)
-            square = whole - 2 * cross + float(environment(self.terms, mine, mine))
-            found.append(FitRow(block.path, block.task, sqrt(whole), sqrt(max(square, 0.0))))
-        return found
+        """|T - T'|^2 = |T|^2 - 2 <T, T'> + |T'|^2 of every update T, with the factors as they are stored now."""
+        factors = self._flat_factors()
+        rows: list[FitRow] = []
+        for update in self.updates:
+            at_target = [factor[entries] for factor, entries in zip(factors, update.indices, strict=True)]
+            at_target[-1] = at_target[-1] * self.adapter.scale
+            inner_product = update.inner_product(self.factor_bonds, at_target)
+            network_square = float(environment(self.factor_bonds, at_target, at_target))
+            error_square = update.square - 2 * inner_product + network_square
+            rows.append(FitRow(update.path, update.task, sqrt(update.square), sqrt(max(error_square, 0.0))))
+        return rows
 
-    def _gathered(self) -> list[Tensor]:
-        return [tensor.double().cpu() for tensor in self.piece.gather(self.adapter.factors)]
+    def _flat_factors(self) -> list[Tensor]:
+        """(n, *bonds) for every factor, in float64."""
+        return [factor.double().cpu() for factor in self.group.gather(self.adapter.factors)]
 
 
 def _core(
-    blocks: Sequence[TargetUpdate], frames: Mapping[int, Subspace], sizes: Sequence[int]
+    updates: Sequence[TargetUpdate], subspaces: Mapping[int, Subspace], sizes: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """The updates in their frames, an axis for every factor, and which entries a target reads (their mean, if many)."""
-    sizes = [frames[k].width if k in frames else n for k, n in enumerate(sizes)]
-    core, count = torch.zeros(sizes, dtype=torch.float64), torch.zeros(sizes, dtype=torch.int32)
-    for block in blocks:
-        index = [frames[k].columns(rows) if k in frames else rows for k, rows in enumerate(block.rows)]
-        grid = torch.meshgrid(*index, indexing="ij")
-        count[grid] += 1
-        if block.left is not None:
-            core[grid] += block.seen(frames).reshape([len(pick) for pick in index])
-    return core / count.clamp_min(1), count > 0
+    """The updates in their subspaces as one tensor.
 
-
-def _filled(terms: Sequence[Sequence[str]], core: Tensor, read: Tensor, ranks: Mapping[str, int]) -> list[Tensor]:
-    """The factors of the core; entries that no target reads are free.
-
-    They are filled by what the last fit made of them, so that the next best fit never raises the error over the
-    others; in the end the factors are fitted to the others alone by L-BFGS. Filled with zeros at first it would stay
-    near them: 8 of 8 exact networks of two widths were found from random ones, none from zeros.
+    Returns:
+        The tensor with an axis for every factor, the mean if several targets read an entry; and which entries are read.
     """
-    drawn = torch.Generator().manual_seed(0)
-    noise = torch.randn(core.shape, generator=drawn, dtype=core.dtype) * (START * core.norm() / read.sum().sqrt())
-    mine = factorise(terms, torch.where(read, core, noise), dict(ranks))
-    for _ in range(FILLS):
-        mine = factorise(terms, torch.where(read, core, _dense(terms, mine)), dict(ranks))
-    return _polished(terms, core, read, mine)
+    core_sizes = [subspaces[number].num_columns if number in subspaces else size for number, size in enumerate(sizes)]
+    core = torch.zeros(core_sizes, dtype=torch.float64)
+    readers = torch.zeros(core_sizes, dtype=torch.int32)
+    for target_update in updates:
+        index = [
+            subspaces[number].columns_at(entries) if number in subspaces else entries
+            for number, entries in enumerate(target_update.indices)
+        ]
+        grid = torch.meshgrid(*index, indexing="ij")
+        readers[grid] += 1
+        if target_update.update is not None:
+            projected = target_update.projected(target_update.update, subspaces)
+            core[grid] += projected.reshape([len(entries) for entries in index])
+    return core / readers.clamp_min(1), readers > 0
 
 
-def _dense(terms: Sequence[Sequence[str]], tensors: Sequence[Tensor]) -> Tensor:
-    labels = [f"#{k}" for k in range(len(terms))]
-    return contract([(t, [labels[k], *terms[k]]) for k, t in enumerate(tensors)], labels)
+def _fit_with_free_entries(
+    factor_bonds: FactorBonds, core: Tensor, is_read: Tensor, ranks: Mapping[str, int]
+) -> list[Tensor]:
+    """Factorise the core, the entries that no target reads being free.
+
+    They are filled with what the last fit made of them, so that the next best fit never raises the error over the
+    others; at the end the factors are fitted to the others alone by L-BFGS. Filled with zeros at first, the fit would
+    stay near them: 8 of 8 exact networks of two widths were found from random numbers, none from zeros.
+    """
+    generator = torch.Generator().manual_seed(0)
+    scale = FILLING_SCALE * core.norm() / is_read.sum().sqrt()
+    noise = torch.randn(core.shape, generator=generator, dtype=core.dtype) * scale
+    factors = factorise(factor_bonds, torch.where(is_read, core, noise), ranks)
+    for _ in range(FILLING_FITS):
+        filled = torch.where(is_read, core, dense_tensor(factor_bonds, factors))
+        factors = factorise(factor_bonds, filled, ranks)
+    return _fit_read_entries(factor_bonds, core, is_read, factors)
 
 
-def _polished(terms: Sequence[Sequence[str]], core: Tensor, read: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    size = core.norm()
-    mine = [tensor.clone(memory_format=torch.contiguous_format).requires_grad_() for tensor in tensors]
+def _fit_read_entries(
+    factor_bonds: FactorBonds, core: Tensor, is_read: Tensor, start: Sequence[Tensor]
+) -> list[Tensor]:
+    """The factors with the least squared error over the entries that are read, by L-BFGS."""
+    core_norm = core.norm()
+    factors = [factor.clone(memory_format=torch.contiguous_format).requires_grad_() for factor in start]
     optimizer = torch.optim.LBFGS(
-        mine,
-        max_iter=POLISH,
+        factors,
+        max_iter=LBFGS_ITERATIONS,
         history_size=20,
         tolerance_grad=1e-12,
         tolerance_change=1e-14,
@@ -226,27 +303,31 @@ def _polished(terms: Sequence[Sequence[str]], core: Tensor, read: Tensor, tensor
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = torch.where(read, _dense(terms, mine) - core, 0.0).div(size).square().sum()
-        value.backward()
+        difference = dense_tensor(factor_bonds, factors) - core
+        value = torch.where(is_read, difference, 0.0).div(core_norm).square().sum()
+        torch.autograd.backward(value)
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)
-    return [tensor.detach() for tensor in mine]
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return [factor.detach() for factor in factors]
 
 
-def _padded(terms: Sequence[Sequence[str]], tensors: Sequence[Tensor], ranks: Mapping[str, int]) -> list[Tensor]:
-    """The same network with bonds of these sizes: new entries are random, and zero in the last factor of their bond.
+def _padded(factor_bonds: FactorBonds, tensors: Sequence[Tensor], ranks: Mapping[str, int]) -> list[Tensor]:
+    """The same network with bonds of these sizes: Delta W is as it was, and gradients reach the new entries.
 
-    So Delta W is as it was, and gradients reach them.
+    New entries are random, and zero in the last factor of their bond.
     """
-    drawn, now, found = torch.Generator().manual_seed(0), bond_sizes(terms, tensors), []
-    for k, (term, tensor) in enumerate(zip(terms, tensors, strict=True)):
-        shape = (len(tensor), *(ranks[bond] for bond in term))
-        larger = torch.randn(shape, generator=drawn, dtype=tensor.dtype) * tensor.square().mean().sqrt()
-        for axis, bond in enumerate(term, start=1):
-            if not any(bond in later for later in terms[k + 1 :]):
-                larger.narrow(axis, now[bond], ranks[bond] - now[bond]).zero_()
-        larger[tuple(slice(n) for n in tensor.shape)] = tensor
-        found.append(larger)
-    return found
+    generator = torch.Generator().manual_seed(0)
+    sizes_now = bond_sizes(factor_bonds, tensors)
+    last_factor = {bond: number for number, bonds in enumerate(factor_bonds) for bond in bonds}
+    padded: list[Tensor] = []
+    for number, (bonds, tensor) in enumerate(zip(factor_bonds, tensors, strict=True)):
+        shape = (len(tensor), *(ranks[bond] for bond in bonds))
+        larger = torch.randn(shape, generator=generator, dtype=tensor.dtype) * tensor.square().mean().sqrt()
+        for axis, bond in enumerate(bonds, start=1):
+            if last_factor[bond] == number:
+                larger.narrow(axis, sizes_now[bond], ranks[bond] - sizes_now[bond]).zero_()
+        larger[tuple(slice(size) for size in tensor.shape)] = tensor
+        padded.append(larger)
+    return padded

@@ -1,4 +1,4 @@
-"""Low-rank updates of weights as the factors of a network see them, and the common bases of many."""
+"""Low-rank updates of weights as the factors of a network see them, and subspaces that many of them share."""
 
 from __future__ import annotations
 
@@ -13,189 +13,305 @@ from torch import Tensor
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.layout import read_slice
 from metalora.ranks.groups import FactorGroup
-from metalora.tensornet.gram import contract
+from metalora.tensornet.gram import contract, open_label
+from metalora.tensornet.topology import FactorBonds
 
-OVERSAMPLING = 16  # directions of a common basis above the rank
-ITERATIONS = 5  # of the subspace iteration that finds one
+OVERSAMPLING = 16  # directions of a subspace in addition to the rank
+SUBSPACE_ITERATIONS = 5
 
 
 class LowRankUpdate(NamedTuple):
-    """A low-rank update up · down, its scale included."""
+    """A low-rank update of a weight, Delta W = up · down; a scale is included in the two.
+
+    Attributes:
+        down: (rank, in) or (rank, in, kh, kw).
+        up: (out, rank).
+
+    Example:
+        >>> update = LowRankUpdate(down=torch.ones(2, 8), up=torch.ones(4, 2))
+        >>> (update.up @ update.down).shape
+        torch.Size([4, 8])
+    """
 
     down: Tensor
-    """(rank, in) or (rank, in, kh, kw)"""
     up: Tensor
-    """(out, rank)"""
+
+
+class SplitUpdate(NamedTuple):
+    """A low-rank update with one axis for every factor of a group.
+
+    Attributes:
+        left: (rank, n of every factor in `input_factors` of the `TargetUpdate`).
+        right: (rank, n of every factor in `output_factors`).
+    """
+
+    left: Tensor
+    right: Tensor
 
 
 @dataclass(frozen=True)
 class TargetUpdate:
-    """The update of a target and task as a piece's factors see it.
+    """The update of a target and task as the factors of a group see it.
 
-    rows    of every factor: the entries of its flat axis that the target reads
-    lefts   the factors with modes of the input side, rights those of the output side, the longest first
-    left    (rank, n of every factor in lefts), right (rank, n of every factor in rights); None: a zero update
+    Attributes:
+        path: The target.
+        task: The number of the task.
+        indices: For every factor, the entries (n,) of its flattened open axis that the target reads.
+        input_factors: The numbers of the factors with modes of the input side, that with the weight's own axes first.
+        output_factors: The same of the output side.
+        update: The update, or None if it is zero.
     """
 
     path: str
     task: int
-    rows: list[Tensor]
-    lefts: list[int]
-    rights: list[int]
-    left: Tensor | None
-    right: Tensor | None
+    indices: list[Tensor]
+    input_factors: list[int]
+    output_factors: list[int]
+    update: SplitUpdate | None
 
     @property
     def square(self) -> float:
-        """|T|^2, by Gram matrices of the rank."""
-        if self.left is None:
+        """|Delta W|_F^2, by Gram matrices (rank, rank)."""
+        if self.update is None:
             return 0.0
-        left, right = self.left.flatten(1), self.right.flatten(1)
+        left, right = self.update.left.flatten(1), self.update.right.flatten(1)
         return max(float(((left @ left.mT) * (right @ right.mT)).sum()), 0.0)
 
-    def inner(self, terms: Sequence[Sequence[str]], tensors: Sequence[Tensor]) -> float:
-        """<T, T'> with the rows of the factors that the target reads."""
-        if self.left is None:
+    def inner_product(self, factor_bonds: FactorBonds, tensors: Sequence[Tensor]) -> float:
+        """Compute <Delta W, T'> with a network.
+
+        Args:
+            factor_bonds: The bonds of every factor.
+            tensors: The factors of T' at the entries that the target reads, (n, *bonds) each.
+        """
+        if self.update is None:
             return 0.0
-        operands = [(tensor, [f"#{k}", *term]) for k, (term, tensor) in enumerate(zip(terms, tensors, strict=True))]
-        left, right = (["#rank", *(f"#{k}" for k in side)] for side in (self.lefts, self.rights))
-        return float(contract([(self.left, left), (self.right, right), *operands], []))
+        operands: list[tuple[Tensor, list[str]]] = [
+            (self.update.left, self._labels(self.input_factors)),
+            (self.update.right, self._labels(self.output_factors)),
+        ]
+        for number, (bonds, tensor) in enumerate(zip(factor_bonds, tensors, strict=True)):
+            operands.append((tensor, [open_label(number), *bonds]))
+        return float(contract(operands, []))
 
-    def seen(self, frames: Mapping[int, Subspace]) -> Tensor:
-        """The update in the frames, its axes in the order of the factors."""
-        value = torch.tensordot(self._framed(self.lefts, frames), self._framed(self.rights, frames), ([0], [0]))
-        axes = [*self.lefts, *self.rights]
-        return value.permute([axes.index(k) for k in sorted(axes)])
+    def projected(self, update: SplitUpdate, subspaces: Mapping[int, Subspace]) -> Tensor:
+        """Project the update, which is not zero, on subspaces.
 
-    def gram_times(self, k: int, basis: Tensor, frames: Mapping[int, Subspace]) -> Tensor:
-        """X X' basis, X the update as a matrix (n_k, everything else): (n_k, columns of the basis)."""
-        sides = (self.lefts, self.rights)
-        own, other = sides if k in self.lefts else sides[::-1]
-        mine = (self.left if own is self.lefts else self.right).movedim(1, -1)  # (rank, others, n_k)
-        gram = self._framed(other, frames).flatten(1)
-        rest = torch.tensordot(gram @ gram.mT, mine @ basis, 1)  # (rank, others, columns)
-        return mine.flatten(0, -2).mT @ rest.flatten(0, -2)
+        Args:
+            update: The update.
+            subspaces: Factor -> the subspace of its flattened open axis; other axes stay as they are.
 
-    def _framed(self, own: Sequence[int], frames: Mapping[int, Subspace]) -> Tensor:
-        side, k = (self.left if own is self.lefts else self.right), own[0]
-        if k not in frames:
+        Returns:
+            (n_1, n_2, ...), an axis for every factor in order, the columns of the subspace in place of n.
+        """
+        left = self._project_side(update.left, self.input_factors, subspaces)
+        right = self._project_side(update.right, self.output_factors, subspaces)
+        dense: Tensor = torch.tensordot(left, right, ([0], [0]))
+        factors = [*self.input_factors, *self.output_factors]
+        return dense.permute([factors.index(number) for number in sorted(factors)])
+
+    def gram_times(self, update: SplitUpdate, factor: int, basis: Tensor, subspaces: Mapping[int, Subspace]) -> Tensor:
+        """Multiply by a Gram matrix, X X' B, without forming it.
+
+        Args:
+            update: The update, as the matrix X (n of the factor, everything else).
+            factor: A factor that has the longest axis of its side.
+            basis: B (n, columns).
+            subspaces: Factor -> the subspace on which the other side is projected first.
+
+        Returns:
+            (n, columns).
+        """
+        if factor in self.input_factors:
+            side, other = update.left, self._project_side(update.right, self.output_factors, subspaces)
+        else:
+            side, other = update.right, self._project_side(update.left, self.input_factors, subspaces)
+        side = side.movedim(1, -1)  # (rank, other factors of this side, n)
+        other = other.flatten(1)
+        product: Tensor = torch.tensordot(other @ other.mT, side @ basis, 1)  # (rank, other factors, columns)
+        return side.flatten(0, -2).mT @ product.flatten(0, -2)
+
+    def _labels(self, factors: Sequence[int]) -> list[str]:
+        return ["#rank", *(open_label(number) for number in factors)]
+
+    def _project_side(self, side: Tensor, factors: Sequence[int], subspaces: Mapping[int, Subspace]) -> Tensor:
+        """Project the first axis after the rank, the longest one, if there is a subspace for it."""
+        longest = factors[0]
+        if longest not in subspaces:
             return side
-        return torch.tensordot(side, frames[k].within(self.rows[k]), ([1], [0])).movedim(-1, 1)
+        basis = subspaces[longest].basis_at(self.indices[longest])
+        projected: Tensor = torch.tensordot(side, basis, ([1], [0]))
+        return projected.movedim(-1, 1)
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """Orthonormal columns for a factor's flat axis, apart for each of its widths."""
+    """Orthonormal columns for the flattened open axis of a factor, separate ones for each of its widths.
+
+    Attributes:
+        starts: The first entry of every width on the axis.
+        bases: (entries of the width, columns) for every width.
+    """
 
     starts: tuple[int, ...]
     bases: tuple[Tensor, ...]
 
     @property
-    def width(self) -> int:
-        """All columns."""
+    def num_columns(self) -> int:
+        """The number of columns of all widths."""
         return sum(basis.shape[1] for basis in self.bases)
 
-    def _which(self, rows: Tensor) -> int:
-        return max(n for n, start in enumerate(self.starts) if start <= int(rows[0]))
+    def columns_at(self, entries: Tensor) -> Tensor:
+        """Return the numbers of the columns that belong to the width of these entries.
 
-    def columns(self, rows: Tensor) -> Tensor:
-        """The numbers of the columns of the width that the rows lie in."""
-        n = self._which(rows)
-        start = sum(basis.shape[1] for basis in self.bases[:n])
-        return torch.arange(start, start + self.bases[n].shape[1])
+        Args:
+            entries: (n,), entries of one width.
+        """
+        width = self._width_of(entries)
+        start = sum(basis.shape[1] for basis in self.bases[:width])
+        return torch.arange(start, start + self.bases[width].shape[1])
 
-    def within(self, rows: Tensor) -> Tensor:
-        """(rows, columns) of their width."""
-        n = self._which(rows)
-        return self.bases[n][rows - self.starts[n]]
+    def basis_at(self, entries: Tensor) -> Tensor:
+        """Return the rows of the columns at these entries: (n,) of one width -> (n, columns of the width)."""
+        width = self._width_of(entries)
+        return self.bases[width][entries - self.starts[width]]
 
-    def lift(self, small: Tensor) -> Tensor:
-        """(columns, ...) to (n, ...)."""
-        parts = small.split([basis.shape[1] for basis in self.bases])
+    def expand(self, coefficients: Tensor) -> Tensor:
+        """Multiply by the columns: (all columns, ...) -> (all entries, ...)."""
+        parts = torch.split(coefficients, [basis.shape[1] for basis in self.bases])
         return torch.cat([torch.tensordot(basis, part, 1) for basis, part in zip(self.bases, parts, strict=True)])
+
+    def _width_of(self, entries: Tensor) -> int:
+        return max(number for number, start in enumerate(self.starts) if start <= int(entries[0]))
 
 
 def target_updates(
-    adapter: Adapter, piece: FactorGroup, updates: Sequence[Mapping[str, LowRankUpdate]]
+    adapter: Adapter, group: FactorGroup, updates: Sequence[Mapping[str, LowRankUpdate]]
 ) -> list[TargetUpdate]:
-    """Every target of the piece in every task."""
+    """Split the updates of all targets that read a group, in every task.
+
+    Args:
+        adapter: The adapter.
+        group: A group of all factors of one network.
+        updates: For every task, path -> update; a target that is missing has a zero update.
+    """
+    first_factor, first_keys = group.factors[0], group.keys[0]
+    paths = [path for path, layout in adapter.layout.targets.items() if layout.views[first_factor].key in first_keys]
     return [
-        _block(adapter, piece, path, task, pairs.get(path))
-        for task, pairs in enumerate(updates)
-        for path, place in adapter.layout.targets.items()
-        if place.views[piece.factors[0]].key in piece.keys[0]
+        _target_update(adapter, group, path, task, by_path.get(path))
+        for task, by_path in enumerate(updates)
+        for path in paths
     ]
 
 
-def _block(adapter: Adapter, piece: FactorGroup, path: str, task: int, pair: LowRankUpdate | None) -> TargetUpdate:
-    place = adapter.layout.targets[path]
-    network, sizes = place.network, place.sizes
-    own = [[m for m in network.factors[f] if m not in network.bonds] for f in piece.factors]
-    rows = [_rows(adapter, piece, k, path, task) for k in range(len(own))]
-    edges = [bool({*modes} & network.weight_modes) for modes in own]
-    lefts, rights = (
-        sorted((k for k, modes in enumerate(own) if {*modes} & {*side}), key=lambda k: not edges[k])
-        for side in (network.inputs, network.outputs)
-    )
-    if pair is None:
-        return TargetUpdate(path, task, rows, lefts, rights, None, None)
-    left = pair.down.detach().double().cpu().reshape(-1, *(sizes[m] for m in network.inputs))
-    right = pair.up.detach().double().cpu().mT.reshape(-1, *(sizes[m] for m in network.outputs))
-    left, right = (
-        side.permute(0, *(1 + modes.index(m) for k in ks for m in own[k])).reshape(-1, *(len(rows[k]) for k in ks))
-        for side, modes, ks in ((left, network.inputs, lefts), (right, network.outputs, rights))
-    )
-    return TargetUpdate(path, task, rows, lefts, rights, left, right)
+def _target_update(
+    adapter: Adapter, group: FactorGroup, path: str, task: int, update: LowRankUpdate | None
+) -> TargetUpdate:
+    network = adapter.layout.targets[path].network
+    open_modes = [[mode for mode in network.factors[factor] if mode not in network.bonds] for factor in group.factors]
+    indices = [_entries_of_target(adapter, group, number, path, task) for number in range(len(group.factors))]
+    input_factors = _factors_of_side(open_modes, network.inputs, network.weight_modes)
+    output_factors = _factors_of_side(open_modes, network.outputs, network.weight_modes)
+    split = None
+    if update is not None:
+        sizes = adapter.layout.targets[path].sizes
+        down = update.down.detach().double().cpu()
+        up = update.up.detach().double().cpu().mT
+        left = down.reshape(-1, *(sizes[mode] for mode in network.inputs))
+        right = up.reshape(-1, *(sizes[mode] for mode in network.outputs))
+        split = SplitUpdate(
+            _axis_per_factor(left, network.inputs, open_modes, input_factors, indices),
+            _axis_per_factor(right, network.outputs, open_modes, output_factors, indices),
+        )
+    return TargetUpdate(path, task, indices, input_factors, output_factors, split)
 
 
-def _rows(adapter: Adapter, piece: FactorGroup, k: int, path: str, task: int) -> Tensor:
-    """The entries of factor k's flat axis, as `piece.gather` makes it, that a target reads for a task."""
-    view, stored = adapter.layout.targets[path].views[piece.factors[k]], adapter.layout.params
-    shapes = {
-        key: [1 if axis in piece.bond_axes[key] else n for axis, n in enumerate(stored[key].shape)] for key in piece.keys[k]
-    }
-    before = sum(prod(shapes[key]) for key in piece.keys[k][: piece.keys[k].index(view.key)])
-    index = torch.arange(prod(shapes[view.key])).reshape(shapes[view.key]) + before
-    if view.key in adapter.task_keys:
-        index = index.select(adapter.task_keys[view.key], task)
-    return read_slice(index, view).flatten()
+def _factors_of_side(
+    open_modes: Sequence[Sequence[str]], side_modes: Sequence[str], weight_modes: frozenset[str]
+) -> list[int]:
+    """The numbers of the factors with a mode of one side, those with axes of the weight (the longest) first."""
+    factors = [number for number, modes in enumerate(open_modes) if {*modes} & {*side_modes}]
+    return sorted(factors, key=lambda number: not {*open_modes[number]} & weight_modes)
 
 
-def leading_subspaces(
-    piece: FactorGroup, blocks: Sequence[TargetUpdate], tensors: Sequence[Tensor], rank: int
-) -> dict[int, Subspace]:
-    """Frames of the two long axes: each side's leading directions, found as the other's frame sees the updates.
-
-    None for an axis of which a target reads a part (widths "max_slice"): its other rows are free, and a frame would mix
-    them with those that are read.
-    """
-    (left, right), frames = (blocks[0].lefts[0], blocks[0].rights[0]), {}
-    for k in (left, right, left, right):
-        starts = sorted({int(block.rows[k][0]) for block in blocks})  # targets of a width read from its first row on
-        spans = list(zip(starts, [*starts[1:], len(tensors[k])], strict=True))
-        readers = [[one for one in blocks if start <= int(one.rows[k][0]) < end] for start, end in spans]
-        if any(len(one.rows[k]) < end - start for own, (start, end) in zip(readers, spans, strict=True) for one in own):
-            continue
-        others = {j: frame for j, frame in frames.items() if j != k}
-        bases = [
-            _leading([one for one in own if one.left is not None], k, start, end - start, rank + OVERSAMPLING, others)
-            for own, (start, end) in zip(readers, spans, strict=True)
-        ]
-        frames[k] = Subspace(tuple(starts), tuple(bases))
-    return frames
-
-
-def _leading(
-    blocks: Sequence[TargetUpdate], k: int, start: int, n: int, columns: int, frames: Mapping[int, Subspace]
+def _axis_per_factor(
+    side: Tensor,
+    side_modes: Sequence[str],
+    open_modes: Sequence[Sequence[str]],
+    factors: Sequence[int],
+    indices: Sequence[Tensor],
 ) -> Tensor:
-    """The leading left singular vectors of [X_1 X_2 ...], (n, columns), by subspace iteration; X is never formed."""
-    if columns >= n:
-        return torch.eye(n, dtype=torch.float64)
-    basis = torch.linalg.qr(torch.randn(n, columns, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
-    for _ in range(ITERATIONS):
+    """(rank, *modes of the side) -> (rank, n of every factor)."""
+    axes = [1 + list(side_modes).index(mode) for number in factors for mode in open_modes[number]]
+    return side.permute(0, *axes).reshape(-1, *(len(indices[number]) for number in factors))
+
+
+def _entries_of_target(adapter: Adapter, group: FactorGroup, number: int, path: str, task: int) -> Tensor:
+    """The entries (n,) of a factor's flattened open axis (`group.gather`) that a target reads for a task."""
+    view = adapter.layout.targets[path].views[group.factors[number]]
+    first_entry = 0
+    for key in group.keys[number]:
+        shape = adapter.layout.params[key].shape
+        open_shape = [1 if axis in group.bond_axes[key] else size for axis, size in enumerate(shape)]
+        if key == view.key:
+            break
+        first_entry += prod(open_shape)
+    entries = torch.arange(prod(open_shape)).reshape(open_shape) + first_entry
+    if view.key in adapter.task_keys:
+        entries = entries.select(adapter.task_keys[view.key], task)
+    return read_slice(entries, view).flatten()
+
+
+def leading_subspaces(updates: Sequence[TargetUpdate], sizes: Sequence[int], rank: int) -> dict[int, Subspace]:
+    """Find subspaces of the two long axes: the leading directions of updates that are projected on the other subspace.
+
+    An axis of which a target reads only a part of a width (widths "max_slice") has none: its other entries are free,
+    and columns would mix them with those that are read.
+
+    Args:
+        updates: The updates of all targets of a group.
+        sizes: The length of every factor's flattened open axis.
+        rank: The number of directions, less the oversampling.
+
+    Returns:
+        The number of a factor -> the subspace of its axis.
+    """
+    left, right = updates[0].input_factors[0], updates[0].output_factors[0]
+    subspaces: dict[int, Subspace] = {}
+    for factor in (left, right, left, right):
+        # the targets of one width read from its first entry on
+        starts = sorted({int(update.indices[factor][0]) for update in updates})
+        bases: list[Tensor] = []
+        for start, end in zip(starts, [*starts[1:], sizes[factor]], strict=True):
+            readers = [update for update in updates if start <= int(update.indices[factor][0]) < end]
+            if any(len(reader.indices[factor]) < end - start for reader in readers):
+                break
+            others = {number: subspace for number, subspace in subspaces.items() if number != factor}
+            bases.append(_leading_directions(readers, factor, start, end - start, rank + OVERSAMPLING, others))
+        if len(bases) == len(starts):
+            subspaces[factor] = Subspace(tuple(starts), tuple(bases))
+    return subspaces
+
+
+def _leading_directions(
+    updates: Sequence[TargetUpdate],
+    factor: int,
+    start: int,
+    size: int,
+    num_columns: int,
+    subspaces: Mapping[int, Subspace],
+) -> Tensor:
+    """The leading left singular vectors of [X_1 X_2 ...], (size, columns), by subspace iteration; X is never formed."""
+    if num_columns >= size:
+        return torch.eye(size, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    basis: Tensor = torch.linalg.qr(torch.randn(size, num_columns, generator=generator, dtype=torch.float64)).Q
+    for _ in range(SUBSPACE_ITERATIONS):
         total = torch.zeros_like(basis)
-        for block in blocks:
-            rows = block.rows[k] - start
-            total.index_add_(0, rows, block.gram_times(k, basis[rows], frames))
+        for target_update in updates:
+            if target_update.update is not None:
+                entries = target_update.indices[factor] - start
+                product = target_update.gram_times(target_update.update, factor, basis[entries], subspaces)
+                total.index_add_(0, entries, product)
         basis = torch.linalg.qr(total).Q
     return basis

@@ -90,7 +90,7 @@ def sweep(
     Example:
         >>> from metalora import AdapterConfig, attach
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-        >>> adapter = attach(model, AdapterConfig("lora", rank=4, targets="all"))
+        >>> adapter = attach(model, AdapterConfig("lora", rank=4, targets=("0", "1")))
         >>> for factor in adapter.learned.values():
         ...     _ = nn.init.normal_(factor)
         >>> report = sweep(model, rank=2)
