@@ -10,7 +10,7 @@ from metalora.cost import match_parameters, summarise
 from metalora.zoo import load_model
 
 BUDGET = 442368  # LoRA, r = 8, query, key and value
-FOUND = {  # by exhaustive search over ranks whose large ones are equal
+EXPECTED = {  # by exhaustive search over ranks whose large ones are equal
     "tenslora-att": ([12, 12, 12], 426816),
     "tenslora-qkv": ([22, 22, 3], 423036),
     "tenslora-depth": ([63, 63, 12], 433620),
@@ -27,20 +27,20 @@ def roberta():
     return load_model("roberta-base", weights=False)
 
 
-@pytest.mark.parametrize("method", FOUND)
+@pytest.mark.parametrize("method", EXPECTED)
 def test_the_largest_ranks_within_a_budget(method):
     config = AdapterConfig(method, targets="query,key,value")
-    found = match_parameters(roberta(), config, BUDGET)
-    ranks, params = FOUND[method]
-    said = summarise(roberta(), found)
-    assert list(said.ranks.values()) == ranks and said.parameters == params
-    above = dataclasses.replace(found, rank=found.rank + 1)
+    matched = match_parameters(roberta(), config, BUDGET)
+    ranks, params = EXPECTED[method]
+    summary = summarise(roberta(), matched)
+    assert list(summary.ranks.values()) == ranks and summary.parameters == params
+    above = dataclasses.replace(matched, rank=matched.rank + 1)
     assert summarise(roberta(), above).parameters > BUDGET
 
 
 def test_a_rank_that_experts_share_is_a_multiple_of_them():
-    found = match_parameters(roberta(), AdapterConfig("moe-lora", targets="query", experts=4), 12 * (12 * 1536 + 4))
-    assert found.rank == 12 and summarise(roberta(), found).ranks == {"r": 3}
+    matched = match_parameters(roberta(), AdapterConfig("moe-lora", targets="query", experts=4), 12 * (12 * 1536 + 4))
+    assert matched.rank == 12 and summarise(roberta(), matched).ranks == {"r": 3}
 
 
 def test_a_budget_above_every_rank_is_refused():
@@ -55,8 +55,8 @@ def test_a_budget_of_exactly_the_most_is_met_by_the_smallest_rank_that_has_it(me
     with pytest.raises(ValueError, match="numbers at most, at any rank") as error:
         match_parameters(roberta(), config, 10**12)
     numbers = int(str(error.value).split(" has ")[1].split()[0])
-    found = match_parameters(roberta(), config, numbers)
-    assert summarise(roberta(), found).parameters == numbers and found.rank == (most or 1)
+    matched = match_parameters(roberta(), config, numbers)
+    assert summarise(roberta(), matched).parameters == numbers and matched.rank == (most or 1)
 
 
 def test_a_rank_above_the_widths_is_found_for_what_takes_any():

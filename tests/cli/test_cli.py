@@ -84,8 +84,8 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
 
 @pytest.mark.parametrize("arguments, code, fragment", COMMANDS.values(), ids=COMMANDS)
 def test_commands(arguments, code, fragment, files):
-    found, out, err = metalora_command(*arguments.replace("{}", str(files)).split())
-    assert found == code, err
+    exit_code, out, err = metalora_command(*arguments.replace("{}", str(files)).split())
+    assert exit_code == code, err
     assert fragment in (out if code == 0 else err)
     if code:
         assert out == "" and err.startswith("metalora: ") and err.count("\n") == 1
@@ -123,26 +123,26 @@ def test_inspect_as_json_is_what_attach_makes():
     import timm
 
     code, out, _ = metalora_command(*INSPECT.split(), "--rank", "4", "--json")
-    found = json.loads(out)
+    shown = json.loads(out)
     adapter = metalora.attach(timm.create_model("resnet18", pretrained=False), metalora.AdapterConfig("lora", 4))
-    assert code == 0 and [row["target"] for row in found["targets"]] == list(adapter.targets)
-    assert found["parameters"] == sum(row["parameters"] for row in found["targets"]) == adapter.num_params()
+    assert code == 0 and [row["target"] for row in shown["targets"]] == list(adapter.targets)
+    assert shown["parameters"] == sum(row["parameters"] for row in shown["targets"]) == adapter.num_params()
 
 
 def test_inspect_of_a_file_is_json_of_what_it_holds(files):
     code, out, _ = metalora_command("inspect", "--file", files / "adapter.safetensors", "--json")
-    found = json.loads(out)
-    assert code == 0 and found["config"]["method"] == "lora" and list(found["targets"]) == ["layer1.0.conv1"]
-    assert found["bytes"] == (files / "adapter.safetensors").stat().st_size
-    numbers = sum(torch.Size(shape).numel() for shape in found["tensors"].values())
-    assert numbers == found["num_params"]
+    shown = json.loads(out)
+    assert code == 0 and shown["config"]["method"] == "lora" and list(shown["targets"]) == ["layer1.0.conv1"]
+    assert shown["bytes"] == (files / "adapter.safetensors").stat().st_size
+    numbers = sum(torch.Size(shape).numel() for shape in shown["tensors"].values())
+    assert numbers == shown["num_params"]
 
 
 def test_inspect_estimates_the_bytes_of_the_file(files):
     arguments = "inspect --model timm:resnet10t --rank 2 --targets layer1.0.conv1 --json"
-    found = json.loads(metalora_command(*arguments.split())[1])
+    shown = json.loads(metalora_command(*arguments.split())[1])
     size = (files / "adapter.safetensors").stat().st_size
-    assert found["parameters"] * 4 < size and 0.5 < found["bytes"] / size < 2
+    assert shown["parameters"] * 4 < size and 0.5 < shown["bytes"] / size < 2
 
 
 # ---- export ---

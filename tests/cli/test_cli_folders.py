@@ -30,10 +30,10 @@ def test_an_imported_lora_is_the_one_of_peft(bert, tmp_path):
     theirs.save_pretrained(tmp_path / "peft-lora")
     out = tmp_path / "imported.safetensors"
     code, text, _ = metalora_command("import", tmp_path / "peft-lora", "--model", f"hf:{bert}", "--out", out, "--json")
-    found = json.loads(text)
-    assert code == 0 and found["bytes"] == out.stat().st_size
-    assert found["parameters"] == sum(p.numel() for name, p in theirs.named_parameters() if "lora_" in name)
-    assert {path.split(".")[-1]: rank for path, rank in found["targets"].items()} == {"query": 2, "dense": 3}
+    shown = json.loads(text)
+    assert code == 0 and shown["bytes"] == out.stat().st_size
+    assert shown["parameters"] == sum(p.numel() for name, p in theirs.named_parameters() if "lora_" in name)
+    assert {path.split(".")[-1]: rank for path, rank in shown["targets"].items()} == {"query": 2, "dense": 3}
     mine = BertModel.from_pretrained(bert)
     metalora.load(mine, out)
     ids = torch.arange(8).reshape(2, 4)

@@ -213,7 +213,9 @@ def adapt_by_peft(model: nn.Module, peer: str, rank: int, names: list[str]) -> n
     import peft
 
     config = getattr(peft, PEERS[peer])(r=rank, target_modules=names)
+    device = next(model.parameters()).device
     wrapper: Any = peft.get_peft_model(cast(Any, model), config)
+    wrapper.to(device)  # VeRA's shared matrices stay on the CPU otherwise, and each forward copies them
     return cast(nn.Module, wrapper.base_model.model)
 
 

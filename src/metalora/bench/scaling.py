@@ -92,6 +92,7 @@ def fit_exponents(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     exponents = []
     for (axis, case), measured in added_seconds(cases).items():
+        # A difference of two times may be negative, and has no logarithm then.
         positive = [(value, seconds) for value, seconds in measured if seconds > 0]
         if len(positive) > 1:
             log_values = np.log([float(value) for value, _ in positive])

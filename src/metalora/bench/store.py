@@ -88,8 +88,8 @@ class RowStore:
             if row is not None:
                 rows.append(row)
             elif line.strip():
-                where = f"{self.path}, line {number}"
-                warnings.warn(f"{where}: not a complete row, left out: {line[:60]!r}", stacklevel=2)
+                location = f"{self.path}, line {number}"
+                warnings.warn(f"{location}: not a complete row, left out: {line[:60]!r}", stacklevel=2)
         return rows
 
     def keys(self) -> set[str]:

@@ -101,8 +101,10 @@ def check_laws(case: LawCase, layer: str, device: torch.device, dtype: torch.dty
     condition = _condition(case, adapter, device)
     results: dict[str, Any] = {}
     with torch.no_grad():
+        # A method starts with Delta W = 0, so that nothing may change, not even by rounding.
         results["starts_as_base"] = torch.equal(_forward(model, x, condition), base(x))
         _randomise(adapter)
+    # The condition holds values of the factors, which have changed.
     condition = _condition(case, adapter, device)
     results["gradients"] = _gradients_reach_factors(model, adapter, x, condition)
     with torch.no_grad():
@@ -112,6 +114,7 @@ def check_laws(case: LawCase, layer: str, device: torch.device, dtype: torch.dty
         results["change"] = _relative_error(base(x), torch.cat(expected))
         results["forward_error"] = _relative_error(output, torch.cat(expected))
         results["batch_error"] = _relative_error(output, torch.cat(alone))
+        # A merged model has one Delta W for all examples: that of the first one here.
         merge(model, _example(condition, 0))
         results["merge_error"] = _relative_error(model(x[:1]), expected[0])
         unmerge(model)

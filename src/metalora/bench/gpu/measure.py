@@ -117,7 +117,7 @@ def training_phases(case: Case) -> Phases:
         The seconds of "forward" (which records the graph), "backward" and "step" (both, and AdamW's update).
     """
     case.model.train()
-    synchronize()
+    synchronize()  # a card works asynchronously: without it a phase would contain the one before
     start = time.perf_counter()
     loss = case.loss()
     synchronize()

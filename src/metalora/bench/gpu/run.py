@@ -60,7 +60,7 @@ def _run_section(section: Section, budget: Budget) -> dict[str, Any]:
     except Exception as error:
         return {"error": describe_error(error)}
     finally:
-        gc.collect()
+        gc.collect()  # modules and their hooks form cycles, which would keep the memory of the card
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

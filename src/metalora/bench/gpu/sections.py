@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -92,7 +92,7 @@ def sections(dry_run: bool) -> list[Section]:
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------------
-def _roberta(architecture: str, dtype: Any, vera_rank: int, metatt_rank: int) -> Setup:
+def _roberta(architecture: str, dtype: Literal["float32", "bfloat16"], vera_rank: int, metatt_rank: int) -> Setup:
     """Table 20 of MetaTT (arXiv:2506.09105): a batch of 64, query and value, each method at its published rank."""
     bench = BenchConfig(
         model=architecture, dtype=dtype, targets=("query", "value"), clip_rank=False, batch=64, tokens=128, rounds=7
@@ -136,6 +136,7 @@ def _tiny(setup: Setup) -> Setup:
         return replace(setup, bench=bench, ranks=dict.fromkeys(setup.ranks, 2))
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     sizes |= {"vocab_size": 50}
+    # Llama's heads share keys and values; RoBERTa does not know the setting.
     if setup.causal:
         sizes |= {"num_key_value_heads": 1}
     return Setup(
