@@ -56,15 +56,16 @@ def test_a_batch_of_tasks_is_each_task_alone():
     assert (together[0] - model(input_ids=IDS, task_ids=1).logits[0]).abs().max() > 1e-2
 
 
-OLD = pytest.mark.skipif(
+SKIP_OLD_PEFT = pytest.mark.skipif(
     not hasattr(BaseTuner, "_get_adapter_state_dict"),
-    reason="PEFT before 0.21 asks an encoder-decoder for a method that transformers 5 has not",
+    reason="PEFT before 0.21 asks an encoder-decoder for a method that transformers 5 does not have",
 )
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize(
-    "base, kind, targets", [(gpt, "CAUSAL_LM", ["c_attn"]), pytest.param(t5, "SEQ_2_SEQ_LM", ["q", "v"], marks=OLD)]
+    "base, kind, targets",
+    [(gpt, "CAUSAL_LM", ["c_attn"]), pytest.param(t5, "SEQ_2_SEQ_LM", ["q", "v"], marks=SKIP_OLD_PEFT)],
 )
 def test_generate_gives_every_example_its_task_and_its_adapter(base, kind, targets, beams):
     model = tasks_of(base(), kind, targets)
@@ -97,23 +98,23 @@ def test_generate_under_conditions_made_from_the_inputs():
     options = dict(max_new_tokens=4, min_new_tokens=4, num_beams=2, do_sample=False, pad_token_id=0)
     together = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), condition=condition, **options)
     for k in range(3):
-        one = dict(input_ids=IDS[k : k + 1], attention_mask=torch.ones(1, 5, dtype=torch.long))
-        assert torch.equal(together[k], model.generate(**one, condition=condition[k], **options)[0])
+        example = dict(input_ids=IDS[k : k + 1], attention_mask=torch.ones(1, 5, dtype=torch.long))
+        assert torch.equal(together[k], model.generate(**example, condition=condition[k], **options)[0])
 
 
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generate_makes_the_condition_once_from_the_prompt(beams):
     config = mp.MetaLoRAConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
     model = trained(get_peft_model(gpt(), config), 0.3).eval()
-    adapter, made = mp.adapter_of(model), []
-    adapter.conditioner.register_forward_hook(lambda module, args, output: made.append(output))
+    adapter, conditions = mp.adapter_of(model), []
+    adapter.conditioner.register_forward_hook(lambda module, args, output: conditions.append(output))
     options = dict(max_new_tokens=4, min_new_tokens=4, num_beams=beams, do_sample=False, pad_token_id=0)
-    found = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **options)
-    assert len(made) == 1
+    generated = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), **options)
+    assert len(conditions) == 1
     mp.wrap(model)
-    given = adapter.condition({"input_ids": IDS})
-    want = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), condition=given, **options)
-    assert torch.equal(found, want)
+    condition = adapter.condition({"input_ids": IDS})
+    expected = model.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), condition=condition, **options)
+    assert torch.equal(generated, expected)
 
 
 def test_conditions_of_two_adapters_by_name():
@@ -122,15 +123,15 @@ def test_conditions_of_two_adapters_by_name():
     config = mp.MetaLoRAConfig(method="metalora-tr", r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
     model.add_adapter("ring", config)
     mp.wrap(trained(model, 0.3)).eval()
-    made = {name: mp.adapter_of(model, name).condition({"input_ids": IDS}) for name in ("cp", "ring")}
-    mixed = model(input_ids=IDS, adapter_names=["cp", "ring", "cp"], condition=made).logits
+    conditions = {name: mp.adapter_of(model, name).condition({"input_ids": IDS}) for name in ("cp", "ring")}
+    mixed = model(input_ids=IDS, adapter_names=["cp", "ring", "cp"], condition=conditions).logits
     for k, name in enumerate(["cp", "ring", "cp"]):
         model.set_adapter(name)
-        alone = model(input_ids=IDS, condition=made[name]).logits[k]
+        alone = model(input_ids=IDS, condition=conditions[name]).logits[k]
         torch.testing.assert_close(mixed[k], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_missing_is_said():
+def test_errors_name_what_is_missing():
     model = trained(get_peft_model(gpt(), task_config(target_modules=["c_attn"], task_type="CAUSAL_LM")))
     with pytest.raises(ValueError, match=r"adapter 'default' \(metatt-4\+1d\) has 3 tasks: wrap the model once"):
         model(input_ids=IDS)
@@ -191,9 +192,9 @@ def test_trainer_trains_and_saves_tasks(tmp_path):
     )  # fmt: skip
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     Trainer(model=model, args=arguments, train_dataset=rows).train()
-    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert any("metalora_" in n for n in moved)
-    assert all("metalora_" in n or "modules_to_save" in n for n in moved)
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert any("metalora_" in name for name in changed)
+    assert all("metalora_" in name or "modules_to_save" in name for name in changed)
     model.save_pretrained(tmp_path / "saved")
     torch.manual_seed(0)
     loaded = mp.load(BertForSequenceClassification(BertConfig(**sizes, num_labels=2)), tmp_path / "saved")

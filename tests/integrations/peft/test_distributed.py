@@ -1,4 +1,4 @@
-"""DDP and FSDP2 on two gloo processes: the gradients of one process."""
+"""DDP and FSDP2 on two gloo processes give the gradients of one process."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import torch
 IDS, TASKS = torch.arange(4 * 6).reshape(4, 6) % 60, torch.tensor([0, 1, 1, 0])
 
 
-def made(name):
+def adapted_model(name):
     from peft import get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -34,14 +34,14 @@ def loss(model, name, rows):
 
 
 def check(name, sharded):
-    """What each process runs: its half of the batch, and the whole alone."""
+    """Each process runs this: its half of the batch with the other process, and the complete batch alone."""
     from torch.distributed.fsdp import fully_shard
     from torch.nn.parallel import DistributedDataParallel
 
-    alone = made(name)
+    alone = adapted_model(name)
     loss(alone, name, slice(0, 4)).backward()
-    want = {n: p.grad for n, p in alone.named_parameters() if p.requires_grad}
-    model, rank = made(name), torch.distributed.get_rank()
+    expected = {key: parameter.grad for key, parameter in alone.named_parameters() if parameter.requires_grad}
+    model, rank = adapted_model(name), torch.distributed.get_rank()
     if sharded:
         for layer in model.get_base_model().model.layers:
             fully_shard(layer)
@@ -49,11 +49,11 @@ def check(name, sharded):
     else:
         together = DistributedDataParallel(model)
     loss(together, name, slice(2 * rank, 2 * rank + 2)).backward()
-    for n, p in model.named_parameters():
-        if p.requires_grad:
-            got = p.grad.full_tensor() if sharded else p.grad
-            assert want[n].abs().max() > 0
-            torch.testing.assert_close(got, want[n], rtol=1e-5, atol=1e-6)
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            gradient = parameter.grad.full_tensor() if sharded else parameter.grad
+            assert expected[key].abs().max() > 0
+            torch.testing.assert_close(gradient, expected[key], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -62,8 +62,8 @@ def check(name, sharded):
 def test_two_processes_are_one(name, sharded):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, name, str(int(sharded))], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    finished = subprocess.run([*command, name, str(int(sharded))], env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-3000:]
 
 
 if __name__ == "__main__":

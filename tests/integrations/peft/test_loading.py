@@ -1,4 +1,4 @@
-"""`metalora.peft.load`: what a folder lacks, and which base it is for, in one clear error."""
+"""`metalora.peft.load` says in one clear error what a folder lacks, or that it is for another base."""
 
 import json
 from pathlib import Path
@@ -26,13 +26,13 @@ def saved(tmp_path):
     return tmp_path / "lotr"
 
 
-def test_loads_beside_another_adapter(saved):
+def test_loads_next_to_another_adapter(saved):
     ids = torch.arange(6).reshape(1, 6)
     model = get_peft_model(bert(), mp.MetaTTConfig(r=2, target_modules=["query"]))
     mp.load(model, saved, "second")
     model.set_adapter("second")
-    want = PeftModel.from_pretrained(bert(), saved).eval()(input_ids=ids)[0]
-    assert torch.equal(model.eval()(input_ids=ids)[0], want)
+    expected = PeftModel.from_pretrained(bert(), saved).eval()(input_ids=ids)[0]
+    assert torch.equal(model.eval()(input_ids=ids)[0], expected)
 
 
 def test_a_name_by_which_peft_would_drop_factors_of_others_is_refused():
@@ -41,7 +41,7 @@ def test_a_name_by_which_peft_would_drop_factors_of_others_is_refused():
         model.add_adapter("owned", mp.LoTRConfig(r=4, target_modules=["query"]))
 
 
-def test_what_is_pushed_says_how_to_load_it_and_loads(tmp_path, monkeypatch):
+def test_a_pushed_folder_says_how_to_load_it_and_loads(tmp_path, monkeypatch):
     pushed, ids = tmp_path / "pushed", torch.arange(6).reshape(1, 6)
 
     class Hub:
@@ -50,8 +50,8 @@ def test_what_is_pushed_says_how_to_load_it_and_loads(tmp_path, monkeypatch):
 
         def create_commit(self, operations, **_):
             pushed.mkdir()
-            for one in operations:
-                (pushed / one.path_in_repo).write_bytes(Path(one.path_or_fileobj).read_bytes())
+            for operation in operations:
+                (pushed / operation.path_in_repo).write_bytes(Path(operation.path_or_fileobj).read_bytes())
 
     monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
     card = ModelCard("---\nlibrary_name: transformers\n---\n\nWhat was there.\n")
@@ -68,35 +68,38 @@ def without(name):
     return lambda folder: (folder / name).unlink()
 
 
-def cut(folder):
+def truncate(folder):
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-20])
 
 
-def rewritten(change):
-    def run(folder):
+def with_config(change):
+    """A damage that changes adapter_config.json."""
+
+    def rewrite(folder):
         path = folder / "adapter_config.json"
         config = json.loads(path.read_text())
         change(config)
         path.write_text(json.dumps(config))
 
-    return run
+    return rewrite
 
 
-def placed(change):
-    return rewritten(lambda config: change(config["placement"]))
+def with_placement(change):
+    """A damage that changes the saved layout in adapter_config.json."""
+    return with_config(lambda config: change(config["placement"]))
 
 
 DAMAGES = {
     "no config": (without("adapter_config.json"), "no adapter_config.json, expected the folder of a saved adapter"),
     "no tensors": (without("adapter_model.safetensors"), "no adapter_model.safetensors, expected the folder"),
-    "cut": (cut, "adapter_model.safetensors: truncated or damaged"),
+    "truncated": (truncate, "adapter_model.safetensors: truncated or damaged"),
     "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json: not JSON"),
-    "no type": (rewritten(lambda c: c.pop("peft_type")), "no peft_type, expected 'METALORA'"),
-    "a factor too few": (placed(lambda p: p["tensors"].update({"owned.D": [2]})), "'owned.D' is missing"),
-    "a factor too many": (placed(lambda p: p["tensors"].pop("owned.U")), "'owned.U' is not expected"),
-    "another wiring": (placed(lambda p: p["factors"].update(U="in a b")), "lotr is wired"),
-    "unknown method": (rewritten(lambda c: c.update(method="lotrr")), "method 'lotrr'; did you mean 'lotr'"),
+    "no type": (with_config(lambda c: c.pop("peft_type")), "no peft_type, expected 'METALORA'"),
+    "a factor too few": (with_placement(lambda p: p["tensors"].update({"owned.D": [2]})), "'owned.D' is missing"),
+    "a factor too many": (with_placement(lambda p: p["tensors"].pop("owned.U")), "'owned.U' is not expected"),
+    "another wiring": (with_placement(lambda p: p["factors"].update(U="in a b")), "lotr is wired"),
+    "unknown method": (with_config(lambda c: c.update(method="lotrr")), "method 'lotrr'; did you mean 'lotr'"),
 }  # fmt: skip
 
 

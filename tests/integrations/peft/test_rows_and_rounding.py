@@ -106,6 +106,25 @@ def test_the_rows_of_a_beam_follow_their_example():
         torch.testing.assert_close(output[row], expected_output(base, x[row], deltas), rtol=0, atol=1e-10)
 
 
+def test_the_rows_of_a_beam_follow_their_example_under_one_adapter():
+    """Without `adapter_names` the adapter itself repeats the conditions, for the beams that the container tells it."""
+    base = base_model()
+    model = get_peft_model(copy.deepcopy(base), generated_config())
+    randomise(model)
+    model.eval()
+    adapter, beams = mp.adapter_of(model), 3
+    condition = adapter.condition(torch.randn(2, CONDITION_WIDTH))
+    x = torch.randn(2 * beams, 5, dtype=torch.float64)
+    with model.base_model._enable_peft_forward_hooks(condition=condition, num_beams=beams):
+        output = model.base_model(x)
+    for row in range(2 * beams):
+        deltas = deltas_of(adapter, condition[row // beams])
+        torch.testing.assert_close(output[row], expected_output(base, x[row], deltas), rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="the condition is for 2 examples, the layer got 6"):
+        with model.base_model._enable_peft_forward_hooks(condition=condition):
+            model.base_model(x)
+
+
 def test_the_beams_are_the_largest_number_that_generate_is_asked_for():
     class Generation:
         num_beams = 4

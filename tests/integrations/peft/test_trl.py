@@ -38,5 +38,5 @@ def test_sft_trainer_trains_and_saves(tmp_path):
     trainer.save_model(tmp_path / "saved")
     ids = torch.arange(6)[None]
     with torch.no_grad():
-        want = trainer.model.eval()(ids).logits
-        assert torch.equal(PeftModel.from_pretrained(llama(), tmp_path / "saved").eval()(ids).logits, want)
+        expected = trainer.model.eval()(ids).logits
+        assert torch.equal(PeftModel.from_pretrained(llama(), tmp_path / "saved").eval()(ids).logits, expected)

@@ -35,7 +35,7 @@ def output(model, **more):
 
 
 def trained(model):
-    """Every adapter's factors random, in place of training."""
+    """Draw every adapter's factors at random, in place of training."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "metalora_" in name:
@@ -60,10 +60,11 @@ def test_equals_attach_of_the_library_itself(name):
     config = CONFIGS[name]()
     config.seed = 5
     model = trained(get_peft_model(bert(), config))
-    own = mp.adapter_of(model)
+    peft_adapter = mp.adapter_of(model)
     base = bert()
-    adapter = metalora.attach(base, AdapterConfig(**{**vars(own.config), "targets": tuple(own.targets)}))
-    adapter.load_state_dict(own.state_dict())
+    fields = {**vars(peft_adapter.config), "targets": tuple(peft_adapter.targets)}
+    adapter = metalora.attach(base, AdapterConfig(**fields))
+    adapter.load_state_dict(peft_adapter.state_dict())
     torch.testing.assert_close(output(model), output(base), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(output(model), output(bert()), atol=1e-3)
 
@@ -75,9 +76,10 @@ def test_files_hold_each_factor_once_and_load_bit_equal(name, low_cpu_mem_usage,
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     adapter = mp.adapter_of(model)
-    assert sum(t.numel() for t in tensors.values()) - adapter.num_params() == sum(
-        b.numel() for n, b in adapter.named_buffers() if n in adapter.state_dict()
-    )
+    saved_names = adapter.state_dict()
+    saved_buffers = [buffer for buffer_name, buffer in adapter.named_buffers() if buffer_name in saved_names]
+    numbers_in_file = sum(tensor.numel() for tensor in tensors.values())
+    assert numbers_in_file == adapter.num_params() + sum(buffer.numel() for buffer in saved_buffers)
     loaded = PeftModel.from_pretrained(bert(), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
     assert torch.equal(output(loaded), output(model))
     assert "metalora.peft.load" in (tmp_path / "README.md").read_text()
@@ -104,24 +106,24 @@ def test_minilm_checkpoint_is_below_40_kb(tmp_path):
 def test_several_methods_on_one_model_switch_mix_and_go():
     model = trained(get_peft_model(bert(), CONFIGS["metatt"](), adapter_name="tt"))
     model.add_adapter("lotr", CONFIGS["lotr"]())
-    model.add_adapter("made", CONFIGS["generated"]())
+    model.add_adapter("generated", CONFIGS["generated"]())
     trained(model)
-    want = {"__base__": output(bert())}
-    for name in ("tt", "lotr", "made"):
+    expected = {"__base__": output(bert())}
+    for name in ("tt", "lotr", "generated"):
         model.set_adapter(name)
-        want[name] = output(model)
-        learns = {n for n, p in model.named_parameters() if p.requires_grad}
-        assert learns and all(f"metalora_adapters.{name}." in n for n in learns)
-    for names in (["tt", "lotr", "__base__"], ["made", "tt", "made"]):
+        expected[name] = output(model)
+        trained_names = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained_names and all(f"metalora_adapters.{name}." in key for key in trained_names)
+    for names in (["tt", "lotr", "__base__"], ["generated", "tt", "generated"]):
         mixed = output(model, adapter_names=names)
-        for k, name in enumerate(names):
-            torch.testing.assert_close(mixed[k], want[name][k], rtol=1e-5, atol=1e-5)
+        for row, name in enumerate(names):
+            torch.testing.assert_close(mixed[row], expected[name][row], rtol=1e-5, atol=1e-5)
     with model.disable_adapter():
-        assert torch.equal(output(model), want["__base__"])
+        assert torch.equal(output(model), expected["__base__"])
     model.delete_adapter("tt")
     assert not any(".tt." in name for name in model.state_dict())
     model.set_adapter("lotr")
-    assert torch.equal(output(model), want["lotr"])
+    assert torch.equal(output(model), expected["lotr"])
     with pytest.raises(ValueError, match="non-existing adapter"):
         model(input_ids=IDS, adapter_names=["tt", "lotr", "lotr"])
     with pytest.raises(ValueError, match="Length of `adapter_names`"):
@@ -146,13 +148,13 @@ def test_merge_unmerge_and_unload(name):
     base = bert()
     weights = copy.deepcopy(base.state_dict())
     model = trained(get_peft_model(base, CONFIGS[name]()))
-    want = output(model)
+    expected = output(model)
     model.merge_adapter(safe_merge=True)
-    torch.testing.assert_close(output(model), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output(model), expected, rtol=1e-4, atol=1e-5)
     model.unmerge_adapter()
-    assert torch.equal(output(model), want)
+    assert torch.equal(output(model), expected)
     merged = copy.deepcopy(model).merge_and_unload()
-    torch.testing.assert_close(output(merged), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output(merged), expected, rtol=1e-4, atol=1e-5)
     assert set(merged.state_dict()) == set(weights)
     plain = model.unload()
     assert all(torch.equal(value, plain.state_dict()[key]) for key, value in weights.items())
@@ -174,8 +176,8 @@ def test_a_generated_adapter_merges_for_a_fixed_condition():
         model.merge_adapter()
     adapter = mp.adapter_of(model)
     adapter.fix(adapter.condition({"input_ids": IDS}).mean())
-    want = output(model)
-    torch.testing.assert_close(output(model.merge_and_unload()), want, rtol=1e-4, atol=1e-5)
+    expected = output(model)
+    torch.testing.assert_close(output(model.merge_and_unload()), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_modules_to_save_and_layers_to_transform(tmp_path):
@@ -229,14 +231,14 @@ def test_exports_as_plain_lora(tmp_path):
 
 def test_copies_are_independent():
     model = trained(get_peft_model(bert(), CONFIGS["generated"]()))
-    want = output(model)
+    expected = output(model)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(output(other), want)
+        assert torch.equal(output(other), expected)
         mp.adapter_of(other).learned["encoder.layer.0.attention.self.query.A"].data.zero_()
-        assert not torch.equal(output(other), want) and torch.equal(output(model), want)
+        assert not torch.equal(output(other), expected) and torch.equal(output(model), expected)
 
 
-def test_a_sequential_base_is_not_called_through_the_bank():
+def test_a_sequential_base_is_not_changed_by_calling_the_container():
     base = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     model = get_peft_model(copy.deepcopy(base), mp.LoTRConfig(r=2, target_modules=["0", "2"]))
     x = torch.rand(5, 4)
@@ -251,11 +253,11 @@ def test_transformers_own_adapters(tmp_path):
 
     model = gpt()
     model.add_adapter(mp.MetaTTConfig(r=2, target_modules=["c_attn"]), "mine")
-    want = output(trained(model))
+    expected = output(trained(model))
     model.save_pretrained(tmp_path)
     other = gpt()
     other.load_adapter(tmp_path, "other")
-    assert torch.equal(output(other), want) and not torch.equal(output(gpt()), want)
+    assert torch.equal(output(other), expected) and not torch.equal(output(gpt()), expected)
     other.disable_adapters()
     assert torch.equal(output(other), output(gpt()))
 
@@ -328,18 +330,20 @@ def test_quantised_layers_go_through_peft_s_backend(monkeypatch):
     quantised = bert()
     for layer in quantised.encoder.layer:
         layer.attention.self.query = EightBit(layer.attention.self.query)
-    want = output(quantised)
+    expected = output(quantised)
     model = get_peft_model(quantised, mp.LoTRConfig(r=4, target_modules=["query"]))
-    assert torch.equal(output(model), want)
+    assert torch.equal(output(model), expected)
     trained(model)
     assert {p.dtype for n, p in model.named_parameters() if "metalora_" in n} == {torch.float32}
-    adapted, layer = output(model), model.get_base_model().encoder.layer[0].attention.self.query
-    kept, delta = layer.base_layer.weight, mp.adapter_of(model).delta("encoder.layer.0.attention.self.query")
+    adapted = output(model)
+    layer = model.get_base_model().encoder.layer[0].attention.self.query
+    quantised_weight = layer.base_layer.weight
+    delta = mp.adapter_of(model).delta("encoder.layer.0.attention.self.query")
     base_weight = EightBitBackend().get_base_weight(layer.base_layer)
     model.merge_adapter(safe_merge=True)
     assert layer.base_layer.weight.dtype == torch.int8
     half_a_step = float(layer.base_layer.weight.scale) * 0.501
-    now = EightBitBackend().get_base_weight(layer.base_layer)
-    torch.testing.assert_close(now, base_weight + delta, rtol=0, atol=half_a_step)
+    merged_weight = EightBitBackend().get_base_weight(layer.base_layer)
+    torch.testing.assert_close(merged_weight, base_weight + delta, rtol=0, atol=half_a_step)
     model.unmerge_adapter()
-    assert layer.base_layer.weight is kept and torch.equal(output(model), adapted)
+    assert layer.base_layer.weight is quantised_weight and torch.equal(output(model), adapted)
