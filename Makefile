@@ -50,5 +50,5 @@ gpu-wheels:  # for a card's machine without a network: run it elsewhere, and cop
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: -c constraints.txt -d .wheels opt_einsum
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis src/*.egg-info papers/src/*.egg-info
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .mypy_cache .hypothesis src/*.egg-info papers/src/*.egg-info
 	find src papers tests -type d -name __pycache__ -exec rm -rf {} +

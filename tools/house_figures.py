@@ -15,6 +15,7 @@ import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 VAGUE_NAMES = frozenset(
     "both each every few found given here held kept known least less made mine more most named nobody none once one "
@@ -151,10 +152,19 @@ def count_public_names(sources: list[Source]) -> int:
     return 0
 
 
-def longest_function(sources: list[Source]) -> int:
-    """Lines of the longest function."""
-    functions = (node for source in sources for node in ast.walk(source.tree) if isinstance(node, ast.FunctionDef))
-    return max((node.end_lineno or node.lineno) - node.lineno + 1 for node in functions)
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function from `def` to its end, without its docstring."""
+    lines = (function.end_lineno or function.lineno) - function.lineno + 1
+    if ast.get_docstring(function) is not None:
+        docstring = function.body[0]
+        lines -= (docstring.end_lineno or docstring.lineno) - docstring.lineno + 1
+    return lines
+
+
+def function_lengths(sources: list[Source]) -> list[int]:
+    """Lines of every function, without docstrings."""
+    nodes = (node for source in sources for node in ast.walk(source.tree))
+    return [code_lines(node) for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 def count_lines(sources: list[Source]) -> int:
@@ -177,7 +187,8 @@ def figures(root: Path, with_mypy: bool) -> dict[str, str]:
         "vague names among assigned names, %": f"{share_of_vague_names(library):.1f}",
         "comments per 100 lines": f"{comments_per_100_lines(library):.1f}",
         "public functions with tensors without a shape in their docstring, %": f"{share_without_shape(library):.0f}",
-        "longest function, lines": str(longest_function(library)),
+        "lines of a function without its docstring, median": f"{median(function_lengths(library)):.0f}",
+        "the longest": str(max(function_lengths(library))),
         "names in `metalora.__all__`": str(count_public_names(library)),
         "fields of `Method`": str(count_fields(library, "Method")),
         "methods of `Adapter`": str(count_methods(library, "Adapter")),

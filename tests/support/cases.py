@@ -14,7 +14,7 @@ FEATURES = 7
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration of one method; `generated` empty is scope "constant"."""
+    """A configuration of a method; without generated factors the scope of its condition is "constant"."""
 
     method: str
     rank: int | dict[str, int] | tuple[int, ...]
@@ -27,7 +27,7 @@ class Case:
     digits: dict[str, str] = field(default_factory=dict)
 
     def fits(self, layer) -> bool:
-        """Whether the method is for a kind of layer: an embedding has no place for a bias."""
+        """Whether the method can adapt a kind of layer: an embedding has no bias that could be merged."""
         return self.method not in BIASES or layer.kind != "embedding"
 
     @property
@@ -41,11 +41,11 @@ class Case:
         return bool(self.generated) or self.tasks > 1
 
     def condition(self, adapter, n: int, seed: int | None = None):
-        """A condition for n examples; of the same features or tasks again for the same seed."""
-        drawn = torch.Generator().manual_seed(int(torch.randint(10**6, ())) if seed is None else seed)
+        """Make a condition for n examples; the same seed gives the same features."""
+        generator = torch.Generator().manual_seed(int(torch.randint(10**6, ())) if seed is None else seed)
         if self.tasks > 1:
             return adapter.task(torch.arange(n) % self.tasks if n > 2 else torch.arange(n))
-        return adapter.condition(torch.randn(n, FEATURES, generator=drawn))
+        return adapter.condition(torch.randn(n, FEATURES, generator=generator))
 
     def config(self, **changes) -> AdapterConfig:
         condition = ConditionConfig(
@@ -156,24 +156,35 @@ CASES = {
 
 
 def features(n: int) -> torch.Tensor:
+    """Random features `(n, FEATURES)`."""
     return torch.randn(n, FEATURES)
 
 
 def attach_case(case: Case, layer, size: str = "few", random: bool = True, **changes):
-    """(model, adapter, x, keywords of a forward): a base of one layer with its adapter and a mixed batch.
+    """Attach the adapter of a case to a base of one layer.
 
-    size: few or many positions; "many, cut" never forms W + Delta W where that would be cheaper.
+    Args:
+        case: The method and its configuration.
+        layer: The kind of the base layer.
+        size: "few" or "many" positions in the input; with "many, cut" the layer never forms W + Delta W.
+        random: Whether the learned numbers are random, instead of those that the method starts with.
+        changes: Fields of the configuration that differ from the case.
+
+    Returns:
+        The model, the adapter, an input of a mixed batch, and the keywords of a forward.
     """
     model = layer.base()
     adapter = attach(model, case.config(**changes))
     if random:
         randomise(adapter)
-    x, adapter.weight_first = layer.inputs(size.removesuffix(", cut")), not size.endswith("cut")
-    return model, adapter, x, {"condition": case.condition(adapter, len(x))} if case.per_example else {}
+    x = layer.inputs(size.removesuffix(", cut"))
+    adapter.weight_first = not size.endswith("cut")
+    options = {"condition": case.condition(adapter, len(x))} if case.per_example else {}
+    return model, adapter, x, options
 
 
 def factors_of(adapter, target: str, condition=None, example: int = 0) -> dict[str, torch.Tensor]:
-    """The factors of one example as the oracle takes them."""
+    """The factors of one example by name, detached, in the shapes of the oracle."""
     keys = {f: view.key for f, view in adapter.layout.targets[target].views.items()}
     found = {f: adapter.factors[key] for f, key in keys.items()}
     if condition is not None:
@@ -182,7 +193,7 @@ def factors_of(adapter, target: str, condition=None, example: int = 0) -> dict[s
 
 
 def oracle_bias(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:
-    """What is added to the output of target "0" beside Delta W, along its channels."""
+    """What the adapter adds to the output of target "0" in addition to x Delta W: `(out, 1, ...)`."""
     factors = factors_of(adapter, "0", condition, example)
     total = sum((factors[name] for name in BIASES.get(case.method, ())), torch.zeros(()))
     return (case.alpha or 1.0) * total.reshape(-1, *[1] * {"conv1d": 1, "conv2d": 2}.get(layer.kind, 0))

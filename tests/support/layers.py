@@ -13,7 +13,7 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Layer:
-    """A kind of layer: how it is made, and the shape of an input of few and of many positions (more than `out`)."""
+    """A kind of layer: a function that makes one, and the shapes of inputs with few and with many positions."""
 
     kind: str
     make: Callable[[], nn.Module]
@@ -53,7 +53,7 @@ LAYERS = {
 
 
 def apply(base: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """What the layer gives with another weight: plain functions of PyTorch on the base's own arguments."""
+    """The output of the layer with another weight, by plain functions of PyTorch and the arguments of the base."""
     if isinstance(base, nn.Linear):
         return F.linear(x, weight, base.bias)
     if isinstance(base, nn.Embedding):
