@@ -1,4 +1,4 @@
-"""A method as a configuration asks for it: what is generated, frozen and differs by example, how it starts, its scale."""
+"""A method with a configuration: what is generated and frozen, what differs by example, its start and its scale."""
 
 import pytest
 

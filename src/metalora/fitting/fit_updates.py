@@ -220,7 +220,7 @@ class _GroupFit:
         return self.group.scatter(factors, self.adapter.factors)
 
     def _zero_network(self, factors_now: Sequence[Tensor]) -> list[Tensor]:
-        """Factors that give no update but can still learn: the present ones, the last set to zero unless it need not."""
+        """Factors that give no update but can still learn: the present ones, with the last set to zero if that is needed."""
         if norm(self.factor_bonds, factors_now) == 0:
             return list(factors_now)
         return [*factors_now[:-1], torch.zeros_like(factors_now[-1])]
