@@ -216,11 +216,11 @@ class _GroupFit:
             for number, factor in enumerate(small_factors)
         ]
         factors = _padded(self.factor_bonds, expanded, ranks)
-        factors[-1] = factors[-1] / self.adapter.scale
+        factors[-1] = factors[-1] / self.adapter.scale  # Delta W is scale · network
         return self.group.scatter(factors, self.adapter.factors)
 
     def _zero_network(self, factors_now: Sequence[Tensor]) -> list[Tensor]:
-        """Factors that give no update but can still learn: the present ones, with the last set to zero if that is needed."""
+        """Factors that give no update but can still learn: those of now, the last one zero unless they give none."""
         if norm(self.factor_bonds, factors_now) == 0:
             return list(factors_now)
         return [*factors_now[:-1], torch.zeros_like(factors_now[-1])]

@@ -123,12 +123,12 @@ class TargetUpdate:
             (n, columns).
         """
         if factor in self.input_factors:
-            side, other = update.left, self._project_side(update.right, self.output_factors, subspaces)
+            side, other_side = update.left, self._project_side(update.right, self.output_factors, subspaces)
         else:
-            side, other = update.right, self._project_side(update.left, self.input_factors, subspaces)
+            side, other_side = update.right, self._project_side(update.left, self.input_factors, subspaces)
         side = side.movedim(1, -1)  # (rank, other factors of this side, n)
-        other = other.flatten(1)
-        product: Tensor = torch.tensordot(other @ other.mT, side @ basis, 1)  # (rank, other factors, columns)
+        other_side = other_side.flatten(1)
+        product: Tensor = torch.tensordot(other_side @ other_side.mT, side @ basis, 1)  # (rank, other factors, columns)
         return side.flatten(0, -2).mT @ product.flatten(0, -2)
 
     def _labels(self, factors: Sequence[int]) -> list[str]:
@@ -278,6 +278,7 @@ def leading_subspaces(updates: Sequence[TargetUpdate], sizes: Sequence[int], ran
     """
     left, right = updates[0].input_factors[0], updates[0].output_factors[0]
     subspaces: dict[int, Subspace] = {}
+    # twice, since the first subspace of the left side is found without one of the right side
     for factor in (left, right, left, right):
         # the targets of one width read from its first entry on
         starts = sorted({int(update.indices[factor][0]) for update in updates})
@@ -286,8 +287,8 @@ def leading_subspaces(updates: Sequence[TargetUpdate], sizes: Sequence[int], ran
             readers = [update for update in updates if start <= int(update.indices[factor][0]) < end]
             if any(len(reader.indices[factor]) < end - start for reader in readers):
                 break
-            others = {number: subspace for number, subspace in subspaces.items() if number != factor}
-            bases.append(_leading_directions(readers, factor, start, end - start, rank + OVERSAMPLING, others))
+            other_subspaces = {number: subspace for number, subspace in subspaces.items() if number != factor}
+            bases.append(_leading_directions(readers, factor, start, end - start, rank + OVERSAMPLING, other_subspaces))
         if len(bases) == len(starts):
             subspaces[factor] = Subspace(tuple(starts), tuple(bases))
     return subspaces
@@ -304,7 +305,7 @@ def _leading_directions(
     """The leading left singular vectors of [X_1 X_2 ...], (size, columns), by subspace iteration; X is never formed."""
     if num_columns >= size:
         return torch.eye(size, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)  # equal updates give equal factors
     basis: Tensor = torch.linalg.qr(torch.randn(size, num_columns, generator=generator, dtype=torch.float64)).Q
     for _ in range(SUBSPACE_ITERATIONS):
         total = torch.zeros_like(basis)

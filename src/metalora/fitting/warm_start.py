@@ -160,8 +160,8 @@ def _unit_columns(adapter: Adapter, group: FactorGroup, weight_factor: str) -> l
     random = [torch.randn(factor.shape, generator=generator).to(factor) for factor in factors]
     signs = torch.where(factors[weights] < 0, -1.0, 1.0)
     unit = [
-        nn.functional.normalize(torch.where(factor.norm(dim=0) > 0, factor, other), dim=0)
-        for factor, other in zip(factors, random, strict=True)
+        nn.functional.normalize(torch.where(factor.norm(dim=0) > 0, factor, random_factor), dim=0)
+        for factor, random_factor in zip(factors, random, strict=True)
     ]
     unit[weights] = torch.zeros_like(unit[weights])
     first = 1 if weights == 0 else 0
@@ -190,6 +190,7 @@ def _downhill_updates(adapter: Adapter, loss: Callable[[], Tensor], rank: int, c
     try:
         for weight in weights.values():
             weight.requires_grad_(True)
+        # the gradient of the base's weight W is that of W + Delta W at Delta W = 0
         with adapter.disabled(), torch.enable_grad():
             gradients = torch.autograd.grad(loss(), list(weights.values()), allow_unused=True)
     finally:

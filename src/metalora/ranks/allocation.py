@@ -89,6 +89,7 @@ def _leaf_factors(method: Method) -> dict[str, str]:
             leaves[bonds[0]] = factor
     is_complete = len(method.network.factors) == num_bonds + 1
     has_other_factors = method.non_trainable or method.composites
+    # a frozen factor or a product of factors is neither a leaf nor the core
     if len(cores) != 1 or len(leaves) != num_bonds or not is_complete or has_other_factors:
         raise ValueError(
             f"ranks: {method.name!r} is no Tucker, a factor for every mode and a core, so it has no spectra"
@@ -143,18 +144,18 @@ def _gram(key: str, shape: Sequence[int], factor: str, layout: Layout, tensors: 
                 continue
             x = _unfolded(first, factor, tensors[first.target.path])
             y = _unfolded(second, factor, tensors[second.target.path])
-            if x.shape[1:] == y.shape[1:]:
+            if x.shape[1:] == y.shape[1:]:  # targets of unequal widths have no common columns
                 gram[rows[first.target.path][:, None], rows[second.target.path]] += x @ y.mT
     return gram
 
 
 def _same_elsewhere(first: TargetLayout, second: TargetLayout, factor: str) -> bool:
     """Whether two targets read the same of all factors but one."""
-    others = [name for name in first.views if name != factor]
+    other_factors = [name for name in first.views if name != factor]
     return all(
         first.views[name].key == second.views[name].key
         and dict(first.views[name].index) == dict(second.views[name].index)
-        for name in others
+        for name in other_factors
     )
 
 

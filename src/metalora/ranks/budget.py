@@ -132,9 +132,9 @@ class RankBudget:
         choose = step == end or (between and step % self.config.every == 0)
         if choose:
             self.kept = self._largest_scores(budget_now)
-        if choose or step > end:
-            for key, kept in self.kept.items():
-                self._factor(key).mul_(kept)
+        if choose or step > end:  # after the last choice every step, since the optimiser moves masked values again
+            for key, mask in self.kept.items():
+                self._factor(key).mul_(mask)
         return budget_now
 
     @property

@@ -104,7 +104,8 @@ def sweep(
     free_bonds = {bond for group in groups for bonds in group.factor_bonds for bond in bonds}
     wanted = None if rank is None else _wanted_ranks(rank, sizes_before, free_bonds)
     if budget is not None:
-        budget -= params_before - _num_params(adapter, groups[0])  # what is left for the group
+        # the budget counts all learned parameters, and only those of the group can become fewer
+        budget -= params_before - _num_params(adapter, groups[0])
     moments = _optimizer_moments(optimizer, adapter.learned) if state == "carry" else {}
     truncation = _Truncation(adapter, moments)
     for group in groups:
@@ -200,8 +201,8 @@ def _check_groups(adapter: Adapter, groups: Sequence[FactorGroup], state: State,
                 "carried over by; use state='reset'"
             )
     if needs_one and len(groups) > 1:
-        what = f"{len(groups)} {groups[0].topology}s of factors"
-        raise ValueError(f"sweep: the adapter has {what}; give them a rank=... instead")
+        networks = f"{len(groups)} {groups[0].topology}s of factors"
+        raise ValueError(f"sweep: the adapter has {networks}; give them a rank=... instead")
 
 
 def _truncate_group(
@@ -300,7 +301,7 @@ def _update_optimizer(
 ) -> None:
     """Set the carried moments of the parameters; without any, drop their state."""
     for key, parameter in parameters.items():
-        if not moments:
+        if not moments:  # the optimiser then starts with new moments, and a step count of zero
             optimizer.state.pop(parameter, None)
         for name, tensors in moments.items():
             optimizer.state[parameter][name] = tensors[key].to(parameter).contiguous()

@@ -67,7 +67,7 @@ def factorise(
     exact_ranks = bond_sizes(factor_bonds, exact)
     wanted_ranks = {bond: min(rank, exact_ranks[bond]) for bond, rank in ranks.items()}
     factors = truncate(factor_bonds, exact, ranks=wanted_ranks, gauge="balanced").tensors
-    if wanted_ranks == exact_ranks:
+    if wanted_ranks == exact_ranks:  # nothing was truncated, so nothing can be improved
         return factors
     return tree_in_gauge(factor_bonds, hooi(factor_bonds, exact, factors, HOOI_PASSES), "balanced")
 
@@ -91,13 +91,13 @@ def decompose(factor_bonds: FactorBonds, tensor: Tensor) -> list[Tensor]:
     remainder = tensor
     labels = [open_label(number) for number in range(len(factor_bonds))]  # of the axes of `remainder`
     for child, bond, _ in leaf_to_root_edges(factor_bonds, root):
-        child_labels = [open_label(child), *(other for other in factor_bonds[child] if other != bond)]
+        child_labels = [open_label(child), *(child_bond for child_bond in factor_bonds[child] if child_bond != bond)]
         other_labels = [label for label in labels if label not in child_labels]
         remainder = _permuted(remainder, labels, [*child_labels, *other_labels])
         child_shape, other_shape = remainder.shape[: len(child_labels)], remainder.shape[len(child_labels) :]
         matrix = remainder.reshape(child_shape.numel(), other_shape.numel())
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-        rank = max(1, int((s > SMALLEST_SINGULAR_VALUE * s[0]).sum()))
+        rank = max(1, int((s > SMALLEST_SINGULAR_VALUE * s[0]).sum()))  # a zero tensor has bonds of size one
         factor = u[:, :rank].reshape(*child_shape, rank)
         factors[child] = _permuted(factor, [*child_labels, bond], [open_label(child), *factor_bonds[child]])
         remainder = (s[:rank, None] * v[:rank]).reshape(rank, *other_shape)
@@ -124,7 +124,7 @@ def fit_columns(tensor: Tensor, rank: int) -> list[Tensor]:
     Returns:
         Factors (n_k, r); a column has the same norm in each.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)  # equal input gives equal output
     starts = [_singular_vector_start(tensor, rank, generator)]
     second_longest = sorted(tensor.shape)[-2]
     if tensor.ndim > 2 and second_longest >= rank:
@@ -176,6 +176,7 @@ def _alternate_columns(tensor: Tensor, start: list[Tensor]) -> tuple[list[Tensor
         inner_product = float((projection * last).sum())
         approximation_square = float((gram * (last.mT @ last)).sum())
         error = sqrt(max(square - 2 * inner_product + approximation_square, 0.0))
+        # unbalanced columns grow apart from pass to pass, until the Gram matrices lose their precision
         return _balanced(factors), error
 
     return alternate(one_pass, start, float("inf"), sqrt(square), COLUMN_FIT)
@@ -184,8 +185,8 @@ def _alternate_columns(tensor: Tensor, start: list[Tensor]) -> tuple[list[Tensor
 def _project_onto_columns(tensor: Tensor, factors: Sequence[Tensor], axis: int) -> Tensor:
     """The tensor contracted with the columns of all factors but one: (n, r)."""
     labels = [open_label(number) for number in range(tensor.ndim)]
-    others = [(factor, [labels[number], "r"]) for number, factor in enumerate(factors) if number != axis]
-    return contract([(tensor, labels), *others], [labels[axis], "r"])
+    other_operands = [(factor, [labels[number], "r"]) for number, factor in enumerate(factors) if number != axis]
+    return contract([(tensor, labels), *other_operands], [labels[axis], "r"])
 
 
 def _balanced(factors: Sequence[Tensor]) -> list[Tensor]:
@@ -217,6 +218,7 @@ def _eigenvector_start(tensor: Tensor, rank: int, generator: torch.Generator) ->
     u, v = (torch.linalg.svd(slices.movedim(axis, 0).flatten(1), full_matrices=False).U[:, :rank] for axis in (0, 1))
     mixtures = slices @ torch.randn(slices.shape[2], 2, generator=generator, dtype=tensor.dtype)
     first, second = (u.mT @ mixtures[..., number] @ v for number in (0, 1))  # (rank, rank)
+    # noise can make pairs of eigenvalues complex; their real parts still start the least squares
     columns = u @ torch.linalg.eig(first @ torch.linalg.pinv(second)).eigenvectors.real
     rank_one_rows = torch.tensordot(torch.linalg.pinv(columns), tensor.movedim(longest, 0), 1)  # (rank, other axes)
     factors: list[Tensor] = []

@@ -62,11 +62,11 @@ def tt(factors: Mapping[str, str] | str) -> dict[str, str]:
         >>> tt("in layer out")
         {'G1': 'in r1', 'G2': 'r1 layer r2', 'G3': 'r2 out'}
     """
-    named = _named(factors)
+    modes_by_factor = _named(factors)
     specs: dict[str, str] = {}
-    for position, (name, modes) in enumerate(named.items()):
+    for position, (name, modes) in enumerate(modes_by_factor.items()):
         left = f"r{position}" if position > 0 else ""
-        right = f"r{position + 1}" if position < len(named) - 1 else ""
+        right = f"r{position + 1}" if position < len(modes_by_factor) - 1 else ""
         specs[name] = _spec(left, modes, right)
     return specs
 
@@ -81,10 +81,10 @@ def ring(factors: Mapping[str, str] | str) -> dict[str, str]:
         >>> ring({"A": "in", "B": "out", "C": ""})
         {'A': 'r0 in r1', 'B': 'r1 out r2', 'C': 'r2 r0'}
     """
-    named = _named(factors)
+    modes_by_factor = _named(factors)
     return {
-        name: _spec(f"r{position}", modes, f"r{(position + 1) % len(named)}")
-        for position, (name, modes) in enumerate(named.items())
+        name: _spec(f"r{position}", modes, f"r{(position + 1) % len(modes_by_factor)}")
+        for position, (name, modes) in enumerate(modes_by_factor.items())
     }
 
 

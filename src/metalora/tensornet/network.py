@@ -73,8 +73,8 @@ class Network:
         """
         parsed_folds = parse_folds(folds or {})
         if terms:
-            used = [*biases, *(factor for term in terms for factor in term)]
-            if sorted(used) != sorted(specs):
+            factors_of_terms = [*biases, *(factor for term in terms for factor in term)]
+            if sorted(factors_of_terms) != sorted(specs):
                 raise ValueError(f"terms {terms}: each of the factors {', '.join(specs)} is in one of them")
         factors = parse_factors(specs, parsed_folds)
         return cls(factors, parsed_folds, tuple(map(tuple, terms)), form, tuple(biases))
@@ -171,6 +171,7 @@ class Network:
             >>> Network.parse({"A": "in r", "B": "r out"}).max_rank("r", {"in": 768, "out": 10})
             10
         """
+        # a bond that closes a cycle leaves its two ends in one component
         sides = [modes for modes in self._components_without(bond) if bond in modes]
         if len(sides) != 2:
             sides = [set(self.inputs), set(self.outputs)]

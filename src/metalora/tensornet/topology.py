@@ -39,7 +39,7 @@ def classify_topology(factor_bonds: FactorBonds) -> Topology | None:
         return None
     if len(connected_components(factor_bonds)) != 1:
         return None
-    if len(factors_of_bond) == len(factor_bonds) - 1:
+    if len(factors_of_bond) == len(factor_bonds) - 1:  # connected and without a cycle
         return "chain" if max(len(bonds) for bonds in factor_bonds) <= 2 else "tree"
     return "ring" if all(len(bonds) == 2 for bonds in factor_bonds) else None
 
@@ -151,13 +151,13 @@ def feasible_ranks(factor_bonds: FactorBonds, open_sizes: Sequence[int], ranks: 
     factors_of_bond = edges(factor_bonds)
     ranks = dict(ranks)
     changed = True
-    while changed:
+    while changed:  # a lower rank can lower those next to it
         changed = False
         for bond, factors in factors_of_bond.items():
             if len(factors) != 2:
                 continue
             for number in factors:
-                other_ranks = prod(ranks[other] for other in factor_bonds[number] if other != bond)
+                other_ranks = prod(ranks[name] for name in factor_bonds[number] if name != bond)
                 largest = open_sizes[number] * other_ranks
                 if ranks[bond] > largest:
                     ranks[bond] = largest

@@ -37,10 +37,12 @@ def truncate_columns(
     rank = target.choose({bond: explained})[bond]
     if rank == len(gram):
         return list(tensors), {bond: 0.0}
-    kept = torch.tensor(sorted(order[:rank]), device=gram.device)
-    factors = [tensor[:, kept] for tensor in tensors]
-    weights = torch.linalg.pinv(gram[kept][:, kept], hermitian=True) @ gram[kept].sum(1)
+    columns = torch.tensor(sorted(order[:rank]), device=gram.device)
+    factors = [tensor[:, columns] for tensor in tensors]
+    # the normal equations of the weights; the right side is the inner product of a column with the sum of all
+    weights = torch.linalg.pinv(gram[columns][:, columns], hermitian=True) @ gram[columns].sum(1)
     factors[-1] = factors[-1] * weights
+    # the two are equal but for rounding, and the larger one is a bound
     discarded = max(distance(factor_bonds, tensors, factors), float(tail_norms(explained)[rank]))
     return fit_to_reference(factor_bonds, tensors, factors), {bond: discarded}
 
@@ -59,7 +61,7 @@ def _order_of_columns(gram: Tensor) -> tuple[list[int], Tensor]:
     for _ in range(len(gram)):
         squares = remaining_gram.diagonal()
         gains = torch.where(squares > smallest, along_sum.square() / squares.clamp_min(1e-300), 0.0)
-        gains[order] = -1.0
+        gains[order] = -1.0  # below zero, which is what a column of zeros explains
         best = int(gains.argmax())
         order.append(best)
         explained.append(float(gains[best]) ** 0.5)

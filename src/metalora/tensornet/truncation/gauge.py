@@ -112,8 +112,9 @@ def columns_in_gauge(factor_bonds: FactorBonds, tensors: Sequence[Tensor], gauge
     """
     holder = norm_holder(factor_bonds, gauge)
     norms = torch.stack([tensor.norm(dim=0) for tensor in tensors])  # (factors, r)
-    norms = torch.where(norms > 0, norms, 1.0)
+    norms = torch.where(norms > 0, norms, 1.0)  # a column of zeros is not scaled
     signs = torch.stack([largest_entry_signs(tensor) for tensor in tensors])
+    # the product of the signs is that of the tensor, which the holder keeps
     signs[holder] = 1.0
     signs[holder] = signs.prod(0)
     if gauge == "balanced":

@@ -61,7 +61,7 @@ def _transport_tree(
         gram = old_columns.mT @ gram_columns  # <L, L>
         cross = cross_columns.mT @ new_columns  # <L, L'>
         change = torch.linalg.pinv(gram, hermitian=True) @ cross
-        inverse = torch.linalg.pinv(change)
+        inverse = torch.linalg.pinv(change)  # not square after a truncation
         if squared:
             change, inverse = change.square(), inverse.square()
         transported[child] = mode_product(transported[child], child_axis, inverse.mT)
@@ -76,7 +76,7 @@ def _transport_columns(
 ) -> list[Tensor]:
     """Column by column, the gradient of the nearest old column times the growth of the other factors."""
     old_rank, new_rank = old[0].shape[1], new[0].shape[1]
-    nearest = torch.arange(old_rank, device=old[0].device)
+    nearest = torch.arange(old_rank, device=old[0].device)  # without truncation the columns keep their order
     if new_rank < old_rank:
         cosines = [_unit_columns(before).mT @ _unit_columns(after) for before, after in zip(old, new, strict=True)]
         nearest = torch.stack(cosines).prod(0).abs().argmax(0)

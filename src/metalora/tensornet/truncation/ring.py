@@ -38,6 +38,7 @@ def truncate_ring(
     if not target.discarded_per_bond:
         return _truncate_to_ranks(factor_bonds, tensors, target.choose(singular_values))
     allowed_error = target.discarded_per_bond * len(singular_values) ** 0.5
+    # the projections are no orthogonal ones, so the discarded norms do not bound the error: measure it and try again
     for share in SHARES_OF_TOLERANCE:
         factors, discarded = _truncate_to_ranks(factor_bonds, tensors, target.choose(singular_values, share))
         if distance(factor_bonds, tensors, factors) <= allowed_error:
@@ -103,6 +104,6 @@ def _opened_gram(factor_bonds: FactorBonds, tensors: Sequence[Tensor], bond: str
     for number, bonds in enumerate(factor_bonds):
         for copy in ("", "'"):
             at_opened_bond = f"#end{copy}" if number == end else "#traced"
-            labels = [at_opened_bond if other == bond else other + copy for other in bonds]
+            labels = [at_opened_bond if name == bond else name + copy for name in bonds]
             operands.append((tensors[number], [open_label(number), *labels]))
     return contract(operands, ["#end", "#end'"])

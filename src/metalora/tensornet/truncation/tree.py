@@ -37,7 +37,7 @@ def truncate_tree(
     Returns:
         The truncated factors, and bond -> the norm that the bond discarded.
     """
-    center = most_connected_factor(factor_bonds)
+    center = most_connected_factor(factor_bonds)  # the core of Tucker: then every leaf is one QR away
     reference = orthogonalize(factor_bonds, tensors, center)
     decompositions = bond_decompositions(factor_bonds, reference, center)
     ranks = target.choose({bond: values for bond, (values, _) in decompositions.items()})
@@ -47,7 +47,7 @@ def truncate_tree(
         discarded[bond] = float(tail_norms(values)[rank]) if rank < len(values) else 0.0
     leading = {bond: vectors[:, : ranks[bond]] for bond, (_, vectors) in decompositions.items()}
     approximation = project_bonds(factor_bonds, reference, leading)
-    if any(discarded.values()):
+    if any(discarded.values()):  # otherwise T' is T up to rounding
         approximation = hooi(factor_bonds, reference, approximation)
     return approximation, discarded
 
@@ -81,7 +81,7 @@ def hooi(
             first_shape, second_shape = pair.shape[:split], pair.shape[split:]
             matrix = pair.reshape(first_shape.numel(), second_shape.numel())
             u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-            rank = min(factors[first].shape[first_axis], len(s))
+            rank = min(factors[first].shape[first_axis], len(s))  # a bond may be wider than its pair of neighbours
             weighted = (s[:rank, None] * v[:rank]).mT
             factors[first] = u[:, :rank].reshape(*first_shape, rank).movedim(-1, first_axis)
             factors[second] = weighted.reshape(*second_shape, rank).movedim(-1, second_axis)

@@ -116,13 +116,14 @@ def truncate(
         raise ValueError(f"mode {mode!r} is an algorithm of chains, and this is a {topology}: use mode 'round'")
     reference = [tensor.detach().double() for tensor in tensors]
     wanted_ranks = {**bond_sizes(factor_bonds, tensors), **(ranks or {})}
-    _check(topology, factor_bonds, reference, wanted_ranks)
+    _check(topology, factor_bonds, reference, wanted_ranks)  # before any decomposition: NaN would make it fail
     if topology == "chain":
         factors, discarded = _truncate_chain(factor_bonds, reference, wanted_ranks, tolerance, budget, mode, gauge)
     else:
         target = _target(factor_bonds, reference, wanted_ranks, tolerance, budget)
         factors, discarded = _truncate_network(topology, factor_bonds, reference, target, gauge)
     result = [factor.to(tensor.dtype) for factor, tensor in zip(factors, tensors, strict=True)]
+    # measured on the rounded result, so that the error of bfloat16 is part of it
     error = distance(factor_bonds, reference, [tensor.double() for tensor in result])
     return TruncatedNetwork(result, bond_sizes(factor_bonds, result), discarded, error / norm(factor_bonds, reference))
 
