@@ -194,7 +194,7 @@ class TrainConfig:
     warmup: float = 0.3
     """share of the steps over which the learning rate rises, between 0 and 1"""
     penalty: float = 0.01
-    """weight of the mean square of c - c0 in the loss, for generated factors"""
+    """weight of the mean square of c - c0 in the loss, for generated factors; the loss function adds it"""
     rank_schedule: RankScheduleConfig | None = None
     """lower the ranks while training, by sweeps"""
     rank_budget: RankBudgetConfig | None = None
@@ -206,7 +206,7 @@ class TrainConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """dtype of the operations that autocast lowers"""
     store: Literal["float32", "float16"] = "float16"
-    """dtype of the numbers in the adapter file; the trained adapter is rounded to it before it is scored"""
+    """dtype of the numbers in the adapter file of an experiment; the adapter is rounded to it before it is scored"""
     checkpoint_every: int = 500
     """number of optimiser steps between two checkpoints, for a run that has a checkpoint file"""
 

@@ -148,7 +148,7 @@ def _check_generated(adapter: Adapter, values: Mapping[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class _Lora:
-    """A LoRA of all targets: truncated pairs, and biases where the method has them, by module path."""
+    """A LoRA of all targets: truncated pairs, and biases if the method has them, by module path."""
 
     pairs: dict[str, TruncatedProduct]
     shifts: dict[str, Tensor | None]
