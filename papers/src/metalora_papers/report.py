@@ -96,7 +96,7 @@ def summarise(rows: Sequence[Row], group_by: Sequence[str] = ("method",), *, met
             group = {name: _field(members[0], name) for name in group_by}
             _check_seeds(group, members)
             members = sorted(members, key=lambda row: row["seed"])
-            by_seed = {row["seed"]: _metric(row, metric) for row in members}
+            by_seed = {row["seed"]: _number_of(row, metric) for row in members}
             found.append(GroupSummary(group, metric, bootstrap_interval(_tree(members, metric)), by_seed))
     if not found:
         known = sorted({name for row in rows for name in _metric_names(row["results"])})
@@ -248,7 +248,12 @@ def _draw_bars(axes: Any, found: dict[float, GroupSummary], thickness: float, co
 
 
 def _compare(
-    treatment: str, baselines: Sequence[str], values: dict[str, dict], sizes: dict[str, float], metric: str, sign: int
+    treatment: str,
+    baselines: Sequence[str],
+    values: dict[str, dict[int, float]],
+    sizes: dict[str, float],
+    metric: str,
+    sign: int,
 ) -> PairedComparison:
     """Return the comparison of one treatment with its best baseline, not yet Holm-corrected."""
     large = [name for name in baselines if sizes[name] >= sizes[treatment]]
@@ -294,7 +299,14 @@ def _metric(row: Row, name: str) -> float | None:
     return value
 
 
-def _tree(members: Sequence[Row], metric: str) -> list:
+def _number_of(row: Row, metric: str) -> float:
+    """Return a metric that the row is known to have."""
+    value = _metric(row, metric)
+    assert value is not None
+    return value
+
+
+def _tree(members: Sequence[Row], metric: str) -> list[Any]:
     """Values by seed, and below each seed by domain or episode and by image, where every row holds them."""
     inner = [
         trials(counts) for row in members for counts in row["results"].get("nested", ()) if counts["metric"] == metric
@@ -302,7 +314,7 @@ def _tree(members: Sequence[Row], metric: str) -> list:
     return inner if len(inner) == len(members) else [_metric(row, metric) for row in members]
 
 
-def _metric_names(results: dict, prefix: str = "") -> list[str]:
+def _metric_names(results: dict[str, Any], prefix: str = "") -> list[str]:
     """Return the dotted names of all numbers in results."""
     inner = [_metric_names(value, f"{prefix}{name}.") for name, value in results.items() if isinstance(value, dict)]
     return [prefix + name for name, value in results.items() if _is_number(value)] + sum(inner, [])

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-SIGN_FLIP_LIMIT = 16
 DRAWN_AT_ONCE = 4_000_000
+Tree = list[Any] | np.ndarray  # nested values: seeds, then domains or episodes, then images
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,6 @@ def paired_t_test(a: Sequence[float], b: Sequence[float]) -> PairedTest:
     return PairedTest(mean, statistic, float(2 * stdtr(n - 1, -abs(statistic))), n)
 
 
-def sign_flip_test(a: Sequence[float], b: Sequence[float]) -> PairedTest:
-    """Test exactly, over all 2^n sign flips of the pairs, whether a - b is symmetric around zero (two-sided).
-
-    p = share of flips whose |mean| is at least the observed one; it cannot go below 2^(1 - n). The statistic is the
-    mean. ValueError: more than 16 pairs, unequal lengths, fewer than two pairs, NaN or infinite values.
-    """
-    differences = _differences(a, b)
-    n = len(differences)
-    if n > SIGN_FLIP_LIMIT:
-        raise ValueError(f"the exact sign-flip test takes at most {SIGN_FLIP_LIMIT} pairs, not {n}")
-    flips = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)  # (2^n, n)
-    sums = np.abs(flips @ differences)
-    slack = 1e-12 * np.abs(differences).sum()  # equal sums, added in another order
-    mean = float(differences.mean())
-    return PairedTest(mean, mean, float(np.mean(sums >= abs(differences.sum()) - slack)), n)
-
-
 def holm(p_values: dict[str, float]) -> dict[str, float]:
     """Return p-values adjusted for a family of tests by Holm's step-down method, under the same names.
 
@@ -108,12 +91,12 @@ def bootstrap_interval(values: Sequence[Any], level: float = 0.95, n: int = 2000
     return Summary(float(seeds.mean()), std, float(low), float(high), len(seeds))
 
 
-def right_counts(metric: str, accuracies: Sequence[float], queries: int) -> dict:
+def right_counts(metric: str, accuracies: Sequence[float], queries: int) -> dict[str, Any]:
     """How many of each group's `queries` were right: what a row keeps so that `trials` can resample single images."""
     return {"metric": metric, "queries": queries, "right": [round(value * queries) for value in accuracies]}
 
 
-def trials(counts: dict) -> list[list[float]]:
+def trials(counts: dict[str, Any]) -> list[list[float]]:
     """Group by group (domain or episode), one number an image: 1 right, 0 wrong."""
     return [[1.0] * right + [0.0] * (counts["queries"] - right) for right in counts["right"]]
 
@@ -155,7 +138,7 @@ def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
     return first - second
 
 
-def _tree(values: Any, name: str) -> list | np.ndarray:
+def _tree(values: Any, name: str) -> Tree:
     """Return nested values as lists of lists of 1-D float64 arrays, or raise a ValueError that names the place."""
     items = list(values)
     if not items:
@@ -174,11 +157,11 @@ def _tree(values: Any, name: str) -> list | np.ndarray:
     return children
 
 
-def _depth(node: list | np.ndarray) -> int:
+def _depth(node: Tree) -> int:
     return 1 if isinstance(node, np.ndarray) else 1 + _depth(node[0])
 
 
-def _leaves(node: list | np.ndarray) -> int:
+def _leaves(node: Tree) -> int:
     return len(node) if isinstance(node, np.ndarray) else sum(map(_leaves, node))
 
 
@@ -186,7 +169,7 @@ def _mean(node: Any) -> float:
     return float(np.mean([_mean(child) for child in node] if isinstance(node, list) else node))
 
 
-def _resampled_means(node: list | np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+def _resampled_means(node: Tree, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Return `draws` means (draws,) of the node, each from a fresh resample of it and of all below it."""
     size = len(node)
     if isinstance(node, np.ndarray):

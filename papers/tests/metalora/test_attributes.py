@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from metalora_papers.metalora.attributes import DEFAULT_ATTRIBUTES, EXTRA_ATTRIBUTES, VALUE_COUNTS, AttributeImages
+from metalora_papers.metalora.attributes import DEFAULT_ATTRIBUTES, VALUE_COUNTS, AttributeImages
+
+EXTRA_ATTRIBUTES = tuple(name for name in VALUE_COUNTS if name not in DEFAULT_ATTRIBUTES)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metalora_papers.metalora.image_sources import load_image_folder, load_image_set, read_idx
+from metalora_papers.metalora.image_sources import load_image_set, read_idx
 from metalora_papers.metalora.image_split import ImageSplit
 
 
@@ -68,22 +68,26 @@ def test_broken_idx_files_name_file_expected_and_found(tmp_path):
 
 
 def test_image_folder_and_its_errors(tmp_path):
+    name = f"folder:{tmp_path}"
     with pytest.raises(ValueError, match="no such folder"):
-        load_image_folder(tmp_path / "none")
+        load_image_set(f"{name}/none", "train")
     (tmp_path / "cat").mkdir()
-    Image.new("RGB", (40, 30), (255, 0, 0)).save(tmp_path / "cat" / "a.png")
+    for k in range(2):
+        Image.new("RGB", (40, 30), (255, 0, 0)).save(tmp_path / "cat" / f"{k}.png")
     with pytest.raises(ValueError, match="at least two class subfolders, found 1"):
-        load_image_folder(tmp_path)
+        load_image_set(name, "train")
     (tmp_path / "dog").mkdir()
     with pytest.raises(ValueError, match="dog: no images"):
-        load_image_folder(tmp_path)
-    Image.new("L", (28, 28), 9).save(tmp_path / "dog" / "b.png")
-    grey, colour = load_image_folder(tmp_path), load_image_folder(tmp_path, size=16, colour=True)
-    assert grey.images.shape == (2, 28, 28) and grey.class_names == ("cat", "dog") and grey.labels.tolist() == [0, 1]
-    assert colour.images.shape == (2, 3, 16, 16) and colour.images[0, :, 0, 0].tolist() == [255, 0, 0]
-    (tmp_path / "dog" / "c.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"c\.png: not a readable image"):
-        load_image_folder(tmp_path)
+        load_image_set(name, "train")
+    for k in range(2):
+        Image.new("L", (28, 28), 9).save(tmp_path / "dog" / f"{k}.png")
+    images = load_image_set(name, "train")
+    assert images.images.shape == (2, 28, 28) and images.class_names == ("cat", "dog")
+    assert images.labels.tolist() == [0, 1] and images.images[1, 0, 0] == 9
+    for k in range(2):
+        (tmp_path / "dog" / f"{k}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"\d\.png: not a readable image"):
+        load_image_set(name, "train")
 
 
 @pytest.mark.parametrize("seen", [(), (0, 0), (0, 10), tuple(range(10))])

@@ -1,4 +1,4 @@
-"""Angles from disjoint arcs that repeat around the circle, so that train, val and test never share one."""
+"""Angles from disjoint ranges that repeat around the circle, so that train, val and test never share one."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,14 @@ import torch
 
 @dataclass(frozen=True)
 class AngleRanges:
-    """Disjoint arcs [start, end) in degrees within one period, repeated `turns` times from `first` on."""
+    """Disjoint ranges [start, end) of angles within one period, repeated around the circle.
+
+    Attributes:
+        bounds: Start and end of each range, in degrees from the beginning of a period.
+        period: Length of a period in degrees.
+        turns: Number of periods.
+        first: Where the first period begins, in degrees.
+    """
 
     bounds: tuple[tuple[float, float], ...]
     period: float
@@ -15,17 +22,12 @@ class AngleRanges:
     first: float = 0.0
 
     def sample(self, generator: torch.Generator) -> float:
-        """Draw an angle in degrees, uniform over the arcs of every period."""
+        """Draw an angle in degrees, uniform over the ranges of every period."""
         turn = int(torch.randint(self.turns, (), generator=generator))
-        spot = float(torch.rand((), generator=generator, dtype=torch.float64))
-        rest = spot * sum(end - start for start, end in self.bounds)
+        share = float(torch.rand((), generator=generator, dtype=torch.float64))
+        remainder = share * sum(end - start for start, end in self.bounds)
         for start, end in self.bounds:
-            if rest < end - start:
-                return self.first + turn * self.period + start + rest
-            rest -= end - start
-        raise AssertionError("a draw in [0, 1) lies in some arc")
-
-    def contains(self, degrees: float) -> bool:
-        """Whether an angle lies in one of the arcs."""
-        spot = (degrees - self.first) % self.period
-        return any(start <= spot < end or start <= spot - self.period < end for start, end in self.bounds)
+            if remainder < end - start:
+                return self.first + turn * self.period + start + remainder
+            remainder -= end - start
+        raise AssertionError("a share in [0, 1) lies in one of the ranges")

@@ -39,7 +39,6 @@ VALUE_COUNTS = {
     "dots": 4, "brightness": len(BRIGHTNESSES), "frame_width": len(FRAME_WIDTHS),
 }  # fmt: skip
 DEFAULT_ATTRIBUTES = ("class", "hue", "rotation", "frame", "scale", "noise", "position")
-EXTRA_ATTRIBUTES = ("background", "stripes", "blur", "dots", "brightness", "frame_width")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ class DomainBatch:
     clean: Tensor
     labels: Tensor
     domain: Tensor
-    domains: tuple
+    domains: tuple[Any, ...]
     ids: Tensor
 
 

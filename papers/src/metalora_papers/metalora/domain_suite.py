@@ -97,14 +97,14 @@ class DomainSuite:
         return F.cross_entropy(self.head(features), targets)
 
     def _embed(self, images: Tensor, condition: Condition | None) -> Tensor:
-        return self.model(images) if condition is None else self.model(images, condition=condition)
+        features: Tensor = self.model(images) if condition is None else self.model(images, condition=condition)
+        return features
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
         """k-NN accuracy in the four cells with both banks; the controls of a condition; nearest mean and probe."""
         results: dict[str, Any] = {"clean": {}, "own": {}, "nested": []}
-        conditional = adapter is not None and adapter.conditional
         vectors, groups = [], []
         for domain_kind in CELLS[0]:
             sets = [self._sets(domain_kind, class_kind) for class_kind in CELLS[1]]
@@ -117,7 +117,7 @@ class DomainSuite:
                         results[bank].setdefault(metric, {})[cell] = mean
                     accuracies = [score[bank]["k5"] for score in scores]
                     results["nested"].append(right_counts(f"{bank}.k5.{cell}", accuracies, len(banks[0].query_y)))
-                if conditional and cell == "unseen_domain_seen_class":
+                if adapter is not None and adapter.conditional and cell == "unseen_domain_seen_class":
                     conditions = [adapter.condition(one.query_x) for one in banks]
                     results |= self._controls(banks, conditions, adapter)
                     vectors = [condition.vector() for condition in conditions]
@@ -139,8 +139,9 @@ class DomainSuite:
         ]
 
     def _features(self, images: Tensor, adapter: Adapter | None) -> Tensor:
-        conditional = adapter is not None and adapter.conditional
-        return self._embed(images, adapter.condition(images) if conditional else None)
+        if adapter is None or not adapter.conditional:
+            return self._embed(images, None)
+        return self._embed(images, adapter.condition(images))
 
     def _score(self, sets: BankAndQueries, adapter: Adapter | None) -> dict[str, dict[str, float]]:
         query = self._features(sets.query_x, adapter)

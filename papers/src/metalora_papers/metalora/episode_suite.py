@@ -143,34 +143,38 @@ class EpisodeSuite:
     @torch.no_grad()
     def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
         """Scores of the model as it is: k-NN accuracy per task and its means, with the controls of a condition."""
-        conditional = adapter is not None and adapter.conditional
-        conditions = self._conditions(adapter) if conditional else {}
-        mean = (
-            Condition.stack([c for name in self.config.trained for c in conditions[name]]).mean()
-            if conditional
-            else None
-        )
+        conditions: dict[str, list[Condition]] = {}
+        if adapter is not None and adapter.conditional:
+            conditions = self._conditions(adapter)
         scores: dict[str, dict[str, list[float]]] = {}
         for task in self.tasks:
             for number in range(self.config.test_episodes):
-                own = conditions[task][number] if conditional else None
                 episode = self.test_episode(task, number)
-                found = self._score(episode, own, adapter)
-                if conditional:
+                own = conditions[task][number] if conditions else None
+                by_variant = self._score(episode, own, adapter)
+                if conditions:
                     other = conditions[self._other(task)][number]
-                    found |= self._controls(episode, other, mean)
-                for variant, value in found.items():
+                    by_variant |= self._controls(episode, other, self._mean_condition(conditions))
+                for variant, value in by_variant.items():
                     scores.setdefault(variant, {}).setdefault(task, []).append(value)
         results: dict[str, Any] = {variant: self._summary(by_task) for variant, by_task in scores.items()}
         results["nested"] = self._nested(scores)
-        if conditional:
-            names = [name for name in self.config.trained for _ in conditions[name]]
-            vectors = torch.cat([c.vector() for name in self.config.trained for c in conditions[name]])
-            groups = torch.tensor([self.config.trained.index(name) for name in names])
+        if conditions:
             results["own_condition"] = results["k5"]["trained_mean"]
             results["other_condition"] = results["other_support"]["trained_mean"]
-            results["task_share"] = variance_share(vectors, groups)
+            results["task_share"] = self._task_share(conditions)
         return results
+
+    def _mean_condition(self, conditions: dict[str, list[Condition]]) -> Condition:
+        """Return the mean over all episodes of the trained tasks."""
+        return Condition.stack([each for task in self.config.trained for each in conditions[task]]).mean()
+
+    def _task_share(self, conditions: dict[str, list[Condition]]) -> float:
+        """Return the share of the variance of the conditions that lies between the trained tasks."""
+        trained = self.config.trained
+        vectors = torch.cat([each.vector() for task in trained for each in conditions[task]])
+        tasks = torch.tensor([trained.index(task) for task in trained for _ in conditions[task]])
+        return variance_share(vectors, tasks)
 
     def _conditions(self, adapter: Adapter) -> dict[str, list[Condition]]:
         numbers = range(self.config.test_episodes)
@@ -216,7 +220,7 @@ class EpisodeSuite:
             found[name] = knn_accuracy(support, episode.support_y, query, episode.query_y, 5)
         return found
 
-    def _summary(self, by_task: dict[str, list[float]]) -> dict:
+    def _summary(self, by_task: dict[str, list[float]]) -> dict[str, Any]:
         means = {task: sum(values) / len(values) for task, values in by_task.items()}
         trained = [means[name] for name in self.config.trained]
         held_out = [means[name] for name in self.config.held_out]
@@ -227,7 +231,7 @@ class EpisodeSuite:
             "per_task": means,
         }
 
-    def _nested(self, scores: dict[str, dict[str, list[float]]]) -> list[dict]:
+    def _nested(self, scores: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
         """Accuracy by episode, for intervals; the tasks of a mean are fixed: episode k is number k of each."""
         groups = {"trained_mean": self.config.trained, "held_out_mean": self.config.held_out, "unseen_class": (UNSEEN,)}
         found = []

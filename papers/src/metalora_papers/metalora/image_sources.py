@@ -41,7 +41,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images: `images` uint8 (n, h, w), or (n, 3, h, w) in colour; `labels` int64 (n,)."""
+    """Labelled grey images: `images` uint8 (n, h, w), `labels` int64 (n,) as places in `class_names`."""
 
     name: str
     images: Tensor
@@ -163,16 +163,6 @@ def read_idx(path: Path, dims: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=header).copy()).reshape(shape)
 
 
-def load_image_folder(path: str | Path, *, size: int = SIZE, colour: bool = False) -> ImageSet:
-    """Load a folder of class subfolders, every image resized to `size`×`size`; greyscale unless `colour`.
-
-    ValueError: no such folder, fewer than two classes, an empty class, an unreadable image.
-    """
-    root = Path(path)
-    files, labels, names = _class_files(root)
-    return ImageSet(root.name, torch.stack([_read_image(file, size, colour) for file in files]), labels, names)
-
-
 def _class_files(root: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
     """The image files of a folder of class subfolders, their labels, and the names of the classes."""
     folders = _subfolders(root)
@@ -209,7 +199,7 @@ def _parted_folder(name: str, split: str, root: str | Path | None, size: int) ->
         files, labels, names = _class_files(path)
         rows = _parted(name, labels, names)[split]
         files, labels = [files[row] for row in rows.tolist()], labels[rows]
-    return ImageSet(name, torch.stack([_read_image(file, size, colour=False) for file in files]), labels, names)
+    return ImageSet(name, torch.stack([_read_image(file, size) for file in files]), labels, names)
 
 
 def _parted(name: str, labels: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -220,23 +210,22 @@ def _parted(name: str, labels: Tensor, names: tuple[str, ...]) -> dict[str, Tens
     return _stratified(labels, TRAIN_SHARE)
 
 
-def _read_image(path: Path, size: int, colour: bool) -> Tensor:
+def _read_image(path: Path, size: int) -> Tensor:
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return _pixels(image, size, colour)
+            return _pixels(image, size)
     except (OSError, SyntaxError, ValueError) as error:  # PIL reports a broken PNG as a SyntaxError
         raise ValueError(f"{path}: not a readable image ({error})") from error
 
 
-def _pixels(image: Any, size: int, colour: bool = False) -> Tensor:
-    """A PIL image as uint8 (size, size), or (3, size, size) in colour."""
+def _pixels(image: Any, size: int) -> Tensor:
+    """Return a PIL image as grey values, uint8 (size, size)."""
     from PIL import Image
 
-    resized = image.convert("RGB" if colour else "L").resize((size, size), Image.Resampling.BILINEAR)
-    tensor = torch.from_numpy(np.array(resized))
-    return tensor.permute(2, 0, 1) if colour else tensor
+    resized = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized))
 
 
 def _hub(name: str, split: str, root: str | Path | None, size: int) -> ImageSet:
@@ -244,13 +233,13 @@ def _hub(name: str, split: str, root: str | Path | None, size: int) -> ImageSet:
     repository, _, column = name.removeprefix(HUB).partition(":")
     parts = _hub_parts(name, repository, root)
     image, label = _hub_columns(name, next(iter(parts.values())).features, column)
-    test = next((part for part in ("test", "validation") if part in parts), None)
-    whole = "train" not in parts or test is None
-    if whole and len(parts) != 1:
+    test = next((part for part in ("test", "validation") if part in parts), "")
+    has_parts = "train" in parts and bool(test)
+    if not has_parts and len(parts) != 1:
         raise ValueError(f"{name}: expected the parts train and test, found {', '.join(sorted(parts))}")
-    chosen = next(iter(parts.values())) if whole else parts["train" if split == "train" else test]
+    chosen = parts["train" if split == "train" else test] if has_parts else next(iter(parts.values()))
     labels, names = _hub_labels(name, chosen, parts, label)
-    if whole:
+    if not has_parts:
         rows = _parted(name, labels, names)[split]
         chosen, labels = chosen.select(rows.tolist()), labels[rows]
     return ImageSet(name, torch.stack([_pixels(one, size) for one in chosen[image]]), labels, names)
@@ -260,9 +249,10 @@ def _hub_parts(name: str, repository: str, root: str | Path | None) -> Mapping[s
     try:
         import datasets
     except ImportError:
-        raise ValueError(f"{name}: needs the package datasets: pip install 'metalora[experiments]'") from None
+        raise ValueError(f"{name}: needs the package datasets: pip install datasets") from None
     try:
-        return datasets.load_dataset(repository, cache_dir=None if root is None else str(root))
+        parts: Mapping[str, Any] = datasets.load_dataset(repository, cache_dir=None if root is None else str(root))
+        return parts
     except Exception as error:  # datasets lets the errors of several network and file libraries through
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name}: could not be loaded from the hub or its cache ({reason})") from error

@@ -72,7 +72,8 @@ def _backbone(table: TableConfig) -> torch.nn.Module:
     else:
         model = build(table.backbone, _image_size(table), SEEN_CLASSES)
     model.reset_classifier(0)
-    return model
+    backbone: torch.nn.Module = model
+    return backbone
 
 
 def _image_size(table: TableConfig) -> int:

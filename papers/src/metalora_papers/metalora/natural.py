@@ -48,13 +48,16 @@ class NaturalImages(DomainImages[str]):
         self.first_label: dict[str, int] = {}
         n_images = n_classes = 0
         for name in names:
-            parts = [_load(name, split, root, font_dir) for split in ("train", "test")]
-            pool = ImageSplit(*parts, seen=tuple(range(round(SEEN_SHARE * len(parts[0].class_names)))))
-            self.image_splits[name], self.first_id[name], self.first_label[name] = pool, n_images, n_classes
-            n_images += len(pool.labels)
-            n_classes += len(pool.class_names)
-        self.images = torch.cat([pool.images for pool in self.image_splits.values()])
-        self.labels = torch.cat([pool.labels + self.first_label[name] for name, pool in self.image_splits.items()])
+            train_files, test_files = (_load(name, split, root, font_dir) for split in ("train", "test"))
+            seen = tuple(range(round(SEEN_SHARE * len(train_files.class_names))))
+            image_split = ImageSplit(train_files, test_files, seen)
+            self.image_splits[name], self.first_id[name], self.first_label[name] = image_split, n_images, n_classes
+            n_images += len(image_split.labels)
+            n_classes += len(image_split.class_names)
+        self.images = torch.cat([image_split.images for image_split in self.image_splits.values()])
+        self.labels = torch.cat(
+            [image_split.labels + self.first_label[name] for name, image_split in self.image_splits.items()]
+        )
 
     def sample_domain(self, split: str, generator: torch.Generator) -> str:
         """Draw one of the split's sets; ValueError if the split has none."""
@@ -71,9 +74,9 @@ class NaturalImages(DomainImages[str]):
         for name in dict.fromkeys(domains):
             numbers = torch.tensor([number for number, domain in enumerate(domains) if domain == name])
             rows = torch.isin(index, numbers).nonzero()[:, 0]
-            pool = self.image_splits[name]
-            labels = pool.draw_labels(classes, len(rows), generator)
-            ids[rows] = pool.draw(split, labels, generator) + self.first_id[name]
+            image_split = self.image_splits[name]
+            labels = image_split.draw_labels(classes, len(rows), generator)
+            ids[rows] = image_split.draw(split, labels, generator) + self.first_id[name]
         return ids
 
     def draw_bank(

@@ -83,18 +83,19 @@ def question(record: Any, where: str, task: str = MIXED) -> Question:
     missing = [name for name, text in texts.items() if not isinstance(text, str) or not (text or name == "input")]
     if missing:
         raise ValueError(f"{where}: no {missing[0]!r}, or it is empty or no text")
-    named = FORMAT.search(texts["instruction"])
+    instruction, context, output = (str(texts[name]) for name in ("instruction", "input", "output"))
+    named = FORMAT.search(instruction)
     if named is None:
         raise ValueError(f"{where}: its instruction does not end with 'Answer format: a/b/...'")
     answers = [answer.strip() for answer in named[1].split("/")]
-    answer = texts["answer"].strip()
+    answer = str(texts["answer"]).strip()
     if answer not in answers or len(set(answers)) < 2:
         raise ValueError(f"{where}: the answer {answer!r} is none of the choices {', '.join(answers)}")
-    before, found, after = texts["output"].rpartition(answer)
+    before, found, after = output.rpartition(answer)
     if not found:
-        raise ValueError(f"{where}: its output {texts['output']!r:.60} does not hold the answer {answer!r}")
+        raise ValueError(f"{where}: its output {output!r:.60} does not hold the answer {answer!r}")
     choices = tuple(f"{before}{other}{after}" for other in answers)
-    return Question(prompt(texts["instruction"], texts["input"]), choices, answers.index(answer), task)
+    return Question(prompt(instruction, context), choices, answers.index(answer), task)
 
 
 def prompt(instruction: str, context: str = "") -> str:

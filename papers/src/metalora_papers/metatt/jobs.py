@@ -54,10 +54,10 @@ class Design:
 
 # ---- adapters -------------------------------------------------------------------------------------------------------
 def _adapter(table: TextTableConfig, method: str, *, rank: int = 0, init: str = "", tasks: int = 1) -> AdapterConfig:
-    """A row's adapter; the tensor trains share `table.alpha`, LoRA has a scale of two."""
-    rank, common = rank or table.rank, dict(targets=table.targets, condition=ConditionConfig(scope="constant"))
+    """Return the adapter of a row; the tensor trains share `table.alpha`, LoRA has a scale of two."""
+    rank, constant = rank or table.rank, ConditionConfig(scope="constant")
     if method == "lora":
-        return AdapterConfig("lora", rank, alpha=2.0 * rank, **common)
+        return AdapterConfig("lora", rank, alpha=2.0 * rank, targets=table.targets, condition=constant)
     zero, first, *rest = (init or table.init).split("-")
     codes = {
         "metatt-4d": [zero, first, *rest],
@@ -66,7 +66,15 @@ def _adapter(table: TextTableConfig, method: str, *, rank: int = 0, init: str = 
     }
     if method not in codes:
         raise ValueError(f"table: unknown method {method!r}{nearest(method, codes)}")
-    return AdapterConfig(method, rank, alpha=table.alpha, init="-".join(codes[method]), tasks=tasks, **common)
+    return AdapterConfig(
+        method,
+        rank,
+        alpha=table.alpha,
+        init="-".join(codes[method]),
+        tasks=tasks,
+        targets=table.targets,
+        condition=constant,
+    )
 
 
 def _rows(table: TextTableConfig, joint: bool) -> dict[str, AdapterConfig | None]:

@@ -37,6 +37,10 @@ class TextTask:
     draw: Callable[[Sequence[Article], int, random.Random], tuple[str, str, tuple[int, ...]]]
 
 
+# First texts, second texts, labels, and the numbers of the articles that each example is from.
+Drawn = tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]
+
+
 class News:
     """The articles, parted into train, val and test; no article, and no duplicate of one, is in two parts.
 
@@ -56,7 +60,7 @@ class News:
         first, second, labels, _ = self.drawn(task, split, n, seed)
         return TextExamples(first, second, labels)
 
-    def drawn(self, task: str, split: str, n: int, seed: int) -> tuple[tuple, tuple, tuple, tuple]:
+    def drawn(self, task: str, split: str, n: int, seed: int) -> Drawn:
         """As `examples`, and the numbers of the articles that each example is from."""
         check_choice("text task", task, tuple(TASKS))
         check_choice("split", split, SPLITS)
@@ -71,7 +75,8 @@ class News:
 @cache
 def _parts(root: str | None) -> dict[str, tuple[Article, ...]]:
     articles = _articles(Path(root) if root is not None else _installed())
-    rng, parts = random.Random(SPLIT_SEED), {split: [] for split in SPLITS}
+    rng = random.Random(SPLIT_SEED)
+    parts: dict[str, list[Article]] = {split: [] for split in SPLITS}
     for topic in range(len(TOPICS)):
         own = [article for article in articles if article.topic == topic]
         rng.shuffle(own)
@@ -92,7 +97,8 @@ def _articles(root: Path) -> list[Article]:
     files = [(topic, file) for topic, name in enumerate(TOPICS) for file in sorted((root / name).glob("*.txt"))]
     if not files:
         raise ValueError(f"{root}: no articles; expected folders {', '.join(TOPICS)} of .txt files")
-    articles, seen = [], set()
+    articles: list[Article] = []
+    seen: set[str] = set()
     for topic, file in files:
         text = file.read_text(encoding="utf-8", errors="replace")
         sentences = _sentences(text)

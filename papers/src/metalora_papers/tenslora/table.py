@@ -17,15 +17,20 @@ NAMES = tuple(f"tenslora-{name}, {protocol}" for name in CONSTRUCTIONS for proto
 
 
 def protocol_rows(model: nn.Module, lora: AdapterConfig) -> dict[str, AdapterConfig]:
-    """Row name -> adapter: every Tucker construction on the targets of a LoRA, at its scale alpha / r.
+    """Return every Tucker construction on the targets of a LoRA, at its scale alpha / r, by the name of its row.
 
-    isorank gives every bond LoRA's rank, above a mode's size too, as TensLoRA's code does; isoparameters the largest
-    rank whose numbers are at most LoRA's, with bonds no larger than their modes.
+    "isorank" gives every bond the rank of LoRA, even above the size of a mode, as TensLoRA's code does.
+    "isoparameters" takes the largest rank with at most LoRA's number of parameters; no bond is larger than its mode.
+
+    Args:
+        model: The frozen model.
+        lora: The configuration of LoRA, with one rank for all targets.
     """
+    assert isinstance(lora.rank, int) and lora.alpha is not None
     budget = count_params(lora, find_targets(model, lora.targets, lora.exclude))
-    found = {}
+    rows = {}
     for name in NAMES:
         method, _, protocol = name.partition(", ")
         same_rank = dataclasses.replace(lora, method=method, alpha=lora.alpha / lora.rank, clip_rank=False)
-        found[name] = same_rank if protocol == ISORANK else match_parameters(model, same_rank, budget)
-    return found
+        rows[name] = same_rank if protocol == ISORANK else match_parameters(model, same_rank, budget)
+    return rows
