@@ -1,4 +1,4 @@
-"""A method with a configuration: what is generated and frozen, what differs by example, its start and its scale."""
+"""A method as a configuration asks for it: what is generated or frozen, how factors start, what differs by example."""
 
 import pytest
 

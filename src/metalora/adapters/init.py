@@ -1,4 +1,23 @@
-"""Initial values of factors, by name and by the factor's modes."""
+"""Initial values of factors, by the name of the initialisation and by the modes of the factor.
+
+| kind          | value                                                                                       |
+|---------------|---------------------------------------------------------------------------------------------|
+| zeros         | 0                                                                                           |
+| ones:v        | v, by default 1                                                                             |
+| identity      | ones on the diagonal of the first and the last axis, slice by slice                         |
+| tiled         | the identity of the last axis, repeated along all others together                           |
+| kaiming:a     | U(-b, b), b = sqrt(6 / ((1 + a^2) fan_in)); a = sqrt(5) as in LoRA by default                 |
+| by_rank:a     | kaiming with the product of all bonds as fan_in                                             |
+| gate:a        | kaiming with all modes as fan_in but the last two, the outputs of the gate                  |
+| normal:s      | N(0, s^2), s = 0.2 by default                                                               |
+| xavier        | N(0, 2 / (fan_in + fan_out)); of a factor with bonds alone, torch's fans of (out, in, ...)  |
+| unit          | N(0, s^2) with the s that gives the contracted product of all factors unit variance         |
+| orthogonal    | an orthogonal matrix with the last axis as its columns; of a factor with several bonds one  |
+|               | for every slice over layer, proj, head and task                                             |
+
+fan_in is the product of the input modes; if these are those of the kernel only, or there are none, it is multiplied
+by the first bond.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +50,7 @@ def initial_factors(resolved: ResolvedMethod, layout: Layout, weights: Mapping[s
         weights: Path of a target -> the weight of its base, as the base stores it.
 
     Returns:
-        Key -> value; float32, or float64 if it is computed from a weight.
+        Key -> value, `(*shape)`; float32, or float64 if it is computed from a weight.
 
     Raises:
         ValueError: An unknown initialisation, or a quantised weight from which factors are to be computed.
@@ -73,7 +92,7 @@ def _input_rows(weight: Tensor, target: Target) -> Tensor:
     It is in float64 on the CPU, so that the same weight gives the same factors on every device.
     """
     weight = weight.detach()
-    if not weight.is_meta:
+    if not weight.is_meta:  # a decomposition of meta tensors has the right shapes
         weight = weight.to("cpu", torch.float64)
     if target.kind in TRANSPOSED:
         return weight
@@ -90,27 +109,10 @@ def initial_value(
     network: Network,
     sizes: Mapping[str, int],
 ) -> Tensor:
-    """The initial value of a factor, float32.
+    """The initial value of a factor, `(*shape)` in float32.
 
-    Random values depend on (seed, key) alone, never on the order in which factors are created.
-
-    | kind          | value                                                                                       |
-    |---------------|---------------------------------------------------------------------------------------------|
-    | zeros         | 0                                                                                           |
-    | ones:v        | v, by default 1                                                                             |
-    | identity      | ones on the diagonal of the first and the last axis, slice by slice                         |
-    | tiled         | the identity of the last axis, repeated along all others together                           |
-    | kaiming:a     | U(-b, b), b = sqrt(6 / ((1 + a^2) fan_in)); a = sqrt(5) as in LoRA by default                 |
-    | by_rank:a     | kaiming with the product of all bonds as fan_in                                             |
-    | gate:a        | kaiming with all modes as fan_in but the last two, the outputs of the gate                  |
-    | normal:s      | N(0, s^2), s = 0.2 by default                                                               |
-    | xavier        | N(0, 2 / (fan_in + fan_out)); of a factor with bonds alone, torch's fans of (out, in, ...)  |
-    | unit          | N(0, s^2) with the s that gives the contracted product of all factors unit variance         |
-    | orthogonal    | an orthogonal matrix with the last axis as its columns; of a factor with several bonds one  |
-    |               | for every slice over layer, proj, head and task                                             |
-
-    fan_in is the product of the input modes; if these are those of the kernel only, or there are none, it is multiplied
-    by the first bond.
+    The docstring of this module lists the kinds. Random values depend on (seed, key) alone, never on the order in which
+    factors are created.
 
     Args:
         kind: The initialisation, such as "kaiming" or "normal:0.02".
@@ -133,6 +135,7 @@ def initial_value(
     """
     kind, number = _parse_kind(kind, key)
     value = torch.zeros(*shape)
+    # crc32 and not hash(): Python draws a new seed of hash() in every process.
     generator = torch.Generator().manual_seed(crc32(f"{seed}/{key}".encode()))
     if kind == "ones":
         value.fill_(number)
@@ -141,7 +144,7 @@ def initial_value(
     elif kind == "tiled":
         _fill_tiled(value)
     elif kind in ("kaiming", "by_rank", "gate"):
-        gain = sqrt(6 / round(1 + number**2, 9))
+        gain = sqrt(6 / round(1 + number**2, 9))  # sqrt(5) squared is not exactly 5
         bound = gain / sqrt(_fan_in(kind, modes, shape, network))
         value.uniform_(-bound, bound, generator=generator)
     elif kind == "orthogonal":

@@ -9,36 +9,51 @@ from metalora.methods.method import Method
 from metalora.tensornet.formats import tt
 
 
-def _metatt(name: str, title: str, modes: str, formula: str, count: str, heads: bool, eq: str) -> Method:
-    own = {f"G{k}": "kh kw in" if mode == "in" else mode for k, mode in enumerate(modes.split(), start=1)}
+def _metatt(name: str, title: str, equation: str, modes: str, formula: str, count: str) -> Method:
+    cores = {f"G{place}": mode for place, mode in enumerate(modes.split(), start=1)}
     return Method(
         name=name,
         title=title,
-        source=f"arXiv:2506.09105, {eq}",
+        source=f"arXiv:2506.09105, {equation}",
         formula=formula,
-        factors=tt(own),
-        init={factor: "zeros" if factor == "G1" else "identity" for factor in own},
+        factors=tt({**cores, "G1": "kh kw in"}),
+        init={core: "zeros" if core == "G1" else "identity" for core in cores},
         count=count,
-        folds={"out": "head hdim"} if heads else {},
+        folds={"out": "head hdim"} if "hdim" in cores.values() else {},
         replicated_over="",
         scale="alpha",
     )
 
 
 METATT_4D = _metatt(
-    "metatt-4d", "MetaTT-4D", "in layer proj out", "ΔW_{l,m} = G1 G2[l] G3[m] G4   (eq. 5)",
-    "R*K*I + R*R*(L + M) + R*O", False, "eq. 5",
-)  # fmt: skip
+    name="metatt-4d",
+    title="MetaTT-4D",
+    equation="eq. 5",
+    modes="in layer proj out",
+    formula="ΔW_{l,m} = G1 G2[l] G3[m] G4   (eq. 5)",
+    count="R*K*I + R*R*(L + M) + R*O",
+)
 METATT_5D = _metatt(
-    "metatt-5d", "MetaTT-5D", "in layer proj head hdim", "ΔW_{l,m,h} = G1 G2[l] G3[m] G4[h] G5   (eq. 3, Fig. 1b)",
-    "R*K*I + R*R*(L + M + H) + R*J", True, "eq. 3",
-)  # fmt: skip
+    name="metatt-5d",
+    title="MetaTT-5D",
+    equation="eq. 3",
+    modes="in layer proj head hdim",
+    formula="ΔW_{l,m,h} = G1 G2[l] G3[m] G4[h] G5   (eq. 3, Fig. 1b)",
+    count="R*K*I + R*R*(L + M + H) + R*J",
+)
 METATT_4P1D = _metatt(
-    "metatt-4+1d", "MetaTT-(4+1)D", "in layer task proj out", "ΔW_{l,t,m} = G1 G2[l] G3[t] G4[m] G5   (eq. 6)",
-    "R*K*I + R*R*(L + T + M) + R*O", False, "eq. 6",
-)  # fmt: skip
+    name="metatt-4+1d",
+    title="MetaTT-(4+1)D",
+    equation="eq. 6",
+    modes="in layer task proj out",
+    formula="ΔW_{l,t,m} = G1 G2[l] G3[t] G4[m] G5   (eq. 6)",
+    count="R*K*I + R*R*(L + T + M) + R*O",
+)
 METATT_6D = _metatt(
-    "metatt-6d", "MetaTT-6D", "in layer proj head task hdim",
-    "ΔW_{l,m,h,t} = G1 G2[l] G3[m] G4[h] G5[t] G6   (eq. 4)",
-    "R*K*I + R*R*(L + M + H + T) + R*J", True, "eq. 4",
-)  # fmt: skip
+    name="metatt-6d",
+    title="MetaTT-6D",
+    equation="eq. 4",
+    modes="in layer proj head task hdim",
+    formula="ΔW_{l,m,h,t} = G1 G2[l] G3[m] G4[h] G5[t] G6   (eq. 4)",
+    count="R*K*I + R*R*(L + M + H + T) + R*J",
+)

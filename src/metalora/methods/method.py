@@ -218,6 +218,7 @@ class Method:
         free_modes = {
             factor: [mode for mode in modes if mode not in bonds] for factor, modes in self.network.factors.items()
         }
+        # The first core may have the kernel's modes too, "kh kw in": its last mode names it.
         factor_of = {modes[-1]: factor for factor, modes in free_modes.items() if modes}
         if not self.shared or not self.is_chain or len(factor_of) != len(free_modes):
             raise ValueError(

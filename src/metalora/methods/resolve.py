@@ -111,6 +111,7 @@ def resolve(config: AdapterConfig) -> ResolvedMethod:
     """
     method = _configured_method(config)
     generated = method.generated if config.generated is None else config.generated
+    # Without a condition the same factors are learned: the method is the same network, static.
     if config.condition.scope == "constant":
         generated = ()
     frozen = frozenset((*method.non_trainable, *config.frozen))
@@ -162,6 +163,7 @@ def _check_tasks(config: AdapterConfig, method: Method, generated: tuple[str, ..
 # ---- initial values -------------------------------------------------------------------------------------------------
 def _resolved_inits(config: AdapterConfig, method: Method) -> dict[str, str]:
     """Factor of the network -> initialisation, from the method and the configuration."""
+    # The checks are about the declared factors, so they come before starts and changes take their places.
     inits = {**method.init, **_configured_inits(config, method)}
     _check_frozen_zeros(config, method, inits)
     _check_gradient(method, inits)

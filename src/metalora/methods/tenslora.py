@@ -13,52 +13,66 @@ from metalora.tensornet.formats import cp, ring, tt, tucker
 
 AXES = {"I": "kh kw in", "O": "out", "J": "hdim", "H": "head", "M": "proj", "L": "layer"}
 CONSTRUCTIONS = {
-    "att": "IJH", "qkv": "IOM", "depth": "IOL", "att-qkv": "IJHM", "att-depth": "IJHL", "qkv-depth": "IOML",
+    "att": "IJH",
+    "qkv": "IOM",
+    "depth": "IOL",
+    "att-qkv": "IJHM",
+    "att-depth": "IJHL",
+    "qkv-depth": "IOML",
     "att-qkv-depth": "IJHML",
-}  # fmt: skip
-WIRED = {"tucker": tucker, "cp": cp, "tt": tt, "ring": ring}
+}  # construction -> the letters of its axes
+FORMATS = {"tucker": tucker, "cp": cp, "tt": tt, "ring": ring}
+FUTURE_WORK = ("tt", "ring")
 
 
-def _count(form: str, order: str) -> str:
-    sizes = ["K*I" if one == "I" else one for one in order]
-    if form == "tt":
+def _count(format_name: str, letters: str) -> str:
+    sizes = ["K*I" if letter == "I" else letter for letter in letters]
+    if format_name == "tt":
         return f"R*({sizes[0]} + {sizes[-1]}) + R**2*({' + '.join(sizes[1:-1])})"
-    total = f"R{'**2' if form == 'ring' else ''}*({' + '.join(sizes)})"
-    return f"{total} + R**{len(order)}" if form == "tucker" else total
+    rank = "R**2" if format_name == "ring" else "R"
+    count = f"{rank}*({' + '.join(sizes)})"
+    return f"{count} + R**{len(letters)}" if format_name == "tucker" else count
 
 
-def _formula(form: str, order: str) -> str:
-    if form == "tucker":
-        return "ΔW = core " + " ".join(f"×_{k} {one}" for k, one in enumerate(order, start=1))
-    if form == "cp":
-        return "ΔW = Σ_r " + " ".join(f"{one}[·,r]" for one in order)
-    return ("ΔW = tr " if form == "ring" else "ΔW = ") + " ".join(f"{one}[·]" for one in order)
+def _formula(format_name: str, letters: str) -> str:
+    if format_name == "tucker":
+        return "ΔW = core " + " ".join(f"×_{place} {letter}" for place, letter in enumerate(letters, start=1))
+    if format_name == "cp":
+        return "ΔW = Σ_r " + " ".join(f"{letter}[·,r]" for letter in letters)
+    trace = "tr " if format_name == "ring" else ""
+    return f"ΔW = {trace}" + " ".join(f"{letter}[·]" for letter in letters)
 
 
-def _init(form: str, order: str) -> dict[str, str]:
-    if form == "tucker":
-        return {**dict.fromkeys(order, "orthogonal"), "core": "zeros"}
-    other = "kaiming" if form == "cp" else "orthogonal"
-    return {one: "zeros" if one == "I" else other for one in order}
+def _init(format_name: str, letters: str) -> dict[str, str]:
+    if format_name == "tucker":
+        return {**dict.fromkeys(letters, "orthogonal"), "core": "zeros"}
+    nonzero = "kaiming" if format_name == "cp" else "orthogonal"
+    return {letter: "zeros" if letter == "I" else nonzero for letter in letters}
 
 
-def _tenslora(construction: str, letters: str, form: str) -> Method:
-    future = form in ("tt", "ring")
-    order = "".join(sorted(letters, key="ILMHJO".index)) if future else letters
+def _tenslora(construction: str, letters: str, format_name: str) -> Method:
+    is_future_work = format_name in FUTURE_WORK
+    if is_future_work:
+        letters = "".join(sorted(letters, key="ILMHJO".index))  # the order of MetaTT
+    unstacked = [mode for mode, letter in (("layer", "L"), ("proj", "M")) if letter not in letters]
     return Method(
-        name=f"tenslora-{construction}" + ("" if form == "tucker" else f"-{form}"),
-        title=f"TensLoRA {construction.replace('-', '_')} ({form})",
-        source="ax-le/TensLoRA" + (", future work" if future else ""),
-        formula=_formula(form, order),
-        factors=WIRED[form]({one: AXES[one] for one in order}),
-        init=_init(form, order),
-        count=_count(form, order),
-        export="R**2" if form == "ring" else "R",
+        name=f"tenslora-{construction}" + ("" if format_name == "tucker" else f"-{format_name}"),
+        title=f"TensLoRA {construction.replace('-', '_')} ({format_name})",
+        source="ax-le/TensLoRA" + (", future work" if is_future_work else ""),
+        formula=_formula(format_name, letters),
+        factors=FORMATS[format_name]({letter: AXES[letter] for letter in letters}),
+        init=_init(format_name, letters),
+        count=_count(format_name, letters),
+        export="R**2" if format_name == "ring" else "R",
         folds={"out": "head hdim"} if "H" in letters else {},
-        replicated_over=" ".join(mode for mode, letter in (("layer", "L"), ("proj", "M")) if letter not in letters),
+        replicated_over=" ".join(unstacked),
         scale="alpha",
         mechanisms=(AnyRank(),),
     )
 
 
-TENSLORA = tuple(_tenslora(name, letters, form) for form in WIRED for name, letters in CONSTRUCTIONS.items())
+TENSLORA = tuple(
+    _tenslora(construction, letters, format_name)
+    for format_name in FORMATS
+    for construction, letters in CONSTRUCTIONS.items()
+)

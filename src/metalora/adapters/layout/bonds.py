@@ -34,6 +34,7 @@ def bond_sizes(
     sizes_of_rank = {rank: method.bond_sizes(rank, experts) for rank in {*patterned.values()}}
     sizes = {path: _fixed_sizes(target, method) for path, target in located.items()}
     for bond in configured:
+        # Targets that share no factor with the bond may have other sizes of it.
         replication = _shared_replication(bond, method)
         for paths in group_by_owner(located, replication).values():
             rank = _common_rank(paths, patterned, method)

@@ -57,8 +57,8 @@ def _build_components(targets: Sequence[Target], resolved: ResolvedMethod) -> La
         if not accepted:
             continue
         own_ranks = {bond: ranks[bond] for bond in component.method.rank_bonds}
-        own = replace(resolved, method=component.method, config=replace(config, rank=own_ranks))
-        layout = _build(_with_head_size(accepted), own)
+        component_method = replace(resolved, method=component.method, config=replace(config, rank=own_ranks))
+        layout = _build(_with_head_size(accepted), component_method)
         by_path |= layout.targets
         params |= layout.params
     return Layout({target.path: by_path[target.path] for target in targets}, params)
@@ -103,6 +103,7 @@ def _target_layout(
     target: LocatedTarget, sizes: dict[str, int], views: dict[str, FactorSlice], resolved: ResolvedMethod
 ) -> TargetLayout:
     """The network that is left at a target: absent modes, tasks and indexed coordinates are gone."""
+    # A projection that is one of several in the weight (a fused qkv) stays a mode of the network.
     indexed = [mode for mode, index in target.coords.items() if isinstance(index, int)]
     network = resolved.method.network.without_modes([*target.absent_modes, *indexed, "task"], target.folds)
     if target.transposed:
@@ -148,6 +149,7 @@ def _place_factor(
     network, owner = resolved.method.network, target.owner(resolved.method.replication_of(factor))
     modes = [mode for mode in network.factors[factor] if mode not in target.absent_modes]
     edges = [mode for mode in modes if mode in network.weight_modes]
+    # With one width for all, the largest sizes are stored, and a target with fewer heads reads the first ones.
     shape = [sizes[mode] if several_widths and mode in edges else stored_sizes[mode] for mode in modes]
     width = "x".join(str(sizes[mode]) for mode in edges) if several_widths else ""
     key = ".".join(word for word in (owner, factor, width) if word)

@@ -59,7 +59,7 @@ class CompositeHandler(Handler):
     composites: tuple[CompositeFactor, ...]
 
     def materialize(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The composite factors under their names; their operands are removed."""
+        """The composite factors, `(batch?, *shape)`, under their names; their operands are removed."""
         for composite in self.composites:
             values[composite.name] = composite.contract([values.pop(operand) for operand in composite.operands])
         return values

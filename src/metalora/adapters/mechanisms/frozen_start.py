@@ -22,7 +22,7 @@ class FrozenStartHandler(Handler):
     pairs: tuple[tuple[str, str], ...]
 
     def materialize(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """T0 + T under the name of T; T0 stays as it is."""
+        """T0 + T, `(batch?, *modes)`, under the name of T; T0 stays as it is."""
         for start, change in self.pairs:
             values[change] = values[change] + values[start]
         return values

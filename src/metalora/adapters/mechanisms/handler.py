@@ -48,9 +48,19 @@ class Handler:
         return {}
 
     def adjust_weight(self, weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-        """The effective weight from W + ΔW, both in the layout of the base's weight."""
+        """The effective weight from W + ΔW.
+
+        Args:
+            weight: W + ΔW in the layout of the base's weight, such as `(out, in)` of a Linear.
+            factors: The materialised factors of the target.
+        """
         return weight
 
     def adjust_output(self, output: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-        """The output of the layer from that of W + ΔW, `(batch, ..., out)`."""
+        """The output of the layer from that of a layer with W + ΔW.
+
+        Args:
+            output: `(batch, ..., out)`, or `(batch, out, ...)` of a convolution.
+            factors: The materialised factors of the target.
+        """
         return output

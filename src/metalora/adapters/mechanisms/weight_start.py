@@ -32,7 +32,7 @@ class WeightStartHandler(Handler):
     rank: int
 
     def materialize(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """B0 + B under the name of B0; the other factors as they are."""
+        """B0 + B, `(batch?, rank, out)`, under the name of B0; the other factors as they are."""
         values[self.right_start] = values[self.right_start] + values[self.right_change]
         return values
 
