@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from metalora import AdapterConfig, attach
 from metalora.adapters.init import initial_value
 from metalora.methods.registry import get_method
 
@@ -19,6 +20,15 @@ def value(name, factor):
     modes = method.network.factors[factor]
     shape = [sizes[mode] for mode in modes]
     return initial_value(method.init[factor], modes, shape, 0, f"{name}.{factor}", method.network, sizes)
+
+
+def test_a_configured_initialisation_takes_the_place_of_the_start_from_the_weight():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6))
+    start = attach(net, AdapterConfig("pissa", 2, targets="0", init={"B": "ones:3"})).factors
+    assert start["0.B_0"].eq(3).all() and not start["0.B"].any()
+    u, s, _ = torch.linalg.svd(net[0].base.weight.T)
+    torch.testing.assert_close(start["0.A_0"].abs(), (u[:, :2] * s[:2].sqrt()).abs(), rtol=1e-5, atol=1e-5)
 
 
 UNIFORM = {

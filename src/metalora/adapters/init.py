@@ -81,8 +81,9 @@ def _values_from_weights(resolved: ResolvedMethod, layout: Layout, weights: Mapp
         scale = resolved.scale_for(patterned_ranks.get(path, resolved.rank))
         for handler in target.handlers:
             for factor, value in handler.values_from_weight(_input_rows(weight, target.target), scale).items():
-                key = target.views[factor].key
-                values[key] = value.reshape(layout.params[key].shape)
+                if resolved.inits[factor] == FROM_WEIGHT:  # the configuration may say otherwise
+                    key = target.views[factor].key
+                    values[key] = value.reshape(layout.params[key].shape)
     return values
 
 
