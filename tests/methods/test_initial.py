@@ -31,23 +31,25 @@ def test_a_configured_initialisation_takes_the_place_of_the_start_from_the_weigh
     torch.testing.assert_close(start["0.A_0"].abs(), (u[:, :2] * s[:2].sqrt()).abs(), rtol=1e-5, atol=1e-5)
 
 
-UNIFORM = {
-    ("lora", "A"): nn.Conv2d(IN, R, K).weight,
-    ("vera", "A"): nn.init.kaiming_uniform_(torch.empty(R, IN * K * K)),
-    ("vera", "B"): nn.init.kaiming_uniform_(torch.empty(OUT, R)),
-    ("fact-tt", "U"): nn.Linear(IN * K * K, R).weight,
-    ("fact-tt", "S"): nn.Linear(R, R).weight,
-    ("locon-tucker", "A"): nn.Conv2d(IN, R, 1).weight,
-    ("locon-tucker", "M"): nn.Conv2d(R, R, K).weight,
-    ("lokr-tucker", "M"): nn.Conv2d(R, R, K).weight,
-    ("lokr", "A"): nn.Conv2d(12, R, K).weight,
-    ("multi-lora", "B"): nn.Linear(R, OUT).weight,
-}
-NORMAL = {
-    ("fact-tk", "C"): nn.init.xavier_normal_(torch.empty(R, R, R)),
-    ("fact-tk", "P"): nn.init.xavier_normal_(torch.empty(R, SLICES * 2)),
-    ("cara", "A1"): nn.init.xavier_normal_(torch.empty(SLICES * 2, R)),
-}
+with torch.random.fork_rng(devices=[]):
+    torch.manual_seed(0)
+    UNIFORM = {
+        ("lora", "A"): nn.Conv2d(IN, R, K).weight,
+        ("vera", "A"): nn.init.kaiming_uniform_(torch.empty(R, IN * K * K)),
+        ("vera", "B"): nn.init.kaiming_uniform_(torch.empty(OUT, R)),
+        ("fact-tt", "U"): nn.Linear(IN * K * K, R).weight,
+        ("fact-tt", "S"): nn.Linear(R, R).weight,
+        ("locon-tucker", "A"): nn.Conv2d(IN, R, 1).weight,
+        ("locon-tucker", "M"): nn.Conv2d(R, R, K).weight,
+        ("lokr-tucker", "M"): nn.Conv2d(R, R, K).weight,
+        ("lokr", "A"): nn.Conv2d(12, R, K).weight,
+        ("multi-lora", "B"): nn.Linear(R, OUT).weight,
+    }
+    NORMAL = {
+        ("fact-tk", "C"): nn.init.xavier_normal_(torch.empty(R, R, R)),
+        ("fact-tk", "P"): nn.init.xavier_normal_(torch.empty(R, SLICES * 2)),
+        ("cara", "A1"): nn.init.xavier_normal_(torch.empty(SLICES * 2, R)),
+    }
 
 
 @pytest.mark.parametrize("name, factor", UNIFORM, ids=str)
