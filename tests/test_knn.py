@@ -156,9 +156,9 @@ def test_lda_takes_items_that_occur_several_times():
     (bank, labels), (queries, truth) = clusters(4, d=12, spread=0.3), clusters(20, d=12, spread=0.3, seed=7)
     first = [index for label in (3, 7, 11) for index in (labels == label).nonzero()[:2, 0].tolist()]
     project = lda_transform(bank[first * 3], labels[first * 3])  # three times the same two items of each class
-    found = project(queries)
-    assert found.isfinite().all() and found.abs().max() < 1e3
-    assert knn_accuracy(project(bank[first]), labels[first], found, truth, 1) > 0.9
+    projected = project(queries)
+    assert projected.isfinite().all() and projected.abs().max() < 1e3
+    assert knn_accuracy(project(bank[first]), labels[first], projected, truth, 1) > 0.9
 
 
 X, Y = clusters(4)

@@ -170,18 +170,18 @@ def test_a_place_that_cannot_be_written(place, tmp_path):
 
 def test_a_file_in_half_precision(tmp_path):
     base, model, path = saved(tmp_path)
-    whole = path.stat().st_size
+    full_size = path.stat().st_size
     numbers = {key: value.detach().clone() for key, value in adapter_of(model).factors.items()}
     save(model, path, torch.float16)
     assert all(torch.equal(adapter_of(model).factors[key], value) for key, value in numbers.items())
-    assert path.stat().st_size < whole
+    assert path.stat().st_size < full_size
     again = load(copy.deepcopy(base), path)
     for key, value in again.factors.items():
         assert torch.equal(value, numbers[key].half().to(value.dtype))
     adapter_of(model).factors["2.0.A"].data[0, 0, 0, 0] = 1e6
     with pytest.raises(ValueError, match="'factors/2.0.A' has numbers that are not finite in torch.float16"):
         save(model, path, torch.float16)
-    load(copy.deepcopy(base), path)  # the old file is still whole
+    load(copy.deepcopy(base), path)  # the old file is still complete
 
 
 def test_the_description_says_what_the_file_holds(tmp_path):
@@ -217,3 +217,11 @@ def test_a_head_that_is_not_the_saved_one(head, message, tmp_path):
     with pytest.raises(ValueError) as error:
         load(base, tmp_path / "with-head", extra_module=head)
     assert message in str(error.value) and adapter_of(base) is None
+
+
+def test_a_model_that_has_an_adapter_is_refused(tmp_path):
+    _, model, path = saved(tmp_path)
+    adapter = adapter_of(model)
+    with pytest.raises(ValueError, match="Sequential already has an adapter: detach it first"):
+        load(model, path)
+    assert adapter_of(model) is adapter

@@ -18,10 +18,10 @@ X = torch.randn(4, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().ma
 
 def numbers(*modules):
     """The state of some modules in one dictionary."""
-    found = {}
+    combined = {}
     for index, module in enumerate(modules):
-        found |= {f"{index}.{name}": value.clone() for name, value in module.state_dict().items()}
-    return found
+        combined |= {f"{index}.{name}": value.clone() for name, value in module.state_dict().items()}
+    return combined
 
 
 def assert_same(actual, expected):

@@ -20,7 +20,7 @@ torch.manual_seed(0)  # what other modules draw when they are imported must not 
 BASE = conv_net()
 
 
-def made(dropout=0.2, seed=0, rank=2):
+def small_run(dropout=0.2, seed=0, rank=2):
     """(model, adapter, step -> loss); dropout makes the run depend on torch's generator."""
     model = copy.deepcopy(BASE)
     condition = ConditionConfig(**SOURCES["stages"], hidden=5, dropout=dropout, descriptor_dropout=dropout)
@@ -57,14 +57,14 @@ def interrupted_at(number, inner):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def uninterrupted():
     """Six steps in one go: losses and final state."""
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     return fit(model, adapter, step_loss, CONFIG, seed=3), state(adapter)
 
 
 def test_the_loss_falls_and_the_backbone_keeps_its_bits():
-    model, adapter, step_loss = made(dropout=0.0)
+    model, adapter, step_loss = small_run(dropout=0.0)
     base = {name: value.clone() for name, value in BASE.state_dict().items()}
     before = state(adapter)
     seen = []
@@ -72,13 +72,13 @@ def test_the_loss_falls_and_the_backbone_keeps_its_bits():
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4]) and seen == list(enumerate(losses))
     assert any(not torch.equal(value, before[name]) for name, value in adapter.state_dict().items())
     assert not any(module.training for module in model.modules())
-    found = {name.replace(".base.", "."): value for name, value in model.state_dict().items()}
+    plain_state = {name.replace(".base.", "."): value for name, value in model.state_dict().items()}
     assert "1.running_mean" in base
-    assert_same(base, {name: found[name] for name in base})
+    assert_same(base, {name: plain_state[name] for name in base})
 
 
 def test_every_factor_and_the_mapping_net_move():
-    model, adapter, step_loss = made(dropout=0.0)
+    model, adapter, step_loss = small_run(dropout=0.0)
     before = {name: value.detach().clone() for name, value in adapter.named_parameters()}
     fit(model, adapter, step_loss, CONFIG)
     for name, value in adapter.named_parameters():
@@ -88,7 +88,7 @@ def test_every_factor_and_the_mapping_net_move():
 @pytest.mark.parametrize("schedule", ["onecycle", "constant"])
 def test_the_learning_rates_follow_the_schedule(schedule):
     """Weight decay alone (a loss without gradient) shrinks a factor by 1 - rate at every step."""
-    model, adapter, _ = made(dropout=0.0)
+    model, adapter, _ = small_run(dropout=0.0)
     randomise(adapter)
     config = TrainConfig(steps=5, lr=0.1, weight_decay=1.0, schedule=schedule, warmup=0.5)
     key = f"{BODY[0]}.A"
@@ -120,28 +120,28 @@ def test_a_run_with_frozen_factors_resumes_to_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("where", ["step_loss", "on_step"])
 @pytest.mark.parametrize("step", [0, 3, 5])
-def test_an_interrupted_run_resumes_to_the_same_bits(where, step, whole, tmp_path):
-    model, adapter, step_loss = made()
+def test_an_interrupted_run_resumes_to_the_same_bits(where, step, uninterrupted, tmp_path):
+    model, adapter, step_loss = small_run()
     path = tmp_path / "folder" / "run.pt"
-    parts = {"step_loss": step_loss, "on_step": lambda step, loss: None}
-    parts[where] = interrupted_at(step, parts[where])
+    callbacks = {"step_loss": step_loss, "on_step": lambda step, loss: None}
+    callbacks[where] = interrupted_at(step, callbacks[where])
     with pytest.raises(KeyboardInterrupt):
-        fit(model, adapter, parts["step_loss"], CONFIG, seed=3, checkpoint=path, on_step=parts["on_step"])
+        fit(model, adapter, callbacks["step_loss"], CONFIG, seed=3, checkpoint=path, on_step=callbacks["on_step"])
     assert path.exists() and [file.name for file in path.parent.iterdir()] == ["run.pt"]
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     steps = []
     torch.rand(7)
     losses = fit(model, adapter, step_loss, CONFIG, seed=3, checkpoint=path, on_step=lambda k, loss: steps.append(k))
     assert steps == list(range(step + (where == "on_step"), STEPS))
-    assert losses == whole[0]
-    assert_same(state(adapter), whole[1])
+    assert losses == uninterrupted[0]
+    assert_same(state(adapter), uninterrupted[1])
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path):
+def test_a_killed_run_goes_on_from_its_last_checkpoint(uninterrupted, tmp_path):
     """No KeyboardInterrupt is seen by a killed process: the checkpoint of step 4 (every 2) is what is left."""
     path = tmp_path / "run.pt"
     config = TrainConfig(steps=STEPS, lr=1e-2, checkpoint_every=2)
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
 
     def killed(step):
         if step == 5:
@@ -150,28 +150,28 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(whole, tmp_path):
 
     with pytest.raises(SystemExit):
         fit(model, adapter, killed, config, seed=3, checkpoint=path)
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     steps = []
     losses = fit(model, adapter, step_loss, config, seed=3, checkpoint=path, on_step=lambda k, loss: steps.append(k))
-    assert steps == [4, 5] and losses == whole[0]
-    assert_same(state(adapter), whole[1])
+    assert steps == [4, 5] and losses == uninterrupted[0]
+    assert_same(state(adapter), uninterrupted[1])
 
 
-def test_a_finished_run_is_not_run_again(whole, tmp_path):
+def test_a_finished_run_is_not_run_again(uninterrupted, tmp_path):
     path = tmp_path / "run.pt"
     config = TrainConfig(steps=STEPS, lr=1e-2, checkpoint_every=STEPS)
     for step_loss in (None, lambda step: pytest.fail("a finished step ran again")):
-        model, adapter, own = made()
-        assert fit(model, adapter, step_loss or own, config, seed=3, checkpoint=path) == whole[0]
-        assert_same(state(adapter), whole[1])
+        model, adapter, default_loss = small_run()
+        assert fit(model, adapter, step_loss or default_loss, config, seed=3, checkpoint=path) == uninterrupted[0]
+        assert_same(state(adapter), uninterrupted[1])
 
 
 @pytest.mark.parametrize("call", [1, 3])
 def test_ctrl_c_inside_the_optimizer_waits_for_the_step_and_resumes_to_the_same_bits(
-    call, whole, tmp_path, monkeypatch
+    call, uninterrupted, tmp_path, monkeypatch
 ):
     path = tmp_path / "run.pt"
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     plain, calls = torch.optim.AdamW.step, []
 
     def cut(self, *arguments, **options):
@@ -183,16 +183,16 @@ def test_ctrl_c_inside_the_optimizer_waits_for_the_step_and_resumes_to_the_same_
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(torch.optim.AdamW, "step", cut)
         fit(model, adapter, step_loss, CONFIG, seed=3, checkpoint=path)
-    model, adapter, step_loss = made()
-    assert fit(model, adapter, step_loss, CONFIG, seed=3, checkpoint=path) == whole[0]
-    assert_same(state(adapter), whole[1])
+    model, adapter, step_loss = small_run()
+    assert fit(model, adapter, step_loss, CONFIG, seed=3, checkpoint=path) == uninterrupted[0]
+    assert_same(state(adapter), uninterrupted[1])
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
     """The checkpoint of a run that was interrupted at step 3."""
     path = tmp_path / "run.pt"
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     with pytest.raises(KeyboardInterrupt):
         fit(model, adapter, interrupted_at(3, step_loss), CONFIG, seed=3, checkpoint=path)
     return path
@@ -209,7 +209,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_is_refused_by_name(damage, checkpoint):
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     before = state(adapter)
     with pytest.raises(ValueError, match=r"run\.pt: not a complete checkpoint .*delete it") as error:
         fit(model, adapter, step_loss, CONFIG, seed=3, checkpoint=checkpoint)
@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(damage, checkpoint):
 
 def test_a_torch_file_of_another_kind_is_refused_by_name(checkpoint):
     torch.save({"weights": torch.zeros(2)}, checkpoint)
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     with pytest.raises(ValueError, match=r"run\.pt"):
         fit(model, adapter, step_loss, CONFIG, seed=3, checkpoint=checkpoint)
 
@@ -235,7 +235,7 @@ OTHER_ADAPTERS = {"dropout": {"dropout": 0.1}, "seed": {"seed": 1}}
 
 @pytest.mark.parametrize("options, config, seed", OTHER_RUNS.values(), ids=OTHER_RUNS)
 def test_a_checkpoint_of_another_run_is_refused(options, config, seed, checkpoint):
-    model, adapter, step_loss = made(**options)
+    model, adapter, step_loss = small_run(**options)
     before = state(adapter)
     with pytest.raises(ValueError, match=r"run\.pt: made by another run"):
         fit(model, adapter, step_loss, config, seed=seed, checkpoint=checkpoint)
@@ -244,13 +244,13 @@ def test_a_checkpoint_of_another_run_is_refused(options, config, seed, checkpoin
 
 @pytest.mark.parametrize("options", OTHER_ADAPTERS.values(), ids=OTHER_ADAPTERS)
 def test_a_checkpoint_of_another_adapter_of_the_same_size_is_refused(options, checkpoint):
-    model, adapter, step_loss = made(**options)
+    model, adapter, step_loss = small_run(**options)
     with pytest.raises(ValueError, match=r"run\.pt: made by another run"):
         fit(model, adapter, step_loss, CONFIG, seed=3, checkpoint=checkpoint)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_at_its_step():
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     with pytest.raises(ValueError, match="step 2: the loss is nan; lower the learning rate or check the data"):
         fit(model, adapter, lambda step: step_loss(step) * (float("nan") if step == 2 else 1), CONFIG)
     assert all(torch.isfinite(value).all() for value in adapter.parameters())
@@ -258,7 +258,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step():
 
 def test_without_a_checkpoint_an_interruption_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     with pytest.raises(KeyboardInterrupt):
         fit(model, adapter, interrupted_at(1, step_loss), CONFIG)
     assert not list(tmp_path.iterdir())
@@ -267,7 +267,7 @@ def test_without_a_checkpoint_an_interruption_writes_nothing(tmp_path, monkeypat
 # ---- several batches for one step of the optimiser -------------------------------------------------------------------
 def halves(n, size):
     """n examples of a fixed set as the batches of `size` that follow one another in it."""
-    model, adapter, _ = made(dropout=0.0)
+    model, adapter, _ = small_run(dropout=0.0)
     x = torch.randn(n, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
     def step_loss(k):
@@ -280,32 +280,32 @@ def halves(n, size):
 
 def test_two_half_batches_are_one_full_batch():
     config = TrainConfig(steps=3, lr=1e-2)
-    model, whole, step_loss = halves(8, 8)
-    losses = fit(model, whole, step_loss, config)
+    model, full_batches, step_loss = halves(8, 8)
+    losses = fit(model, full_batches, step_loss, config)
     model, accumulated, step_loss = halves(8, 4)
     seen = []
-    found = fit(
+    accumulated_losses = fit(
         model, accumulated, lambda k: seen.append(k) or step_loss(k), TrainConfig(steps=3, lr=1e-2, accumulate=2)
     )
-    assert seen == [0, 1, 2, 3, 4, 5] and found == pytest.approx(losses, abs=1e-12)
-    for name, value in whole.state_dict().items():
+    assert seen == [0, 1, 2, 3, 4, 5] and accumulated_losses == pytest.approx(losses, abs=1e-12)
+    for name, value in full_batches.state_dict().items():
         torch.testing.assert_close(accumulated.state_dict()[name], value, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("micro", [2, 5, 6])
 def test_accumulation_that_is_cut_off_resumes_to_the_same_bits(micro, tmp_path):
     config = TrainConfig(steps=4, lr=1e-2, accumulate=3)
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     losses, end = fit(model, adapter, step_loss, config, seed=3), state(adapter)
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     with pytest.raises(KeyboardInterrupt):
         fit(model, adapter, interrupted_at(micro, step_loss), config, seed=3, checkpoint=tmp_path / "run.pt")
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     micros = []
-    found = fit(
+    resumed_losses = fit(
         model, adapter, lambda k: micros.append(k) or step_loss(k), config, seed=3, checkpoint=tmp_path / "run.pt"
     )
-    assert micros == list(range(micro // 3 * 3, 12)) and found == losses
+    assert micros == list(range(micro // 3 * 3, 12)) and resumed_losses == losses
     assert_same(state(adapter), end)
 
 
@@ -326,6 +326,6 @@ def test_ranks_fall_after_steps_of_the_optimiser():
 
 
 def test_no_batch_for_a_step():
-    model, adapter, step_loss = made()
+    model, adapter, step_loss = small_run()
     with pytest.raises(ValueError, match="accumulate is 0, expected at least 1"):
         fit(model, adapter, step_loss, TrainConfig(steps=1, accumulate=0))

@@ -73,14 +73,14 @@ def rates(**settings):
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 0.25)]
     optimizer = torch.optim.AdamW(groups)
     schedule = learning_rate_schedule(optimizer, config)
-    found = []
+    peak_shares = []
     for _ in range(config.steps):
         first, second = schedule.get_last_lr()
         assert second == pytest.approx(first / 4, abs=1e-6)
-        found.append(first)
+        peak_shares.append(first)
         optimizer.step()
         schedule.step()
-    return found
+    return peak_shares
 
 
 @pytest.mark.parametrize("warmup", [0.2, 0.5, 0.8])
@@ -148,14 +148,14 @@ def test_gradients_of_several_processes_are_averaged_and_frozen_parameters_get_n
 def draws(seed, steps=3, accumulate=1):
     """The random number that the loss function of every micro-step draws."""
     model, adapter, step_loss = generated()
-    found = []
+    drawn = []
 
     def drawing(k):
-        found.append(float(torch.rand(())))
+        drawn.append(float(torch.rand(())))
         return step_loss(k)
 
     fit(model, adapter, drawing, TrainConfig(steps=steps, accumulate=accumulate), seed=seed)
-    return found
+    return drawn
 
 
 def test_random_numbers_differ_between_steps_and_seeds_and_repeat_with_the_seed():
@@ -224,8 +224,8 @@ def test_nothing_to_train():
 
 def test_parameters_of_a_model_that_holds_its_adapter_are_trained_once():
     model, adapter, _ = generated()
-    whole = nn.ModuleList([model, adapter, nn.Linear(4, 1)])
-    trained = TrainedParameters(adapter, whole)
+    everything = nn.ModuleList([model, adapter, nn.Linear(4, 1)])
+    trained = TrainedParameters(adapter, everything)
     assert sorted(trained.extra) == ["2.bias", "2.weight"]
     ids = [id(value) for value in trained.parameters]
     assert len(set(ids)) == len(ids) == len(list(adapter.parameters())) + 2
