@@ -44,17 +44,20 @@ def config(method="tenslora-qkv-depth", **changes):
 
 def test_exact_ranks_are_found_and_nothing_above_them():
     net, _ = filled()
-    found = ranks_by_spectra(net, config(), 10_000)
-    assert found.rank == TRUE
-    assert attach(net, found).num_params() == sum(n * r for n, r in zip((12, 12, 3, 5), (4, 3, 2, 2), strict=True)) + 48
+    allocated = ranks_by_spectra(net, config(), 10_000)
+    assert allocated.rank == TRUE
+    assert (
+        attach(net, allocated).num_params()
+        == sum(n * r for n, r in zip((12, 12, 3, 5), (4, 3, 2, 2), strict=True)) + 48
+    )
 
 
 def test_spectra_are_those_of_the_unfoldings():
     net, whole = filled((6, 5, 3, 4))
     layout = build_layout(find_targets(net, ROLES), resolve(config(rank=1)))
     weights = {path: net.get_submodule(path).weight for path in layout.targets}
-    found = spectra(layout, {"r1": "I", "r2": "O", "r3": "M", "r4": "L"}, weights)
-    for axis, values in enumerate(found.values()):
+    values_by_bond = spectra(layout, {"r1": "I", "r2": "O", "r3": "M", "r4": "L"}, weights)
+    for axis, values in enumerate(values_by_bond.values()):
         want = torch.linalg.svdvals(whole.movedim(axis, 0).flatten(1))
         torch.testing.assert_close(values[: len(want)], want, rtol=1e-9, atol=1e-6)
 
@@ -64,21 +67,21 @@ def test_heads_and_separate_networks():
     net, _ = filled()
     layout = build_layout(find_targets(net, ROLES), resolve(config("tenslora-att", rank=1)))
     weights = {path: net.get_submodule(path).weight.detach() for path in layout.targets}
-    found = spectra(layout, {"r1": "I", "r2": "J", "r3": "H"}, weights)
+    values_by_bond = spectra(layout, {"r1": "I", "r2": "J", "r3": "H"}, weights)
     cubes = [w.T.reshape(WIDTH, WIDTH // HEAD, HEAD) for w in weights.values()]
     for bond, axis in (("r1", 0), ("r2", 2), ("r3", 1)):
         squares = [torch.linalg.svdvals(cube.movedim(axis, 0).flatten(1)).square() for cube in cubes]
-        torch.testing.assert_close(found[bond].square(), sum(squares), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(values_by_bond[bond].square(), sum(squares), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("params", (60, 100, 150, 215))
 def test_the_budget_is_kept_and_larger_directions_come_first(params):
     net, _ = filled()
-    found = ranks_by_spectra(net, config(), params)
-    assert count_params(found, find_targets(net, ROLES)) <= params
-    assert all(1 <= found.rank[bond] <= TRUE[bond] for bond in TRUE)
+    allocated = ranks_by_spectra(net, config(), params)
+    assert count_params(allocated, find_targets(net, ROLES)) <= params
+    assert all(1 <= allocated.rank[bond] <= TRUE[bond] for bond in TRUE)
     larger = ranks_by_spectra(net, config(), 216)
-    assert all(found.rank[bond] <= larger.rank[bond] for bond in TRUE) and larger.rank == TRUE
+    assert all(allocated.rank[bond] <= larger.rank[bond] for bond in TRUE) and larger.rank == TRUE
 
 
 def test_slices_are_stacked_too():
@@ -94,8 +97,8 @@ def test_slices_are_stacked_too():
             first, second, third, fourth = whole[:, :, 4 * k : 4 * k + 4].unbind(-1)
             layer["a"].weight.copy_(torch.cat([first, second], 1).T)
             layer["b"].weight.copy_(torch.cat([third, fourth], 0).T)
-    found = ranks_by_spectra(net, AdapterConfig("fact-tk", targets=("a", "b"), widths="chunk"), 10_000)
-    assert found.rank == {"r1": 4, "r2": 3, "r3": 5}
+    allocated = ranks_by_spectra(net, AdapterConfig("fact-tk", targets=("a", "b"), widths="chunk"), 10_000)
+    assert allocated.rank == {"r1": 4, "r2": 3, "r3": 5}
 
 
 def test_other_tensors_than_the_weights():

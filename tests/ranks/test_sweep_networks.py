@@ -49,7 +49,7 @@ NETWORKS = {
 }
 FIXED = {"tucker, G2 generated": {"r2"}, "metalora-tr, C generated": {"r0", "r2"}}
 RINGS = ("ring", "metalora-tr", "metalora-tr, constant")
-each = pytest.mark.parametrize("name", NETWORKS)
+every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def known(monkeypatch):
         monkeypatch.setitem(METHODS, name, method)
 
 
-@each
+@every_network
 @pytest.mark.parametrize("gauge", ("left", "right", "balanced"))
 def test_a_sweep_without_truncation_leaves_every_delta(name, gauge):
     net, adapter = attach_to_transformer(**NETWORKS[name])
@@ -76,7 +76,7 @@ def test_a_sweep_without_truncation_leaves_every_delta(name, gauge):
     assert changed == set(old) - kept
 
 
-@each
+@every_network
 def test_truncated(name, tmp_path):
     """Smaller factors, a model that runs, trains, merges and saves; the bonds of a generated factor stay."""
     net, adapter = attach_to_transformer(**NETWORKS[name])
@@ -134,10 +134,10 @@ def test_a_network_at_every_convolution(method):
         torch.testing.assert_close(adapter.delta(path).detach(), value, rtol=1e-10, atol=1e-10)
     report = sweep(net, rank=2)
     assert set(report.after.values()) == {2} and 0 < report.error < 1
-    found, plain = {path: adapter.delta(path).detach() for path in adapter.targets}, conv_net()
+    updates, plain = {path: adapter.delta(path).detach() for path in adapter.targets}, conv_net()
     plain.load_state_dict(_base(net, plain))
     with torch.no_grad():
-        for path, value in found.items():
+        for path, value in updates.items():
             plain.get_submodule(path).weight.add_(value)
     x = images()
     torch.testing.assert_close(net(x), plain(x), rtol=1e-10, atol=1e-10)

@@ -21,32 +21,34 @@ def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def dense(terms, factors):
-    letters = {bond: chr(ord("A") + k) for k, bond in enumerate(dict.fromkeys(b for term in terms for b in term))}
-    axes = [chr(ord("a") + k) + "".join(letters[bond] for bond in term) for k, term in enumerate(terms)]
+def dense(factor_bonds, factors):
+    letters = {
+        bond: chr(ord("A") + k) for k, bond in enumerate(dict.fromkeys(b for bonds in factor_bonds for b in bonds))
+    }
+    axes = [chr(ord("a") + k) + "".join(letters[bond] for bond in bonds) for k, bonds in enumerate(factor_bonds)]
     return np.einsum(",".join(axes) + "->" + "".join(axis[0] for axis in axes), *[f.numpy() for f in factors])
 
 
 def parsed(spec):
-    return tuple(tuple(term.split()) for term in spec.split("|"))
+    return tuple(tuple(bonds.split()) for bonds in spec.split("|"))
 
 
 @pytest.mark.parametrize("name", TREES)
 def test_a_tensor_is_a_tree_exactly(name):
     spec, sizes = TREES[name]
-    terms, tensor = parsed(spec), drawn(*sizes)
-    np.testing.assert_allclose(dense(terms, decompose(terms, tensor)), tensor.numpy(), atol=1e-12)
+    factor_bonds, tensor = parsed(spec), drawn(*sizes)
+    np.testing.assert_allclose(dense(factor_bonds, decompose(factor_bonds, tensor)), tensor.numpy(), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", TREES)
 def test_ranks_are_kept_and_the_error_falls_with_them(name):
     spec, sizes = TREES[name]
-    terms, tensor, errors = parsed(spec), drawn(*sizes), []
+    factor_bonds, tensor, errors = parsed(spec), drawn(*sizes), []
     for rank in (1, 2, 3, 40):
-        bonds = dict.fromkeys((bond for term in terms for bond in term), rank)
-        factors = factorise(terms, tensor, bonds)
+        bonds = dict.fromkeys((bond for bonds in factor_bonds for bond in bonds), rank)
+        factors = factorise(factor_bonds, tensor, bonds)
         assert all(max(factor.shape[1:]) <= rank for factor in factors)
-        errors.append(float(np.linalg.norm(dense(terms, factors) - tensor.numpy()) / tensor.norm()))
+        errors.append(float(np.linalg.norm(dense(factor_bonds, factors) - tensor.numpy()) / tensor.norm()))
     assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-12 and errors[0] > 0.1
     if name == "matrix":
         s = torch.linalg.svdvals(tensor)
@@ -56,11 +58,11 @@ def test_ranks_are_kept_and_the_error_falls_with_them(name):
 @pytest.mark.parametrize("sizes", [(9, 8, 7), (9, 8, 2, 3), (9, 8), (9, 1, 8, 1, 4)])
 @pytest.mark.parametrize("rank", [1, 3])
 def test_columns_are_found_exactly(sizes, rank):
-    terms = (("r",),) * len(sizes)
-    tensor = torch.tensor(dense(terms, [drawn(n, rank, seed=k) for k, n in enumerate(sizes)]))
+    factor_bonds = (("r",),) * len(sizes)
+    tensor = torch.tensor(dense(factor_bonds, [drawn(n, rank, seed=k) for k, n in enumerate(sizes)]))
     factors = fit_columns(tensor, rank)
     assert [tuple(factor.shape) for factor in factors] == [(n, rank) for n in sizes]
-    np.testing.assert_allclose(dense(terms, factors), tensor.numpy(), atol=1e-6 * float(tensor.norm()))
+    np.testing.assert_allclose(dense(factor_bonds, factors), tensor.numpy(), atol=1e-6 * float(tensor.norm()))
     norms = torch.stack([factor.norm(dim=0) for factor in factors])
     torch.testing.assert_close(norms, norms[:1].expand_as(norms))
 

@@ -35,14 +35,14 @@ def test_formats_are_wired_as_written_out(name, sizes):
     tensors = [torch.randn([size[letter] for letter in term], dtype=torch.float64) for term in letters]
     network = Network.parse(specs)
     assert [len(term) for term in network.factors.values()] == [len(term) for term in letters]
-    named = {
+    mode_sizes = {
         m: n for t, v in zip(network.factors.values(), tensors, strict=True) for m, n in zip(t, v.shape, strict=True)
     }
-    contraction = Contraction(list(network.factors.values()), [MODES[letter] for letter in out], named)
+    contraction = Contraction(list(network.factors.values()), [MODES[letter] for letter in out], mode_sizes)
     torch.testing.assert_close(
         contraction(tensors), torch.einsum(f"{','.join(letters)}->{out}", *tensors), rtol=1e-10, atol=1e-10
     )
-    assert network.num_params(named) == sum(t.numel() for t in tensors)
+    assert network.num_params(mode_sizes) == sum(t.numel() for t in tensors)
 
 
 @st.composite
@@ -51,9 +51,13 @@ def equations(draw):
     terms = draw(
         st.lists(st.lists(st.sampled_from("abcdef"), max_size=4, unique=True).map(tuple), min_size=1, max_size=5)
     )
-    used = sorted({letter for term in terms for letter in term})
-    out = draw(st.permutations(used)) if used else []
-    return terms, tuple(out[: draw(st.integers(0, len(out)))]), {letter: draw(st.integers(1, 3)) for letter in used}
+    letters_used = sorted({letter for term in terms for letter in term})
+    out = draw(st.permutations(letters_used)) if letters_used else []
+    return (
+        terms,
+        tuple(out[: draw(st.integers(0, len(out)))]),
+        {letter: draw(st.integers(1, 3)) for letter in letters_used},
+    )
 
 
 @given(equations())
@@ -99,8 +103,8 @@ def test_left_mid_right_is_the_whole_contraction(case, batch):
     )
     x = torch.randn(batch, 2, prod(sizes[m] for m in inputs), dtype=torch.float64)
     for i in range(batch):
-        one = {f: v[i] if f in batched else v for f, v in values.items()}
-        want = torch.einsum(equation, *one.values()).flatten(0, -2)  # (inputs, out)
+        of_example = {f: v[i] if f in batched else v for f, v in values.items()}
+        want = torch.einsum(equation, *of_example.values()).flatten(0, -2)  # (inputs, out)
         left = (kernel[i] if cut.left_batched else kernel).reshape(cut.rank, -1)
         right = (fold[i] if cut.fold_batched else fold).reshape(cut.rank, -1)
         torch.testing.assert_close(left.T @ right, want, rtol=1e-10, atol=1e-10)
@@ -133,6 +137,6 @@ def test_a_bad_spec_is_an_error_that_quotes_it(specs, message):
 def test_the_plan_is_made_with_the_real_sizes():
     """x (A B) costs 2 * 64 * 64 * 64 multiply-adds more than (x A) B for one token."""
     terms, out = [("token", "in"), ("in", "r"), ("r", "out")], ("token", "out")
-    one = Contraction(terms, out, {"token": 1, "in": 64, "r": 2, "out": 64})
-    many = Contraction(terms, out, {"token": 10**6, "in": 64, "r": 60, "out": 64})
-    assert one.steps[0] != many.steps[0] and one.flops <= 4 * 64 * 2 + 10
+    one_token = Contraction(terms, out, {"token": 1, "in": 64, "r": 2, "out": 64})
+    many_tokens = Contraction(terms, out, {"token": 10**6, "in": 64, "r": 60, "out": 64})
+    assert one_token.steps[0] != many_tokens.steps[0] and one_token.flops <= 4 * 64 * 2 + 10

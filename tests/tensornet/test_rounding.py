@@ -33,9 +33,9 @@ def error(train, cores):
 def test_a_sweep_without_truncation_changes_nothing(mode, gauge):
     for seed in range(20):
         train = random_train(seed)
-        found = round_train(train, mode=mode, gauge=gauge)
-        assert error(train, found.cores) < 1e-10 * norm(train)
-        assert found.ranks == (6, 7, 5) and found.bound == pytest.approx(0, abs=1e-10)
+        rounded = round_train(train, mode=mode, gauge=gauge)
+        assert error(train, rounded.cores) < 1e-10 * norm(train)
+        assert rounded.ranks == (6, 7, 5) and rounded.bound == pytest.approx(0, abs=1e-10)
 
 
 def test_round_is_never_worse_than_paper_and_within_its_bound():
@@ -74,9 +74,9 @@ def test_the_paper_s_algorithm_as_printed():
         a, b = cores[i - 1], cores[i]
         u, s, v = tsvd(torch.tensordot(a, b, 1).reshape(a.shape[0] * a.shape[1], -1))
         cores[i - 1], cores[i] = (u * s).reshape(*a.shape[:2], -1), v.reshape(-1, *b.shape[1:])
-    found = round_train(train, ranks=(rank,) * 3, mode="paper", gauge="right")
-    torch.testing.assert_close(dense(found.cores), dense(cores), rtol=1e-9, atol=1e-9)
-    for ours, theirs in zip(found.cores, cores, strict=True):
+    rounded = round_train(train, ranks=(rank,) * 3, mode="paper", gauge="right")
+    torch.testing.assert_close(dense(rounded.cores), dense(cores), rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(rounded.cores, cores, strict=True):
         torch.testing.assert_close(ours.abs(), theirs.abs(), rtol=1e-8, atol=1e-8)  # singular vectors up to their sign
 
 
@@ -98,27 +98,27 @@ def test_a_tolerance_is_kept_with_the_fewest_ranks_it_allows():
     for seed in range(20):
         train = random_train(seed)
         for tolerance in (1e-1, 1e-2, 1e-3):
-            found = round_train(train, tolerance=tolerance)
-            assert error(train, found.cores) <= tolerance * norm(train)
+            rounded = round_train(train, tolerance=tolerance)
+            assert error(train, rounded.cores) <= tolerance * norm(train)
         assert round_train(train, tolerance=0.3).ranks < round_train(train, tolerance=1e-3).ranks
 
 
 def test_a_budget_is_used_and_not_exceeded():
     train = random_train(0)
-    whole = sum(core.numel() for core in train)
+    num_params = sum(core.numel() for core in train)
     errors = []
-    for budget in (60, 100, 200, whole):
-        found = round_train(train, budget=budget)
-        assert sum(core.numel() for core in found.cores) <= budget
-        errors.append(error(train, found.cores))
+    for budget in (60, 100, 200, num_params):
+        rounded = round_train(train, budget=budget)
+        assert sum(core.numel() for core in rounded.cores) <= budget
+        errors.append(error(train, rounded.cores))
     assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-9 * norm(train)
-    assert ranks_for_budget(train, whole) == (6, 7, 5)
+    assert ranks_for_budget(train, num_params) == (6, 7, 5)
 
 
 def test_singular_values_are_those_of_the_unfolded_tensor():
     train = random_train(5)
-    for bond, n, found in zip((6, 7, 5), (12, 60, 180), singular_values(train), strict=True):
-        torch.testing.assert_close(found, torch.linalg.svdvals(dense(train).reshape(n, -1))[:bond])
+    for bond, n, rounded in zip((6, 7, 5), (12, 60, 180), singular_values(train), strict=True):
+        torch.testing.assert_close(rounded, torch.linalg.svdvals(dense(train).reshape(n, -1))[:bond])
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,10 @@ def test_feasible_ranks(sizes, ranks, want):
 
 def test_equal_input_gives_equal_output_in_the_dtype_of_the_cores():
     train = [core.to(torch.bfloat16) for core in random_train(2)]
-    one, two = round_train(train, ranks=(3, 3, 3)), round_train([core.clone() for core in train], ranks=(3, 3, 3))
-    assert all(torch.equal(a, b) and a.dtype == torch.bfloat16 for a, b in zip(one.cores, two.cores, strict=True))
+    first, second = round_train(train, ranks=(3, 3, 3)), round_train([core.clone() for core in train], ranks=(3, 3, 3))
+    assert all(torch.equal(a, b) and a.dtype == torch.bfloat16 for a, b in zip(first.cores, second.cores, strict=True))
     exact = round_train([core.double() for core in train], ranks=(3, 3, 3))
-    assert error(exact.cores, [core.double() for core in one.cores]) < 2e-2 * norm(exact.cores)
+    assert error(exact.cores, [core.double() for core in first.cores]) < 2e-2 * norm(exact.cores)
     for core in exact.cores[:-1]:
         columns = core.flatten(0, 1)
         assert (columns.gather(0, columns.abs().argmax(0, keepdim=True)) > 0).sum() >= columns.shape[1] - 1
