@@ -27,7 +27,7 @@ def test_text_classification_with_the_trainer(tmp_path, capsys):
 
 def test_image_knn(tmp_path):
     found = example("image_knn.py")(steps=2, pretrain_steps=2)
-    assert set(found) == {"class", "hue", "frame"} and (tmp_path / "notions.safetensors").exists()
+    assert set(found) == {"digit", "colour"} and (tmp_path / "notions.safetensors").exists()
 
 
 def test_a_causal_model_with_trl_and_its_export(tmp_path):
