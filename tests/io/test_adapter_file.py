@@ -64,11 +64,23 @@ def described(path):
     return json.loads(header["__metadata__"]["metalora"])
 
 
+def write(path, description, tensors):
+    """A file with other tensors under the same description."""
+    description["sha256"] = checksum(description, tensors)
+    path.write_bytes(dump(tensors, {"metalora": json.dumps(description)}))
+
+
 def without_a_factor(path):
     tensors, description = tensors_of(path.read_bytes()), described(path)
     del tensors["factors/2.2.B"]
-    description["sha256"] = checksum(description, tensors)
-    path.write_bytes(dump(tensors, {"metalora": json.dumps(description)}))
+    write(path, description, tensors)
+
+
+def with_a_smaller_factor(path):
+    """One row instead of two, which `copy_` would broadcast silently."""
+    tensors, description = tensors_of(path.read_bytes()), described(path)
+    tensors["factors/2.2.B"] = tensors["factors/2.2.B"][:1].contiguous()
+    write(path, description, tensors)
 
 
 WIRED = {"name": "metalora-cp", "factors": {"A": "in r", "B": "r out"}}
@@ -80,6 +92,7 @@ BAD_FILES = {
     "text": (lambda p: p.write_text("rank: 4"), KEEP, "truncated or damaged"),
     "tampered": (flip, KEEP, "does not match its checksum"),
     "without a factor": (without_a_factor, KEEP, "tensor 'factors/2.2.B' is missing"),
+    "a smaller factor": (with_a_smaller_factor, KEEP, "'factors/2.2.B' has shape (1, 6), expected (2, 6)"),
     "another version": (lambda p: rewrite(p, version=99), KEEP, "version 99 of the format, this library reads 1"),
     "another format": (lambda p: rewrite(p, format="lora"), KEEP, "not a metalora-adapter file"),
     "another wiring": (lambda p: rewrite(p, method=WIRED), KEEP, "is wired"),
@@ -225,3 +238,16 @@ def test_a_model_that_has_an_adapter_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Sequential already has an adapter: detach it first"):
         load(model, path)
     assert adapter_of(model) is adapter
+
+
+def test_an_adapter_with_an_extractor_is_loaded_with_the_network_that_is_given(tmp_path):
+    base, extractor, x = conv_net(), conv_net(), images()
+    model = copy.deepcopy(base)
+    condition = ConditionConfig(source="extractor", stages=("0",), hidden=5)
+    config = AdapterConfig("metalora-cp", 2, targets=BODY, condition=condition)
+    randomise(attach(model, config, example=images(1), extractor=extractor))
+    save(model, tmp_path / "adapter")
+    with pytest.raises(ValueError, match="needs condition.extractor"):
+        load(base, tmp_path / "adapter")
+    load(base, tmp_path / "adapter", extractor=extractor)
+    assert torch.equal(base(x), model(x))
