@@ -8,9 +8,10 @@ from metalora.methods.registry import methods
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
-    from metalora.adapters.attach import adapter_of, attach, count_params, detach, merge, unmerge
+    from metalora.adapters.attach import adapter_of, attach, count_params, detach
     from metalora.adapters.checkpointing import checkpoint, checkpointing
     from metalora.adapters.conditioning.condition import Condition
+    from metalora.adapters.merge import merge, unmerge
     from metalora.adapters.new_task import new_task
     from metalora.adapters.targets import Target, find_targets
     from metalora.io.adapter_file import load, save
@@ -21,7 +22,8 @@ __version__ = "0.1.0"
 # What needs torch is imported when it is first used, so that `metalora --help` need not wait for torch.
 _HOMES = {
     "metalora.adapters.adapter": ("Adapter",),
-    "metalora.adapters.attach": ("adapter_of", "attach", "count_params", "detach", "merge", "unmerge"),
+    "metalora.adapters.attach": ("adapter_of", "attach", "count_params", "detach"),
+    "metalora.adapters.merge": ("merge", "unmerge"),
     "metalora.adapters.checkpointing": ("checkpoint", "checkpointing"),
     "metalora.adapters.conditioning.condition": ("Condition",),
     "metalora.ranks.sweep": ("sweep",),

@@ -9,7 +9,7 @@ from math import prod
 
 from torch import nn
 
-from metalora.adapters.attach import plan
+from metalora.adapters.plan import plan_form
 from metalora.adapters.layout import Layout, TargetLayout, build_layout
 from metalora.adapters.targets import find_targets
 from metalora.config import AdapterConfig
@@ -217,7 +217,7 @@ def summarise(model: nn.Module, config: AdapterConfig) -> CostSummary:
     method = resolved.method
     layout = build_layout(find_targets(model, config.targets, config.exclude), resolved)
     target_layouts = layout.targets.values()
-    added = sum(plan(target_layout, ()).per_position for target_layout in target_layouts)
+    added = sum(plan_form(target_layout, ()).macs_per_token for target_layout in target_layouts)
     base = sum(_base_multiply_adds(target_layout) for target_layout in target_layouts)
     parameters = layout.num_params()
     return CostSummary(
@@ -265,8 +265,8 @@ def describe(model: nn.Module, config: AdapterConfig) -> AdapterDescription:
 
 
 def _describe_target(layout: Layout, target_layout: TargetLayout) -> TargetDescription:
-    form = plan(target_layout, ())
-    left, mid, right = form.described
+    form = plan_form(target_layout, ())
+    left, mid, right = form.summary
     target = target_layout.target
     read_by_target = [layout.params[factor_slice.key] for factor_slice in target_layout.views.values()]
     return TargetDescription(

@@ -47,7 +47,7 @@ def test_forward_is_forward_with_the_condition_of_its_inputs(method, source, tra
     condition = adapter.condition(x)
     assert len(condition) == 3 and torch.equal(model(x), model(x, condition=condition))
     assert not torch.equal(model(x), model(x, condition=condition.mean()))
-    assert adapter.active is None and model.training == training
+    assert adapter.state.values is None and model.training == training
 
 
 @pytest.mark.parametrize("source", (*SOURCES, "extractor"))
@@ -346,10 +346,10 @@ REFUSALS = {
     "too few labels": (lambda a, s: s.condition(features(4), torch.zeros(3)), "4 examples and 3 labels"),
     "one class": (lambda a, s: s.condition(features(4), torch.zeros(4)), "one class only"),
     "a file that is not there": (lambda a, s: Condition.load("/nowhere/c"), "no such condition file"),
-    "a tensor source without condition": (lambda a, s: a.model[0](images()), "comes from a tensor"),
-    "a support without condition": (lambda a, s: s.model[0](images()), "comes from a support set"),
+    "a tensor source without condition": (lambda a, s: a.model(images()), "comes from a tensor"),
+    "a support without condition": (lambda a, s: s.model(images()), "comes from a support set"),
     "a condition for another batch": (
-        lambda a, s: a.model[0](images(3), condition=a.condition(features(2))),
+        lambda a, s: a.model(images(3), condition=a.condition(features(2))),
         "for 2 examples",
     ),
     "delta without condition": (lambda a, s: a.delta("2.0"), "pass condition="),
@@ -364,7 +364,7 @@ def test_refusals_leave_the_adapter_as_it_was(call, message):
     before, mean = model(x, condition=condition), adapter.conditioner.mean.clone()
     with pytest.raises(ValueError, match=message):
         call(adapter, set_adapter)
-    assert adapter.active is None and torch.equal(adapter.conditioner.mean, mean)
+    assert adapter.state.values is None and torch.equal(adapter.conditioner.mean, mean)
     assert torch.equal(model(x, condition=condition), before)
 
 

@@ -62,7 +62,7 @@ def multiply_adds(net, *inputs, backward=True, **more):
 
 def folds(adapter):
     """Multiply-adds of Mid . Right, of every target that has a Mid."""
-    found = [layer.cut for layer in adapter.layers.values()]
+    found = [layer.form for layer in adapter.layers.values()]
     return sum(cut.fold.flops // 2 for cut in found if cut.mid)
 
 

@@ -72,7 +72,7 @@ def test_a_step_continues_under_the_condition_of_its_prompt(given):
     want = model(input_ids=whole, condition=condition).logits[:, -1:]
     torch.testing.assert_close(step.logits, want, rtol=1e-4, atol=1e-4)
     assert (model(input_ids=whole).logits[:, -1:] - want).abs().max() > 1e-3
-    assert adapter.active is None
+    assert adapter.state.values is None
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -127,7 +127,7 @@ def test_a_cache_that_is_not_known_asks_for_the_condition():
     cache = copy.deepcopy(first.past_key_values)
     with pytest.raises(ValueError, match="cache holds 5 positions whose condition is not known .* condition=condition"):
         model(input_ids=more, past_key_values=cache)
-    assert cache.get_seq_length() == 5 and adapter.active is None
+    assert cache.get_seq_length() == 5 and adapter.state.values is None
     given = model(input_ids=more, past_key_values=cache, condition=adapter.condition({"input_ids": IDS}))
     known = model(input_ids=more, past_key_values=first.past_key_values)
     torch.testing.assert_close(given.logits, known.logits)
@@ -136,8 +136,11 @@ def test_a_cache_that_is_not_known_asks_for_the_condition():
 def test_a_condition_goes_with_its_cache():
     model, adapter = decoder()
     output = model(input_ids=IDS)
-    assert len(adapter.decoding.kept) == 1
-    assert not adapter_of(copy.deepcopy(model)).decoding.kept and not pickle.loads(pickle.dumps(adapter.decoding)).kept
+    assert len(adapter.condition_cache.kept) == 1
+    assert (
+        not adapter_of(copy.deepcopy(model)).decoding.kept
+        and not pickle.loads(pickle.dumps(adapter.condition_cache)).kept
+    )
     del output
     gc.collect()
-    assert not adapter.decoding.kept
+    assert not adapter.condition_cache.kept

@@ -142,9 +142,9 @@ def test_query_key_and_value_share_what_they_read_of_one_input():
     block = model.layers[0]
     with Products() as seen:  # a layer on its own keeps nothing: its factors may change before the next call
         block.query(x), block.key(x)
-    assert seen.widths.count(2) == 2 and adapter.shared.hidden is None
+    assert seen.widths.count(2) == 2 and adapter.state.shared.hidden is None
     model(x)
-    assert adapter.shared.hidden is None and adapter.shared.x is None
+    assert adapter.state.shared.hidden is None and adapter.state.shared.x is None
 
 
 class Folds(TorchFunctionMode):
@@ -168,14 +168,14 @@ def test_the_targets_of_one_plan_are_folded_together():
             with Folds() as seen:
                 model(x)
             counts.append(seen.count)
-        assert counts[0] == 6 * counts[1] > 0 and not adapter.together.ups
+        assert counts[0] == 6 * counts[1] > 0 and not adapter.state.folded
     model, adapter = attach_seeded(Net(), "metatt-4d", rank=2)
     model(x)
     sweep(model, rank=1)  # other cuts: found anew
     same(model, adapter, x.requires_grad_())
     model, adapter = attach_seeded(Net(), "metatt-4+1d", rank=2, tasks=3)  # every example has its own
     model(x, task_ids=1)
-    assert adapter.together.groups == []
+    assert adapter.batched_folds() == []
 
 
 def test_an_input_changed_in_place_is_not_the_same():

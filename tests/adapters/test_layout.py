@@ -128,7 +128,7 @@ def test_a_whole_model(options, tmp_path):
     assert adapter.num_params() == count_params(adapter.config, list(adapter.targets.values()))
     want.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
-    assert adapter._slices is None
+    assert adapter.state.slices is None
     save(net, tmp_path / "a")
     torch.testing.assert_close(load(small_transformer(), tmp_path / "a").model[0](x, **task), want, rtol=0, atol=0)
     twin = copy.deepcopy(net)
@@ -176,7 +176,7 @@ def test_wrong_tasks(ids, message):
     net, adapter = attach_to_transformer("metatt-4+1d", tasks=3, targets=("query",))
     with pytest.raises(ValueError, match=message):
         net(torch.randn(2, 5, WIDTH, dtype=torch.float64), task_ids=ids)
-    assert adapter.active is None and adapter._slices is None
+    assert adapter.state.values is None and adapter.state.slices is None
 
 
 def test_a_task_core_made_from_features_is_the_same_declaration():

@@ -35,7 +35,7 @@ def test_only_the_new_slice_learns(method, tasks, tmp_path):
         modes = adapter.layout.params[key].modes
         kept = value.narrow(modes.index("task"), 0, tasks) if "task" in modes else value
         assert torch.equal(kept, before[key]) and value.requires_grad
-    assert not len(adapter.fresh) and adapter.num_params() == sum(v.numel() for v in before.values()) + 4
+    assert not len(adapter.pending_task) and adapter.num_params() == sum(v.numel() for v in before.values()) + 4
     assert torch.equal(net(X, task_ids=task), learned)
     for t, want in enumerate(outputs):
         torch.testing.assert_close(net(X, task_ids=t), want, rtol=1e-12, atol=1e-12)
@@ -44,7 +44,7 @@ def test_only_the_new_slice_learns(method, tasks, tmp_path):
     torch.testing.assert_close(mixed[1:3], learned[1:3], rtol=1e-9, atol=1e-9)
     save(net, tmp_path / "a")
     again = load(small_transformer(), tmp_path / "a")
-    assert torch.equal(again.model[0](X, task_ids=ids), mixed)
+    assert torch.equal(again.model(X, task_ids=ids), mixed)
     twin = copy.deepcopy(net)
     merge(twin, adapter.task(task))
     torch.testing.assert_close(twin(X), learned, rtol=1e-9, atol=1e-9)
@@ -69,9 +69,9 @@ def test_an_error_inside_keeps_what_was_learned_and_what_was_trained_before():
     adapter.factors["G1"].requires_grad_(False)
     with pytest.raises(KeyError), new_task(adapter) as task:
         with torch.no_grad():
-            adapter.fresh["G3"].fill_(7.0)
+            adapter.pending_task["G3"].fill_(7.0)
         raise KeyError
-    assert (adapter.factors["G3"][:, task] == 7).all() and not len(adapter.fresh)
+    assert (adapter.factors["G3"][:, task] == 7).all() and not len(adapter.pending_task)
     assert not adapter.factors["G1"].requires_grad and adapter.factors["G2"].requires_grad
     sweep(net, rank=1)
     assert adapter.factors["G3"].shape == (1, 3, 1)
@@ -89,7 +89,7 @@ def test_refusals(options, like, message):
     config = adapter.config
     with pytest.raises(ValueError, match=message), new_task(adapter, like=like):
         pass
-    assert adapter.config == config and not len(adapter.fresh)
+    assert adapter.config == config and not len(adapter.pending_task)
 
 
 @pytest.mark.parametrize("ids", [2, -1, 0.5, True, [0, 2], torch.tensor([True, False])], ids=str)

@@ -111,7 +111,7 @@ def test_peft_loads_a_model(make, config, tmp_path):
     peft = loaded(case.base, tmp_path / "out")
     assert_outputs_close(peft(case.x), want)
     assert_outputs_close(peft.merge_and_unload()(case.x), want)
-    assert found.ranks == {path: layer.cut.rank for path, layer in case.adapter.layers.items()} and found.error == 0
+    assert found.ranks == {path: layer.form.rank for path, layer in case.adapter.layers.items()} and found.error == 0
     assert found.bytes == sum(file.stat().st_size for file in (tmp_path / "out").iterdir())
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors",

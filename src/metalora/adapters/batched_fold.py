@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from metalora.adapters.layout import FactorSlice, Layout
 from metalora.tensornet.forms.low_rank import LowRankForm
 
 if TYPE_CHECKING:
@@ -17,59 +16,44 @@ if TYPE_CHECKING:
 
 
 class BatchedFold:
-    """What the targets of an adapter have folded together while a forward runs: path -> scale . Mid . Right, (k, o)."""
+    """Folds scale . Mid . Right of targets whose forms are one object.
 
-    def __init__(self) -> None:
-        self.groups: list[Group] | None = None  # None: to be found anew, since the cuts have changed
-        self.ups: dict[str, Tensor] = {}
+    An operand that all of them read alike is neither stacked nor multiplied more than once.
 
-    def begin(self, adapter: Adapter, stored: Callable[[FactorSlice], Tensor]) -> None:
-        """Fold for a forward; nothing under torch.compile, which sees the whole graph, and with plain autograd."""
-        self.ups = {}
-        if torch.compiler.is_compiling() or not adapter.fused:
-            return
-        if self.groups is None:
-            self.groups = groups(adapter)
-        for group in self.groups:
-            self.ups |= group(stored)
+    Args:
+        layers: Path -> layer, all of one form, rank and scale.
+    """
 
-    def take(self, path: str) -> Tensor | None:
-        """A target's product, if there is one; none in a checkpointed part, which is computed again without it."""
-        up = self.ups.get(path)
-        return None if up is None or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None else up
-
-
-class Group:
-    """Targets whose cuts are one object; an operand that they all read alike is not stacked and multiplied once."""
-
-    def __init__(self, layers: Mapping[str, AdaptedLayer], layout: Layout):
+    def __init__(self, layers: Mapping[str, AdaptedLayer]):
         self.paths = list(layers)
-        self.layer = layers[self.paths[0]]  # of one plan, so of one rank and scale
-        cut = self.layer.cut
-        self.views = [[layout.targets[path].views[name] for path in self.paths] for name in cut.mid + cut.right]
-        self.stacked = [k for k, views in enumerate(self.views) if len(set(views)) > 1] or [0]
-        self.fold = cut.fold.batched(self.stacked, len(self.paths))
+        self._bounds = [layer.bound for layer in layers.values()]
+        form = self._bounds[0].form
+        assert isinstance(form, LowRankForm)
+        self.readers = [[bound.select((name,))[0] for bound in self._bounds] for name in form.mid + form.right]
+        slices = [{reader.slice for reader in readers} for readers in self.readers]
+        self.stacked = [k for k, distinct in enumerate(slices) if len(distinct) > 1] or [0]
+        self.fold = form.fold.batched(self.stacked, len(self.paths))
+        self.scale = self._bounds[0].scale
 
-    def __call__(self, stored: Callable[[FactorSlice], Tensor]) -> dict[str, Tensor]:
-        """Path -> scale . Mid . Right, (k, o)."""
-        operands = [
-            torch.stack([stored(view) for view in views]) if k in self.stacked else stored(views[0])
-            for k, views in enumerate(self.views)
-        ]
-        ups = self.layer.scaled(self.fold(operands).flatten(1, -2))  # (n, *bonds, o) to (n, k, o)
-        return dict(zip(self.paths, ups.unbind(), strict=True))
+    def __call__(self) -> dict[str, Tensor]:
+        """Return path -> scale . Mid . Right (k, o)."""
+        bound = self._bounds[0]
+        operands = []
+        for k, readers in enumerate(self.readers):
+            if k in self.stacked:
+                operands.append(torch.stack(bound.tensors(readers, None)))
+            else:
+                operands += bound.tensors(readers[:1], None)
+        up = self.fold(operands).flatten(1, -2)  # (targets, *bonds, o) -> (targets, k, o)
+        up = up if self.scale == 1 else up * self.scale
+        return dict(zip(self.paths, up.unbind(), strict=True))
 
 
-def groups(adapter: Adapter) -> list[Group]:
-    """The targets that can be folded together: several of one plan whose factors are read as they are stored."""
-    found: dict[int, dict[str, AdaptedLayer]] = {}
+def batched_folds(adapter: Adapter) -> list[BatchedFold]:
+    """The targets that can be folded together: several of one form whose factors are read as they are stored."""
+    by_form: dict[int, dict[str, AdaptedLayer]] = {}
     for path, layer in adapter.layers.items():
-        cut = layer.cut
-        if (
-            isinstance(cut, LowRankForm)
-            and cut.mid
-            and not cut.fold_batched
-            and adapter.layout.targets[path].reads_as_stored
-        ):
-            found.setdefault(id(cut), {})[path] = layer
-    return [Group(layers, adapter.layout) for layers in found.values() if len(layers) > 1]
+        form = layer.form
+        if isinstance(form, LowRankForm) and form.mid and not form.fold_batched and layer.bound.reads_as_stored:
+            by_form.setdefault(id(form), {})[path] = layer
+    return [BatchedFold(layers) for layers in by_form.values() if len(layers) > 1]

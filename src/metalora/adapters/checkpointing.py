@@ -27,9 +27,9 @@ def explicit(
     function: Callable[..., Any], args: tuple[Any, ...], adapter: nn.Module
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """A function that takes the active condition before its own arguments, and those; as it is where none is active."""
-    if adapter.active is None:
+    if adapter.state.values is None:
         return function, args
-    keys, values = list(adapter.active), tuple(adapter.active.values())
+    keys, values = list(adapter.state.values), tuple(adapter.state.values.values())
 
     def run(*inputs: Any, **kwargs: Any) -> Any:
         with adapter.using(dict(zip(keys, inputs[: len(keys)], strict=True))):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import plans
+from metalora.adapters.attach import bind_layers
 from metalora.adapters.layout import build_layout
 from metalora.config import AdapterConfig
 from metalora.methods.resolve import resolve
@@ -23,9 +23,8 @@ def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor
         shape = tuple(tensors[key].shape) if key in tensors else tuple(adapter.factors[key].shape)
         if shape != stored.shape:
             raise ValueError(f"factor {key!r}: shape {shape} does not fit, expected {stored.shape}")
-    adapter.replace(config, layout)
+    adapter.set_layout(config, layout)
     for key, value in tensors.items():
         parameter = adapter.learned[key]
         parameter.data, parameter.grad = value.to(parameter).contiguous(), None
-    for path, cut in plans(layout, adapter.per_example).items():
-        adapter.layers[path].take(cut)
+    bind_layers(adapter)

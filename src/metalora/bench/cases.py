@@ -16,7 +16,8 @@ from torch.func import functional_call
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import adapter_of, attach, merge
+from metalora.adapters.attach import adapter_of, attach
+from metalora.adapters.merge import merge
 from metalora.adapters.checkpointing import checkpointing
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.layers.base import AdaptedLayer

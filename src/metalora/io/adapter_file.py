@@ -103,7 +103,7 @@ def _description(adapter: Adapter) -> dict[str, Any]:
         target = target_layout.target
         sizes = {**target_layout.sizes, **target.sizes}
         targets[path] = {"kind": target.kind, "sizes": sizes, "coords": target_layout.coords}
-    base = adapter.model[0]
+    base = adapter.model
     return {
         "format": FORMAT,
         "version": VERSION,

@@ -205,7 +205,7 @@ def test_rank_pattern_where_targets_share_nothing_and_nowhere_else():
     config = mp.TensorNetworkConfig(r=4, alpha=8.0, target_modules=["query", "value"], rank_pattern={r"1\..*query": 2})
     model = trained(get_peft_model(bert(), config))
     adapter = mp.adapter_of(model)
-    assert {path: layer.cut.rank for path, layer in adapter.layers.items() if layer.cut.rank != 4} == {
+    assert {path: layer.form.rank for path, layer in adapter.layers.items() if layer.form.rank != 4} == {
         "encoder.layer.1.attention.self.query": 2
     }
     path = "encoder.layer.1.attention.self.query"
@@ -287,7 +287,7 @@ def test_refusals_name_the_thing_and_change_nothing(case):
 
 def test_contractions_are_planned_once_for_targets_that_are_alike():
     adapter = mp.adapter_of(get_peft_model(bert(16), mp.MetaTTConfig(r=4, target_modules="all-linear")))
-    assert len(adapter.layers) == 97 and len({id(layer.cut) for layer in adapter.layers.values()}) == 3
+    assert len(adapter.layers) == 97 and len({id(layer.form) for layer in adapter.layers.values()}) == 3
 
 
 def test_the_library_itself_imports_neither_peft_nor_transformers():

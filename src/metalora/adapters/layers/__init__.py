@@ -1,0 +1,15 @@
+"""Adapted layers, one class for each kind of base layer."""
+
+from metalora.adapters.layers.base import AdaptedLayer
+from metalora.adapters.layers.bottleneck import BottleneckLayer
+from metalora.adapters.layers.conv import AdaptedConv
+from metalora.adapters.layers.embedding import AdaptedEmbedding
+from metalora.adapters.layers.linear import AdaptedLinear, AdaptedTransposedLinear
+
+LAYERS: dict[str, type[AdaptedLayer]] = {
+    "linear": AdaptedLinear,
+    "conv1d": AdaptedConv,
+    "conv2d": AdaptedConv,
+    "conv1d_gpt2": AdaptedTransposedLinear,
+    "embedding": AdaptedEmbedding,
+}

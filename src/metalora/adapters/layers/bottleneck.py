@@ -3,80 +3,114 @@
 Legend: b batch · t token or position · h hidden · o channels out.
 """
 
-from collections.abc import Mapping
-from typing import NoReturn
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from metalora.adapters.bound_target import BoundTarget
+from metalora.adapters.kernels import Kernel
 from metalora.adapters.targets import Target
 from metalora.methods.records import NonlinearBottleneck
 from metalora.tensornet.forms.bottleneck import Bottleneck
 
-CHANNELS = {"conv1d": -2, "conv2d": -3}  # the axis of the output that holds the channels, of other kinds the last
+if TYPE_CHECKING:
+    from metalora.adapters.adapter import Adapter
+    from metalora.adapters.forward_state import Values
+
+CHANNELS = {"conv1d": -2, "conv2d": -3}  # the axis of the output that holds the channels; of other kinds the last
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": torch.nn.functional.gelu}
 
 
 class BottleneckLayer(nn.Module):
     """z = base(x); y = z + scale . (activation(z Down + b) Up + c).
 
-    It is no Delta W of the base's weight, so it cannot be merged or exported. It has no `weight`: code that reads
+    No Delta W of the base's weight equals it, so it cannot be merged or exported. It has no `weight`: code that reads
     `.weight` fails loudly instead of ignoring the adapter.
     """
 
     original = original_bias = None  # it is never merged
-    biases = ()  # none beside a Delta W
+    kernel: Kernel | None = None  # it has one way only
 
-    def __init__(self, base: nn.Module, target: Target, cut: Bottleneck, adapter: nn.Module):
+    def __init__(self, base: nn.Module, target: Target, form: Bottleneck, adapter: Adapter):
         super().__init__()
-        self.base, self.target, self.cut = base, target, cut
-        self._owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
+        self.base, self.target = base, target
+        self.owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
         self.axis = CHANNELS.get(target.kind, -1)
+        self.bind(form)
 
-    def take(self, cut: Bottleneck) -> None:
-        """Work by this plan."""
-        self.cut = cut
+    def bind(self, form: Bottleneck) -> None:
+        """Resolve what the layer reads of its adapter, for this form of the adapter's layout."""
+        self.form = form
+        self.bound = BoundTarget(self.owner[0], self.target.path, form)
 
-    def forward(self, x: Tensor, y: Tensor | None = None, values: Mapping[str, Tensor] | None = None) -> Tensor:
-        """base(x) through the bottleneck; y is base(x) if it is known, values the condition if not the active one."""
-        adapter, z = self._owner[0], self.base(x) if y is None else y
-        if not adapter.enabled:
-            return z
-        single = z.ndim == -self.axis  # one example without a batch axis
-        z = z[None] if single else z
-        if self.target.kind == "embedding" and len(z) == 1:  # positions, one row for all examples
-            z = z.expand(adapter.count(self.target, values), *z.shape[1:])
-        factors, _ = adapter.read_for(self.target, len(z), values)
-        tokens = z.movedim(self.axis, -1)
-        change = self.change(tokens.reshape(len(z), -1, tokens.shape[-1]), factors).view_as(tokens)
-        y = tokens + adapter.scale_of(self.target.path) * change
-        y = y.movedim(-1, self.axis)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return base(x) through the bottleneck."""
+        return self.add_update(x, self.base(x))
+
+    def add_update(self, x: Tensor, y: Tensor, values: Values | None = None) -> Tensor:
+        """Return y through the bottleneck, for an output y of the base that is known.
+
+        Args:
+            x: Input of the layer.
+            y: base(x), (b, .., o) or the layout of a convolution.
+            values: The values that differ by example; None: those of the running forward.
+        """
+        state = self.owner[0].state
+        if not state.enabled:
+            return y
+        values = state.values if values is None else values
+        conditions = self.bound.num_conditions(values)
+        single = y.ndim == -self.axis  # one example without a batch axis
+        y = y[None] if single else y
+        if self.target.kind == "embedding" and len(y) == 1:  # positions, one row for all examples
+            y = y.expand(conditions, *y.shape[1:])
+        repeat = self._repeats(len(y), conditions)
+        factors = self.bound.read(values, repeat=repeat)
+        tokens = y.movedim(self.axis, -1)
+        change = self.change(tokens.reshape(len(y), -1, tokens.shape[-1]), factors).view_as(tokens)
+        y = (tokens + self.bound.scale * change).movedim(-1, self.axis)
         return y[0] if single else y
 
+    def _repeats(self, batch: int, conditions: int) -> int:
+        beams = self.owner[0].state.beams
+        if conditions in (1, batch):
+            return 1
+        if conditions * beams != batch:
+            raise ValueError(
+                f"target {self.target.path!r}: the condition is for {conditions} examples, the layer got {batch}"
+            )
+        return beams
+
     def change(self, tokens: Tensor, factors: dict[str, Tensor]) -> Tensor:
-        """activation(z Down + b) Up + c, (b, t, o) -> (b, t, o)."""
-        adapter, cut = self._owner[0], self.cut
-        down = cut.make_down([factors[f] for f in cut.down]).to(tokens.dtype)
-        up = cut.make_up([factors[f] for f in cut.up]).to(tokens.dtype)
-        down, up = (m.flatten(-1 - cut.hidden_modes, -2) for m in (down, up))  # (b?, h, o)
+        """activation(z Down + b) Up + c: (b, t, o) -> (b, t, o)."""
+        adapter, form = self.owner[0], self.form
+        down = form.make_down([factors[name] for name in form.down]).to(tokens.dtype)
+        up = form.make_up([factors[name] for name in form.up]).to(tokens.dtype)
+        down, up = (matrix.flatten(-1 - form.hidden_modes, -2) for matrix in (down, up))  # (b?, h, o)
         h = tokens @ down.mT
-        for bias in cut.inner:
+        for bias in form.inner:
             h = h + self._bias(bias, factors, tokens.dtype)
-        out = adapter.rank_dropout(ACTIVATIONS[adapter.method.record(NonlinearBottleneck).activation](h)) @ up
-        for bias in cut.outer:
+        record = adapter.method.record(NonlinearBottleneck)
+        assert record is not None
+        activation = ACTIVATIONS[record.activation]
+        out = adapter.rank_dropout(activation(h)) @ up
+        for bias in form.outer:
             out = out + self._bias(bias, factors, tokens.dtype)
         return out
 
     def _bias(self, name: str, factors: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
         """(b or 1, 1, h or o)"""
-        own = self._owner[0].per_example
-        return factors[name].reshape(len(factors[name]) if name in own else 1, 1, -1).to(dtype)
+        examples = len(factors[name]) if name in self.owner[0].per_example else 1
+        return factors[name].reshape(examples, 1, -1).to(dtype)
 
-    def delta(self, condition_values: dict[str, Tensor] | None) -> NoReturn:
-        """ValueError: there is none."""
+    def delta(self, values: Values | None) -> NoReturn:
+        """Raise a ValueError: there is no Delta W."""
         raise ValueError(
-            f"target {self.target.path!r}: {self._owner[0].method.name} has an activation between its two maps, so no "
-            "Delta W of a weight equals it: it cannot be merged or exported, keep it beside the base"
+            f"target {self.target.path!r}: {self.owner[0].method.name} has an activation between its two maps, so no "
+            "Delta W of a weight equals it: it cannot be merged or exported; keep it next to the base"
         )
 
     pair = delta

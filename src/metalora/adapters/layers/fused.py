@@ -1,7 +1,9 @@
-"""The adapter's products written into the base's, with backwards of their own: the passes over whole activations that
-plain autograd adds beside the frozen layer are left out. The same numbers as the plain path up to rounding.
+"""Products of an adapter that share a pass over the activations with the base's, with backwards of their own.
 
-Legend: b batch · t token or position · k rank of the cut · i, o channels in and out.
+Plain autograd adds passes over whole activations next to the frozen layer; these nodes leave them out. They compute
+the same numbers as plain autograd, up to rounding.
+
+Legend: n rows (examples x tokens) · b batch · t token or position · k rank of the cut · i, o channels in and out.
 """
 
 from __future__ import annotations
@@ -14,43 +16,98 @@ from torch import Tensor
 from torch.autograd import Function
 
 
-def usable() -> bool:
-    """Whether autograd alone transforms what runs now: not torch.compile, which fuses by itself, and no torch.func."""
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+def low_rank_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor | None, hidden: Tensor | None, up: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute y = x W' + bias + h Right with h = x Left, the product written into the base's output.
+
+    Args:
+        x: Input (..., i).
+        weight: Frozen weight W (o, i).
+        bias: Frozen bias (o,), or None.
+        down: Left (k, i); None if `hidden` is given.
+        hidden: h (n, k) that another layer has computed from the same input; None if `down` is given.
+        up: scale * Mid Right (k, o).
+
+    Returns:
+        y (n, o), two-dimensional so that it is not a view, and h (n, k).
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    y = F.linear(rows, weight, bias)
+    if hidden is None:
+        hidden = F.linear(rows, down)  # type: ignore[arg-type]
+    return y.addmm_(hidden, up), hidden
 
 
-class FusedLinearDown(Function):
-    """(x W' + bias, x A') in one node: (b.., i), (o, i), (o), (k, i) -> (b.., o), (b.., k); no kernel, no hidden.
+class FusedLowRankLinear(Function):
+    """`low_rank_linear` as one node of the graph; W and the bias are frozen.
 
-    W and the bias are frozen. Backward adds the hidden's part into that of the base: dx = dy W + dh A, dA = dh' x.
+    With dy and the gradient dh of h from other layers that read it: dh += dy Right', dx = dy W + dh Left,
+    dLeft = dh' x, dRight = h' dy.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Tensor | None
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor | None, hidden: Tensor | None, up: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, kernel)
-        ctx.set_materialize_grads(False)
+        y, computed = low_rank_linear(x, weight, bias, down, hidden, up)
+        ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, down, computed, up)
+        ctx.materialize_grads = False  # what set_materialize_grads does, without a call
         ctx.shape = x.shape
-        return F.linear(x, weight, bias), None if kernel is None else F.linear(x, kernel)
+        return y, computed if hidden is None else None
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dh: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weight, kernel = ctx.saved_tensors
-        dx = dkernel = None
-        if dh is not None:
-            dh = dh.reshape(-1, dh.shape[-1])
+        x, weight, down, hidden, up = ctx.saved_tensors
+        needs_x, _, _, needs_down, needs_hidden, needs_up = ctx.needs_input_grad
+        dx = d_down = d_up = None
+        if dy is not None and (needs_x or needs_down or needs_hidden):
+            own = dy @ up.mT
+            dh = own if dh is None else own + dh
+        if dy is not None and needs_up:
+            d_up = hidden.mT @ dy
+        if needs_x and dy is not None:
+            dx = dy @ weight
+        if needs_x and dh is not None and down is not None:
+            dx = dh @ down if dx is None else dx.addmm_(dh, down)
+        if needs_down and dh is not None:
+            d_down = dh.mT @ x.reshape(-1, x.shape[-1])
+        dx = None if dx is None else dx.view(ctx.shape)
+        return dx, None, None, d_down, dh if needs_hidden else None, d_up
+
+
+class FusedLinearDown(Function):
+    """(x W' + bias, x Left') as one node: the outputs are (n, o) and (n, k); no Left, no second output.
+
+    W and the bias are frozen. The backward adds the hidden part into that of the base: dx = dy W + dh Left, and
+    dLeft = dh' x.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, down)
+        ctx.materialize_grads = False  # what set_materialize_grads does, without a call
+        ctx.shape = x.shape
+        rows = x.reshape(-1, x.shape[-1])
+        return F.linear(rows, weight, bias), None if down is None else F.linear(rows, down)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dh: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, down = ctx.saved_tensors
+        dx = d_down = None
         if ctx.needs_input_grad[0] and dy is not None:
-            dx = dy.reshape(-1, dy.shape[-1]) @ weight
+            dx = dy @ weight
         if ctx.needs_input_grad[0] and dh is not None:
-            dx = dh @ kernel if dx is None else dx.addmm_(dh, kernel)
+            dx = dh @ down if dx is None else dx.addmm_(dh, down)
         if ctx.needs_input_grad[3] and dh is not None:
-            dkernel = dh.mT @ x.reshape(-1, x.shape[-1])
-        return None if dx is None else dx.view(ctx.shape), None, None, dkernel
+            d_down = dh.mT @ x.reshape(-1, x.shape[-1])
+        return None if dx is None else dx.view(ctx.shape), None, None, d_down
 
 
 class InplaceLowRankAdd(Function):
-    """y + h Right, in place: y (b, .., o) with (b, t, k) and (k, o) or (b, k, o).
+    """y + h Right, in place: y (b, .., o) or (n, o), h (b, t, k), Right (k, o) or (b, k, o).
 
     `channels` is the axis of y that holds o: -1, or 1 for a picture. The gradient of y passes through untouched.
     """
@@ -60,14 +117,14 @@ class InplaceLowRankAdd(Function):
         ctx.save_for_backward(h, up)
         ctx.channels = channels
         ctx.mark_dirty(y)
-        return _add_product(y, h, up, channels)
+        return add_low_rank_(y, h, up, channels)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         h, up = ctx.saved_tensors
-        rows = _rows(dy, ctx.channels)
-        dh = dup = None
-        if _few(rows, up):
+        rows = _rows(dy, h, ctx.channels)
+        dh = d_up = None
+        if _few_rows(rows, up):
             rows, h = rows.contiguous(), h.contiguous()
         flat = up.ndim == 2 and rows.is_contiguous()
         if ctx.needs_input_grad[1]:
@@ -77,34 +134,55 @@ class InplaceLowRankAdd(Function):
                 dh = (up.expand(len(rows), *up.shape[-2:]) @ rows.mT).mT
         if ctx.needs_input_grad[2]:
             if flat and h.is_contiguous():
-                dup = h.flatten(0, 1).mT @ rows.flatten(0, 1)
+                d_up = h.flatten(0, 1).mT @ rows.flatten(0, 1)
             else:
-                dup = h.mT @ rows
-                dup = dup.sum(0) if up.ndim == 2 else dup if len(up) == len(h) else dup.sum(0, keepdim=True)
-        return dy, dh, dup, None
+                d_up = _sum_to(h.mT @ rows, up)
+        return dy, dh, d_up, None
 
 
-def add_product(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
-    """`InplaceLowRankAdd`, without its node where nothing is to be differentiated."""
-    return (InplaceLowRankAdd.apply if torch.is_grad_enabled() else _add_product)(y, h, up, channels)
+def inplace_low_rank_add(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
+    """Apply `InplaceLowRankAdd`, without its node if no gradient is recorded."""
+    return (InplaceLowRankAdd.apply if torch.is_grad_enabled() else add_low_rank_)(y, h, up, channels)
 
 
-def _add_product(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
-    rows = _rows(y, channels)
+def add_low_rank_(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
+    """Write y + h Right into y; see `InplaceLowRankAdd`."""
+    rows = _rows(y, h, channels)
     if up.ndim == 2 and rows.is_contiguous():
         rows.view(-1, rows.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), up)
-    elif _few(rows, up):
+    elif _few_rows(rows, up):
         rows += h @ up
     else:  # channels before positions: the transposed product, whose result is contiguous
         rows.mT.baddbmm_(up.mT.expand(len(h), *up.mT.shape[-2:]), h.mT)
     return y
 
 
-class SharedInputCache:
-    """x Left of the layer before, for those beside it that get the same x and read the same Left: Q, K and V.
+def _sum_to(gradients: Tensor, up: Tensor) -> Tensor:
+    """Sum per-example gradients (b, k, o) to the shape of Right: (k, o), (1, k, o) or (b, k, o)."""
+    if up.ndim == 2:
+        return gradients.sum(0)
+    return gradients if len(up) == len(gradients) else gradients.sum(0, keepdim=True)
 
-    Kept while a model runs, forward or in the backward that recomputes a checkpointed block, so that a block computes
-    the same in both; only between layers of one parent, each of which takes it once.
+
+def _few_rows(rows: Tensor, up: Tensor) -> bool:
+    """True if an example has so few positions that one product over all examples beats one product for each."""
+    return up.ndim == 2 and rows.shape[1] < len(up)
+
+
+def _rows(y: Tensor, h: Tensor, channels: int) -> Tensor:
+    """View y as (b, t, o) if its layout allows a view; the y of an `InplaceLowRankAdd` has such a layout."""
+    if y.ndim == 1:
+        return y[None, None]
+    if y.ndim == 2:
+        return y.view(*h.shape[:2], y.shape[-1])
+    return y.movedim(channels, -1).flatten(1, -2)
+
+
+class SharedInputCache:
+    """x Left of the last layer, for its siblings that get the same x and read the same Left: Q, K and V.
+
+    It is filled while a model runs, forward or in the backward that recomputes a checkpointed block (a block must
+    compute the same in both). Only layers of one parent share, and each takes the value once.
     """
 
     def __init__(self) -> None:
@@ -112,36 +190,25 @@ class SharedInputCache:
         self.clear()
 
     def clear(self, running: bool = False) -> None:
-        """Forget what is kept; `running` while a forward runs."""
-        self.running, self.key, self.x, self.hidden, self.takers = running, None, None, None, set()
+        """Forget the stored value; `running` is True while a forward runs."""
+        self.running = running
+        self.key: tuple[Any, ...] | None = None  # siblings have one and the same key object
+        self.version = False, 0
+        self.x: Tensor | None = None
+        self.hidden: Tensor | None = None
+        self.takers: set[str] = set()
 
-    def take(self, key: tuple, x: Tensor, path: str) -> Tensor | None:
-        """The hidden activation that a layer beside this one has computed from this very x, if any."""
-        if not self._active() or self.x is not x or self.key != self._full(key, x) or path in self.takers:
+    def take(self, left_key: tuple[Any, ...], x: Tensor, path: str) -> Tensor | None:
+        """Return x Left if a sibling has computed it from this very x, otherwise None."""
+        if self.x is not x or path in self.takers or self.key is not left_key:
+            return None
+        if self.version != (torch.is_grad_enabled(), x._version):
             return None
         self.takers.add(path)
         return self.hidden
 
-    def keep(self, key: tuple, x: Tensor, path: str, hidden: Tensor) -> None:
-        """Keep a layer's hidden activation for those that come next."""
-        if self._active():
-            self.key, self.x, self.hidden, self.takers = self._full(key, x), x, hidden, {path}
-
-    def _active(self) -> bool:
-        return self.running or torch._C._current_graph_task_id() != -1
-
-    @staticmethod
-    def _full(key: tuple, x: Tensor) -> tuple:
-        return key, torch.is_grad_enabled(), None if x.is_inference() else x._version
-
-
-def _few(rows: Tensor, up: Tensor) -> bool:
-    """Whether an example has so few positions that one product over all examples beats one for each."""
-    return up.ndim == 2 and rows.shape[1] < len(up)
-
-
-def _rows(y: Tensor, channels: int) -> Tensor:
-    """(b, t, o), a view of y wherever its layout allows one; an InplaceLowRankAdd's y has such a layout."""
-    if y.ndim == 1:
-        return y[None, None]
-    return y[:, None] if y.ndim == 2 else y.movedim(channels, -1).flatten(1, -2)
+    def keep(self, left_key: tuple[Any, ...], x: Tensor, path: str, hidden: Tensor) -> None:
+        """Store a layer's x Left for its siblings. An inference tensor has no version counter, so it is not stored."""
+        if (self.running or torch._C._current_graph_task_id() != -1) and not x.is_inference():
+            self.key, self.version = left_key, (torch.is_grad_enabled(), x._version)
+            self.x, self.hidden, self.takers = x, hidden, {path}

@@ -94,7 +94,7 @@ def saved_values(adapter: Adapter) -> dict[str, Any]:
             "tensors": {name: list(value.shape) for name, value in adapter.state_dict().items()},
             "frozen": _frozen_digest_if_exact(adapter),
             "base": {
-                "class": type(adapter.model[0]).__name__,
+                "class": type(adapter.model).__name__,
                 "fingerprint": _fingerprint_if_available(adapter),
             },
         },
@@ -115,4 +115,4 @@ def _fingerprint_if_available(adapter: Adapter) -> str | None:
         is_complete = type(weight) in (Tensor, nn.Parameter) and not weight.is_meta and weight.numel() > 0
         if not is_complete:
             return None
-    return fingerprint(adapter.model[0], list(adapter.targets))
+    return fingerprint(adapter.model, list(adapter.targets))

@@ -32,7 +32,7 @@ class Bottleneck:
 
         self.make_down = contraction(self.down, network.inputs, inside)
         self.make_up = contraction(self.up, network.outputs, outside)
-        self.per_position = self.width * (inside + outside)
+        self.macs_per_token = self.width * (inside + outside)
 
     @property
     def rank(self) -> int:
@@ -40,6 +40,6 @@ class Bottleneck:
         return self.width
 
     @property
-    def described(self) -> tuple[str, str, str]:
+    def summary(self) -> tuple[str, str, str]:
         """Down, what is between, and up in words."""
         return repr(self.make_down), "activation", repr(self.make_up)

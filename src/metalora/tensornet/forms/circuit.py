@@ -20,7 +20,7 @@ class Circuit:
     The second term of the network, if it has two, is T0.
     """
 
-    whole = True
+    full_rank = True
     mid: Sequence[str] = ()
     right: Sequence[str] = ()
 
@@ -49,8 +49,8 @@ class Circuit:
         self._kernels = [contraction(names, tokens=False) for names in (self.now, *starts)]
         self._gates = [contraction(names, tokens=True) for names in (self.now, *starts)]
         self._inputs = [sizes[m] for m in inputs]
-        self.form = sum(one.flops for one in self._kernels) // 2  # in multiply-adds, as of a `LowRankForm`
-        self.per_position = sum(one.flops for one in self._gates) // (2 * TOKENS * EXAMPLES)
+        self.dense_macs = sum(one.flops for one in self._kernels) // 2  # in multiply-adds, as of a `LowRankForm`
+        self.macs_per_token = sum(one.flops for one in self._gates) // (2 * TOKENS * EXAMPLES)
 
     @property
     def rank(self) -> int:
@@ -78,6 +78,6 @@ class Circuit:
         return [now, [at.expand_as(one) if each else at for one, at, each in every]]
 
     @property
-    def described(self) -> tuple[str, str, str]:
+    def summary(self) -> tuple[str, str, str]:
         """Left, Mid and Right in words."""
         return repr(self._gates[0]) + ", less its start" * bool(self.start), "identity", "identity"

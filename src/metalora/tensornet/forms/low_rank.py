@@ -19,10 +19,10 @@ class LowRankForm:
     A factor with modes of both sides (a Kronecker product's) stands right; an identity takes its input modes there.
     `batched` names the factors that carry a leading batch mode (generated, or indexed per example). Folded axes come
     out whole: the kernel as (*bonds, in, kh, kw), expand and fold as (*bonds, out).
-    `form` and `per_position` are multiply-adds: to make Delta W of the three, and to take one position through them.
+    `dense_macs` and `macs_per_token` are multiply-adds: to make Delta W of the three, and to take one position through them.
     """
 
-    whole = False  # a cut is narrower than the weight; a circuit is not
+    full_rank = False  # a cut is narrower than the weight; a circuit is not
 
     def __init__(self, network: Network, sizes: Sizes, batched: Collection[str] = ()):
         terms = {f: (("batch",) if f in batched else ()) + tuple(modes) for f, modes in network.factors.items()}
@@ -58,10 +58,10 @@ class LowRankForm:
         self.fold = Contraction(mids + rights, (*fold_batch, *left_bonds, *outputs), sizes, whole)
         self.fold_batched = bool(fold_batch)
         sides = prod(sizes[m] for m in inputs), *out_shape
-        self.form, self.per_position = self.left_rank * prod(sides), self.left_rank * sum(sides)
+        self.dense_macs, self.macs_per_token = self.left_rank * prod(sides), self.left_rank * sum(sides)
 
     @property
-    def described(self) -> tuple[str, str, str]:
+    def summary(self) -> tuple[str, str, str]:
         """Left, Mid and Right in words."""
         return repr(self.kernel), repr(self.mix) if self.mid else "identity", repr(self.expand)
 

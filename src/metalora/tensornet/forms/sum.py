@@ -12,7 +12,7 @@ from metalora.tensornet.forms.low_rank import LowRankForm
 class SumForm:
     """Delta W = sum_t Left_t Mid_t Right_t, with the widths k_t one after another; read as a `LowRankForm` is."""
 
-    whole = False
+    full_rank = False
 
     def __init__(self, cuts: Sequence[LowRankForm]):
         self.cuts = tuple(cuts)
@@ -22,7 +22,7 @@ class SumForm:
         self.left_batched, self.mid_batched = any(c.left_batched for c in cuts), any(c.mid_batched for c in cuts)
         self.right_batched, self.fold_batched = any(c.right_batched for c in cuts), any(c.fold_batched for c in cuts)
         self.left_rank, self.right_rank = sum(c.left_rank for c in cuts), sum(c.right_rank for c in cuts)
-        self.form, self.per_position = sum(c.form for c in cuts), sum(c.per_position for c in cuts)
+        self.dense_macs, self.macs_per_token = sum(c.dense_macs for c in cuts), sum(c.macs_per_token for c in cuts)
         self.left_shape = [self.left_rank]
         self.kernel = ConcatenatedContraction(
             self.left, [Part(c.kernel, c.left, c.left_batched, c.left_rank) for c in cuts]
@@ -39,7 +39,7 @@ class SumForm:
         return self.left_rank
 
     @property
-    def described(self) -> tuple[str, str, str]:
+    def summary(self) -> tuple[str, str, str]:
         """Left, Mid and Right in words."""
         return repr(self.kernel), repr(self.mix) if self.mid else "identity", repr(self.expand)
 

@@ -1,0 +1,170 @@
+"""What one layer reads of its adapter, resolved once: which tensors, at which index, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from metalora.adapters.layout import FactorSlice, read_slice
+from metalora.adapters.mechanisms import materialize_factors
+from metalora.adapters.plan import Form
+from metalora.tensornet.forms.bottleneck import Bottleneck
+
+if TYPE_CHECKING:
+    from metalora.adapters.adapter import Adapter
+    from metalora.adapters.forward_state import Values
+
+
+@dataclass(frozen=True)
+class FactorReader:
+    """Where a factor's value comes from.
+
+    Attributes:
+        factor: Name of the factor in the method.
+        slice: Key of the stored factor, and the index of it that the target reads.
+        slot: Name of its parameter or buffer in the adapter's modules.
+        per_example: True if the value differs by example, so that it comes from the condition.
+        position: Position in the stack that a forward cuts once (one `unbind` instead of one `select` a layer), or
+            None if the factor is not stacked.
+        rest: What is left to index after that.
+    """
+
+    factor: str
+    slice: FactorSlice
+    slot: str
+    per_example: bool
+    position: int | None
+    rest: FactorSlice
+
+
+class BoundTarget:
+    """The readers of one target's factors, the form of its network, and its scale as a number.
+
+    Args:
+        adapter: Owner of the factors.
+        path: Path of the target.
+        form: The planned form of the network at the target.
+    """
+
+    def __init__(self, adapter: Adapter, path: str, form: Form):
+        target_layout = adapter.layout.targets[path]
+        self.path, self.form = path, form
+        self.target = target_layout.target
+        self.scale = adapter.scale_of(path)
+        self.bias_factors: tuple[str, ...] = tuple(target_layout.network.biases)
+        self.handlers = target_layout.handlers
+        self.reads_as_stored = target_layout.reads_as_stored
+        readers = {name: _reader(adapter, name, part) for name, part in target_layout.views.items()}
+        self._readers = tuple(readers.values())
+        self._adapter = (adapter,)  # a tuple: the adapter is registered once, by its owner
+        self._by_name = readers
+        self.per_example_key = next((r.slice.key for r in self._readers if r.per_example), None)
+        self._selected: dict[tuple[str, ...], tuple[FactorReader, ...] | None] = {}
+        self.left_key = path.rpartition(".")[0], tuple(target_layout.views.get(f, path) for f in self.left_factors)
+        self.shares_input = False  # True if a sibling has the same `left_key`; set once all targets are bound
+        self.bind_costs()
+
+    # ---- names -----------------------------------------------------------------------------------------------------
+    @property
+    def left_factors(self) -> tuple[str, ...]:
+        """The factors of Left, in the order in which the form takes them."""
+        return () if isinstance(self.form, Bottleneck) else tuple(self.form.left)
+
+    @property
+    def left_and_biases(self) -> tuple[str, ...]:
+        """What is still read if scale * Mid Right has been folded for all targets together."""
+        return (*self.left_factors, *self.bias_factors)
+
+    # ---- when W + Delta W is cheaper ------------------------------------------------------------------------------
+    def bind_costs(self) -> None:
+        """Compute from how many positions on base(x) with W + Delta W costs fewer multiply-adds than the low-rank form.
+
+        With T positions, s = kernel size x in: training pays 3 T k (s + o) for the form and T s o + 3 s k o for the
+        weight; inference pays T k (s + o) or s k o. A circuit has its own numbers in their place. None means never.
+        """
+        self.weight_first_from: tuple[int | None, int | None] = (None, None)  # (inference, training)
+        if isinstance(self.form, Bottleneck):
+            return
+        sizes = self.target.sizes
+        base_macs = sizes["out"] * sizes["in"] * sizes.get("kh", 1) * sizes.get("kw", 1)
+        dense, per_token = self.form.dense_macs, self.form.macs_per_token
+        gain = 3 * per_token - base_macs
+        training = floor(3 * dense / gain) + 1 if gain > 0 else None
+        self.weight_first_from = floor(dense / per_token) + 1, training
+
+    # ---- reading ---------------------------------------------------------------------------------------------------
+    def num_conditions(self, values: Values | None) -> int:
+        """The number of conditions that are active: 1 if no factor differs by example."""
+        if self.per_example_key is None or values is None:
+            return 1
+        return values[self.per_example_key].shape[0]
+
+    def read(self, values: Values | None, names: Sequence[str] | None = None, repeat: int = 1) -> dict[str, Tensor]:
+        """Return the factors as the network takes them, by name.
+
+        Args:
+            values: The values that differ by example, by key of the stored factor; None if none do.
+            names: Only these, if the target's factors are read as they are stored; None: all of them.
+            repeat: How many rows of the batch one example has (the beams of `generate`).
+
+        Raises:
+            RuntimeError: A factor differs by example and `values` is None.
+        """
+        readers: tuple[FactorReader, ...] = self._readers
+        if names is not None and self.reads_as_stored:
+            readers = tuple(self._by_name[name] for name in names if name in self._by_name)
+        tensors = dict(zip((r.factor for r in readers), self.tensors(readers, values, repeat), strict=True))
+        return tensors if self.reads_as_stored else materialize_factors(self.handlers, tensors)
+
+    def tensors(self, readers: Sequence[FactorReader], values: Values | None, repeat: int = 1) -> list[Tensor]:
+        """Return the tensors of some readers; written as one loop, since every layer runs it in every forward."""
+        adapter = self._adapter[0]
+        # Two dictionaries, without a way through Module.__getattr__
+        parameters, slices = adapter._modules["owned"]._parameters, adapter.state.slices
+        tensors = []
+        for reader in readers:
+            if reader.per_example:
+                if values is None:
+                    raise RuntimeError(
+                        f"factor {reader.slice.key!r} differs by example and no condition is active: call the model "
+                        "itself, pass condition=..., enter adapter.using(condition), or checkpoint with "
+                        "metalora.checkpoint"
+                    )
+                value = read_slice(values[reader.slice.key], reader.slice, offset=1)
+                if repeat > 1:
+                    value = value.repeat_interleave(repeat, 0)
+            elif reader.position is not None and slices is not None:
+                value = slices[reader.slice.key][reader.position]
+                if reader.rest.index:
+                    value = read_slice(value, reader.rest)
+            else:
+                stored = parameters.get(reader.slot)
+                value = adapter.stored_value(reader.slice.key) if stored is None else stored
+                if reader.slice.index:
+                    value = read_slice(value, reader.slice)
+            tensors.append(value)
+        return tensors
+
+    def select(self, names: tuple[str, ...]) -> tuple[FactorReader, ...]:
+        """The readers of these factors, in this order."""
+        return tuple(self._by_name[name] for name in names)
+
+
+def _reader(adapter: Adapter, factor: str, part: FactorSlice) -> FactorReader:
+    axis = adapter.stack_axes.get(part.key)
+    position = None if axis is None else dict(part.index).get(axis)
+    rest = FactorSlice(part.key)
+    if isinstance(position, int):
+        rest = FactorSlice(part.key, tuple((a - (a > axis), index) for a, index in part.index if a != axis))
+    per_example = factor in adapter.per_example
+    stacked = position if isinstance(position, int) else None
+    return FactorReader(factor, part, slot_of(part.key), per_example, stacked, rest)
+
+
+def slot_of(key: str) -> str:
+    """The name of a factor's parameter: a module's attribute has no dots."""
+    return key.replace(".", "/")

@@ -1,0 +1,74 @@
+"""Which condition a forward of the model runs under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from metalora.adapters.conditioning.condition import Condition, Values, merge_values
+from metalora.adapters.conditioning.features import Inputs
+
+if TYPE_CHECKING:
+    from metalora.adapters.adapter import Adapter
+
+
+def values_of_forward(
+    adapter: Adapter, condition: Condition | None, task_ids: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Values:
+    """Return the values of the factors that differ by example, for a forward with these inputs.
+
+    In this order: the condition that is passed, the innermost `using`, the fixed condition, the condition of the
+    sequence that the key-value cache continues, a condition made from the inputs. Task ids are added to any of them.
+
+    Raises:
+        ValueError: No condition can be made (a support set or a tensor is needed), or task ids are missing.
+    """
+    if condition is not None:
+        values: Values | None = condition.values
+    elif adapter.state.held is not None:
+        values = adapter.state.held
+    else:
+        values = None if adapter.fixed_condition is None else adapter.fixed_condition.values
+    if values is None:
+        continued = adapter.condition_cache.values(kwargs, needed=adapter.conditional)
+        values = _from_inputs(adapter, args, kwargs, continued) if adapter.conditional else continued or {}
+    if task_ids is not None:
+        values = merge_values(values, adapter.task(task_ids).values)
+    if any(key not in values for key in adapter.task_keys):
+        raise ValueError(
+            f"{adapter.method.name} has {adapter.config.tasks} tasks: call the model with task_ids=..., a number or "
+            "one for each example"
+        )
+    return values
+
+
+def _from_inputs(
+    adapter: Adapter, args: tuple[Any, ...], kwargs: Mapping[str, Any], continued: Values | None
+) -> Values:
+    """The values that a forward starts with; `continued` are those of the sequences that it continues."""
+    config = adapter.config.condition
+    if config.source == "stem":  # the stem's hook replaces c0 as soon as the stem has run
+        adapter.recorder.start(kwargs)
+        adapter.state.pending_values = continued
+        return merge_values(continued or {}, adapter.neutral().values)
+    if continued is not None:
+        return continued
+    if config.scope == "support" or config.source == "tensor":
+        source = "a support set" if config.scope == "support" else "a tensor"
+        raise ValueError(
+            f"this adapter's condition comes from {source}: make it with adapter.condition(...) and call "
+            "model(..., condition=condition)"
+        )
+    inputs: Inputs = kwargs if not args else args[0] if len(args) == 1 and not kwargs else args
+    return adapter.condition(inputs).values
+
+
+def after_stem(adapter: Adapter) -> None:
+    """Make the condition from what the stem has given, in the same pass; the stem's forward hook calls this."""
+    if not (adapter.recorder.active and adapter.recorder.seen and adapter.state.enabled):
+        return
+    adapter.recorder.stop()
+    features, pending = adapter.recorder.take(), adapter.state.pending_values
+    values = pending or adapter.condition_from(features).values
+    conditioner = adapter.required_conditioner
+    adapter.state.values = {**(adapter.state.values or {}), **{key: values[key] for key in conditioner.shapes}}

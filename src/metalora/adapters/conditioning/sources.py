@@ -1,0 +1,70 @@
+"""Where the features of a condition come from: the hooks of a source, and the mapping net that reads them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from metalora._util.suggest import nearest
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.conditioning.features import Inputs, example_input, watch_head, watch_stages
+from metalora.adapters.conditioning.mapping_net import Conditioner
+from metalora.adapters.conditioning.stages import stages
+
+
+def prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None, extractor: nn.Module | None) -> None:
+    config, condition = adapter.config, adapter.config.condition
+    shapes = adapter.layout.shapes_of(adapter.resolved.generated)
+    if not shapes:
+        return
+    size = condition.feature_size
+    if condition.source == "tensor":
+        if size is None:
+            raise ValueError("condition source 'tensor' needs condition.feature_size, the width of the tensor")
+    else:
+        network = _watch(adapter, model, extractor)
+        if size is None:
+            size = adapter.features(example_input(network) if example is None else example).shape[1]
+            config = replace(config, condition=replace(condition, feature_size=size))
+            adapter.resolved = replace(adapter.resolved, config=config)
+    silent = [key for key in shapes if adapter.resolved.hides_features(adapter.layout.params[key].factor)]
+    adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent)
+
+
+def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> nn.Module:
+    """Put the hooks of the feature source on its network, and return that network."""
+    condition, network = adapter.config.condition, model
+    if condition.source == "extractor":
+        network = extractor if extractor is not None else _timm_extractor(condition.extractor)
+        network.requires_grad_(False).eval()
+        adapter.extractor = (network,)
+    if condition.source == "stem":
+        if condition.scope != "sample":
+            raise ValueError("condition source 'stem' is read in the same forward pass, so its scope must be 'sample'")
+        if condition.stem is None:
+            raise ValueError("condition source 'stem' needs condition.stem, the path of the module that is read")
+        paths = [condition.stem]
+    elif condition.source == "pooled" or (condition.source == "extractor" and not condition.stages):
+        adapter.hooks += watch_head(network, adapter.recorder)
+        return network
+    else:
+        paths = list(condition.stages) or stages(network)
+    modules = dict(network.named_modules())
+    for path in paths:
+        if path not in modules:
+            raise ValueError(f"condition: {type(network).__name__} has no module {path!r}{nearest(path, modules)}")
+    adapter.hooks += watch_stages(network, paths, adapter.recorder)
+    if condition.source == "stem":
+        adapter.hooks.append(network.get_submodule(paths[0]).register_forward_hook(adapter.after_stem))
+    return network
+
+
+def _timm_extractor(name: str | None) -> nn.Module:
+    if name is None:
+        raise ValueError(
+            "condition source 'extractor' needs condition.extractor (a timm name) or attach(extractor=...)"
+        )
+    import timm
+
+    return timm.create_model(name, pretrained=True)

@@ -1,0 +1,157 @@
+"""The ways in which an adapted layer adds its update to the base's output, by name.
+
+| kernel | one condition or many | what it computes |
+|---|---|---|
+| Fused | one | base and update in one pass, the update written into the base's output |
+| Plain | one | base(x) + ((x Left) Mid) Right by plain autograd: the reference |
+| WeightFirst | one | base(x) with W + Delta W, if that costs fewer multiply-adds |
+| PerExample | many | as Fused, with Mid or Right of every example |
+| PerExamplePlain | many | as Plain, with factors of every example |
+| Circuit | both | base(x) + x Delta W, gate by gate |
+
+`choose` is the only place that decides. `layer.kernel` says what ran last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from metalora.adapters.forward_state import Values
+    from metalora.adapters.layers.base import AdaptedLayer
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A named way to compute the output of an adapted layer.
+
+    Attributes:
+        name: What `print(layer.kernel)` shows.
+        run: (layer, input, number of conditions) -> output.
+    """
+
+    name: str
+    run: Callable[[AdaptedLayer, Tensor, int], Tensor]
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __reduce__(self) -> str:
+        return _CONSTANTS[self.name]  # a copy of a layer has the same kernel objects
+
+
+# ---- choosing ------------------------------------------------------------------------------------------------------
+def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
+    """Choose the kernel of a layer for an input; see the table of this module.
+
+    Hooks on the base, a patched forward, trained base weights, torch.func and torch.compile (which fuses by itself)
+    exclude the fused kernels, since these call the base's function and not the base.
+    """
+    adapter, bound = layer.owner[0], layer.bound
+    base = layer._modules["base"]
+    grad = torch.is_grad_enabled()
+    unobserved = layer.is_plain and not (base._forward_hooks or base._forward_pre_hooks or "forward" in base.__dict__)
+    if conditions == 1 and unobserved and adapter.weight_first and not bound.form.left_batched:
+        threshold = bound.weight_first_from[grad]
+        full_rank_kernel = bound.form.full_rank and not layer.gate_by_gate
+        if full_rank_kernel or (threshold is not None and layer.positions(x) >= threshold):
+            if layer.full_precision(x) and not (adapter.training and adapter.config.dropout):
+                return WEIGHT_FIRST
+    if bound.form.full_rank:
+        return CIRCUIT
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if adapter.fused and unobserved and not transformed and layer.can_fuse(x, grad):
+        return FUSED if conditions == 1 else PER_EXAMPLE
+    return PLAIN if conditions == 1 else PER_EXAMPLE_PLAIN
+
+
+# ---- running -------------------------------------------------------------------------------------------------------
+def _fused(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
+    adapter, bound = layer.owner[0], layer.bound
+    if adapter.training and adapter.config.dropout:
+        return _fused_steps(layer, x, conditions)
+    state = adapter.state
+    shared = bound.shares_input and state.shared.x is x
+    hidden = state.shared.take(bound.left_key, x, bound.path) if shared else None
+    down = layer.left(state.values) if hidden is None else None
+    y, hidden = layer.fused(x, down, hidden, layer.up(state.values))
+    if down is not None and bound.shares_input:
+        state.shared.keep(bound.left_key, x, bound.path, hidden)
+    return layer.add_biases(y, state.values) if bound.bias_factors else y
+
+
+def _fused_steps(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
+    """Base and hidden activation first, then dropout or the factors of every example, then an in-place add."""
+    bound, state = layer.bound, layer.owner[0].state
+    layer.check_batch(x, conditions)
+    shared = bound.shares_input and state.shared.x is x
+    hidden = state.shared.take(bound.left_key, x, bound.path) if shared else None
+    down = layer.left(state.values, layer.repeats(x, conditions)) if hidden is None else None
+    y, computed = layer.base_and_hidden(x, down)
+    if computed is not None:
+        hidden = computed
+        if bound.shares_input:
+            state.shared.keep(bound.left_key, x, bound.path, computed)
+    h = layer.with_dropout(layer.tokens_first(hidden, x))
+    h, up = layer.mix_or_fold(h, x, state.values, conditions)
+    y = layer.add_in_place(y, h, up, x)
+    return layer.add_biases(y, state.values) if bound.bias_factors else y
+
+
+def _plain(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
+    return layer.add_update(x, layer.base(x))
+
+
+def _weight_first(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
+    values = layer.owner[0].state.values
+    y = layer.apply_weight(x, layer.adapted_weight(values))
+    return layer.add_biases(y, values) if layer.bound.bias_factors else y
+
+
+def add_update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None) -> Tensor:
+    """Return y + the update of x by plain autograd: the reference for all kernels, and the update of a known base(x).
+
+    Args:
+        layer: The adapted layer.
+        x: Its input.
+        y: base(x), in the base's own shape.
+        values: The values that differ by example, by key of the stored factor; None if none do.
+    """
+    bound = layer.bound
+    conditions = bound.num_conditions(values)
+    layer.check_batch(x, conditions)
+    repeat = layer.repeats(x, conditions)
+    if bound.bias_factors:
+        y = layer.add_biases(y, values, repeat)
+    if bound.form.full_rank:
+        change = layer.with_dropout(layer.through(x, values, repeat, y.dtype))
+        return y + layer.restore(layer.scaled(change), y)
+    source = x.to(y.dtype) if x.is_floating_point() else x
+    hidden = layer.with_dropout(layer.hidden(source, layer.left_kernel(values, repeat).to(y.dtype)))
+    if conditions > 1:
+        h, up = layer.mix_or_fold(layer.tokens_first(hidden, x), x, values, conditions)
+        hidden = layer.channels_first(h)
+    else:
+        up = layer.up(values)
+    return y + layer.restore(layer.expand(hidden, up.to(y.dtype)), y)
+
+
+FUSED = Kernel("Fused", _fused)
+PLAIN = Kernel("Plain", _plain)
+WEIGHT_FIRST = Kernel("WeightFirst", _weight_first)
+PER_EXAMPLE = Kernel("PerExample", _fused_steps)
+PER_EXAMPLE_PLAIN = Kernel("PerExamplePlain", _plain)
+CIRCUIT = Kernel("Circuit", _plain)
+_CONSTANTS = {
+    "Fused": "FUSED",
+    "Plain": "PLAIN",
+    "WeightFirst": "WEIGHT_FIRST",
+    "PerExample": "PER_EXAMPLE",
+    "PerExamplePlain": "PER_EXAMPLE_PLAIN",
+    "Circuit": "CIRCUIT",
+}

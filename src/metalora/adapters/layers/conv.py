@@ -1,0 +1,94 @@
+"""Adapted convolutions: Left is a convolution of the base's stride, padding and dilation to k channels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalora.adapters.layers.base import AdaptedLayer
+from metalora.adapters.layers.fused import inplace_low_rank_add
+
+if TYPE_CHECKING:
+    from metalora.adapters.forward_state import Values
+
+
+class AdaptedConv(AdaptedLayer):
+    """torch.nn.Conv1d and Conv2d; the hidden activation is (b, k, *positions)."""
+
+    plain_bases = (nn.Conv1d, nn.Conv2d)
+    channels = 1
+    gate_by_gate = False
+
+    def as_batch(self, x: Tensor, conditions: int) -> tuple[Tensor, bool]:
+        unbatched = x.ndim == 1 + len(self.base.kernel_size)
+        return (x[None] if unbatched else x), unbatched
+
+    def examples(self, x: Tensor) -> int:
+        return x.shape[0]
+
+    def can_fuse(self, x: Tensor, grad: bool) -> bool:
+        return True
+
+    def fused(self, x: Tensor, down: Tensor | None, hidden: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.base(x)
+        if hidden is None:
+            hidden = self.convolve(x.to(y.dtype), down.to(y.dtype))
+        return self.add_in_place(y, self.tokens_first(hidden, x), up.to(y.dtype), x), hidden
+
+    def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        y = self.base(x)
+        return y, None if down is None else self.convolve(x.to(y.dtype), down.to(y.dtype))
+
+    def add_in_place(self, y: Tensor, h: Tensor, up: Tensor, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and y._is_view():
+            y = y.clone()  # autograd takes no in-place product on a view
+        return inplace_low_rank_add(y, h, up.to(y.dtype), self.channels)
+
+    def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
+        spatial = len(self.base.kernel_size)
+        return self.convolve(x, kernel.flatten(int(self.form.left_batched), -2 - spatial))
+
+    def convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """x Left by the base's own geometry: kernel (k, i, *kernel), or (b, k, i, *kernel) -> (b, k, *positions)."""
+        base, spatial = self.base, len(self.base.kernel_size)
+        padding = base.padding
+        if base.padding_mode != "zeros":
+            x, padding = F.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode), 0
+        conv = F.conv2d if spatial == 2 else F.conv1d
+        if kernel.ndim == 2 + spatial:
+            if base.weight.ndim == 4 and base.weight.is_contiguous(memory_format=torch.channels_last):
+                kernel = kernel.contiguous(memory_format=torch.channels_last)
+            return conv(x, kernel, None, base.stride, padding, base.dilation)
+        b = x.shape[0]  # one grouped convolution applies a kernel of its own to every example
+        kernel = kernel.expand(b, *kernel.shape[1:]).flatten(0, 1)
+        h = conv(x.reshape(1, -1, *x.shape[2:]), kernel, None, base.stride, padding, base.dilation, groups=b)
+        return h.reshape(b, -1, *h.shape[2:])
+
+    def through(self, x: Tensor, values: Values | None, repeat: int, dtype: torch.dtype) -> Tensor:
+        return self.hidden(x.to(dtype), self.left_kernel(values, repeat).to(dtype))
+
+    def tokens_first(self, h: Tensor, x: Tensor) -> Tensor:
+        return h.flatten(2).mT
+
+    def channels_first(self, h: Tensor) -> Tensor:
+        return h.mT if len(self.base.kernel_size) == 1 else h.mT[..., None]  # (b, k, t), a picture one pixel wide
+
+    def expand(self, h: Tensor, up: Tensor) -> Tensor:
+        if up.ndim == 2 and h.stride(1) == 1:  # channels last: one product over all positions beats a 1 x 1 convolution
+            return F.linear(h.movedim(1, -1), up.mT).movedim(-1, 1)
+        return up.mT @ h.flatten(2)  # (b, o, t)
+
+    def restore(self, out: Tensor, like: Tensor) -> Tensor:
+        return out.reshape(like.shape)
+
+    def to_base_layout(self, dense: Tensor) -> Tensor:
+        return dense.movedim(-1, 1)  # (b, o, i, *kernel)
+
+    def add_product(self, weight: Tensor, left: Tensor, up: Tensor) -> Tensor:
+        return torch.addmm(weight.flatten(1), up.mT, left).view_as(weight)
+
+    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.base._conv_forward(x, weight, self.base.bias)

@@ -1,0 +1,78 @@
+"""Adapted embeddings: the input mode is the vocabulary, so Left is a table of k numbers a token."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metalora.adapters.layers.base import AdaptedLayer
+from metalora.adapters.layers.fused import inplace_low_rank_add
+
+if TYPE_CHECKING:
+    from metalora.adapters.forward_state import Values
+
+
+class AdaptedEmbedding(AdaptedLayer):
+    """torch.nn.Embedding: y = W[ids] + scale . (Left[ids] Mid) Right.
+
+    Ids of one row, such as positions that all examples share, take every example's own factors.
+    """
+
+    gate_by_gate = False
+    embeds = True
+
+    def as_batch(self, x: Tensor, conditions: int) -> tuple[Tensor, bool]:
+        if conditions > 1 and x.ndim > 1 and x.shape[0] == 1:
+            return x.expand(conditions, *x.shape[1:]), False
+        return x, False
+
+    def examples(self, x: Tensor) -> int:
+        return x.shape[0]
+
+    def can_fuse(self, x: Tensor, grad: bool) -> bool:
+        return False  # base(ids) is a copy of rows: there is no product to share
+
+    def fused(self, x: Tensor, down: Tensor | None, hidden: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("an embedding has no fused kernel")
+
+    def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        raise AssertionError("an embedding has no fused kernel")
+
+    def add_in_place(self, y: Tensor, h: Tensor, up: Tensor, x: Tensor) -> Tensor:
+        return inplace_low_rank_add(y, h, up, -1)
+
+    def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
+        kernel = kernel.flatten(-1 - len(self.form.left_shape), -2)  # (b?, k, i)
+        ids = x.reshape(x.shape[0], prod(x.shape[1:]))
+        if self.form.left_batched:
+            index = ids[:, None].expand(-1, kernel.shape[1], -1)
+            return kernel.expand(ids.shape[0], -1, -1).gather(2, index).mT
+        return F.embedding(ids, kernel.mT)
+
+    def through(self, x: Tensor, values: Values | None, repeat: int, dtype: torch.dtype) -> Tensor:
+        return self.hidden(x, self.left_kernel(values, repeat).to(dtype))
+
+    def tokens_first(self, h: Tensor, x: Tensor) -> Tensor:
+        return h
+
+    def channels_first(self, h: Tensor) -> Tensor:
+        return h
+
+    def expand(self, h: Tensor, up: Tensor) -> Tensor:
+        return h @ up
+
+    def restore(self, out: Tensor, like: Tensor) -> Tensor:
+        return out.reshape(like.shape)
+
+    def to_base_layout(self, dense: Tensor) -> Tensor:
+        return dense
+
+    def add_product(self, weight: Tensor, left: Tensor, up: Tensor) -> Tensor:
+        return torch.addmm(weight, left.mT, up)
+
+    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        raise AssertionError("an embedding never forms W + Delta W in a forward")

@@ -1,0 +1,129 @@
+"""Adapted linear layers: torch's Linear, and GPT-2's Conv1D, which stores its weight transposed."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalora.adapters.bound_target import Form
+from metalora.adapters.layers.base import AdaptedLayer, autocast_dtype, cast_all
+from metalora.adapters.layers.fused import (
+    FusedLinearDown,
+    FusedLowRankLinear,
+    inplace_low_rank_add,
+    low_rank_linear,
+)
+from metalora.adapters.targets import Target
+
+if TYPE_CHECKING:
+    from metalora.adapters.adapter import Adapter
+    from metalora.adapters.forward_state import Values
+
+
+class _LinearLayer(AdaptedLayer):
+    """What linear layers share: activations are (*, i), the hidden activation is (b, t, k) or (n, k)."""
+
+    transposed = False  # True if the base stores its weight as (i, o)
+
+    def examples(self, x: Tensor) -> int:
+        return x.shape[0] if x.ndim > 1 else 1
+
+    def can_fuse(self, x: Tensor, grad: bool) -> bool:
+        parameters = self._modules["base"]._parameters
+        weight, bias = parameters.get("weight"), parameters.get("bias")
+        if weight is None or (x.dtype != weight.dtype and autocast_dtype(x) is None):
+            return False
+        return not grad or not (weight.requires_grad or (bias is not None and bias.requires_grad))
+
+    def fused(self, x: Tensor, down: Tensor | None, hidden: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor]:
+        parameters = self._modules["base"]._parameters
+        weight, bias = parameters["weight"], parameters["bias"]
+        weight = weight.t() if self.transposed else weight
+        if up.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
+            dtype = autocast_dtype(x) or weight.dtype
+            x, weight, bias, down, hidden, up = cast_all(dtype, x, weight, bias, down, hidden, up)
+        if torch.is_grad_enabled():
+            y, computed = FusedLowRankLinear.apply(x, weight, bias, down, hidden, up)
+        else:
+            y, computed = low_rank_linear(x, weight, bias, down, hidden, up)
+        return y.view(*x.shape[:-1], y.shape[-1]), computed
+
+    def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        parameters = self._modules["base"]._parameters
+        weight, bias = parameters["weight"], parameters["bias"]
+        weight = weight.t() if self.transposed else weight
+        batched = down if down is not None and down.ndim > 2 else None
+        operands = cast_all(autocast_dtype(x) or weight.dtype, x, weight, bias, None if batched is not None else down)
+        if torch.is_grad_enabled():
+            y, h = FusedLinearDown.apply(*operands)
+        else:
+            y = F.linear(operands[0].reshape(-1, x.shape[-1]), *operands[1:3])
+            h = None if operands[3] is None else F.linear(operands[0].reshape(-1, x.shape[-1]), operands[3])
+        if batched is not None:
+            h = self._tokens(operands[0]) @ batched.to(y.dtype).mT
+        return y, h
+
+    def add_in_place(self, y: Tensor, h: Tensor, up: Tensor, x: Tensor) -> Tensor:
+        y = inplace_low_rank_add(y, h.to(y.dtype), up.to(y.dtype), -1)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """(*, i) -> (b, t, i)."""
+        return x.reshape(self.examples(x), prod(x.shape[1:-1]), x.shape[-1])
+
+    def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
+        kernel = kernel.flatten(-1 - len(self.form.left_shape), -2)  # (b?, k, i)
+        return self._tokens(x) @ kernel.mT if self.form.left_batched else F.linear(self._tokens(x), kernel)
+
+    def through(self, x: Tensor, values: Values | None, repeat: int, dtype: torch.dtype) -> Tensor:
+        return self.form.through(self._tokens(x), self.left_operands(values, repeat)).to(dtype)
+
+    def tokens_first(self, h: Tensor, x: Tensor) -> Tensor:
+        return h if h.ndim == 3 else h.view(self.examples(x), prod(x.shape[1:-1]), h.shape[-1])
+
+    def channels_first(self, h: Tensor) -> Tensor:
+        return h
+
+    def expand(self, h: Tensor, up: Tensor) -> Tensor:
+        return h @ up
+
+    def restore(self, out: Tensor, like: Tensor) -> Tensor:
+        return out.reshape(like.shape)
+
+
+class AdaptedLinear(_LinearLayer):
+    """torch.nn.Linear: y = x W' + bias + scale . ((x Left) Mid) Right."""
+
+    plain_bases = (nn.Linear,)
+
+    def to_base_layout(self, dense: Tensor) -> Tensor:
+        return dense.mT
+
+    def add_product(self, weight: Tensor, left: Tensor, up: Tensor) -> Tensor:
+        return torch.addmm(weight, up.mT, left)
+
+    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.base.bias)
+
+
+class AdaptedTransposedLinear(_LinearLayer):
+    """GPT-2's Conv1D: a linear layer that stores its weight as (i, o)."""
+
+    transposed = True
+
+    def __init__(self, base: nn.Module, target: Target, form: Form, adapter: Adapter):
+        super().__init__(base, target, form, adapter)
+        self.is_plain = type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
+
+    def to_base_layout(self, dense: Tensor) -> Tensor:
+        return dense
+
+    def add_product(self, weight: Tensor, left: Tensor, up: Tensor) -> Tensor:
+        return torch.addmm(weight, left.mT, up)
+
+    def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight.t(), self.base.bias)

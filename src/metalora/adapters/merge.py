@@ -1,0 +1,66 @@
+"""Merge and unmerge: every change happens at all targets or at none."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import nn
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import required_adapter
+from metalora.adapters.conditioning.condition import Condition
+
+
+def check_untied(adapter: Adapter, verb: str) -> None:
+    """Raise a ValueError for a target whose weight another module uses too."""
+    uses = Counter(id(p) for module in adapter.model.modules() for p in module.parameters(recurse=False))
+    for path, layer in adapter.layers.items():
+        if uses[id(layer.base.weight)] > 1:
+            raise ValueError(
+                f"{verb}: the weight of target {path!r} is tied to another module's, which would change too"
+            )
+
+
+@torch.no_grad()
+def merge(model: nn.Module, condition: Condition | None = None) -> None:
+    """Add every Delta W to its base weight; the originals are kept, so that `unmerge` restores them bit for bit.
+
+    W + Delta W is added in the precision of the factors and rounded once to the type of W.
+
+    Args:
+        model: A model with an adapter.
+        condition: One condition (a snapshot), for an adapter whose factors differ by example; None: the fixed one.
+
+    Raises:
+        ValueError: No adapter; merged already; a condition of several examples; a Delta W that is not finite; a bias
+            that the base has no bias for; a method without a Delta W (a bottleneck). Nothing is changed then.
+    """
+    adapter = required_adapter(model, "merge")
+    if adapter.merged:
+        raise ValueError("merge: the adapter is already merged")
+    condition = condition if condition is not None else adapter.fixed_condition
+    if condition is not None and len(condition) != 1:
+        raise ValueError(f"merge: the condition is for {len(condition)} examples; merge one (condition.mean())")
+    check_untied(adapter, "merge")
+    values, merged, shifts = None if condition is None else condition.values, {}, {}
+    for path, layer in adapter.layers.items():
+        weight, delta = layer.base.weight, adapter.delta(path, condition)
+        if not torch.isfinite(delta).all():
+            raise ValueError(f"merge: NaNs detected in the merged weights of target {path!r}")
+        merged[path] = (weight.to(delta.dtype) + delta).to(weight.dtype)
+        shifts[path] = layer.bias_to_merge(values)
+    for path, layer in adapter.layers.items():
+        layer.original = layer.base.weight.detach().clone()
+        layer.base.weight.data.copy_(merged[path])
+        layer.merge_bias(shifts[path])
+
+
+@torch.no_grad()
+def unmerge(model: nn.Module) -> None:
+    """Restore the base weights that `merge` kept, bit for bit; a model that is not merged is left as it is."""
+    for layer in required_adapter(model, "unmerge").layers.values():
+        if layer.original is not None:
+            layer.base.weight.data.copy_(layer.original)
+            layer.original = None
+            layer.unmerge_bias()

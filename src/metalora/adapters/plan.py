@@ -1,0 +1,44 @@
+"""The form of a network at every target, planned once with the real sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from metalora.adapters.layout import Layout, TargetLayout
+from metalora.tensornet.forms.bottleneck import Bottleneck
+from metalora.tensornet.forms.circuit import Circuit
+from metalora.tensornet.forms.low_rank import LowRankForm
+from metalora.tensornet.forms.sum import SumForm
+
+Form = LowRankForm | SumForm | Circuit | Bottleneck
+
+
+def plan_form(target: TargetLayout, per_example: Sequence[str]) -> Form:
+    """Plan the form of the network at a target.
+
+    Args:
+        target: The target in the layout.
+        per_example: The stored factors that differ by example.
+    """
+    batched = target.differing_factors(per_example)
+    if target.network.form == "circuit":
+        return Circuit(target.network, target.sizes, batched)
+    if target.network.form == "bottleneck":
+        return Bottleneck(target.network, target.sizes, batched)
+    forms = [LowRankForm(term, target.sizes, batched) for term in target.network.split_terms()]
+    return SumForm(forms) if len(forms) > 1 else forms[0]
+
+
+def plan_forms(layout: Layout, per_example: Sequence[str]) -> dict[str, Form]:
+    """Plan the forms of all targets: path -> form, one object for targets of equal network, sizes and handlers."""
+    planned: dict[tuple[Any, ...], Form] = {}
+    forms = {}
+    for path, target in layout.targets.items():
+        network = target.network
+        key = (network.form, network.biases, *network.factors.items(), *network.folds.items(), *network.terms)
+        key += (*target.sizes.items(), *target.handlers)
+        if key not in planned:
+            planned[key] = plan_form(target, per_example)
+        forms[path] = planned[key]
+    return forms
