@@ -9,8 +9,8 @@ from math import prod
 
 from torch import nn
 
-from metalora.adapters.plan import plan_form
 from metalora.adapters.layout import Layout, TargetLayout, build_layout
+from metalora.adapters.plan import plan_form
 from metalora.adapters.targets import find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method

@@ -95,7 +95,7 @@ def test_a_whole_model(options, tmp_path):
     want.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
     save(net, tmp_path / "a")
-    torch.testing.assert_close(load(small_transformer(), tmp_path / "a").model[0](x, **task), want, rtol=0, atol=0)
+    torch.testing.assert_close(load(small_transformer(), tmp_path / "a").model(x, **task), want, rtol=0, atol=0)
     twin = copy.deepcopy(net)
     twin.zero_grad()
     merge(twin, adapter.task(2) if task else None)
@@ -309,7 +309,7 @@ def test_a_sum_is_swept_term_by_term():
     assert sweep(net, rank=3).error < 1e-6
     assert_close(adapter.delta(PATHS[1, 0], adapter.task(1)), before)
     sweep(net, rank={"rt": 1})
-    assert adapter.layers[PATHS[1, 0]].cut.rank == 4
+    assert adapter.layers[PATHS[1, 0]].form.rank == 4
 
 
 def test_terms_hold_every_factor_once():

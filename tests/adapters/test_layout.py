@@ -105,7 +105,7 @@ def test_widths_as_chunks_that_are_projections():
     down = torch.cat([g1 @ g2[:, 1] @ g3[:, m] @ g4 for m in (3, 4)], 0)
     torch.testing.assert_close(adapter.delta("layers.1.up"), 0.5 * up.T, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(adapter.delta("layers.1.down"), 0.5 * down.T, rtol=1e-10, atol=1e-10)
-    assert net.layers[1].down.cut.rank == 2  # cut beside the last core, not through every bond
+    assert net.layers[1].down.form.rank == 2  # cut beside the last core, not through every bond
 
 
 CONFIGS = {
@@ -130,7 +130,7 @@ def test_a_whole_model(options, tmp_path):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
     assert adapter.state.slices is None
     save(net, tmp_path / "a")
-    torch.testing.assert_close(load(small_transformer(), tmp_path / "a").model[0](x, **task), want, rtol=0, atol=0)
+    torch.testing.assert_close(load(small_transformer(), tmp_path / "a").model(x, **task), want, rtol=0, atol=0)
     twin = copy.deepcopy(net)
     twin.zero_grad()
     merge(twin, adapter.task(2) if task else None)

@@ -58,7 +58,7 @@ def test_a_new_task_starts_like_the_mean_or_like_another():
     mean = adapter.factors["G3"].detach().mean(1)
     for like, want in ((None, mean), (1, adapter.factors["G3"].detach()[:, 1])):
         twin = copy.deepcopy(net)
-        other = twin.layers[0].attention.query._owner[0]
+        other = twin.layers[0].attention.query.owner[0]
         with new_task(other, like=like) as task:
             torch.testing.assert_close(other.task(task).values["G3"][0], want)
         torch.testing.assert_close(other.factors["G3"].detach()[:, task], want)

@@ -42,7 +42,7 @@ def test_peft_folder_with_unequal_ranks(tmp_path):
     theirs.save_pretrained(tmp_path)
     model = net()
     adapter = load_lora(model, tmp_path)
-    assert adapter.layers["mid_block.conv"].cut.rank == 2 and adapter.layers["conv"].cut.rank == 4
+    assert adapter.layers["mid_block.conv"].form.rank == 2 and adapter.layers["conv"].form.rank == 4
     torch.testing.assert_close(model(X), theirs(X), rtol=1e-5, atol=1e-5)
     metalora.save(model, tmp_path / "own.safetensors")
     again = net()

@@ -27,7 +27,7 @@ def lora_pair(model, condition):
 def test_7_the_pair_reproduces_delta(case, layer):
     model, adapter, x, condition = attach_case(case, layer)
     left, right = lora_pair(model, condition)
-    assert len(left) == len(right) == model[0].cut.rank
+    assert len(left) == len(right) == model[0].form.rank
     dense = sum(left[k][..., None] * right[k] for k in range(len(left)))  # in x [kernel] x out
     dense = dense if layer.kind in ("embedding", "conv1d_gpt2") else dense.movedim(-1, 0)
     assert_close(dense, oracle_delta(case, layer, adapter, condition.get("condition"), 0))

@@ -73,7 +73,7 @@ def test_the_error_is_that_of_all_deltas_together():
     for rank in (3, 2, 1):
         twin = copy.deepcopy(net)
         report = sweep(twin, rank=rank)
-        after = all_deltas(twin.layers[0].attention.query._owner[0])
+        after = all_deltas(twin.layers[0].attention.query.owner[0])
         wrong, whole = (
             sum(float((d if other is None else d - other[path]).square().sum()) for path, d in before.items())
             for other in (after, None)

@@ -114,7 +114,7 @@ def test_the_error_is_that_of_all_deltas_together(name):
     for rank in (2, 1):
         twin = copy.deepcopy(net)
         report = sweep(twin, rank=rank)
-        after = all_deltas(twin.layers[0].attention.query._owner[0])
+        after = all_deltas(twin.layers[0].attention.query.owner[0])
         wrong = sum(float((delta - after[path]).square().sum()) for path, delta in before.items())
         assert report.error == pytest.approx((wrong / whole) ** 0.5, rel=1e-6)
         errors.append(report.error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from metalora.methods.method import Method
 from metalora.methods.resolve import ResolvedMethod, resolve
 
 if TYPE_CHECKING:
-    from metalora.adapters.host import GuardedForward
     from metalora.adapters.layers import AdaptedLayer, BottleneckLayer
     from metalora.ranks.sweep import SweepReport
 
@@ -64,7 +63,8 @@ class Adapter(nn.Module):
         for key in factors.keys() - learned.keys():
             self._frozen.register_buffer(slot_of(key), factors[key], persistent=False)
         self.pending_task = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
-        self.rank_dropout = nn.Dropout(resolved.config.dropout)
+        self.dropout = resolved.config.dropout  # a plain number, which every layer reads in every forward
+        self.rank_dropout = nn.Dropout(self.dropout)
         self.conditioner: Conditioner | None = None
         self.extractor: tuple[nn.Module, ...] = ()  # a tuple: frozen, not ours to save
         self.recorder = Recorder()
@@ -75,7 +75,6 @@ class Adapter(nn.Module):
         self.fused = True
         self.layers: dict[str, AdaptedLayer | BottleneckLayer] = {}
         self.hooks: list[Any] = []  # handles of the hooks of the condition's source
-        self.guard: GuardedForward | None = None
         self.required_grad: dict[str, bool] = {}
         self.frozen_norms: list[nn.Module] = []
         self._model: tuple[nn.Module, ...] = ()
@@ -134,7 +133,8 @@ class Adapter(nn.Module):
         value = self.owned._parameters.get(slot)
         if value is not None:
             return value
-        return self.owned[slot] if slot in self.owned else getattr(self._frozen, slot)
+        frozen: Tensor = self.owned[slot] if slot in self.owned else getattr(self._frozen, slot)
+        return frozen
 
     def batched_folds(self) -> list[BatchedFold]:
         """The targets whose Mid and Right are folded together in a forward."""
@@ -258,11 +258,13 @@ class Adapter(nn.Module):
         Raises:
             ValueError: A static adapter, features that are not finite, missing labels.
         """
-        return self.condition_from(self.features(inputs) if self.conditional else inputs, labels)
+        assert self.required_conditioner is not None  # raises a ValueError for a static adapter
+        return self.condition_from(self.features(inputs), labels)
 
     def condition_from(self, features: Tensor, labels: Tensor | None = None) -> Condition:
         """Make a condition from features (n, d) that were kept, as `adapter.features` gives them."""
-        return self.required_conditioner(features, labels, self._centre())
+        condition: Condition = self.required_conditioner(features, labels, self._centre())
+        return condition
 
     def task(self, ids: Tensor | Sequence[int] | int) -> Condition:
         """Return the condition of tasks by number: one for each of `ids` (n,), or one for all for a single number.
@@ -317,7 +319,7 @@ class Adapter(nn.Module):
         if self.conditioner is None:
             return
         single = isinstance(inputs, (Tensor, Mapping)) or hasattr(inputs, "keys")
-        batches = [inputs] if single else inputs
+        batches = cast(Iterable[Inputs], [inputs] if single else inputs)
         self.conditioner.calibrate(torch.cat([self.features(batch) for batch in batches]))
 
     @contextlib.contextmanager
@@ -424,7 +426,11 @@ class Adapter(nn.Module):
         return new_task(self, like)
 
     def export_lora(
-        self, folder: str | Path, condition: Condition | None = None, task: int | str | None = None, **limits: Any
+        self,
+        folder: str | Path,
+        condition: Condition | None = None,
+        task: int | Literal["all"] | None = None,
+        **limits: Any,
     ) -> list[Any]:
         """Write plain LoRA that PEFT loads; `limits` are those of `metalora.io.lora.export.export_lora`."""
         from metalora.io.lora.export import export_lora

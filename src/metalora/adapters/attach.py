@@ -92,7 +92,7 @@ def build(
     except BaseException:
         _remove_hooks(adapter)
         raise
-    move_like(bases[targets[0].path].weight, adapter)
+    move_like(weights[targets[0].path], adapter)
     for path, form in plan_forms(layout, adapter.per_example).items():
         adapter.layers[path] = _layer(adapter, path, form, bases[path])
     mark_shared_inputs(adapter)
@@ -101,8 +101,10 @@ def build(
 
 def _layer(adapter: Adapter, path: str, form: Form, base: nn.Module) -> AdaptedLayer | BottleneckLayer:
     target = adapter.targets[path]
-    layer_class = BottleneckLayer if isinstance(form, Bottleneck) else LAYERS[target.kind]
-    layer = layer_class(base, target, form, adapter)
+    if isinstance(form, Bottleneck):
+        layer: AdaptedLayer | BottleneckLayer = BottleneckLayer(base, target, form, adapter)
+    else:
+        layer = LAYERS[target.kind](base, target, form, adapter)
     layer.training = base.training
     return layer
 

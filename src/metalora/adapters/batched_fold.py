@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from metalora.adapters.layers.base import AdaptedLayer
+from metalora.adapters.layers.bottleneck import BottleneckLayer
 from metalora.tensornet.forms.low_rank import LowRankForm
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
-    from metalora.adapters.layers.base import AdaptedLayer
 
 
 class BatchedFold:
@@ -54,6 +55,8 @@ def batched_folds(adapter: Adapter) -> list[BatchedFold]:
     by_form: dict[int, dict[str, AdaptedLayer]] = {}
     for path, layer in adapter.layers.items():
         form = layer.form
+        if isinstance(layer, BottleneckLayer):
+            continue
         if isinstance(form, LowRankForm) and form.mid and not form.fold_batched and layer.bound.reads_as_stored:
             by_form.setdefault(id(form), {})[path] = layer
     return [BatchedFold(layers) for layers in by_form.values() if len(layers) > 1]

@@ -16,7 +16,7 @@ from metalora.tensornet.forms.bottleneck import Bottleneck
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
-    from metalora.adapters.forward_state import Values
+    from metalora.adapters.conditioning.condition import Values
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ class BoundTarget:
         """Return the tensors of some readers; written as one loop, since every layer runs it in every forward."""
         adapter = self._adapter[0]
         # Two dictionaries, without a way through Module.__getattr__
-        parameters, slices = adapter._modules["owned"]._parameters, adapter.state.slices
+        owned = adapter._modules["owned"]
+        assert owned is not None
+        parameters, slices = owned._parameters, adapter.state.slices
         tensors = []
         for reader in readers:
             if reader.per_example:
@@ -158,7 +160,7 @@ def _reader(adapter: Adapter, factor: str, part: FactorSlice) -> FactorReader:
     axis = adapter.stack_axes.get(part.key)
     position = None if axis is None else dict(part.index).get(axis)
     rest = FactorSlice(part.key)
-    if isinstance(position, int):
+    if axis is not None and isinstance(position, int):
         rest = FactorSlice(part.key, tuple((a - (a > axis), index) for a, index in part.index if a != axis))
     per_example = factor in adapter.per_example
     stacked = position if isinstance(position, int) else None

@@ -6,25 +6,26 @@ another one is). Passing the generated factors as arguments makes both modes, an
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch.utils.checkpoint
 from torch import nn
 
-from metalora.adapters.attach import adapter_of
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import required_adapter
 
 TORCH_CHECKPOINT = torch.utils.checkpoint.checkpoint
 
 
-def checkpoint(function: Callable[..., Any], *args: Any, adapter: nn.Module, **options: Any) -> Any:
+def checkpoint(function: Callable[..., Any], *args: Any, adapter: Adapter, **options: Any) -> Any:
     """torch.utils.checkpoint.checkpoint(function, *args, **options), correct for generated factors."""
     function, args = explicit(function, args, adapter)
     return TORCH_CHECKPOINT(function, *args, **options)
 
 
 def explicit(
-    function: Callable[..., Any], args: tuple[Any, ...], adapter: nn.Module
+    function: Callable[..., Any], args: tuple[Any, ...], adapter: Adapter
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """A function that takes the active condition before its own arguments, and those; as it is where none is active."""
     if adapter.state.values is None:
@@ -41,23 +42,20 @@ def explicit(
 @contextlib.contextmanager
 def checkpointing(model: nn.Module) -> Iterator[None]:
     """Make the checkpointing that a model does itself (timm, Hugging Face, torch) carry the condition, inside."""
-    adapter = adapter_of(model)
-    if adapter is None:
-        raise ValueError(f"checkpointing: {type(model).__name__} has no adapter")
+    adapter = required_adapter(model, "checkpointing")
 
     def carrying(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return checkpoint(function, *args, adapter=adapter, **options)
 
-    patched = wraps(TORCH_CHECKPOINT)(carrying)
-    holders = [m for m in model.modules() if hasattr(m, "_gradient_checkpointing_func")]
-    before = [m._gradient_checkpointing_func for m in holders]
-    torch.utils.checkpoint.checkpoint = patched
+    holders: list[Any] = [m for m in model.modules() if hasattr(m, "_gradient_checkpointing_func")]
+    before = [holder._gradient_checkpointing_func for holder in holders]
+    torch.utils.checkpoint.checkpoint = wraps(TORCH_CHECKPOINT)(carrying)  # type: ignore[assignment]
     try:
-        for holder, own in zip(holders, before, strict=True):
-            keywords = getattr(own, "keywords", {})
-            holder._gradient_checkpointing_func = lambda f, *a, keywords=keywords, **k: carrying(f, *a, **keywords, **k)
+        for holder, original in zip(holders, before, strict=True):
+            # transformers keeps a partial of torch's function, with the options that the user has chosen
+            holder._gradient_checkpointing_func = partial(carrying, **getattr(original, "keywords", {}))
         yield
     finally:
         torch.utils.checkpoint.checkpoint = TORCH_CHECKPOINT
-        for holder, own in zip(holders, before, strict=True):
-            holder._gradient_checkpointing_func = own
+        for holder, original in zip(holders, before, strict=True):
+            holder._gradient_checkpointing_func = original

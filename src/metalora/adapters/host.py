@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -21,51 +21,38 @@ class Host(Protocol):
         ...
 
 
-class GuardedForward:
-    """The forward of a model between a host's `before_forward` and `after_forward`.
+def _guarded(model: nn.Module, host: Host, replaced: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+    """Run a model's forward between a host's `before_forward` and `after_forward`."""
+    output = None
+    try:
+        args, kwargs = host.before_forward(args, kwargs)
+        if replaced is None:
+            output = type(model).forward(model, *args, **kwargs)
+        else:
+            output = replaced(*args, **kwargs)
+        return output
+    finally:
+        host.after_forward(output)
 
-    It stands in `model.forward`. Unlike a pair of hooks it leaves nothing behind after any exception, also after
-    KeyboardInterrupt and GeneratorExit, for which torch runs no forward hooks.
 
-    Args:
-        model: The model whose forward runs.
-        host: What is called before and after.
+def guard_forward(model: nn.Module, host: Host) -> None:
+    """Let a host run around every forward of a model.
+
+    The guarded forward stands in `model.forward`. Unlike a pair of hooks it leaves nothing behind after any exception,
+    also after KeyboardInterrupt and GeneratorExit, for which torch runs no forward hooks. It is a `functools.partial`
+    with the signature of the model's own forward, so that copies, pickles, torch.export and trainers take it.
     """
-
-    def __init__(self, model: nn.Module, host: Host):
-        self._model = model
-        self._host = host
-        self._replaced: Callable[..., Any] | None = vars(model).get("forward")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = None
-        try:
-            args, kwargs = self._host.before_forward(args, kwargs)
-            if self._replaced is None:
-                output = type(self._model).forward(self._model, *args, **kwargs)
-            else:
-                output = self._replaced(*args, **kwargs)
-            return output
-        finally:
-            self._host.after_forward(output)
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        """The signature of the model's own forward, which trainers read."""
-        own = self._replaced or type(self._model).forward.__get__(self._model)
-        return inspect.signature(own)
-
-    def remove(self) -> None:
-        """Give the model back the forward that it had; nothing if another wrapper stands there now."""
-        if vars(self._model).get("forward") is not self:
-            return
-        del self._model.forward
-        if self._replaced is not None:
-            self._model.forward = self._replaced
+    replaced = vars(model).get("forward")
+    guarded = functools.partial(_guarded, model, host, replaced)
+    functools.update_wrapper(guarded, model.forward)
+    model.forward = guarded  # type: ignore[method-assign]
 
 
-def guard_forward(model: nn.Module, host: Host) -> GuardedForward:
-    """Let a host run around every forward of a model; `remove` of what is returned ends it."""
-    guarded = GuardedForward(model, host)
-    model.forward = guarded
-    return guarded
+def unguard_forward(model: nn.Module, host: Host) -> None:
+    """Give a model the forward back that it had; nothing if another wrapper stands there now."""
+    guarded = vars(model).get("forward")
+    if not isinstance(guarded, functools.partial) or guarded.func is not _guarded or guarded.args[1] is not host:
+        return
+    del model.forward
+    if guarded.args[2] is not None:
+        model.forward = guarded.args[2]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from metalora.adapters.forward_state import Values
+    from metalora.adapters.conditioning.condition import Values
     from metalora.adapters.layers.base import AdaptedLayer
 
 
@@ -52,17 +52,18 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
     Hooks on the base, a patched forward, trained base weights, torch.func and torch.compile (which fuses by itself)
     exclude the fused kernels, since these call the base's function and not the base.
     """
-    adapter, bound = layer.owner[0], layer.bound
-    base = layer._modules["base"]
+    adapter, bound, form = layer.owner[0], layer.bound, layer.form
+    base = layer._modules["base"]  # without a way through Module.__getattr__
+    assert base is not None
     grad = torch.is_grad_enabled()
     unobserved = layer.is_plain and not (base._forward_hooks or base._forward_pre_hooks or "forward" in base.__dict__)
-    if conditions == 1 and unobserved and adapter.weight_first and not bound.form.left_batched:
+    if conditions == 1 and unobserved and adapter.weight_first and not form.left_batched:
         threshold = bound.weight_first_from[grad]
-        full_rank_kernel = bound.form.full_rank and not layer.gate_by_gate
+        full_rank_kernel = form.full_rank and not layer.gate_by_gate
         if full_rank_kernel or (threshold is not None and layer.positions(x) >= threshold):
-            if layer.full_precision(x) and not (adapter.training and adapter.config.dropout):
+            if layer.full_precision(x) and not (adapter.training and adapter.dropout):
                 return WEIGHT_FIRST
-    if bound.form.full_rank:
+    if form.full_rank:
         return CIRCUIT
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if adapter.fused and unobserved and not transformed and layer.can_fuse(x, grad):
@@ -73,7 +74,7 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
 # ---- running -------------------------------------------------------------------------------------------------------
 def _fused(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
     adapter, bound = layer.owner[0], layer.bound
-    if adapter.training and adapter.config.dropout:
+    if adapter.training and adapter.dropout:
         return _fused_steps(layer, x, conditions)
     state = adapter.state
     shared = bound.shares_input and state.shared.x is x
@@ -97,6 +98,7 @@ def _fused_steps(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
         hidden = computed
         if bound.shares_input:
             state.shared.keep(bound.left_key, x, bound.path, computed)
+    assert hidden is not None
     h = layer.with_dropout(layer.tokens_first(hidden, x))
     h, up = layer.mix_or_fold(h, x, state.values, conditions)
     y = layer.add_in_place(y, h, up, x)
@@ -128,7 +130,7 @@ def add_update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None)
     repeat = layer.repeats(x, conditions)
     if bound.bias_factors:
         y = layer.add_biases(y, values, repeat)
-    if bound.form.full_rank:
+    if layer.form.full_rank:
         change = layer.with_dropout(layer.through(x, values, repeat, y.dtype))
         return y + layer.restore(layer.scaled(change), y)
     source = x.to(y.dtype) if x.is_floating_point() else x

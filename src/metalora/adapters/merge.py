@@ -10,6 +10,7 @@ from torch import nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import required_adapter
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.layers import AdaptedLayer
 
 
 def check_untied(adapter: Adapter, verb: str) -> None:
@@ -20,6 +21,11 @@ def check_untied(adapter: Adapter, verb: str) -> None:
             raise ValueError(
                 f"{verb}: the weight of target {path!r} is tied to another module's, which would change too"
             )
+
+
+def merged_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
+    """The layers that have a Delta W, by path; a bottleneck has none and is never merged."""
+    return {path: layer for path, layer in adapter.layers.items() if isinstance(layer, AdaptedLayer)}
 
 
 @torch.no_grad()
@@ -43,14 +49,19 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     if condition is not None and len(condition) != 1:
         raise ValueError(f"merge: the condition is for {len(condition)} examples; merge one (condition.mean())")
     check_untied(adapter, "merge")
-    values, merged, shifts = None if condition is None else condition.values, {}, {}
-    for path, layer in adapter.layers.items():
+    values = None if condition is None else condition.values
+    merged: dict[str, torch.Tensor] = {}
+    shifts: dict[str, torch.Tensor | None] = {}
+    layers = merged_layers(adapter)
+    for path in adapter.layers.keys() - layers.keys():
+        adapter.delta(path, condition)  # raises: a bottleneck has no Delta W
+    for path, layer in layers.items():
         weight, delta = layer.base.weight, adapter.delta(path, condition)
         if not torch.isfinite(delta).all():
             raise ValueError(f"merge: NaNs detected in the merged weights of target {path!r}")
         merged[path] = (weight.to(delta.dtype) + delta).to(weight.dtype)
         shifts[path] = layer.bias_to_merge(values)
-    for path, layer in adapter.layers.items():
+    for path, layer in layers.items():
         layer.original = layer.base.weight.detach().clone()
         layer.base.weight.data.copy_(merged[path])
         layer.merge_bias(shifts[path])
@@ -59,7 +70,7 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
 @torch.no_grad()
 def unmerge(model: nn.Module) -> None:
     """Restore the base weights that `merge` kept, bit for bit; a model that is not merged is left as it is."""
-    for layer in required_adapter(model, "unmerge").layers.values():
+    for layer in merged_layers(required_adapter(model, "unmerge")).values():
         if layer.original is not None:
             layer.base.weight.data.copy_(layer.original)
             layer.original = None

@@ -36,8 +36,8 @@ def plan_forms(layout: Layout, per_example: Sequence[str]) -> dict[str, Form]:
     forms = {}
     for path, target in layout.targets.items():
         network = target.network
-        key = (network.form, network.biases, *network.factors.items(), *network.folds.items(), *network.terms)
-        key += (*target.sizes.items(), *target.handlers)
+        factors_and_folds = (*network.factors.items(), *network.folds.items(), *network.terms)
+        key = (network.form, network.biases, factors_and_folds, tuple(target.sizes.items()), target.handlers)
         if key not in planned:
             planned[key] = plan_form(target, per_example)
         forms[path] = planned[key]

@@ -17,10 +17,10 @@ from torch.func import functional_call
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
-from metalora.adapters.merge import merge
 from metalora.adapters.checkpointing import checkpointing
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.layers.base import AdaptedLayer
+from metalora.adapters.merge import merge
 from metalora.adapters.targets import find_targets
 from metalora.bench.config import BenchConfig
 from metalora.bench.device import bench_device, synchronize

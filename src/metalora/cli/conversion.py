@@ -67,7 +67,7 @@ def import_file(lora: Path, model: nn.Module, out: Path) -> dict[str, Any]:
     save(model, out)
     return {
         "adapter": str(out),
-        "targets": {path: cast(AdaptedLayer, layer).cut.rank for path, layer in adapter.layers.items()},
+        "targets": {path: cast(AdaptedLayer, layer).form.rank for path, layer in adapter.layers.items()},
         "parameters": adapter.num_params(),
         "bytes": out.stat().st_size,
     }

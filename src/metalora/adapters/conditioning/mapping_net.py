@@ -54,6 +54,7 @@ class MappingNet(nn.Module):
         h = torch.nn.functional.gelu(self.trunk(z))
         if not self.shared:
             return list(self.head(h).split(self.numels, dim=1))
+        assert self.embedding is not None
         g = self.head(h[:, None] * self.embedding)  # (n, factor, numel)
         return [g[:, k, :numel] for k, numel in enumerate(self.numels)]
 
@@ -77,6 +78,8 @@ class Conditioner(nn.Module):
         super().__init__()
         self.config, self.shapes, self.feature_size = config, dict(shapes), feature_size
         self.mapping_net = MappingNet(feature_size, config.hidden, shapes, config.heads, seed, silent)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.zeros(feature_size))
         self.register_buffer("std", torch.ones(feature_size))
 

@@ -13,3 +13,13 @@ LAYERS: dict[str, type[AdaptedLayer]] = {
     "conv1d_gpt2": AdaptedTransposedLinear,
     "embedding": AdaptedEmbedding,
 }
+
+__all__ = [
+    "LAYERS",
+    "AdaptedConv",
+    "AdaptedEmbedding",
+    "AdaptedLayer",
+    "AdaptedLinear",
+    "AdaptedTransposedLinear",
+    "BottleneckLayer",
+]

@@ -8,18 +8,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.bound_target import BoundTarget, Form
+from metalora.adapters.bound_target import BoundTarget
 from metalora.adapters.kernels import Kernel, add_update, choose
+from metalora.adapters.layers.base_layer import BaseLayer
+from metalora.adapters.plan import Form
 from metalora.adapters.targets import Target
+from metalora.tensornet.forms.bottleneck import Bottleneck
+from metalora.tensornet.forms.circuit import Circuit
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
-    from metalora.adapters.forward_state import Values
+    from metalora.adapters.conditioning.condition import Values
 
 
 class AdaptedLayer(nn.Module, ABC):
@@ -41,7 +45,7 @@ class AdaptedLayer(nn.Module, ABC):
 
     def __init__(self, base: nn.Module, target: Target, form: Form, adapter: Adapter):
         super().__init__()
-        self.base, self.target = base, target
+        self.base, self.target = cast(BaseLayer, base), target
         self.owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
         self.original: Tensor | None = None  # the base's weight while merged
         self.original_bias: Tensor | None = None
@@ -52,11 +56,13 @@ class AdaptedLayer(nn.Module, ABC):
 
     def bind(self, form: Form) -> None:
         """Resolve what the layer reads of its adapter, for this form of the adapter's layout."""
+        assert not isinstance(form, Bottleneck), "a bottleneck has a layer of its own"
         self.form = form
+        self.low_rank = None if isinstance(form, Circuit) else form  # a circuit is as wide as the weight
         self.bound = BoundTarget(self.owner[0], self.target.path, form)
-        bound, low_rank = self.bound, not form.full_rank
+        bound = self.bound
         self._left = bound.select(bound.left_factors) if bound.reads_as_stored else None
-        readable = bound.reads_as_stored and low_rank
+        readable = bound.reads_as_stored and self.low_rank is not None
         self._fold = bound.select((*form.mid, *form.right)) if readable else None
 
     @property
@@ -69,7 +75,7 @@ class AdaptedLayer(nn.Module, ABC):
         adapter = self.owner[0]
         state = adapter.state
         if not state.enabled or self.original is not None:
-            return self.base(x)
+            return cast(Tensor, self.base(x))
         conditions = self.bound.num_conditions(state.values) if adapter.per_example else 1
         x, unbatched = self.as_batch(x, conditions) if self.channels > 0 or self.embeds else (x, False)
         kernel = choose(self, x, conditions)
@@ -92,7 +98,7 @@ class AdaptedLayer(nn.Module, ABC):
         conditions = self.bound.num_conditions(values)
         if self.channels > 0 or self.embeds:
             x, unbatched = self.as_batch(x, conditions)
-            y = y[None] if unbatched else y.expand(len(x), *y.shape[1:])
+            y = y[None] if unbatched else y.expand(x.shape[0], *y.shape[1:])
             updated = add_update(self, x, y, values)
             return updated[0] if unbatched else updated
         return add_update(self, x, y, values)
@@ -123,7 +129,8 @@ class AdaptedLayer(nn.Module, ABC):
 
     def up(self, values: Values | None, repeat: int = 1) -> Tensor:
         """scale . Mid . Right as (k, o), or (b, k, o) if it differs by example."""
-        form, bound = self.form, self.bound
+        form, bound = self.low_rank, self.bound
+        assert form is not None, "a circuit has no Mid and no Right"
         folded = self.owner[0].state.folded.get(bound.path)
         # Not in a checkpointed part, which is computed again without what the forward has folded.
         if folded is not None and torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
@@ -169,12 +176,13 @@ class AdaptedLayer(nn.Module, ABC):
         Returns:
             (b, t, k') and scale . Right as (k', o) or (b, k', o); or h and scale . Mid . Right.
         """
-        form, repeat = self.form, self.repeats(x, conditions)
+        form, repeat = self.low_rank, self.repeats(x, conditions)
+        assert form is not None, "a circuit has no Mid and no Right"
         if conditions == 1 or not form.fold_batched or h.shape[1] > self.target.sizes["out"]:
             return h, self.up(values, repeat)
         factors = self.bound.read(values, repeat=repeat)
         mids = [factors[name].to(h.dtype) for name in form.mid]
-        h = form.mix([h.unflatten(-1, form.left_shape), *mids]).flatten(2)
+        h = form.mix([h.reshape(*h.shape[:-1], *form.left_shape), *mids]).flatten(2)
         up = form.expand([factors[name] for name in form.right])
         lead = up.shape[:1] if form.right_batched else ()
         return h, self.scaled(up.reshape(*lead, form.right_rank, up.shape[-1]))
@@ -182,7 +190,7 @@ class AdaptedLayer(nn.Module, ABC):
     def with_dropout(self, h: Tensor) -> Tensor:
         """The hidden activation after the adapter's dropout (in training)."""
         adapter = self.owner[0]
-        return adapter.rank_dropout(h) if adapter.training and adapter.config.dropout else h
+        return adapter.rank_dropout(h) if adapter.training and adapter.dropout else h
 
     # ---- W + Delta W -----------------------------------------------------------------------------------------------
     def positions(self, x: Tensor) -> int:
@@ -209,10 +217,11 @@ class AdaptedLayer(nn.Module, ABC):
         up = up if up.ndim == 3 else up[None]
         inputs = left.shape[1 + len(form.left_shape) :]
         dense = left.reshape(len(left), form.left_rank, -1).mT @ up  # (b, inputs, o)
-        return self.to_base_layout(dense.unflatten(1, inputs))
+        return self.to_base_layout(dense.reshape(len(dense), *inputs, dense.shape[-1]))
 
     def _fold_of(self, factors: Mapping[str, Tensor]) -> Tensor:
-        form = self.form
+        form = self.low_rank
+        assert form is not None, "a circuit has no Mid and no Right"
         up = form.fold([factors[name] for name in (*form.mid, *form.right)])
         return self.scaled(up.flatten(-1 - len(form.left_shape), -2))
 
@@ -270,13 +279,14 @@ class AdaptedLayer(nn.Module, ABC):
 
     def merge_bias(self, shift: Tensor | None) -> None:
         """Add a shift (o,) to the base's bias, whose bits are kept."""
-        if shift is not None:
-            self.original_bias = self.base.bias.detach().clone()
-            self.base.bias.data.add_(shift.to(self.base.bias.dtype))
+        bias = self.base.bias
+        if shift is not None and bias is not None:
+            self.original_bias = bias.detach().clone()
+            bias.data.add_(shift.to(bias.dtype))
 
     def unmerge_bias(self) -> None:
         """Restore the base's bias, bit for bit."""
-        if self.original_bias is not None:
+        if self.original_bias is not None and self.base.bias is not None:
             self.base.bias.data.copy_(self.original_bias)
             self.original_bias = None
 

@@ -5,20 +5,22 @@ Legend: b batch · t token or position · h hidden · o channels out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 
 from metalora.adapters.bound_target import BoundTarget
 from metalora.adapters.kernels import Kernel
+from metalora.adapters.layers.base_layer import BaseLayer
+from metalora.adapters.plan import Form
 from metalora.adapters.targets import Target
 from metalora.methods.records import NonlinearBottleneck
 from metalora.tensornet.forms.bottleneck import Bottleneck
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
-    from metalora.adapters.forward_state import Values
+    from metalora.adapters.conditioning.condition import Values
 
 CHANNELS = {"conv1d": -2, "conv2d": -3}  # the axis of the output that holds the channels; of other kinds the last
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": torch.nn.functional.gelu}
@@ -34,15 +36,16 @@ class BottleneckLayer(nn.Module):
     original = original_bias = None  # it is never merged
     kernel: Kernel | None = None  # it has one way only
 
-    def __init__(self, base: nn.Module, target: Target, form: Bottleneck, adapter: Adapter):
+    def __init__(self, base: nn.Module, target: Target, form: Form, adapter: Adapter):
         super().__init__()
-        self.base, self.target = base, target
+        self.base, self.target = cast(BaseLayer, base), target
         self.owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
         self.axis = CHANNELS.get(target.kind, -1)
         self.bind(form)
 
-    def bind(self, form: Bottleneck) -> None:
+    def bind(self, form: Form) -> None:
         """Resolve what the layer reads of its adapter, for this form of the adapter's layout."""
+        assert isinstance(form, Bottleneck), "every other form has an AdaptedLayer"
         self.form = form
         self.bound = BoundTarget(self.owner[0], self.target.path, form)
 

@@ -12,7 +12,7 @@ from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.layers.fused import inplace_low_rank_add
 
 if TYPE_CHECKING:
-    from metalora.adapters.forward_state import Values
+    from metalora.adapters.conditioning.condition import Values
 
 
 class AdaptedConv(AdaptedLayer):
@@ -34,8 +34,9 @@ class AdaptedConv(AdaptedLayer):
 
     def fused(self, x: Tensor, down: Tensor | None, hidden: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor]:
         y = self.base(x)
-        if hidden is None:
+        if down is not None:
             hidden = self.convolve(x.to(y.dtype), down.to(y.dtype))
+        assert hidden is not None, "either Left or x Left is given"
         return self.add_in_place(y, self.tokens_first(hidden, x), up.to(y.dtype), x), hidden
 
     def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:

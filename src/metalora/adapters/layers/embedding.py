@@ -13,7 +13,7 @@ from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.layers.fused import inplace_low_rank_add
 
 if TYPE_CHECKING:
-    from metalora.adapters.forward_state import Values
+    from metalora.adapters.conditioning.condition import Values
 
 
 class AdaptedEmbedding(AdaptedLayer):

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalora.adapters.bound_target import Form
 from metalora.adapters.layers.base import AdaptedLayer, autocast_dtype, cast_all
 from metalora.adapters.layers.fused import (
     FusedLinearDown,
@@ -17,11 +16,13 @@ from metalora.adapters.layers.fused import (
     inplace_low_rank_add,
     low_rank_linear,
 )
+from metalora.adapters.plan import Form
 from metalora.adapters.targets import Target
+from metalora.tensornet.forms.circuit import Circuit
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
-    from metalora.adapters.forward_state import Values
+    from metalora.adapters.conditioning.condition import Values
 
 
 class _LinearLayer(AdaptedLayer):
@@ -33,16 +34,19 @@ class _LinearLayer(AdaptedLayer):
         return x.shape[0] if x.ndim > 1 else 1
 
     def can_fuse(self, x: Tensor, grad: bool) -> bool:
-        parameters = self._modules["base"]._parameters
-        weight, bias = parameters.get("weight"), parameters.get("bias")
+        base = self._modules["base"]
+        assert base is not None
+        weight, bias = base._parameters.get("weight"), base._parameters.get("bias")
         if weight is None or (x.dtype != weight.dtype and autocast_dtype(x) is None):
             return False
         return not grad or not (weight.requires_grad or (bias is not None and bias.requires_grad))
 
     def fused(self, x: Tensor, down: Tensor | None, hidden: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor]:
-        parameters = self._modules["base"]._parameters
-        weight, bias = parameters["weight"], parameters["bias"]
-        weight = weight.t() if self.transposed else weight
+        base = self._modules["base"]  # without a way through Module.__getattr__
+        assert base is not None
+        stored, bias = base._parameters["weight"], base._parameters["bias"]
+        assert stored is not None
+        weight = stored.t() if self.transposed else stored
         if up.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
             dtype = autocast_dtype(x) or weight.dtype
             x, weight, bias, down, hidden, up = cast_all(dtype, x, weight, bias, down, hidden, up)
@@ -53,9 +57,11 @@ class _LinearLayer(AdaptedLayer):
         return y.view(*x.shape[:-1], y.shape[-1]), computed
 
     def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        parameters = self._modules["base"]._parameters
-        weight, bias = parameters["weight"], parameters["bias"]
-        weight = weight.t() if self.transposed else weight
+        base = self._modules["base"]  # without a way through Module.__getattr__
+        assert base is not None
+        stored, bias = base._parameters["weight"], base._parameters["bias"]
+        assert stored is not None
+        weight = stored.t() if self.transposed else stored
         batched = down if down is not None and down.ndim > 2 else None
         operands = cast_all(autocast_dtype(x) or weight.dtype, x, weight, bias, None if batched is not None else down)
         if torch.is_grad_enabled():
@@ -80,6 +86,7 @@ class _LinearLayer(AdaptedLayer):
         return self._tokens(x) @ kernel.mT if self.form.left_batched else F.linear(self._tokens(x), kernel)
 
     def through(self, x: Tensor, values: Values | None, repeat: int, dtype: torch.dtype) -> Tensor:
+        assert isinstance(self.form, Circuit)
         return self.form.through(self._tokens(x), self.left_operands(values, repeat)).to(dtype)
 
     def tokens_first(self, h: Tensor, x: Tensor) -> Tensor:

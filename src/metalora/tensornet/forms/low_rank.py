@@ -19,7 +19,7 @@ class LowRankForm:
     A factor with modes of both sides (a Kronecker product's) stands right; an identity takes its input modes there.
     `batched` names the factors that carry a leading batch mode (generated, or indexed per example). Folded axes come
     out whole: the kernel as (*bonds, in, kh, kw), expand and fold as (*bonds, out).
-    `dense_macs` and `macs_per_token` are multiply-adds: to make Delta W of the three, and to take one position through them.
+    `dense_macs` and `macs_per_token` are multiply-adds: to form Delta W, and to take one position through the three.
     """
 
     full_rank = False  # a cut is narrower than the weight; a circuit is not
