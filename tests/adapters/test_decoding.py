@@ -53,7 +53,9 @@ def test_layers_up_to_the_stem_have_no_condition_in_any_step():
     inside, after = (model.model.layers[k].self_attn.q_proj for k in (0, 1))
     seen = []
     for layer in (inside, after):
-        layer.register_forward_pre_hook(lambda module, args: seen.append(module.bound.read(adapter.state.values)["c"].detach()))
+        layer.register_forward_pre_hook(
+            lambda module, args: seen.append(module.bound.read(adapter.state.values)["c"].detach())
+        )
     first = model(input_ids=IDS)
     model(input_ids=torch.tensor([[7], [8], [9]]), past_key_values=first.past_key_values)
     start, made, later_start, later_made = seen

@@ -135,7 +135,7 @@ def _one(config: Run, folder: Path, on_step: OnStep | None = None) -> None:
         if adapter is not None:
             path = folder / "adapters" / f"{key}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            save(adapter.model[0], path, getattr(torch, config.train.store), extra_module=extra_module)
+            save(adapter.model, path, getattr(torch, config.train.store), extra_module=extra_module)
         store.append(row)
         checkpoint.unlink(missing_ok=True)
     finally:

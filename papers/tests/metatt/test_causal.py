@@ -173,7 +173,7 @@ def test_tasks_are_told_apart(config):
     with torch.no_grad():
         adapter.factors["G1"].normal_(std=3)
         adapter.factors["G3"].select(1, 0).zero_()
-    experiment.model = adapter.model[0]
+    experiment.model = adapter.model
     plain = CausalSuite(config)
     for task, same in (("boolq", True), ("winogrande", False)):
         questions = plain.corpus.questions(task, "test", 12, 0)
@@ -284,14 +284,14 @@ def test_one_task_of_several_is_merged(config, tmp_path):
     import metalora
 
     _, adapter, _ = execute(replace(config, adapter=TASKS, by_task=True, train=replace(config.train, lr=0.1)))
-    metalora.save(adapter.model[0], tmp_path / "tasks.safetensors")
+    metalora.save(adapter.model, tmp_path / "tasks.safetensors")
     arguments = ("merge", tmp_path / "tasks.safetensors", "--model", config.model, "--out", f"{tmp_path}/one/")
     assert "condition" in command(*arguments) or "task" in command(*arguments)
     assert "expected 0..1" in command(*arguments, "--task", 2) and not (tmp_path / "one").exists()
     command(*arguments, "--task", 1)
     words = torch.arange(4, 12)[None]
     with torch.no_grad():
-        expected = adapter.model[0](words, task_ids=1).logits
+        expected = adapter.model(words, task_ids=1).logits
         found = load_causal(f"hf:{tmp_path}/one")[0]  # its tokenizer is there too
         torch.testing.assert_close(found(words).logits, expected, rtol=1e-5, atol=1e-5)
 

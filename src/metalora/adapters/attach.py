@@ -13,10 +13,10 @@ from torch import nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.features import Inputs
 from metalora.adapters.conditioning.sources import prepare_condition
-from metalora.adapters.host import guard_forward
+from metalora.adapters.host import guard_forward, unguard_forward
 from metalora.adapters.init import initial_factors
 from metalora.adapters.layers import LAYERS, AdaptedLayer, BottleneckLayer
-from metalora.adapters.layout import Layout, build_layout
+from metalora.adapters.layout import build_layout
 from metalora.adapters.plan import Form, plan_forms
 from metalora.adapters.targets import Target, find_targets
 from metalora.config import AdapterConfig
@@ -64,7 +64,7 @@ def attach(
     _replace(model, {layer.base: layer for layer in adapter.layers.values()})
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     if adapter.per_example or adapter.frozen_norms or adapter.shares_factors:
-        adapter.guard = guard_forward(model, adapter)
+        guard_forward(model, adapter)
     adapter.train(model.training)
     return adapter
 
@@ -136,8 +136,6 @@ def _replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
 def _remove_hooks(adapter: Adapter) -> None:
     for handle in adapter.hooks:
         handle.remove()
-    if adapter.guard is not None:
-        adapter.guard.remove()
 
 
 def adapter_of(model: nn.Module) -> Adapter | None:
@@ -164,6 +162,7 @@ def detach(model: nn.Module) -> None:
     adapter = required_adapter(model, "detach")
     unmerge(model)
     _remove_hooks(adapter)
+    unguard_forward(model, adapter)
     _replace(model, {layer: layer.base for layer in adapter.layers.values()})
     for norm in adapter.frozen_norms:
         norm.training = model.training
@@ -188,4 +187,4 @@ def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size:
 def move_like(weight: torch.Tensor, module: nn.Module) -> None:
     """Move a module to a weight's device, in float64 if the weight is, else in float32; what is on meta stays there."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    module._apply(lambda t: t.to("meta" if t.is_meta else weight.device, dtype))
+    module._apply(lambda t: t.to("meta" if t.is_meta else weight.device, dtype))  # type: ignore[no-untyped-call]

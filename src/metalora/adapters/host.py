@@ -45,7 +45,7 @@ def guard_forward(model: nn.Module, host: Host) -> None:
     replaced = vars(model).get("forward")
     guarded = functools.partial(_guarded, model, host, replaced)
     functools.update_wrapper(guarded, model.forward)
-    model.forward = guarded  # type: ignore[method-assign]
+    model.forward = guarded
 
 
 def unguard_forward(model: nn.Module, host: Host) -> None:

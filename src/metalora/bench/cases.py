@@ -227,7 +227,7 @@ def _attach(model: nn.Module, name: str, inputs: Inputs, config: BenchConfig) ->
         _use_plain_autograd(adapter)
     if name.endswith(DENSE):
         for layer in adapter.layers.values():
-            layer.forward = partial(_dense_forward, cast(AdaptedLayer, layer))
+            vars(layer)["forward"] = partial(_dense_forward, cast(AdaptedLayer, layer))
     if name.endswith(MERGED):
         merge(model, _one_condition(adapter, inputs))
         model.requires_grad_(False)

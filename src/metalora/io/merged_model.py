@@ -8,8 +8,9 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from metalora._util.files import write_atomically
-from metalora.adapters.attach import adapter_of, merge, unmerge
+from metalora.adapters.attach import adapter_of
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.merge import merge, unmerge
 
 
 def merged_state(model: nn.Module, condition: Condition | None = None) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ class TrainedParameters:
         if self.adapter is not None:
             state["rank"] = self.adapter.config.rank
             state["factors"] = {key: value.detach() for key, value in self.adapter.learned.items()}
-            state["fresh"] = self.adapter.fresh.state_dict()  # the slices of a task that is being added
+            state["fresh"] = self.adapter.pending_task.state_dict()  # the slices of a task that is being added
             if self.adapter.conditioner is not None:
                 state["conditioner"] = self.adapter.conditioner.state_dict()
         return state
@@ -77,6 +77,6 @@ class TrainedParameters:
             self.extra[name].copy_(value)
         if self.adapter is not None:
             resize(self.adapter, replace(self.adapter.config, rank=state["rank"]), state["factors"])
-            self.adapter.fresh.load_state_dict(state["fresh"])
+            self.adapter.pending_task.load_state_dict(state["fresh"])
             if self.adapter.conditioner is not None:
                 self.adapter.conditioner.load_state_dict(state["conditioner"])

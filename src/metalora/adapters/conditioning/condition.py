@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Condition:
         pick = slice(index, index + 1 or None) if isinstance(index, int) else index
         return self._map(lambda t: t[pick])
 
-    def _map(self, change) -> Condition:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
         return replace(self, values={k: change(v) for k, v in self.values.items()}, features=change(self.features))
 
     def mean(self) -> Condition:

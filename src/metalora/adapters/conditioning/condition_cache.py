@@ -18,7 +18,7 @@ class ConditionCache:
     def __init__(self) -> None:
         self.kept: WeakKeyDictionary[Any, Values] = WeakKeyDictionary()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return ConditionCache, ()  # a copy has no caches of its own yet
 
     def keep(self, output: Any, values: Values | None) -> None:

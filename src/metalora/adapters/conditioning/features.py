@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def between_class_share(features: Tensor, labels: Tensor) -> Tensor:
 
     s = sum_y n_y (mean_y - mean)^2 / sum_i (f_i - mean)^2; a feature that does not vary has a share of 0.
     """
-    classes, index = labels.unique(return_inverse=True)
+    classes, index = torch.unique(labels, return_inverse=True)
     one_hot = torch.nn.functional.one_hot(index, len(classes)).to(features.dtype)
     varies = features.amax(0) > features.amin(0)
     centred = (features - features.mean(0)) * varies  # the mean of a constant may be off in its last bit
@@ -116,7 +116,8 @@ def pooled(x: Tensor, mask: Tensor | None = None) -> Tensor:
 def _for_features(inputs: Inputs) -> Inputs:
     """Inputs whose forward runs over all positions, and writes to no cache."""
     if hasattr(inputs, "keys"):
-        return {key: inputs[key] for key in inputs.keys() if key not in (*CACHES, "logits_to_keep")}
+        mapping = cast(Mapping[str, Any], inputs)
+        return {key: mapping[key] for key in mapping.keys() if key not in (*CACHES, "logits_to_keep")}
     return inputs
 
 
@@ -165,7 +166,7 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, Tensor):
         return model(inputs)
     if isinstance(inputs, Mapping) or hasattr(inputs, "keys"):
-        return model(**inputs)
+        return model(**cast(Mapping[str, Any], inputs))
     return model(*inputs)
 
 
@@ -177,7 +178,8 @@ def example_input(model: nn.Module) -> Inputs:
     if dummy is not None:
         return {key: value.to(device) for key, value in dummy.items() if isinstance(value, Tensor)}
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Conv1d, nn.Linear))), None)
-    sized = next((m.img_size for m in model.modules() if isinstance(getattr(m, "img_size", None), tuple)), None)
+    sizes = (getattr(module, "img_size", None) for module in model.modules())
+    sized: tuple[int, ...] | None = next((size for size in sizes if isinstance(size, tuple)), None)
     if isinstance(first, nn.Conv2d):
         return torch.zeros(1, first.in_channels, *(sized or (64, 64)), device=device, dtype=dtype)
     if isinstance(first, nn.Conv1d):

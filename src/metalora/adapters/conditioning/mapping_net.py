@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from math import prod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,11 @@ from torch import Tensor, nn
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.conditioning.features import between_class_share
 from metalora.config import ConditionConfig
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    """A Linear without initial values: drawing them would move every later number of the global generator."""
+    return cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs))  # type: ignore[no-untyped-call]
 
 
 class MappingNet(nn.Module):
@@ -34,17 +40,16 @@ class MappingNet(nn.Module):
         self.shared = heads == "shared"
         generator = torch.Generator().manual_seed(seed)
         out = max(self.numels) if self.shared else sum(self.numels)
-        # skip_init: nn.Linear would draw from the global generator, and so move every later random number
-        self.trunk = nn.utils.skip_init(nn.Linear, feature_size, hidden)
-        self.head = nn.utils.skip_init(nn.Linear, hidden, out)
+        self.trunk = _linear(feature_size, hidden)
+        self.head = _linear(hidden, out)
         self.embedding = nn.Parameter(torch.empty(len(self.numels), hidden)) if self.shared else None
         with torch.no_grad():
             self.trunk.weight.normal_(0, feature_size**-0.5, generator=generator)
             self.head.weight.normal_(0, 0.1 * hidden**-0.5, generator=generator)  # c starts close to c0
             self.trunk.bias.zero_(), self.head.bias.zero_()
-            if self.shared:
+            if self.embedding is not None:
                 self.embedding.normal_(0, 1, generator=generator)
-            for key, rows in zip(shapes, self.head.weight.split(self.numels) if not self.shared else (), strict=False):
+            for key, rows in zip(shapes, torch.split(self.head.weight, self.numels) if not self.shared else (), strict=False):
                 rows.mul_(key not in silent)
             if self.shared and silent:
                 self.head.weight.zero_()
@@ -61,7 +66,8 @@ class MappingNet(nn.Module):
     def num_params(self, feature_size: int) -> int:
         """Closed form of the trainable numbers."""
         hidden, out = self.trunk.out_features, self.head.out_features
-        return hidden * (feature_size + 1) + out * (hidden + 1) + (len(self.numels) * hidden if self.shared else 0)
+        embedding = len(self.numels) * hidden if self.shared else 0
+        return hidden * (feature_size + 1) + out * (hidden + 1) + embedding
 
 
 class Conditioner(nn.Module):
@@ -100,7 +106,7 @@ class Conditioner(nn.Module):
                 raise ValueError("this adapter's condition is label-aware (condition.labelled): pass labels")
             if len(labels) != len(features):
                 raise ValueError(f"the support set has {len(features)} examples and {len(labels)} labels")
-            if len(labels.unique()) < 2:
+            if len(torch.unique(labels)) < 2:
                 raise ValueError("the support set has one class only; a label-aware condition needs at least two")
             # the shift and scale bring a share in [0, 1] to order one
             standard = (between_class_share(features, labels)[None] - 0.3) / 0.25

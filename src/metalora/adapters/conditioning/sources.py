@@ -67,4 +67,5 @@ def _timm_extractor(name: str | None) -> nn.Module:
         )
     import timm
 
-    return timm.create_model(name, pretrained=True)
+    model: nn.Module = timm.create_model(name, pretrained=True)
+    return model

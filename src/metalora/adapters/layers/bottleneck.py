@@ -99,7 +99,7 @@ class BottleneckLayer(nn.Module):
         record = adapter.method.record(NonlinearBottleneck)
         assert record is not None
         activation = ACTIVATIONS[record.activation]
-        out = adapter.rank_dropout(activation(h)) @ up
+        out: Tensor = adapter.rank_dropout(activation(h)) @ up
         for bias in form.outer:
             out = out + self._bias(bias, factors, tokens.dtype)
         return out

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import adapter_of, attach, merge, unmerge
+from metalora.adapters.attach import adapter_of, attach
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.merge import merge, unmerge
 from metalora.config import AdapterConfig, ConditionConfig
 
 EXAMPLES, FEATURES = 4, 7

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.checkpointing import explicit
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.host import guard_forward, unguard_forward
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.targets import Target, kind_of, target_at
 from metalora.integrations.peft.peft_api import BaseTunerLayer
@@ -68,10 +68,8 @@ class AdapterContainer(TunerLayer, nn.Module):
         self._base_only = False
         self._rows: dict[int, dict[str, Tensor]] = {}  # batch size -> result of `rows_by_adapter`
         self._active_adapter: list[str] = []
-        self.handles: list[RemovableHandle] = [
-            model.register_forward_pre_hook(self.before_forward, with_kwargs=True),
-            model.register_forward_hook(self.after_forward, always_call=True),
-        ]
+        self._model = (model,)  # a tuple: the model registers the container, not the other way round
+        guard_forward(model, self)
 
     def adapters_by_name(self) -> dict[str, Adapter]:
         """Adapter name -> adapter, now; a deleted adapter stays in a dictionary that was returned before."""
@@ -99,9 +97,8 @@ class AdapterContainer(TunerLayer, nn.Module):
         delattr(model, CONTAINER_NAME)
 
     def remove_hooks(self) -> None:
-        """Remove the container's own hooks from the model."""
-        for handle in self.handles:
-            handle.remove()
+        """Give the model its own forward back."""
+        unguard_forward(self._model[0], self)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and the hooks with which it reads the features of its condition."""
@@ -120,7 +117,7 @@ class AdapterContainer(TunerLayer, nn.Module):
     @property
     def is_base_only(self) -> bool:
         """True while the frozen base runs alone, for example for the features of a condition."""
-        return self._base_only or any(not adapter.enabled for adapter in self.adapters_by_name().values())
+        return self._base_only or any(not adapter.state.enabled for adapter in self.adapters_by_name().values())
 
     @contextlib.contextmanager
     def base_only(self) -> Iterator[None]:
@@ -197,7 +194,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         try:
             with contextlib.ExitStack() as stack:
                 for name, adapter in self.running_adapters().items():
-                    adapter.beams = beams
+                    adapter.state.beams = beams
                     values = _call_values(name, adapter, condition, task_ids)
                     if values and _per_example_keys(adapter) <= values.keys():
                         stack.enter_context(adapter.using(values))
@@ -206,12 +203,10 @@ class AdapterContainer(TunerLayer, nn.Module):
             self.adapter_names, self._rows, self.beams = None, {}, 1
             self.call_condition = self.call_task_ids = None
             for adapter in self.adapters_by_name().values():
-                adapter.beams = 1
+                adapter.state.beams = 1
 
-    def before_forward(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Forward pre-hook of the model: take the condition and the task ids, and prepare the adapters."""
+    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Take the condition and the task ids out of a model's arguments, and prepare the adapters."""
         condition, task_ids = self.call_condition, self.call_task_ids
         adapters = self.adapters_by_name().values()
         if any(adapter.per_example for adapter in adapters):
@@ -224,11 +219,11 @@ class AdapterContainer(TunerLayer, nn.Module):
             own_condition = _condition_of(condition, name, adapter)
             _check_tasks(name, adapter, own_condition, task_ids)
             adapter.begin(own_condition, task_ids if adapter.task_keys else None, args, kwargs)
-        self._pass_conditions_to_checkpoints(module)
+        self._pass_conditions_to_checkpoints(self._model[0])
         return args, kwargs
 
-    def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the model: no condition outlives its forward."""
+    def after_forward(self, output: Any) -> None:
+        """Clear the adapters after a forward of the model: no condition outlives it."""
         if self.is_base_only:
             return
         for adapter in self.adapters_by_name().values():
@@ -367,9 +362,9 @@ def _check_tasks(name: str, adapter: Adapter, condition: Condition | None, task_
     """Raise a ValueError if an adapter has tasks, and nothing says which task an example belongs to."""
     if task_ids is not None:
         return
-    served_condition = condition or adapter.fixed
+    served_condition = condition or adapter.fixed_condition
     keys_with_values = set() if served_condition is None else {*served_condition.values}
-    keys_with_values |= {*(adapter.held or ())}
+    keys_with_values |= {*(adapter.state.held or ())}
     if not adapter.task_keys.keys() <= keys_with_values:
         raise ValueError(
             f"adapter {name!r} ({adapter.method.name}) has {adapter.config.tasks} tasks: wrap the model once with "

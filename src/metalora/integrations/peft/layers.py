@@ -78,12 +78,12 @@ class AdaptedModule(TunerLayer, nn.Module):
             return self._mixed_batch(x, self._base_output(x, *args, **kwargs))
         layers = [self.adapter_layers[name] for name in self.active_adapters if name in self.adapter_layers]
         if len(layers) == 1 and not args and not kwargs:
-            # Without y the layer runs the base itself, and may use W + Delta W in its place, which can be faster.
+            # The layer runs the base itself, so that base and update can share their passes.
             adapted: Tensor = layers[0](x)
             return adapted
         y = self._base_output(x, *args, **kwargs)
         for layer in layers:
-            y = layer(x, y)
+            y = layer.add_update(x, y)
         return y
 
     def _base_output(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -106,9 +106,9 @@ class AdaptedModule(TunerLayer, nn.Module):
             layer = self.adapter_layers.get(name)
             if layer is None:
                 continue
-            active_values = self.container.adapters_by_name()[name].active
+            active_values = self.container.adapters_by_name()[name].state.values
             values = None if active_values is None else _values_of_rows(active_values, rows.to(x.device), batch_size)
-            y[rows] = layer(x[rows], y[rows], values).to(y.dtype)
+            y[rows] = layer.add_update(x[rows], y[rows], values).to(y.dtype)
         return y
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class AdaptedModule(TunerLayer, nn.Module):
         _check_one_condition(name, adapter)
         weight = self._dense_weight()
         delta = adapter.delta(layer.target.path)
-        values = adapter.fixed.values if adapter.per_example and adapter.fixed is not None else None
+        values = adapter.fixed_condition.values if adapter.per_example and adapter.fixed_condition is not None else None
         bias = layer.bias_to_merge(values)
         # W + Delta W is rounded once: a Delta W that is rounded to the weight's 16 bits before would lose digits.
         merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
@@ -196,7 +196,7 @@ LAYER_CLASSES: dict[str, type[AdaptedModule]] = {"linear": Linear, "conv1d_gpt2"
 
 def _check_one_condition(name: str, adapter: Adapter) -> None:
     """Raise a ValueError if Delta W of an adapter differs by example, and no single condition is fixed."""
-    if adapter.per_example and (adapter.fixed is None or len(adapter.fixed) != 1):
+    if adapter.per_example and (adapter.fixed_condition is None or len(adapter.fixed_condition) != 1):
         raise ValueError(
             f"merge: adapter {name!r} takes {', '.join(adapter.per_example)} from a condition; fix one: "
             f"metalora.peft.adapter_of(model, {name!r}).fix(condition)"

@@ -37,7 +37,7 @@ def card(adapter: Adapter, base: str | None, ranks: Mapping[str, int], error: fl
     exactness = "It is exact: no rank was truncated."
     if error:
         exactness = f"The ranks were truncated: |ΔW - BA| / |ΔW| is {error:.3g}."
-    base_class = type(adapter.model[0]).__name__
+    base_class = type(adapter.model).__name__
     paragraph = (
         f"A {adapter.method.name} adapter{purpose}, written as a plain LoRA of {rank} at {len(ranks)} targets of a "
         f"{base_class}. {exactness}"

@@ -121,7 +121,7 @@ def snapshot(adapter: Adapter, condition: Condition | None, task: int | None) ->
     if condition is not None and not adapter.per_example:
         raise ValueError(f"export: {method} has no generated factors here, so a condition means nothing")
     if condition is None:
-        condition = adapter.fixed
+        condition = adapter.fixed_condition
     if condition is not None and len(condition) != 1:
         raise ValueError(f"export: the condition is for {len(condition)} examples; export one (condition.mean())")
     values = {} if condition is None else dict(condition.values)

@@ -10,8 +10,8 @@ from torch import nn
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import check_untied
 from metalora.adapters.layers.base import AdaptedLayer
+from metalora.adapters.merge import check_untied
 from metalora.methods.records import Biased
 
 
@@ -48,7 +48,7 @@ def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
             )
         layers[path] = layer
     check_untied(adapter, "export")
-    modules = adapter.model[0].named_modules(remove_duplicate=False)
+    modules = adapter.model.named_modules(remove_duplicate=False)
     name_counts = Counter(id(module) for _, module in modules)
     for path, layer in layers.items():
         if name_counts[id(layer)] > 1:
@@ -104,14 +104,14 @@ def check_runtime(
         return
     if runtime not in RUNTIMES:
         raise ValueError(f"export: unknown runtime {runtime!r}{nearest(runtime, RUNTIMES)}")
-    if any(layer.biases for layer in layers.values()):
+    if any(layer.bound.bias_factors for layer in layers.values()):
         raise ValueError(f"export: {adapter.method.name} has biases, and {runtime}'s LoRA has none")
     limit = RUNTIMES[runtime].max_rank if max_lora_rank is None else max_lora_rank
     for path, layer in layers.items():
         kind = adapter.targets[path].kind
         if kind not in RUNTIMES[runtime].kinds:
             raise ValueError(f"export: {runtime} has no LoRA for target {path!r}, a {kind}")
-        rank = layer.cut.rank if max_rank is None else min(max_rank, layer.cut.rank)
+        rank = layer.form.rank if max_rank is None else min(max_rank, layer.form.rank)
         if rank > limit:
             raise ValueError(
                 f"export: target {path!r} has rank {rank}, above the {limit} of {runtime}'s max_lora_rank: start "

@@ -50,7 +50,7 @@ def lora_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
         adapter: The adapter that is exported.
         ranks: Rank of every target, by module path.
     """
-    model, largest = adapter.model[0], max(ranks.values())
+    model, largest = adapter.model, max(ranks.values())
     # PEFT searches a pattern as `(.*\.)?(key)$`: without ^ and escapes it would match other targets that end alike.
     smaller_ranks = {f"^{re.escape(path)}": rank for path, rank in ranks.items() if rank != largest}
     return {
@@ -83,7 +83,7 @@ def _target_modules(adapter: Adapter) -> list[str] | str:
     paths = list(adapter.layers)
     inside_a_target = tuple(f"{path}." for path in paths)
     ends_in_a_target = tuple(f".{path}" for path in paths)
-    for name, _ in adapter.model[0].named_modules():
+    for name, _ in adapter.model.named_modules():
         is_other_module = name not in adapter.layers and not name.startswith(inside_a_target)
         if is_other_module and name.endswith(ends_in_a_target):
             return "|".join(map(re.escape, paths))

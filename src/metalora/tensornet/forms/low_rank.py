@@ -37,7 +37,7 @@ class LowRankForm:
             any(f in batched for f in side) for side in (self.left, self.mid, self.right)
         )
         left_bonds = self._bonds(
-            {**terms, "": [m for eye in eyes for m in eye]}, [*self.left, ""], self.right + self.mid
+            {**terms, "": tuple(m for eye in eyes for m in eye)}, [*self.left, ""], self.right + self.mid
         )
         right_bonds = self._bonds(terms, self.right, self.left + self.mid)
         right_bonds += tuple(eye[1] for eye in eyes)

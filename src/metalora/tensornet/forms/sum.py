@@ -46,10 +46,10 @@ class SumForm:
     def mix(self, operands: Sequence[Tensor]) -> Tensor:
         """The hidden activation (b, t, k) and all Mids -> (b, t, k')."""
         hidden, mids = operands[0], dict(zip(self.mid, operands[1:], strict=True))
-        parts = hidden.split([cut.left_rank for cut in self.cuts], -1)
+        parts = torch.split(hidden, [cut.left_rank for cut in self.cuts], -1)
         return torch.cat(
             [
-                cut.mix([part.unflatten(-1, cut.left_shape), *(mids[f] for f in cut.mid)]).flatten(2)
+                cut.mix([part.reshape(*part.shape[:-1], *cut.left_shape), *(mids[f] for f in cut.mid)]).flatten(2)
                 for cut, part in zip(self.cuts, parts, strict=True)
             ],
             -1,
