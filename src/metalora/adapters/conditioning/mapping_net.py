@@ -49,8 +49,9 @@ class MappingNet(nn.Module):
             self.trunk.bias.zero_(), self.head.bias.zero_()
             if self.embedding is not None:
                 self.embedding.normal_(0, 1, generator=generator)
-            for key, rows in zip(shapes, torch.split(self.head.weight, self.numels) if not self.shared else (), strict=False):
-                rows.mul_(key not in silent)
+            if not self.shared:
+                for key, rows in zip(shapes, torch.split(self.head.weight, self.numels), strict=True):
+                    rows.mul_(key not in silent)
             if self.shared and silent:
                 self.head.weight.zero_()
 
