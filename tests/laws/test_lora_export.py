@@ -10,7 +10,7 @@ from metalora import (
     detach,
 )
 from support.adapters import assert_close
-from support.cases import CASES, attach_case, oracle_delta
+from support.cases import CASES, OUTPUT_AXIS, attach_case, oracle_delta
 from support.laws import (
     EVERY_DELTA,
 )
@@ -30,6 +30,12 @@ def test_7_the_pair_reproduces_delta(case, layer):
     assert len(left) == len(right) == model[0].form.rank
     dense = sum(left[k][..., None] * right[k] for k in range(len(left)))  # in x [kernel] x out
     dense = dense if layer.kind in ("embedding", "conv1d_gpt2") else dense.movedim(-1, 0)
+    magnitude = model[0].magnitude(condition["condition"][0].values if condition else None)
+    if magnitude is not None:  # the pair is that of the direction alone
+        weight, axis = model[0].base.weight.detach(), OUTPUT_AXIS.get(layer.kind, 0)
+        norms = (weight + dense).movedim(axis, 0).flatten(1).norm(dim=1)
+        shape = [-1 if k == axis else 1 for k in range(weight.ndim)]
+        dense = (magnitude.detach() / norms).reshape(shape) * (weight + dense) - weight
     assert_close(dense, oracle_delta(case, layer, adapter, condition.get("condition"), 0))
 
 
@@ -54,6 +60,7 @@ PEFT_CASES = {
         "metalora-square-C",
         "lora-A",
         "vera",
+        "dora",
         "loha",
         "lokr",
         "tt-lora",

@@ -16,7 +16,7 @@ def test_3_merge_is_forward_and_unmerge_restores_the_bits(case, layer, size):
     model, adapter, x, condition = attach_case(case, layer, size)
     snapshot = {"condition": condition["condition"].mean()} if condition else {}
     weight, before = model[0].base.weight.clone(), model(x, **snapshot)
-    if model[0].biases and model[0].base.bias is None:
+    if model[0].bound.bias_factors and model[0].base.bias is None:
         with pytest.raises(ValueError, match="target '0' has no bias that .* could be added to"):
             merge(model, **snapshot)
         assert torch.equal(model[0].base.weight, weight)

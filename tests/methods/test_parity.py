@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from metalora import AdapterConfig, attach
+from metalora import AdapterConfig, adapter_of, attach
 from support.adapters import assert_close, randomise
 
 ALPHA, RANK = 7.0, 2
@@ -106,6 +106,29 @@ def test_lora_of_peft(method, layer):
     base, model, f, x = ours(method, layer)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["0"], use_rslora=method == "rslora")
     assert_close(peft(base, config, lora(f))(x), model(x))
+
+
+def test_dora_of_peft():
+    """PEFT learns the magnitude, here its change is learned; outputs and gradients of the factors agree."""
+    from peft import LoraConfig, get_peft_model
+
+    base, model, f, x = ours("dora", "linear")
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["0"], use_dora=True)
+    theirs = get_peft_model(base, config).double().eval()
+    layer = theirs.base_model.model[0]
+    left, right = layer.lora_A["default"].weight, layer.lora_B["default"].weight  # (r, in), (out, r)
+    magnitude = layer.lora_magnitude_vector["default"].weight
+    with torch.no_grad():
+        left.copy_(f["A"].T)
+        right.copy_(f["B"].T)
+        magnitude.add_(f["d"])
+    want, got = theirs(x), model(x)
+    assert_close(want, got)
+    own = dict(adapter_of(model).factors)
+    mine = torch.autograd.grad(got.pow(3).sum(), [own["0.A"], own["0.B"], own["0.d"]])
+    others = torch.autograd.grad(want.pow(3).sum(), [left, right, magnitude])
+    for gradient, other in zip(mine, (others[0].T, others[1].T, others[2]), strict=True):
+        assert_close(gradient, other)
 
 
 @pytest.mark.parametrize("method", ("pissa", "olora"))

@@ -24,6 +24,16 @@ def pissa(A, B, A_0, B_0):
     return lora(A_0 + A, B_0 + B) - lora(A_0, B_0)
 
 
+def dora_of_lora(weight, dense, d, out_axis):
+    """DoRA, arXiv:2402.09353 eq. 5, from LoRA's Delta W in the weight's layout: output by output, less W."""
+    change = torch.empty_like(weight)
+    for k in range(weight.shape[out_axis]):
+        row, adapted = weight.select(out_axis, k), (weight + dense).select(out_axis, k)
+        magnitude = row.square().sum().sqrt() + d[k]
+        change.select(out_axis, k).copy_(magnitude * adapted / adapted.square().sum().sqrt() - row)
+    return change
+
+
 def multi_lora(A, B, s):
     """MultiLoRA, arXiv:2311.11501: sum_n A_n B_n diag(s_n)."""
     return sum(lora(A[n], B[n]) * s[n] for n in range(len(s)))
@@ -338,6 +348,7 @@ DENSE = {
     "conv-lora": lora,
     "pissa": pissa,
     "olora": pissa,
+    "dora": lambda A, B, d: lora(A, B),
     "multi-lora": multi_lora,
     "moe-lora": moe_lora,
     "metalora-cp": cp,
@@ -364,7 +375,7 @@ OVER_RANK |= {
     "lokr-tucker",
     "loretta-rep",
 }
-OVER_RANK |= {"pissa", "olora", "mtl-lora", "task-lora", "moe-lora-shared", "moe-lora-task"}
+OVER_RANK |= {"pissa", "olora", "dora", "mtl-lora", "task-lora", "moe-lora-shared", "moe-lora-task"}
 
 
 def delta(method, factors, alpha=None, rank=None):

@@ -6,7 +6,7 @@ import torch
 
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.methods.registry import METHODS
-from oracles.dense import BIASES, delta, to_base_layout
+from oracles.dense import BIASES, delta, dora_of_lora, to_base_layout
 from support.adapters import randomise
 
 FEATURES = 7
@@ -61,6 +61,7 @@ class Case:
         return AdapterConfig(method=self.method, rank=self.rank, alpha=self.alpha, **options)
 
 
+OUTPUT_AXIS = {"embedding": 1, "conv1d_gpt2": 1}  # of weights that are stored as (in, out)
 HIDDEN = {"hidden": "2 3"}
 BONDS = {"r0": 2, "r1": 3, "r2": 4}
 CHAIN = {"r1": 2, "r2": 4, "r3": 3}
@@ -118,6 +119,9 @@ CASES = {
     "pissa-A": Case("pissa", 3, 7.0, ("A",)),
     "pissa-B": Case("pissa", 2, None, ("B",)),
     "olora": Case("olora", 3, 7.0),
+    "dora": Case("dora", 3, 7.0),
+    "dora-B": Case("dora", 2, None, ("B",)),
+    "dora-d": Case("dora", 3, 7.0, ("d",)),
     "adalora": Case("adalora", 3, 7.0),
     "loha": Case("loha", (2, 3), 7.0),
     "loha-A2": Case("loha", 2, 7.0, ("A2",)),
@@ -201,5 +205,9 @@ def oracle_bias(case: Case, layer, adapter, condition=None, example: int = 0) ->
 
 def oracle_delta(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:
     """Delta W of target "0" for one example, in the base weight's layout."""
-    dense = delta(case.method, factors_of(adapter, "0", condition, example), case.alpha, case.rank)
-    return to_base_layout(layer.kind, dense)
+    factors = factors_of(adapter, "0", condition, example)
+    dense = to_base_layout(layer.kind, delta(case.method, factors, case.alpha, case.rank))
+    if case.method != "dora":
+        return dense
+    weight = adapter.layers["0"].base.weight.detach()
+    return dora_of_lora(weight, dense, factors["d"], OUTPUT_AXIS.get(layer.kind, 0))

@@ -55,8 +55,10 @@ class BoundTarget:
         self.path, self.form = path, form
         self.target = target_layout.target
         self.scale = adapter.scale_of(path)
-        self.bias_factors: tuple[str, ...] = tuple(target_layout.network.biases)
         self.handlers = target_layout.handlers
+        own = {factor for handler in self.handlers for factor in handler.own_factors()}
+        self.bias_factors = tuple(factor for factor in target_layout.network.biases if factor not in own)
+        self.rescalers = tuple(handler for handler in self.handlers if handler.rescales())
         self.reads_as_stored = target_layout.reads_as_stored
         readers = {name: _reader(adapter, name, part) for name, part in target_layout.views.items()}
         self._readers = tuple(readers.values())

@@ -8,6 +8,7 @@
 | PerExample | many | as Fused, with Mid or Right of every example |
 | PerExamplePlain | many | as Plain, with factors of every example |
 | Circuit | both | base(x) + x Delta W, gate by gate |
+| Rescaled | both | g times what Plain gives, without the base's bias (DoRA) |
 
 `choose` is the only place that decides. `layer.kernel` says what ran last.
 """
@@ -57,6 +58,8 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
     assert base is not None
     grad = torch.is_grad_enabled()
     unobserved = layer.is_plain and not (base._forward_hooks or base._forward_pre_hooks or "forward" in base.__dict__)
+    if bound.rescalers:
+        return RESCALED
     if conditions == 1 and unobserved and adapter.weight_first and not form.left_batched:
         threshold = bound.weight_first_from[grad]
         full_rank_kernel = form.full_rank and not layer.gate_by_gate
@@ -130,9 +133,17 @@ def add_update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None)
     repeat = layer.repeats(x, conditions)
     if bound.bias_factors:
         y = layer.add_biases(y, values, repeat)
+    update = _update(layer, x, y, values, conditions, repeat)
+    return layer.rescaled(y, update, values, repeat) if bound.rescalers else y + update
+
+
+def _update(
+    layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None, conditions: int, repeat: int
+) -> Tensor:
+    """x Delta W in the shape of y, by plain autograd."""
     if layer.form.full_rank:
         change = layer.with_dropout(layer.through(x, values, repeat, y.dtype))
-        return y + layer.restore(layer.scaled(change), y)
+        return layer.restore(layer.scaled(change), y)
     source = x.to(y.dtype) if x.is_floating_point() else x
     hidden = layer.with_dropout(layer.hidden(source, layer.left_kernel(values, repeat).to(y.dtype)))
     if conditions > 1:
@@ -140,7 +151,7 @@ def add_update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None)
         hidden = layer.channels_first(h)
     else:
         up = layer.up(values)
-    return y + layer.restore(layer.expand(hidden, up.to(y.dtype)), y)
+    return layer.restore(layer.expand(hidden, up.to(y.dtype)), y)
 
 
 FUSED = Kernel("Fused", _fused)
@@ -149,6 +160,7 @@ WEIGHT_FIRST = Kernel("WeightFirst", _weight_first)
 PER_EXAMPLE = Kernel("PerExample", _fused_steps)
 PER_EXAMPLE_PLAIN = Kernel("PerExamplePlain", _plain)
 CIRCUIT = Kernel("Circuit", _plain)
+RESCALED = Kernel("Rescaled", _plain)
 _CONSTANTS = {
     "Fused": "FUSED",
     "Plain": "PLAIN",
@@ -156,4 +168,5 @@ _CONSTANTS = {
     "PerExample": "PER_EXAMPLE",
     "PerExamplePlain": "PER_EXAMPLE_PLAIN",
     "Circuit": "CIRCUIT",
+    "Rescaled": "RESCALED",
 }

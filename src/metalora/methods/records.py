@@ -10,6 +10,7 @@ A record only says what a method has. What it does is written once:
 | `StartFromWeight`     | `adapters/mechanisms/weight_start.py`  |
 | `NonlinearBottleneck` | `adapters/layers/bottleneck.py`        |
 | `Biased`              | `adapters/layers/base.py`              |
+| `Magnitude`           | `adapters/mechanisms/magnitude.py`     |
 | `Transposed`          | `adapters/layout/coordinates.py`       |
 | `FixedBonds`          | `adapters/layout/bonds.py`             |
 | `AnyRank`             | `adapters/layout/bonds.py`             |
@@ -174,6 +175,27 @@ class Biased(Mechanism):
     def active_at_zero(self) -> tuple[str, ...]:
         """The biases: a sum has a gradient at zero."""
         return self.factors
+
+
+@dataclass(frozen=True)
+class Magnitude(Mechanism):
+    """The norm of each output's weights is learned on its own: W + ΔW = (|W| + d) ⊙ (W + A B) / |W + A B|.
+
+    Attributes:
+        factor: The change d of the magnitude; its mode `out` is the whole output.
+    """
+
+    factor: str
+
+    @property
+    def separate_factors(self) -> tuple[str, ...]:
+        """The change of the magnitude."""
+        return (self.factor,)
+
+    @property
+    def active_at_zero(self) -> tuple[str, ...]:
+        """The change of the magnitude: a sum has a gradient at zero."""
+        return (self.factor,)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from metalora._util.suggest import nearest
 from metalora.methods import (
     adalora,
     cara,
+    dora,
     fact,
     lora,
     loretta,
@@ -58,6 +59,7 @@ METHODS: dict[str, Method] = {
         rslora.RSLORA,
         pissa.PISSA,
         olora.OLORA,
+        dora.DORA,
         miss.MISS,
         adalora.ADALORA,
         lycoris.LOHA,

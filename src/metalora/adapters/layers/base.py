@@ -41,6 +41,7 @@ class AdaptedLayer(nn.Module, ABC):
 
     plain_bases: tuple[type[nn.Module], ...] = ()  # classes whose forward `apply_weight` and `fused` repeat
     channels = -1  # the axis of the output that holds its channels
+    out_axis = 0  # the axis of the base's weight that holds the outputs
     gate_by_gate = True  # True if a circuit takes an input through its gates; False if it forms its kernel first
 
     def __init__(self, base: nn.Module, target: Target, form: Form, adapter: Adapter):
@@ -202,9 +203,62 @@ class AdaptedLayer(nn.Module, ABC):
         return self.base.weight.dtype in (torch.float32, torch.float64) and autocast_dtype(x) is None
 
     def delta(self, values: Values | None) -> Tensor:
-        """Dense Delta W in the base weight's layout, with a leading axis if the factors differ by example."""
+        """Dense Delta W in the base weight's layout, with a leading axis if the factors differ by example.
+
+        If a mechanism rescales the outputs, Delta W is what the effective weight differs from W by.
+        """
         dense = self.dense(self.bound.read(values))
+        if self.bound.rescalers:
+            weight = self.base.weight.to(dense.dtype)
+            scale = self.output_scale(values, weight, weight + dense)
+            shape = [len(scale), *[1] * weight.ndim]
+            shape[1 + self.out_axis] = scale.shape[1]
+            dense = scale.reshape(shape) * (weight + dense) - weight
         return dense if len(dense) > 1 else dense[0]
+
+    def magnitude(self, values: Values | None) -> Tensor | None:
+        """What a mechanism sets the norm of each output's weights to, of one condition (o,); None without one."""
+        if not self.bound.rescalers:
+            return None
+        dense = self.dense(self.bound.read(values))
+        weight = self.base.weight.to(dense.dtype)
+        norms = torch.linalg.vector_norm((weight + dense[0]).movedim(self.out_axis, 0).flatten(1), dim=-1)
+        return self.output_scale(values, weight, weight + dense)[0] * norms
+
+    def output_scale(self, values: Values | None, weight: Tensor, adapted: Tensor, repeat: int = 1) -> Tensor:
+        """What the mechanisms multiply the outputs by, (b or 1, o).
+
+        Args:
+            values: The values that differ by example.
+            weight: W in the base's layout.
+            adapted: W + Delta W, (b or 1, *weight).
+            repeat: How many rows of the batch share one condition.
+        """
+        factors = self.bound.read(values, repeat=repeat)
+        rows = weight.movedim(self.out_axis, 0).flatten(1)
+        adapted_rows = adapted.movedim(1 + self.out_axis, 1).flatten(2)
+        scale = torch.ones(1, len(rows), dtype=weight.dtype, device=weight.device)
+        for handler in self.bound.rescalers:
+            own = handler.output_scale(rows, adapted_rows, factors)
+            scale = scale if own is None else scale * own
+        return scale
+
+    def rescaled(self, y: Tensor, update: Tensor, values: Values | None, repeat: int) -> Tensor:
+        """y + (g - 1) (y - bias) + g x Delta W: the outputs of W + Delta W times g, the base's bias left as it is."""
+        factors = self.bound.read(values, repeat=repeat)
+        weight = self.base.weight
+        dense = self.dense(factors).to(weight.dtype)
+        scale = self.output_scale(values, weight, weight + dense, repeat)
+        shape = [len(scale), *[1] * (y.ndim - 1)]
+        shape[self.channels] = scale.shape[1]
+        g = scale.reshape(shape).to(y.dtype)
+        bias = getattr(self.base, "bias", None)
+        without_bias = y
+        if bias is not None:
+            bias_shape = [1] * y.ndim
+            bias_shape[self.channels] = len(bias)
+            without_bias = y - bias.reshape(bias_shape).to(y.dtype)
+        return y + (g - 1) * without_bias + g * update
 
     def dense(self, factors: Mapping[str, Tensor], up: Tensor | None = None) -> Tensor:
         """Delta W (b or 1, *base weight) from the factors; `up` is scale . Mid . Right (k, o) if it is known."""
@@ -235,7 +289,10 @@ class AdaptedLayer(nn.Module, ABC):
         return self.add_product(weight, left.to(weight.dtype).flatten(1), up.to(weight.dtype))
 
     def pair(self, values: Values | None) -> tuple[Tensor, Tensor]:
-        """The exact LoRA pair of one condition: Left as (k, i, *kernel) and scale . Mid . Right as (k, o)."""
+        """The exact LoRA pair of one condition: Left as (k, i, *kernel) and scale . Mid . Right as (k, o).
+
+        If a mechanism rescales the outputs, it is the pair of the network alone; see `magnitude`.
+        """
         factors, form = self.bound.read(values), self.form
         left = form.kernel([factors[name] for name in form.left])
         left = left[0] if form.left_batched else left

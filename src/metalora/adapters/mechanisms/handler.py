@@ -47,20 +47,23 @@ class Handler:
         """
         return {}
 
-    def adjust_weight(self, weight: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-        """The effective weight from W + ΔW.
+    def own_factors(self) -> tuple[str, ...]:
+        """The factors outside of the product that this mechanism reads itself, so that they are not biases."""
+        return ()
+
+    def output_scale(self, weight: Tensor, adapted: Tensor, factors: Mapping[str, Tensor]) -> Tensor | None:
+        """What multiplies every output of a layer with W + ΔW, its bias excepted; None if nothing does.
 
         Args:
-            weight: W + ΔW in the layout of the base's weight, such as `(out, in)` of a Linear.
+            weight: The base's weight W as `(out, inputs)`.
+            adapted: W + ΔW as `(batch or 1, out, inputs)`.
             factors: The materialised factors of the target.
-        """
-        return weight
 
-    def adjust_output(self, output: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-        """The output of the layer from that of a layer with W + ΔW.
-
-        Args:
-            output: `(batch, ..., out)`, or `(batch, out, ...)` of a convolution.
-            factors: The materialised factors of the target.
+        Returns:
+            `(batch or 1, out)`, or None.
         """
-        return output
+        return None
+
+    def rescales(self) -> bool:
+        """Whether `output_scale` gives anything, so that ΔW of the whole layer is not the network's."""
+        return type(self).output_scale is not Handler.output_scale

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from metalora.adapters.mechanisms import composite, frozen_start, gated, weight_start
+from metalora.adapters.mechanisms import composite, frozen_start, gated, magnitude, weight_start
 from metalora.adapters.mechanisms.handler import Handler
-from metalora.methods.records import Composite, GateCircuit, Gated, Mechanism, StartFromWeight
+from metalora.methods.records import Composite, GateCircuit, Gated, Magnitude, Mechanism, StartFromWeight
 from metalora.tensornet.network import Network, Sizes
 
 Binder = Callable[[Any, Network, Sizes], tuple[Network, Handler | None]]
@@ -18,6 +18,7 @@ BINDERS: dict[type[Mechanism], Binder] = {
     Composite: composite.bind,
     GateCircuit: frozen_start.bind,
     Gated: gated.bind,
+    Magnitude: magnitude.bind,
     StartFromWeight: weight_start.bind,
 }
 

@@ -152,19 +152,23 @@ class _Lora:
 
     pairs: dict[str, TruncatedProduct]
     shifts: dict[str, Tensor | None]
+    magnitudes: dict[str, Tensor | None]
 
     @classmethod
     def of(cls, layers: Mapping[str, AdaptedLayer], values: Mapping[str, Tensor], max_rank: int | None) -> _Lora:
         """Return the LoRA of adapted layers; `values` are those of the factors that differ by example."""
         condition_values = dict(values) or None
-        pairs, shifts = {}, {}
+        pairs, shifts, magnitudes = {}, {}, {}
         for path, layer in layers.items():
             left, right = layer.pair(condition_values)
             if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
                 raise ValueError(f"export: the factors of target {path!r} are not finite")
             pairs[path] = truncated_svd(left, right, max_rank or len(left))
             shifts[path] = layer.shift(condition_values)
-        return cls(pairs, shifts)
+            magnitudes[path] = layer.magnitude(condition_values)
+            if magnitudes[path] is not None and pairs[path].discarded:
+                raise ValueError(f"export: target {path!r} has a magnitude, so its rank cannot be lowered by max_rank")
+        return cls(pairs, shifts, magnitudes)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -194,7 +198,14 @@ def _write(adapter: Adapter, lora: _Lora, folder: Path, task: int | None) -> int
             shift = lora.shifts[path]
             shift = pair.right.new_zeros(pair.right.shape[1]) if shift is None else shift
             tensors[f"{PREFIX}{path}.{BIAS}"] = shift.detach().to("cpu").contiguous()
+        magnitude = lora.magnitudes[path]
+        if magnitude is not None:
+            positions = [1] * {"conv1d": 1, "conv2d": 2}.get(adapter.targets[path].kind, 0)
+            shape = (1, -1, *positions) if positions else (-1,)  # PEFT's magnitude multiplies a convolution's output
+            tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = magnitude.detach().to("cpu").reshape(shape).contiguous()
     config = lora_config(adapter, lora.ranks)
+    if any(magnitude is not None for magnitude in lora.magnitudes.values()):
+        config["use_dora"] = True
     if lora.has_biases:
         config["lora_bias"] = True
     base_name = config["base_model_name_or_path"]
