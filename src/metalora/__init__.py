@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from metalora.config import AdapterConfig, ConditionConfig
+from metalora.config import AdapterConfig, ConditionConfig, TrainConfig
 from metalora.methods.registry import methods
 
 if TYPE_CHECKING:
@@ -14,42 +14,66 @@ if TYPE_CHECKING:
     from metalora.adapters.merge import merge, unmerge
     from metalora.adapters.new_task import new_task
     from metalora.adapters.targets import Target, find_targets
+    from metalora.cost import summarise as plan
     from metalora.io.adapter_file import load, save
-    from metalora.ranks.sweep import sweep
+    from metalora.io.lora.convert import convert as convert_loras
+    from metalora.io.lora.import_ import load_lora
+    from metalora.knn import knn_predict
+    from metalora.ranks.sweep import SweepReport, sweep
+    from metalora.training.loop import fit
 
 __version__ = "0.1.0"
 
 # What needs torch is imported when it is first used, so that `metalora --help` need not wait for torch.
-_HOMES = {
-    "metalora.adapters.adapter": ("Adapter",),
-    "metalora.adapters.attach": ("adapter_of", "attach", "count_params", "detach"),
-    "metalora.adapters.merge": ("merge", "unmerge"),
-    "metalora.adapters.checkpointing": ("checkpoint", "checkpointing"),
-    "metalora.adapters.conditioning.condition": ("Condition",),
-    "metalora.ranks.sweep": ("sweep",),
-    "metalora.adapters.targets": ("Target", "find_targets"),
-    "metalora.adapters.new_task": ("new_task",),
-    "metalora.io.adapter_file": ("load", "save"),
+_HOMES = {  # public name -> its module, and its name there
+    "Adapter": ("metalora.adapters.adapter", "Adapter"),
+    "Condition": ("metalora.adapters.conditioning.condition", "Condition"),
+    "SweepReport": ("metalora.ranks.sweep", "SweepReport"),
+    "Target": ("metalora.adapters.targets", "Target"),
+    "adapter_of": ("metalora.adapters.attach", "adapter_of"),
+    "attach": ("metalora.adapters.attach", "attach"),
+    "checkpoint": ("metalora.adapters.checkpointing", "checkpoint"),
+    "checkpointing": ("metalora.adapters.checkpointing", "checkpointing"),
+    "convert_loras": ("metalora.io.lora.convert", "convert"),
+    "count_params": ("metalora.adapters.attach", "count_params"),
+    "detach": ("metalora.adapters.attach", "detach"),
+    "find_targets": ("metalora.adapters.targets", "find_targets"),
+    "fit": ("metalora.training.loop", "fit"),
+    "knn_predict": ("metalora.knn", "knn_predict"),
+    "load": ("metalora.io.adapter_file", "load"),
+    "load_lora": ("metalora.io.lora.import_", "load_lora"),
+    "merge": ("metalora.adapters.merge", "merge"),
+    "new_task": ("metalora.adapters.new_task", "new_task"),
+    "plan": ("metalora.cost", "summarise"),
+    "save": ("metalora.io.adapter_file", "save"),
+    "sweep": ("metalora.ranks.sweep", "sweep"),
+    "unmerge": ("metalora.adapters.merge", "unmerge"),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Adapter",
     "AdapterConfig",
     "Condition",
     "ConditionConfig",
+    "SweepReport",
     "Target",
+    "TrainConfig",
     "adapter_of",
     "attach",
     "checkpoint",
     "checkpointing",
+    "convert_loras",
     "count_params",
     "detach",
     "find_targets",
+    "fit",
+    "knn_predict",
     "load",
+    "load_lora",
     "merge",
     "methods",
     "new_task",
+    "plan",
     "save",
     "sweep",
     "unmerge",
@@ -57,9 +81,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _HOMES:
         raise AttributeError(f"module 'metalora' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from metalora._util.suggest import nearest
 from metalora.adapters.batched_fold import BatchedFold, batched_folds
 from metalora.adapters.bound_target import slot_of
-from metalora.adapters.conditioning.active import after_stem, values_of_forward
 from metalora.adapters.conditioning.condition import Condition, Values, task_index
 from metalora.adapters.conditioning.condition_cache import ConditionCache
 from metalora.adapters.conditioning.features import Inputs, Recorder
@@ -263,7 +262,7 @@ class Adapter(nn.Module):
 
     def condition_from(self, features: Tensor, labels: Tensor | None = None) -> Condition:
         """Make a condition from features (n, d) that were kept, as `adapter.features` gives them."""
-        condition: Condition = self.required_conditioner(features, labels, self._centre())
+        condition: Condition = self.required_conditioner(features, labels, self.centre())
         return condition
 
     def task(self, ids: Tensor | Sequence[int] | int) -> Condition:
@@ -283,23 +282,12 @@ class Adapter(nn.Module):
                 values[key] = torch.where(newest, self.pending_task[slot_of(key)], values[key])
         return Condition(values, index[:, None].float(), torch.zeros((), device=index.device))
 
-    def begin_task(self, slices: Mapping[str, nn.Parameter]) -> None:
-        """Read the newest task's slices from these parameters, by factor key, until `end_task`."""
-        self.pending_task.update({slot_of(key): value for key, value in slices.items()})
-
-    @torch.no_grad()
-    def end_task(self) -> None:
-        """Write the slices of `begin_task` into the factors."""
-        for key, axis in self.task_keys.items():
-            newest = self.owned[slot_of(key)].select(axis, self.config.tasks - 1)
-            newest.copy_(self.pending_task[slot_of(key)])
-        self.pending_task.clear()
-
     def neutral(self) -> Condition:
         """Return the condition c0, which no feature has changed."""
-        return self.required_conditioner.neutral(self._centre())
+        return self.required_conditioner.neutral(self.centre())
 
-    def _centre(self) -> dict[str, Tensor]:
+    def centre(self) -> dict[str, Tensor]:
+        """The condition-free values c0 of the generated factors, by key."""
         return {key: self.owned[slot_of(key)] for key in self.required_conditioner.shapes}
 
     @torch.no_grad()
@@ -343,43 +331,6 @@ class Adapter(nn.Module):
     def fix(self, condition: Condition | None) -> None:
         """Serve every following forward with one condition (None: make conditions again)."""
         self.fixed_condition = condition
-
-    # ---- around a forward of the model -----------------------------------------------------------------------------
-    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Take the explicit condition and the task ids out of a model's arguments, and enter its forward."""
-        for norm in self.frozen_norms:
-            norm.training = False
-        condition = kwargs.pop("condition", None)
-        task_ids = kwargs.pop("task_ids", None) if self.task_keys else None
-        if self.state.enabled and not self.merged:
-            self.begin(condition, task_ids, args, kwargs)
-        elif self.merged and not (condition is None and task_ids is None):
-            raise ValueError("the adapter is merged, so a forward takes no condition and no task_ids; unmerge it first")
-        return args, kwargs
-
-    def begin(
-        self, condition: Condition | None, task_ids: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        """Make ready for a forward of the model with these inputs: cut the stacks, choose the condition."""
-        self.state.begin_forward(self)
-        if self.per_example:
-            self.state.values = values_of_forward(self, condition, task_ids, args, kwargs)
-
-    def after_stem(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the stem: the condition is made from its output, in the same pass, or it is known."""
-        after_stem(self)
-
-    def after_forward(self, output: Any) -> None:
-        """Leave a forward of the model: no condition outlives it."""
-        if self.state.enabled:
-            self.end(output)
-
-    def end(self, output: Any) -> None:
-        """Forget what `begin` made ready, except for those who continue the sequences of the output."""
-        if output is not None:
-            self.condition_cache.keep(output, self.state.values)
-        self.recorder.stop()
-        self.state.end_forward()
 
     @property
     def merged(self) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.features import Inputs
 from metalora.adapters.conditioning.sources import prepare_condition
-from metalora.adapters.host import guard_forward, unguard_forward
+from metalora.adapters.host import AttachedHost, guard_forward, unguard_forward
 from metalora.adapters.init import initial_factors
 from metalora.adapters.layers import LAYERS, AdaptedLayer, BottleneckLayer
 from metalora.adapters.layout import build_layout
@@ -64,7 +64,7 @@ def attach(
     _replace(model, {layer.base: layer for layer in adapter.layers.values()})
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     if adapter.per_example or adapter.frozen_norms or adapter.shares_factors:
-        guard_forward(model, adapter)
+        guard_forward(model, AttachedHost(adapter, adapter.frozen_norms))
     adapter.train(model.training)
     return adapter
 
@@ -162,7 +162,7 @@ def detach(model: nn.Module) -> None:
     adapter = required_adapter(model, "detach")
     unmerge(model)
     _remove_hooks(adapter)
-    unguard_forward(model, adapter)
+    unguard_forward(model)
     _replace(model, {layer: layer.base for layer in adapter.layers.values()})
     for norm in adapter.frozen_norms:
         norm.training = model.training

@@ -137,9 +137,7 @@ def add_update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None)
     return layer.rescaled(y, update, values, repeat) if bound.rescalers else y + update
 
 
-def _update(
-    layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None, conditions: int, repeat: int
-) -> Tensor:
+def _update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None, conditions: int, repeat: int) -> Tensor:
     """x Delta W in the shape of y, by plain autograd."""
     if layer.form.full_rank:
         change = layer.with_dropout(layer.through(x, values, repeat, y.dtype))

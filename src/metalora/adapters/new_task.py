@@ -10,17 +10,34 @@ import torch
 from torch import nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.bound_target import slot_of
 from metalora.adapters.resize import resize
 
 
 @contextlib.contextmanager
 def new_task(adapter: Adapter, like: int | None = None) -> Iterator[int]:
-    """Give the adapter one more task; inside, nothing is learned but the task's own slice. Yields its number.
+    """Give an adapter one more task; inside of the block nothing but the task's own slice is learned.
 
-    like  the task whose slice it starts from; None: the mean of all
-    Make the optimiser inside, from `adapter.parameter_groups(...)`. What was trained before keeps its very bits,
-    whatever the weight decay, since it is not trained at all. ValueError: a method without tasks, a merged adapter, a
-    task that does not exist; nothing is changed.
+    Make the optimiser inside, from `adapter.parameter_groups(...)`. What was trained before keeps its bits, whatever
+    the weight decay, since it is not trained at all.
+
+    Args:
+        adapter: An adapter of a method with a task mode.
+        like: The task whose slice the new one starts from; None: the mean of all tasks.
+
+    Yields:
+        The number of the new task.
+
+    Raises:
+        ValueError: A method without tasks, a merged adapter, or a task that does not exist; nothing is changed.
+
+    Example:
+        >>> import torch, metalora
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("task-lora", rank=2, targets="0", tasks=2))
+        >>> with metalora.new_task(adapter) as number:
+        ...     number, sum(p.requires_grad for p in adapter.parameters())
+        (2, 2)
     """
     stored = {key: one for key, one in adapter.layout.params.items() if "task" in one.modes}
     tasks = adapter.config.tasks
@@ -38,10 +55,19 @@ def new_task(adapter: Adapter, like: int | None = None) -> Iterator[int]:
     required = {id(p): p.requires_grad for p in adapter.parameters()}
     resize(adapter, replace(adapter.config, tasks=tasks + 1), larger)
     adapter.requires_grad_(False)
-    adapter.begin_task({key: nn.Parameter(value.clone()) for key, value in starts.items()})
+    adapter.pending_task.update({slot_of(key): nn.Parameter(value.clone()) for key, value in starts.items()})
     try:
         yield tasks
     finally:
-        adapter.end_task()
+        _write_pending_task(adapter)
         for parameter in adapter.parameters():
             parameter.requires_grad_(required.get(id(parameter), True))
+
+
+@torch.no_grad()
+def _write_pending_task(adapter: Adapter) -> None:
+    """Write the new task's slices, which are parameters of their own inside of `new_task`, into the factors."""
+    for key, axis in adapter.task_keys.items():
+        newest = adapter.owned[slot_of(key)].select(axis, adapter.config.tasks - 1)
+        newest.copy_(adapter.pending_task[slot_of(key)])
+    adapter.pending_task.clear()

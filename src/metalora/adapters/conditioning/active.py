@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from metalora.adapters.conditioning.condition import Condition, Values, merge_values
 from metalora.adapters.conditioning.features import Inputs
@@ -63,12 +65,17 @@ def _from_inputs(
     return adapter.condition(inputs).values
 
 
-def after_stem(adapter: Adapter) -> None:
-    """Make the condition from what the stem has given, in the same pass; the stem's forward hook calls this."""
-    if not (adapter.recorder.active and adapter.recorder.seen and adapter.state.enabled):
-        return
-    adapter.recorder.stop()
-    features, pending = adapter.recorder.take(), adapter.state.pending_values
-    values = pending or adapter.condition_from(features).values
-    conditioner = adapter.required_conditioner
-    adapter.state.values = {**(adapter.state.values or {}), **{key: values[key] for key in conditioner.shapes}}
+def stem_hook(adapter: Adapter) -> Callable[[nn.Module, Any, Any], None]:
+    """The forward hook of the stem: it makes the condition from what the stem has given, in the same pass."""
+
+    def after_stem(module: nn.Module, args: Any, output: Any) -> None:
+        state, recorder = adapter.state, adapter.recorder
+        if not (recorder.active and recorder.seen and state.enabled):
+            return
+        recorder.stop()
+        features = recorder.take()
+        values = state.pending_values or adapter.condition_from(features).values
+        generated = {key: values[key] for key in adapter.required_conditioner.shapes}
+        state.values = {**(state.values or {}), **generated}
+
+    return after_stem

@@ -8,6 +8,7 @@ from torch import nn
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.conditioning.active import stem_hook
 from metalora.adapters.conditioning.features import Inputs, example_input, watch_head, watch_stages
 from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.stages import stages
@@ -56,7 +57,7 @@ def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> n
             raise ValueError(f"condition: {type(network).__name__} has no module {path!r}{nearest(path, modules)}")
     adapter.hooks += watch_stages(network, paths, adapter.recorder)
     if condition.source == "stem":
-        adapter.hooks.append(network.get_submodule(paths[0]).register_forward_hook(adapter.after_stem))
+        adapter.hooks.append(network.get_submodule(paths[0]).register_forward_hook(stem_hook(adapter)))
     return network
 
 

@@ -222,7 +222,7 @@ class AdaptedLayer(nn.Module, ABC):
             return None
         dense = self.dense(self.bound.read(values))
         weight = self.base.weight.to(dense.dtype)
-        norms = torch.linalg.vector_norm((weight + dense[0]).movedim(self.out_axis, 0).flatten(1), dim=-1)
+        norms: Tensor = torch.linalg.vector_norm((weight + dense[0]).movedim(self.out_axis, 0).flatten(1), dim=-1)
         return self.output_scale(values, weight, weight + dense)[0] * norms
 
     def output_scale(self, values: Values | None, weight: Tensor, adapted: Tensor, repeat: int = 1) -> Tensor:

@@ -34,8 +34,9 @@ class MagnitudeHandler(Handler):
         """
         change = factors[self.factor].reshape(-1, weight.shape[0]).to(weight.dtype)
         with torch.no_grad():
-            norms = torch.linalg.vector_norm(adapted, dim=-1)
-        return (torch.linalg.vector_norm(weight, dim=-1) + change) / norms
+            norms: Tensor = torch.linalg.vector_norm(adapted, dim=-1)
+        magnitude: Tensor = torch.linalg.vector_norm(weight, dim=-1) + change
+        return magnitude / norms
 
 
 def bind(record: Magnitude, network: Network, sizes: Sizes) -> tuple[Network, Handler]:

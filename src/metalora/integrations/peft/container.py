@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.checkpointing import explicit
 from metalora.adapters.conditioning.condition import Condition
-from metalora.adapters.host import guard_forward, unguard_forward
+from metalora.adapters.host import begin_forward, end_forward, guard_forward, unguard_forward
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.targets import Target, kind_of, target_at
 from metalora.integrations.peft.peft_api import BaseTunerLayer
@@ -98,7 +98,7 @@ class AdapterContainer(TunerLayer, nn.Module):
 
     def remove_hooks(self) -> None:
         """Give the model its own forward back."""
-        unguard_forward(self._model[0], self)
+        unguard_forward(self._model[0])
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and the hooks with which it reads the features of its condition."""
@@ -218,7 +218,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         for name, adapter in self.running_adapters().items():
             own_condition = _condition_of(condition, name, adapter)
             _check_tasks(name, adapter, own_condition, task_ids)
-            adapter.begin(own_condition, task_ids if adapter.task_keys else None, args, kwargs)
+            begin_forward(adapter, own_condition, task_ids if adapter.task_keys else None, args, kwargs)
         self._pass_conditions_to_checkpoints(self._model[0])
         return args, kwargs
 
@@ -227,7 +227,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         if self.is_base_only:
             return
         for adapter in self.adapters_by_name().values():
-            adapter.end(output)
+            end_forward(adapter, output)
 
     def _pass_conditions_to_checkpoints(self, model: nn.Module) -> None:
         """If the model checkpoints activations, make the condition an explicit input of every checkpointed part."""
