@@ -140,7 +140,7 @@ def test_a_condition_goes_with_its_cache():
     output = model(input_ids=IDS)
     assert len(adapter.condition_cache.kept) == 1
     assert (
-        not adapter_of(copy.deepcopy(model)).decoding.kept
+        not adapter_of(copy.deepcopy(model)).condition_cache.kept
         and not pickle.loads(pickle.dumps(adapter.condition_cache)).kept
     )
     del output

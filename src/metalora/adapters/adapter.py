@@ -322,11 +322,11 @@ class Adapter(nn.Module):
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
         """Run the frozen base inside, in this thread."""
-        token = self.state.begin_disabled()
+        self.state.begin_disabled()
         try:
             yield
         finally:
-            self.state.end_disabled(token)
+            self.state.end_disabled()
 
     def fix(self, condition: Condition | None) -> None:
         """Serve every following forward with one condition (None: make conditions again)."""

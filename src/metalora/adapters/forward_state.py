@@ -47,7 +47,7 @@ class ForwardState(threading.local):
         self.folded: dict[str, Tensor] = {}
         self.shared = SharedInputCache()
         self.pending_values: Values | None = None
-        self._disabled: list[object] = []
+        self._times_disabled = 0
         self._using: list[_UsingBlock] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -80,17 +80,15 @@ class ForwardState(threading.local):
         elif self._using[position].before is ended.values:
             self._using[position].before = ended.before
 
-    def begin_disabled(self) -> object:
-        """Run the frozen base until `end_disabled` is called with the token that is returned."""
-        token = object()
-        self._disabled.append(token)
+    def begin_disabled(self) -> None:
+        """Run the frozen base until `end_disabled` has been called as often."""
+        self._times_disabled += 1
         self.enabled = False
-        return token
 
-    def end_disabled(self, token: object) -> None:
+    def end_disabled(self) -> None:
         """End a `disabled`."""
-        self._disabled = [entry for entry in self._disabled if entry is not token]
-        self.enabled = not self._disabled
+        self._times_disabled -= 1
+        self.enabled = self._times_disabled == 0
 
     # ---- forwards --------------------------------------------------------------------------------------------------
     def begin_forward(self, adapter: Adapter) -> None:

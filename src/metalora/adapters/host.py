@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from metalora.adapters.conditioning.active import values_of_forward
 
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
 class Host(Protocol):
     """What prepares the adapters of a model for a forward, and clears up after it."""
 
-    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Take the condition and the task ids out of the arguments, and enter the forward."""
         ...
 
-    def after_forward(self, output: Any) -> None:
+    def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Leave the forward; `output` is None if it raised."""
         ...
 
@@ -56,7 +59,9 @@ class AttachedHost:
         self.adapter = adapter
         self.frozen_norms = list(frozen_norms)
 
-    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Take `condition=` and `task_ids=` out of the arguments, and enter the forward."""
         adapter = self.adapter
         for norm in self.frozen_norms:
@@ -69,44 +74,72 @@ class AttachedHost:
             raise ValueError("the adapter is merged, so a forward takes no condition and no task_ids; unmerge it first")
         return args, kwargs
 
-    def after_forward(self, output: Any) -> None:
+    def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Leave the forward: no condition outlives it."""
         if self.adapter.state.enabled:
             end_forward(self.adapter, output)
 
 
-def _guarded(model: nn.Module, host: Host, replaced: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
-    """Run a model's forward between a host's `before_forward` and `after_forward`."""
-    output = None
-    try:
-        args, kwargs = host.before_forward(args, kwargs)
-        if replaced is None:
-            output = type(model).forward(model, *args, **kwargs)
-        else:
-            output = replaced(*args, **kwargs)
-        return output
-    finally:
-        host.after_forward(output)
-
-
-def guard_forward(model: nn.Module, host: Host) -> None:
+def guard_forward(model: nn.Module, host: Host) -> list[RemovableHandle]:
     """Let a host run around every forward of a model.
 
-    The guarded forward stands in `model.forward`. Unlike a pair of hooks it leaves nothing behind after any exception,
-    also after KeyboardInterrupt and GeneratorExit, for which torch runs no forward hooks. It is a `functools.partial`
-    with the signature of the model's own forward, so that copies, pickles, torch.export and trainers take it.
+    `model.forward` becomes a `functools.partial` that enters and leaves the host, also after KeyboardInterrupt and
+    GeneratorExit, for which torch runs no forward hooks. It has the signature of the model's own forward, and copies,
+    pickles, torch.export and torch.compile take it. If somebody replaces `model.forward` later (trainers do), two
+    hooks do the same in its place.
+
+    Returns:
+        The handles of the hooks; `unguard_forward` gives the model its forward back.
     """
     replaced = vars(model).get("forward")
     guarded = functools.partial(_guarded, model, host, replaced)
     functools.update_wrapper(guarded, model.forward)
     model.forward = guarded
+    return [
+        model.register_forward_pre_hook(functools.partial(_hook_before, host), with_kwargs=True),
+        model.register_forward_hook(functools.partial(_hook_after, host), always_call=True),
+    ]
+
+
+def _is_guarded(model: nn.Module) -> bool:
+    forward = vars(model).get("forward")
+    return isinstance(forward, functools.partial) and forward.func is _guarded
+
+
+def _guarded(model: nn.Module, host: Host, replaced: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+    """Run a model's forward between a host's `before_forward` and `after_forward`."""
+    if not _is_guarded(model):  # a wrapper around this one stands in `model.forward`: the hooks have entered the host
+        return _own_forward(model, replaced, args, kwargs)
+    output = None
+    try:
+        args, kwargs = host.before_forward(model, args, kwargs)
+        output = _own_forward(model, replaced, args, kwargs)
+        return output
+    finally:
+        host.after_forward(model, args, output)
+
+
+def _own_forward(
+    model: nn.Module, replaced: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return type(model).forward(model, *args, **kwargs) if replaced is None else replaced(*args, **kwargs)
+
+
+def _hook_before(host: Host, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return None if _is_guarded(model) else host.before_forward(model, args, kwargs)
+
+
+def _hook_after(host: Host, model: nn.Module, args: Any, output: Any) -> None:
+    if not _is_guarded(model):
+        host.after_forward(model, args, output)
 
 
 def unguard_forward(model: nn.Module) -> None:
     """Give a model the forward back that it had; nothing if another wrapper stands there now."""
-    guarded = vars(model).get("forward")
-    if not isinstance(guarded, functools.partial) or guarded.func is not _guarded:
+    if not _is_guarded(model):
         return
+    guarded = model.forward
+    assert isinstance(guarded, functools.partial)
     del model.forward
     if guarded.args[2] is not None:
         model.forward = guarded.args[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -65,17 +65,13 @@ def _from_inputs(
     return adapter.condition(inputs).values
 
 
-def stem_hook(adapter: Adapter) -> Callable[[nn.Module, Any, Any], None]:
-    """The forward hook of the stem: it makes the condition from what the stem has given, in the same pass."""
-
-    def after_stem(module: nn.Module, args: Any, output: Any) -> None:
-        state, recorder = adapter.state, adapter.recorder
-        if not (recorder.active and recorder.seen and state.enabled):
-            return
-        recorder.stop()
-        features = recorder.take()
-        values = state.pending_values or adapter.condition_from(features).values
-        generated = {key: values[key] for key in adapter.required_conditioner.shapes}
-        state.values = {**(state.values or {}), **generated}
-
-    return after_stem
+def after_stem(adapter: Adapter, module: nn.Module, args: Any, output: Any) -> None:
+    """Make the condition from what the stem has given, in the same pass: a forward hook, with the adapter bound."""
+    state, recorder = adapter.state, adapter.recorder
+    if not (recorder.active and recorder.seen and state.enabled):
+        return
+    recorder.stop()
+    features = recorder.take()
+    values = state.pending_values or adapter.condition_from(features).values
+    generated = {key: values[key] for key in adapter.required_conditioner.shapes}
+    state.values = {**(state.values or {}), **generated}

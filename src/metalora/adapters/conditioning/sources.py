@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.conditioning.active import stem_hook
+from metalora.adapters.conditioning.active import after_stem
 from metalora.adapters.conditioning.features import Inputs, example_input, watch_head, watch_stages
 from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.stages import stages
@@ -57,7 +58,7 @@ def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> n
             raise ValueError(f"condition: {type(network).__name__} has no module {path!r}{nearest(path, modules)}")
     adapter.hooks += watch_stages(network, paths, adapter.recorder)
     if condition.source == "stem":
-        adapter.hooks.append(network.get_submodule(paths[0]).register_forward_hook(stem_hook(adapter)))
+        adapter.hooks.append(network.get_submodule(paths[0]).register_forward_hook(partial(after_stem, adapter)))
     return network
 
 

@@ -126,7 +126,7 @@ class AdaptedLayer(nn.Module, ABC):
         if not self.form.left_batched:
             return kernel.flatten(0, bonds - 1)
         kernel = kernel.flatten(1, bonds)
-        return kernel[0] if len(kernel) == 1 else kernel
+        return kernel[0] if kernel.shape[0] == 1 else kernel
 
     def up(self, values: Values | None, repeat: int = 1) -> Tensor:
         """scale . Mid . Right as (k, o), or (b, k, o) if it differs by example."""
@@ -144,7 +144,7 @@ class AdaptedLayer(nn.Module, ABC):
         up = form.fold(operands).flatten(-1 - len(form.left_shape), -2)
         if bound.scale != 1:
             up = up * bound.scale
-        return up[0] if up.ndim == 3 and len(up) == 1 else up
+        return up[0] if up.ndim == 3 and up.shape[0] == 1 else up
 
     def scaled(self, value: Tensor) -> Tensor:
         """Multiply by the scale of this target; return the tensor itself if the scale is 1."""
@@ -211,7 +211,7 @@ class AdaptedLayer(nn.Module, ABC):
         if self.bound.rescalers:
             weight = self.base.weight.to(dense.dtype)
             scale = self.output_scale(values, weight, weight + dense)
-            shape = [len(scale), *[1] * weight.ndim]
+            shape = [scale.shape[0], *[1] * weight.ndim]
             shape[1 + self.out_axis] = scale.shape[1]
             dense = scale.reshape(shape) * (weight + dense) - weight
         return dense if len(dense) > 1 else dense[0]
@@ -249,7 +249,7 @@ class AdaptedLayer(nn.Module, ABC):
         weight = self.base.weight
         dense = self.dense(factors).to(weight.dtype)
         scale = self.output_scale(values, weight, weight + dense, repeat)
-        shape = [len(scale), *[1] * (y.ndim - 1)]
+        shape = [scale.shape[0], *[1] * (y.ndim - 1)]
         shape[self.channels] = scale.shape[1]
         g = scale.reshape(shape).to(y.dtype)
         bias = getattr(self.base, "bias", None)
@@ -307,7 +307,7 @@ class AdaptedLayer(nn.Module, ABC):
     def add_biases(self, y: Tensor, values: Values | None, repeat: int = 1) -> Tensor:
         """y + scale . bias, of a method that has biases."""
         for bias in self._scaled_biases(values, repeat):
-            shape = [len(bias), *[1] * (y.ndim - 1)]
+            shape = [bias.shape[0], *[1] * (y.ndim - 1)]
             shape[self.channels] = bias.shape[1]
             y = y + bias.reshape(shape).to(y.dtype)
         return y
@@ -336,7 +336,7 @@ class AdaptedLayer(nn.Module, ABC):
 
     def merge_bias(self, shift: Tensor | None) -> None:
         """Add a shift (o,) to the base's bias, whose bits are kept."""
-        bias = self.base.bias
+        bias = getattr(self.base, "bias", None)  # an embedding has no such attribute
         if shift is not None and bias is not None:
             self.original_bias = bias.detach().clone()
             bias.data.add_(shift.to(bias.dtype))

@@ -69,7 +69,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         self._rows: dict[int, dict[str, Tensor]] = {}  # batch size -> result of `rows_by_adapter`
         self._active_adapter: list[str] = []
         self._model = (model,)  # a tuple: the model registers the container, not the other way round
-        guard_forward(model, self)
+        self.handles = guard_forward(model, self)
 
     def adapters_by_name(self) -> dict[str, Adapter]:
         """Adapter name -> adapter, now; a deleted adapter stays in a dictionary that was returned before."""
@@ -98,6 +98,8 @@ class AdapterContainer(TunerLayer, nn.Module):
 
     def remove_hooks(self) -> None:
         """Give the model its own forward back."""
+        for handle in self.handles:
+            handle.remove()
         unguard_forward(self._model[0])
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -205,7 +207,9 @@ class AdapterContainer(TunerLayer, nn.Module):
             for adapter in self.adapters_by_name().values():
                 adapter.state.beams = 1
 
-    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Take the condition and the task ids out of a model's arguments, and prepare the adapters."""
         condition, task_ids = self.call_condition, self.call_task_ids
         adapters = self.adapters_by_name().values()
@@ -219,11 +223,11 @@ class AdapterContainer(TunerLayer, nn.Module):
             own_condition = _condition_of(condition, name, adapter)
             _check_tasks(name, adapter, own_condition, task_ids)
             begin_forward(adapter, own_condition, task_ids if adapter.task_keys else None, args, kwargs)
-        self._pass_conditions_to_checkpoints(self._model[0])
+        self._pass_conditions_to_checkpoints(module)
         return args, kwargs
 
-    def after_forward(self, output: Any) -> None:
-        """Clear the adapters after a forward of the model: no condition outlives it."""
+    def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook: clear the adapters after a forward of the model: no condition outlives it."""
         if self.is_base_only:
             return
         for adapter in self.adapters_by_name().values():
