@@ -260,6 +260,34 @@ def test_every_thread_has_its_own_condition():
     assert not wrong
 
 
+def test_every_thread_makes_its_own_condition():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Linear(16, 3)).eval()
+    condition = ConditionConfig(source="stages", stages=("0", "1"), hidden=3)
+    adapter = attach(model, AdapterConfig("metalora-cp", 2, targets="2", condition=condition))
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_()
+    inputs = [torch.randn(2, 16) for _ in range(4)]
+    with torch.no_grad():
+        want = [adapter.condition(x).vector() for x in inputs]
+    wrong, entered = [], threading.Barrier(4)
+
+    def serve(k):
+        entered.wait()
+        for _ in range(50):
+            with torch.no_grad():
+                if not torch.equal(adapter.condition(inputs[k]).vector(), want[k]):
+                    wrong.append(k)
+
+    threads = [threading.Thread(target=serve, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
 def test_a_copy_made_inside_of_using_does_not_keep_the_condition():
     model, adapter = adapted("metalora-cp", condition=GIVEN, targets="0")
     x = torch.randn(2, 16)

@@ -1,5 +1,6 @@
 """Features that a condition is made from: statistics that hooks record while a frozen network runs."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -57,13 +58,16 @@ def between_class_share(features: Tensor, labels: Tensor) -> Tensor:
     return torch.where(varies, between / total.where(varies, torch.ones_like(total)), torch.zeros_like(total))
 
 
-class Recorder:
-    """What the hooks of one feature source have seen during one forward pass."""
+class Recorder(threading.local):
+    """What the hooks of one feature source have seen during one forward pass; every thread has its own record."""
 
     def __init__(self) -> None:
         self.active = False
         self.mask: Tensor | None = None
         self.seen: dict[int, Tensor] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recorder, ()  # a copy starts empty
 
     def start(self, inputs: Inputs) -> None:
         """Record what a forward with these inputs gives, but for its padding."""
