@@ -171,20 +171,46 @@ def detach(model: nn.Module) -> None:
 
 
 def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size: int | None = None) -> int:
-    """Closed form of `adapter.num_params()`, from sizes alone; `feature_size` is needed if factors are generated."""
+    """Return the number of trainable parameters, `adapter.num_params()`, in closed form: no model is needed.
+
+    Args:
+        config: Which method, at which size.
+        targets: The weights that it adapts.
+        feature_size: Number of features; None: the mapping net, which makes generated factors, is not counted.
+
+    Raises:
+        ValueError: The configuration does not fit the targets.
+
+    Example:
+        >>> targets = find_targets(nn.Sequential(nn.Linear(8, 4)), "0")
+        >>> count_params(AdapterConfig("lora", rank=2), targets)
+        24
+    """
     resolved = resolve(config)
     layout = build_layout(targets, resolved)
     total = layout.num_params()
     shapes = layout.shapes_of(resolved.generated)
     if shapes and feature_size is not None:
-        condition, numels = config.condition, [prod(shape) for shape in shapes.values()]
-        out = max(numels) if condition.heads == "shared" else sum(numels)
-        total += condition.hidden * (feature_size + 1) + out * (condition.hidden + 1)
+        condition = config.condition
+        numels = [prod(shape) for shape in shapes.values()]
+        output_size = max(numels) if condition.heads == "shared" else sum(numels)
+        total += condition.hidden * (feature_size + 1) + output_size * (condition.hidden + 1)
         total += len(numels) * condition.hidden if condition.heads == "shared" else 0
     return total
 
 
 def move_like(weight: torch.Tensor, module: nn.Module) -> None:
-    """Move a module to a weight's device, in float64 if the weight is, else in float32; what is on meta stays there."""
+    """Move a module to the device of a weight: in float64 if the weight is in float64, otherwise in float32.
+
+    Args:
+        weight: The weight of a target.
+        module: The module; its tensors on the meta device stay there.
+
+    Example:
+        >>> module = nn.Linear(4, 2)
+        >>> move_like(torch.zeros(1, dtype=torch.float64), module)
+        >>> module.weight.dtype
+        torch.float64
+    """
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    module._apply(lambda t: t.to("meta" if t.is_meta else weight.device, dtype))  # type: ignore[no-untyped-call]
+    module._apply(lambda tensor: tensor.to("meta" if tensor.is_meta else weight.device, dtype))  # type: ignore[no-untyped-call]

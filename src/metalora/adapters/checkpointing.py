@@ -1,7 +1,8 @@
 """Activation checkpointing with the condition as an explicit input.
 
-torch recomputes a checkpointed block during backward, when the condition of its forward is no longer active (or
-another one is). Passing the generated factors as arguments makes both modes, and two forwards before a backward, exact.
+torch recomputes a checkpointed block during backward. At this time the condition of its forward is no longer active,
+or another condition is. If the generated factors are arguments of the block, the result is exact: in both modes of
+torch (reentrant and not), and with two forwards before a backward.
 """
 
 import contextlib
@@ -19,7 +20,24 @@ TORCH_CHECKPOINT = torch.utils.checkpoint.checkpoint
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, adapter: Adapter, **options: Any) -> Any:
-    """torch.utils.checkpoint.checkpoint(function, *args, **options), correct for generated factors."""
+    """Call torch.utils.checkpoint.checkpoint(function, *args, **options), so that it is correct for generated factors.
+
+    Args:
+        function: The part of the model whose activations are recomputed.
+        args: Arguments of the function.
+        adapter: The adapter of the model.
+        options: Options of torch's checkpoint, such as `use_reentrant`, and keyword arguments of the function.
+
+    Returns:
+        What the function returns.
+
+    Example:
+        >>> import metalora
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
+        >>> checkpoint(model[0], torch.rand(3, 8), adapter=adapter, use_reentrant=False).shape
+        torch.Size([3, 8])
+    """
     function, args = explicit(function, args, adapter)
     return TORCH_CHECKPOINT(function, *args, **options)
 
@@ -27,10 +45,28 @@ def checkpoint(function: Callable[..., Any], *args: Any, adapter: Adapter, **opt
 def explicit(
     function: Callable[..., Any], args: tuple[Any, ...], adapter: Adapter
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A function that takes the active condition before its own arguments, and those; as it is where none is active."""
+    """Return a function that takes the values of the active condition before its arguments, and all its arguments.
+
+    Args:
+        function: A part of the model.
+        args: Its arguments.
+        adapter: The adapter of the model.
+
+    Returns:
+        The new function and its arguments; the function and the arguments unchanged if no condition is active.
+
+    Example:
+        >>> import metalora
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
+        >>> function, args = explicit(model[0], (torch.rand(3, 8),), adapter)
+        >>> function is model[0]
+        True
+    """
     if adapter.state.values is None:
         return function, args
-    keys, values = list(adapter.state.values), tuple(adapter.state.values.values())
+    keys = list(adapter.state.values)
+    values = tuple(adapter.state.values.values())
 
     def run(*inputs: Any, **kwargs: Any) -> Any:
         with adapter.using(dict(zip(keys, inputs[: len(keys)], strict=True))):
@@ -41,21 +77,39 @@ def explicit(
 
 @contextlib.contextmanager
 def checkpointing(model: nn.Module) -> Iterator[None]:
-    """Make the checkpointing that a model does itself (timm, Hugging Face, torch) carry the condition, inside."""
+    """Inside of this context, make the checkpointing of a model itself (timm, Hugging Face, torch) carry the condition.
+
+    Args:
+        model: A model with an adapter.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: The model has no adapter.
+
+    Example:
+        >>> import metalora
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
+        >>> with checkpointing(model):
+        ...     torch.utils.checkpoint.checkpoint(model, torch.rand(3, 8), use_reentrant=False).shape
+        torch.Size([3, 2])
+    """
     adapter = required_adapter(model, "checkpointing")
 
     def carrying(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return checkpoint(function, *args, adapter=adapter, **options)
 
-    holders: list[Any] = [m for m in model.modules() if hasattr(m, "_gradient_checkpointing_func")]
-    before = [holder._gradient_checkpointing_func for holder in holders]
+    holders: list[Any] = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
+    originals = [holder._gradient_checkpointing_func for holder in holders]
     torch.utils.checkpoint.checkpoint = wraps(TORCH_CHECKPOINT)(carrying)  # type: ignore[assignment]
     try:
-        for holder, original in zip(holders, before, strict=True):
-            # transformers keeps a partial of torch's function, with the options that the user has chosen
+        for holder, original in zip(holders, originals, strict=True):
+            # transformers stores a partial of torch's function, with the options that the user has chosen
             holder._gradient_checkpointing_func = partial(carrying, **getattr(original, "keywords", {}))
         yield
     finally:
         torch.utils.checkpoint.checkpoint = TORCH_CHECKPOINT
-        for holder, original in zip(holders, before, strict=True):
+        for holder, original in zip(holders, originals, strict=True):
             holder._gradient_checkpointing_func = original

@@ -14,9 +14,28 @@ from metalora.methods.resolve import resolve
 
 @torch.no_grad()
 def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Give the adapter a configuration of other ranks or tasks, and the factors that fit it.
+    """Give an adapter a configuration of other ranks or tasks, and the factors that fit it.
 
-    Parameters stay the same objects, with other data: optimisers and the like keep their references.
+    The parameters stay the same objects, with other data, so that an optimiser keeps its references.
+
+    Args:
+        adapter: An attached adapter.
+        config: Its new configuration.
+        tensors: Key of a stored factor -> its new value; a factor that is not named keeps its value.
+
+    Raises:
+        ValueError: A factor does not have the shape that the new configuration gives it. Nothing is changed then.
+
+    Example:
+        >>> import metalora
+        >>> from dataclasses import replace
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
+        >>> factors = {key: torch.zeros([3 if size == 2 else size for size in factor.shape])
+        ...            for key, factor in adapter.factors.items()}
+        >>> resize(adapter, replace(adapter.config, rank=3), factors)
+        >>> adapter.num_params()
+        48
     """
     layout = build_layout(list(adapter.targets.values()), resolve(config))
     for key, stored in layout.params.items():
@@ -26,5 +45,6 @@ def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor
     adapter.set_layout(config, layout)
     for key, value in tensors.items():
         parameter = adapter.learned[key]
-        parameter.data, parameter.grad = value.to(parameter).contiguous(), None
+        parameter.data = value.to(parameter).contiguous()
+        parameter.grad = None  # it has the old shape
     bind_layers(adapter)

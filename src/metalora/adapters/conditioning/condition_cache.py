@@ -13,45 +13,80 @@ from metalora.adapters.conditioning.features import CACHES
 
 
 class ConditionCache:
-    """The values that were active at a prompt, for the steps that continue it, by the key-value cache of both."""
+    """The values of generated factors at a prompt, stored for the decoding steps that continue this prompt.
+
+    The key is the object of the key-value cache that the prompt and its continuation have in common. An entry lives
+    as long as this object.
+
+    Attributes:
+        kept: Key-value cache -> the values of its sequences.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> class KeyValueCache:
+        ...     def get_seq_length(self):
+        ...         return 5
+        >>> key_values, conditions = KeyValueCache(), ConditionCache()
+        >>> conditions.keep(SimpleNamespace(past_key_values=key_values), {"C": torch.ones(1, 2)})
+        >>> conditions.values({"past_key_values": key_values}, needed=True)
+        {'C': tensor([[1., 1.]])}
+    """
 
     def __init__(self) -> None:
         self.kept: WeakKeyDictionary[Any, Values] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ConditionCache, ()  # a copy has no caches of its own yet
+        return ConditionCache, ()  # a copy starts empty
 
     def keep(self, output: Any, values: Values | None) -> None:
-        """Keep the values of a forward for as long as the cache that it gives; nothing under torch.compile."""
-        cache = _cache({name: getattr(output, name, None) for name in CACHES})
-        if values and cache is not None and not torch.compiler.is_compiling():
-            self.kept[cache] = values
+        """Store the values of a forward under the key-value cache in its output; under torch.compile do nothing.
+
+        Args:
+            output: Output of the model; if it has no key-value cache, nothing is stored.
+            values: Key of a stored factor -> its values, (n, *factor shape).
+        """
+        key_values = _cache({name: getattr(output, name, None) for name in CACHES})
+        if values and key_values is not None and not torch.compiler.is_compiling():
+            self.kept[key_values] = values
 
     def values(self, inputs: Mapping[str, Any], needed: bool) -> Values | None:
-        """The values of the sequences that a forward with these inputs continues; None if it continues none.
+        """Return the values of the sequences that a forward with these inputs continues.
 
-        ValueError: they are needed, and the cache is none that was kept.
+        Args:
+            inputs: Keyword arguments of the forward.
+            needed: Whether a forward that continues sequences must have values.
+
+        Returns:
+            Key of a stored factor -> its values, (n, *factor shape); None if nothing is stored for these inputs.
+
+        Raises:
+            ValueError: The values are needed, and nothing is stored under the key-value cache of the inputs.
         """
         length = _positions(inputs)
-        known = self.kept.get(_cache(inputs)) if length else None
-        if length and needed and known is None:
+        stored = self.kept.get(_cache(inputs)) if length else None
+        if length and needed and stored is None:
             raise ValueError(
                 f"the cache holds {length} positions whose condition is not known (a copy, or made under "
                 "torch.compile): call model(..., condition=condition)"
             )
-        return known
+        return stored
 
 
 def _cache(inputs: Mapping[str, Any]) -> Any:
+    """Return the key-value cache among the inputs, or None."""
     return next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
 
 
 def _positions(inputs: Mapping[str, Any]) -> int:
-    """How many positions the cache among the inputs holds; of a state without positions 1 once it is set."""
-    cache = _cache(inputs)
-    if cache is None:
+    """Return the number of positions in the key-value cache among the inputs.
+
+    Returns:
+        The number; 0 without a cache. The state of a state-space model has no positions: 1 if it is set, otherwise 0.
+    """
+    key_values = _cache(inputs)
+    if key_values is None:
         return 0
     try:
-        return int(cache.get_seq_length())
-    except ValueError:  # of state-space models
-        return int(cache.has_previous_state())
+        return int(key_values.get_seq_length())
+    except ValueError:  # a state-space model
+        return int(key_values.has_previous_state())

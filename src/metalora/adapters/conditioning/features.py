@@ -16,50 +16,89 @@ Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 def channel_statistics(output: Any, mask: Tensor | None = None) -> Tensor:
-    """Mean and standard deviation of every channel over positions: (b, c, h, w) or (b, t, c) -> (b, 2c), float32.
+    """Return the mean and the standard deviation of every channel over the positions.
 
-    mask: (b, t), the tokens that count; one of another shape is not of this output. An output of (b, c) has no
-    positions and is returned as it is.
+    Args:
+        output: Output of a module: a tensor (n, channels, height, width), (n, tokens, channels) or (n, channels), or a
+            tuple whose first item is this tensor. A tensor (n, channels) has no positions and is returned as it is.
+        mask: The tokens that count, (n, tokens), 1 or 0. It is ignored if its shape does not fit the output.
+
+    Returns:
+        Means, then standard deviations, (n, 2 * channels), float32.
+
+    Example:
+        >>> channel_statistics(torch.ones(3, 4, 5, 5)).shape
+        torch.Size([3, 8])
     """
     x = output if isinstance(output, Tensor) else output[0]
     x = x.float()
     if x.ndim == 2:
         return x
-    dims, weight = (1,) if x.ndim == 3 else tuple(range(2, x.ndim)), _weights(x, mask)
-    if weight is not None:
-        mean = (x * weight).sum(1, keepdim=True)
-        var = ((x - mean).square() * weight).sum(1)
-        return torch.cat([mean.flatten(1), (var + 1e-6).sqrt()], -1)
-    mean = x.mean(dims, keepdim=True)
-    var = (x - mean).square().mean(dims)  # in two passes: torch.var is ten times slower on CPU
-    return torch.cat([mean.flatten(1), (var + 1e-6).sqrt()], -1)
+    position_axes = (1,) if x.ndim == 3 else tuple(range(2, x.ndim))
+    weights = _weights(x, mask)
+    if weights is not None:
+        mean = (x * weights).sum(1, keepdim=True)
+        variance = ((x - mean).square() * weights).sum(1)
+        return torch.cat([mean.flatten(1), (variance + 1e-6).sqrt()], -1)
+    mean = x.mean(position_axes, keepdim=True)
+    variance = (x - mean).square().mean(position_axes)  # in two passes: torch.var is ten times slower on CPU
+    return torch.cat([mean.flatten(1), (variance + 1e-6).sqrt()], -1)
 
 
 def _weights(x: Tensor, mask: Tensor | None) -> Tensor | None:
-    """What every token counts in a mean, (b, t, 1); None where all count alike or the mask is not of x."""
+    """Return the weight of every token in a mean, (n, tokens, 1).
+
+    Returns:
+        The weights; None if all tokens have the same weight, or if the mask does not belong to x.
+    """
     if mask is None or x.shape[:-1] != mask.shape:
         return None
     return (mask / mask.sum(1, keepdim=True)).to(x.dtype)[..., None]
 
 
 def between_class_share(features: Tensor, labels: Tensor) -> Tensor:
-    """The share of each feature's variance that lies between classes: (n, d), (n,) -> (d,) in [0, 1].
+    """Return the share of the variance of each feature that lies between the classes.
 
-    s = sum_y n_y (mean_y - mean)^2 / sum_i (f_i - mean)^2; a feature that does not vary has a share of 0.
+    s = sum_y n_y (mean_y - mean)^2 / sum_i (f_i - mean)^2, with n_y the number of examples of class y.
+
+    Args:
+        features: Features of n examples, (n, d).
+        labels: Their classes, (n,).
+
+    Returns:
+        The shares, (d,), between 0 and 1; 0 for a feature that does not vary.
+
+    Example:
+        >>> features = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        >>> between_class_share(features, torch.tensor([0, 0, 1, 1]))
+        tensor([1., 0.])
     """
     classes, index = torch.unique(labels, return_inverse=True)
-    one_hot = torch.nn.functional.one_hot(index, len(classes)).to(features.dtype)
+    one_hot = torch.nn.functional.one_hot(index, len(classes)).to(features.dtype)  # (n, classes)
     varies = features.amax(0) > features.amin(0)
     centred = (features - features.mean(0)) * varies  # the mean of a constant may be off in its last bit
-    sums = one_hot.mT @ centred  # (class, d)
-    between = (sums.square() / one_hot.sum(0)[:, None]).sum(0)
+    class_sums = one_hot.mT @ centred  # (classes, d)
+    between = (class_sums.square() / one_hot.sum(0)[:, None]).sum(0)
     total = centred.square().sum(0)
-    varies &= total > 0  # the squares of a dead channel's 1e-33 are zero
+    varies &= total > 0  # a dead channel may have values of 1e-33, whose squares are zero in float32
     return torch.where(varies, between / total.where(varies, torch.ones_like(total)), torch.zeros_like(total))
 
 
 class Recorder(threading.local):
-    """What the hooks of one feature source have seen during one forward pass; every thread has its own record."""
+    """The features that the hooks of one feature source record in a forward pass; every thread has its own record.
+
+    Attributes:
+        active: Whether the hooks record.
+        mask: The tokens that count in this forward pass, (n, tokens); None if all of them count.
+        seen: The recorded features by the number of the hook, (n, d) each.
+
+    Example:
+        >>> recorder = Recorder()
+        >>> network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        >>> handles = watch_stages(network, ["0", "1"], recorder)
+        >>> recorder.of(network, torch.rand(5, 4)).shape
+        torch.Size([5, 5])
+    """
 
     def __init__(self) -> None:
         self.active = False
@@ -70,22 +109,46 @@ class Recorder(threading.local):
         return Recorder, ()  # a copy starts empty
 
     def start(self, inputs: Inputs) -> None:
-        """Record what a forward with these inputs gives, but for its padding."""
-        self.active, self.mask = True, token_mask(inputs)
+        """Start to record a forward pass.
+
+        Args:
+            inputs: The inputs of this forward pass; their padding does not count.
+        """
+        self.active = True
+        self.mask = token_mask(inputs)
 
     def stop(self) -> None:
-        """Record no more."""
-        self.active, self.mask = False, None
+        """Record nothing more until the next start."""
+        self.active = False
+        self.mask = None
 
     def take(self) -> Tensor:
-        """The recorded features in the order of the hooks, (b, d); the record is emptied."""
-        seen, self.seen = self.seen, {}
-        if not seen:
+        """Return the recorded features and empty the record.
+
+        Returns:
+            The features side by side, in the order of the hooks, (n, d).
+
+        Raises:
+            ValueError: Nothing was recorded.
+        """
+        recorded, self.seen = self.seen, {}
+        if not recorded:
             raise ValueError("the feature source recorded nothing: its modules did not run in the forward pass")
-        return torch.cat([seen[k] for k in sorted(seen)], -1)
+        return torch.cat([recorded[number] for number in sorted(recorded)], -1)
 
     def of(self, network: nn.Module, inputs: Inputs) -> Tensor:
-        """The features of inputs under a network that is watched, in eval mode."""
+        """Return the features of inputs under a network in eval mode; the network gets its modes back.
+
+        Args:
+            network: A network that has the hooks of this recorder.
+            inputs: What the network takes.
+
+        Returns:
+            The features, (n, d).
+
+        Raises:
+            ValueError: Nothing was recorded.
+        """
         training = [module for module in network.modules() if module.training]
         self.start(inputs)
         try:
@@ -100,25 +163,42 @@ class Recorder(threading.local):
 
 
 def _record_output(recorder: Recorder, index: int, module: nn.Module, args: Any, output: Any) -> None:
+    """Record the channel statistics of an output, as a forward hook."""
     if recorder.active:
         recorder.seen[index] = channel_statistics(output, recorder.mask)
 
 
 def _record_input(recorder: Recorder, index: int, module: nn.Module, args: Any) -> None:
+    """Record the mean of the first input over its positions, as a forward pre-hook."""
     if recorder.active:
         recorder.seen[index] = pooled(args[0], recorder.mask)
 
 
 def pooled(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The mean over positions, or over the tokens that count, (b, c)."""
-    x, weight = x.float(), _weights(x, mask)
+    """Return the mean over the positions, or over the tokens that count.
+
+    Args:
+        x: A tensor (n, channels, height, width), (n, tokens, channels) or (n, channels).
+        mask: The tokens that count, (n, tokens), 1 or 0. It is ignored if its shape does not fit x.
+
+    Returns:
+        The means, (n, channels), float32.
+
+    Example:
+        >>> pooled(torch.tensor([[[1.0], [3.0], [8.0]]]), mask=torch.tensor([[1, 1, 0]]))
+        tensor([[2.]])
+    """
+    weights = _weights(x, mask)  # in the dtype of x
+    x = x.float()
     if x.ndim == 2:
         return x
-    return x.mean(tuple(range(2, x.ndim)) if x.ndim == 4 else 1) if weight is None else (x * weight).sum(1)
+    if weights is not None:
+        return (x * weights).sum(1)
+    return x.mean(tuple(range(2, x.ndim)) if x.ndim == 4 else 1)
 
 
 def _for_features(inputs: Inputs) -> Inputs:
-    """Inputs whose forward runs over all positions, and writes to no cache."""
+    """Return inputs whose forward runs over all positions and does not write to a key-value cache."""
     if hasattr(inputs, "keys"):
         mapping = cast(Mapping[str, Any], inputs)
         return {key: mapping[key] for key in mapping.keys() if key not in (*CACHES, "logits_to_keep")}
@@ -126,20 +206,52 @@ def _for_features(inputs: Inputs) -> Inputs:
 
 
 def watch_stages(model: nn.Module, paths: Sequence[str], recorder: Recorder) -> list[Any]:
-    """Record the channel statistics of every stage's output; returns the handles of the hooks."""
+    """Add hooks that record the channel statistics of the output of every stage.
+
+    Args:
+        model: The network that has the stages.
+        paths: Paths of the stages in the network.
+        recorder: Where the hooks record.
+
+    Returns:
+        The handles of the hooks, one for each stage.
+
+    Example:
+        >>> len(watch_stages(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), ["0"], Recorder()))
+        1
+    """
     modules = [_last(model.get_submodule(path)) for path in paths]
-    return [m.register_forward_hook(partial(_record_output, recorder, k)) for k, m in enumerate(modules)]
+    return [
+        module.register_forward_hook(partial(_record_output, recorder, number)) for number, module in enumerate(modules)
+    ]
 
 
 def _last(module: nn.Module) -> nn.Module:
-    """The last part of a Sequential: it runs even where checkpointing calls the parts and not the whole."""
+    """Return the last part of a Sequential: it runs even if checkpointing calls the parts and not the Sequential."""
     while type(module) is nn.Sequential and len(module):
         module = module[-1]
     return module
 
 
 def stage_statistics(model: nn.Module, inputs: Inputs, paths: Sequence[str] = ()) -> Tensor:
-    """Channel statistics of every stage (found by architecture if not named), (n, d): one pass, hooks removed after."""
+    """Return the channel statistics of every stage, from one forward pass; the hooks are removed after it.
+
+    Args:
+        model: The network that has the stages.
+        inputs: What the network takes, for n examples.
+        paths: Paths of the stages; empty: the stages that the architecture of the network gives.
+
+    Returns:
+        The statistics of the stages side by side, (n, d).
+
+    Raises:
+        ValueError: The network has no stages that can be told apart, or none of them ran.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3))
+        >>> stage_statistics(network, torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 18])
+    """
     recorder = Recorder()
     handles = watch_stages(model, paths or stages(model), recorder)
     recorder.start(inputs)
@@ -152,7 +264,25 @@ def stage_statistics(model: nn.Module, inputs: Inputs, paths: Sequence[str] = ()
 
 
 def watch_head(model: nn.Module, recorder: Recorder) -> list[Any]:
-    """Record the input of the output head (the pooled last layer); returns the handle of the hook."""
+    """Add a hook that records the input of the output head, which is the pooled last layer.
+
+    Args:
+        model: The network that has the head.
+        recorder: Where the hook records.
+
+    Returns:
+        A list with the handle of the hook.
+
+    Raises:
+        ValueError: The network has no output head.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        >>> recorder = Recorder()
+        >>> handles = watch_head(network, recorder)
+        >>> recorder.of(network, torch.rand(5, 4)).shape
+        torch.Size([5, 3])
+    """
     path = head_path(model)
     if path is None:
         raise ValueError(f"condition source 'pooled': {type(model).__name__} has no output head to read the input of")
@@ -160,13 +290,38 @@ def watch_head(model: nn.Module, recorder: Recorder) -> list[Any]:
 
 
 def token_mask(inputs: Inputs) -> Tensor | None:
-    """Which tokens of a padded batch count: its `attention_mask` (b, t), if it has one."""
+    """Return which tokens of a padded batch count: its `attention_mask`.
+
+    Args:
+        inputs: What a model takes.
+
+    Returns:
+        The mask, (n, tokens); None if the inputs have no mask of two axes.
+
+    Example:
+        >>> token_mask({"attention_mask": torch.tensor([[1, 1, 0]])})
+        tensor([[1, 1, 0]])
+        >>> token_mask(torch.rand(2, 3)) is None
+        True
+    """
     mask = inputs.get("attention_mask") if hasattr(inputs, "get") else None
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:
-    """Call a model on a tensor, a sequence of positional arguments or a mapping of keyword arguments."""
+    """Call a model on its inputs.
+
+    Args:
+        model: The model.
+        inputs: A tensor, a sequence of positional arguments or a mapping of keyword arguments.
+
+    Returns:
+        What the model returns.
+
+    Example:
+        >>> run(nn.Linear(4, 2), {"input": torch.rand(3, 4)}).shape
+        torch.Size([3, 2])
+    """
     if isinstance(inputs, Tensor):
         return model(inputs)
     if isinstance(inputs, Mapping) or hasattr(inputs, "keys"):
@@ -175,17 +330,31 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def example_input(model: nn.Module) -> Inputs:
-    """A smallest input that the model takes, to learn the width of its features; ValueError if it cannot be guessed."""
+    """Return a small input that the model takes, to measure the number of its features.
+
+    Args:
+        model: A model of images, of sequences or of vectors, or one with `dummy_inputs` (Hugging Face).
+
+    Returns:
+        An input for one example, or the tensors of `dummy_inputs`, on the device of the model.
+
+    Raises:
+        ValueError: The input cannot be guessed.
+
+    Example:
+        >>> example_input(nn.Sequential(nn.Conv2d(3, 8, 3))).shape
+        torch.Size([1, 3, 64, 64])
+    """
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
     dummy = getattr(model, "dummy_inputs", None)
     if dummy is not None:
         return {key: value.to(device) for key, value in dummy.items() if isinstance(value, Tensor)}
-    first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Conv1d, nn.Linear))), None)
-    sizes = (getattr(module, "img_size", None) for module in model.modules())
-    sized: tuple[int, ...] | None = next((size for size in sizes if isinstance(size, tuple)), None)
+    first = next((module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Conv1d, nn.Linear))), None)
+    image_sizes = (getattr(module, "img_size", None) for module in model.modules())
+    image_size: tuple[int, ...] | None = next((size for size in image_sizes if isinstance(size, tuple)), None)
     if isinstance(first, nn.Conv2d):
-        return torch.zeros(1, first.in_channels, *(sized or (64, 64)), device=device, dtype=dtype)
+        return torch.zeros(1, first.in_channels, *(image_size or (64, 64)), device=device, dtype=dtype)
     if isinstance(first, nn.Conv1d):
         return torch.zeros(1, first.in_channels, 64, device=device, dtype=dtype)
     if isinstance(first, nn.Linear):

@@ -15,15 +15,35 @@ from metalora.config import ConditionConfig
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
-    """A Linear without initial values: drawing them would move every later number of the global generator."""
+    """Return a Linear without initial values: drawing them would change all later numbers of the global generator."""
     return cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs))  # type: ignore[no-untyped-call]
 
 
 class MappingNet(nn.Module):
-    """MLP from d features to every generated number: Linear, GELU, then a head per target or one shared head.
+    """MLP from d features to all generated numbers: Linear, GELU, then a head for each factor or one shared head.
 
-    shared: g_t = H (trunk(z) * e_t), with an embedding e_t of `hidden` numbers per generated factor t.
-    silent: factors that must start at their c0 exactly, so that Delta W starts at zero: their head starts at zero.
+    The shared head is g_t = H (gelu(trunk(z)) * e_t), with an embedding e_t of `hidden` numbers for each generated
+    factor t.
+
+    Args:
+        feature_size: Number of features d.
+        hidden: Width of the hidden layer.
+        shapes: Key of a generated factor -> its shape.
+        heads: "target" for a head for each factor, "shared" for one shared head.
+        seed: Seed of the initial values.
+        silent: Keys of the factors that must start exactly at their c0, so that Delta W starts at zero: their head
+            starts at zero (a shared head as a whole).
+
+    Attributes:
+        numels: Number of elements of each generated factor.
+        shared: Whether the head is shared.
+
+    Example:
+        >>> mapping_net = MappingNet(5, 8, {"A": (2, 2), "B": (3,)}, "target", seed=0)
+        >>> [tuple(offset.shape) for offset in mapping_net(torch.rand(6, 5))]
+        [(6, 4), (6, 3)]
+        >>> mapping_net.num_params(5) == sum(parameter.numel() for parameter in mapping_net.parameters())
+        True
     """
 
     def __init__(
@@ -39,40 +59,75 @@ class MappingNet(nn.Module):
         self.numels = [prod(shape) for shape in shapes.values()]
         self.shared = heads == "shared"
         generator = torch.Generator().manual_seed(seed)
-        out = max(self.numels) if self.shared else sum(self.numels)
+        output_size = max(self.numels) if self.shared else sum(self.numels)
         self.trunk = _linear(feature_size, hidden)
-        self.head = _linear(hidden, out)
+        self.head = _linear(hidden, output_size)
         self.embedding = nn.Parameter(torch.empty(len(self.numels), hidden)) if self.shared else None
         with torch.no_grad():
             self.trunk.weight.normal_(0, feature_size**-0.5, generator=generator)
             self.head.weight.normal_(0, 0.1 * hidden**-0.5, generator=generator)  # c starts close to c0
-            self.trunk.bias.zero_(), self.head.bias.zero_()
+            self.trunk.bias.zero_()
+            self.head.bias.zero_()
             if self.embedding is not None:
                 self.embedding.normal_(0, 1, generator=generator)
             if not self.shared:
-                for key, rows in zip(shapes, torch.split(self.head.weight, self.numels), strict=True):
-                    rows.mul_(key not in silent)
+                for key, head_rows in zip(shapes, torch.split(self.head.weight, self.numels), strict=True):
+                    head_rows.mul_(key not in silent)
             if self.shared and silent:
                 self.head.weight.zero_()
 
     def forward(self, z: Tensor) -> list[Tensor]:
-        """(n, d) -> one (n, numel) per generated factor."""
-        h = torch.nn.functional.gelu(self.trunk(z))
+        """Return the numbers of every generated factor, before they are bounded and added to c0.
+
+        Args:
+            z: Standardised features, (n, d).
+
+        Returns:
+            A tensor (n, numel) for each generated factor, in the order of the shapes.
+        """
+        hidden = torch.nn.functional.gelu(self.trunk(z))  # (n, hidden)
         if not self.shared:
-            return list(self.head(h).split(self.numels, dim=1))
+            return list(self.head(hidden).split(self.numels, dim=1))
         assert self.embedding is not None
-        g = self.head(h[:, None] * self.embedding)  # (n, factor, numel)
-        return [g[:, k, :numel] for k, numel in enumerate(self.numels)]
+        outputs = self.head(hidden[:, None] * self.embedding)  # (n, factors, largest numel)
+        return [outputs[:, number, :numel] for number, numel in enumerate(self.numels)]
 
     def num_params(self, feature_size: int) -> int:
-        """Closed form of the trainable numbers."""
-        hidden, out = self.trunk.out_features, self.head.out_features
+        """Return the number of trainable parameters, in closed form.
+
+        Args:
+            feature_size: Number of features d.
+        """
+        hidden, output_size = self.trunk.out_features, self.head.out_features
         embedding = len(self.numels) * hidden if self.shared else 0
-        return hidden * (feature_size + 1) + out * (hidden + 1) + embedding
+        return hidden * (feature_size + 1) + output_size * (hidden + 1) + embedding
 
 
 class Conditioner(nn.Module):
-    """Features -> condition: standardise, clamp, map, bound, and add to the factors' own values c0."""
+    """Makes a condition from features: standardise, clamp, map, bound, and add to the learned values c0 of the factors.
+
+    Args:
+        config: How the condition is made.
+        feature_size: Number of features d.
+        shapes: Key of a generated factor -> its shape.
+        seed: Seed of the initial values of the mapping net.
+        silent: Keys of the factors that must start exactly at their c0.
+
+    Attributes:
+        mapping_net: The trainable part.
+        mean: Mean that the features are standardised by, (d,).
+        std: Standard deviation that the features are standardised by, (d,).
+
+    Example:
+        >>> from metalora import ConditionConfig
+        >>> conditioner = Conditioner(ConditionConfig(source="tensor"), 5, {"C": (2, 2)}, seed=0)
+        >>> conditioner.calibrate(torch.rand(10, 5))
+        >>> condition = conditioner(torch.rand(3, 5), None, {"C": torch.eye(2)})
+        >>> condition.values["C"].shape
+        torch.Size([3, 2, 2])
+        >>> len(conditioner.neutral({"C": torch.eye(2)}))
+        1
+    """
 
     def __init__(
         self,
@@ -83,7 +138,9 @@ class Conditioner(nn.Module):
         silent: Collection[str] = (),
     ):
         super().__init__()
-        self.config, self.shapes, self.feature_size = config, dict(shapes), feature_size
+        self.config = config
+        self.shapes = dict(shapes)
+        self.feature_size = feature_size
         self.mapping_net = MappingNet(feature_size, config.hidden, shapes, config.heads, seed, silent)
         self.mean: Tensor
         self.std: Tensor
@@ -91,7 +148,14 @@ class Conditioner(nn.Module):
         self.register_buffer("std", torch.ones(feature_size))
 
     def calibrate(self, features: Tensor) -> None:
-        """Freeze the features' mean and standard deviation, from training data: (n, d), n >= 2."""
+        """Set the mean and the standard deviation that features are standardised by.
+
+        Args:
+            features: Features of training data, (n, d), n at least 2.
+
+        Raises:
+            ValueError: The features have another shape, are not finite, or are of fewer than 2 examples.
+        """
         _check(features, self.feature_size)
         if len(features) < 2:
             raise ValueError(f"calibration needs at least 2 examples, got {len(features)}")
@@ -99,7 +163,19 @@ class Conditioner(nn.Module):
         self.std.copy_(features.std(0).clamp_min(1e-3))
 
     def pool(self, features: Tensor, labels: Tensor | None) -> Tensor:
-        """The network's input, (n, d) for scope=sample and (1, d) for a support set."""
+        """Return the input of the mapping net: the standardised and clamped features.
+
+        Args:
+            features: Features, (n, d).
+            labels: Classes of the examples, (n,); needed for a support set if the condition is label-aware.
+
+        Returns:
+            A tensor (n, d) for scope "sample" and (1, d) for a support set.
+
+        Raises:
+            ValueError: The features have another shape or are not finite; labels are missing, do not have the length
+                n, or are all the same.
+        """
         _check(features, self.feature_size)
         standard = (features - self.mean) / self.std
         if self.config.scope == "support" and self.config.labelled:
@@ -109,40 +185,57 @@ class Conditioner(nn.Module):
                 raise ValueError(f"the support set has {len(features)} examples and {len(labels)} labels")
             if len(torch.unique(labels)) < 2:
                 raise ValueError("the support set has one class only; a label-aware condition needs at least two")
-            # the shift and scale bring a share in [0, 1] to order one
+            # this shift and this scale bring a share, which is in [0, 1], to the order of one
             standard = (between_class_share(features, labels)[None] - 0.3) / 0.25
         elif self.config.scope == "support":
             standard = standard.mean(0, keepdim=True)
         return standard.clamp(-self.config.clamp, self.config.clamp)
 
     def forward(self, features: Tensor, labels: Tensor | None, centre: Mapping[str, Tensor]) -> Condition:
-        """c = c0 + b tanh(g(z) / b) for every generated factor; `centre` holds the c0."""
+        """Return c = c0 + b tanh(g(z) / b) for every generated factor.
+
+        Args:
+            features: Features, (n, d).
+            labels: Classes of the examples, (n,); needed for a support set if the condition is label-aware.
+            centre: Key of a generated factor -> its c0, of the shape of the factor.
+
+        Returns:
+            The condition: for n examples, or one (n = 1) for a support set.
+
+        Raises:
+            ValueError: What `pool` raises.
+        """
         config = self.config
         z = self.pool(features, labels)
         if self.training and config.descriptor_dropout:
             z = z * (torch.rand_like(z) >= config.descriptor_dropout)
         offsets = self.mapping_net(z.to(self.mapping_net.trunk.weight.dtype))
         if config.bound:
-            offsets = [config.bound * torch.tanh(g / config.bound) for g in offsets]
+            offsets = [config.bound * torch.tanh(offset / config.bound) for offset in offsets]
         if self.training and config.dropout:
             keep = (torch.rand(len(z), 1, device=z.device) >= config.dropout).to(z.dtype)
-            offsets = [g * keep for g in offsets]
+            offsets = [offset * keep for offset in offsets]
         values = {
-            key: centre[key][None] + g.reshape(-1, *self.shapes[key])
-            for key, g in zip(self.shapes, offsets, strict=True)
+            key: centre[key][None] + offset.reshape(-1, *self.shapes[key])
+            for key, offset in zip(self.shapes, offsets, strict=True)
         }
-        penalty = torch.stack([g.square().mean() for g in offsets]).mean()
+        penalty = torch.stack([offset.square().mean() for offset in offsets]).mean()
         return Condition(values, z, penalty)
 
     def neutral(self, centre: Mapping[str, Tensor]) -> Condition:
-        """The c0 themselves, as one condition for all."""
+        """Return the c0 themselves, as one condition (n = 1) for all examples.
+
+        Args:
+            centre: Key of a generated factor -> its c0, of the shape of the factor.
+        """
         features = torch.zeros_like(self.mean)[None]
         return Condition({key: value[None] for key, value in centre.items()}, features, features.sum())
 
 
 def _check(features: Tensor, size: int) -> None:
+    """Raise a ValueError for features that are not finite or not of shape (n, size)."""
     if features.ndim != 2 or features.shape[1] != size:
         raise ValueError(f"condition features have shape {tuple(features.shape)}, expected (n, {size})")
     if not torch.compiler.is_compiling() and not torch.isfinite(features).all():
-        bad = (~torch.isfinite(features)).any(1).nonzero().flatten().tolist()
-        raise ValueError(f"condition features are not finite (NaN or infinite) in examples {bad[:8]}")
+        wrong_examples = (~torch.isfinite(features)).any(1).nonzero().flatten().tolist()
+        raise ValueError(f"condition features are not finite (NaN or infinite) in examples {wrong_examples[:8]}")

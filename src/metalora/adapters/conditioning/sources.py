@@ -16,6 +16,27 @@ from metalora.adapters.conditioning.stages import stages
 
 
 def prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None, extractor: nn.Module | None) -> None:
+    """Give an adapter the hooks of its feature source and its mapping net; do nothing if no factor is generated.
+
+    Args:
+        adapter: The adapter; its `hooks`, `conditioner` and, if the number of features is measured, its configuration
+            are set.
+        model: The model that the adapter is for.
+        example: Inputs to measure the number of features on; None: they are guessed.
+        extractor: The network of source "extractor"; None: timm makes it by the name in the configuration.
+
+    Raises:
+        ValueError: The configuration of the condition is not complete, or it does not fit the model.
+
+    Example:
+        `attach` calls this function for every adapter.
+
+        >>> import metalora
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> config = metalora.AdapterConfig("metalora-cp", rank=2, targets="0")
+        >>> metalora.attach(model, config).conditioner.feature_size
+        18
+    """
     config, condition = adapter.config, adapter.config.condition
     shapes = adapter.layout.shapes_of(adapter.resolved.generated)
     if not shapes:
@@ -35,7 +56,7 @@ def prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None
 
 
 def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> nn.Module:
-    """Put the hooks of the feature source on its network, and return that network."""
+    """Add the hooks of the feature source to its network, and return this network."""
     condition, network = adapter.config.condition, model
     if condition.source == "extractor":
         network = extractor if extractor is not None else _timm_extractor(condition.extractor)
@@ -63,6 +84,7 @@ def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> n
 
 
 def _timm_extractor(name: str | None) -> nn.Module:
+    """Return the pretrained timm model of a name."""
     if name is None:
         raise ValueError(
             "condition source 'extractor' needs condition.extractor (a timm name) or attach(extractor=...)"

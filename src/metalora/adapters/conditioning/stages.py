@@ -6,10 +6,23 @@ STEMS = ("act1", "relu", "stem", "bn1", "patch_embed", "embeddings", "wte")
 
 
 def stages(model: nn.Module) -> list[str]:
-    """Paths of a network's stages: its stem (where it has one) and the parts of its body, in order.
+    """Return the paths of the stages of a network: its stem, if it has one, and the parts of its body, in order.
 
-    ResNets of timm and torchvision: act1 or relu, layer1..layer4; Mixers, ViTs and EfficientNets: stem and blocks;
-    else the children of the longest Sequential or ModuleList. ValueError if there is none.
+    ResNets of timm and torchvision: act1 or relu, and layer1 to layer4. Other networks (Mixers, ViTs, EfficientNets):
+    their stem and the children of the longest Sequential or ModuleList.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The paths of the modules.
+
+    Raises:
+        ValueError: The network has no such parts.
+
+    Example:
+        >>> stages(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
+        ['0', '1', '2']
     """
     children = dict(model.named_children())
     numbered = [name for name in children if name.startswith("layer") and name[5:].isdigit()]
@@ -21,6 +34,7 @@ def stages(model: nn.Module) -> list[str]:
 
 
 def _longest(model: nn.Module) -> list[str]:
+    """Return the paths of the children of the longest Sequential or ModuleList; empty if there is none."""
     parts: list[str] = []
     for path, module in model.named_modules():
         if path and isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > max(1, len(parts)):
