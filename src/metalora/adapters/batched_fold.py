@@ -32,7 +32,8 @@ class BatchedFold:
         assert isinstance(form, LowRankForm)
         self.readers = [[bound.select((name,))[0] for bound in self._bounds] for name in form.mid + form.right]
         slices = [{reader.slice for reader in readers} for readers in self.readers]
-        self.stacked = [k for k, distinct in enumerate(slices) if len(distinct) > 1] or [0]
+        # At least one operand is stacked, so that the result always has an axis of targets.
+        self.stacked = [position for position, distinct in enumerate(slices) if len(distinct) > 1] or [0]
         self.fold = form.fold.batched(self.stacked, len(self.paths))
         self.scale = self._bounds[0].scale
 
@@ -40,8 +41,8 @@ class BatchedFold:
         """Return path -> scale . Mid . Right (k, o)."""
         bound = self._bounds[0]
         operands = []
-        for k, readers in enumerate(self.readers):
-            if k in self.stacked:
+        for position, readers in enumerate(self.readers):
+            if position in self.stacked:
                 operands.append(torch.stack(bound.tensors(readers, None)))
             else:
                 operands += bound.tensors(readers[:1], None)
@@ -51,7 +52,14 @@ class BatchedFold:
 
 
 def batched_folds(adapter: Adapter) -> list[BatchedFold]:
-    """The targets that can be folded together: several of one form whose factors are read as they are stored."""
+    """Return the folds of the targets that can be folded together.
+
+    These are several targets of one form that has a Mid, if no factor of Mid and Right differs by example and all are
+    read as they are stored.
+
+    Args:
+        adapter: The adapter, with its layers.
+    """
     by_form: dict[int, dict[str, AdaptedLayer]] = {}
     for path, layer in adapter.layers.items():
         form = layer.form

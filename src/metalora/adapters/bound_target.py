@@ -85,8 +85,9 @@ class BoundTarget:
     def bind_costs(self) -> None:
         """Compute from how many positions on base(x) with W + Delta W costs fewer multiply-adds than the low-rank form.
 
-        With T positions, s = kernel size x in: training pays 3 T k (s + o) for the form and T s o + 3 s k o for the
-        weight; inference pays T k (s + o) or s k o. A circuit has its own numbers in their place. None means never.
+        With T positions and s = kernel size x in, the low-rank form takes T k (s + o) multiply-adds more than the base
+        in inference and 3 T k (s + o) in training; W + Delta W takes s k o in inference, and T s o + 3 s k o in
+        training. A circuit has its own numbers in place of k (s + o) and s k o. None means never.
         """
         self.weight_first_from: tuple[int | None, int | None] = (None, None)  # (inference, training)
         if isinstance(self.form, Bottleneck):
@@ -123,7 +124,19 @@ class BoundTarget:
         return tensors if self.reads_as_stored else materialize_factors(self.handlers, tensors)
 
     def tensors(self, readers: Sequence[FactorReader], values: Values | None, repeat: int = 1) -> list[Tensor]:
-        """Return the tensors of some readers; written as one loop, since every layer runs it in every forward."""
+        """Return the tensors of some readers; written as one loop, since every layer runs it in every forward.
+
+        Args:
+            readers: The readers, in the order of the result.
+            values: The values that differ by example, by key of the stored factor; None if none do.
+            repeat: How many rows of the batch one example has (the beams of `generate`).
+
+        Returns:
+            One tensor a reader, with a leading axis (b, ..) if its factor differs by example.
+
+        Raises:
+            RuntimeError: A factor differs by example and `values` is None.
+        """
         adapter = self._adapter[0]
         # Two dictionaries, without a way through Module.__getattr__
         owned = adapter._modules["owned"]
@@ -154,21 +167,30 @@ class BoundTarget:
         return tensors
 
     def select(self, names: tuple[str, ...]) -> tuple[FactorReader, ...]:
-        """The readers of these factors, in this order."""
+        """Return the readers of these factors, in this order."""
         return tuple(self._by_name[name] for name in names)
 
 
 def _reader(adapter: Adapter, factor: str, part: FactorSlice) -> FactorReader:
+    """Resolve where the value of a factor comes from.
+
+    Args:
+        adapter: Owner of the factors.
+        factor: Name of the factor in the method.
+        part: Key of the stored factor, and the index of it that the target reads.
+    """
     axis = adapter.stack_axes.get(part.key)
     position = None if axis is None else dict(part.index).get(axis)
     rest = FactorSlice(part.key)
     if axis is not None and isinstance(position, int):
-        rest = FactorSlice(part.key, tuple((a - (a > axis), index) for a, index in part.index if a != axis))
+        # `unbind` removes the stacked axis, so that the axes behind it move forward by one.
+        remaining_index = [(other - (other > axis), index) for other, index in part.index if other != axis]
+        rest = FactorSlice(part.key, tuple(remaining_index))
     per_example = factor in adapter.per_example
     stacked = position if isinstance(position, int) else None
     return FactorReader(factor, part, slot_of(part.key), per_example, stacked, rest)
 
 
 def slot_of(key: str) -> str:
-    """The name of a factor's parameter: a module's attribute has no dots."""
+    """Return the name of a factor's parameter: a module's attribute has no dots."""
     return key.replace(".", "/")

@@ -33,7 +33,15 @@ class Host(Protocol):
 def begin_forward(
     adapter: Adapter, condition: Condition | None, task_ids: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> None:
-    """Make an adapter ready for a forward of the model with these inputs: cut the stacks, choose the condition."""
+    """Make an adapter ready for a forward of the model: cut the stacks into slices, choose the condition.
+
+    Args:
+        adapter: The adapter.
+        condition: The condition that the caller has passed, or None.
+        task_ids: The task ids that the caller has passed, or None.
+        args: The positional arguments of the model's forward.
+        kwargs: Its other arguments.
+    """
     adapter.state.begin_forward(adapter)
     if adapter.per_example:
         adapter.state.values = values_of_forward(adapter, condition, task_ids, args, kwargs)
@@ -62,7 +70,11 @@ class AttachedHost:
     def before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Take `condition=` and `task_ids=` out of the arguments, and enter the forward."""
+        """Take `condition=` and `task_ids=` out of the arguments, and enter the forward.
+
+        Raises:
+            ValueError: The adapter is merged, and the caller has passed a condition or task ids.
+        """
         adapter = self.adapter
         for norm in self.frozen_norms:
             norm.training = False
@@ -88,6 +100,10 @@ def guard_forward(model: nn.Module, host: Host) -> list[RemovableHandle]:
     pickles, torch.export and torch.compile take it. If somebody replaces `model.forward` later (trainers do), two
     hooks do the same in its place.
 
+    Args:
+        model: The model; its `forward` is replaced.
+        host: What runs before and after.
+
     Returns:
         The handles of the hooks; `unguard_forward` gives the model its forward back.
     """
@@ -102,6 +118,7 @@ def guard_forward(model: nn.Module, host: Host) -> list[RemovableHandle]:
 
 
 def _is_guarded(model: nn.Module) -> bool:
+    """Return True if `model.forward` is the one that `guard_forward` has set, and not a wrapper around it."""
     forward = vars(model).get("forward")
     return isinstance(forward, functools.partial) and forward.func is _guarded
 
@@ -122,6 +139,7 @@ def _guarded(model: nn.Module, host: Host, replaced: Callable[..., Any] | None, 
 def _own_forward(
     model: nn.Module, replaced: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
+    """Run the forward that the model had before: that of its class, or one set on the instance (`replaced`)."""
     return type(model).forward(model, *args, **kwargs) if replaced is None else replaced(*args, **kwargs)
 
 

@@ -52,6 +52,11 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
 
     Hooks on the base, a patched forward, trained base weights, torch.func and torch.compile (which fuses by itself)
     exclude the fused kernels, since these call the base's function and not the base.
+
+    Args:
+        layer: The adapted layer.
+        x: Its input, with a batch axis.
+        conditions: How many conditions are active.
     """
     adapter, bound, form = layer.owner[0], layer.bound, layer.form
     base = layer._modules["base"]  # without a way through Module.__getattr__
@@ -126,6 +131,12 @@ def add_update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None)
         x: Its input.
         y: base(x), in the base's own shape.
         values: The values that differ by example, by key of the stored factor; None if none do.
+
+    Returns:
+        The output of the layer, in the shape of y.
+
+    Raises:
+        ValueError: The conditions fit neither the batch nor the beams of `generate`.
     """
     bound = layer.bound
     conditions = bound.num_conditions(values)
@@ -138,7 +149,7 @@ def add_update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None)
 
 
 def _update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None, conditions: int, repeat: int) -> Tensor:
-    """x Delta W in the shape of y, by plain autograd."""
+    """Return x Delta W in the shape of y, by plain autograd: ((x Left) Mid) Right, or gate by gate for a circuit."""
     if layer.form.full_rank:
         change = layer.with_dropout(layer.through(x, values, repeat, y.dtype))
         return layer.restore(layer.scaled(change), y)

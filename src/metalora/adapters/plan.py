@@ -20,6 +20,9 @@ def plan_form(target: TargetLayout, per_example: Sequence[str]) -> Form:
     Args:
         target: The target in the layout.
         per_example: The stored factors that differ by example.
+
+    Returns:
+        A circuit or a bottleneck if the network says so; otherwise a low-rank form, or the sum of several.
     """
     batched = target.differing_factors(per_example)
     if target.network.form == "circuit":
@@ -31,7 +34,15 @@ def plan_form(target: TargetLayout, per_example: Sequence[str]) -> Form:
 
 
 def plan_forms(layout: Layout, per_example: Sequence[str]) -> dict[str, Form]:
-    """Plan the forms of all targets: path -> form, one object for targets of equal network, sizes and handlers."""
+    """Plan the forms of all targets; targets of equal network, sizes and handlers share one object.
+
+    Args:
+        layout: The targets and their networks.
+        per_example: The stored factors that differ by example.
+
+    Returns:
+        Path of the target -> form.
+    """
     planned: dict[tuple[Any, ...], Form] = {}
     forms = {}
     for path, target in layout.targets.items():

@@ -106,18 +106,23 @@ class AdaptedLayer(nn.Module, ABC):
 
     # ---- the factors -----------------------------------------------------------------------------------------------
     def left_operands(self, values: Values | None, repeat: int = 1) -> list[Tensor]:
-        """The factors of Left, in the order of the form."""
+        """Return the factors of Left, in the order of the form.
+
+        Args:
+            values: The values that differ by example; None if none do.
+            repeat: How many rows of the batch share one condition.
+        """
         if self._left is not None:
             return self.bound.tensors(self._left, values, repeat)
         factors = self.bound.read(values, repeat=repeat)
         return [factors[name] for name in self.form.left]
 
     def left_kernel(self, values: Values | None, repeat: int = 1) -> Tensor:
-        """Left as the form gives it, (b?, *bonds, i, *kernel)."""
+        """Return Left as the form gives it, (b?, *bonds, i, *kernel)."""
         return self.form.kernel(self.left_operands(values, repeat))
 
     def left(self, values: Values | None, repeat: int = 1) -> Tensor:
-        """Left as (k, i, *kernel), or (b, k, i, *kernel) if it differs by example."""
+        """Return Left as (k, i, *kernel), or (b, k, i, *kernel) if it differs by example."""
         if self._left is not None:  # without further calls: every layer does this in every forward
             kernel = self.form.kernel(self.bound.tensors(self._left, values, repeat))
         else:
@@ -129,7 +134,12 @@ class AdaptedLayer(nn.Module, ABC):
         return kernel[0] if kernel.shape[0] == 1 else kernel
 
     def up(self, values: Values | None, repeat: int = 1) -> Tensor:
-        """scale . Mid . Right as (k, o), or (b, k, o) if it differs by example."""
+        """Return scale . Mid . Right as (k, o), or (b, k, o) if it differs by example.
+
+        Args:
+            values: The values that differ by example; None if none do.
+            repeat: How many rows of the batch share one condition.
+        """
         form, bound = self.low_rank, self.bound
         assert form is not None, "a circuit has no Mid and no Right"
         folded = self.owner[0].state.folded.get(bound.path)
@@ -152,7 +162,11 @@ class AdaptedLayer(nn.Module, ABC):
 
     # ---- examples and conditions -----------------------------------------------------------------------------------
     def check_batch(self, x: Tensor, conditions: int) -> None:
-        """Raise a ValueError if the conditions fit neither the batch nor the beams of `generate`."""
+        """Check that the conditions fit the batch.
+
+        Raises:
+            ValueError: They fit neither the batch nor the beams of `generate`.
+        """
         batch = self.examples(x)
         if conditions not in (1, batch) and conditions * self.owner[0].state.beams != batch:
             raise ValueError(
@@ -160,7 +174,7 @@ class AdaptedLayer(nn.Module, ABC):
             )
 
     def repeats(self, x: Tensor, conditions: int) -> int:
-        """How many rows of the batch share one condition: the beams of `generate`, otherwise 1."""
+        """Return how many rows of the batch share one condition: the beams of `generate`, otherwise 1."""
         return 1 if conditions in (1, self.examples(x)) else self.owner[0].state.beams
 
     def mix_or_fold(self, h: Tensor, x: Tensor, values: Values | None, conditions: int) -> tuple[Tensor, Tensor]:
@@ -189,13 +203,13 @@ class AdaptedLayer(nn.Module, ABC):
         return h, self.scaled(up.reshape(*lead, form.right_rank, up.shape[-1]))
 
     def with_dropout(self, h: Tensor) -> Tensor:
-        """The hidden activation after the adapter's dropout (in training)."""
+        """Return the hidden activation after the adapter's dropout (in training), in the same layout."""
         adapter = self.owner[0]
         return adapter.rank_dropout(h) if adapter.training and adapter.dropout else h
 
     # ---- W + Delta W -----------------------------------------------------------------------------------------------
     def positions(self, x: Tensor) -> int:
-        """The number of output positions of an input."""
+        """Return the number of output positions of an input: b x t, or the pixels of all examples."""
         return x.numel() // self.target.sizes["in"] // self._positions_per_output
 
     def full_precision(self, x: Tensor) -> bool:
@@ -203,9 +217,19 @@ class AdaptedLayer(nn.Module, ABC):
         return self.base.weight.dtype in (torch.float32, torch.float64) and autocast_dtype(x) is None
 
     def delta(self, values: Values | None) -> Tensor:
-        """Dense Delta W in the base weight's layout, with a leading axis if the factors differ by example.
+        """Return the dense Delta W in the base weight's layout.
 
-        If a mechanism rescales the outputs, Delta W is what the effective weight differs from W by.
+        If a mechanism rescales the outputs by g, it is the difference of the effective weight from W:
+        g (W + scale . Left . Mid . Right) - W.
+
+        Args:
+            values: The values that differ by example; None if none do.
+
+        Returns:
+            (*base weight), or (b, *base weight) if the factors differ by example.
+
+        Raises:
+            RuntimeError: A factor differs by example and `values` is None.
         """
         dense = self.dense(self.bound.read(values))
         if self.bound.rescalers:
@@ -217,7 +241,13 @@ class AdaptedLayer(nn.Module, ABC):
         return dense if len(dense) > 1 else dense[0]
 
     def magnitude(self, values: Values | None) -> Tensor | None:
-        """What a mechanism sets the norm of each output's weights to, of one condition (o,); None without one."""
+        """Return the norm that a mechanism gives to each output's weights (DoRA's m), for one condition.
+
+        With V = W + scale . Left . Mid . Right and the output scale g it is g ||V||, output by output.
+
+        Returns:
+            (o,), or None if no mechanism rescales the outputs.
+        """
         if not self.bound.rescalers:
             return None
         dense = self.dense(self.bound.read(values))
@@ -226,25 +256,35 @@ class AdaptedLayer(nn.Module, ABC):
         return self.output_scale(values, weight, weight + dense)[0] * norms
 
     def output_scale(self, values: Values | None, weight: Tensor, adapted: Tensor, repeat: int = 1) -> Tensor:
-        """What the mechanisms multiply the outputs by, (b or 1, o).
+        """Return g, the number by which the mechanisms multiply each output.
 
         Args:
             values: The values that differ by example.
             weight: W in the base's layout.
             adapted: W + Delta W, (b or 1, *weight).
             repeat: How many rows of the batch share one condition.
+
+        Returns:
+            g (b or 1, o): the product over the mechanisms.
         """
         factors = self.bound.read(values, repeat=repeat)
         rows = weight.movedim(self.out_axis, 0).flatten(1)
         adapted_rows = adapted.movedim(1 + self.out_axis, 1).flatten(2)
         scale = torch.ones(1, len(rows), dtype=weight.dtype, device=weight.device)
         for handler in self.bound.rescalers:
-            own = handler.output_scale(rows, adapted_rows, factors)
-            scale = scale if own is None else scale * own
+            handler_scale = handler.output_scale(rows, adapted_rows, factors)
+            scale = scale if handler_scale is None else scale * handler_scale
         return scale
 
     def rescaled(self, y: Tensor, update: Tensor, values: Values | None, repeat: int) -> Tensor:
-        """y + (g - 1) (y - bias) + g x Delta W: the outputs of W + Delta W times g, the base's bias left as it is."""
+        """Return y + (g - 1) (y - bias) + g x Delta W, which is g x (W + Delta W) + bias.
+
+        Args:
+            y: base(x), in the layout of the base's output.
+            update: x Delta W, in the same layout.
+            values: The values that differ by example.
+            repeat: How many rows of the batch share one condition.
+        """
         factors = self.bound.read(values, repeat=repeat)
         weight = self.base.weight
         dense = self.dense(factors).to(weight.dtype)
@@ -261,7 +301,15 @@ class AdaptedLayer(nn.Module, ABC):
         return y + (g - 1) * without_bias + g * update
 
     def dense(self, factors: Mapping[str, Tensor], up: Tensor | None = None) -> Tensor:
-        """Delta W (b or 1, *base weight) from the factors; `up` is scale . Mid . Right (k, o) if it is known."""
+        """Return Delta W from the factors.
+
+        Args:
+            factors: Factor -> its value.
+            up: scale . Mid . Right (k, o) or (b, k, o); None: it is computed from the factors.
+
+        Returns:
+            Delta W (b or 1, *base weight).
+        """
         form = self.form
         left = form.kernel([factors[name] for name in form.left])  # (b?, *bonds, i, *kernel)
         left = left if form.left_batched else left[None]
@@ -289,9 +337,15 @@ class AdaptedLayer(nn.Module, ABC):
         return self.add_product(weight, left.to(weight.dtype).flatten(1), up.to(weight.dtype))
 
     def pair(self, values: Values | None) -> tuple[Tensor, Tensor]:
-        """The exact LoRA pair of one condition: Left as (k, i, *kernel) and scale . Mid . Right as (k, o).
+        """Return the exact LoRA pair of one condition.
 
         If a mechanism rescales the outputs, it is the pair of the network alone; see `magnitude`.
+
+        Returns:
+            Left (k, i, *kernel), and scale . Mid . Right (k, o).
+
+        Raises:
+            RuntimeError: A factor differs by example and `values` is None.
         """
         factors, form = self.bound.read(values), self.form
         left = form.kernel([factors[name] for name in form.left])
@@ -305,7 +359,7 @@ class AdaptedLayer(nn.Module, ABC):
 
     # ---- biases ----------------------------------------------------------------------------------------------------
     def add_biases(self, y: Tensor, values: Values | None, repeat: int = 1) -> Tensor:
-        """y + scale . bias, of a method that has biases."""
+        """Return y + scale . bias, of a method that has biases; y in the layout of the base's output."""
         for bias in self._scaled_biases(values, repeat):
             shape = [bias.shape[0], *[1] * (y.ndim - 1)]
             shape[self.channels] = bias.shape[1]
@@ -313,19 +367,23 @@ class AdaptedLayer(nn.Module, ABC):
         return y
 
     def _scaled_biases(self, values: Values | None, repeat: int = 1) -> list[Tensor]:
-        """The scaled biases, each (b or 1, o)."""
+        """Return the scaled biases, each (b or 1, o)."""
         factors = self.bound.read(values, self.bound.bias_factors, repeat)
         out = self.target.sizes["out"]
         return [self.scaled(factors[name]).reshape(-1, out) for name in self.bound.bias_factors]
 
     def shift(self, values: Values | None) -> Tensor | None:
-        """The scaled bias of one condition (o,); None if the method has no biases."""
+        """Return the scaled bias of one condition (o,); None if the method has no biases."""
         if not self.bound.bias_factors:
             return None
         return torch.stack([bias[0] for bias in self._scaled_biases(values)]).sum(0)
 
     def bias_to_merge(self, values: Values | None) -> Tensor | None:
-        """`shift`, or a ValueError if the base has no bias that it could be added to."""
+        """Return `shift` (o,), or None if the method has no biases.
+
+        Raises:
+            ValueError: The method has biases, and the base has no bias that they could be added to.
+        """
         shift = self.shift(values)
         if shift is not None and self.base.bias is None:
             method = self.owner[0].method.name
@@ -351,75 +409,127 @@ class AdaptedLayer(nn.Module, ABC):
     embeds = False  # True for layers whose input is ids
 
     def as_batch(self, x: Tensor, conditions: int) -> tuple[Tensor, bool]:
-        """Give an input the batch axis that the kernels expect; True if the output must lose it again."""
+        """Give an input the batch axis that the kernels expect.
+
+        Returns:
+            The input (b, ..), and True if the output must lose the batch axis again.
+        """
         return x, False
 
     @abstractmethod
     def examples(self, x: Tensor) -> int:
-        """The number of examples of an input. (`len` would be a constant for torch.export.)"""
+        """Return the number of examples of an input. (`len` would be a constant for torch.export.)"""
 
     @abstractmethod
     def can_fuse(self, x: Tensor, grad: bool) -> bool:
-        """True if base and update can share their passes: frozen base weights, one precision."""
+        """Return True if base and update can share their passes: frozen base weights, one precision.
+
+        Args:
+            x: Input.
+            grad: True if gradients are recorded.
+        """
 
     @abstractmethod
     def fused(self, x: Tensor, down: Tensor | None, hidden: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor]:
-        """base(x) + the update in one pass, and the hidden activation in the layout that `hidden` has.
+        """Compute base(x) + the update in one pass.
 
         Args:
             x: Input.
             down: Left (k, i, *kernel), or None if `hidden` is given.
             hidden: x Left of a sibling, or None.
             up: scale . Mid . Right (k, o).
+
+        Returns:
+            The output of the layer, and x Left in the layout that `hidden` has.
         """
 
     @abstractmethod
     def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """base(x) that may be overwritten, and x Left unless `down` is None."""
+        """Compute base(x), which may be overwritten, and x Left.
+
+        Args:
+            x: Input.
+            down: Left (k, i, *kernel) or (b, k, i, *kernel), or None if a sibling has computed x Left.
+
+        Returns:
+            base(x), and x Left in the layer's own hidden layout, or None if `down` is None.
+        """
 
     @abstractmethod
     def add_in_place(self, y: Tensor, h: Tensor, up: Tensor, x: Tensor) -> Tensor:
-        """y + h Right, written into y: h (b, t, k), Right (k, o) or (b, k, o); in the base's output shape."""
+        """Write y + h Right into y.
+
+        Args:
+            y: What `base_and_hidden` has returned as base(x).
+            h: Hidden activation (b, t, k).
+            up: Right (k, o) or (b, k, o).
+            x: Input of the layer.
+
+        Returns:
+            y in the shape of the base's output.
+        """
 
     @abstractmethod
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
-        """x Left in the layer's own hidden layout; kernel (b?, *bonds, i, *kernel)."""
+        """Compute x Left in the layer's own hidden layout.
+
+        Args:
+            x: Input.
+            kernel: Left as the form gives it, (b?, *bonds, i, *kernel).
+        """
 
     @abstractmethod
     def through(self, x: Tensor, values: Values | None, repeat: int, dtype: torch.dtype) -> Tensor:
-        """x Delta W of a circuit, without the scale, in the layer's own hidden layout."""
+        """Compute x Delta W of a circuit, without the scale, in the layer's own hidden layout.
+
+        Args:
+            x: Input.
+            values: The values that differ by example.
+            repeat: How many rows of the batch share one condition.
+            dtype: The type of the result.
+        """
 
     @abstractmethod
     def tokens_first(self, h: Tensor, x: Tensor) -> Tensor:
-        """From a hidden layout to (b, t, k)."""
+        """Bring a hidden activation from the layer's own layout (or (n, k), of a linear layer) to (b, t, k)."""
 
     @abstractmethod
     def channels_first(self, h: Tensor) -> Tensor:
-        """From (b, t, k) to the layer's own hidden layout."""
+        """Bring a hidden activation from (b, t, k) to the layer's own hidden layout."""
 
     @abstractmethod
     def expand(self, h: Tensor, up: Tensor) -> Tensor:
-        """h Right, in the layer's own layout."""
+        """Compute h Right in the layer's own layout: h in its hidden layout, up (k, o) or (b, k, o)."""
 
     @abstractmethod
     def restore(self, out: Tensor, like: Tensor) -> Tensor:
-        """Back to the shape of the base's output."""
+        """Bring an update to the shape of `like`, the base's output."""
 
     @abstractmethod
     def to_base_layout(self, dense: Tensor) -> Tensor:
-        """Delta W (b, i, *kernel, o) -> (b, *base weight)."""
+        """Bring Delta W from (b, i, *kernel, o) to (b, *base weight)."""
 
     @abstractmethod
     def add_product(self, weight: Tensor, left: Tensor, up: Tensor) -> Tensor:
-        """W + (Left' Right)' in the base's layout: left (k, i x kernel), up (k, o)."""
+        """Compute W + (Left' Right)' in the base's layout.
+
+        Args:
+            weight: W in the base's layout.
+            left: Left (k, i x kernel).
+            up: scale . Mid . Right (k, o).
+        """
 
     @abstractmethod
     def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The base's own forward with another weight."""
+        """Run the base's own forward with another weight, in the base's layout."""
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The type that autocast computes in on the device of x; None without autocast, which leaves float64 as it is."""
+    """Return the type in which autocast computes on the device of x.
+
+    Returns:
+        The type, or None without autocast and for float64, which autocast leaves as it is.
+    """
     device = x.device.type
     active = torch.is_autocast_enabled(device) and x.dtype != torch.float64
     return torch.get_autocast_dtype(device) if active else None

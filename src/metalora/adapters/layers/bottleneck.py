@@ -31,6 +31,12 @@ class BottleneckLayer(nn.Module):
 
     No Delta W of the base's weight equals it, so it cannot be merged or exported. It has no `weight`: code that reads
     `.weight` fails loudly instead of ignoring the adapter.
+
+    Args:
+        base: The frozen layer.
+        target: Its path and sizes.
+        form: The planned bottleneck at the target.
+        adapter: Owner of the factors; the layer holds a reference that is not registered.
     """
 
     original = original_bias = None  # it is never merged
@@ -60,6 +66,12 @@ class BottleneckLayer(nn.Module):
             x: Input of the layer.
             y: base(x), (b, .., o) or the layout of a convolution.
             values: The values that differ by example; None: those of the running forward.
+
+        Returns:
+            The output of the layer, in the layout of y.
+
+        Raises:
+            ValueError: The conditions fit neither the batch nor the beams of `generate`.
         """
         state = self.owner[0].state
         if not state.enabled:
@@ -78,6 +90,7 @@ class BottleneckLayer(nn.Module):
         return y[0] if single else y
 
     def _repeats(self, batch: int, conditions: int) -> int:
+        """Return how many rows of the batch share one condition: the beams of `generate`, otherwise 1."""
         beams = self.owner[0].state.beams
         if conditions in (1, batch):
             return 1
@@ -88,7 +101,15 @@ class BottleneckLayer(nn.Module):
         return beams
 
     def change(self, tokens: Tensor, factors: dict[str, Tensor]) -> Tensor:
-        """activation(z Down + b) Up + c: (b, t, o) -> (b, t, o)."""
+        """Compute activation(z Down + b) Up + c, without the scale.
+
+        Args:
+            tokens: The base's output z (b, t, o).
+            factors: Factor -> its value.
+
+        Returns:
+            (b, t, o).
+        """
         adapter, form = self.owner[0], self.form
         down = form.make_down([factors[name] for name in form.down]).to(tokens.dtype)
         up = form.make_up([factors[name] for name in form.up]).to(tokens.dtype)
@@ -105,12 +126,16 @@ class BottleneckLayer(nn.Module):
         return out
 
     def _bias(self, name: str, factors: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """(b or 1, 1, h or o)"""
+        """Return a bias as (b or 1, 1, h) or (b or 1, 1, o), to be added to (b, t, h) or (b, t, o)."""
         examples = len(factors[name]) if name in self.owner[0].per_example else 1
         return factors[name].reshape(examples, 1, -1).to(dtype)
 
     def delta(self, values: Values | None) -> NoReturn:
-        """Raise a ValueError: there is no Delta W."""
+        """Refuse: there is no Delta W.
+
+        Raises:
+            ValueError: Always; it names the target and the method.
+        """
         raise ValueError(
             f"target {self.target.path!r}: {self.owner[0].method.name} has an activation between its two maps, so no "
             "Delta W of a weight equals it: it cannot be merged or exported; keep it next to the base"

@@ -53,7 +53,15 @@ class AdaptedConv(AdaptedLayer):
         return self.convolve(x, kernel.flatten(int(self.form.left_batched), -2 - spatial))
 
     def convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
-        """x Left by the base's own geometry: kernel (k, i, *kernel), or (b, k, i, *kernel) -> (b, k, *positions)."""
+        """Compute x Left with the stride, padding and dilation of the base.
+
+        Args:
+            x: Input (b, i, *positions of the input).
+            kernel: Left (k, i, *kernel) or (b, k, i, *kernel).
+
+        Returns:
+            (b, k, *positions of the output).
+        """
         base, spatial = self.base, len(self.base.kernel_size)
         padding = base.padding
         if base.padding_mode != "zeros":

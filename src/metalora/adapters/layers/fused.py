@@ -3,7 +3,7 @@
 Plain autograd adds passes over whole activations next to the frozen layer; these nodes leave them out. They compute
 the same numbers as plain autograd, up to rounding.
 
-Legend: n rows (examples x tokens) · b batch · t token or position · k rank of the cut · i, o channels in and out.
+Legend: n rows (examples x tokens) · b batch · t token or position · k rank of the form · i, o channels in and out.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class FusedLowRankLinear(Function):
         needs_x, _, _, needs_down, needs_hidden, needs_up = ctx.needs_input_grad
         dx = d_down = d_up = None
         if dy is not None and (needs_x or needs_down or needs_hidden):
-            own = dy @ up.mT
-            dh = own if dh is None else own + dh
+            dh_of_layer = dy @ up.mT
+            dh = dh_of_layer if dh is None else dh_of_layer + dh
         if dy is not None and needs_up:
             d_up = hidden.mT @ dy
         if needs_x and dy is not None:
@@ -141,12 +141,22 @@ class InplaceLowRankAdd(Function):
 
 
 def inplace_low_rank_add(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
-    """Apply `InplaceLowRankAdd`, without its node if no gradient is recorded."""
+    """Apply `InplaceLowRankAdd`, without its node if no gradient is recorded; the shapes are those of the class."""
     return (InplaceLowRankAdd.apply if torch.is_grad_enabled() else add_low_rank_)(y, h, up, channels)
 
 
 def add_low_rank_(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
-    """Write y + h Right into y; see `InplaceLowRankAdd`."""
+    """Write y + h Right into y; see `InplaceLowRankAdd`.
+
+    Args:
+        y: The base's output (b, .., o) or (n, o), or (b, o, *positions); overwritten.
+        h: Hidden activation (b, t, k).
+        up: Right (k, o) or (b, k, o).
+        channels: The axis of y that holds o.
+
+    Returns:
+        y itself.
+    """
     rows = _rows(y, h, channels)
     if up.ndim == 2 and rows.is_contiguous():
         rows.view(-1, rows.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), up)
@@ -199,7 +209,13 @@ class SharedInputCache:
         self.takers: set[str] = set()
 
     def take(self, left_key: tuple[Any, ...], x: Tensor, path: str) -> Tensor | None:
-        """Return x Left if a sibling has computed it from this very x, otherwise None."""
+        """Return x Left if a sibling has computed it from this very x, otherwise None.
+
+        Args:
+            left_key: What identifies Left; siblings have one and the same object.
+            x: Input of the layer.
+            path: The path of the layer, which takes the value at most once.
+        """
         if self.x is not x or path in self.takers or self.key is not left_key:
             return None
         if self.version != (torch.is_grad_enabled(), x._version):

@@ -78,7 +78,7 @@ class _LinearLayer(AdaptedLayer):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _tokens(self, x: Tensor) -> Tensor:
-        """(*, i) -> (b, t, i)."""
+        """Return an input (*, i) as (b, t, i)."""
         return x.reshape(self.examples(x), prod(x.shape[1:-1]), x.shape[-1])
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:

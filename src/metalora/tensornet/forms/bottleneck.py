@@ -5,34 +5,68 @@ from math import prod
 
 from metalora.tensornet.contraction import Contraction
 from metalora.tensornet.network import Network, Sizes
+from metalora.tensornet.spec import Modes
+
+PLANNED_EXAMPLES = 8  # the size of batch for which the order of the contractions is planned
 
 
 class Bottleneck:
-    """Down: in -> hidden and up: hidden -> out, both planned once with the real sizes, and a bias for each.
+    """y = up(activation(down(x) + inner bias)) + outer bias, both maps planned once with the real sizes.
 
-    `down`, `up`, `inner` and `outer` name factors; the contractions give (b?, *hidden, in) and (b?, *hidden, out), with
-    b where a factor of that map differs by example.
+    The form contracts the factors of each map; the layer applies the biases and the activation.
+
+    Args:
+        network: Two terms, down and up, and a fold of "hidden".
+        sizes: The size of every mode.
+        batched: The factors that have a leading batch mode (they are generated, or indexed per example).
+
+    Attributes:
+        down: The factors of the map in -> hidden, in the order in which `make_down` takes them.
+        up: The factors of the map hidden -> out, in the order in which `make_up` takes them.
+        inner: The biases that are added before the activation.
+        outer: The biases that are added to the output.
+        width: The number of hidden units.
+        hidden_modes: The number of modes that they are folded into.
+        down_batched: True if a factor of down has a batch mode.
+        up_batched: True if a factor of up has a batch mode.
+        make_down: Factors of down -> (batch?, *hidden modes, in).
+        make_up: Factors of up -> (batch?, *hidden modes, out).
+        macs_per_token: Multiply-adds that take one position through both maps.
+
+    Example:
+        >>> network = Network.parse(
+        ...     {"D": "in h", "U": "h out", "c": "h"}, {"hidden": "h"}, [["D"], ["U"]], "bottleneck", ["c"]
+        ... )
+        >>> form = Bottleneck(network, {"in": 768, "h": 16, "out": 768})
+        >>> form.down, form.up, form.inner, form.rank
+        (('D',), ('U',), ['c'], 16)
+        >>> form.summary
+        ('in h -> h in', 'activation', 'h out -> h out')
     """
 
     def __init__(self, network: Network, sizes: Sizes, batched: Collection[str] = ()):
         self.down, self.up = network.terms
         hidden = network.folds["hidden"]
-        self.inner = [f for f in network.biases if set(network.factors[f]) <= set(hidden)]
-        self.outer = [f for f in network.biases if f not in self.inner]
-        self.width = prod(sizes[m] for m in hidden)
+        self.inner = [bias for bias in network.biases if set(network.factors[bias]) <= set(hidden)]
+        self.outer = [bias for bias in network.biases if bias not in self.inner]
+        self.width = prod(sizes[mode] for mode in hidden)
         self.hidden_modes = len(hidden)
-        self.down_batched, self.up_batched = (any(f in batched for f in side) for side in network.terms)
-        sizes = {"batch": 8, **sizes}
-        inside, outside = (prod(sizes[m] for m in side) for side in (network.inputs, network.outputs))
+        self.down_batched = any(factor in batched for factor in self.down)
+        self.up_batched = any(factor in batched for factor in self.up)
+        sizes = {"batch": PLANNED_EXAMPLES, **sizes}
 
-        def contraction(names: Collection[str], own: tuple[str, ...], size: int) -> Contraction:
-            lead = [("batch",) if f in batched else () for f in names]
-            terms = [one + network.factors[f] for one, f in zip(lead, names, strict=True)]
-            return Contraction(terms, (*max(lead), *hidden, *own), sizes, (len(own), (size,)))
+        def contraction(factors: Collection[str], outer_modes: Modes, outer_size: int) -> Contraction:
+            """Plan factors -> (batch?, *hidden modes, outer size)."""
+            batch_modes = [("batch",) if factor in batched else () for factor in factors]
+            operand_modes = [(*batch, *network.factors[name]) for batch, name in zip(batch_modes, factors, strict=True)]
+            out = (*max(batch_modes), *hidden, *outer_modes)  # the largest is ("batch",) if any factor has it
+            return Contraction(operand_modes, out, sizes, (len(outer_modes), (outer_size,)))
 
-        self.make_down = contraction(self.down, network.inputs, inside)
-        self.make_up = contraction(self.up, network.outputs, outside)
-        self.macs_per_token = self.width * (inside + outside)
+        input_size = prod(sizes[mode] for mode in network.inputs)
+        output_size = prod(sizes[mode] for mode in network.outputs)
+        self.make_down = contraction(self.down, network.inputs, input_size)
+        self.make_up = contraction(self.up, network.outputs, output_size)
+        self.macs_per_token = self.width * (input_size + output_size)
 
     @property
     def rank(self) -> int:

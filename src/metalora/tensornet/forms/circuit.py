@@ -1,4 +1,4 @@
-"""A circuit: gates on the digits of a weight, one after another, less what they were at a start that is not zero."""
+"""A circuit: gates on the digits of a weight, one after another, minus what they were at a start that is not zero."""
 
 from collections.abc import Collection, Sequence
 from math import prod
@@ -9,15 +9,43 @@ from metalora.tensornet.contraction import Contraction
 from metalora.tensornet.network import Network, Sizes
 from metalora.tensornet.spec import INPUT_MODES
 
-TOKENS, EXAMPLES = 64, 8  # what contractions are planned for
+TOKENS = 64  # the sizes of token and batch for which the order of the contractions is planned
+EXAMPLES = 8
 
 
 class Circuit:
-    """Delta W = N(T) - N(T0) or N(T), planned once with the real sizes; a `LowRankForm` whose Left is all of it.
+    """Delta W = N(T) - N(T0), or N(T) if there is no start T0; planned once with the real sizes.
 
-    A gate has modes of both sides, so that no bond is narrower than the weight: k = out, and Mid and Right are the
-    identity. An activation is taken through the gates, x N(T) - x N(T0), or through the whole kernel (convolutions).
-    The second term of the network, if it has two, is T0.
+    It has the attributes of a `LowRankForm` whose Left is the whole network. A gate has modes of both sides, so that
+    no bond is narrower than the weight: k = out, and Mid and Right are the identity. An activation is taken through
+    the gates, x N(T) - x N(T0), or through the dense kernel (convolutions).
+
+    Args:
+        network: One term T, or two terms, T and the start T0.
+        sizes: The size of every mode.
+        batched: The factors that have a leading batch mode (they are generated, or indexed per example).
+
+    Attributes:
+        current: The factors of T.
+        start: The factors of T0; empty if there is none.
+        left: `current` and then `start`: the order of the operands.
+        left_batched: True if a factor of T has a batch mode.
+        left_shape: The sizes of the digits of out.
+        left_rank: out, the product of `left_shape`.
+        dense_macs: Multiply-adds that form Delta W.
+        macs_per_token: Multiply-adds that take one position through the gates.
+
+    Example:
+        >>> import torch
+        >>> specs = {"T": "in1 in2 out1 out2", "T0": "in1 in2 out1 out2"}
+        >>> folds = {"in": "in1 in2", "out": "out1 out2"}
+        >>> network = Network.parse(specs, folds, [["T"], ["T0"]], "circuit")
+        >>> form = Circuit(network, {"in1": 4, "in2": 3, "out1": 4, "out2": 3})
+        >>> form.left, form.start, form.rank
+        (['T', 'T0'], ('T0',), 12)
+        >>> gate = torch.ones(4, 3, 4, 3)
+        >>> form.kernel([gate, gate]).shape, form.through(torch.ones(2, 5, 12), [gate, gate]).shape
+        (torch.Size([4, 3, 12]), torch.Size([2, 5, 12]))
     """
 
     full_rank = True
@@ -25,32 +53,45 @@ class Circuit:
     right: Sequence[str] = ()
 
     def __init__(self, network: Network, sizes: Sizes, batched: Collection[str] = ()):
-        self.now, *starts = (tuple(one.factors) for one in network.split_terms())
+        terms = [tuple(term.factors) for term in network.split_terms()]
+        self.current, *starts = terms
         self.start = starts[0] if starts else ()
-        self.left = [*self.now, *self.start]
-        own = [f in batched for f in self.now]
-        self.left_batched, self._batched = any(own), tuple(own)
+        self.left = [*self.current, *self.start]
+        self._is_batched = tuple(factor in batched for factor in self.current)
+        self.left_batched = any(self._is_batched)
         inputs, outputs = network.inputs, network.outputs
-        self.left_shape = [sizes[m] for m in outputs]
+        self.left_shape = [sizes[mode] for mode in outputs]
         self.left_rank = prod(self.left_shape)
-        spatial = [sizes[m] for m in inputs if m in INPUT_MODES[1:]]
-        kernel_shape = (prod(sizes[m] for m in inputs) // prod(spatial), *spatial)
+        self._input_sizes = [sizes[mode] for mode in inputs]
+        spatial_sizes = [sizes[mode] for mode in inputs if mode in INPUT_MODES[1:]]
+        kernel_shape = (prod(self._input_sizes) // prod(spatial_sizes), *spatial_sizes)
         sizes = {"batch": EXAMPLES, "token": TOKENS, **sizes}
 
-        def contraction(names: Sequence[str], tokens: bool) -> Contraction:
-            every = zip(names, self._batched, strict=True)
-            terms = [(("batch",) if each else ()) + network.factors[f] for f, each in every]
-            if tokens:
-                terms, out = [("batch", "token", *inputs), *terms], ("batch", "token", *outputs)
-                return Contraction(terms, out, sizes, (len(outputs), (self.left_rank,)))
-            lead = ("batch",) if self.left_batched else ()
-            return Contraction(terms, (*lead, *outputs, *inputs), sizes, (len(inputs), kernel_shape))
+        def operand_modes(factors: Sequence[str]) -> list[tuple[str, ...]]:
+            """The modes of a term's factors; those of the start are expanded to the batch axes of the current ones."""
+            modes = []
+            for factor, is_batched in zip(factors, self._is_batched, strict=True):
+                batch_modes = ("batch",) if is_batched else ()
+                modes.append((*batch_modes, *network.factors[factor]))
+            return modes
 
-        self._kernels = [contraction(names, tokens=False) for names in (self.now, *starts)]
-        self._gates = [contraction(names, tokens=True) for names in (self.now, *starts)]
-        self._inputs = [sizes[m] for m in inputs]
-        self.dense_macs = sum(one.flops for one in self._kernels) // 2  # in multiply-adds, as of a `LowRankForm`
-        self.macs_per_token = sum(one.flops for one in self._gates) // (2 * TOKENS * EXAMPLES)
+        def plan_kernel(factors: Sequence[str]) -> Contraction:
+            """Plan factors -> (batch?, *digits of out, in, *kernel)."""
+            batch_modes = ("batch",) if self.left_batched else ()
+            out = (*batch_modes, *outputs, *inputs)
+            return Contraction(operand_modes(factors), out, sizes, (len(inputs), kernel_shape))
+
+        def plan_gates(factors: Sequence[str]) -> Contraction:
+            """Plan an activation (batch, tokens, *digits of in) and factors -> (batch, tokens, out)."""
+            activation = ("batch", "token", *inputs)
+            out = ("batch", "token", *outputs)
+            return Contraction([activation, *operand_modes(factors)], out, sizes, (len(outputs), (self.left_rank,)))
+
+        self._kernels = [plan_kernel(factors) for factors in terms]
+        self._gates = [plan_gates(factors) for factors in terms]
+        # A multiply-add is two floating-point operations.
+        self.dense_macs = sum(kernel.flops for kernel in self._kernels) // 2
+        self.macs_per_token = sum(gates.flops for gates in self._gates) // (2 * TOKENS * EXAMPLES)
 
     @property
     def rank(self) -> int:
@@ -58,26 +99,42 @@ class Circuit:
         return self.left_rank
 
     def kernel(self, operands: Sequence[Tensor]) -> Tensor:
-        """Delta W, (b?, *digits of out, in, *kernel)."""
-        now, *start = (one(values) for one, values in zip(self._kernels, self._split(operands), strict=True))
-        return now - start[0] if start else now
+        """Return Delta W (batch?, *digits of out, in, *kernel) from the factors in the order of `left`."""
+        terms = zip(self._kernels, self._split_operands(operands), strict=True)
+        current, *start = (kernel(factors) for kernel, factors in terms)
+        return current - start[0] if start else current
 
     def through(self, tokens: Tensor, operands: Sequence[Tensor]) -> Tensor:
-        """x Delta W gate by gate, (b, t, in) -> (b, t, out), in the gates' own precision: it is a small difference."""
-        x = tokens.to(operands[0].dtype).reshape(*tokens.shape[:2], *self._inputs)
-        sides = zip(self._gates, self._split(operands), strict=True)
-        now, *start = (one([x, *values]) for one, values in sides)
-        return now - start[0] if start else now
+        """Compute x Delta W gate by gate.
 
-    def _split(self, operands: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        """What is now and the start, contracted alike to the last bit, so that a circuit starts as exactly nothing."""
-        now, start = operands[: len(self.now)], operands[len(self.now) :]
+        It is computed in the precision of the gates, since it is a small difference of large numbers.
+
+        Args:
+            tokens: The activation x (batch, tokens, in).
+            operands: The factors in the order of `left`.
+
+        Returns:
+            x Delta W (batch, tokens, out).
+        """
+        x = tokens.to(operands[0].dtype).reshape(*tokens.shape[:2], *self._input_sizes)
+        terms = zip(self._gates, self._split_operands(operands), strict=True)
+        current, *start = (gates([x, *factors]) for gates, factors in terms)
+        return current - start[0] if start else current
+
+    def _split_operands(self, operands: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """Split the operands into those of T and those of T0.
+
+        The factors of T0 get the batch axes of T's: both terms are then contracted in the same way to the last bit, so
+        that a circuit starts as exactly zero.
+        """
+        current, start = operands[: len(self.current)], operands[len(self.current) :]
         if not start:
-            return [now]
-        every = zip(now, start, self._batched, strict=True)
-        return [now, [at.expand_as(one) if each else at for one, at, each in every]]
+            return [current]
+        pairs = zip(current, start, self._is_batched, strict=True)
+        aligned = [initial.expand_as(factor) if is_batched else initial for factor, initial, is_batched in pairs]
+        return [current, aligned]
 
     @property
     def summary(self) -> tuple[str, str, str]:
-        """Left, Mid and Right in words."""
+        """The gates in words; Mid and Right are the identity."""
         return repr(self._gates[0]) + ", less its start" * bool(self.start), "identity", "identity"

@@ -1,4 +1,4 @@
-"""The cut of a network between its input side and the rest."""
+"""The low-rank form of a network: its input side, its middle and its output side, one after another."""
 
 from collections.abc import Callable, Collection, Mapping
 from itertools import chain, combinations
@@ -8,57 +8,104 @@ from metalora.tensornet.contraction import Contraction
 from metalora.tensornet.network import Network, Sizes
 from metalora.tensornet.spec import INPUT_MODES, Modes
 
+PLANNED_EXAMPLES = 8  # the sizes of batch and token for which the order of the contractions is planned
+PLANNED_TOKENS = 64
+PER_EXAMPLE_COST = 4  # a width that is computed for every example counts as this many shared ones
+
 
 class LowRankForm:
     """Delta W = Left . Mid . Right, every contraction planned once with the real sizes.
 
     Left:  inputs -> k   the factors with an input mode: a thin layer of the base's own kind; factors between join them
-                         where that makes k smaller
+                         if that makes k smaller
     Mid:   k -> k'       the factors with neither input nor output mode
     Right: k' -> out     the factors with an output mode
-    A factor with modes of both sides (a Kronecker product's) stands right; an identity takes its input modes there.
-    `batched` names the factors that carry a leading batch mode (generated, or indexed per example). Folded axes come
-    out whole: the kernel as (*bonds, in, kh, kw), expand and fold as (*bonds, out).
-    `dense_macs` and `macs_per_token` are multiply-adds: to form Delta W, and to take one position through the three.
+    A factor with modes of both sides (a Kronecker product's) is a part of Right: an identity matrix takes its input
+    modes from Left to Right. Axes of the weight that are folded into several modes are single axes in the results.
+
+    Args:
+        network: The factors of one product.
+        sizes: The size of every mode.
+        batched: The factors that have a leading batch mode (they are generated, or indexed per example).
+
+    Attributes:
+        left: The factors of Left, in the order in which `kernel` takes them.
+        mid: The factors of Mid.
+        right: The factors of Right, in the order in which `expand` takes them.
+        left_batched: True if a factor of Left has a batch mode; in the same way `mid_batched` and `right_batched`.
+        fold_batched: True if a factor of Mid or Right has a batch mode.
+        left_shape: The sizes of the bonds that k consists of.
+        left_rank: k, the product of `left_shape`.
+        right_rank: k'.
+        kernel: Factors of Left -> Left (batch?, *bonds, in, kh?, kw?).
+        mix: Hidden activation (batch, tokens, *bonds) and the factors of Mid -> (batch, tokens, *bonds of k').
+        expand: Factors of Right -> Right (batch?, *bonds of k', out).
+        fold: Factors of Mid, then of Right -> Mid . Right (batch?, *bonds, out).
+        dense_macs: Multiply-adds that form Delta W.
+        macs_per_token: Multiply-adds that take one position through Left, Mid and Right.
+
+    Example:
+        >>> network = Network.parse({"A": "in r", "core": "r s", "B": "s out"})
+        >>> form = LowRankForm(network, {"in": 768, "r": 8, "s": 8, "out": 512})
+        >>> form.left, form.mid, form.right, form.rank
+        (['A'], ['core'], ['B'], 8)
+        >>> form.summary
+        ('in r -> r in', 'batch token r, r s -> batch token s', 's out -> s out')
     """
 
-    full_rank = False  # a cut is narrower than the weight; a circuit is not
+    full_rank = False  # a low-rank form is narrower than the weight; a circuit is not
 
     def __init__(self, network: Network, sizes: Sizes, batched: Collection[str] = ()):
-        terms = {f: (("batch",) if f in batched else ()) + tuple(modes) for f, modes in network.factors.items()}
-        sizes = {"batch": 8, "token": 64, **sizes, **{_carried(m): sizes[m] for m in network.inputs}}
-        self._open = {*network.inputs, *network.outputs, "batch"}
-        eyes = _carry_inputs(terms, network)
-        self.left = self._left_side(network, terms, sizes, batched)
+        modes_of = {}
+        for factor, modes in network.factors.items():
+            batch_modes = ("batch",) if factor in batched else ()
+            modes_of[factor] = (*batch_modes, *modes)
+        identities = _separate_inputs_of_two_sided_factors(modes_of, network)
+        sizes = {"batch": PLANNED_EXAMPLES, "token": PLANNED_TOKENS, **sizes}
+        sizes |= {separated: sizes[mode] for mode, separated in identities}
+        self._open_modes = {*network.inputs, *network.outputs, "batch"}
+        self.left = self._left_side(network, modes_of, sizes, batched)
         assert self.left, "a network needs a factor whose modes of the weight are of the input side alone"
-        self.right = self._right_side(network, terms, sizes, batched)
-        self.mid = [f for f in terms if f not in self.left and f not in self.right]
-        self.left_batched, self.mid_batched, self.right_batched = (
-            any(f in batched for f in side) for side in (self.left, self.mid, self.right)
-        )
-        left_bonds = self._bonds(
-            {**terms, "": tuple(m for eye in eyes for m in eye)}, [*self.left, ""], self.right + self.mid
-        )
-        right_bonds = self._bonds(terms, self.right, self.left + self.mid)
-        right_bonds += tuple(eye[1] for eye in eyes)
-        self.left_shape = [sizes[b] for b in left_bonds]
-        self.left_rank, self.right_rank = prod(self.left_shape), prod(sizes[b] for b in right_bonds)
-        lefts, mids, rights = ([terms[f] for f in side] for side in (self.left, self.mid, self.right))
-        left_batch, right_batch = (("batch",) if b else () for b in (self.left_batched, self.right_batched))
+        self.right = self._right_side(network, modes_of, sizes, batched)
+        self.mid = [factor for factor in modes_of if factor not in self.left and factor not in self.right]
+        self.left_batched = any(factor in batched for factor in self.left)
+        self.mid_batched = any(factor in batched for factor in self.mid)
+        self.right_batched = any(factor in batched for factor in self.right)
+        self.fold_batched = self.mid_batched or self.right_batched
+        self._plan(network, modes_of, sizes, identities)
+
+    def _plan(self, network: Network, modes_of: Mapping[str, Modes], sizes: Sizes, identities: list[Modes]) -> None:
+        """Plan the four contractions and set the widths and the costs.
+
+        Args:
+            network: The network.
+            modes_of: Factor -> its modes, with its batch mode and with the separated input modes.
+            sizes: The size of every mode in `modes_of`, and of batch and token.
+            identities: Pairs (input mode, separated mode) that an identity matrix joins.
+        """
+        left_bonds, right_bonds = self._bonds_of_sides(modes_of, identities)
+        self.left_shape = [sizes[bond] for bond in left_bonds]
+        self.left_rank = prod(self.left_shape)
+        self.right_rank = prod(sizes[bond] for bond in right_bonds)
         inputs, outputs = network.inputs, network.outputs
-        spatial = [sizes[m] for m in inputs if m in INPUT_MODES[1:]]
-        kernel_shape = (prod(sizes[m] for m in inputs) // prod(spatial), *spatial)
-        out_shape = (prod(sizes[m] for m in outputs),)
-        self.kernel = Contraction(lefts, (*left_batch, *left_bonds, *inputs), sizes, (len(inputs), kernel_shape), eyes)
-        hidden = ("batch", "token", *left_bonds)
-        self.mix = Contraction([hidden, *mids], ("batch", "token", *right_bonds), sizes)
-        whole = (len(outputs), out_shape)
-        self.expand = Contraction(rights, (*right_batch, *right_bonds, *outputs), sizes, whole)
-        fold_batch = ("batch",) if self.mid_batched or self.right_batched else ()
-        self.fold = Contraction(mids + rights, (*fold_batch, *left_bonds, *outputs), sizes, whole)
-        self.fold_batched = bool(fold_batch)
-        sides = prod(sizes[m] for m in inputs), *out_shape
-        self.dense_macs, self.macs_per_token = self.left_rank * prod(sides), self.left_rank * sum(sides)
+        spatial_sizes = [sizes[mode] for mode in inputs if mode in INPUT_MODES[1:]]
+        input_size = prod(sizes[mode] for mode in inputs)
+        output_size = prod(sizes[mode] for mode in outputs)
+        input_axes = len(inputs), (input_size // prod(spatial_sizes), *spatial_sizes)
+        output_axes = len(outputs), (output_size,)
+        left_modes = [modes_of[factor] for factor in self.left]
+        mid_modes = [modes_of[factor] for factor in self.mid]
+        right_modes = [modes_of[factor] for factor in self.right]
+        kernel_out = (*_batch_modes(self.left_batched), *left_bonds, *inputs)
+        self.kernel = Contraction(left_modes, kernel_out, sizes, input_axes, identities)
+        hidden_modes = ("batch", "token", *left_bonds)
+        self.mix = Contraction([hidden_modes, *mid_modes], ("batch", "token", *right_bonds), sizes)
+        expand_out = (*_batch_modes(self.right_batched), *right_bonds, *outputs)
+        self.expand = Contraction(right_modes, expand_out, sizes, output_axes)
+        fold_out = (*_batch_modes(self.fold_batched), *left_bonds, *outputs)
+        self.fold = Contraction(mid_modes + right_modes, fold_out, sizes, output_axes)
+        self.dense_macs = self.left_rank * input_size * output_size
+        self.macs_per_token = self.left_rank * (input_size + output_size)
 
     @property
     def summary(self) -> tuple[str, str, str]:
@@ -67,61 +114,99 @@ class LowRankForm:
 
     @property
     def rank(self) -> int:
-        """k, the width of the cut: the rank of an exact LoRA export."""
+        """k, the width of the form: the rank of an exact LoRA export."""
         return self.left_rank
 
     def _left_side(
-        self, network: Network, terms: Mapping[str, Modes], sizes: Sizes, batched: Collection[str]
+        self, network: Network, modes_of: Mapping[str, Modes], sizes: Sizes, batched: Collection[str]
     ) -> list[str]:
         """The factors with an input mode, joined by those between (none per example) that make k smaller."""
-        left = [f for f, term in terms.items() if set(term) & set(network.inputs)]
-        outputs = [f for f, term in terms.items() if set(term) & set(network.outputs)]
-        between = [f for f in terms if f not in (*left, *outputs, *batched)]
-        return self._narrowest(left, between, terms, lambda side, width: width, sizes)
+        left = [factor for factor, modes in modes_of.items() if set(modes) & set(network.inputs)]
+        outputs = [factor for factor, modes in modes_of.items() if set(modes) & set(network.outputs)]
+        between = [factor for factor in modes_of if factor not in (*left, *outputs, *batched)]
+        return self._cheapest_side(left, between, modes_of, lambda side, width: width, sizes)
 
     def _right_side(
-        self, network: Network, terms: Mapping[str, Modes], sizes: Sizes, batched: Collection[str]
+        self, network: Network, modes_of: Mapping[str, Modes], sizes: Sizes, batched: Collection[str]
     ) -> list[str]:
-        """The factors with an output mode, joined by those between that make k' smaller; much, if per example."""
-        right = [f for f, term in terms.items() if f not in self.left and set(term) & set(network.outputs)]
-        between = [f for f in terms if f not in (*self.left, *right)]
-        return self._narrowest(
-            right, between, terms, lambda side, width: width * (4 if any(f in batched for f in side) else 1), sizes
-        )
+        """The factors with an output mode, joined by those between that make k' smaller.
 
-    def _narrowest(
+        A factor between that would make a shared Right differ by example joins only if k' is much smaller then.
+        """
+
+        def cost(side: Collection[str], width: int) -> int:
+            per_example = any(factor in batched for factor in side)
+            return width * PER_EXAMPLE_COST if per_example else width
+
+        with_output = [factor for factor, modes in modes_of.items() if set(modes) & set(network.outputs)]
+        right = [factor for factor in with_output if factor not in self.left]
+        between = [factor for factor in modes_of if factor not in (*self.left, *right)]
+        return self._cheapest_side(right, between, modes_of, cost, sizes)
+
+    def _cheapest_side(
         self,
         side: list[str],
         between: list[str],
-        terms: Mapping[str, Modes],
+        modes_of: Mapping[str, Modes],
         cost: Callable[[Collection[str], int], int],
         sizes: Sizes,
     ) -> list[str]:
-        """`side` with those of the factors between that cost the least, and of these the fewest."""
+        """Return the factors of a side and those between that make it cheapest; of equal choices, the fewest factors.
 
-        def weight(more: tuple[str, ...]) -> tuple[int, int]:
-            inside = [*side, *more]
-            width = prod(sizes[b] for b in self._bonds(terms, inside, [f for f in terms if f not in inside]))
-            return cost(more, width), len(more)
+        Args:
+            side: The factors that belong to the side in any case.
+            between: The factors that may join it.
+            modes_of: Factor -> its modes.
+            cost: (factors of the side, product of the sizes of its bonds) -> the number to minimise.
+            sizes: The size of every mode.
+        """
 
-        sides = chain.from_iterable(combinations(between, n) for n in range(len(between) + 1))
-        best = min(sides, key=weight)
-        return [f for f in terms if f in side or f in best]
+        def cost_and_count(joining: tuple[str, ...]) -> tuple[int, int]:
+            inside = [*side, *joining]
+            outside = [factor for factor in modes_of if factor not in inside]
+            width = prod(sizes[bond] for bond in self._bonds(modes_of, inside, outside))
+            return cost(inside, width), len(joining)
 
-    def _bonds(self, terms: Mapping[str, Modes], inside: Collection[str], outside: Collection[str]) -> Modes:
-        rest = {mode for f in outside for mode in terms[f]}
-        own = dict.fromkeys(mode for f in inside for mode in terms[f])
-        return tuple(mode for mode in own if mode in rest and mode not in self._open)
+        subsets = chain.from_iterable(combinations(between, count) for count in range(len(between) + 1))
+        best = min(subsets, key=cost_and_count)
+        return [factor for factor in modes_of if factor in side or factor in best]
+
+    def _bonds_of_sides(self, modes_of: Mapping[str, Modes], identities: list[Modes]) -> tuple[Modes, Modes]:
+        """Return the bonds that k consists of and those that k' consists of; both include the separated input modes."""
+        identity_modes = tuple(mode for pair in identities for mode in pair)
+        with_identities = {**modes_of, "": identity_modes}  # "" cannot be the name of a factor
+        left_bonds = self._bonds(with_identities, [*self.left, ""], self.right + self.mid)
+        right_bonds = self._bonds(modes_of, self.right, self.left + self.mid)
+        separated_modes = tuple(separated for _, separated in identities)
+        return left_bonds, right_bonds + separated_modes
+
+    def _bonds(self, modes_of: Mapping[str, Modes], inside: Collection[str], outside: Collection[str]) -> Modes:
+        """Return the summed modes that factors inside share with factors outside, in order of appearance inside."""
+        outside_modes = {mode for factor in outside for mode in modes_of[factor]}
+        inside_modes = dict.fromkeys(mode for factor in inside for mode in modes_of[factor])
+        return tuple(mode for mode in inside_modes if mode in outside_modes and mode not in self._open_modes)
 
 
-def _carried(mode: str) -> str:
-    return f"{mode}'"
+def _batch_modes(batched: bool) -> Modes:
+    return ("batch",) if batched else ()
 
 
-def _carry_inputs(terms: dict[str, Modes], network: Network) -> list[Modes]:
-    """Rename the input modes of factors that have output modes too; the identities from the ones to the others."""
-    both = [f for f, term in terms.items() if set(term) & set(network.inputs) and set(term) & set(network.outputs)]
-    carried = dict.fromkeys(mode for f in both for mode in terms[f] if mode in network.inputs)
-    for f in both:
-        terms[f] = tuple(_carried(mode) if mode in carried else mode for mode in terms[f])
-    return [(mode, _carried(mode)) for mode in carried]
+def _separate_inputs_of_two_sided_factors(modes_of: dict[str, Modes], network: Network) -> list[Modes]:
+    """Rename, in place, the input modes of the factors that have output modes too: "in" becomes "in'".
+
+    Such a factor is then a part of Right, and an identity matrix takes the input modes there.
+
+    Args:
+        modes_of: Factor -> its modes; changed.
+        network: The network, for its input and output modes.
+
+    Returns:
+        Pairs (input mode, separated mode) that an identity matrix joins.
+    """
+    inputs, outputs = set(network.inputs), set(network.outputs)
+    two_sided = [factor for factor, modes in modes_of.items() if inputs & set(modes) and outputs & set(modes)]
+    shared_inputs = dict.fromkeys(mode for factor in two_sided for mode in modes_of[factor] if mode in inputs)
+    separated = {mode: f"{mode}'" for mode in shared_inputs}
+    for factor in two_sided:
+        modes_of[factor] = tuple(separated.get(mode, mode) for mode in modes_of[factor])
+    return list(separated.items())
