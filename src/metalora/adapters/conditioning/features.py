@@ -131,7 +131,8 @@ class Recorder(threading.local):
         Raises:
             ValueError: Nothing was recorded.
         """
-        recorded, self.seen = self.seen, {}
+        recorded = dict(self.seen)
+        self.seen.clear()  # in place, since torch.compile would keep a replaced dictionary
         if not recorded:
             raise ValueError("the feature source recorded nothing: its modules did not run in the forward pass")
         return torch.cat([recorded[number] for number in sorted(recorded)], -1)
