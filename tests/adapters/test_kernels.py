@@ -73,7 +73,6 @@ def test_every_target_is_fused_in_training_and_in_eval(name, method):
         adapter.weight_first = True
         model(inputs)
         assert ran(adapter) <= {kernels.FUSED, kernels.WEIGHT_FIRST}
-    assert "Fused" in repr([layer.kernel for layer in adapter.layers.values()]) + "Fused"
     assert str(kernels.FUSED) == "Fused"
 
 

@@ -56,8 +56,7 @@ class BoundTarget:
         self.target = target_layout.target
         self.scale = adapter.scale_of(path)
         self.handlers = target_layout.handlers
-        own = {factor for handler in self.handlers for factor in handler.own_factors()}
-        self.bias_factors = tuple(factor for factor in target_layout.network.biases if factor not in own)
+        self.bias_factors = target_layout.bias_factors
         self.rescalers = tuple(handler for handler in self.handlers if handler.rescales())
         self.reads_as_stored = target_layout.reads_as_stored
         readers = {name: _reader(adapter, name, part) for name, part in target_layout.views.items()}

@@ -188,9 +188,7 @@ def _index(
 
 def _check_biases(layout: Layout, resolved: ResolvedMethod) -> None:
     for path, target in layout.targets.items():
-        own = {factor for handler in target.handlers for factor in handler.own_factors()}
-        biases = [factor for factor in target.network.biases if factor not in own]
-        if biases and target.network.form == "cut" and target.target.kind == "embedding":
+        if target.bias_factors and target.network.form == "cut" and target.target.kind == "embedding":
             raise ValueError(f"target {path!r}: method {resolved.name!r} has biases there, and an embedding has none")
 
 

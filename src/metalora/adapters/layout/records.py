@@ -86,6 +86,12 @@ class TargetLayout:
     handlers: tuple[Handler, ...] = ()
 
     @property
+    def bias_factors(self) -> tuple[str, ...]:
+        """The factors that are added to the output: those outside of the product that no mechanism reads itself."""
+        own = {factor for handler in self.handlers for factor in handler.own_factors()}
+        return tuple(factor for factor in self.network.biases if factor not in own)
+
+    @property
     def reads_as_stored(self) -> bool:
         """Whether the network contracts the stored factors themselves, unchanged by any mechanism."""
         return not any(handler.rewrites() for handler in self.handlers)
