@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metalora._util.suggest import nearest
 from metalora.adapters.batched_fold import BatchedFold, batched_folds
-from metalora.adapters.bound_target import slot_of
+from metalora.adapters.bound_target import LEARNED_MODULE, slot_of
 from metalora.adapters.conditioning.condition import Condition, Values, task_index
 from metalora.adapters.conditioning.condition_cache import ConditionCache
 from metalora.adapters.conditioning.features import Inputs, Recorder
@@ -57,7 +57,8 @@ class Adapter(nn.Module):
         self.resolved, self.layout = resolved, layout
         self.targets = {path: target_layout.target for path, target_layout in layout.targets.items()}
         learned = {key: value for key, value in factors.items() if not layout.params[key].frozen}
-        self.owned = nn.ParameterDict({slot_of(key): nn.Parameter(value) for key, value in learned.items()})
+        parameters = {slot_of(key): nn.Parameter(value) for key, value in learned.items()}
+        self.add_module(LEARNED_MODULE, nn.ParameterDict(parameters))
         self._frozen = nn.Module()  # a buffer for each frozen factor: made from the seed, so never saved
         for key in factors.keys() - learned.keys():
             self._frozen.register_buffer(slot_of(key), factors[key], persistent=False)
@@ -122,17 +123,23 @@ class Adapter(nn.Module):
         return {key: self.stored_value(key) for key in self.layout.params}
 
     @property
+    def learned_by_slot(self) -> nn.ParameterDict:
+        """The factors that are not frozen, by the name that they have as parameters (see `slot_of`)."""
+        return cast(nn.ParameterDict, self._modules[LEARNED_MODULE])
+
+    @property
     def learned(self) -> dict[str, nn.Parameter]:
         """The factors that are not frozen."""
-        return {key: self.owned[slot_of(key)] for key, param in self.layout.params.items() if not param.frozen}
+        parameters = self.learned_by_slot
+        return {key: parameters[slot_of(key)] for key, param in self.layout.params.items() if not param.frozen}
 
     def stored_value(self, key: str) -> Tensor:
         """The stored factor of a key."""
         slot = slot_of(key)
-        value = self.owned._parameters.get(slot)
+        value = self.learned_by_slot._parameters.get(slot)
         if value is not None:
             return value
-        frozen: Tensor = self.owned[slot] if slot in self.owned else getattr(self._frozen, slot)
+        frozen: Tensor = self.learned_by_slot[slot] if slot in self.learned_by_slot else getattr(self._frozen, slot)
         return frozen
 
     def batched_folds(self) -> list[BatchedFold]:
@@ -183,7 +190,7 @@ class Adapter(nn.Module):
     def num_params(self) -> int:
         """Count the trainable numbers: the factors of every target and the mapping net."""
         generated = self.conditioner.parameters() if self.conditioner is not None else ()
-        return sum(parameter.numel() for parameter in (*self.owned.parameters(), *generated))
+        return sum(parameter.numel() for parameter in (*self.learned_by_slot.parameters(), *generated))
 
     def parameter_groups(
         self, lr: float, mapping_lr_ratio: float = 0.2, factor_lr_ratio: Mapping[str, float] | None = None
@@ -203,7 +210,7 @@ class Adapter(nn.Module):
             if factor not in self.method.factors:
                 raise ValueError(f"factor_lr_ratio names {factor!r}{nearest(factor, self.method.factors)}")
         groups: dict[float, list[nn.Parameter]] = {}
-        for parameters in (self.owned, self.pending_task):
+        for parameters in (self.learned_by_slot, self.pending_task):
             for key, param in self.layout.params.items():
                 if slot_of(key) in parameters:
                     groups.setdefault(ratios.get(param.factor, 1.0), []).append(parameters[slot_of(key)])
@@ -273,10 +280,10 @@ class Adapter(nn.Module):
         """
         if not self.task_keys:
             raise ValueError(f"{self.method.name} with tasks={self.config.tasks} has no tasks to choose from")
-        index = task_index(ids, self.config.tasks, self.owned[slot_of(next(iter(self.task_keys)))].device)
+        index = task_index(ids, self.config.tasks, self.learned_by_slot[slot_of(next(iter(self.task_keys)))].device)
         values = {}
         for key, axis in self.task_keys.items():
-            values[key] = self.owned[slot_of(key)].index_select(axis, index).movedim(axis, 0)
+            values[key] = self.learned_by_slot[slot_of(key)].index_select(axis, index).movedim(axis, 0)
             if len(self.pending_task):
                 newest = (index == self.config.tasks - 1).reshape(-1, *[1] * (values[key].ndim - 1))
                 values[key] = torch.where(newest, self.pending_task[slot_of(key)], values[key])
@@ -288,7 +295,7 @@ class Adapter(nn.Module):
 
     def centre(self) -> dict[str, Tensor]:
         """The condition-free values c0 of the generated factors, by key."""
-        return {key: self.owned[slot_of(key)] for key in self.required_conditioner.shapes}
+        return {key: self.learned_by_slot[slot_of(key)] for key in self.required_conditioner.shapes}
 
     @torch.no_grad()
     def features(self, inputs: Inputs) -> Tensor:

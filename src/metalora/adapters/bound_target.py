@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition import Values
 
 
+# The adapter's module of learned factors. Its name is part of the keys of a state_dict and of saved PEFT folders, so it
+# must never change.
+LEARNED_MODULE = "owned"
+
+
 @dataclass(frozen=True)
 class FactorReader:
     """Where a factor's value comes from.
@@ -138,9 +143,9 @@ class BoundTarget:
         """
         adapter = self._adapter[0]
         # Two dictionaries, without a way through Module.__getattr__
-        owned = adapter._modules["owned"]
-        assert owned is not None
-        parameters, slices = owned._parameters, adapter.state.slices
+        learned = adapter._modules[LEARNED_MODULE]
+        assert learned is not None
+        parameters, slices = learned._parameters, adapter.state.slices
         tensors = []
         for reader in readers:
             if reader.per_example:

@@ -68,6 +68,6 @@ def new_task(adapter: Adapter, like: int | None = None) -> Iterator[int]:
 def _write_pending_task(adapter: Adapter) -> None:
     """Write the new task's slices, which are parameters of their own inside of `new_task`, into the factors."""
     for key, axis in adapter.task_keys.items():
-        newest = adapter.owned[slot_of(key)].select(axis, adapter.config.tasks - 1)
+        newest = adapter.learned_by_slot[slot_of(key)].select(axis, adapter.config.tasks - 1)
         newest.copy_(adapter.pending_task[slot_of(key)])
     adapter.pending_task.clear()

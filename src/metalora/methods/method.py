@@ -98,9 +98,9 @@ class Method:
 
     @property
     def form(self) -> Form:
-        """How the network acts on an input: "cut", "circuit" or "bottleneck"."""
-        forms = [record.form for record in self.mechanisms if record.form != "cut"]
-        return forms[0] if forms else "cut"
+        """How the network acts on an input: "low_rank", "circuit" or "bottleneck"."""
+        forms = [record.form for record in self.mechanisms if record.form != "low_rank"]
+        return forms[0] if forms else "low_rank"
 
     @property
     def separate_factors(self) -> tuple[str, ...]:

@@ -35,10 +35,10 @@ class Mechanism:
     """The base of all records: what the rest of the library may ask of any of them.
 
     Attributes:
-        form: How the network acts on an input: "cut" (a low-rank form), "circuit" or "bottleneck".
+        form: How the network acts on an input: "low_rank", "circuit" or "bottleneck".
     """
 
-    form: ClassVar[Form] = "cut"
+    form: ClassVar[Form] = "low_rank"
 
     @property
     def separate_factors(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from metalora.tensornet.spec import INPUT_MODES, KNOWN_MODES, Modes, parse_facto
 
 T = TypeVar("T")
 Sizes = Mapping[str, int]
-Form = Literal["cut", "circuit", "bottleneck"]
+Form = Literal["low_rank", "circuit", "bottleneck"]
 
 TRANSPOSED_AXES = {"in": "out", "out": "in"}
 
@@ -32,9 +32,9 @@ class Network:
         factors: Factor -> its modes, in the order of its axes.
         folds: Axis of the weight ("in", "out", or "hidden" of a bottleneck) -> the modes that it is split into.
         terms: Groups of factors; the groups' contractions are added. Empty: all factors are one product.
-        form: What becomes of the terms. "cut": their sum is Delta W, split at its input side. "circuit": Delta W is the
-            first term minus the second one, of too high a rank to be split. "bottleneck": there is no Delta W; the
-            second term follows the first one after an activation.
+        form: What becomes of the terms. "low_rank": their sum is Delta W, split at its input side. "circuit": Delta W
+            is the first term minus the second one, of too high a rank to be split. "bottleneck": there is no Delta W;
+            the second term follows the first one after an activation.
         biases: Factors that are added to the output, or before the activation, and take part in no contraction.
 
     Example:
@@ -46,7 +46,7 @@ class Network:
     factors: Mapping[str, Modes]
     folds: Mapping[str, Modes] = field(default_factory=dict)
     terms: tuple[tuple[str, ...], ...] = ()
-    form: Form = "cut"
+    form: Form = "low_rank"
     biases: tuple[str, ...] = ()
 
     @classmethod
@@ -55,7 +55,7 @@ class Network:
         specs: Mapping[str, str],
         folds: Mapping[str, str] | None = None,
         terms: Sequence[Sequence[str]] = (),
-        form: Form = "cut",
+        form: Form = "low_rank",
         biases: Sequence[str] = (),
     ) -> "Network":
         """Parse spec strings, such as {"A": "in r", "B": "r out"}.

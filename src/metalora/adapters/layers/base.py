@@ -231,10 +231,11 @@ class AdaptedLayer(nn.Module, ABC):
         Raises:
             RuntimeError: A factor differs by example and `values` is None.
         """
-        dense = self.dense(self.bound.read(values))
+        factors = self.bound.read(values)
+        dense = self.dense(factors)
         if self.bound.rescalers:
             weight = self.base.weight.to(dense.dtype)
-            scale = self.output_scale(values, weight, weight + dense)
+            scale = self.output_scale(factors, weight, weight + dense)
             shape = [scale.shape[0], *[1] * weight.ndim]
             shape[1 + self.out_axis] = scale.shape[1]
             dense = scale.reshape(shape) * (weight + dense) - weight
@@ -250,24 +251,23 @@ class AdaptedLayer(nn.Module, ABC):
         """
         if not self.bound.rescalers:
             return None
-        dense = self.dense(self.bound.read(values))
+        factors = self.bound.read(values)
+        dense = self.dense(factors)
         weight = self.base.weight.to(dense.dtype)
         norms: Tensor = torch.linalg.vector_norm((weight + dense[0]).movedim(self.out_axis, 0).flatten(1), dim=-1)
-        return self.output_scale(values, weight, weight + dense)[0] * norms
+        return self.output_scale(factors, weight, weight + dense)[0] * norms
 
-    def output_scale(self, values: Values | None, weight: Tensor, adapted: Tensor, repeat: int = 1) -> Tensor:
+    def output_scale(self, factors: Mapping[str, Tensor], weight: Tensor, adapted: Tensor) -> Tensor:
         """Return g, the number by which the mechanisms multiply each output.
 
         Args:
-            values: The values that differ by example.
+            factors: Factor -> its value, as `BoundTarget.read` gives them.
             weight: W in the base's layout.
             adapted: W + Delta W, (b or 1, *weight).
-            repeat: How many rows of the batch share one condition.
 
         Returns:
             g (b or 1, o): the product over the mechanisms.
         """
-        factors = self.bound.read(values, repeat=repeat)
         rows = weight.movedim(self.out_axis, 0).flatten(1)
         adapted_rows = adapted.movedim(1 + self.out_axis, 1).flatten(2)
         scale = torch.ones(1, len(rows), dtype=weight.dtype, device=weight.device)
@@ -288,7 +288,7 @@ class AdaptedLayer(nn.Module, ABC):
         factors = self.bound.read(values, repeat=repeat)
         weight = self.base.weight
         dense = self.dense(factors).to(weight.dtype)
-        scale = self.output_scale(values, weight, weight + dense, repeat)
+        scale = self.output_scale(factors, weight, weight + dense)
         shape = [scale.shape[0], *[1] * (y.ndim - 1)]
         shape[self.channels] = scale.shape[1]
         g = scale.reshape(shape).to(y.dtype)

@@ -188,7 +188,7 @@ def _index(
 
 def _check_biases(layout: Layout, resolved: ResolvedMethod) -> None:
     for path, target in layout.targets.items():
-        if target.bias_factors and target.network.form == "cut" and target.target.kind == "embedding":
+        if target.bias_factors and target.network.form == "low_rank" and target.target.kind == "embedding":
             raise ValueError(f"target {path!r}: method {resolved.name!r} has biases there, and an embedding has none")
 
 
