@@ -1,0 +1,1 @@
+"""Learners that adapt to a new task from a few labelled examples."""

@@ -1,0 +1,202 @@
+"""From ridge scores to logits: a Gaussian discriminant in the space of the scores.
+
+A one-against-rest regression gives a class between two others a flat score (masking). A linear discriminant that is
+fitted on the leave-one-out scores of the support set undoes this. Shapes: n items, t scores, c classes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalora.learner.readouts.targets import Targets
+
+SHRINKAGE = 0.1  # of the mean variance
+SMALLEST_VARIANCE = 1e-4  # of scores whose targets are 0 and 1: all classes may have a single item
+NUMBERS_AT_ONCE = 20_000_000
+
+
+class Decision(NamedTuple):
+    """An affine map from scores to logits, logits = scores @ slope + offset.
+
+    Attributes:
+        slope: Slopes, (t, count).
+        offset: Offsets, (count,).
+        leave_one_out: Logits of each item of the support set without this item, (n, count).
+        is_counted: Whether leave_one_out says something about an item, (n,): not for the single item of a class.
+    """
+
+    slope: Tensor
+    offset: Tensor
+    leave_one_out: Tensor
+    is_counted: Tensor
+
+
+def decision(scores: Tensor, targets: Targets, balanced: bool) -> Decision:
+    """Return the map from scores to logits (classes, labels) or to predictions (numbers).
+
+    Args:
+        scores: Leave-one-out scores of the support set, (n, t).
+        targets: The targets of the support set.
+        balanced: Whether to leave out how often classes (or labels) occur.
+
+    Example:
+        >>> scores = torch.tensor([[0.4, -0.4], [0.2, -0.2], [-0.3, 0.3], [-0.1, 0.1]])
+        >>> targets = Targets.classes(torch.tensor([0, 0, 1, 1]), count=2)
+        >>> decision(scores, targets, balanced=False).slope.shape
+        torch.Size([2, 2])
+    """
+    if targets.kind == "classes":
+        return class_discriminant(scores, targets.matrix, balanced)
+    if targets.kind == "multilabel":
+        return label_discriminants(scores, targets.matrix, balanced)
+    mean, deviation = targets.matrix.mean(0), targets.deviation()
+    everything = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    return Decision(torch.diag(deviation), mean, scores * deviation + mean, everything)
+
+
+def class_discriminant(scores: Tensor, one_hot: Tensor, balanced: bool = False) -> Decision:
+    """Fit a linear discriminant analysis with a shrunk pooled covariance.
+
+    logit_k = q W^-1 m_k - m_k^T W^-1 m_k / 2 + log(n_k / n), with the class means m_k and
+    W = within-class scatter / (n - c) + (0.1 * its mean variance + 1e-4) I. The leave-one-out logits are those of a new
+    discriminant without the item, in closed form: its class mean, the scatter (a rank-one downdate), the shrinkage and
+    the class frequencies change. The scores of the other items stay, as do their standardisation and weights.
+
+    Args:
+        scores: Scores, (n, t).
+        one_hot: Classes of the items, one-hot, (n, c).
+        balanced: Whether to leave out the term log(n_k / n).
+
+    Example:
+        >>> scores = torch.tensor([[1.0], [2.0], [-1.0], [-2.0]])
+        >>> fit = class_discriminant(scores, torch.eye(2).repeat_interleave(2, 0))
+        >>> (torch.tensor([[1.5]]) @ fit.slope + fit.offset).argmax(1)
+        tensor([0])
+    """
+    items, classes = one_hot.shape
+    counts = one_hot.sum(0)
+    means = one_hot.mT @ scores / counts[:, None]  # (c, t)
+    deviations = scores - one_hot @ means  # (n, t)
+    scatter = deviations.mT @ deviations
+    slope, offset = _gaussian(means, _shrunk(scatter, items - classes))
+    prior = (counts / items).log()
+    logits = _class_logits_without_self(scores, one_hot, means, deviations, scatter, balanced)
+    return Decision(slope, offset if balanced else offset + prior, logits, one_hot @ counts > 1)
+
+
+def _gaussian(means: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return slope (..., t, c) and offset (..., c) for means (..., c, t) and a covariance (..., t, t)."""
+    slope = torch.linalg.solve(covariance, means.mT)
+    return slope, -(means * slope.mT).sum(-1) / 2
+
+
+def _shrunk(scatter: Tensor, degrees_of_freedom: int) -> Tensor:
+    """Return the shrunk covariance, (..., t, t), of a within-class scatter, (..., t, t)."""
+    covariance = scatter / max(degrees_of_freedom, 1)
+    size = covariance.shape[-1]
+    identity = torch.eye(size, dtype=scatter.dtype, device=scatter.device)
+    mean_variance = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(0)
+    return covariance + (SHRINKAGE * mean_variance + SMALLEST_VARIANCE)[..., None, None] * identity
+
+
+def _class_logits_without_self(
+    scores: Tensor, one_hot: Tensor, means: Tensor, deviations: Tensor, scatter: Tensor, balanced: bool
+) -> Tensor:
+    """Return the logits (n, c) of each item under the discriminant of the other items; see `class_discriminant`."""
+    items, classes = one_hot.shape
+    counts = one_hot.sum(0)
+    own_count = one_hot @ counts  # (n,)
+    others = (own_count - 1).clamp_min(1)  # the mean of a class of one item stays
+    logits = []
+    for chunk in torch.split(
+        torch.arange(items, device=scores.device), max(1, NUMBERS_AT_ONCE // scores.shape[1] ** 2)
+    ):
+        step = deviations[chunk]
+        removed = (own_count / others)[chunk, None, None] * step[:, :, None] * step[:, None, :]
+        mean_shift = one_hot[chunk, :, None] * (step / others[chunk, None])[:, None, :]
+        slope, offset = _gaussian(means - mean_shift, _shrunk(scatter - removed, items - 1 - classes))
+        logits.append((scores[chunk, None] @ slope)[:, 0] + offset)
+    joined = torch.cat(logits)
+    prior = ((counts - one_hot).clamp_min(1) / (items - 1)).log()
+    return joined if balanced else joined + prior
+
+
+def label_discriminants(scores: Tensor, labels: Tensor, balanced: bool = False) -> Decision:
+    """Fit a discriminant of two classes, present and absent, for each label, on the score of this label alone.
+
+    logit = (q - (m_1 + m_0) / 2) (m_1 - m_0) / v + log(n_1 / n_0), with the means m of the scores of the items with and
+    without the label, and v their variance within these two classes, shrunk as in `class_discriminant`. A label that
+    all or no items have gets the constant logit log((n_1 + 1/2) / (n_0 + 1/2)).
+
+    Args:
+        scores: Scores, (n, labels).
+        labels: 1 if an item has a label and 0 otherwise, (n, labels).
+        balanced: Whether to leave out the term log(n_1 / n_0).
+
+    Example:
+        >>> scores = torch.tensor([[1.0], [2.0], [-1.0], [-2.0]])
+        >>> fit = label_discriminants(scores, torch.tensor([[1.0], [1.0], [0.0], [0.0]]))
+        >>> (torch.tensor([[1.5]]) @ fit.slope + fit.offset > 0).item()
+        True
+    """
+    items = len(labels)
+    with_label, without_label = labels.sum(0), items - labels.sum(0)  # (labels,)
+    mean_with = (labels * scores).sum(0) / with_label.clamp_min(1)
+    mean_without = ((1 - labels) * scores).sum(0) / without_label.clamp_min(1)
+    deviations = scores - torch.where(labels > 0, mean_with, mean_without)  # (n, labels)
+    scatter = deviations.square().sum(0)
+    slope, offset = _two_classes(mean_with, mean_without, with_label, without_label, scatter, items - 2, balanced)
+    own_count = torch.where(labels > 0, with_label, without_label)
+    others = (own_count - 1).clamp_min(1)
+    slopes, offsets = _two_classes(
+        mean_with - labels * deviations / others,
+        mean_without - (1 - labels) * deviations / others,
+        with_label - labels,
+        without_label - (1 - labels),
+        (scatter - own_count / others * deviations.square()).clamp_min(0),
+        items - 3,
+        balanced,
+    )
+    everything = torch.ones(items, dtype=torch.bool, device=scores.device)
+    return Decision(torch.diag(slope), offset, scores * slopes + offsets, everything)
+
+
+def _two_classes(
+    mean_with: Tensor,
+    mean_without: Tensor,
+    with_label: Tensor,
+    without_label: Tensor,
+    scatter: Tensor,
+    degrees_of_freedom: int,
+    balanced: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return slope and offset of the discriminant of each label; all tensors are (labels,) or (n, labels)."""
+    variance = scatter / max(degrees_of_freedom, 1) * (1 + SHRINKAGE) + SMALLEST_VARIANCE
+    has_both = (with_label > 0) & (without_label > 0)
+    slope = (mean_with - mean_without) / variance * has_both
+    offset = -slope * (mean_with + mean_without) / 2
+    smoothing = torch.where(has_both, 0.0, 0.5).to(scatter)
+    frequency = ((with_label + smoothing) / (without_label + smoothing)).log()
+    return slope, offset if balanced else offset + frequency
+
+
+def item_weights(fit: Decision, targets: Targets, balanced: bool) -> Tensor:
+    """Return the weight of each item of the support set in a leave-one-out likelihood, (n,).
+
+    Args:
+        fit: A decision on the support set; items that do not count get 0.
+        targets: The targets of the support set.
+        balanced: Whether all classes weigh the same in sum.
+
+    Example:
+        >>> targets = Targets.classes(torch.tensor([0, 1, 1]), count=2)
+        >>> item_weights(decision(torch.eye(2)[targets.codes], targets, False), targets, False)
+        tensor([0., 1., 1.])
+    """
+    weights = fit.is_counted.to(fit.leave_one_out.dtype)
+    if balanced and targets.kind == "classes":
+        return weights * (targets.matrix @ (1 / targets.matrix.sum(0)))
+    return weights

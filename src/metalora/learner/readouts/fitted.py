@@ -1,0 +1,247 @@
+"""A readout that is fitted to a support set: tensors only, no parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalora._util.suggest import check_choice
+from metalora.learner.readouts.kernel import squared_distances
+from metalora.learner.readouts.rules import KernelRule, Rule
+from metalora.learner.readouts.standardise import Scaling
+from metalora.learner.readouts.targets import Targets
+
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (KernelRule,)}
+
+
+@dataclass(frozen=True)
+class FittedReadout:
+    """What a readout makes of a support set; `Readout.fit` returns it.
+
+    Attributes:
+        scaling: Standardisation and weights of the features.
+        support: Weighted features of the support set, or of its representatives in a compact form, (n', d).
+        rule: How weighted features become logits.
+        targets: The targets of the support set.
+        leave_one_out: Logits (or predictions) of each item of the support set without this item, (n, count).
+        nearest: Distance of each item of the support set to its nearest other item (or representative), (n,);
+            None after a fit in training mode, and then it is computed when it is needed.
+        balanced: Whether the logits leave out how often classes occur.
+        readout: Name of the readout.
+
+    Example:
+        >>> from metalora.learner.readouts.registry import make_readout
+        >>> support, codes = torch.randn(12, 5), torch.arange(12) % 3
+        >>> fitted = make_readout("kernel-ridge").eval().fit(support, Targets.classes(codes, 3))
+        >>> fitted.logits(torch.randn(4, 5)).shape
+        torch.Size([4, 3])
+    """
+
+    scaling: Scaling
+    support: Tensor
+    rule: Rule
+    targets: Targets
+    leave_one_out: Tensor
+    nearest: Tensor | None
+    balanced: bool
+    readout: str
+
+    def logits(self, queries: Tensor) -> Tensor:
+        """Return the logits of queries, of which softmax (classes) or sigmoid (labels) makes probabilities.
+
+        Args:
+            queries: Features, (m, d), of the same columns as the support set.
+
+        Returns:
+            Logits of the classes or the labels, or the predicted numbers, (m, count).
+
+        Raises:
+            ValueError: The number of features is another one, or a feature is not finite.
+
+        Example:
+            >>> from metalora.learner.readouts.registry import make_readout
+            >>> targets = Targets.classes(torch.arange(12) % 3, 3)
+            >>> make_readout("kernel-ridge").eval().fit(torch.randn(12, 5), targets).logits(torch.randn(4, 5)).shape
+            torch.Size([4, 3])
+        """
+        return self.rule.logits(self._weighted(queries), self.support.to(self.scaling.mean))
+
+    def novelty(self, queries: Tensor) -> Tensor:
+        """Return how unlike the support set each query is, from 0 to 1.
+
+        It is the share of the items of the support set that are nearer to their nearest other item than the query is to
+        its nearest item, in weighted features.
+
+        Args:
+            queries: Features, (m, d).
+
+        Returns:
+            Novelties, (m,).
+
+        Raises:
+            ValueError: As `logits`.
+
+        Example:
+            >>> from metalora.learner.readouts.registry import make_readout
+            >>> support, targets = torch.randn(12, 5), Targets.classes(torch.arange(12) % 3, 3)
+            >>> fitted = make_readout("kernel-ridge").eval().fit(support, targets)
+            >>> fitted.novelty(torch.full((1, 5), 100.0))
+            tensor([1.])
+        """
+        support = self.support.to(self.scaling.mean)
+        distances = squared_distances(self._weighted(queries), support).amin(1).sqrt()  # (m,)
+        return (self._nearest() < distances[:, None]).to(distances.dtype).mean(1)
+
+    def _nearest(self) -> Tensor:
+        """Return the distance of each item of the support set to its nearest other item, (n,)."""
+        return nearest_distances(self.support) if self.nearest is None else self.nearest
+
+    def _weighted(self, queries: Tensor) -> Tensor:
+        """Return the weighted features, (m, d), of queries."""
+        width = self.scaling.width
+        if queries.ndim != 2 or queries.shape[1] != width:
+            raise ValueError(f"queries must have shape (m, {width}) as the support set, not {tuple(queries.shape)}")
+        check_finite("queries", queries)
+        return self.scaling(queries.to(self.scaling.mean))
+
+    def to(self, reference: Tensor) -> FittedReadout:
+        """Return the fitted readout in the dtype and on the device of another tensor.
+
+        Example:
+            >>> from metalora.learner.readouts.registry import make_readout
+            >>> targets = Targets.classes(torch.arange(12) % 3, 3)
+            >>> fitted = make_readout("kernel-ridge").eval().fit(torch.randn(12, 5), targets)
+            >>> fitted.to(torch.ones(1, dtype=torch.float64)).support.dtype
+            torch.float64
+        """
+        return replace(
+            self,
+            scaling=self.scaling.to(reference),
+            support=self.support.to(reference),
+            rule=self.rule.to(reference),
+            targets=self.targets.to(reference),
+            leave_one_out=self.leave_one_out.to(reference),
+            nearest=self._nearest().to(reference),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, detached; with `settings` they are the whole fitted readout.
+
+        Example:
+            >>> from metalora.learner.readouts.registry import make_readout
+            >>> targets = Targets.classes(torch.arange(12) % 3, 3)
+            >>> fitted = make_readout("kernel-ridge").eval().fit(torch.randn(12, 5), targets)
+            >>> fitted.tensors()["rule.coefficients"].shape
+            torch.Size([12, 3])
+        """
+        tensors = {
+            "mean": self.scaling.mean,
+            "factor": self.scaling.factor,
+            "support": self.support,
+            "targets": _packed(self.targets),
+            "leave_one_out": self.leave_one_out,
+            "nearest": self._nearest(),
+        }
+        if self.scaling.columns is not None:
+            tensors["columns"] = self.scaling.columns.to(torch.int32)
+        tensors |= {f"rule.{name}": tensor for name, tensor in self.rule.tensors().items()}
+        return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything that is no tensor, as JSON can store it.
+
+        Example:
+            >>> from metalora.learner.readouts.registry import make_readout
+            >>> targets = Targets.classes(torch.arange(12) % 3, 3)
+            >>> make_readout("kernel-ridge").eval().fit(torch.randn(12, 5), targets).settings()["kind"]
+            'classes'
+        """
+        return {
+            "readout": self.readout,
+            "kind": self.targets.kind,
+            "count": self.targets.count,
+            "width": self.scaling.width,
+            "balanced": self.balanced,
+            "rule": self.rule.name,
+            "rule_settings": self.rule.settings(),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> FittedReadout:
+        """Return the fitted readout that `tensors` and `settings` describe.
+
+        Args:
+            tensors: What `tensors` returned.
+            settings: What `settings` returned.
+
+        Raises:
+            ValueError: A tensor is missing, or the rule is unknown.
+
+        Example:
+            >>> from metalora.learner.readouts.registry import make_readout
+            >>> targets = Targets.classes(torch.arange(12) % 3, 3)
+            >>> fitted = make_readout("kernel-ridge").eval().fit(torch.randn(12, 5), targets)
+            >>> same = FittedReadout.from_tensors(fitted.tensors(), fitted.settings())
+            >>> queries = torch.randn(4, 5)
+            >>> torch.equal(same.logits(queries), fitted.logits(queries))
+            True
+        """
+        check_choice("rule of a fitted readout", settings["rule"], sorted(RULES))
+        rule_tensors = {
+            name.removeprefix("rule."): tensor for name, tensor in tensors.items() if name.startswith("rule.")
+        }
+        missing = {"mean", "factor", "support", "targets", "leave_one_out", "nearest"} - set(tensors)
+        if missing:
+            raise ValueError(f"a fitted readout has no tensor {sorted(missing)[0]!r}")
+        columns = tensors["columns"].long() if "columns" in tensors else None
+        return cls(
+            scaling=Scaling(tensors["mean"], tensors["factor"], settings["width"], columns),
+            support=tensors["support"],
+            rule=RULES[settings["rule"]](**rule_tensors, **settings["rule_settings"]),
+            targets=_unpacked(tensors["targets"], settings["kind"], settings["count"], tensors["mean"]),
+            leave_one_out=tensors["leave_one_out"],
+            nearest=tensors["nearest"],
+            balanced=settings["balanced"],
+            readout=settings["readout"],
+        )
+
+
+def nearest_distances(support: Tensor) -> Tensor:
+    """Return the distance of each item to its nearest other item, (n,), without gradient.
+
+    Args:
+        support: Weighted features, (n, d).
+
+    Example:
+        >>> nearest_distances(torch.tensor([[0.0], [3.0], [4.0]]))
+        tensor([3., 1., 1.])
+    """
+    distances = squared_distances(support.detach(), support.detach())
+    return distances.fill_diagonal_(torch.inf).amin(1).sqrt()
+
+
+def check_finite(what: str, features: Tensor) -> None:
+    """Raise a ValueError that says how many rows of features (n, d) have NaN or infinite values, if any."""
+    is_finite = features.isfinite().all(1)
+    if not is_finite.all():
+        count, first = int((~is_finite).sum()), int(is_finite.long().argmin())
+        raise ValueError(f"{what}: {count} of {len(features)} rows have NaN or infinite features (first: row {first})")
+
+
+def _packed(targets: Targets) -> Tensor:
+    """Return targets as a file stores them: int32 codes (n,) of classes, the matrix (n, count) otherwise."""
+    if targets.kind == "classes":
+        return targets.codes.to(torch.int32)
+    return targets.matrix.to(torch.uint8) if targets.kind == "multilabel" else targets.matrix
+
+
+def _unpacked(stored: Tensor, kind: str, count: int, reference: Tensor) -> Targets:
+    """Return the targets that `_packed` stored, in the dtype of a reference."""
+    if kind == "classes":
+        return Targets.classes(stored.long(), count).to(reference)
+    targets = Targets.multilabel(stored) if kind == "multilabel" else Targets.numbers(stored)
+    return targets.to(reference)

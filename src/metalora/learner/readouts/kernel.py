@@ -1,0 +1,130 @@
+"""The kernel of weighted features, and ridge regression with a kernel.
+
+Shapes: n items of the support set, m other items, d features, t outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+RIDGES = tuple(10 ** (exponent / 2) for exponent in range(-6, 2))  # 10^-3, 10^-2.5, ..., 10^0.5
+
+
+def linear_and_rbf(left: Tensor, right: Tensor) -> Tensor:
+    """Return the kernel k(a, b) = <a, b> / 2 + exp(-|a - b|^2 / 4) / 2 of weighted features.
+
+    Args:
+        left: Weighted features, (m, d).
+        right: Weighted features, (n, d).
+
+    Returns:
+        Kernel values, (m, n).
+
+    Example:
+        >>> linear_and_rbf(torch.tensor([[1.0]]), torch.tensor([[1.0], [-1.0]]))
+        tensor([[ 1.0000, -0.3161]])
+    """
+    products = left @ right.mT
+    return products / 2 + torch.exp(-squared_distances(left, right, products) / 4) / 2
+
+
+def squared_distances(left: Tensor, right: Tensor, products: Tensor | None = None) -> Tensor:
+    """Return |a - b|^2 of each pair of rows, (m, n).
+
+    Args:
+        left: Features, (m, d).
+        right: Features, (n, d).
+        products: The inner products of the rows, (m, n), if they are computed already.
+
+    Example:
+        >>> squared_distances(torch.tensor([[0.0, 3.0]]), torch.tensor([[4.0, 0.0]]))
+        tensor([[25.]])
+    """
+    products = left @ right.mT if products is None else products
+    norms = left.square().sum(1)[:, None] + right.square().sum(1)
+    return (norms - 2 * products).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class FeatureKernel:
+    """The kernel `linear_and_rbf` of all columns, or its mean with the same kernel of the first columns alone.
+
+    Attributes:
+        frozen_width: Number of first columns that have a kernel of their own; 0: the kernel of all columns alone.
+        frozen_scale: Factor that gives the weights of the first columns a sum of squares of 1.
+    """
+
+    frozen_width: int = 0
+    frozen_scale: float = 1.0
+
+    def __call__(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return kernel values, (m, n), of weighted features (m, d) and (n, d)."""
+        of_all = linear_and_rbf(left, right)
+        if not self.frozen_width:
+            return of_all
+        left, right = left[:, : self.frozen_width], right[:, : self.frozen_width]
+        return (of_all + linear_and_rbf(left * self.frozen_scale, right * self.frozen_scale)) / 2
+
+
+class RidgeFit(NamedTuple):
+    """A kernel ridge regression.
+
+    Attributes:
+        coefficients: Dual coefficients (K + ridge I)^-1 Y, (n, t).
+        leave_one_out: Scores of each item by the regression on the other items, (n, t).
+        ridge: The ridge.
+    """
+
+    coefficients: Tensor
+    leave_one_out: Tensor
+    ridge: Tensor
+
+
+def fit_ridge(kernel: Tensor, targets: Tensor, ridge: Tensor) -> RidgeFit:
+    """Fit a kernel ridge regression; it can be differentiated.
+
+    a = (K + ridge I)^-1 Y; the leave-one-out score of item i is Y_i - a_i / [(K + ridge I)^-1]_ii.
+
+    Args:
+        kernel: Kernel K of the support set, (n, n).
+        targets: Centred targets Y, (n, t).
+        ridge: The ridge, a scalar.
+
+    Example:
+        >>> fit = fit_ridge(torch.eye(2), torch.tensor([[1.0], [-1.0]]), torch.tensor(1.0))
+        >>> fit.coefficients[:, 0]
+        tensor([ 0.5000, -0.5000])
+    """
+    identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    inverse = torch.linalg.inv(kernel + ridge * identity)  # its gradient is two products; Cholesky's is slower
+    coefficients = inverse @ targets
+    return RidgeFit(coefficients, targets - coefficients / inverse.diagonal()[:, None], ridge)
+
+
+def choose_ridge(kernel: Tensor, targets: Tensor, ridges: tuple[float, ...] = RIDGES) -> RidgeFit:
+    """Fit with the ridge that has the smallest leave-one-out squared error, from one eigendecomposition.
+
+    Args:
+        kernel: Kernel of the support set, (n, n), in float64.
+        targets: Centred targets, (n, t), in float64.
+        ridges: The ridges to choose from.
+
+    Example:
+        >>> items = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+        >>> fit = choose_ridge(linear_and_rbf(items, items), items)
+        >>> round(float(fit.ridge), 4)
+        0.001
+    """
+    eigenvalues, vectors = torch.linalg.eigh(kernel)
+    candidates = kernel.new_tensor(ridges)
+    inverse = 1 / (eigenvalues.clamp_min(0)[None] + candidates[:, None])  # (ridges, n)
+    coefficients = vectors @ (inverse[..., None] * (vectors.mT @ targets))  # (ridges, n, t)
+    diagonal = inverse @ vectors.square().mT  # (ridges, n)
+    errors = (coefficients / diagonal[..., None]).square().sum((1, 2))
+    best = int(errors.argmin())
+    scores = targets - coefficients[best] / diagonal[best][:, None]
+    return RidgeFit(coefficients[best], scores, candidates[best])

@@ -1,0 +1,80 @@
+"""Fit of a kernel rule for use: ridge, temperature and likelihood by leave-one-out, on all items or representatives."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalora.learner.readouts.calibration import best_temperature, mean_log_likelihood
+from metalora.learner.readouts.discriminant import decision, item_weights
+from metalora.learner.readouts.kernel import FeatureKernel, choose_ridge
+from metalora.learner.readouts.rules import KernelRule
+from metalora.learner.readouts.targets import Targets
+
+SMALLEST_EIGENVALUE = 1e-8  # share of the largest, below which a direction of the representatives is dropped
+
+
+class KernelFit(NamedTuple):
+    """A kernel rule and what leave-one-out says of it.
+
+    Attributes:
+        rule: The rule, with calibrated logits.
+        leave_one_out: Its logits of each item without this item, (n, count).
+        likelihood: Mean log-likelihood of the targets under leave_one_out.
+    """
+
+    rule: KernelRule
+    leave_one_out: Tensor
+    likelihood: float
+
+
+def fit_kernel_rule(
+    features: Tensor, kernel: FeatureKernel, targets: Targets, balanced: bool, representatives: Tensor | None = None
+) -> KernelFit:
+    """Fit a kernel rule to weighted features.
+
+    With m representatives the kernel is the Nystroem approximation K_nm K_mm^-1 K_mn, and the rule has coefficients of
+    the representatives only.
+
+    Args:
+        features: Weighted features of the support set, (n, d), in float64.
+        kernel: The kernel.
+        targets: The targets of the support set.
+        balanced: Whether the logits leave out how often classes occur.
+        representatives: Positions of the representatives in the support set, (m,); None: all items.
+
+    Example:
+        >>> features = torch.randn(8, 3, dtype=torch.float64)
+        >>> targets = Targets.classes(torch.arange(8) % 2, 2).to(features)
+        >>> fit_kernel_rule(features, FeatureKernel(), targets, False, torch.tensor([0, 1, 5])).rule.coefficients.shape
+        torch.Size([3, 2])
+    """
+    if representatives is None:
+        values = kernel(features, features)
+        ridge_fit = choose_ridge(values, targets.centred())
+        coefficients = ridge_fit.coefficients
+    else:
+        chosen = features[representatives]
+        to_chosen = kernel(features, chosen)  # (n, m)
+        projection = to_chosen @ _inverse(kernel(chosen, chosen))  # (n, m)
+        ridge_fit = choose_ridge(projection @ to_chosen.mT, targets.centred())
+        coefficients = projection.mT @ ridge_fit.coefficients
+    fit = decision(ridge_fit.leave_one_out, targets, balanced)
+    weights = item_weights(fit, targets, balanced)
+    temperature = best_temperature(fit.leave_one_out, targets, weights)
+    leave_one_out = fit.leave_one_out / temperature
+    rule = KernelRule(
+        coefficients @ fit.slope / temperature, fit.offset / temperature, kernel.frozen_width, kernel.frozen_scale
+    )
+    return KernelFit(rule, leave_one_out, float(mean_log_likelihood(leave_one_out, targets, weights)))
+
+
+def _inverse(kernel: Tensor) -> Tensor:
+    """Return the pseudo-inverse of a positive semi-definite matrix, (m, m)."""
+    eigenvalues, vectors = torch.linalg.eigh(kernel)
+    is_kept = eigenvalues > SMALLEST_EIGENVALUE * eigenvalues.amax()
+    inverse = torch.where(is_kept, 1 / eigenvalues.where(is_kept, torch.ones_like(eigenvalues)), 0.0)
+    pseudo_inverse: Tensor = (vectors * inverse) @ vectors.mT
+    return pseudo_inverse

@@ -1,0 +1,30 @@
+"""The readouts by name."""
+
+from __future__ import annotations
+
+from metalora._util.suggest import check_choice
+from metalora.learner.readouts.base import Readout
+from metalora.learner.readouts.kernel_ridge import KernelRidge
+
+READOUTS: dict[str, type[Readout]] = {readout.name: readout for readout in (KernelRidge,)}
+
+
+def make_readout(name: str, *, balanced: bool = False) -> Readout:
+    """Return a new readout.
+
+    Args:
+        name: Name of the readout: "kernel-ridge" (the default of a learner).
+        balanced: Whether the logits leave out how often classes occur in the support set.
+
+    Raises:
+        ValueError: There is no readout of this name.
+
+    Example:
+        >>> make_readout("kernel-ridge").name
+        'kernel-ridge'
+        >>> make_readout("kernel_rigde")
+        Traceback (most recent call last):
+        ValueError: unknown readout 'kernel_rigde'; did you mean 'kernel-ridge'? (known: kernel-ridge)
+    """
+    check_choice("readout", name, sorted(READOUTS))
+    return READOUTS[name](balanced=balanced)

@@ -1,0 +1,78 @@
+"""Weights of the features of a task, from the share of each feature that the targets explain."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+SMALLEST_GAIN = 1e-3
+
+
+def share_weights(share: Tensor, items: int, rank: int) -> Tensor:
+    """Return the weights w_j = sqrt(max(s_j - rank / (n - 1), 1e-3)); noise alone has the share rank / (n - 1).
+
+    Args:
+        share: Shares s of the variance that the targets explain, (d,).
+        items: Number n of examples in the support set.
+        rank: Rank of the centred targets: the number of classes minus 1.
+
+    Returns:
+        Weights, (d,), not yet normalised.
+
+    Example:
+        >>> share_weights(torch.tensor([0.5, 0.0]), items=5, rank=1)
+        tensor([0.5000, 0.0316])
+    """
+    return (share - rank / (items - 1)).clamp_min(SMALLEST_GAIN).sqrt()
+
+
+def normalised(weights: Tensor, is_used: Tensor) -> Tensor:
+    """Return weights whose squares have the sum 1; features that are not used get 0.
+
+    Args:
+        weights: Positive weights, (d,).
+        is_used: Which features vary in the support set, (d,).
+
+    Example:
+        >>> normalised(torch.tensor([3.0, 4.0, 9.0]), torch.tensor([True, True, False]))
+        tensor([0.6000, 0.8000, 0.0000])
+    """
+    used = torch.where(is_used, weights, torch.zeros_like(weights))
+    return used / used.square().sum().clamp_min(1e-30).sqrt()
+
+
+class ShareWeights(nn.Module):
+    """Learned weights of features: the weight of `share_weights` times exp(g(u)).
+
+    g is a network 3 -> 16 -> 1 (81 numbers) that all features share, so that it cannot memorise a task. It starts at
+    g = 0. Its input is u_j = [(s_j - 0.3) / 0.25, log(F_j + 0.1) / 2, (rank - 3) / 2], with F_j the F-ratio
+    (s_j / rank) / (max(1 - s_j, 1e-3) / (n - 1 - rank)).
+
+    Example:
+        >>> weights = ShareWeights()
+        >>> weights(torch.tensor([0.5, 0.0]), items=5, rank=1)
+        tensor([0.5000, 0.0316], grad_fn=<MulBackward0>)
+        >>> sum(parameter.numel() for parameter in weights.parameters())
+        81
+    """
+
+    def __init__(self, hidden: int = 16):
+        super().__init__()
+        self.hidden = nn.Linear(3, hidden)
+        self.output = nn.Linear(hidden, 1)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, share: Tensor, items: int, rank: int) -> Tensor:
+        """Return the weights, (d,), of features with the shares `share`, (d,); see `share_weights`."""
+        inputs = self._inputs(share, items, rank).to(self.output.bias.dtype)
+        gain: Tensor = self.output(gelu(self.hidden(inputs)))[:, 0]
+        return share_weights(share, items, rank) * gain.exp().to(share.dtype)
+
+    def _inputs(self, share: Tensor, items: int, rank: int) -> Tensor:
+        """Return the inputs u of the network, (d, 3)."""
+        unexplained = (1 - share).clamp_min(1e-3) / max(items - 1 - rank, 1)
+        f_ratio = share / rank / unexplained
+        classes = torch.full_like(share, (rank - 3) / 2)  # (C - 4) / 2 for C classes
+        return torch.stack([(share - 0.3) / 0.25, (f_ratio + 0.1).log() / 2, classes], -1)
