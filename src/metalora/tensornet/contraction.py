@@ -49,7 +49,7 @@ class Contraction:
         sizes_of_tail = tuple(sizes[mode] for mode in out[len(out) - self.tail_modes :])
         self.tail = tail if sizes_of_tail != tuple(tail_shape) else (0, ())  # nothing to reshape
         modes = dict.fromkeys(mode for operand in self.operand_modes for mode in operand)
-        letters = dict(zip(modes, ascii_letters, strict=False))
+        letters = dict(zip(modes, ascii_letters, strict=False))  # torch.einsum has these 52; a mode more is a KeyError
         inputs = ["".join(letters[mode] for mode in operand) for operand in self.operand_modes]
         output = "".join(letters[mode] for mode in out)
         self.equation = ",".join(inputs) + "->" + output
@@ -79,6 +79,7 @@ class Contraction:
         pending = list(operands)
         for size in self.identity_sizes:
             pending.append(torch.eye(size, dtype=operands[0].dtype, device=operands[0].device))
+        # opt_einsum lists the positions in descending order, so that a pop does not move those that follow
         for positions, equation in self.steps:
             pending.append(torch.einsum(equation, *[pending.pop(position) for position in positions]))
         (result,) = pending

@@ -85,6 +85,12 @@ def decompose(factor_bonds: FactorBonds, tensor: Tensor) -> list[Tensor]:
 
     Returns:
         Factors (n_k, *bonds).
+
+    Example:
+        >>> tensor = torch.arange(24, dtype=torch.float64).reshape(2, 3, 4)
+        >>> factors = decompose([["a"], ["a", "b"], ["b"]], tensor)
+        >>> torch.allclose(dense_tensor([["a"], ["a", "b"], ["b"]], factors), tensor)
+        True
     """
     root = most_connected_factor(factor_bonds)
     factors: dict[int, Tensor] = {}
@@ -95,12 +101,12 @@ def decompose(factor_bonds: FactorBonds, tensor: Tensor) -> list[Tensor]:
         other_labels = [label for label in labels if label not in child_labels]
         remainder = _permuted(remainder, labels, [*child_labels, *other_labels])
         child_shape, other_shape = remainder.shape[: len(child_labels)], remainder.shape[len(child_labels) :]
-        matrix = remainder.reshape(child_shape.numel(), other_shape.numel())
+        matrix = remainder.reshape(child_shape.numel(), other_shape.numel())  # the unfolding: child, all the others
         u, s, v = torch.linalg.svd(matrix, full_matrices=False)
         rank = max(1, int((s > SMALLEST_SINGULAR_VALUE * s[0]).sum()))  # a zero tensor has bonds of size one
         factor = u[:, :rank].reshape(*child_shape, rank)
         factors[child] = _permuted(factor, [*child_labels, bond], [open_label(child), *factor_bonds[child]])
-        remainder = (s[:rank, None] * v[:rank]).reshape(rank, *other_shape)
+        remainder = (s[:rank, None] * v[:rank]).reshape(rank, *other_shape)  # S V' goes on towards the root
         labels = [bond, *other_labels]
     factors[root] = _permuted(remainder, labels, [open_label(root), *factor_bonds[root]])
     return [factors[number] for number in range(len(factor_bonds))]
@@ -123,6 +129,12 @@ def fit_columns(tensor: Tensor, rank: int) -> list[Tensor]:
 
     Returns:
         Factors (n_k, r); a column has the same norm in each.
+
+    Example:
+        >>> tensor = torch.ones(2, 3, 4, dtype=torch.float64)
+        >>> factors = fit_columns(tensor, rank=1)
+        >>> torch.allclose(dense_tensor([["r"]] * 3, factors), tensor)
+        True
     """
     generator = torch.Generator().manual_seed(0)  # equal input gives equal output
     starts = [_singular_vector_start(tensor, rank, generator)]
@@ -146,6 +158,11 @@ def deflate_columns(tensor: Tensor, rank: int) -> list[Tensor]:
 
     Returns:
         Factors (n_k, r); a column has the same norm in each.
+
+    Example:
+        >>> tensor = torch.ones(2, 3, 4, dtype=torch.float64)
+        >>> [tuple(factor.shape) for factor in deflate_columns(tensor, rank=2)]
+        [(2, 2), (3, 2), (4, 2)]
     """
     remainder = tensor
     rank_one_fits: list[list[Tensor]] = []
@@ -169,9 +186,10 @@ def _alternate_columns(tensor: Tensor, start: list[Tensor]) -> tuple[list[Tensor
         factors = list(factors)
         for axis in longest_first:
             grams = [factor.mT @ factor for number, factor in enumerate(factors) if number != axis]
-            gram = torch.stack(grams).prod(0)
-            projection = _project_onto_columns(tensor, factors, axis)
+            gram = torch.stack(grams).prod(0)  # (r, r): of a Khatri-Rao product, the product of the entries
+            projection = _project_onto_columns(tensor, factors, axis)  # (n, r)
             factors[axis] = best_factor(projection, gram)
+        # the gram and the projection of the last axis give the error of the whole tensor
         last = factors[axis]
         inner_product = float((projection * last).sum())
         approximation_square = float((gram * (last.mT @ last)).sum())

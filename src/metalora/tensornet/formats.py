@@ -65,6 +65,7 @@ def tt(factors: Mapping[str, str] | str) -> dict[str, str]:
     modes_by_factor = _named(factors)
     specs: dict[str, str] = {}
     for position, (name, modes) in enumerate(modes_by_factor.items()):
+        # the two ends of a train have one bond
         left = f"r{position}" if position > 0 else ""
         right = f"r{position + 1}" if position < len(modes_by_factor) - 1 else ""
         specs[name] = _spec(left, modes, right)

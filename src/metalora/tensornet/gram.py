@@ -16,8 +16,13 @@ from metalora.tensornet.topology import FactorBonds
 
 
 def bond_axis(bonds: Sequence[str], bond: str) -> int:
-    """Return the axis of a bond in a factor (n, *bonds)."""
-    return 1 + list(bonds).index(bond)
+    """Return the axis of a bond in a factor (n, *bonds).
+
+    Example:
+        >>> bond_axis(["a", "b"], "b")
+        2
+    """
+    return 1 + list(bonds).index(bond)  # axis 0 holds the open modes
 
 
 def mode_product(tensor: Tensor, axis: int, matrix: Tensor) -> Tensor:
@@ -32,9 +37,13 @@ def mode_product(tensor: Tensor, axis: int, matrix: Tensor) -> Tensor:
 
     Returns:
         (..., new, ...), `new` at `axis`.
+
+    Example:
+        >>> mode_product(torch.ones(5, 4, 3), 1, torch.ones(4, 2)).shape
+        torch.Size([5, 2, 3])
     """
     product: Tensor = torch.tensordot(tensor, matrix, ([axis], [0]))
-    return product.movedim(-1, axis)
+    return product.movedim(-1, axis)  # tensordot puts the new axis last
 
 
 def contract(operands: Sequence[tuple[Tensor, Sequence[str]]], output: Sequence[str]) -> Tensor:
@@ -59,6 +68,7 @@ def contract(operands: Sequence[tuple[Tensor, Sequence[str]]], output: Sequence[
 def _planned_expression(
     labels: tuple[tuple[str, ...], ...], output: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
 ) -> Callable[..., Tensor]:
+    # opt_einsum has a symbol for any number of labels; a letter each would end at 52
     distinct = dict.fromkeys(label for operand in labels for label in operand)
     symbols = {label: opt_einsum.get_symbol(number) for number, label in enumerate(distinct)}
     inputs = ["".join(symbols[label] for label in operand) for operand in labels]
@@ -68,8 +78,13 @@ def _planned_expression(
 
 
 def open_label(factor: int) -> str:
-    """Return the label of a factor's flattened open modes in `contract`."""
-    return f"#{factor}"
+    """Return the label of a factor's flattened open modes in `contract`.
+
+    Example:
+        >>> open_label(2)
+        '#2'
+    """
+    return f"#{factor}"  # "#" is not a letter of a mode's name, so the label never clashes with a bond
 
 
 def _primed(bonds: Sequence[str]) -> list[str]:
@@ -86,6 +101,11 @@ def dense_tensor(factor_bonds: FactorBonds, tensors: Sequence[Tensor]) -> Tensor
 
     Returns:
         (n_1, n_2, ...), an axis for every factor.
+
+    Example:
+        >>> left, right = torch.ones(2, 3), torch.ones(4, 3)
+        >>> dense_tensor([["r"], ["r"]], [left, right]).shape
+        torch.Size([2, 4])
     """
     operands = [
         (tensor, [open_label(number), *bonds])
@@ -107,10 +127,19 @@ def environment(
 
     Returns:
         (*bonds of the factors left out in `first`, *the same bonds in `second`); () if none is left out.
+
+    Example:
+        >>> factors = [torch.ones(2, 3), torch.ones(4, 3)]  # T is 2 x 4, every entry 3
+        >>> float(environment([["r"], ["r"]], factors, factors))
+        72.0
+        >>> environment([["r"], ["r"]], factors, factors, left_out=[0]).shape
+        torch.Size([3, 3])
     """
     operands: list[tuple[Tensor, list[str]]] = []
     for number, bonds in enumerate(factor_bonds):
         if number not in left_out:
+            # an open axis has the same label in both networks and is summed; the bonds of the second are primed, so
+            # that each network contracts its own
             operands.append((first[number], [open_label(number), *bonds]))
             operands.append((second[number], [open_label(number), *_primed(bonds)]))
     open_bonds = [bond for number in left_out for bond in factor_bonds[number]]
@@ -136,9 +165,15 @@ def project_onto(
     Returns:
         (n, *bonds in `approximation`) of each factor that is left out, one after another. If the factors that take part
         are orthonormal towards the one that is left out, this is the best value for that factor.
+
+    Example:
+        >>> factors = [torch.ones(2, 3), torch.ones(4, 3)]
+        >>> project_onto([["r"], ["r"]], factors, factors, 0).shape
+        torch.Size([2, 3])
     """
     operands: list[tuple[Tensor, list[str]]] = []
     for number, bonds in enumerate(factor_bonds):
+        # all factors of the reference take part, so its bonds are contracted away
         operands.append((reference[number], [open_label(number), *bonds]))
         if number not in left_out:
             operands.append((approximation[number], [open_label(number), *_primed(bonds)]))
@@ -146,7 +181,7 @@ def project_onto(
     for number in left_out:
         open_bonds = [bond for bond in factor_bonds[number] if bond not in summed]
         output += [open_label(number), *_primed(open_bonds)]
-    return contract(operands, output)
+    return contract(operands, output)  # (n, *primed bonds) of each factor that is left out
 
 
 def norm(factor_bonds: FactorBonds, tensors: Sequence[Tensor]) -> float:
@@ -155,7 +190,12 @@ def norm(factor_bonds: FactorBonds, tensors: Sequence[Tensor]) -> float:
     Args:
         factor_bonds: The bonds of every factor.
         tensors: The factors, (n, *bonds) each.
+
+    Example:
+        >>> norm([["r"], ["r"]], [torch.ones(4, 1), torch.ones(9, 1)])
+        6.0
     """
+    # rounding can make the square of a network that cancels to zero slightly negative
     return sqrt(max(float(environment(factor_bonds, tensors, tensors)), 0.0))
 
 
@@ -168,8 +208,14 @@ def distance(factor_bonds: FactorBonds, first: Sequence[Tensor], second: Sequenc
         factor_bonds: The bonds of every factor.
         first: The factors of T, (n, *bonds) each.
         second: The factors of T'.
+
+    Example:
+        >>> ones, zeros = torch.ones(9, 1), torch.zeros(9, 1)
+        >>> distance([["r"], ["r"]], [torch.ones(4, 1), ones], [torch.ones(4, 1), zeros])
+        6.0
     """
     inner_product = float(environment(factor_bonds, first, second))
+    # three numbers near |T|^2 cancel: the 1e-16 of float64 that is left becomes 1e-8 under the root
     square = norm(factor_bonds, first) ** 2 - 2 * inner_product + norm(factor_bonds, second) ** 2
     return sqrt(max(square, 0.0))
 
@@ -185,13 +231,18 @@ def qr_compress(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | 
     Returns:
         The short factors (m, *bonds) with m <= prod(bonds), and for each its orthonormal columns Q (n, m) such that the
         factor is Q times the short one; None if the factor is short already.
+
+    Example:
+        >>> short_factors, columns = qr_compress([torch.randn(100, 3), torch.randn(2, 3)])
+        >>> [tuple(short.shape) for short in short_factors], columns[1]
+        ([(3, 3), (2, 3)], None)
     """
     short_factors: list[Tensor] = []
     columns: list[Tensor | None] = []
     for tensor in tensors:
         if len(tensor) > prod(tensor.shape[1:]):
-            q, r = torch.linalg.qr(tensor.flatten(1))
-            short_factors.append(r.reshape(-1, *tensor.shape[1:]))
+            q, r = torch.linalg.qr(tensor.flatten(1))  # (n, m), (m, m) with m the product of the bonds
+            short_factors.append(r.reshape(-1, *tensor.shape[1:]))  # (m, *bonds)
             columns.append(q)
         else:
             short_factors.append(tensor)
@@ -200,7 +251,13 @@ def qr_compress(tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor | 
 
 
 def qr_expand(short_factors: Sequence[Tensor], columns: Sequence[Tensor | None]) -> list[Tensor]:
-    """Undo `qr_compress`: (m, *bonds) to (n, *bonds)."""
+    """Undo `qr_compress`: (m, *bonds) to (n, *bonds).
+
+    Example:
+        >>> factors = [torch.randn(100, 3), torch.randn(2, 3)]
+        >>> torch.allclose(qr_expand(*qr_compress(factors))[0], factors[0], atol=1e-5)
+        True
+    """
     return [
         short if q is None else torch.tensordot(q, short, 1) for short, q in zip(short_factors, columns, strict=True)
     ]
@@ -214,5 +271,10 @@ def tail_norms(values: Tensor) -> Tensor:
 
     Returns:
         (n,).
+
+    Example:
+        >>> tail_norms(torch.tensor([4.0, 3.0]))
+        tensor([5., 3.])
     """
+    # summed from the small end, so that a small tail is not lost next to a large head
     return values.flip(0).square().cumsum(0).flip(0).sqrt()

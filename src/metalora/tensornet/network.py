@@ -88,7 +88,7 @@ class Network:
     def inputs(self) -> Modes:
         """The modes of the input side, in the order of the weight's axes: in (or what it folds into), kh, kw."""
         input_side = [mode for axis in INPUT_MODES for mode in self.folds.get(axis, (axis,))]
-        return tuple(mode for mode in input_side if mode in self.modes)
+        return tuple(mode for mode in input_side if mode in self.modes)  # a Linear has no kernel modes
 
     @property
     def outputs(self) -> Modes:
@@ -128,6 +128,11 @@ class Network:
             name: The name of the new factor.
             parts: The factors that it replaces.
             modes: The modes of the new factor.
+
+        Example:
+            >>> network = Network.parse({"A": "in r", "C": "r c", "P": "c s", "B": "s out"})
+            >>> list(network.with_composite("S", ["C", "P"], ("r", "s")).factors)
+            ['A', 'B', 'S']
         """
         remaining = {factor: own_modes for factor, own_modes in self.factors.items() if factor not in parts}
         return replace(self, factors={**remaining, name: modes})
@@ -146,6 +151,7 @@ class Network:
     def split_terms(self) -> list["Network"]:
         """Return one network for each term, without the biases; if there are no terms, one of all other factors."""
         all_factors = tuple(factor for factor in self.factors if factor not in self.biases)
+        # a product without terms is its only term
         terms = self.terms or (all_factors,)
         return [Network({factor: self.factors[factor] for factor in term}, self.folds) for term in terms]
 
@@ -182,7 +188,7 @@ class Network:
 
     def _components_without(self, bond: str) -> list[set[str]]:
         """The modes of the connected parts that are left if a bond joins nothing; its factors still have it."""
-        links = {*self.bonds, "expert"} - {bond}
+        links = {*self.bonds, "expert"} - {bond}  # experts are summed over, so they join factors as a bond does
         components: list[set[str]] = []
         for factor_modes in self.factors.values():
             modes = set(factor_modes)

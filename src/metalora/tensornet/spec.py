@@ -10,6 +10,7 @@ KERNEL_MODES = ("kh", "kw")
 INPUT_MODES = ("in", *KERNEL_MODES)
 OUTPUT_MODES = ("out",)
 COORDINATE_MODES = ("layer", "proj", "head", "task")
+# "expert" is mixed by a gate; "batch" is the leading axis of generated factors, and never written
 KNOWN_MODES = (*INPUT_MODES, *OUTPUT_MODES, *COORDINATE_MODES, "expert", "batch")
 
 Modes = tuple[str, ...]
@@ -81,6 +82,7 @@ def parse_factors(specs: Mapping[str, str], folds: Mapping[str, Modes]) -> dict[
     known_modes = (*KNOWN_MODES, *(mode for modes in folds.values() for mode in modes))
     for name, modes in factors.items():
         for mode in modes:
+            # a bond that one factor alone has would be summed before anything is multiplied
             occurrences = sum(mode in other_modes for other_modes in factors.values())
             if mode not in known_modes and occurrences < 2:
                 raise ValueError(
@@ -88,7 +90,7 @@ def parse_factors(specs: Mapping[str, str], folds: Mapping[str, Modes]) -> dict[
                     f"and it is not a known mode either (known: {', '.join(known_modes)})"
                 )
     for side, axis in (("input", "in"), ("output", "out")):
-        for mode in folds.get(axis, (axis,)):
+        for mode in folds.get(axis, (axis,)):  # a folded axis is replaced by its digits or heads
             if not any(mode in modes for modes in factors.values()):
                 raise ValueError(f"network {dict(specs)}: no factor has the {side} mode {mode!r}")
     return factors

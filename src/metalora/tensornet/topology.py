@@ -33,14 +33,16 @@ def classify_topology(factor_bonds: FactorBonds) -> Topology | None:
     """
     factors_of_bond = edges(factor_bonds)
     all_have_one_bond = all(len(bonds) == 1 for bonds in factor_bonds)
-    if len(factors_of_bond) == 1 and len(factor_bonds) > 2 and all_have_one_bond:
+    if len(factors_of_bond) == 1 and len(factor_bonds) > 2 and all_have_one_bond:  # of two factors it is a chain
         return "shared bond"
+    # from here on every bond has to be an edge of a graph whose nodes are the factors
     if any(len(factors) != 2 for factors in factors_of_bond.values()):
         return None
     if len(connected_components(factor_bonds)) != 1:
         return None
     if len(factors_of_bond) == len(factor_bonds) - 1:  # connected and without a cycle
         return "chain" if max(len(bonds) for bonds in factor_bonds) <= 2 else "tree"
+    # a connected graph whose nodes all have two edges is one cycle
     return "ring" if all(len(bonds) == 2 for bonds in factor_bonds) else None
 
 
@@ -79,6 +81,7 @@ def connected_components(factor_bonds: FactorBonds) -> list[list[int]]:
     """
     components: list[list[int]] = []
     for number, bonds in enumerate(factor_bonds):
+        # this factor links all components with which it shares a bond
         joined = [part for part in components if any(set(factor_bonds[j]) & set(bonds) for j in part)]
         separate = [part for part in components if part not in joined]
         merged = sorted([number, *(j for part in joined for j in part)])
@@ -108,11 +111,16 @@ def leaf_to_root_edges(factor_bonds: FactorBonds, root: int) -> list[tuple[int, 
                 if bond in bonds and child not in reached:
                     root_to_leaf.append((child, bond, parent))
                     reached.append(child)
-    return root_to_leaf[::-1]
+    return root_to_leaf[::-1]  # breadth-first order reversed: every child before its parent
 
 
 def most_connected_factor(factor_bonds: FactorBonds) -> int:
-    """Return the number of the factor with the most bonds (the first of them): the core of a Tucker network."""
+    """Return the number of the factor with the most bonds (the first of them): the core of a Tucker network.
+
+    Example:
+        >>> most_connected_factor([["a"], ["b"], ["a", "b"]])
+        2
+    """
     return max(range(len(factor_bonds)), key=lambda number: len(factor_bonds[number]))
 
 
@@ -122,6 +130,11 @@ def bond_sizes(factor_bonds: FactorBonds, tensors: Sequence[Tensor]) -> dict[str
     Args:
         factor_bonds: The bonds of every factor.
         tensors: The factors, (n, *bonds) each.
+
+    Example:
+        >>> import torch
+        >>> bond_sizes([["a"], ["a", "b"], ["b"]], [torch.ones(9, 2), torch.ones(4, 2, 3), torch.ones(9, 3)])
+        {'a': 2, 'b': 3}
     """
     sizes: dict[str, int] = {}
     for bonds, tensor in zip(factor_bonds, tensors, strict=True):
@@ -151,11 +164,11 @@ def feasible_ranks(factor_bonds: FactorBonds, open_sizes: Sequence[int], ranks: 
     factors_of_bond = edges(factor_bonds)
     ranks = dict(ranks)
     changed = True
-    while changed:  # a lower rank can lower those next to it
+    while changed:  # a lower rank can lower those next to it; ranks only fall, so this ends
         changed = False
         for bond, factors in factors_of_bond.items():
             if len(factors) != 2:
-                continue
+                continue  # a bond that three factors or more share has no two sides
             for number in factors:
                 other_ranks = prod(ranks[name] for name in factor_bonds[number] if name != bond)
                 largest = open_sizes[number] * other_ranks

@@ -54,7 +54,7 @@ class Circuit:
 
     def __init__(self, network: Network, sizes: Sizes, batched: Collection[str] = ()):
         terms = [tuple(term.factors) for term in network.split_terms()]
-        self.current, *starts = terms
+        self.current, *starts = terms  # the term that is learned comes first
         self.start = starts[0] if starts else ()
         self.left = [*self.current, *self.start]
         self._is_batched = tuple(factor in batched for factor in self.current)
@@ -64,6 +64,7 @@ class Circuit:
         self.left_rank = prod(self.left_shape)
         self._input_sizes = [sizes[mode] for mode in inputs]
         spatial_sizes = [sizes[mode] for mode in inputs if mode in INPUT_MODES[1:]]
+        # (in, kh?, kw?): the digits of in become one axis again, those of out stay
         kernel_shape = (prod(self._input_sizes) // prod(spatial_sizes), *spatial_sizes)
         sizes = {"batch": EXAMPLES, "token": TOKENS, **sizes}
 
@@ -116,7 +117,7 @@ class Circuit:
         Returns:
             x Delta W (batch, tokens, out).
         """
-        x = tokens.to(operands[0].dtype).reshape(*tokens.shape[:2], *self._input_sizes)
+        x = tokens.to(operands[0].dtype).reshape(*tokens.shape[:2], *self._input_sizes)  # (batch, tokens, *digits)
         terms = zip(self._gates, self._split_operands(operands), strict=True)
         current, *start = (gates([x, *factors]) for gates, factors in terms)
         return current - start[0] if start else current

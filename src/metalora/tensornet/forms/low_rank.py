@@ -56,7 +56,7 @@ class LowRankForm:
     full_rank = False  # a low-rank form is narrower than the weight; a circuit is not
 
     def __init__(self, network: Network, sizes: Sizes, batched: Collection[str] = ()):
-        modes_of = {}
+        modes_of = {}  # with the batch axis that a generated factor has, and that its spec does not name
         for factor, modes in network.factors.items():
             batch_modes = ("batch",) if factor in batched else ()
             modes_of[factor] = (*batch_modes, *modes)
@@ -91,17 +91,19 @@ class LowRankForm:
         spatial_sizes = [sizes[mode] for mode in inputs if mode in INPUT_MODES[1:]]
         input_size = prod(sizes[mode] for mode in inputs)
         output_size = prod(sizes[mode] for mode in outputs)
+        # (number of axes, their shape in the result): the digits of an axis become one again
         input_axes = len(inputs), (input_size // prod(spatial_sizes), *spatial_sizes)
         output_axes = len(outputs), (output_size,)
         left_modes = [modes_of[factor] for factor in self.left]
         mid_modes = [modes_of[factor] for factor in self.mid]
         right_modes = [modes_of[factor] for factor in self.right]
-        kernel_out = (*_batch_modes(self.left_batched), *left_bonds, *inputs)
+        kernel_out = (*_batch_modes(self.left_batched), *left_bonds, *inputs)  # bonds first, as the outputs of a weight
         self.kernel = Contraction(left_modes, kernel_out, sizes, input_axes, identities)
         hidden_modes = ("batch", "token", *left_bonds)
         self.mix = Contraction([hidden_modes, *mid_modes], ("batch", "token", *right_bonds), sizes)
         expand_out = (*_batch_modes(self.right_batched), *right_bonds, *outputs)
         self.expand = Contraction(right_modes, expand_out, sizes, output_axes)
+        # Mid · Right as one matrix, what a layer multiplies its hidden activation by
         fold_out = (*_batch_modes(self.fold_batched), *left_bonds, *outputs)
         self.fold = Contraction(mid_modes + right_modes, fold_out, sizes, output_axes)
         self.dense_macs = self.left_rank * input_size * output_size
@@ -167,6 +169,7 @@ class LowRankForm:
             width = prod(sizes[bond] for bond in self._bonds(modes_of, inside, outside))
             return cost(inside, width), len(joining)
 
+        # all 2^n subsets: there are few factors between the two sides
         subsets = chain.from_iterable(combinations(between, count) for count in range(len(between) + 1))
         best = min(subsets, key=cost_and_count)
         return [factor for factor in modes_of if factor in side or factor in best]

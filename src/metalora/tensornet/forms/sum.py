@@ -51,7 +51,7 @@ class SumForm:
         self.right_rank = sum(form.right_rank for form in forms)
         self.dense_macs = sum(form.dense_macs for form in forms)
         self.macs_per_token = sum(form.macs_per_token for form in forms)
-        self.left_shape = [self.left_rank]
+        self.left_shape = [self.left_rank]  # the terms have unlike bonds, so k is one axis
         kernels = [Part(form.kernel, form.left, form.left_batched, form.left_rank) for form in forms]
         expands = [Part(form.expand, form.right, form.right_batched, form.right_rank) for form in forms]
         folds = [Part(form.fold, form.mid + form.right, form.fold_batched, form.left_rank) for form in forms]
@@ -80,14 +80,15 @@ class SumForm:
         """
         hidden = operands[0]
         mids = dict(zip(self.mid, operands[1:], strict=True))
-        parts = torch.split(hidden, [form.left_rank for form in self.forms], -1)
+        parts = torch.split(hidden, [form.left_rank for form in self.forms], -1)  # (batch, tokens, k_t) each
+        # a Mid contracts the single bonds of its term, which are unfolded from k_t here and flattened to k'_t after it
         mixed = [
             form.mix(
                 [part.reshape(*part.shape[:-1], *form.left_shape), *(mids[factor] for factor in form.mid)]
             ).flatten(2)
             for form, part in zip(self.forms, parts, strict=True)
         ]
-        return torch.cat(mixed, -1)
+        return torch.cat(mixed, -1)  # (batch, tokens, k')
 
 
 class Part:
@@ -98,6 +99,11 @@ class Part:
         factors: The factors that it takes, in their order.
         batched: True if its result has a batch axis.
         width: The product of the sizes of the bonds: k, or k' of an `expand`.
+
+    Example:
+        >>> kernel = Contraction([("in", "r")], ("r", "in"), {"in": 4, "r": 2}, tail=(1, (4,)))
+        >>> Part(kernel, ["A"], batched=False, width=2)({"A": torch.ones(4, 2)}, batched=True).shape
+        torch.Size([1, 2, 4])
     """
 
     def __init__(self, contraction: Contraction, factors: Sequence[str], batched: bool, width: int):
@@ -115,7 +121,7 @@ class Part:
             The result (width, ...), or (batch or 1, width, ...) if `batched`.
         """
         value = self.contraction([values[factor] for factor in self.factors])
-        lead = value.shape[:1] if self.batched else (1,) * batched
+        lead = value.shape[:1] if self.batched else (1,) * batched  # (batch,), or (1,) for the caller to expand
         return value.reshape(*lead, self.width, *value.shape[int(self.batched) + self.bonds :])
 
 
@@ -136,9 +142,10 @@ class ConcatenatedContraction:
         values = dict(zip(self.factors, operands, strict=True))
         results = [part(values, self.batched) for part in self.parts]
         if self.batched:
+            # terms without a generated factor have a batch axis of one
             batch = max(len(result) for result in results)
             results = [result.expand(batch, *result.shape[1:]) for result in results]
-        return torch.cat(results, int(self.batched))
+        return torch.cat(results, int(self.batched))  # along k, which follows the batch axis
 
     def __repr__(self) -> str:
         return " + ".join(repr(part.contraction) for part in self.parts)

@@ -9,7 +9,7 @@ from torch import Tensor
 from metalora.tensornet.gram import distance, environment, norm, project_onto
 from metalora.tensornet.topology import FactorBonds
 
-SMALLEST_EIGENVALUE = 1e-14  # of the largest one: a pseudo-inverse drops smaller ones
+SMALLEST_EIGENVALUE = 1e-14  # of a Gram matrix's largest one (1e-7 of the singular values): pinv drops smaller ones
 
 Factors = list[Tensor]
 
@@ -54,12 +54,13 @@ def alternate(
     for _ in range(stopping.passes):
         if error <= stopping.negligible_error * reference_norm:
             break
+        # if the error of the start is infinite, so is the first gain, and the loop goes on
         trial, trial_error = one_pass(factors)
         if trial_error >= error:
             break
-        gain = error - trial_error
+        gain = error - trial_error  # not negative
         converged = gain < stopping.smallest_gain * error
-        factors, error = trial, trial_error
+        factors, error = trial, trial_error  # a pass that gains little is the last one, but its gain is kept
         if converged:
             break
     return factors, error
@@ -74,7 +75,16 @@ def best_factor(projection: Tensor, gram: Tensor) -> Tensor:
 
     Returns:
         X (n, m), the factor with the smallest |T - T'| for these others.
+
+    Example:
+        >>> columns = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)  # the other factor, (2, 2)
+        >>> reference = torch.ones(3, 2, dtype=torch.float64)
+        >>> best_factor(reference @ columns, columns.mT @ columns) @ columns.mT
+        tensor([[1., 1.],
+                [1., 1.],
+                [1., 1.]], dtype=torch.float64)
     """
+    # a Gram matrix is symmetric, so its pseudo-inverse is that of its eigenvalues
     inverse: Tensor = torch.linalg.pinv(gram, hermitian=True, rtol=SMALLEST_EIGENVALUE)
     return projection @ inverse
 
@@ -95,14 +105,21 @@ def fit_to_reference(
 
     Returns:
         The fitted factors.
+
+    Example:
+        >>> reference = [torch.randn(5, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)]
+        >>> start = [torch.randn(5, 2, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)]
+        >>> fitted = fit_to_reference([["r"], ["r"]], reference, start)
+        >>> distance([["r"], ["r"]], reference, fitted) < 1e-6
+        True
     """
 
     def one_pass(factors: Factors) -> tuple[Factors, float]:
         factors = list(factors)
         for number, factor in enumerate(factors):
-            width = factor[0].numel()
-            gram = environment(factor_bonds, factors, factors, [number]).reshape(width, width)
-            projection = project_onto(factor_bonds, reference, factors, number).flatten(1)
+            width = factor[0].numel()  # the product of the sizes of its bonds
+            gram = environment(factor_bonds, factors, factors, [number]).reshape(width, width)  # from (*bonds, *bonds)
+            projection = project_onto(factor_bonds, reference, factors, number).flatten(1)  # (n, width)
             factors[number] = best_factor(projection, gram).reshape(factor.shape)
         return factors, distance(factor_bonds, reference, factors)
 

@@ -35,9 +35,12 @@ def largest_values_first(
     steps: list[tuple[float, str]] = []
     for bond, values in singular_values.items():
         last = len(values) if largest_ranks is None else largest_ranks[bond]
-        largest = values[0].clamp_min(1e-300)
+        largest = values[0].clamp_min(1e-300)  # a bond of zeros (float64) offers zeros, not NaN
+        # the first value is not offered: every bond has rank one from the start
         steps += [(float(value / largest), bond) for value in values[1:last]]
     ranks = dict.fromkeys(singular_values, 1)
+    # values of one bond descend, so its steps come in their order; of equal values of several bonds, the bond comes
+    # first whose name sorts last. A bond that did not fit once does not fit later, since ranks only grow.
     for relative_value, bond in sorted(steps, reverse=True):
         larger = {**ranks, bond: ranks[bond] + 1}
         if relative_value > negligible and fits(larger):

@@ -31,13 +31,13 @@ def metatt_algorithm_1(
     discarded = [0.0 for _ in bonds]
     for bond in bonds:  # left to right
         u, s, v, lost = _truncated_merge(cores[bond], cores[bond + 1], ranks[bond], discarded_per_bond)
-        signs = largest_entry_signs(u.flatten(0, 1))
-        cores[bond], cores[bond + 1] = u * signs, (signs * s)[:, None, None] * v
+        signs = largest_entry_signs(u.flatten(0, 1))  # u (left, n, rank): its columns are (left n, rank)
+        cores[bond], cores[bond + 1] = u * signs, (signs * s)[:, None, None] * v  # S moves to the right
         discarded[bond] = lost
     for bond in reversed(bonds):  # right to left
         u, s, v, lost = _truncated_merge(cores[bond], cores[bond + 1], ranks[bond], discarded_per_bond)
-        signs = largest_entry_signs(v.flatten(1).mT)
-        cores[bond], cores[bond + 1] = u * (s * signs), signs[:, None, None] * v
+        signs = largest_entry_signs(v.flatten(1).mT)  # v (rank, m, right): now V has orthonormal rows
+        cores[bond], cores[bond + 1] = u * (s * signs), signs[:, None, None] * v  # S moves back to the left
         discarded[bond] = max(discarded[bond], lost)
     return cores, discarded
 
@@ -52,10 +52,10 @@ def _truncated_merge(
     Returns:
         U (l, n, rank), S (rank,), V' (rank, m, r), and the norm of the values that were discarded.
     """
-    left_q, left_r = torch.linalg.qr(left.flatten(0, 1))
-    right_q, right_r = torch.linalg.qr(right.flatten(1).mT)
+    left_q, left_r = torch.linalg.qr(left.flatten(0, 1))  # (left n, k), (k, bond)
+    right_q, right_r = torch.linalg.qr(right.flatten(1).mT)  # (m right, l), (l, bond)
     u, s, v = torch.linalg.svd(left_r @ right_r.mT, full_matrices=False)
-    tails = tail_norms(s)
+    tails = tail_norms(s)  # tails[r] is what rank r discards
     rank = min(rank, len(s))
     if largest_discarded > 0:
         rank = min(rank, max(1, int((tails > largest_discarded).sum())))

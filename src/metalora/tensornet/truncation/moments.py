@@ -31,6 +31,13 @@ def transport_moments(
 
     Raises:
         ValueError: A ring, whose truncation is a fit and not a change of basis.
+
+    Example:
+        >>> old, new = [torch.ones(4, 1), torch.ones(9, 1)], [torch.ones(4, 1) / 2, 2 * torch.ones(9, 1)]
+        >>> gradients = [torch.ones(4, 1), torch.ones(9, 1)]
+        >>> first, _ = transport_moments([["r"], ["r"]], old, new, gradients, squared=False)
+        >>> float(first[0])  # the other factor has doubled
+        2.0
     """
     topology = classify_topology(factor_bonds)
     if topology == "ring":
@@ -54,6 +61,7 @@ def _transport_tree(
     for child, bond, parent in leaf_to_root_edges(factor_bonds, len(factor_bonds) - 1):
         child_axis = bond_axis(factor_bonds[child], bond)
         parent_axis = bond_axis(factor_bonds[parent], bond)
+        # (n · other bonds, bond) each
         old_columns, gram_columns, cross_columns, new_columns = (
             tensor.movedim(child_axis, -1).flatten(0, -2)
             for tensor in (old[child], grams[child], crosses[child], new[child])
@@ -75,7 +83,7 @@ def _transport_columns(
     factor_bonds: FactorBonds, old: Sequence[Tensor], new: Sequence[Tensor], moments: Sequence[Tensor], squared: bool
 ) -> list[Tensor]:
     """Column by column, the gradient of the nearest old column times the growth of the other factors."""
-    old_rank, new_rank = old[0].shape[1], new[0].shape[1]
+    old_rank, new_rank = old[0].shape[1], new[0].shape[1]  # factors are (n, r)
     nearest = torch.arange(old_rank, device=old[0].device)  # without truncation the columns keep their order
     if new_rank < old_rank:
         cosines = [_unit_columns(before).mT @ _unit_columns(after) for before, after in zip(old, new, strict=True)]
@@ -86,7 +94,7 @@ def _transport_columns(
     growth = torch.where(squares > 0, inner_products / squares.clamp_min(1e-300), 1.0)
     transported: list[Tensor] = []
     for number, moment in enumerate(moments):
-        growth_of_others = torch.cat([growth[:number], growth[number + 1 :]]).prod(0)
+        growth_of_others = torch.cat([growth[:number], growth[number + 1 :]]).prod(0)  # (r,)
         factor = growth_of_others.square() if squared else growth_of_others
         transported.append(moment[:, nearest] * factor)
     return transported

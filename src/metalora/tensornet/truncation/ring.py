@@ -34,6 +34,7 @@ def truncate_ring(
         The truncated factors, and bond -> the norm that the bond discarded, as measured:
         |T - T'|^2 <= the sum of the squares.
     """
+    # rank 0: the projections are not used here, only the values
     singular_values = {bond: _bond_projection(factor_bonds, tensors, bond, rank=0)[1] for bond in edges(factor_bonds)}
     if not target.discarded_per_bond:
         return _truncate_to_ranks(factor_bonds, tensors, target.choose(singular_values))
@@ -43,6 +44,7 @@ def truncate_ring(
         factors, discarded = _truncate_to_ranks(factor_bonds, tensors, target.choose(singular_values, share))
         if distance(factor_bonds, tensors, factors) <= allowed_error:
             return factors, discarded
+    # no share was small enough, so every bond keeps all that the network can use
     all_ranks = feasible_ranks(factor_bonds, target.open_sizes, target.ranks)
     return _truncate_to_ranks(factor_bonds, tensors, all_ranks)
 
@@ -51,7 +53,7 @@ def _truncate_to_ranks(
     factor_bonds: FactorBonds, reference: Sequence[Tensor], ranks: Mapping[str, int]
 ) -> tuple[list[Tensor], dict[str, float]]:
     """The fitted factors, and the norm that each bond discarded before the fit."""
-    factors = list(reference)
+    factors = list(reference)  # a bond is projected in the ring in which those before it are truncated
     discarded = dict.fromkeys(ranks, 0.0)
     error = 0.0
     for bond, (first, second) in edges(factor_bonds).items():
@@ -62,7 +64,7 @@ def _truncate_to_ranks(
         factors[first] = mode_product(factors[first], first_axis, first_side)
         factors[second] = mode_product(factors[second], second_axis, second_side)
         error_now = distance(factor_bonds, reference, factors)
-        discarded[bond] = max(error_now**2 - error**2, 0.0) ** 0.5
+        discarded[bond] = max(error_now**2 - error**2, 0.0) ** 0.5  # what this bond adds; together they give error^2
         error = error_now
     return fit_to_reference(factor_bonds, reference, factors), discarded
 
@@ -86,13 +88,14 @@ def _bond_projection(
     u, values, _ = torch.linalg.svd(first_root @ second_root.mT)
     u = u[:, :rank]
     values = values * (norm(factor_bonds, tensors) / values.square().sum().sqrt().clamp_min(1e-300))
+    # P = K^-1/2 U U' K^1/2 as its two factors, one for each end of the bond
     return (first_inverse @ u, first_root.mT @ u), values
 
 
 def _square_root(gram: Tensor) -> tuple[Tensor, Tensor]:
     """R with R' R = G, and its pseudo-inverse; both (bond, bond)."""
     eigenvalues, vectors = torch.linalg.eigh(gram)
-    root = eigenvalues.clamp_min(0).sqrt()[:, None] * vectors.mT
+    root = eigenvalues.clamp_min(0).sqrt()[:, None] * vectors.mT  # (bond, bond): S^1/2 V'
     invertible = eigenvalues > SMALLEST_EIGENVALUE * eigenvalues.max()
     inverses = torch.where(invertible, eigenvalues.clamp_min(1e-300).rsqrt(), 0.0)
     return root, vectors * inverses
@@ -102,7 +105,7 @@ def _opened_gram(factor_bonds: FactorBonds, tensors: Sequence[Tensor], bond: str
     """The Gram matrix (bond, bond) at one end of a bond: the network is opened there, and the other end is traced."""
     operands: list[tuple[Tensor, list[str]]] = []
     for number, bonds in enumerate(factor_bonds):
-        for copy in ("", "'"):
+        for copy in ("", "'"):  # the two networks of the inner product
             at_opened_bond = f"#end{copy}" if number == end else "#traced"
             labels = [at_opened_bond if name == bond else name + copy for name in bonds]
             operands.append((tensors[number], [open_label(number), *labels]))

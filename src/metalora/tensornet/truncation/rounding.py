@@ -76,7 +76,7 @@ def round_train(
     factor_bonds, order, tensors = _chain(cores)
     ranks_of_bonds = None
     if ranks is not None:
-        _check_ranks(ranks, [core.shape[2] for core in cores[:-1]])
+        _check_ranks(ranks, [core.shape[2] for core in cores[:-1]])  # r_1 ... r_{d-1}; r_d is one
         ranks_of_bonds = dict(zip(order.bonds, ranks, strict=True))
     truncated = truncate(
         factor_bonds, tensors, ranks=ranks_of_bonds, tolerance=tolerance, budget=budget, mode=mode, gauge=gauge
@@ -89,13 +89,31 @@ def round_train(
 
 
 def train_norm(cores: Sequence[Tensor]) -> float:
-    """Return |T|_F of a train, from the Gram matrices of its cores."""
+    """Return |T|_F of a train, from the Gram matrices of its cores.
+
+    Args:
+        cores: (r_{k-1}, n_k, r_k) each.
+
+    Example:
+        >>> import torch
+        >>> train_norm([torch.ones(1, 4, 1), torch.ones(1, 9, 1)])
+        6.0
+    """
     factor_bonds, _, tensors = _chain(cores)
     return gram.norm(factor_bonds, tensors)
 
 
 def singular_values(cores: Sequence[Tensor]) -> list[Tensor]:
-    """Return the singular values of a train at every bond, the largest first: (r_k,) each."""
+    """Return the singular values of a train at every bond, the largest first: (r_k,) each.
+
+    Args:
+        cores: (r_{k-1}, n_k, r_k) each.
+
+    Example:
+        >>> import torch
+        >>> [float(values) for values in singular_values([torch.ones(1, 4, 1), torch.ones(1, 9, 1)])]
+        [6.0]
+    """
     factor_bonds, order, tensors = _chain(cores)
     values = tree_singular_values(factor_bonds, [tensor.detach().double() for tensor in tensors])
     return [values[bond] for bond in order.bonds]
@@ -120,11 +138,24 @@ def feasible_train_ranks(sizes: Sequence[int], ranks: Sequence[int]) -> tuple[in
 def ranks_for_budget(cores: Sequence[Tensor], budget: int) -> tuple[int, ...]:
     """Choose ranks whose cores have at most `budget` numbers, the relatively largest singular values first.
 
+    Args:
+        cores: (r_{k-1}, n_k, r_k) each.
+        budget: The largest number of parameters.
+
+    Returns:
+        The rank of every bond, (d - 1) numbers.
+
     Raises:
         ValueError: The budget is below the number of parameters at rank one.
+
+    Example:
+        >>> import torch
+        >>> cores = [torch.eye(3).reshape(1, 3, 3), torch.eye(3).reshape(3, 3, 1)]
+        >>> ranks_for_budget(cores, budget=12)  # 6 parameters a rank
+        (2,)
     """
     factor_bonds, order, tensors = _chain(cores)
-    open_sizes = tuple(len(tensor) for tensor in tensors)
+    open_sizes = tuple(len(tensor) for tensor in tensors)  # n_k of every core
     target = TruncationTarget(factor_bonds, open_sizes, topology.bond_sizes(factor_bonds, tensors), budget=budget)
     values = tree_singular_values(factor_bonds, [tensor.detach().double() for tensor in tensors])
     return _in_order(order, target.choose(values))

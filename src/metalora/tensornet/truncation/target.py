@@ -21,6 +21,12 @@ class TruncationTarget:
         ranks: Bond -> the largest rank that is allowed.
         discarded_per_bond: The largest norm that a bond may discard; 0: an error is not the target.
         budget: The largest number of parameters in all factors; None: a number is not the target.
+
+    Example:
+        >>> import torch
+        >>> target = TruncationTarget([["r"], ["r"]], (6, 4), {"r": 3}, budget=25)
+        >>> target.choose({"r": torch.tensor([5.0, 1.0, 0.5])})  # 10 parameters a rank
+        {'r': 2}
     """
 
     factor_bonds: FactorBonds
@@ -48,8 +54,9 @@ class TruncationTarget:
         elif self.discarded_per_bond > 0:
             limit = share * self.discarded_per_bond
             for bond, values in singular_values.items():
-                needed = int((tail_norms(values) > limit).sum())
+                needed = int((tail_norms(values) > limit).sum())  # tails fall, so this one is within the limit
                 ranks[bond] = min(ranks[bond], max(1, needed))
+        # a low rank at one bond can leave those next to it wider than they can use
         return feasible_ranks(self.factor_bonds, self.open_sizes, ranks)
 
     def num_params(self, ranks: Mapping[str, int]) -> int:
@@ -62,7 +69,7 @@ class TruncationTarget:
     def _within_budget(
         self, singular_values: Mapping[str, Tensor], largest_ranks: Mapping[str, int], budget: int
     ) -> dict[str, int]:
-        smallest = self.num_params(dict.fromkeys(singular_values, 1))
+        smallest = self.num_params(dict.fromkeys(singular_values, 1))  # rank one at every bond
         if smallest > budget:
             raise ValueError(f"a budget of {budget} numbers is below {smallest}, that of rank one")
         return largest_values_first(

@@ -19,6 +19,10 @@ class TrainOrder:
     Attributes:
         factors: The numbers of the factors; the end that is declared first comes first.
         bonds: The bonds between them, one less.
+
+    Example:
+        >>> TrainOrder.of_chain([["b"], ["a"], ["a", "b"]])
+        TrainOrder(factors=(0, 2, 1), bonds=('b', 'a'))
     """
 
     factors: tuple[int, ...]
@@ -32,8 +36,9 @@ class TrainOrder:
     @classmethod
     def of_chain(cls, factor_bonds: FactorBonds) -> "TrainOrder":
         """Walk along a chain from the end that is declared first."""
+        # a chain of one factor has no bonds, and is its own end
         first_end = next(number for number, bonds in enumerate(factor_bonds) if len(bonds) <= 1)
-        links = leaf_to_root_edges(factor_bonds, first_end)[::-1]
+        links = leaf_to_root_edges(factor_bonds, first_end)[::-1]  # root to leaf is from this end to the other
         factors = (first_end, *(child for child, _, _ in links))
         return cls(factors, tuple(bond for _, bond, _ in links))
 
@@ -52,11 +57,11 @@ class TrainOrder:
             tensor, bonds = tensors[number], factor_bonds[number]
             if len(bonds) == 2:
                 left_first = bonds[0] == self.bonds[position - 1]
-                core = tensor.permute(1, 0, 2) if left_first else tensor.permute(2, 0, 1)
+                core = tensor.permute(1, 0, 2) if left_first else tensor.permute(2, 0, 1)  # (left, n, right)
             elif position == 0:
-                core = tensor.reshape(1, len(tensor), -1)
+                core = tensor.reshape(1, len(tensor), -1)  # (1, n, right); right is 1 if there is no bond
             else:
-                core = tensor.mT[..., None]
+                core = tensor.mT[..., None]  # (n, left) -> (left, n, 1)
             cores.append(core)
         return cores
 
@@ -67,9 +72,9 @@ class TrainOrder:
             bonds = factor_bonds[number]
             if len(bonds) == 2:
                 left_first = bonds[0] == self.bonds[position - 1]
-                by_number[number] = core.permute(1, 0, 2) if left_first else core.permute(1, 2, 0)
+                by_number[number] = core.permute(1, 0, 2) if left_first else core.permute(1, 2, 0)  # (n, *bonds)
             elif len(bonds) == 0:
                 by_number[number] = core.flatten()
             else:
-                by_number[number] = core[0] if position == 0 else core[..., 0].mT
+                by_number[number] = core[0] if position == 0 else core[..., 0].mT  # (n, right) or (n, left)
         return [by_number[number] for number in range(len(cores))]

@@ -45,7 +45,7 @@ def truncate_tree(
     for bond, (values, _) in decompositions.items():
         rank = ranks[bond]
         discarded[bond] = float(tail_norms(values)[rank]) if rank < len(values) else 0.0
-    leading = {bond: vectors[:, : ranks[bond]] for bond, (_, vectors) in decompositions.items()}
+    leading = {bond: vectors[:, : ranks[bond]] for bond, (_, vectors) in decompositions.items()}  # (bond, rank)
     approximation = project_bonds(factor_bonds, reference, leading)
     if any(discarded.values()):  # otherwise T' is T up to rounding
         approximation = hooi(factor_bonds, reference, approximation)
@@ -74,6 +74,7 @@ def hooi(
         for bond, (first, second) in edges(factor_bonds).items():
             first_axis = bond_axis(factor_bonds[first], bond)
             second_axis = bond_axis(factor_bonds[second], bond)
+            # then all factors but the pair are orthonormal towards it; what `second` is does not matter
             factors = orthogonalize(factor_bonds, factors, first)
             # (axes of the first factor but the bond, those of the second): as many as the factor has bonds
             pair = project_onto(factor_bonds, reference, factors, first, second, summed=[bond])
@@ -82,9 +83,9 @@ def hooi(
             matrix = pair.reshape(first_shape.numel(), second_shape.numel())
             u, s, v = torch.linalg.svd(matrix, full_matrices=False)
             rank = min(factors[first].shape[first_axis], len(s))  # a bond may be wider than its pair of neighbours
-            weighted = (s[:rank, None] * v[:rank]).mT
+            weighted = (s[:rank, None] * v[:rank]).mT  # (axes of the second factor, rank)
             factors[first] = u[:, :rank].reshape(*first_shape, rank).movedim(-1, first_axis)
-            factors[second] = weighted.reshape(*second_shape, rank).movedim(-1, second_axis)
+            factors[second] = weighted.reshape(*second_shape, rank).movedim(-1, second_axis)  # (n, *bonds)
     return factors
 
 
@@ -98,12 +99,17 @@ def orthogonalize(factor_bonds: FactorBonds, tensors: Sequence[Tensor], root: in
 
     Returns:
         Factors whose matrices (all other axes, bond towards the root) have orthonormal columns.
+
+    Example:
+        >>> factors = orthogonalize([["r"], ["r"]], [torch.ones(4, 1), torch.ones(9, 1)], root=1)
+        >>> [round(float(factor.norm()), 4) for factor in factors]
+        [1.0, 6.0]
     """
     factors = list(tensors)
     for child, bond, parent in leaf_to_root_edges(factor_bonds, root):
         child_axis = bond_axis(factor_bonds[child], bond)
-        columns = factors[child].movedim(child_axis, -1)
-        q, r = torch.linalg.qr(columns.flatten(0, -2))
+        columns = factors[child].movedim(child_axis, -1)  # (n, *other bonds, bond)
+        q, r = torch.linalg.qr(columns.flatten(0, -2))  # (n · other bonds, k), (k, bond)
         factors[child] = q.reshape(*columns.shape[:-1], q.shape[1]).movedim(-1, child_axis)
         factors[parent] = mode_product(factors[parent], bond_axis(factor_bonds[parent], bond), r.mT)
     return factors
@@ -126,10 +132,13 @@ def bond_decompositions(
     with_norm = {root: tensors[root]}  # every factor as it is when the norm of the tensor lies in it
     decompositions: dict[str, tuple[Tensor, Tensor]] = {}
     for child, bond, parent in reversed(leaf_to_root_edges(factor_bonds, root)):
+        # (all other axes of the parent, bond): the two sides of the bond are the parent with the norm, and an
+        # orthonormal child
         columns = with_norm[parent].movedim(bond_axis(factor_bonds[parent], bond), -1).flatten(0, -2)
-        r = torch.linalg.qr(columns, mode="r").R
+        r = torch.linalg.qr(columns, mode="r").R  # (k, bond); Q does not change the singular values
         _, values, vectors = torch.linalg.svd(r, full_matrices=False)
         decompositions[bond] = values, vectors.mT
+        # R on the child's side of the bond: everything beyond it is orthonormal
         with_norm[child] = mode_product(tensors[child], bond_axis(factor_bonds[child], bond), r.mT)
     return decompositions
 
@@ -143,6 +152,11 @@ def tree_singular_values(factor_bonds: FactorBonds, tensors: Sequence[Tensor]) -
 
     Returns:
         Bond -> the singular values (r,) of the matrix of the bond's two sides, the largest first.
+
+    Example:
+        >>> left, right = torch.diag(torch.tensor([3.0, 2.0])), torch.eye(2)
+        >>> tree_singular_values([["r"], ["r"]], [left, right])
+        {'r': tensor([3., 2.])}
     """
     center = most_connected_factor(factor_bonds)
     decompositions = bond_decompositions(factor_bonds, orthogonalize(factor_bonds, tensors, center), center)
@@ -159,6 +173,11 @@ def project_bonds(factor_bonds: FactorBonds, tensors: Sequence[Tensor], vectors:
 
     Returns:
         The factors, with r in place of each bond.
+
+    Example:
+        >>> short = project_bonds([["r"], ["r"]], [torch.ones(4, 3), torch.ones(9, 3)], {"r": torch.eye(3)[:, :2]})
+        >>> [tuple(factor.shape) for factor in short]
+        [(4, 2), (9, 2)]
     """
     factors: list[Tensor] = []
     for bonds, tensor in zip(factor_bonds, tensors, strict=True):

@@ -114,7 +114,7 @@ def truncate(
         raise ValueError("a network is truncated to ranks, to a tolerance or to a budget: give one of them")
     if mode == "paper" and topology != "chain":
         raise ValueError(f"mode {mode!r} is an algorithm of chains, and this is a {topology}: use mode 'round'")
-    reference = [tensor.detach().double() for tensor in tensors]
+    reference = [tensor.detach().double() for tensor in tensors]  # Gram matrices square the condition number
     wanted_ranks = {**bond_sizes(factor_bonds, tensors), **(ranks or {})}
     _check(topology, factor_bonds, reference, wanted_ranks)  # before any decomposition: NaN would make it fail
     if topology == "chain":
@@ -138,6 +138,7 @@ def _target(
     """The target, with a tolerance divided among the bonds: each discards at most tolerance |T| / sqrt(bonds)."""
     open_sizes = tuple(len(tensor) for tensor in tensors)
     num_bonds = max(len(edges(factor_bonds)), 1)
+    # the squares that the bonds discard add up to a bound of |T - T'|^2, hence the root of their number
     discarded_per_bond = tolerance * norm(factor_bonds, tensors) / sqrt(num_bonds)
     feasible = feasible_ranks(factor_bonds, open_sizes, ranks)
     return TruncationTarget(factor_bonds, open_sizes, feasible, discarded_per_bond, budget)
@@ -148,6 +149,8 @@ def _truncate_network(
 ) -> TruncationResult:
     """The truncated factors in a gauge, and the norm that each bond discarded."""
     short_factors, columns = qr_compress(tensors)
+    # a best approximation lies in the span of the columns, so the algorithms see short factors only; the gauge
+    # needs the long ones, whose largest entries decide the signs
     short_factors, discarded = TRUNCATIONS[topology](factor_bonds, short_factors, target)
     return GAUGES[topology](factor_bonds, qr_expand(short_factors, columns), gauge), discarded
 
@@ -162,8 +165,9 @@ def _truncate_chain(
     gauge: Gauge,
 ) -> TruncationResult:
     """Truncate a chain from end to end, so that the result does not depend on the order in which it is declared."""
-    declared = TrainOrder.of_chain(factor_bonds)
+    declared = TrainOrder.of_chain(factor_bonds)  # its factors may be declared in any order
     standard, standard_bonds = declared.standard()
+    # (n, *bonds) in the declared order -> cores (left, n, right) -> (n, left bond, right bond) from end to end
     factors = standard.factors_of(standard_bonds, declared.cores(factor_bonds, tensors))
     target = _target(standard_bonds, factors, ranks, tolerance, budget)
     if mode == "paper":
@@ -179,6 +183,7 @@ def _truncate_as_printed(
     """MetaTT's Algorithm 1 on the chain as a train; it ends in the gauge "right"."""
     ranks = target.ranks
     if target.budget is not None:
+        # Algorithm 1 takes ranks alone, so those of a budget are chosen beforehand
         ranks = target.choose(tree_singular_values(factor_bonds, tensors))
     order = TrainOrder.of_chain(factor_bonds)
     cores, discarded = metatt_algorithm_1(

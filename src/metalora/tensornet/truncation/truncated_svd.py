@@ -43,14 +43,15 @@ def truncated_svd(left: Tensor, right: Tensor, rank: int) -> TruncatedProduct:
         >>> product.left.shape, round(product.discarded, 6)
         (torch.Size([2, 3]), 1.0)
     """
-    a, b = left.double().flatten(1), right.double()
+    a, b = left.double().flatten(1), right.double()  # (k, in), (k, out)
     if len(left) <= rank:
         square = ((a @ a.mT) * (b @ b.mT)).sum()  # |Left^T Right|_F^2, by the Gram matrices
         return TruncatedProduct(left, right, float(square.clamp_min(0).sqrt()), 0.0)
-    qa, ra = torch.linalg.qr(a.mT)
-    qb, rb = torch.linalg.qr(b.mT)
+    qa, ra = torch.linalg.qr(a.mT)  # (in, m), (m, k) with m = min(in, k)
+    qb, rb = torch.linalg.qr(b.mT)  # (out, n), (n, k) with n = min(out, k)
     u, s, vh = torch.linalg.svd(ra @ rb.mT, full_matrices=False)
-    root = s[:rank].sqrt()
+    root = s[:rank].sqrt()  # fewer than `rank` if a side is narrower; shared, so that both factors have one size
     new_left = (qa @ (u[:, :rank] * root)).mT.reshape(len(root), *left.shape[1:]).to(left.dtype)
     new_right = (qb @ (vh[:rank].mT * root)).mT.to(right.dtype)
+    # Qa and Qb are orthonormal, so the norm of the product is that of s
     return TruncatedProduct(new_left, new_right, float(s.norm()), float(s[rank:].norm()))
