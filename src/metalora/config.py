@@ -29,6 +29,10 @@ class ConditionConfig:
 
     c = c0 + b tanh(g(z) / b), with c0 the learned value of the factor, z the standardised and clamped features, g the
     mapping net and b the bound.
+
+    Example:
+        >>> ConditionConfig(source="stem", stem="conv1").scope
+        'sample'
     """
 
     source: Literal["stages", "pooled", "extractor", "stem", "tensor"] = "stages"
@@ -126,7 +130,12 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class RankScheduleConfig:
-    """Sweeps that lower the ranks while training: after which steps, and to which ranks (MetaTT, arXiv:2506.09105)."""
+    """Sweeps that lower the ranks while training: after which steps, and to which ranks (MetaTT, arXiv:2506.09105).
+
+    Example:
+        >>> RankScheduleConfig(steps=(500, 1000), ranks=(6, 4)).mode
+        'round'
+    """
 
     steps: tuple[int, ...] = ()
     """numbers of optimiser steps after which a sweep runs"""
@@ -151,7 +160,12 @@ class RankScheduleConfig:
 
 @dataclass(frozen=True)
 class RankBudgetConfig:
-    """Masks of singular values that lower the ranks while training, by importance (AdaLoRA, arXiv:2303.10512)."""
+    """Masks of singular values that lower the ranks while training, by importance (AdaLoRA, arXiv:2303.10512).
+
+    Example:
+        >>> RankBudgetConfig(final=4, start=100, hold=200).every
+        10
+    """
 
     final: int = 4
     """b_T: mean number of singular values per target at the end; of all targets together if they share one network"""
@@ -221,13 +235,13 @@ def to_dict(config: DataclassInstance) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+def from_dict(cls: type[Config], values: Mapping[str, Any], place: str = "") -> Config:
     """Build a configuration from plain values, such as those of a YAML file.
 
     Args:
         cls: The dataclass to build.
         values: Values by field name; nested configurations are mappings, tuples may be lists.
-        where: The place that error messages name, such as a file; the name of the class if empty.
+        place: The place that error messages name, such as a file; the name of the class if empty.
 
     Raises:
         ValueError: A field is unknown or missing, or a value has another type than its field. The message names the
@@ -240,17 +254,18 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str = "") -> 
         Traceback (most recent call last):
         ValueError: ConditionConfig: unknown key 'sorce'; did you mean 'source'? (known: bound, clamp, ...)
     """
-    where = where or cls.__name__
+    place = place or cls.__name__
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}: expected a mapping of keys to values, got {values!r}")
-    hints = typing.get_type_hints(cls)
+        raise ValueError(f"{place}: expected a mapping of keys to values, got {values!r}")
+    hints = typing.get_type_hints(cls)  # the annotations are strings here; this evaluates them
+    # checked one by one, since the TypeError of a constructor names neither the file nor the nearest field
     for key in values:
         if key not in hints:
-            raise ValueError(f"{where}: unknown key {key!r}{nearest(str(key), hints)}")
+            raise ValueError(f"{place}: unknown key {key!r}{nearest(str(key), hints)}")
     for required in _required_fields(cls):
         if required not in values:
-            raise ValueError(f"{where}: missing key {required!r}")
-    return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+            raise ValueError(f"{place}: missing key {required!r}")
+    return cls(**{key: _convert(value, hints[key], f"{place}.{key}") for key, value in values.items()})
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -270,14 +285,14 @@ def read_yaml(path: str | Path) -> Any:
         ...     from_dict(AdapterConfig, read_yaml(path), str(path)).rank
         4
     """
-    import yaml
+    import yaml  # only configuration files need it
 
     try:
         return yaml.safe_load(Path(path).read_text()) or {}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        one_line = " ".join(str(error).split())
+        one_line = " ".join(str(error).split())  # PyYAML's message has several lines
         raise ValueError(f"{path}: not valid YAML: {one_line}") from None
 
 
@@ -291,49 +306,51 @@ def _required_fields(cls: type[DataclassInstance]) -> list[str]:
 
 
 # ---- plain values -> values of a type --------------------------------------------------------------------------------
-def _convert(value: Any, hint: Any, where: str) -> Any:
+def _convert(value: Any, hint: Any, place: str) -> Any:
     """Return a plain value as a value of the type `hint`; ValueError if it is not one."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(hint, value, where)
+        return value if isinstance(value, hint) else from_dict(hint, value, place)  # nested fields have a dotted path
     if origin is Literal:
-        return _convert_literal(value, arguments, where)
+        return _convert_literal(value, arguments, place)
     if origin in (typing.Union, types.UnionType):
-        return _convert_union(value, arguments, where)
+        return _convert_union(value, arguments, place)
+    # YAML has no tuples, so a list stands for one
     if origin is tuple and isinstance(value, (list, tuple)) and (Ellipsis in arguments or len(value) == len(arguments)):
-        return tuple(_convert(item, arguments[0], f"{where}[{index}]") for index, item in enumerate(value))
+        return tuple(_convert(item, arguments[0], f"{place}[{index}]") for index, item in enumerate(value))
     if origin is dict and isinstance(value, Mapping):
-        return _convert_mapping(value, arguments, where)
-    return _convert_scalar(value, hint, where)
+        return _convert_mapping(value, arguments, place)
+    return _convert_scalar(value, hint, place)
 
 
-def _convert_mapping(value: Mapping[Any, Any], hints: tuple[Any, ...], where: str) -> dict[Any, Any]:
+def _convert_mapping(value: Mapping[Any, Any], hints: tuple[Any, ...], place: str) -> dict[Any, Any]:
     """Return the mapping with its keys and items converted to the two types of a `dict` hint."""
     key_hint, item_hint = hints
     converted = {}
     for key, item in value.items():
-        converted[_convert(key, key_hint, where)] = _convert(item, item_hint, f"{where}.{key}")
+        converted[_convert(key, key_hint, place)] = _convert(item, item_hint, f"{place}.{key}")
     return converted
 
 
-def _convert_scalar(value: Any, hint: Any, where: str) -> Any:
+def _convert_scalar(value: Any, hint: Any, place: str) -> Any:
     """Return a number, string or truth value; an integer may stand for a float, but a bool is not an integer."""
+    # in Python a bool is an int: `rank: true` would be rank 1
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is float and is_number:
         return float(value)
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ValueError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    raise ValueError(f"{place}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
 
 
-def _convert_literal(value: Any, choices: tuple[Any, ...], where: str) -> Any:
+def _convert_literal(value: Any, choices: tuple[Any, ...], place: str) -> Any:
     """Return the value if it is one of the choices of a Literal."""
     if value in choices:
         return value
-    raise ValueError(f"{where}: unknown choice {value!r}{nearest(str(value), map(str, choices))}")
+    raise ValueError(f"{place}: unknown choice {value!r}{nearest(str(value), map(str, choices))}")
 
 
-def _convert_union(value: Any, hints: tuple[Any, ...], where: str) -> Any:
+def _convert_union(value: Any, hints: tuple[Any, ...], place: str) -> Any:
     """Return the value as the first type of a union that takes it; the error is that of the first type."""
     if value is None and type(None) in hints:
         return None
@@ -342,7 +359,8 @@ def _convert_union(value: Any, hints: tuple[Any, ...], where: str) -> Any:
         if hint is type(None):
             continue
         try:
-            return _convert(value, hint, where)
+            return _convert(value, hint, place)
         except ValueError as error:
             errors.append(str(error))
+    # the type that is declared first is the usual one, so its error helps most
     raise ValueError(errors[0])

@@ -131,13 +131,14 @@ def match_parameters(
     """
     method = resolve(config).method
     targets = find_targets(model, config.targets, config.exclude)
-    step = config.experts if method.has(SplitRank) else 1
+    step = config.experts if method.has(SplitRank) else 1  # rank = step * multiple
+    # a single bond that may exceed every mode is the method's only size, and clipping it would end the search early
     clip_rank = not (method.has(AnyRank) and len(method.rank_bonds) == 1)
 
     def at_multiple(multiple: int) -> AdapterConfig:
         return replace(config, rank=step * multiple, clip_rank=clip_rank)
 
-    @cache
+    @cache  # bracketing and bisection ask for the same multiples
     def count(multiple: int) -> int:
         return build_layout(targets, resolve(at_multiple(multiple))).num_params()
 
@@ -163,7 +164,7 @@ def _largest_with_at_most(count: Callable[[int], int], budget: int, subject: str
     """
     first_above = _first_that_reaches(count, budget + 1)
     if first_above is not None:
-        return first_above - 1
+        return first_above - 1  # the count never falls, so the one before is within the budget
     first_equal = _first_that_reaches(count, budget)
     if first_equal is None:
         raise ValueError(f"{subject} has {_limit(count)} numbers at most, at any rank")
@@ -180,7 +181,8 @@ def _first_that_reaches(count: Callable[[int], int], wanted: int) -> int | None:
         if count(high) == count(2 * high):
             return None
         high *= 2
-    low = high // 2  # below `wanted`
+    low = high // 2  # below `wanted`, as every count before it
+    # invariant: count(low) < wanted <= count(high)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if count(middle) >= wanted else (middle, high)
@@ -217,6 +219,7 @@ def summarise(model: nn.Module, config: AdapterConfig) -> CostSummary:
     method = resolved.method
     layout = build_layout(find_targets(model, config.targets, config.exclude), resolved)
     target_layouts = layout.targets.values()
+    # planned without batched factors: the cost of an input whose examples share one condition
     added = sum(plan_form(target_layout, ()).macs_per_token for target_layout in target_layouts)
     base = sum(_base_multiply_adds(target_layout) for target_layout in target_layouts)
     parameters = layout.num_params()
@@ -285,6 +288,7 @@ def _ranks(layout: Layout, method: Method) -> dict[str, int]:
     largest: dict[str, int] = {}
     for target_layout in layout.targets.values():
         for bond in method.rank_bonds:
+            # a method of several components has bonds that not all of its targets have
             largest[bond] = max(largest.get(bond, 0), target_layout.sizes.get(bond, 0))
     return largest
 
@@ -293,7 +297,7 @@ def _shared_factors(layout: Layout) -> dict[str, str]:
     """Name -> shape of each factor that belongs to the whole model."""
     shapes = {}
     for key, factor in layout.params.items():
-        if not factor.owner:
+        if not factor.owner:  # owned by no target, layer or projection
             shape = " ".join(map(str, factor.shape))
             shapes[key] = f"{shape} frozen" if factor.frozen else shape
     return shapes
@@ -302,10 +306,10 @@ def _shared_factors(layout: Layout) -> dict[str, str]:
 def _base_multiply_adds(target_layout: TargetLayout) -> int:
     """Multiply-adds of the target's own weight at one token or position."""
     sizes = target_layout.target.sizes
-    return sizes["out"] * prod(sizes.get(mode, 1) for mode in INPUT_MODES)
+    return sizes["out"] * prod(sizes.get(mode, 1) for mode in INPUT_MODES)  # a Linear has no kh and kw
 
 
 def _file_bytes(layout: Layout) -> int:
     learned_factors = sum(not factor.frozen for factor in layout.params.values())
     header = HEADER_PER_FACTOR * learned_factors + HEADER_PER_TARGET * len(layout.targets) + HEADER_REST
-    return 4 * layout.num_params() + header
+    return 4 * layout.num_params() + header  # float32

@@ -255,6 +255,7 @@ def lda_transform(bank: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     projection = _lda_directions(standardised.cpu(), labels.cpu())[:, :dimensions].to(bank.device)
 
     def project(features: Tensor) -> Tensor:
+        """Project features (m, d) to (m, dimensions)."""
         features = _checked_queries(features, bank)
         projected = ((features.double() - mean) / deviation)[:, varies] @ projection
         return projected.to(features.dtype)

@@ -34,6 +34,10 @@ def plugin(name: str) -> tuple[nn.Module, Any] | None:
 
     Returns:
         The model and its tokenizer (None if it has none), or None if no package serves the prefix.
+
+    Example:
+        >>> plugin("nobody:serves-this") is None
+        True
     """
     prefix, _, rest = name.partition(":")
     for entry in entry_points(group=PLUGINS, name=prefix):
@@ -61,9 +65,9 @@ def load_model(name: str, *, weights: bool = True) -> nn.Module:
     library, _, rest = name.partition(":")
     named_sizes = architectures()
     if rest and library not in LIBRARIES:
-        loaded = plugin(name)
+        loaded = plugin(name)  # it may be of another package, so nothing is refused before this
         if loaded is not None:
-            return loaded[0]
+            return loaded[0]  # without its tokenizer
     if name in named_sizes:
         sizes = named_sizes[name]
         return _transformers(sizes["hub"], weights=True) if weights else build_architecture(name)
@@ -97,10 +101,10 @@ def build_architecture(
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     all_sizes = architectures()[name] | sizes
-    all_sizes.pop("hub")
+    all_sizes.pop("hub")  # the name on the hub, which is not a size
     config = AutoConfig.for_model(**all_sizes)
     model_class: Any = AutoModelForCausalLM if causal else AutoModel
-    with torch.device(device):
+    with torch.device(device):  # on "meta" no weight is allocated, whatever the size of the model
         return cast(nn.Module, model_class.from_config(config).eval())
 
 
@@ -131,7 +135,7 @@ def _torchvision(name: str, weights: bool) -> nn.Module:
 def _transformers(name: str, weights: bool) -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
-    name = name.removesuffix("/config.json")
+    name = name.removesuffix("/config.json")  # a path of the file stands for its folder
     try:
         if weights:
             return cast(nn.Module, AutoModel.from_pretrained(name).eval())
@@ -173,6 +177,7 @@ def _in_order(stored: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[st
     if len(stored) != len(expected):
         raise ValueError(f"{EFFICIENTNET_PACKAGE}: {len(stored)} tensors, expected {len(expected)}")
     for (source, tensor), (name, like) in zip(stored.items(), expected.items(), strict=True):
+        # the names of modules differ; "weight", "running_mean" and shapes in the same order tell the same network
         if tensor.shape != like.shape or source.rpartition(".")[2] != name.rpartition(".")[2]:
             raise ValueError(
                 f"{EFFICIENTNET_PACKAGE}: {source} {tuple(tensor.shape)} does not fit {name} {tuple(like.shape)}"
@@ -184,7 +189,7 @@ def efficientnet_transform() -> Callable[[Any], Tensor]:
     """Return the preparation with which those weights were trained: a PIL image to (3, 224, 224) in [-1, 1]."""
     from torchvision import transforms
 
-    half = (0.5, 0.5, 0.5)
+    half = (0.5, 0.5, 0.5)  # mean and deviation of a channel: [0, 1] becomes [-1, 1]
     steps = [
         transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
         transforms.CenterCrop(224),

@@ -35,6 +35,11 @@ class FitRow:
         task: The number of the task.
         norm: |Delta W|_F of the update.
         error: |Delta W - Delta W'|_F, Delta W' being that of the fitted factors.
+
+    Example:
+        >>> row = FitRow("query", task=0, norm=2.0, error=0.2)
+        >>> row.error / row.norm
+        0.1
     """
 
     target: str
@@ -78,7 +83,7 @@ class FitReport:
 
 def _relative_error(rows: Sequence[FitRow]) -> float:
     square = sum(row.norm**2 for row in rows)
-    return sqrt(sum(row.error**2 for row in rows) / square) if square else 0.0
+    return sqrt(sum(row.error**2 for row in rows) / square) if square else 0.0  # nothing to fit is no error
 
 
 @torch.no_grad()
@@ -128,6 +133,13 @@ def fitted_groups(adapter: Adapter) -> list[FactorGroup]:
     Raises:
         ValueError: The network is no chain, tree or CP of learned factors, or the modes of one side of the weight are
             on several factors.
+
+    Example:
+        >>> from torch import nn
+        >>> from metalora import AdapterConfig, attach
+        >>> adapter = attach(nn.Sequential(nn.Linear(8, 4)), AdapterConfig("lora", rank=2, targets=("0",)))
+        >>> [group.topology for group in fitted_groups(adapter)]
+        ['chain']
     """
     method = adapter.method
     allowed = "only a chain, a tree (Tucker) or one shared bond (CP) of learned factors is fitted to updates"
@@ -199,11 +211,16 @@ class _GroupFit:
         self.updates = target_updates(adapter, group, updates)
 
     def run(self) -> dict[str, Tensor]:
-        """The new value of every factor by key; the adapter stays as it is."""
-        factors_now = self._flat_factors()
+        """Fit the factors; the adapter stays as it is.
+
+        Returns:
+            Key -> new value, of the shape of the stored factor (open axes and bonds in its order), in float64.
+        """
+        factors_now = self._flat_factors()  # (n, *bonds) each
         ranks = bond_sizes(self.factor_bonds, factors_now)
         sizes = [len(factor) for factor in factors_now]
         subspaces = leading_subspaces(self.updates, sizes, max(ranks.values()))
+        # a tensor with an axis of a few columns for each long axis, small enough to be dense
         core, is_read = _core(self.updates, subspaces, sizes)
         if not core.any():
             return self.group.scatter(self._zero_network(factors_now), self.adapter.factors)
@@ -215,12 +232,16 @@ class _GroupFit:
             subspaces[number].expand(factor) if number in subspaces else factor
             for number, factor in enumerate(small_factors)
         ]
+        # the update may need less than the ranks of the adapter, whose shapes stay
         factors = _padded(self.factor_bonds, expanded, ranks)
         factors[-1] = factors[-1] / self.adapter.scale  # Delta W is scale · network
         return self.group.scatter(factors, self.adapter.factors)
 
     def _zero_network(self, factors_now: Sequence[Tensor]) -> list[Tensor]:
-        """Factors that give no update but can still learn: those of now, the last one zero unless they give none."""
+        """Factors (n, *bonds) that give no update but can still learn.
+
+        They are those of now, the last one zero unless they give none already.
+        """
         if norm(self.factor_bonds, factors_now) == 0:
             return list(factors_now)
         return [*factors_now[:-1], torch.zeros_like(factors_now[-1])]
@@ -230,6 +251,7 @@ class _GroupFit:
         factors = self._flat_factors()
         rows: list[FitRow] = []
         for update in self.updates:
+            # the slices of the factors that this target and task read
             at_target = [factor[entries] for factor, entries in zip(factors, update.indices, strict=True)]
             at_target[-1] = at_target[-1] * self.adapter.scale
             inner_product = update.inner_product(self.factor_bonds, at_target)
@@ -249,7 +271,8 @@ def _core(
     """The updates in their subspaces as one tensor.
 
     Returns:
-        The tensor with an axis for every factor, the mean if several targets read an entry; and which entries are read.
+        The tensor (n_1, n_2, ...) with an axis for every factor, the mean if several targets read an entry; and which
+        entries are read, a bool of the same shape.
     """
     core_sizes = [subspaces[number].num_columns if number in subspaces else size for number, size in enumerate(sizes)]
     core = torch.zeros(core_sizes, dtype=torch.float64)
@@ -259,11 +282,12 @@ def _core(
             subspaces[number].columns_at(entries) if number in subspaces else entries
             for number, entries in enumerate(target_update.indices)
         ]
-        grid = torch.meshgrid(*index, indexing="ij")
-        readers[grid] += 1
+        grid = torch.meshgrid(*index, indexing="ij")  # index tensors of the block that the target reads
+        readers[grid] += 1  # no entry occurs twice in a grid, so += counts it once
         if target_update.update is not None:
             projected = target_update.projected(target_update.update, subspaces)
             core[grid] += projected.reshape([len(entries) for entries in index])
+    # the mean has the least squared error over all readers of an entry
     return core / readers.clamp_min(1), readers > 0
 
 
@@ -275,6 +299,15 @@ def _fit_with_free_entries(
     They are filled with what the last fit made of them, so that the next best fit never raises the error over the
     others; at the end the factors are fitted to the others alone by L-BFGS. Filled with zeros at first, the fit would
     stay near them: 8 of 8 exact networks of two widths were found from random numbers, none from zeros.
+
+    Args:
+        factor_bonds: The bonds of every factor.
+        core: (n_1, n_2, ...), an axis for every factor.
+        is_read: The same shape, of bool.
+        ranks: Bond -> the largest rank.
+
+    Returns:
+        Factors (n_k, *bonds).
     """
     generator = torch.Generator().manual_seed(0)
     scale = FILLING_SCALE * core.norm() / is_read.sum().sqrt()
@@ -289,7 +322,7 @@ def _fit_with_free_entries(
 def _fit_read_entries(
     factor_bonds: FactorBonds, core: Tensor, is_read: Tensor, start: Sequence[Tensor]
 ) -> list[Tensor]:
-    """The factors with the least squared error over the entries that are read, by L-BFGS."""
+    """The factors (n_k, *bonds) with the least squared error over the entries that are read, by L-BFGS."""
     core_norm = core.norm()
     factors = [factor.clone(memory_format=torch.contiguous_format).requires_grad_() for factor in start]
     optimizer = torch.optim.LBFGS(
@@ -303,6 +336,7 @@ def _fit_read_entries(
 
     def loss() -> Tensor:
         optimizer.zero_grad()
+        # relative to the norm, so that the tolerances of L-BFGS mean the same for any size of the updates
         difference = dense_tensor(factor_bonds, factors) - core
         value = torch.where(is_read, difference, 0.0).div(core_norm).square().sum()
         torch.autograd.backward(value)
@@ -316,7 +350,7 @@ def _fit_read_entries(
 def _padded(factor_bonds: FactorBonds, tensors: Sequence[Tensor], ranks: Mapping[str, int]) -> list[Tensor]:
     """The same network with bonds of these sizes: Delta W is as it was, and gradients reach the new entries.
 
-    New entries are random, and zero in the last factor of their bond.
+    (n_k, *bonds) each; new entries are random, and zero in the last factor of their bond.
     """
     generator = torch.Generator().manual_seed(0)
     sizes_now = bond_sizes(factor_bonds, tensors)
@@ -326,7 +360,7 @@ def _padded(factor_bonds: FactorBonds, tensors: Sequence[Tensor], ranks: Mapping
         shape = (len(tensor), *(ranks[bond] for bond in bonds))
         larger = torch.randn(shape, generator=generator, dtype=tensor.dtype) * tensor.square().mean().sqrt()
         for axis, bond in enumerate(bonds, start=1):
-            if last_factor[bond] == number:
+            if last_factor[bond] == number:  # random on one side of the bond, zero on the other: no change of Delta W
                 larger.narrow(axis, sizes_now[bond], ranks[bond] - sizes_now[bond]).zero_()
         larger[tuple(slice(size) for size in tensor.shape)] = tensor
         padded.append(larger)

@@ -43,6 +43,11 @@ class SplitUpdate(NamedTuple):
     Attributes:
         left: (rank, n of every factor in `input_factors` of the `TargetUpdate`).
         right: (rank, n of every factor in `output_factors`).
+
+    Example:
+        >>> update = SplitUpdate(left=torch.ones(2, 8), right=torch.ones(2, 12, 64))  # out as (head, hdim)
+        >>> torch.tensordot(update.left, update.right, ([0], [0])).shape
+        torch.Size([8, 12, 64])
     """
 
     left: Tensor
@@ -74,7 +79,7 @@ class TargetUpdate:
         """|Delta W|_F^2, by Gram matrices (rank, rank)."""
         if self.update is None:
             return 0.0
-        left, right = self.update.left.flatten(1), self.update.right.flatten(1)
+        left, right = self.update.left.flatten(1), self.update.right.flatten(1)  # (rank, in), (rank, out)
         return max(float(((left @ left.mT) * (right @ right.mT)).sum()), 0.0)
 
     def inner_product(self, factor_bonds: FactorBonds, tensors: Sequence[Tensor]) -> float:
@@ -86,6 +91,7 @@ class TargetUpdate:
         """
         if self.update is None:
             return 0.0
+        # one contraction of the update and the network: neither is ever a dense (in, out)
         operands: list[tuple[Tensor, list[str]]] = [
             (self.update.left, self._labels(self.input_factors)),
             (self.update.right, self._labels(self.output_factors)),
@@ -106,8 +112,9 @@ class TargetUpdate:
         """
         left = self._project_side(update.left, self.input_factors, subspaces)
         right = self._project_side(update.right, self.output_factors, subspaces)
-        dense: Tensor = torch.tensordot(left, right, ([0], [0]))
+        dense: Tensor = torch.tensordot(left, right, ([0], [0]))  # (input factors, output factors), short axes
         factors = [*self.input_factors, *self.output_factors]
+        # the axes are those of the sides; the network wants its factors in order
         return dense.permute([factors.index(number) for number in sorted(factors)])
 
     def gram_times(self, update: SplitUpdate, factor: int, basis: Tensor, subspaces: Mapping[int, Subspace]) -> Tensor:
@@ -127,20 +134,23 @@ class TargetUpdate:
         else:
             side, other_side = update.right, self._project_side(update.left, self.input_factors, subspaces)
         side = side.movedim(1, -1)  # (rank, other factors of this side, n)
-        other_side = other_side.flatten(1)
+        other_side = other_side.flatten(1)  # (rank, everything else)
         product: Tensor = torch.tensordot(other_side @ other_side.mT, side @ basis, 1)  # (rank, other factors, columns)
-        return side.flatten(0, -2).mT @ product.flatten(0, -2)
+        return side.flatten(0, -2).mT @ product.flatten(0, -2)  # (n, columns)
 
     def _labels(self, factors: Sequence[int]) -> list[str]:
         return ["#rank", *(open_label(number) for number in factors)]
 
     def _project_side(self, side: Tensor, factors: Sequence[int], subspaces: Mapping[int, Subspace]) -> Tensor:
-        """Project the first axis after the rank, the longest one, if there is a subspace for it."""
+        """Project the first axis after the rank, the longest one: (rank, n, ...) -> (rank, columns, ...).
+
+        Without a subspace for it, the side stays as it is.
+        """
         longest = factors[0]
         if longest not in subspaces:
             return side
         basis = subspaces[longest].basis_at(self.indices[longest])
-        projected: Tensor = torch.tensordot(side, basis, ([1], [0]))
+        projected: Tensor = torch.tensordot(side, basis, ([1], [0]))  # (rank, other factors, columns)
         return projected.movedim(-1, 1)
 
 
@@ -151,6 +161,11 @@ class Subspace:
     Attributes:
         starts: The first entry of every width on the axis.
         bases: (entries of the width, columns) for every width.
+
+    Example:
+        >>> subspace = Subspace(starts=(0, 4), bases=(torch.eye(4)[:, :2], torch.eye(6)[:, :3]))
+        >>> subspace.num_columns, subspace.columns_at(torch.arange(4, 10)), subspace.expand(torch.ones(5, 7)).shape
+        (5, tensor([2, 3, 4]), torch.Size([10, 7]))
     """
 
     starts: tuple[int, ...]
@@ -178,10 +193,12 @@ class Subspace:
 
     def expand(self, coefficients: Tensor) -> Tensor:
         """Multiply by the columns: (all columns, ...) -> (all entries, ...)."""
-        parts = torch.split(coefficients, [basis.shape[1] for basis in self.bases])
+        parts = torch.split(coefficients, [basis.shape[1] for basis in self.bases])  # (columns of a width, ...) each
         return torch.cat([torch.tensordot(basis, part, 1) for basis, part in zip(self.bases, parts, strict=True)])
 
     def _width_of(self, entries: Tensor) -> int:
+        """The number of the width that all entries (n,) lie in."""
+        # entries of one width start within it, so the first one tells the width
         return max(number for number, start in enumerate(self.starts) if start <= int(entries[0]))
 
 
@@ -216,9 +233,9 @@ def _target_update(
     if update is not None:
         sizes = adapter.layout.targets[path].sizes
         down = update.down.detach().double().cpu()
-        up = update.up.detach().double().cpu().mT
-        left = down.reshape(-1, *(sizes[mode] for mode in network.inputs))
-        right = up.reshape(-1, *(sizes[mode] for mode in network.outputs))
+        up = update.up.detach().double().cpu().mT  # (rank, out)
+        left = down.reshape(-1, *(sizes[mode] for mode in network.inputs))  # (rank, *modes of the input side)
+        right = up.reshape(-1, *(sizes[mode] for mode in network.outputs))  # (rank, *modes of the output side)
         split = SplitUpdate(
             _axis_per_factor(left, network.inputs, open_modes, input_factors, indices),
             _axis_per_factor(right, network.outputs, open_modes, output_factors, indices),
@@ -231,6 +248,7 @@ def _factors_of_side(
 ) -> list[int]:
     """The numbers of the factors with a mode of one side, those with axes of the weight (the longest) first."""
     factors = [number for number, modes in enumerate(open_modes) if {*modes} & {*side_modes}]
+    # False sorts before True: factors with axes of the weight first, and otherwise in their order
     return sorted(factors, key=lambda number: not {*open_modes[number]} & weight_modes)
 
 
@@ -252,10 +270,11 @@ def _entries_of_target(adapter: Adapter, group: FactorGroup, number: int, path: 
     first_entry = 0
     for key in group.keys[number]:
         shape = adapter.layout.params[key].shape
-        open_shape = [1 if axis in group.bond_axes[key] else size for axis, size in enumerate(shape)]
+        open_shape = [1 if axis in group.bond_axes[key] else size for axis, size in enumerate(shape)]  # bonds of one
         if key == view.key:
             break
         first_entry += prod(open_shape)
+    # numbers in place of values: what the target would read of the factor tells the entries
     entries = torch.arange(prod(open_shape)).reshape(open_shape) + first_entry
     if view.key in adapter.task_keys:
         entries = entries.select(adapter.task_keys[view.key], task)
@@ -304,7 +323,7 @@ def _leading_directions(
 ) -> Tensor:
     """The leading left singular vectors of [X_1 X_2 ...], (size, columns), by subspace iteration; X is never formed."""
     if num_columns >= size:
-        return torch.eye(size, dtype=torch.float64)
+        return torch.eye(size, dtype=torch.float64)  # all directions, exactly
     generator = torch.Generator().manual_seed(0)  # equal updates give equal factors
     basis: Tensor = torch.linalg.qr(torch.randn(size, num_columns, generator=generator, dtype=torch.float64)).Q
     for _ in range(SUBSPACE_ITERATIONS):
@@ -313,6 +332,7 @@ def _leading_directions(
             if target_update.update is not None:
                 entries = target_update.indices[factor] - start
                 product = target_update.gram_times(target_update.update, factor, basis[entries], subspaces)
+                # targets read unlike parts of the axis, and several may read the same
                 total.index_add_(0, entries, product)
-        basis = torch.linalg.qr(total).Q
+        basis = torch.linalg.qr(total).Q  # (size, columns)
     return basis

@@ -57,11 +57,13 @@ def start_from_weights(model: nn.Module, rank: int) -> FitReport:
             "start_from_weights: Delta W differs by example or task, so no one of them can be taken from the base"
         )
     weights = _base_weights(adapter)
+    # each of the two would subtract its own part from the one weight
     if len({id(weight) for weight in weights.values()}) < len(weights):
         raise ValueError("start_from_weights: two targets have one weight in common")
     updates = {path: _leading_update(adapter, path, weight, rank) for path, weight in weights.items()}
     report = fit_updates(adapter, [updates])
     for path, weight in weights.items():
+        # what the fit reached, not what was asked for, so that W stays the sum
         weight.sub_(adapter.delta(path).to(weight.dtype))
     return report
 
@@ -101,7 +103,7 @@ def start_from_gradient(model: nn.Module, loss: Callable[[], Tensor], rank: int,
     weight_norm = _total_norm(weight.detach() for weight in _base_weights(adapter).values())
     factor = size * weight_norm / gradient_norm
     scaled = {path: LowRankUpdate(update.down, update.up * factor) for path, update in updates.items()}
-    return fit_updates(adapter, [scaled] * adapter.config.tasks)
+    return fit_updates(adapter, [scaled] * adapter.config.tasks)  # every task starts alike
 
 
 @torch.no_grad()
@@ -158,13 +160,14 @@ def _unit_columns(adapter: Adapter, group: FactorGroup, weight_factor: str) -> l
     weights = group.factors.index(weight_factor)
     generator = torch.Generator().manual_seed(0)  # for columns of zeros, if the gradient has a lower rank
     random = [torch.randn(factor.shape, generator=generator).to(factor) for factor in factors]
-    signs = torch.where(factors[weights] < 0, -1.0, 1.0)
+    signs = torch.where(factors[weights] < 0, -1.0, 1.0)  # (n, r) with n = 1: those of the columns' weights
+    # a column of zeros has no direction: a random one in its place can still get a gradient
     unit = [
         nn.functional.normalize(torch.where(factor.norm(dim=0) > 0, factor, random_factor), dim=0)
         for factor, random_factor in zip(factors, random, strict=True)
     ]
     unit[weights] = torch.zeros_like(unit[weights])
-    first = 1 if weights == 0 else 0
+    first = 1 if weights == 0 else 0  # a factor that keeps the signs, which would go with the weights
     unit[first] = unit[first] * signs
     return unit
 
@@ -175,7 +178,7 @@ def _total_norm(tensors: Iterable[Tensor]) -> float:
 
 
 def _base_weights(adapter: Adapter) -> dict[str, Tensor]:
-    """Path -> the base's weight."""
+    """Path -> the base's weight, (out, in), (out, in, kh, kw), or (in, out) for the kinds in `TRANSPOSED`."""
     weights: dict[str, Tensor] = {}
     for path, layer in adapter.layers.items():
         weight = layer.get_submodule("base").weight
@@ -193,15 +196,15 @@ def _downhill_updates(adapter: Adapter, loss: Callable[[], Tensor], rank: int, c
         # the gradient of the base's weight W is that of W + Delta W at Delta W = 0
         with adapter.disabled(), torch.enable_grad():
             gradients = torch.autograd.grad(loss(), list(weights.values()), allow_unused=True)
-    finally:
+    finally:  # the base stays frozen, also if the loss fails
         for weight in weights.values():
             weight.requires_grad_(False)
     updates = {
         path: _leading_update(adapter, path, -gradient, rank)
         for path, gradient in zip(weights, gradients, strict=True)
-        if gradient is not None
+        if gradient is not None  # of a target that the loss does not use
     }
-    if not _total_norm(update.up for update in updates.values()) > 0:
+    if not _total_norm(update.up for update in updates.values()) > 0:  # not "<= 0", which NaN would pass
         raise ValueError(f"{caller}: the loss has no gradient at any target's weight")
     return updates
 
@@ -218,9 +221,15 @@ def _ready_adapter(model: nn.Module, caller: str, rank: int) -> Adapter:
 
 
 def _leading_update(adapter: Adapter, path: str, tensor: Tensor, rank: int) -> LowRankUpdate:
-    """The leading part of a tensor in the layout of the target's weight; the rows of down are orthonormal."""
+    """The leading part of a tensor in the layout of the target's weight.
+
+    Returns:
+        down (rank, in) or (rank, in, kh, kw), with orthonormal rows, and up (out, rank).
+    """
     if adapter.targets[path].kind in TRANSPOSED:
-        tensor = tensor.mT
-    u, s, v = torch.linalg.svd(tensor.detach().flatten(1).double(), full_matrices=False)
+        tensor = tensor.mT  # stored as (in, out)
+    matrix = tensor.detach().flatten(1).double()  # (out, in · kernel)
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     rank = min(rank, len(s))
+    # up has the singular values: the norm of the update is that of up alone
     return LowRankUpdate(v[:rank].reshape(rank, *tensor.shape[1:]), u[:, :rank] * s[:rank])

@@ -11,7 +11,7 @@ ADALORA = Method(
     source="arXiv:2303.10512",
     formula="ΔW = P diag(E) Q",
     factors={"P": "kh kw in r", "E": "r", "Q": "r out"},
-    init={"P": "normal:0.02", "E": "zeros", "Q": "normal:0.02"},
+    init={"P": "normal:0.02", "E": "zeros", "Q": "normal:0.02"},  # N(0, 0.02^2), as in its code
     count="R*(K*I + O + 1)",
     notes="Its budget and penalty: TrainConfig.rank_budget. Its code scales by alpha / (r + 1e-5).",
 )

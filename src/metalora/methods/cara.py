@@ -15,6 +15,7 @@ CARA_ATTENTION = Method(
     source="CaRA, ICML 2025",
     formula="ΔW_k[i, hJ+j] = s Σ_r w_r A1[k,r] A2[i,r] A3[h,r] A4[j,r]",
     factors={"w": "r", "A1": "layer proj r", "A2": "kh kw in r", "A3": "head r", "A4": "hdim r"},
+    # one factor of zeros: the product is zero, and that factor has a gradient
     init={"w": "ones", "A1": "xavier", "A2": "zeros", "A3": "orthogonal", "A4": "orthogonal"},
     count="R*(L*M + K*I + H + J + 1)",
     folds={"out": "head hdim"},
@@ -31,6 +32,7 @@ REST = Method(
     factors={"w2": "t", "P1": "layer proj t", "P2": "in t", "P3": "kh kw out t", "b": "out"},
     init={"w2": "ones", "P1": "xavier", "P2": "zeros", "P3": "orthogonal", "b": "zeros"},
     count="R*(L*M + K*I + O + 1) + O",
+    # the network is one for all targets, and so is the bias of a projection for all layers
     replicated_over={"w2": "", "P1": "", "P2": "", "P3": "", "b": "proj"},
     scale="alpha",
     mechanisms=(AnyRank(), Biased(("b",)), Transposed("chunks")),

@@ -10,7 +10,7 @@ FACT_TT = Method(
     title="FacT-TT",
     source="arXiv:2212.03145",
     formula="ΔW_k = s U Σ_k V",
-    factors={"U": "kh kw in r1", "S": "r1 layer proj r2", "V": "r2 out"},
+    factors={"U": "kh kw in r1", "S": "r1 layer proj r2", "V": "r2 out"},  # k of the paper is (layer, proj)
     init={"U": "kaiming", "S": "kaiming", "V": "zeros"},
     count="R*(K*I + O) + L*M*R**2",
     replicated_over="",
@@ -24,7 +24,7 @@ FACT_TK = Method(
     source="arXiv:2212.03145",
     formula="ΔW_k = s U (Σ_c C[:,:,c] P[c,k]) V",
     factors={"U": "kh kw in r1", "C": "r1 r2 r3", "P": "r3 layer proj", "V": "r2 out"},
-    init={"U": "kaiming", "C": "xavier", "P": "xavier", "V": "zeros"},
+    init={"U": "kaiming", "C": "xavier", "P": "xavier", "V": "zeros"},  # V = 0: it starts as the base
     count="R*(K*I + O) + R*L*M + R**3",
     replicated_over="",
     scale="alpha",

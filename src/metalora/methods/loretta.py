@@ -18,7 +18,7 @@ def _loretta_rep(digits: Mapping[str, int]) -> Method:
     left = _train_to_rank("A", inputs, kernel="kh kw ")
     right = _train_to_rank("B", outputs)
     last_core = [*right][-1]
-    inner_sizes = " + ".join([*inputs[1:], *outputs[1:], "2"])
+    inner_sizes = " + ".join([*inputs[1:], *outputs[1:], "2"])  # 2: the cores A and B that end in r have no digit
     return Method(
         name="loretta-rep",
         title="LoRETTA_rep",
@@ -49,7 +49,7 @@ def _loretta_adp(digits: Mapping[str, int]) -> Method:
     hidden = digit_modes("m", digits.get("hidden", 2))
     down = _train("D", [*inputs, *hidden])
     up = _train("U", [*hidden, *outputs])
-    last_core = [*up][-1]
+    last_core = [*up][-1]  # zero: then the bottleneck adds nothing at first
     init = {core: "zeros" if core == last_core else "orthogonal" for core in (*down, *up)}
     inner_sizes = " + ".join([*inputs[1:], *hidden[:-1], *hidden[1:], *outputs[:-1]])
     train_count = f"R*(i1 + {hidden[-1]} + m1 + {outputs[-1]}) + R**2*({inner_sizes})"
@@ -79,6 +79,7 @@ def _loretta_adp(digits: Mapping[str, int]) -> Method:
 def _train(name: str, digits: Sequence[str]) -> dict[str, str]:
     """A train over digits with bonds of its own, such as d1, d2, ... of the cores D1, D2, ..."""
     cores = tt({f"{name}{place}": digit for place, digit in enumerate(digits, start=1)})
+    # the bonds of `tt` are r1, r2, ...; digits are named i1, m1, o1, so that only bonds have an r
     return {core: spec.replace("r", name.lower()) for core, spec in cores.items()}
 
 

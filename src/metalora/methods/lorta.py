@@ -12,6 +12,7 @@ from metalora.methods.records import Transposed
 from metalora.tensornet.formats import cp
 
 MIDDLE = {"C_H": "head", "C_L": "layer", "C_P": "proj"}
+# by_rank:0 is U(-b, b) with b = sqrt(6 / rank): the fan-in of a CP factor is its rank
 INIT = {"A": "by_rank", "C_H": "by_rank:0", "C_L": "by_rank:0", "C_P": "by_rank:0", "B": "zeros"}
 
 LORTA = Method(
@@ -33,7 +34,7 @@ LORTA_IN = Method(
     formula="ΔW_{l,p} = [A diag(C_H[h] ⊙ C_L[l] ⊙ C_P[p]) B]_h^T",
     factors=cp({"A": "out", **MIDDLE, "B": "kh kw hdim"}),
     init=INIT,
-    count="R*(O + K*J + I//J + L + M)",
+    count="R*(O + K*J + I//J + L + M)",  # I//J heads: they are a fold of the inputs
     folds={"in": "head hdim"},
     replicated_over="",
 )

@@ -16,7 +16,7 @@ LOHA = Method(
     factors={"A1": "kh kw in r1", "B1": "r1 out", "A2": "kh kw in r2", "B2": "r2 out"},
     init={"A1": "normal:1", "B1": "normal:0.1", "A2": "normal:1", "B2": "zeros"},
     count="2*R*(K*I + O)",
-    export="R**2",
+    export="R**2",  # the rank of a Hadamard product is at most the product of the ranks
     notes="As a low-rank product: the row-wise products of A1 and A2, and of B1 and B2.",
 )
 

@@ -13,7 +13,7 @@ METALORA_CP = Method(
     title="MetaLoRA (CP)",
     source="arXiv:2504.00460, eq. 6",
     formula="ΔW = Σ_r A[*,r] c_r B[r,*]   (eq. 6)",
-    factors={"A": "kh kw in r", "c": "r", "B": "r out"},
+    factors={"A": "kh kw in r", "c": "r", "B": "r out"},  # r occurs three times: a diagonal between A and B
     init={"A": "kaiming", "c": "ones", "B": "zeros"},
     count="R*(K*I + O) + R",
     generated=("c",),
@@ -24,6 +24,7 @@ METALORA_TR = Method(
     title="MetaLoRA (TR)",
     source="arXiv:2504.00460, eq. 7",
     formula="ΔW = Σ_{r0,r1,r2} A[r0,*,r1] B[r1,*,r2] C[r2,r0]   (eq. 7)",
+    # r0 closes the ring: C[r2, r0] is the matrix that joins the two ends of A B
     factors={"A": "r0 kh kw in r1", "B": "r1 out r2", "C": "r2 r0"},
     init={"A": "kaiming", "B": "zeros", "C": "identity"},
     count="R**2*(K*I + O) + R**2",

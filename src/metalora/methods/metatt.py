@@ -16,11 +16,14 @@ def _metatt(name: str, title: str, equation: str, modes: str, formula: str, coun
         title=title,
         source=f"arXiv:2506.09105, {equation}",
         formula=formula,
-        factors=tt({**cores, "G1": "kh kw in"}),
+        factors=tt(
+            {**cores, "G1": "kh kw in"}
+        ),  # the paper has no convolutions; kh and kw are with in, as in Conv-LoRA
         init={core: "zeros" if core == "G1" else "identity" for core in cores},
         count=count,
+        # head h, position j is output h J + j, as models store the weights of their heads
         folds={"out": "head hdim"} if "hdim" in cores.values() else {},
-        replicated_over="",
+        replicated_over="",  # one train for all targets, which select slices by layer, proj and task
         scale="alpha",
     )
 

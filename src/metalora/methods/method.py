@@ -78,7 +78,7 @@ class Method:
     generated: tuple[str, ...] = ()
     scale: ScaleRule = "alpha/r"
     mechanisms: tuple[Mechanism, ...] = ()
-    notes: str = field(default="", compare=False)
+    notes: str = field(default="", compare=False)  # a remark does not make another method
 
     # ---- mechanisms ------------------------------------------------------------------------------------------------
     def record(self, kind: type[AnyRecord]) -> AnyRecord | None:
@@ -149,6 +149,7 @@ class Method:
     def network(self) -> Network:
         """The parsed network; errors in a spec appear here, once."""
         starts = {start: self.factors[factor] for start, factor in self.frozen_initial.items()}
+        # a start has the modes of its factor; a mechanism that learns changes replaces the terms by its own
         terms = self.terms
         for record in self.mechanisms:
             terms = record.terms(tuple(self.factors)) or terms
@@ -175,13 +176,13 @@ class Method:
         bonds_of = [set(modes) & set(self.network.bonds) for modes in self.network.factors.values()]
         links = [left & right for left, right in zip(bonds_of, bonds_of[1:], strict=False)]
         single_links = all(len(link) == 1 for link in links)
-        no_other_bonds = sum(map(len, bonds_of)) == 2 * len(links) == 2 * len(self.network.bonds)
+        no_other_bonds = sum(map(len, bonds_of)) == 2 * len(links) == 2 * len(self.network.bonds)  # two ends a bond
         return single_links and no_other_bonds and not self.uses_experts
 
     # ---- who has a copy of a factor --------------------------------------------------------------------------------
     def replication_of(self, factor: str) -> frozenset[str]:
         """The coordinates that have a copy of the factor each; those of a target imply its layer and projection."""
-        factor = self.frozen_initial.get(factor, factor)
+        factor = self.frozen_initial.get(factor, factor)  # a frozen start has the copies of its factor
         coordinates = self.replicated_over
         if not isinstance(coordinates, str):
             coordinates = coordinates[factor]
@@ -220,7 +221,8 @@ class Method:
         }
         # The first core may have the kernel's modes too, "kh kw in": its last mode names it.
         factor_of = {modes[-1]: factor for factor, modes in free_modes.items() if modes}
-        if not self.shared or not self.is_chain or len(factor_of) != len(free_modes):
+        has_unnamed_core = len(factor_of) != len(free_modes)  # a core with bonds alone has no place in an order
+        if not self.shared or not self.is_chain or has_unnamed_core:
             raise ValueError(
                 f"method {self.name!r}: it is not a tensor train, so order={list(order)} does not mean anything"
             )
@@ -241,15 +243,17 @@ class Method:
         Raises:
             ValueError: An axis that the method does not fold into digits.
         """
+        # heads are a fold too, but their number is that of the model
         folded = [axis for axis, modes in self.network.folds.items() if "head" not in modes]
         for axis in digits:
             if axis not in folded:
-                known = ", ".join(folded) or "nothing"
-                raise ValueError(f"method {self.name!r}: digits of {axis!r}, it folds {known}")
+                foldable = ", ".join(folded) or "nothing"
+                raise ValueError(f"method {self.name!r}: digits of {axis!r}, it folds {foldable}")
+        # "64 4 3, 16 16 12" gives digits for several widths, the same number of them for each
         counts = {axis: len(sizes.split(",")[0].split()) for axis, sizes in digits.items()}
-        same = all(counts.get(axis, len(modes)) == len(modes) for axis, modes in self.network.folds.items())
+        is_unchanged = all(counts.get(axis, len(modes)) == len(modes) for axis, modes in self.network.folds.items())
         tensorised = self.record(Tensorised)
-        if same or tensorised is None:
+        if is_unchanged or tensorised is None:
             return self
         return tensorised.with_axis_factors(counts)
 
@@ -259,6 +263,7 @@ class Method:
         Raises:
             ValueError: The method has no heads.
         """
+        # position j H + h: the head is the fastest digit
         folds = {axis: " ".join(reversed(modes)) for axis, modes in self.network.folds.items() if "head" in modes}
         if not folds:
             raise ValueError(f"method {self.name!r}: it has no heads, so order='tenslora' does not mean anything")
@@ -281,7 +286,7 @@ class Method:
                 raise ValueError(f"method {self.name!r}: rank of bond {bond!r} is {size}, expected at least 1")
         if self.uses_experts and experts < 1:
             raise ValueError(f"method {self.name!r}: experts is {experts}, expected at least 1")
-        if self.mixes_slices and len({*sizes.values()}) > 1:
+        if self.mixes_slices and len({*sizes.values()}) > 1:  # (bond, bond, slice) is read as (bond, slice, bond)
             raise ValueError(f"method {self.name!r}: its slices are mixed with its bonds, so rank is one number")
         if self.has(SplitRank):
             return {bond: self._per_expert(size, experts) for bond, size in sizes.items()}
@@ -297,6 +302,7 @@ class Method:
             sizes = dict(zip(bonds, rank, strict=True))
         else:
             sizes = dict.fromkeys(bonds, rank)
+        # a bool is an int in Python
         if any(not isinstance(size, int) or isinstance(size, bool) for size in sizes.values()):
             raise ValueError(f"method {self.name!r}: rank is {rank!r}, expected a whole number or one per bond")
         if set(sizes) != set(bonds):
@@ -317,9 +323,15 @@ def combine(
     Args:
         components: The methods, whose factors and bonds have different names, and the targets that they apply to.
         name: As in `Method`, like all other arguments.
+
+    Example:
+        >>> from metalora.methods.registry import get_method
+        >>> [component.method.name for component in get_method("cara").components]
+        ['cara-attention', 'cara-rest']
     """
     methods = [component.method for component in components]
     mechanisms: list[Mechanism] = [Components(components)]
+    # records of the components of which the combined method itself is asked
     if biases := tuple(factor for method in methods for factor in method.separate_factors):
         mechanisms.append(Biased(biases))
     if all(method.has(AnyRank) for method in methods):

@@ -13,7 +13,7 @@ MISS = Method(
     source="arXiv:2409.15371",
     formula="ΔW[i, o] = D[i mod r, o]",
     factors={"A": "kh kw in r", "D": "r out"},
-    init={"A": "tiled", "D": "zeros"},
+    init={"A": "tiled", "D": "zeros"},  # A[i, r] = 1 if i mod R = r
     count="R*O",
     frozen=("A",),
     mechanisms=(AnyRank(),),

@@ -12,8 +12,8 @@ MOE_LORA = Method(
     title="MoE-LoRA (soft gate)",
     source="arXiv:2310.18339",
     formula="ΔW = Σ_n g_n A_n B_n,  g = softmax(·)",
-    factors={"A": "expert kh kw in r", "g": "expert", "B": "expert r out"},
-    init={"A": "kaiming", "g": "zeros", "B": "zeros"},
+    factors={"A": "expert kh kw in r", "g": "expert", "B": "expert r out"},  # summed over expert, as over a bond
+    init={"A": "kaiming", "g": "zeros", "B": "zeros"},  # equal logits: every expert has the weight 1 / N
     count="R*(K*I + O) + N",
     generated=("g",),
     mechanisms=(SplitRank(), Gated(("g",))),
@@ -41,6 +41,7 @@ MOE_LORA_TASK = Method(
     factors={"A": "expert kh kw in r", "E": "task e", "G": "e expert", "B": "expert r out"},
     init={"A": "normal:0.01", "E": "normal:1", "G": "kaiming", "B": "zeros"},
     count="R*(K*I + O) + 64*T + 64*N",
+    # in this order: g is first contracted, then passed through the softmax
     mechanisms=(SplitRank(), FixedBonds({"e": 64}), Composite({"g": "E G"}), Gated(("g",))),
     notes="The embedding in its code has one unused row more than there are tasks; MetaTT's counts include that row.",
 )

@@ -11,7 +11,7 @@ MTLORA = Method(
     init={"A": "kaiming", "B": "zeros", "At": "kaiming", "Bt": "zeros"},
     count="R*(K*I + O) + T*R*(K*I + O)",
     export="2*R",
-    terms=(("A", "B"), ("At", "Bt")),
+    terms=(("A", "B"), ("At", "Bt")),  # without terms all four factors would be one product
     scale="alpha",
     notes="Each example has one task; the paper's several outputs of one input, one per task, are as many calls.",
 )

@@ -44,7 +44,7 @@ def _number_of_digits(digits: Mapping[str, int]) -> int:
         raise ValueError(
             f"method 'quanta': digits of in and out are {dict(digits)} in number, expected as many of each"
         )
-    [count] = counts
+    [count] = counts  # a gate maps digit k of in to digit k of out
     if not 2 <= count <= MOST_DIGITS:
         raise ValueError(f"method 'quanta': {count} digits, expected 2 to {MOST_DIGITS}")
     return count
@@ -64,13 +64,13 @@ def _gates(digits: int) -> tuple[dict[str, str], dict[str, str]]:
         inputs = [open_modes[first], open_modes[second]]
         for digit in (first, second):
             gates_passed[digit] += 1
-            if gates_passed[digit] == digits - 1:
+            if gates_passed[digit] == digits - 1:  # a digit meets every other digit once
                 open_modes[digit] = f"o{digit}"
             else:
                 open_modes[digit] = f"b{digit}{gates_passed[digit]}"
                 fixed_bonds[open_modes[digit]] = f"o{digit}"
         outputs = [open_modes[first], open_modes[second]]
-        kernel = [] if gates else ["kh", "kw"]
+        kernel = [] if gates else ["kh", "kw"]  # the first gate sees every position of the kernel
         gates[f"T{first}{second}"] = " ".join([*kernel, *inputs, *outputs])
     return gates, fixed_bonds
 

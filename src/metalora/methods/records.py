@@ -38,6 +38,7 @@ class Mechanism:
         form: How the network acts on an input: "low_rank", "circuit" or "bottleneck".
     """
 
+    # a class variable, not a field: it is the same for all records of a kind, and never declared
     form: ClassVar[Form] = "low_rank"
 
     @property
@@ -70,6 +71,10 @@ class Gated(Mechanism):
     Attributes:
         factors: The factors that hold the logits.
         temperature: Divides the logits.
+
+    Example:
+        >>> Gated(("g",), temperature=0.1).active_at_zero
+        ('g',)
     """
 
     factors: tuple[str, ...]
@@ -89,6 +94,10 @@ class Composite(Mechanism):
         factors: Name -> the stored factors that are contracted, such as {"g": "E G"}.
         mixed_slices: True if the numbers (a, b, slice) of a weight that is cut into slices are read as (a, slice, b),
             or as (b, slice, a) if its inputs are cut, as if by a reshape.
+
+    Example:
+        >>> Composite({"g": "E G"}).factors["g"]
+        'E G'
     """
 
     factors: Mapping[str, str]
@@ -102,6 +111,10 @@ class GateCircuit(Mechanism):
     Attributes:
         learns_change: True if ΔW = N(T0 + T) − N(T0): the method's `init` initialises the frozen T0, and the trained T
             starts at zero. False if ΔW = N(T), and one of the gates starts at zero.
+
+    Example:
+        >>> GateCircuit(learns_change=True).terms(["T12", "T13"])
+        (('T12', 'T13'), ('T12_0', 'T13_0'))
     """
 
     learns_change: bool = False
@@ -127,6 +140,10 @@ class StartFromWeight(Mechanism):
     Attributes:
         decomposition: "svd": s A0 B0 is the part of the r largest singular values of W, each factor with the square
             roots of these (PiSSA); "qr": A0 and B0 are the first r rows of R and columns of Q, W^T = Q R (OLoRA).
+
+    Example:
+        >>> StartFromWeight("svd").terms(["A", "B"])
+        (('A_0', 'B'), ('A', 'B_0'))
     """
 
     decomposition: Literal["svd", "qr"]
@@ -139,6 +156,7 @@ class StartFromWeight(Mechanism):
     def terms(self, factors: Sequence[str]) -> tuple[tuple[str, ...], ...]:
         """A0 B and A (B0 + B); the handler adds B to B0."""
         left, right = factors
+        # two products are enough for A0 B + A B0 + A B, since the handler makes the last start B0 + B
         return (f"{left}_0", right), (left, f"{right}_0")
 
 
@@ -149,6 +167,10 @@ class NonlinearBottleneck(Mechanism):
     Attributes:
         hidden: Width between the two maps, unless `config.digits["hidden"]` gives another.
         activation: Name of the activation, such as "tanh".
+
+    Example:
+        >>> NonlinearBottleneck(hidden=64, activation="tanh").form
+        'bottleneck'
     """
 
     hidden: int
@@ -162,6 +184,10 @@ class Biased(Mechanism):
 
     Attributes:
         factors: The biases; their mode `out` is the whole output, even if the other factors fold it.
+
+    Example:
+        >>> Biased(("b", "c")).separate_factors
+        ('b', 'c')
     """
 
     factors: tuple[str, ...]
@@ -183,6 +209,10 @@ class Magnitude(Mechanism):
 
     Attributes:
         factor: The change d of the magnitude; its mode `out` is the whole output.
+
+    Example:
+        >>> Magnitude("d").separate_factors
+        ('d',)
     """
 
     factor: str
@@ -218,6 +248,7 @@ class Tensorised(Mechanism):
         with_axis_factors: Makes the method for other numbers of digits, axis -> number of digits.
     """
 
+    # not compared: a function is equal to itself alone, and two equal declarations are one method
     with_axis_factors: Callable[[Mapping[str, int]], Method] = field(compare=False, repr=False)
 
 
@@ -227,6 +258,10 @@ class FixedBonds(Mechanism):
 
     Attributes:
         sizes: Bond -> its size, or the mode whose size it has.
+
+    Example:
+        >>> FixedBonds({"e": 64, "b11": "o1"}).sizes["e"]
+        64
     """
 
     sizes: Mapping[str, str | int]
@@ -249,6 +284,12 @@ class Component:
     Attributes:
         method: The method.
         applies_to: "heads": to projections whose outputs are heads (query, key, value); "rest": to all others.
+
+    Example:
+        >>> from metalora.methods.cara import CARA_ATTENTION
+        >>> component = Component(CARA_ATTENTION, applies_to="heads")
+        >>> component.accepts("out"), component.accepts("in"), component.accepts("")
+        (True, False, False)
     """
 
     method: Method

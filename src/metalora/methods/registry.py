@@ -30,6 +30,7 @@ from metalora.methods import (
 )
 from metalora.methods.method import Method
 
+# the law suite and docs/methods.md run over this table, in this order
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (

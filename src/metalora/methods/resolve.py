@@ -11,7 +11,7 @@ from metalora.config import AdapterConfig
 from metalora.methods.method import INITS, Method
 from metalora.methods.registry import get_method
 
-INIT_CODES = {kind[:2]: kind for kind in INITS}
+INIT_CODES = {kind[:2]: kind for kind in INITS}  # "ze", "id", ... as in the paper of MetaTT; all distinct
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class ResolvedMethod:
         generated: The factors that a mapping net makes; empty if the scope of the condition is "constant".
         frozen: The factors that are never learned, by the method or by the configuration.
         inits: Factor of the network -> its initialisation, such as "kaiming" or "normal:0.02".
+
+    Example:
+        >>> resolved = resolve(AdapterConfig("metatt-4d", rank=4, alpha=2.0))
+        >>> resolved.rank, resolved.inits["G1"], resolved.scale_for(4)
+        (4, 'zeros', 2.0)
     """
 
     config: AdapterConfig
@@ -81,7 +86,7 @@ class ResolvedMethod:
         if self.tasks == 1:
             return self.generated
         by_task = [factor for factor, modes in self.method.network.factors.items() if "task" in modes]
-        return tuple(dict.fromkeys((*self.generated, *by_task)))
+        return tuple(dict.fromkeys((*self.generated, *by_task)))  # a factor may be both
 
     def hides_features(self, factor: str) -> bool:
         """Whether a generated factor must start at c0 for all features, so that the adapter starts as the base.
@@ -89,7 +94,7 @@ class ResolvedMethod:
         A factor that starts at zero keeps ΔW at zero only while it is zero for every example; a factor whose zero is
         active (a gate) has another factor of the product at zero.
         """
-        if self.method.frozen_initial:
+        if self.method.frozen_initial:  # a change has to be zero for every example
             return True
         gates = {*self.method.active_at_zero} - {*self.method.separate_factors}
         return self.inits[factor] == "zeros" and factor not in gates
@@ -126,7 +131,7 @@ def _configured_method(config: AdapterConfig) -> Method:
     """The method with the digits, the order of its chain or the order of its heads that the configuration asks for."""
     method = get_method(config.method).with_digits(config.digits)
     order: str | tuple[str, ...] | None = config.order
-    if isinstance(order, tuple) and len(order) == 1:
+    if isinstance(order, tuple) and len(order) == 1:  # a file or a flag may give a list: order: [tenslora]
         order = order[0]
     if order is None or order == "model":
         return method
@@ -138,10 +143,12 @@ def _configured_method(config: AdapterConfig) -> Method:
 
 
 def _check_names(config: AdapterConfig, method: Method) -> None:
-    for what, names in (("generated", config.generated or ()), ("frozen", config.frozen)):
+    for setting, names in (("generated", config.generated or ()), ("frozen", config.frozen)):
         for name in names:
             if name not in method.factors:
-                raise ValueError(f"method {method.name!r}: {what} names factor {name!r}{nearest(name, method.factors)}")
+                raise ValueError(
+                    f"method {method.name!r}: {setting} names factor {name!r}{nearest(name, method.factors)}"
+                )
 
 
 def _check_tasks(config: AdapterConfig, method: Method, generated: tuple[str, ...]) -> None:
@@ -153,7 +160,7 @@ def _check_tasks(config: AdapterConfig, method: Method, generated: tuple[str, ..
     with_task = [factor for factor, modes in method.network.factors.items() if "task" in modes]
     if not with_task:
         raise ValueError(f"method {method.name!r}: tasks={tasks}, expected 1; it has no task mode")
-    if {*with_task} <= {*generated}:
+    if {*with_task} <= {*generated}:  # then no factor would read the task
         raise ValueError(
             f"method {method.name!r}: tasks={tasks}, but every factor with a task mode, {', '.join(with_task)}, is "
             "generated: the condition takes the place of the tasks"
@@ -179,10 +186,10 @@ def _configured_inits(config: AdapterConfig, method: Method) -> dict[str, str]:
     if isinstance(chosen, str):
         words = chosen.split("-")
         if len(words) != len(method.factors) or any(word not in INIT_CODES for word in words):
-            known = ", ".join(f"{code} {kind}" for code, kind in INIT_CODES.items())
+            known_codes = ", ".join(f"{code} {kind}" for code, kind in INIT_CODES.items())
             raise ValueError(
                 f"method {method.name!r}: init {chosen!r} is not a code of one word for each of "
-                f"{', '.join(method.factors)} (known: {known})"
+                f"{', '.join(method.factors)} (known: {known_codes})"
             )
         chosen = {factor: INIT_CODES[word] for factor, word in zip(method.factors, words, strict=True)}
     for factor in chosen:
@@ -201,6 +208,7 @@ def _check_frozen_zeros(config: AdapterConfig, method: Method, inits: Mapping[st
 
 def _check_gradient(method: Method, inits: Mapping[str, str]) -> None:
     """ValueError for a product of which two factors start at zero: neither would ever have a gradient."""
+    # the gradient of a factor is the product of the others, and of two zeros each has the other
     for term in method.terms or (tuple(method.factors),):
         zeros = [factor for factor in term if inits[factor] == "zeros" and factor not in method.active_at_zero]
         if len(zeros) > 1:

@@ -43,7 +43,7 @@ def _cells(method: Method) -> tuple[str, ...]:
 
 
 def _row(cells: tuple[str, ...]) -> str:
-    escaped = [" ".join(cell.split()).replace("|", r"\|") for cell in cells]
+    escaped = [" ".join(cell.split()).replace("|", r"\|") for cell in cells]  # |W| would end a cell
     return f"| {' | '.join(escaped)} |"
 
 
@@ -55,4 +55,4 @@ def _copies(method: Method) -> str:
 
 
 def _words(coordinates: str) -> str:
-    return " and ".join(coordinates.split()) or "model"
+    return " and ".join(coordinates.split()) or "model"  # no coordinate: one copy for all targets

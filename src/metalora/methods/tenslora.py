@@ -26,10 +26,11 @@ FUTURE_WORK = ("tt", "ring")
 
 
 def _count(format_name: str, letters: str) -> str:
-    sizes = ["K*I" if letter == "I" else letter for letter in letters]
+    sizes = ["K*I" if letter == "I" else letter for letter in letters]  # kernel modes are with the inputs
     if format_name == "tt":
+        # the first and the last core have one bond, all others two
         return f"R*({sizes[0]} + {sizes[-1]}) + R**2*({' + '.join(sizes[1:-1])})"
-    rank = "R**2" if format_name == "ring" else "R"
+    rank = "R**2" if format_name == "ring" else "R"  # in a ring every core has two bonds
     count = f"{rank}*({' + '.join(sizes)})"
     return f"{count} + R**{len(letters)}" if format_name == "tucker" else count
 
@@ -44,7 +45,7 @@ def _formula(format_name: str, letters: str) -> str:
 
 
 def _init(format_name: str, letters: str) -> dict[str, str]:
-    if format_name == "tucker":
+    if format_name == "tucker":  # the core is what is zero
         return {**dict.fromkeys(letters, "orthogonal"), "core": "zeros"}
     nonzero = "kaiming" if format_name == "cp" else "orthogonal"
     return {letter: "zeros" if letter == "I" else nonzero for letter in letters}

@@ -18,7 +18,7 @@ def _tt_lora(digits: Mapping[str, int]) -> Method:
     cores = {f"G{place}": mode for place, mode in enumerate([*inputs, *outputs], start=1)}
     last_core = f"G{len(cores)}"
     product = " ".join(f"{core}[{mode}]" for core, mode in cores.items())
-    inner_digits = " + ".join([*inputs[1:], *outputs[:-1]]) or "0"
+    inner_digits = " + ".join([*inputs[1:], *outputs[:-1]]) or "0"  # none with one digit per axis
     return Method(
         name="tt-lora",
         title="TT-LoRA",

@@ -13,7 +13,7 @@ VERA = Method(
     source="arXiv:2310.11454",
     formula="ΔW = A diag(d) B diag(b)",
     factors={"A": "kh kw in r", "d": "r", "B": "r out", "b": "out"},
-    init={"A": "kaiming:0", "d": "ones:0.1", "B": "kaiming:0", "b": "zeros"},
+    init={"A": "kaiming:0", "d": "ones:0.1", "B": "kaiming:0", "b": "zeros"},  # d = 0.1 and b = 0 as in the paper
     count="O + R",
     replicated_over={"A": "", "d": "target", "B": "", "b": "target"},
     frozen=("A", "B"),

@@ -49,7 +49,7 @@ def ranks_by_spectra(
         >>> sorted(ranks_by_spectra(net, config, params=60).rank)
         ['r1', 'r2', 'r3']
     """
-    resolved = resolve(replace(config, rank=1, clip_rank=False))
+    resolved = resolve(replace(config, rank=1, clip_rank=False))  # the layout tells the open axes, whatever the rank
     method, targets = resolved.method, find_targets(model, config.targets, config.exclude)
     leaves = _leaf_factors(method)
     layout = build_layout(targets, resolved)
@@ -83,7 +83,7 @@ def _leaf_factors(method: Method) -> dict[str, str]:
     leaves: dict[str, str] = {}
     for factor, modes in method.network.factors.items():
         bonds = [mode for mode in modes if mode in method.rank_bonds]
-        if len(bonds) == len(modes) == num_bonds:
+        if len(bonds) == len(modes) == num_bonds:  # bonds alone, and all of them
             cores.append(factor)
         elif len(bonds) == 1:
             leaves[bonds[0]] = factor
@@ -107,6 +107,15 @@ def spectra(layout: Layout, leaves: Mapping[str, str], tensors: Mapping[str, Ten
 
     Returns:
         Bond -> singular values (n,), the largest first, as the root of the sum of squares over all networks.
+
+    Example:
+        >>> from metalora.methods.resolve import resolve
+        >>> model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))
+        >>> resolved = resolve(AdapterConfig("fact-tk", rank=1))
+        >>> layout = build_layout(find_targets(model, ("0", "1"), ()), resolved)
+        >>> values = spectra(layout, {"r2": "V"}, {"0": model[0].weight, "1": model[1].weight})
+        >>> values["r2"].shape
+        torch.Size([4])
     """
     by_modes = {path: _by_modes(layout.targets[path], tensor) for path, tensor in tensors.items()}
     values: dict[str, Tensor] = {}
@@ -114,9 +123,12 @@ def spectra(layout: Layout, leaves: Mapping[str, str], tensors: Mapping[str, Ten
         squares: list[Tensor] = []
         for key, param in layout.params.items():
             if param.factor == factor:
+                # the unfolding of all targets is never formed: the eigenvalues of its Gram matrix (n, n) are the
+                # squares of its singular values
                 gram = _gram(key, _shape_without(param, bond), factor, layout, by_modes)
-                squares.append(torch.linalg.eigvalsh(gram).flip(0).clamp_min(0))
+                squares.append(torch.linalg.eigvalsh(gram).flip(0).clamp_min(0))  # (n,), the largest first
         longest = max(len(square) for square in squares)
+        # networks of unequal widths have unequally many values
         padded = [nn.functional.pad(square, (0, longest - len(square))) for square in squares]
         values[bond] = torch.stack(padded).sum(0).sqrt()
     return values
@@ -134,7 +146,7 @@ def _gram(key: str, shape: Sequence[int], factor: str, layout: Layout, tensors: 
     all modes that the factor does not have.
     """
     size = prod(shape)
-    gram = torch.zeros(size, size, dtype=torch.float64)
+    gram = torch.zeros(size, size, dtype=torch.float64)  # it squares the condition number
     entries = torch.arange(size).reshape(*shape)
     readers = [target for target in layout.targets.values() if target.views[factor].key == key]
     rows = {reader.target.path: read_slice(entries, reader.views[factor]).flatten() for reader in readers}
@@ -142,8 +154,8 @@ def _gram(key: str, shape: Sequence[int], factor: str, layout: Layout, tensors: 
         for second in readers:
             if not _same_elsewhere(first, second, factor):
                 continue
-            x = _unfolded(first, factor, tensors[first.target.path])
-            y = _unfolded(second, factor, tensors[second.target.path])
+            x = _unfolded(first, factor, tensors[first.target.path])  # (rows of the first target, everything else)
+            y = _unfolded(second, factor, tensors[second.target.path])  # (rows of the second, everything else)
             if x.shape[1:] == y.shape[1:]:  # targets of unequal widths have no common columns
                 gram[rows[first.target.path][:, None], rows[second.target.path]] += x @ y.mT
     return gram
@@ -169,15 +181,15 @@ def _unfolded(layout: TargetLayout, factor: str, tensor: Tensor) -> Tensor:
 
 
 def _by_modes(layout: TargetLayout, tensor: Tensor) -> Tensor:
-    """A tensor in the layout of the weight -> one axis for every mode of the input side, then of the output side."""
+    """A tensor in the layout of the weight -> (*modes of the input side, *modes of the output side), in float64."""
     tensor = tensor.detach().double().cpu()
     if layout.target.kind not in TRANSPOSED:
-        tensor = tensor.movedim(0, -1)
+        tensor = tensor.movedim(0, -1)  # (out, in, kh, kw) -> (in, kh, kw, out)
     return tensor.reshape(*(layout.sizes[mode] for mode in (*layout.network.inputs, *layout.network.outputs)))
 
 
 def _stacked_tensor(model: nn.Module, path: str, tensors: Mapping[str, Tensor] | None) -> Tensor:
-    """The weight of a target, or the tensor that is given in its place."""
+    """The weight of a target, (out, in), (out, in, kh, kw) or transposed, or the tensor that is given in its place."""
     weight = model.get_submodule(path).weight
     assert isinstance(weight, Tensor)
     if tensors is None:

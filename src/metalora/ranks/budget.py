@@ -38,6 +38,7 @@ def budget(config: RankBudgetConfig, step: int, steps: int, first: int, last: in
         return first
     if step >= end:
         return last
+    # the cubic schedule of AdaLoRA: steep at first, flat at the end
     progress = (step - begin) / (end - begin)
     return int(last + (first - last) * (1 - progress) ** 3)
 
@@ -79,6 +80,15 @@ class RankBudget:
     Raises:
         ValueError: The model has no adapter, the method has no such factor, or numbers of the configuration are
             impossible.
+
+    Example:
+        >>> from metalora import AdapterConfig, attach
+        >>> model = nn.Sequential(nn.Linear(8, 8))
+        >>> _ = attach(model, AdapterConfig("adalora", rank=4, targets=("0",)))
+        >>> controller = RankBudget(model, RankBudgetConfig(final=2, every=1), steps=10)
+        >>> model(torch.ones(1, 8)).sum().backward()
+        >>> controller.after(1), controller.after(9), list(controller.ranks.values())
+        (3, 2, [2])
     """
 
     def __init__(self, model: nn.Module, config: RankBudgetConfig, steps: int):
@@ -89,7 +99,7 @@ class RankBudget:
         self.singular_groups = _singular_groups(adapter)
         self.values_keys = [singular.values_key for singular in self.singular_groups]
         self.first = sum(self._factor(key).numel() for key in self.values_keys)
-        self.last = config.final * len(self.singular_groups)
+        self.last = config.final * len(self.singular_groups)  # b_T of all targets together
         self._check()
         learned_keys = [key for singular in self.singular_groups for keys in singular.group.keys for key in keys]
         self.sensitivity = {key: torch.zeros_like(self._factor(key)) for key in learned_keys}
@@ -108,9 +118,10 @@ class RankBudget:
         for singular in self.singular_groups:
             flat_factors = singular.group.gather(self.adapter.factors)
             for keys, vectors in zip(singular.group.keys, flat_factors, strict=True):
+                # the singular values are a group member too, but not vectors
                 if keys != (singular.values_key,):
                     identity = torch.eye(vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
-                    deviations.append(torch.linalg.matrix_norm(vectors.mT @ vectors - identity))
+                    deviations.append(torch.linalg.matrix_norm(vectors.mT @ vectors - identity))  # (rank, rank)
         return self.config.orthogonality * torch.stack(deviations).mean()
 
     @torch.no_grad()
@@ -125,10 +136,11 @@ class RankBudget:
             The budget after this step.
         """
         end = self.steps - self.config.hold
-        if step < end:
+        if step < end:  # nothing is chosen later
             self._update_scores()
         budget_now = budget(self.config, step, self.steps, self.first, self.last)
         between = self.config.start < step < end
+        # the last choice is made at `end` even if `every` does not divide it
         choose = step == end or (between and step % self.config.every == 0)
         if choose:
             self.kept = self._largest_scores(budget_now)
@@ -150,6 +162,7 @@ class RankBudget:
         for singular in self.singular_groups:
             sensitivities = singular.group.gather(self.sensitivity)  # (n, rank) for every factor
             uncertainties = singular.group.gather(self.uncertainty)
+            # (rank,) for every factor; of the singular values, whose n is one, the value itself
             means = [(s * u).mean(0) for s, u in zip(sensitivities, uncertainties, strict=True)]
             scores[singular.values_key] = torch.stack(means).sum(0)
         return scores
@@ -171,8 +184,9 @@ class RankBudget:
             value = self._factor(key)
             if value.grad is None:  # the factor of a task that is not in the batch
                 continue
-            importance = (value * value.grad).abs()
+            importance = (value * value.grad).abs()  # I = |w dL/dw|: to first order, what masking w costs
             sensitivity.mul_(beta1).add_(importance, alpha=1 - beta1)
+            # S is updated already: the deviation is from the new mean, as in the code of AdaLoRA
             self.uncertainty[key].mul_(beta2).add_((importance - sensitivity).abs(), alpha=1 - beta2)
 
     def _largest_scores(self, count: int) -> dict[str, Tensor]:
@@ -180,6 +194,7 @@ class RankBudget:
         scores = self.scores()
         all_scores = torch.cat(list(scores.values()))
         mask = torch.zeros_like(all_scores, dtype=torch.bool)
+        # one ranking for all targets: a target may lose all of its values; stable, so that devices agree on ties
         mask[all_scores.argsort(descending=True, stable=True)[:count]] = True
         masks = torch.split(mask, [len(score) for score in scores.values()])
         return dict(zip(scores, masks, strict=True))

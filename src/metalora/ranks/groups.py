@@ -63,18 +63,20 @@ class FactorGroup:
         scattered: dict[str, Tensor] = {}
         for keys, flat_factor in zip(self.keys, flat_factors, strict=True):
             start = 0
-            for key in keys:
+            for key in keys:  # the widths lie one after another on the flat axis
                 open_sizes = [like[key].shape[axis] for axis in self._open_axes(key, like[key].ndim)]
-                flat = flat_factor.narrow(0, start, prod(open_sizes))
+                flat = flat_factor.narrow(0, start, prod(open_sizes))  # (n of this key, *bonds)
                 start += prod(open_sizes)
-                value = flat.reshape(*open_sizes, *flat.shape[1:])
+                value = flat.reshape(*open_sizes, *flat.shape[1:])  # (*open axes, *bonds)
                 order = self._flattening_order(key, value.ndim)
+                # the inverse of the permutation in `_flatten`
                 scattered[key] = value.permute([order.index(axis) for axis in range(value.ndim)])
         return scattered
 
     def _flatten(self, key: str, value: Tensor) -> Tensor:
+        """A stored factor as (n, *bonds), whatever the order in which its modes are declared."""
         bond_sizes = [value.shape[axis] for axis in self.bond_axes[key]]
-        return value.permute(self._flattening_order(key, value.ndim)).reshape(-1, *bond_sizes)
+        return value.permute(self._flattening_order(key, value.ndim)).reshape(-1, *bond_sizes)  # (n, *bonds)
 
     def _open_axes(self, key: str, ndim: int) -> list[int]:
         return [axis for axis in range(ndim) if axis not in self.bond_axes[key]]
@@ -95,14 +97,26 @@ def factor_groups(adapter: Adapter) -> list[FactorGroup]:
     Raises:
         ValueError: The factors are no chain, tree, ring or CP; no two learned factors are joined; or factors of one
             group are shared by unequal sets of targets.
+
+    Example:
+        >>> from torch import nn
+        >>> from metalora import AdapterConfig, attach
+        >>> adapter = attach(nn.Sequential(nn.Linear(8, 4)), AdapterConfig("lora", rank=2, targets=("0",)))
+        >>> [group] = factor_groups(adapter)
+        >>> group.factors, group.factor_bonds, group.topology
+        (('A', 'B'), (('r',), ('r',)), 'chain')
+        >>> [tuple(factor.shape) for factor in group.gather(adapter.factors)]
+        [(8, 2), (4, 2)]
     """
     method = adapter.method
     learned_bonds = _learned_bonds(adapter)
     factors = list(learned_bonds)
     components = connected_components(list(learned_bonds.values()))
+    # a single factor has no bond to truncate
     parts = [tuple(factors[number] for number in component) for component in components if len(component) > 1]
     _check_parts(method, parts, learned_bonds)
     params = adapter.layout.params
+    # a method with a copy per target has as many groups as targets, one with shared factors has one
     owners = dict.fromkeys(param.owner for part in parts for param in params.values() if param.factor in part)
     groups: list[FactorGroup] = []
     for owner in owners:
@@ -116,6 +130,7 @@ def _learned_bonds(adapter: Adapter) -> dict[str, tuple[str, ...]]:
     """Learned factor -> its bonds that are ranks and that no generated or frozen factor has."""
     network, rank_bonds = adapter.method.network, adapter.method.rank_bonds
     fixed_factors = {*adapter.resolved.generated, *adapter.resolved.frozen}
+    # a bond of a generated or frozen factor cannot be truncated: that factor cannot follow
     fixed_modes = {mode for factor in fixed_factors for mode in network.factors[factor]}
     return {
         factor: tuple(mode for mode in modes if mode in rank_bonds and mode not in fixed_modes)
@@ -132,6 +147,7 @@ def _check_parts(
         raise ValueError(f"sweep: the factors of {method.name!r} are no chain, tree, ring or CP, so they have no sweep")
     if not parts:
         raise ValueError(f"sweep: {method.name!r} has no two neighbouring factors that are learned")
+    # a truncation changes the basis of a bond, which then has to be the same for all who read either factor
     if any(len({method.replication_of(factor) for factor in part}) > 1 for part in parts):
         raise ValueError(f"sweep: the factors of {method.name!r} are shared by unequal sets of targets")
 

@@ -39,11 +39,12 @@ def ranks_by_step(schedule: RankScheduleConfig, rank: int) -> dict[int, int]:
     steps = list(schedule.steps)
     if not steps or steps != sorted(set(steps)) or steps[0] < 1:
         raise ValueError(f"rank schedule: steps are {steps}, expected ascending numbers of at least 1")
-    if bool(schedule.ranks) == bool(schedule.final):
+    if bool(schedule.ranks) == bool(schedule.final):  # both, or neither
         raise ValueError("rank schedule: give either ranks, one for each step, or the final rank")
     if schedule.ranks and len(schedule.ranks) != len(steps):
         raise ValueError(f"rank schedule: {len(schedule.ranks)} ranks for {len(steps)} steps")
     ranks = list(schedule.ranks) or _ranks_by_formula(schedule, rank)
+    # each rank with the one before it
     for before, after in zip([rank, *ranks], ranks, strict=False):
         if not 1 <= after <= before:
             raise ValueError(f"rank schedule: {[rank, *ranks]} grows or ends; ranks must fall and be at least 1")
@@ -52,6 +53,7 @@ def ranks_by_step(schedule: RankScheduleConfig, rank: int) -> dict[int, int]:
 
 def _ranks_by_formula(schedule: RankScheduleConfig, rank: int) -> list[int]:
     to_integer = ROUNDINGS[schedule.rounding]
+    # i = N gives r_f exactly, since the bracket is zero there
     final, num_steps = schedule.final, len(schedule.steps)
     return [
         to_integer(final + (rank - final) * (1 - (number / num_steps) ** schedule.gamma))
@@ -70,6 +72,16 @@ class RankSchedule:
 
     Raises:
         ValueError: The model has no adapter, or the schedule is refused by `ranks_by_step`.
+
+    Example:
+        >>> from metalora import AdapterConfig, attach
+        >>> model = nn.Sequential(nn.Linear(8, 8))
+        >>> adapter = attach(model, AdapterConfig("lora", rank=4, targets=("0",)))
+        >>> for factor in adapter.learned.values():
+        ...     _ = nn.init.normal_(factor)
+        >>> schedule = RankSchedule(model, RankScheduleConfig(steps=(1,), final=2))
+        >>> schedule.after(0, None) is None, schedule.after(1, None).after
+        (True, {'r': 2})
     """
 
     def __init__(self, model: nn.Module, schedule: RankScheduleConfig):
@@ -97,7 +109,7 @@ class RankSchedule:
             return None
         return sweep(
             self.model,
-            rank=min(self.ranks[step], self._adapter.rank),
+            rank=min(self.ranks[step], self._adapter.rank),  # a run that goes on may have swept already
             mode=self.schedule.mode,
             gauge=self.schedule.gauge,
             optimizer=optimizer,

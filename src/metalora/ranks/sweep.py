@@ -39,6 +39,11 @@ class SweepReport:
         params_before: The number of learned parameters before.
         params_after: The number of learned parameters after.
         error: |T - T'|_F / |T|_F of the factors that are truncated jointly, the largest over all groups of them.
+
+    Example:
+        >>> report = SweepReport({"r": 8}, {"r": 4}, params_before=1024, params_after=512, error=0.05)
+        >>> report.after["r"] / report.before["r"]
+        0.5
     """
 
     before: dict[str, int]
@@ -113,6 +118,7 @@ def sweep(
     absent = {bond: 1 for bond in adapter.method.rank_bonds if bond not in sizes_before}  # a component without targets
     config = replace(adapter.config, rank={**absent, **sizes_before, **truncation.sizes})
     factors, new_moments = truncation.padded(config)
+    # all refusals are above this line: the adapter is as it was until here
     resize(adapter, config, factors)
     _keep_delta(adapter, groups[0].factors[-1], scale_before / adapter.scale, factors, new_moments)
     if optimizer is not None:
@@ -155,11 +161,13 @@ class _Truncation:
         tensors = group.gather(factors)
         ranks = None
         if wanted is not None:
+            # a target that is narrower than the wanted rank keeps the rank that it has
             ranks = {bond: min(wanted[bond], size) for bond, size in bond_sizes(group.factor_bonds, tensors).items()}
         truncated = _truncate_group(group, tensors, ranks, tolerance, budget, mode, gauge)
         self.error = max(self.error, truncated.error)
         self.factors |= group.scatter(truncated.tensors, factors)
         for name, moments in self.moments.items():
+            # the moments have the shapes of the factors, so that they are gathered and scattered in the same way
             transported = transport_moments(
                 group.factor_bonds, tensors, truncated.tensors, group.gather(moments), squared=name == SQUARE
             )
@@ -172,6 +180,7 @@ class _Truncation:
 
         A rank that is too large at one target need not be at another, but all targets have one size of a bond.
         """
+        # the layout alone knows which rank is clipped at which target
         params = build_layout(list(self.adapter.targets.values()), resolve(config)).params
         shapes = {key: param.shape for key, param in params.items()}
         factors = {key: _pad(tensor, shapes[key]) for key, tensor in self.factors.items()}
@@ -222,6 +231,7 @@ def _truncate_group(
     except ValueError as problem:
         raise ValueError(f"sweep of {group}: {problem}") from None
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # the last bits of a decomposition differ between machines, and so could the ranks that they lead to
         results = [truncated]
         torch.distributed.broadcast_object_list(results, src=0)
         truncated = results[0]
@@ -244,7 +254,7 @@ def _keep_delta(
         if adapter.layout.params[key].factor == factor:
             adapter.factors[key].mul_(ratio)
             for name, tensors in moments.items():
-                power = 2 if name == SQUARE else 1
+                power = 2 if name == SQUARE else 1  # the second moment is one of squared gradients
                 tensors[key] = tensors[key] / ratio**power
 
 
@@ -272,6 +282,7 @@ def _wanted_ranks(
                 raise ValueError(f"sweep: rank names bond {bond!r}{nearest(bond, sizes_now)}")
             if bond not in free_bonds and size != sizes_now[bond]:
                 raise ValueError(f"sweep: bond {bond!r} is that of a generated factor and stays at {sizes_now[bond]}")
+        # a bond that is not named keeps its size
         wanted = {**sizes_now, **rank}
     else:
         largest = max(sizes_now.values())
@@ -288,10 +299,11 @@ def _wanted_ranks(
 
 # ---- the optimiser --------------------------------------------------------------------------------------------------
 def _optimizer_moments(optimizer: Optimizer | None, parameters: Mapping[str, nn.Parameter]) -> dict[str, TensorsByKey]:
-    """Name of a moment -> key -> moment, for the moments that the optimiser has of all parameters."""
+    """Name of a moment -> key -> moment (of the factor's shape); only those that all parameters have."""
     if optimizer is None:
         return {}
     states = {key: optimizer.state.get(parameter, {}) for key, parameter in parameters.items()}
+    # an optimiser that has not made a step has no moments, and SGD has none of these names
     names = [name for name in (MEAN, SQUARE) if states and all(name in state for state in states.values())]
     return {name: {key: state[name] for key, state in states.items()} for name in names}
 

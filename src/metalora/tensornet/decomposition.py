@@ -113,6 +113,7 @@ def decompose(factor_bonds: FactorBonds, tensor: Tensor) -> list[Tensor]:
 
 
 def _permuted(tensor: Tensor, labels: Sequence[str], order: Sequence[str]) -> Tensor:
+    """A tensor with one axis for each label, (*labels) -> (*order)."""
     return tensor.permute([labels.index(label) for label in order])
 
 
@@ -208,7 +209,7 @@ def _project_onto_columns(tensor: Tensor, factors: Sequence[Tensor], axis: int) 
 
 
 def _balanced(factors: Sequence[Tensor]) -> list[Tensor]:
-    """The same columns, of the same norm in every factor."""
+    """The same columns (n_k, r), of the same norm in every factor."""
     norms = torch.stack([factor.norm(dim=0) for factor in factors]).clamp_min(SMALLEST_COLUMN_NORM)
     mean_norm = norms.log().mean(0).exp()
     return [factor * (mean_norm / norm) for factor, norm in zip(factors, norms, strict=True)]

@@ -68,6 +68,7 @@ def contract(operands: Sequence[tuple[Tensor, Sequence[str]]], output: Sequence[
 def _planned_expression(
     labels: tuple[tuple[str, ...], ...], output: tuple[str, ...], shapes: tuple[tuple[int, ...], ...]
 ) -> Callable[..., Tensor]:
+    """The planned contraction of operands with these labels and shapes, as a function of their tensors."""
     # opt_einsum has a symbol for any number of labels; a letter each would end at 52
     distinct = dict.fromkeys(label for operand in labels for label in operand)
     symbols = {label: opt_einsum.get_symbol(number) for number, label in enumerate(distinct)}

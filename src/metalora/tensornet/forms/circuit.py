@@ -125,8 +125,8 @@ class Circuit:
     def _split_operands(self, operands: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """Split the operands into those of T and those of T0.
 
-        The factors of T0 get the batch axes of T's: both terms are then contracted in the same way to the last bit, so
-        that a circuit starts as exactly zero.
+        The factors of T0, (*modes), get the batch axes of T's, (batch, *modes): both terms are then contracted in the
+        same way to the last bit, so that a circuit starts as exactly zero.
         """
         current, start = operands[: len(self.current)], operands[len(self.current) :]
         if not start:

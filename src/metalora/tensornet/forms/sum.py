@@ -131,6 +131,14 @@ class ConcatenatedContraction:
     Args:
         factors: The factors of all terms, in the order of the operands.
         parts: The contraction of every term.
+
+    Example:
+        >>> sizes = {"in": 4, "r": 2, "s": 3}
+        >>> first = Contraction([("in", "r")], ("r", "in"), sizes, tail=(1, (4,)))
+        >>> second = Contraction([("in", "s")], ("s", "in"), sizes, tail=(1, (4,)))
+        >>> parts = [Part(first, ["A"], False, width=2), Part(second, ["C"], False, width=3)]
+        >>> ConcatenatedContraction(["A", "C"], parts)([torch.ones(4, 2), torch.ones(4, 3)]).shape
+        torch.Size([5, 4])
     """
 
     def __init__(self, factors: Sequence[str], parts: Sequence[Part]):

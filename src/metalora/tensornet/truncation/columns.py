@@ -30,6 +30,12 @@ def truncate_columns(
 
     Returns:
         The factors with fewer columns, and bond -> the norm that this discarded before the fit: at least |T - T'|.
+
+    Example:
+        >>> factors = [torch.eye(4)[:, :3], torch.eye(4)[:, :3], torch.tensor([[3.0, 0.0, 2.0]])]
+        >>> target = TruncationTarget([["r"]] * 3, (4, 4, 1), {"r": 2})
+        >>> truncate_columns([["r"]] * 3, factors, target)[0][2]  # the column of zeros goes
+        tensor([[3., 2.]])
     """
     (bond,) = edges(factor_bonds)
     gram = torch.stack([tensor.mT @ tensor for tensor in tensors]).prod(0)  # (r, r), of the rank-one tensors

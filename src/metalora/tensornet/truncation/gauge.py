@@ -97,6 +97,12 @@ def ring_in_gauge(factor_bonds: FactorBonds, tensors: Sequence[Tensor], gauge: G
         factor_bonds: The bonds of every factor.
         tensors: The factors, (n, *bonds) each.
         gauge: As in `tree_in_gauge`.
+
+    Example:
+        >>> bonds = [["a", "b"], ["b", "c"], ["c", "a"]]
+        >>> factors = [torch.ones(4, 1, 1) for _ in bonds]
+        >>> [round(float(factor.norm()), 4) for factor in ring_in_gauge(bonds, factors, "left")]
+        [1.0, 1.0, 8.0]
     """
     opened_bond = factor_bonds[0][0]
     ends = edges(factor_bonds)[opened_bond]

@@ -25,6 +25,12 @@ def metatt_algorithm_1(
 
     Returns:
         The cores, the first of which has the norm, and the larger of the two norms that each bond discarded.
+
+    Example:
+        >>> cores = [torch.diag(torch.tensor([3.0, 2.0]))[None], torch.eye(2)[..., None]]
+        >>> truncated, discarded = metatt_algorithm_1(cores, ranks=[1], discarded_per_bond=0.0)
+        >>> [tuple(core.shape) for core in truncated], discarded
+        ([(1, 2, 1), (1, 2, 1)], [2.0])
     """
     cores = list(cores)
     bonds = range(len(cores) - 1)

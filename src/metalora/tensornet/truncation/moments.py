@@ -54,6 +54,8 @@ def _transport_tree(
 
     The new factors are the old ones with X on the child's side and Y on the parent's, hence the gradients g Y' and
     X' g. Moments of squares: the entries of X and Y are squared.
+
+    X is (old bond, new bond), Y (new bond, old bond); factors and moments are (n, *bonds).
     """
     # both (n, *bonds), with the bonds towards the children that are done contracted
     grams, crosses = list(old), list(old)
@@ -82,7 +84,7 @@ def _transport_tree(
 def _transport_columns(
     factor_bonds: FactorBonds, old: Sequence[Tensor], new: Sequence[Tensor], moments: Sequence[Tensor], squared: bool
 ) -> list[Tensor]:
-    """Column by column, the gradient of the nearest old column times the growth of the other factors."""
+    """Column by column, the gradient of the nearest old column times the growth of the other factors; (n, r) each."""
     old_rank, new_rank = old[0].shape[1], new[0].shape[1]  # factors are (n, r)
     nearest = torch.arange(old_rank, device=old[0].device)  # without truncation the columns keep their order
     if new_rank < old_rank:
@@ -101,6 +103,6 @@ def _transport_columns(
 
 
 def _unit_columns(tensor: Tensor) -> Tensor:
-    """Columns of norm one; a column of zeros stays zero."""
+    """Columns (n, r) of norm one; a column of zeros stays zero."""
     unit: Tensor = tensor / tensor.norm(dim=0).clamp_min(1e-300)
     return unit

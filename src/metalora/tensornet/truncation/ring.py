@@ -33,6 +33,13 @@ def truncate_ring(
     Returns:
         The truncated factors, and bond -> the norm that the bond discarded, as measured:
         |T - T'|^2 <= the sum of the squares.
+
+    Example:
+        >>> bonds = [["a", "b"], ["b", "c"], ["c", "a"]]
+        >>> factors = [torch.randn(4, 3, 3, dtype=torch.float64) for _ in bonds]
+        >>> target = TruncationTarget(bonds, (4, 4, 4), {"a": 3, "b": 2, "c": 3})
+        >>> [tuple(factor.shape) for factor in truncate_ring(bonds, factors, target)[0]]
+        [(4, 3, 2), (4, 2, 3), (4, 3, 3)]
     """
     # rank 0: the projections are not used here, only the values
     singular_values = {bond: _bond_projection(factor_bonds, tensors, bond, rank=0)[1] for bond in edges(factor_bonds)}
@@ -52,7 +59,7 @@ def truncate_ring(
 def _truncate_to_ranks(
     factor_bonds: FactorBonds, reference: Sequence[Tensor], ranks: Mapping[str, int]
 ) -> tuple[list[Tensor], dict[str, float]]:
-    """The fitted factors, and the norm that each bond discarded before the fit."""
+    """The fitted factors (n, *bonds), and the norm that each bond discarded before the fit."""
     factors = list(reference)  # a bond is projected in the ring in which those before it are truncated
     discarded = dict.fromkeys(ranks, 0.0)
     error = 0.0

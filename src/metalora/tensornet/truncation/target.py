@@ -69,6 +69,7 @@ class TruncationTarget:
     def _within_budget(
         self, singular_values: Mapping[str, Tensor], largest_ranks: Mapping[str, int], budget: int
     ) -> dict[str, int]:
+        """Bond -> rank, the relatively largest singular values first, as far as the budget goes."""
         smallest = self.num_params(dict.fromkeys(singular_values, 1))  # rank one at every bond
         if smallest > budget:
             raise ValueError(f"a budget of {budget} numbers is below {smallest}, that of rank one")

@@ -36,6 +36,13 @@ def truncate_tree(
 
     Returns:
         The truncated factors, and bond -> the norm that the bond discarded.
+
+    Example:
+        >>> factors = [torch.diag(torch.tensor([3.0, 2.0, 1.0])), torch.eye(3)]
+        >>> target = TruncationTarget([["r"], ["r"]], (3, 3), {"r": 2})
+        >>> truncated, discarded = truncate_tree([["r"], ["r"]], factors, target)
+        >>> [tuple(factor.shape) for factor in truncated], discarded
+        ([(3, 2), (3, 2)], {'r': 1.0})
     """
     center = most_connected_factor(factor_bonds)  # the core of Tucker: then every leaf is one QR away
     reference = orthogonalize(factor_bonds, tensors, center)
@@ -68,6 +75,12 @@ def hooi(
 
     Returns:
         Better factors of T'.
+
+    Example:
+        >>> reference = [torch.eye(3), torch.diag(torch.tensor([3.0, 2.0, 1.0]))]
+        >>> better = hooi([["r"], ["r"]], reference, [torch.ones(3, 2), torch.eye(3)[:, :2]])
+        >>> (better[0] @ better[1].mT).diagonal().abs().round(decimals=4)
+        tensor([3., 2., 0.])
     """
     factors = list(approximation)
     for _ in range(passes):
@@ -128,6 +141,12 @@ def bond_decompositions(
     Returns:
         Bond -> (values, vectors): the singular values (r,) of the matrix of the bond's two sides, the largest first,
         and the singular vectors of the child's side as columns in the basis of the bond, (bond, r).
+
+    Example:
+        >>> factors = [torch.eye(3), torch.diag(torch.tensor([3.0, 2.0, 1.0]))]
+        >>> values, vectors = bond_decompositions([["r"], ["r"]], factors, root=1)["r"]
+        >>> values, vectors.shape
+        (tensor([3., 2., 1.]), torch.Size([3, 3]))
     """
     with_norm = {root: tensors[root]}  # every factor as it is when the norm of the tensor lies in it
     decompositions: dict[str, tuple[Tensor, Tensor]] = {}

@@ -147,7 +147,7 @@ def _target(
 def _truncate_network(
     topology: Topology, factor_bonds: FactorBonds, tensors: Sequence[Tensor], target: TruncationTarget, gauge: Gauge
 ) -> TruncationResult:
-    """The truncated factors in a gauge, and the norm that each bond discarded."""
+    """The truncated factors (n, *bonds) in a gauge, and the norm that each bond discarded."""
     short_factors, columns = qr_compress(tensors)
     # a best approximation lies in the span of the columns, so the algorithms see short factors only; the gauge
     # needs the long ones, whose largest entries decide the signs
