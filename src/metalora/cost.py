@@ -198,7 +198,7 @@ def _limit(count: Callable[[int], int]) -> int:
 
 
 def summarise(model: nn.Module, config: AdapterConfig) -> CostSummary:
-    """What an adapter costs, from sizes alone: numbers, file, compute and memory.
+    """Compute what an adapter costs, from sizes alone: numbers, file, compute and memory.
 
     Compute is k (in + out) multiply-adds per target at one token or position, next to in x out of the base.
 

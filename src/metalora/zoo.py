@@ -186,7 +186,13 @@ def _in_order(stored: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[st
 
 
 def efficientnet_transform() -> Callable[[Any], Tensor]:
-    """Return the preparation with which those weights were trained: a PIL image to (3, 224, 224) in [-1, 1]."""
+    """Return the preparation with which those weights were trained: a PIL image to (3, 224, 224) in [-1, 1].
+
+    Example:
+        >>> from PIL import Image
+        >>> efficientnet_transform()(Image.new("RGB", (300, 260))).shape
+        torch.Size([3, 224, 224])
+    """
     from torchvision import transforms
 
     half = (0.5, 0.5, 0.5)  # mean and deviation of a channel: [0, 1] becomes [-1, 1]

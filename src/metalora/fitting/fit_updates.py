@@ -83,7 +83,7 @@ class FitReport:
 
 def _relative_error(rows: Sequence[FitRow]) -> float:
     square = sum(row.norm**2 for row in rows)
-    return sqrt(sum(row.error**2 for row in rows) / square) if square else 0.0  # nothing to fit is no error
+    return sqrt(sum(row.error**2 for row in rows) / square) if square else 0.0  # zero updates are fitted exactly
 
 
 @torch.no_grad()

@@ -211,6 +211,16 @@ def target_updates(
         adapter: The adapter.
         group: A group of all factors of one network.
         updates: For every task, path -> update; a target that is missing has a zero update.
+
+    Example:
+        >>> from torch import nn
+        >>> from metalora import AdapterConfig, attach
+        >>> from metalora.ranks.groups import factor_groups
+        >>> adapter = attach(nn.Sequential(nn.Linear(64, 48)), AdapterConfig("lora", rank=2, targets=("0",)))
+        >>> update = LowRankUpdate(down=torch.ones(3, 64), up=torch.ones(48, 3))
+        >>> [target] = target_updates(adapter, factor_groups(adapter)[0], [{"0": update}])
+        >>> target.input_factors, target.output_factors, target.update.left.shape
+        ([0], [1], torch.Size([3, 64]))
     """
     first_factor, first_keys = group.factors[0], group.keys[0]
     paths = [path for path, layout in adapter.layout.targets.items() if layout.views[first_factor].key in first_keys]
@@ -294,6 +304,13 @@ def leading_subspaces(updates: Sequence[TargetUpdate], sizes: Sequence[int], ran
 
     Returns:
         The number of a factor -> the subspace of its axis.
+
+    Example:
+        >>> update = SplitUpdate(left=torch.ones(3, 64).double(), right=torch.ones(3, 48).double())
+        >>> target = TargetUpdate("0", 0, [torch.arange(64), torch.arange(48)], [0], [1], update)
+        >>> subspaces = leading_subspaces([target], sizes=[64, 48], rank=2)
+        >>> {factor: subspace.bases[0].shape for factor, subspace in subspaces.items()}
+        {0: torch.Size([64, 18]), 1: torch.Size([48, 18])}
     """
     left, right = updates[0].input_factors[0], updates[0].output_factors[0]
     subspaces: dict[int, Subspace] = {}

@@ -103,7 +103,7 @@ def start_from_gradient(model: nn.Module, loss: Callable[[], Tensor], rank: int,
     weight_norm = _total_norm(weight.detach() for weight in _base_weights(adapter).values())
     factor = size * weight_norm / gradient_norm
     scaled = {path: LowRankUpdate(update.down, update.up * factor) for path, update in updates.items()}
-    return fit_updates(adapter, [scaled] * adapter.config.tasks)  # every task starts alike
+    return fit_updates(adapter, [scaled] * adapter.config.tasks)
 
 
 @torch.no_grad()

@@ -235,6 +235,11 @@ class Transposed(Mechanism):
     Attributes:
         when: "heads": at targets whose heads are on the input side (the projection behind the attention);
             "chunks": everywhere except at weights that are cut along their inputs.
+
+    Example:
+        >>> from metalora.methods.registry import get_method
+        >>> get_method("lorta-auto").record(Transposed).when
+        'heads'
     """
 
     when: Literal["heads", "chunks"]
@@ -246,6 +251,11 @@ class Tensorised(Mechanism):
 
     Attributes:
         with_axis_factors: Makes the method for other numbers of digits, axis -> number of digits.
+
+    Example:
+        >>> from metalora.methods.registry import get_method
+        >>> list(get_method("tt-lora").with_digits({"in": "24 32", "out": "24 32"}).factors)
+        ['G1', 'G2', 'G3', 'G4']
     """
 
     # not compared: a function is equal to itself alone, and two equal declarations are one method
@@ -269,12 +279,24 @@ class FixedBonds(Mechanism):
 
 @dataclass(frozen=True)
 class SplitRank(Mechanism):
-    """The configured rank is divided by the number of experts: each expert has rank r / N."""
+    """The configured rank is divided by the number of experts: each expert has rank r / N.
+
+    Example:
+        >>> from metalora.methods.registry import get_method
+        >>> get_method("moe-lora").bond_sizes(8, experts=4)
+        {'r': 2}
+    """
 
 
 @dataclass(frozen=True)
 class AnyRank(Mechanism):
-    """A rank above what the modes allow is accepted, as published ranks are, unless `config.clip_rank` lowers it."""
+    """A rank above what the modes allow is accepted, as published ranks are, unless `config.clip_rank` lowers it.
+
+    Example:
+        >>> from metalora.methods.registry import get_method
+        >>> get_method("vera").has(AnyRank)
+        True
+    """
 
 
 @dataclass(frozen=True)
@@ -306,6 +328,11 @@ class Components(Mechanism):
 
     Attributes:
         components: The methods and the targets that they apply to.
+
+    Example:
+        >>> from metalora.methods.registry import get_method
+        >>> [component.applies_to for component in get_method("cara").record(Components).components]
+        ['heads', 'rest']
     """
 
     components: tuple[Component, ...]

@@ -44,7 +44,6 @@ def ranks_by_step(schedule: RankScheduleConfig, rank: int) -> dict[int, int]:
     if schedule.ranks and len(schedule.ranks) != len(steps):
         raise ValueError(f"rank schedule: {len(schedule.ranks)} ranks for {len(steps)} steps")
     ranks = list(schedule.ranks) or _ranks_by_formula(schedule, rank)
-    # each rank with the one before it
     for before, after in zip([rank, *ranks], ranks, strict=False):
         if not 1 <= after <= before:
             raise ValueError(f"rank schedule: {[rank, *ranks]} grows or ends; ranks must fall and be at least 1")

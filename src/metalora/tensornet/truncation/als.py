@@ -50,6 +50,13 @@ def alternate(
 
     Returns:
         The best factors and their error; a pass that raises the error (by rounding) is dropped.
+
+    Example:
+        >>> def halve(factors):
+        ...     return [factors[0] / 2], float(factors[0]) / 2
+        >>> stopping = Stopping(passes=3, smallest_gain=1e-3, negligible_error=1e-7)
+        >>> alternate(halve, [torch.tensor(8.0)], error=8.0, reference_norm=8.0, stopping=stopping)
+        ([tensor(1.)], 1.0)
     """
     for _ in range(stopping.passes):
         if error <= stopping.negligible_error * reference_norm:
@@ -58,7 +65,7 @@ def alternate(
         trial, trial_error = one_pass(factors)
         if trial_error >= error:
             break
-        gain = error - trial_error  # not negative
+        gain = error - trial_error
         converged = gain < stopping.smallest_gain * error
         factors, error = trial, trial_error  # a pass that gains little is the last one, but its gain is kept
         if converged:
