@@ -38,7 +38,7 @@ def typed_label(name: str, tensor: Tensor) -> str:
 
 
 def raw_bytes(tensor: Tensor) -> bytes:
-    """Return the bytes of a tensor in row-major order, in the byte order of this machine."""
+    """Return the bytes of a tensor of any shape, in row-major order and in the byte order of this machine."""
     contiguous = tensor.detach().cpu().contiguous()
     flat = contiguous.flatten().view(torch.uint8)  # numpy has no bfloat16, every dtype has bytes
     return flat.numpy().tobytes()

@@ -26,7 +26,7 @@ def replace_file(path: str | Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # otherwise a crash after the rename may leave an empty file
-        os.replace(temporary, path)
+        os.replace(temporary, path)  # atomic, because both names are in one folder and so on one file system
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -75,7 +75,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, path)  # which takes the place of an empty folder, too
     except OSError as error:
         raise ValueError(f"{path}: could not be written ({error.strerror}); there is no such folder") from None
     finally:

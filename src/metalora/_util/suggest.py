@@ -26,11 +26,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return _suggestion(name, sorted(choices), cutoff=0.5)
 
 
-def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(noun: str, value: str, choices: Sequence[str]) -> None:
     """Check that a value is one of the choices.
 
     Args:
-        what: What the value is, for the message ("split", "GLUE task").
+        noun: What the value is, for the message ("split", "GLUE task").
         value: What the user wrote.
         choices: The valid values, in the order in which the message lists them.
 
@@ -43,7 +43,8 @@ def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
         ValueError: unknown split 'tset'; did you mean 'test'? (known: train, test)
     """
     if value not in choices:
-        raise ValueError(f"unknown {what} {value!r}{_suggestion(value, choices, cutoff=0.3)}")
+        # A lower cutoff than in `nearest`, because these lists are short.
+        raise ValueError(f"unknown {noun} {value!r}{_suggestion(value, choices, cutoff=0.3)}")
 
 
 def _suggestion(name: str, choices: Sequence[str], cutoff: float) -> str:

@@ -75,9 +75,9 @@ class Adapter(nn.Module):
         self.fused = True
         self.layers: dict[str, AdaptedLayer | BottleneckLayer] = {}
         self.hooks: list[Any] = []  # handles of the hooks of the condition's source
-        self.required_grad: dict[str, bool] = {}
-        self.frozen_norms: list[nn.Module] = []
-        self._model: tuple[nn.Module, ...] = ()
+        self.required_grad: dict[str, bool] = {}  # what `detach` restores
+        self.frozen_norms: list[nn.Module] = []  # batch normalisation, whose statistics belong to the frozen base
+        self._model: tuple[nn.Module, ...] = ()  # a tuple: the model has the adapter as a part, not the other way round
         self._index_layout()
 
     def set_layout(self, config: AdapterConfig, layout: Layout) -> None:
@@ -134,7 +134,7 @@ class Adapter(nn.Module):
         return {key: parameters[slot_of(key)] for key, param in self.layout.params.items() if not param.frozen}
 
     def stored_value(self, key: str) -> Tensor:
-        """The stored factor of a key."""
+        """The stored factor of a key, (*shape) as the layout says it."""
         slot = slot_of(key)
         value = self.learned_by_slot._parameters.get(slot)
         if value is not None:
@@ -177,7 +177,7 @@ class Adapter(nn.Module):
     @property
     def shares_factors(self) -> bool:
         """True if targets read one stored factor together, so that a forward cuts its slices once."""
-        keys = [part.key for target_layout in self.layout.targets.values() for part in target_layout.views.values()]
+        keys = [view.key for target_layout in self.layout.targets.values() for view in target_layout.views.values()]
         return len({*keys}) < len(keys)
 
     def _task_keys(self) -> dict[str, int]:
@@ -283,8 +283,8 @@ class Adapter(nn.Module):
         index = task_index(ids, self.config.tasks, self.learned_by_slot[slot_of(next(iter(self.task_keys)))].device)
         values = {}
         for key, axis in self.task_keys.items():
-            values[key] = self.learned_by_slot[slot_of(key)].index_select(axis, index).movedim(axis, 0)
-            if len(self.pending_task):
+            values[key] = self.learned_by_slot[slot_of(key)].index_select(axis, index).movedim(axis, 0)  # (n, *others)
+            if len(self.pending_task):  # inside of `new_task` the newest slice is a parameter of its own
                 newest = (index == self.config.tasks - 1).reshape(-1, *[1] * (values[key].ndim - 1))
                 values[key] = torch.where(newest, self.pending_task[slot_of(key)], values[key])
         return Condition(values, index[:, None].float(), torch.zeros((), device=index.device))
@@ -294,7 +294,7 @@ class Adapter(nn.Module):
         return self.required_conditioner.neutral(self.centre())
 
     def centre(self) -> dict[str, Tensor]:
-        """The condition-free values c0 of the generated factors, by key."""
+        """The condition-free values c0 of the generated factors: key -> (*shape of the factor)."""
         return {key: self.learned_by_slot[slot_of(key)] for key in self.required_conditioner.shapes}
 
     @torch.no_grad()
@@ -302,7 +302,7 @@ class Adapter(nn.Module):
         """Return the raw features (n, d), float32, of inputs under the frozen network, in eval mode."""
         if self.config.condition.source == "tensor":
             return inputs.float()  # type: ignore[union-attr]
-        with self.disabled():
+        with self.disabled():  # features are those of the base, whatever the adapter has learned
             return self.recorder.of(self.extractor[0] if self.extractor else self.model, inputs)
 
     def calibrate(self, inputs: Inputs | Iterable[Inputs]) -> None:
@@ -345,6 +345,7 @@ class Adapter(nn.Module):
         return any(layer.original is not None for layer in self.layers.values())
 
     # ---- verbs -----------------------------------------------------------------------------------------------------
+    # They import inside, since the modules of the verbs import this one.
     def merge(self, condition: Condition | None = None) -> None:
         """Add every Delta W to its base weight; see `metalora.merge`."""
         from metalora.adapters.merge import merge

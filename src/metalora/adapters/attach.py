@@ -56,6 +56,7 @@ def attach(
         raise ValueError(f"{type(model).__name__} already has an adapter: detach it first")
     targets = find_targets(model, config.targets, config.exclude)
     bases = {target.path: model.get_submodule(target.path) for target in targets}
+    # All that may raise an error is done before the model is touched.
     adapter = build(model, config, targets, bases, example=example, extractor=extractor)
     adapter.required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
@@ -89,7 +90,7 @@ def build(
     adapter._model = (model,)
     try:
         prepare_condition(adapter, model, example, extractor)
-    except BaseException:
+    except BaseException:  # also Ctrl-C during the forward that measures the features
         _remove_hooks(adapter)
         raise
     move_like(weights[targets[0].path], adapter)
@@ -213,4 +214,5 @@ def move_like(weight: torch.Tensor, module: nn.Module) -> None:
         torch.float64
     """
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    # In float32 also for a base in 16 bits: the updates of an optimiser would be rounded away.
     module._apply(lambda tensor: tensor.to("meta" if tensor.is_meta else weight.device, dtype))  # type: ignore[no-untyped-call]

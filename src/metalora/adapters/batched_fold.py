@@ -34,7 +34,7 @@ class BatchedFold:
         slices = [{reader.slice for reader in readers} for readers in self.readers]
         # At least one operand is stacked, so that the result always has an axis of targets.
         self.stacked = [position for position, distinct in enumerate(slices) if len(distinct) > 1] or [0]
-        self.fold = form.fold.batched(self.stacked, len(self.paths))
+        self.fold = form.fold.batched(self.stacked, len(self.paths))  # -> (targets, *bonds, o)
         self.scale = self._bounds[0].scale
 
     def __call__(self) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ def batched_folds(adapter: Adapter) -> list[BatchedFold]:
     Args:
         adapter: The adapter, with its layers.
     """
-    by_form: dict[int, dict[str, AdaptedLayer]] = {}
+    by_form: dict[int, dict[str, AdaptedLayer]] = {}  # targets that are planned alike share one form object
     for path, layer in adapter.layers.items():
         form = layer.form
         if isinstance(layer, BottleneckLayer):

@@ -70,6 +70,8 @@ class BoundTarget:
         self._by_name = readers
         self.per_example_key = next((r.slice.key for r in self._readers if r.per_example), None)
         self._selected: dict[tuple[str, ...], tuple[FactorReader, ...] | None] = {}
+        # Siblings (one parent, equal slices of the stored factors) have one Left. A factor that has no slice is made by
+        # a handler; the path then makes the key differ from every other.
         self.left_key = path.rpartition(".")[0], tuple(target_layout.views.get(f, path) for f in self.left_factors)
         self.shares_input = False  # True if a sibling has the same `left_key`; set once all targets are bound
         self.bind_costs()
@@ -111,7 +113,7 @@ class BoundTarget:
         return values[self.per_example_key].shape[0]
 
     def read(self, values: Values | None, names: Sequence[str] | None = None, repeat: int = 1) -> dict[str, Tensor]:
-        """Return the factors as the network takes them, by name.
+        """Return the factors as the network takes them, by name: (*modes), or (b, *modes) if they differ by example.
 
         Args:
             values: The values that differ by example, by key of the stored factor; None if none do.
@@ -155,15 +157,15 @@ class BoundTarget:
                         "itself, pass condition=..., enter adapter.using(condition), or checkpoint with "
                         "metalora.checkpoint"
                     )
-                value = read_slice(values[reader.slice.key], reader.slice, offset=1)
-                if repeat > 1:
+                value = read_slice(values[reader.slice.key], reader.slice, offset=1)  # (b, *modes)
+                if repeat > 1:  # `generate` keeps the beams of one example next to each other
                     value = value.repeat_interleave(repeat, 0)
             elif reader.position is not None and slices is not None:
                 value = slices[reader.slice.key][reader.position]
                 if reader.rest.index:
                     value = read_slice(value, reader.rest)
             else:
-                stored = parameters.get(reader.slot)
+                stored = parameters.get(reader.slot)  # None for a frozen factor, which is a buffer
                 value = adapter.stored_value(reader.slice.key) if stored is None else stored
                 if reader.slice.index:
                     value = read_slice(value, reader.slice)
@@ -188,7 +190,8 @@ def _reader(adapter: Adapter, factor: str, part: FactorSlice) -> FactorReader:
     rest = FactorSlice(part.key)
     if axis is not None and isinstance(position, int):
         # `unbind` removes the stacked axis, so that the axes behind it move forward by one.
-        remaining_index = [(other - (other > axis), index) for other, index in part.index if other != axis]
+        unstacked = [(indexed, index) for indexed, index in part.index if indexed != axis]
+        remaining_index = [(indexed - (indexed > axis), index) for indexed, index in unstacked]
         rest = FactorSlice(part.key, tuple(remaining_index))
     per_example = factor in adapter.per_example
     stacked = position if isinstance(position, int) else None

@@ -68,6 +68,7 @@ def explicit(
     keys = list(adapter.state.values)
     values = tuple(adapter.state.values.values())
 
+    # The values are arguments, not a closure: reentrant checkpointing gives gradients to arguments alone.
     def run(*inputs: Any, **kwargs: Any) -> Any:
         with adapter.using(dict(zip(keys, inputs[: len(keys)], strict=True))):
             return function(*inputs[len(keys) :], **kwargs)
@@ -101,6 +102,7 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
     def carrying(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return checkpoint(function, *args, adapter=adapter, **options)
 
+    # transformers reads its function from the modules, timm and torch call `torch.utils.checkpoint.checkpoint`.
     holders: list[Any] = [module for module in model.modules() if hasattr(module, "_gradient_checkpointing_func")]
     originals = [holder._gradient_checkpointing_func for holder in holders]
     torch.utils.checkpoint.checkpoint = wraps(TORCH_CHECKPOINT)(carrying)  # type: ignore[assignment]

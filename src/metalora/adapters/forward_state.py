@@ -47,7 +47,7 @@ class ForwardState(threading.local):
         self.folded: dict[str, Tensor] = {}
         self.shared = SharedInputCache()
         self.pending_values: Values | None = None
-        self._times_disabled = 0
+        self._times_disabled = 0  # a count, because `disabled` blocks may be nested
         self._using: list[_UsingBlock] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,7 +77,7 @@ class ForwardState(threading.local):
         del self._using[position]
         if position == len(self._using):
             self.values = ended.before
-        elif self._using[position].before is ended.values:
+        elif self._using[position].before is ended.values:  # the block inside must not restore what has ended
             self._using[position].before = ended.before
 
     def begin_disabled(self) -> None:

@@ -107,7 +107,8 @@ def guard_forward(model: nn.Module, host: Host) -> list[RemovableHandle]:
     Returns:
         The handles of the hooks; `unguard_forward` gives the model its forward back.
     """
-    replaced = vars(model).get("forward")
+    replaced = vars(model).get("forward")  # None if the model runs the forward of its class
+    # A partial of a function at module level: a closure could not be pickled.
     guarded = functools.partial(_guarded, model, host, replaced)
     functools.update_wrapper(guarded, model.forward)
     model.forward = guarded
@@ -128,7 +129,7 @@ def _guarded(model: nn.Module, host: Host, replaced: Callable[..., Any] | None, 
     if not _is_guarded(model):  # a wrapper around this one stands in `model.forward`: the hooks have entered the host
         return _own_forward(model, replaced, args, kwargs)
     output = None
-    try:
+    try:  # `finally` also runs if `before_forward` raises after it has entered
         args, kwargs = host.before_forward(model, args, kwargs)
         output = _own_forward(model, replaced, args, kwargs)
         return output

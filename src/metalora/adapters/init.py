@@ -97,7 +97,7 @@ def _input_rows(weight: Tensor, target: Target) -> Tensor:
         weight = weight.to("cpu", torch.float64)
     if target.kind in TRANSPOSED:
         return weight
-    kernel_axes = range(2, weight.ndim)
+    kernel_axes = range(2, weight.ndim)  # (out, in, *kernel) -> (*kernel, in, out) -> (inputs, out)
     return weight.permute(*kernel_axes, 1, 0).flatten(0, -2)
 
 
@@ -212,16 +212,17 @@ def _fans(modes: Sequence[str], shape: Sequence[int], network: Network) -> tuple
 
 def _fill_tiled(value: Tensor) -> None:
     columns = value.shape[-1]
+    # The numbers of a row of the identity for each index of all other axes together, starting again after the last.
     rows = torch.arange(value.shape[:-1].numel()) % columns
     value.copy_(torch.eye(columns)[rows].reshape(value.shape))
 
 
 def _fill_orthogonal(value: Tensor, modes: Sequence[str], by_slice: bool, generator: torch.Generator) -> None:
     for index in _slices(value, modes) if by_slice else ((),):
-        piece = value[index]
-        rows = piece.shape[:-1].numel() if piece.ndim > 1 else 1
-        matrix = torch.empty(rows, piece.shape[-1])
-        piece.copy_(torch.nn.init.orthogonal_(matrix, generator=generator).reshape(piece.shape))
+        factor_slice = value[index]  # a view: writing to it fills the factor
+        rows = factor_slice.shape[:-1].numel() if factor_slice.ndim > 1 else 1
+        matrix = torch.empty(rows, factor_slice.shape[-1])
+        factor_slice.copy_(torch.nn.init.orthogonal_(matrix, generator=generator).reshape(factor_slice.shape))
 
 
 def _slices(value: Tensor, modes: Sequence[str]) -> Iterator[tuple[int | slice, ...]]:

@@ -62,13 +62,16 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
     base = layer._modules["base"]  # without a way through Module.__getattr__
     assert base is not None
     grad = torch.is_grad_enabled()
+    # A hook, or a forward that somebody has set on the instance, must see every call of the base.
     unobserved = layer.is_plain and not (base._forward_hooks or base._forward_pre_hooks or "forward" in base.__dict__)
-    if bound.rescalers:
+    if bound.rescalers:  # g needs the norms of W + Delta W, and multiplies base(x) too
         return RESCALED
     if conditions == 1 and unobserved and adapter.weight_first and not form.left_batched:
         threshold = bound.weight_first_from[grad]
+        # Such a circuit forms its kernel in any case, so the base's own product would be one product more.
         full_rank_kernel = form.full_rank and not layer.gate_by_gate
         if full_rank_kernel or (threshold is not None and layer.positions(x) >= threshold):
+            # Dropout acts on x Left, which does not exist here.
             if layer.full_precision(x) and not (adapter.training and adapter.dropout):
                 return WEIGHT_FIRST
     if form.full_rank:
@@ -82,9 +85,10 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
 # ---- running -------------------------------------------------------------------------------------------------------
 def _fused(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
     adapter, bound = layer.owner[0], layer.bound
-    if adapter.training and adapter.dropout:
+    if adapter.training and adapter.dropout:  # which stands between x Left and Right, so that one node cannot do it
         return _fused_steps(layer, x, conditions)
     state = adapter.state
+    # By identity: the parent passes one and the same tensor to Q, K and V.
     shared = bound.shares_input and state.shared.x is x
     hidden = state.shared.take(bound.left_key, x, bound.path) if shared else None
     down = layer.left(state.values) if hidden is None else None
@@ -107,7 +111,7 @@ def _fused_steps(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
         if bound.shares_input:
             state.shared.keep(bound.left_key, x, bound.path, computed)
     assert hidden is not None
-    h = layer.with_dropout(layer.tokens_first(hidden, x))
+    h = layer.with_dropout(layer.tokens_first(hidden, x))  # (b, t, k)
     h, up = layer.mix_or_fold(h, x, state.values, conditions)
     y = layer.add_in_place(y, h, up, x)
     return layer.add_biases(y, state.values) if bound.bias_factors else y
@@ -153,7 +157,7 @@ def _update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None, co
     if layer.form.full_rank:
         change = layer.with_dropout(layer.through(x, values, repeat, y.dtype))
         return layer.restore(layer.scaled(change), y)
-    source = x.to(y.dtype) if x.is_floating_point() else x
+    source = x.to(y.dtype) if x.is_floating_point() else x  # the ids of an embedding stay integers
     hidden = layer.with_dropout(layer.hidden(source, layer.left_kernel(values, repeat).to(y.dtype)))
     if conditions > 1:
         h, up = layer.mix_or_fold(layer.tokens_first(hidden, x), x, values, conditions)

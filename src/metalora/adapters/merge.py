@@ -15,6 +15,7 @@ from metalora.adapters.layers import AdaptedLayer
 
 def check_untied(adapter: Adapter, verb: str) -> None:
     """Raise a ValueError for a target whose weight another module uses too."""
+    # `parameters()` of the whole model names a tied weight once; each module for itself counts every use.
     uses = Counter(id(p) for module in adapter.model.modules() for p in module.parameters(recurse=False))
     for path, layer in adapter.layers.items():
         if uses[id(layer.base.weight)] > 1:
@@ -61,6 +62,7 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
             raise ValueError(f"merge: NaNs detected in the merged weights of target {path!r}")
         merged[path] = (weight.to(delta.dtype) + delta).to(weight.dtype)
         shifts[path] = layer.bias_to_merge(values)
+    # Nothing raises an error from here on: all targets are changed, or none.
     for path, layer in layers.items():
         layer.original = layer.base.weight.detach().clone()
         layer.base.weight.data.copy_(merged[path])

@@ -39,7 +39,7 @@ def new_task(adapter: Adapter, like: int | None = None) -> Iterator[int]:
         ...     number, sum(p.requires_grad for p in adapter.parameters())
         (2, 2)
     """
-    stored = {key: one for key, one in adapter.layout.params.items() if "task" in one.modes}
+    stored = {key: param for key, param in adapter.layout.params.items() if "task" in param.modes}
     tasks = adapter.config.tasks
     if not stored:
         raise ValueError(f"new_task: {adapter.method.name!r} has no task mode that is looked up by number")
@@ -48,13 +48,14 @@ def new_task(adapter: Adapter, like: int | None = None) -> Iterator[int]:
     if like is not None and not 0 <= like < tasks:
         raise ValueError(f"new_task: task {like}: expected 0..{tasks - 1}")
     larger, starts = {}, {}
-    for key, one in stored.items():
-        axis, factor = one.modes.index("task"), adapter.factors[key].detach()
+    for key, param in stored.items():
+        axis, factor = param.modes.index("task"), adapter.factors[key].detach()
         starts[key] = factor.mean(axis) if like is None else factor.select(axis, like)
         larger[key] = torch.cat([factor, starts[key].unsqueeze(axis)], axis)
     required = {id(p): p.requires_grad for p in adapter.parameters()}
     resize(adapter, replace(adapter.config, tasks=tasks + 1), larger)
     adapter.requires_grad_(False)
+    # A slice of a Parameter cannot be trained alone: weight decay and moments would reach the slices of old tasks.
     adapter.pending_task.update({slot_of(key): nn.Parameter(value.clone()) for key, value in starts.items()})
     try:
         yield tasks

@@ -48,6 +48,7 @@ def plan_forms(layout: Layout, per_example: Sequence[str]) -> dict[str, Form]:
     for path, target in layout.targets.items():
         network = target.network
         factors_and_folds = (*network.factors.items(), *network.folds.items(), *network.terms)
+        # An equal plan must be one object: `BatchedFold` groups targets by the identity of their forms.
         key = (network.form, network.biases, factors_and_folds, tuple(target.sizes.items()), target.handlers)
         if key not in planned:
             planned[key] = plan_form(target, per_example)

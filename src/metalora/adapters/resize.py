@@ -45,6 +45,6 @@ def resize(adapter: Adapter, config: AdapterConfig, tensors: Mapping[str, Tensor
     adapter.set_layout(config, layout)
     for key, value in tensors.items():
         parameter = adapter.learned[key]
-        parameter.data = value.to(parameter).contiguous()
+        parameter.data = value.to(parameter).contiguous()  # `.data`, since `copy_` cannot change a shape
         parameter.grad = None  # it has the old shape
     bind_layers(adapter)

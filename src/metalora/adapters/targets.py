@@ -126,6 +126,7 @@ def head_path(model: nn.Module) -> str | None:
         head = getattr(model, getter, lambda: None)()
         if head in path_of:
             return path_of[head]
+    # timm and transformers name the head; without a name, the classifier of a plain network is its last Linear.
     linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
     return linears[-1] if linears else None
 
@@ -188,8 +189,10 @@ def _paths_of_patterns(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         matched = [path for path in modules if matches(path, pattern)]
         if not matched:
-            known = {*PRESETS, *layers, *(path.rpartition(".")[2] for path in layers)}
-            raise ValueError(f"target {pattern!r} matches no module of {type(model).__name__}{nearest(pattern, known)}")
+            choices = {*PRESETS, *layers, *(path.rpartition(".")[2] for path in layers)}
+            hint = nearest(pattern, choices)
+            raise ValueError(f"target {pattern!r} matches no module of {type(model).__name__}{hint}")
+        # A pattern such as "attention" may match a block and layers: then the layers are meant.
         matched_layers = [path for path in matched if kind_of(modules[path])]
         for path in matched_layers or matched:
             reason = refusal(model, path, modules[path])
@@ -211,6 +214,7 @@ def target_at(model: nn.Module, path: str) -> Target:
     assert kind is not None, path
     sizes = mode_sizes(module, kind)
     layer, role = _layer_and_role(model, path)
+    # With fewer key heads than query heads, a fused output is not three projections of equal width.
     fused = path.rpartition(".")[2] in FUSED and sizes["out"] == 3 * sizes["in"]
     parts = 3 if fused else 1
     return Target(path, kind, sizes, layer, role, parts, _head_size(model, path), _side_of_heads(path))

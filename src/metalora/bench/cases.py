@@ -67,10 +67,11 @@ class Case:
             loss = self.loss()
             torch.autograd.backward(loss)
         self.update()
-        synchronize()
+        synchronize()  # a GPU computes after the call has returned: the clock must wait
 
     def loss(self) -> Tensor:
-        """A forward that records the graph, and a loss of its output."""
+        """A forward that records the graph, and a loss of its output, a scalar."""
+        # Every output gets a gradient, so that no part of the backward is skipped.
         return first_output(self.run(**self.inputs)).float().square().mean()
 
     def update(self) -> None:
@@ -88,7 +89,7 @@ class Case:
 
 
 def first_output(output: Any) -> Tensor:
-    """The output tensor of a model, or the first entry of an output with several."""
+    """The output tensor of a model, of any shape, or the first entry of an output with several."""
     return output if isinstance(output, Tensor) else cast(Tensor, output[0])
 
 
@@ -226,7 +227,7 @@ def _attach(model: nn.Module, name: str, inputs: Inputs, config: BenchConfig) ->
     if name.endswith((PLAIN, DENSE)):
         _use_plain_autograd(adapter)
     if name.endswith(DENSE):
-        for layer in adapter.layers.values():
+        for layer in adapter.layers.values():  # an attribute of the instance comes before the method of the class
             vars(layer)["forward"] = partial(_dense_forward, cast(AdaptedLayer, layer))
     if name.endswith(MERGED):
         merge(model, _one_condition(adapter, inputs))
@@ -255,7 +256,7 @@ def _dense_forward(layer: AdaptedLayer, x: Tensor) -> Tensor:
     if delta.ndim > base.weight.ndim:
         raise ValueError(f"bench: --dense takes one Delta W for all examples, {layer.target.path!r} has one for each")
     weights = {"weight": delta}
-    if base.bias is not None:
+    if base.bias is not None:  # base(x) has added it already
         weights["bias"] = torch.zeros_like(base.bias)
     return cast(Tensor, base(x) + functional_call(base, weights, x))
 

@@ -26,8 +26,8 @@ def keep_freed() -> None:
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # never give the end of the heap back
+        library.mallopt(M_MMAP_MAX, 0)  # no mappings for large blocks, which are given back when they are freed
 
 
 def peak_bytes(config: BenchConfig, name: str) -> int:
@@ -39,6 +39,7 @@ def peak_bytes(config: BenchConfig, name: str) -> int:
         config: The configuration of the bench.
         name: One of `case_names(config)`.
     """
+    # A new process for each case, and not a fork: neither the memory of other cases nor a CUDA context is in it.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_bytes, config, name).result()
 
@@ -67,7 +68,7 @@ def _forget_highest() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): 5 resets the peak resident size
 
 
 def _process_bytes(field: str) -> int:

@@ -18,30 +18,30 @@ from metalora.config import to_dict
 WHAT_TASKS_TAKES = ("rank", "rounds", "keep_memory")
 
 
-def run(config: BenchConfig, what: str, out: Path | None) -> dict[str, Any]:
+def run(config: BenchConfig, measurement: str, out: Path | None) -> dict[str, Any]:
     """Time what is asked for.
 
     Args:
         config: The configuration.
-        what: "steps", "tasks", "attach" or "scaling".
+        measurement: "steps", "tasks", "attach" or "scaling".
         out: File to which the row is appended; None: no file.
 
     Returns:
         A row with the configuration, the environment and the results of all cases.
 
     Raises:
-        ValueError: The configuration names something unknown, or has a setting that `what` does not take.
+        ValueError: The configuration names something unknown, or has a setting that the measurement does not take.
     """
     start = time.monotonic()
-    if what == "tasks":
+    if measurement == "tasks":
         config = tasks_config(config)
     if config.keep_memory:
         keep_freed()
-    results = _measure(config, what)
+    results = _measure(config, measurement)
     row = make_row(
-        key=f"{what}-{time.time_ns()}",
+        key=f"{measurement}-{time.time_ns()}",  # the same measurement may be repeated, so its key has the time
         suite="bench",
-        config={"what": what, **to_dict(config)},
+        config={"what": measurement, **to_dict(config)},  # "what" is the name in the stored rows
         seed=0,
         results=results,
         seconds=time.monotonic() - start,
@@ -52,13 +52,13 @@ def run(config: BenchConfig, what: str, out: Path | None) -> dict[str, Any]:
 
 
 def tasks_config(config: BenchConfig) -> BenchConfig:
-    """The configuration that `what="tasks"` really times; its model and its batch are fixed.
+    """The configuration that the measurement "tasks" really times; its model and its batch are fixed.
 
     Raises:
         ValueError: A setting is given that it does not take.
     """
     accepted = {name: getattr(config, name) for name in WHAT_TASKS_TAKES}
-    if config != BenchConfig(**accepted):
+    if config != BenchConfig(**accepted):  # some other setting is not at its default
         names = ", ".join(WHAT_TASKS_TAKES)
         raise ValueError(f"bench: --what tasks has a batch and a model of its own and takes only {names}")
     return BenchConfig(
@@ -71,14 +71,14 @@ def tasks_config(config: BenchConfig) -> BenchConfig:
     )
 
 
-def _measure(config: BenchConfig, what: str) -> dict[str, Any]:
-    if what == "scaling":
+def _measure(config: BenchConfig, measurement: str) -> dict[str, Any]:
+    if measurement == "scaling":
         cases, exponents = scaling(config)
         return {"cases": cases, "exponents": exponents}
-    if what == "tasks":
+    if measurement == "tasks":
         ratios = tasks.tasks_in_a_batch(config.rounds, config.batch, config.tokens, config.rank)
         return {"cases": _cost_rows(ratios)}
-    if what == "attach":
+    if measurement == "attach":
         from metalora.bench.attaching import attaching  # it needs PEFT
 
         return {"cases": _cost_rows(attaching(config))}

@@ -108,4 +108,4 @@ def _predicted_ratio(base: nn.Module, config: BenchConfig, name: str) -> float:
     base_products = sum(module.weight.numel() for module in base.modules() if isinstance(module, nn.Linear))
     method = name.removeprefix(PEFT)  # the tuners of PEFT have the names of our methods
     added_products = summarise(base, adapter_config(method, config)).multiply_adds
-    return 1 + 3 * added_products / (2 * base_products)
+    return 1 + 3 * added_products / (2 * base_products)  # the tokens cancel

@@ -34,6 +34,7 @@ def time_cases(config: BenchConfig) -> list[dict[str, Any]]:
     check_names(config)
     base, inputs = build_model(config)
     cases = {name: build_case(name, base, inputs, config) for name in case_names(config)}
+    # All cases are in memory at once, so that their rounds can take turns.
     step_times = interleaved({name: case.step for name, case in cases.items()}, config.rounds)
     forward_times = interleaved({name: case.forward for name, case in cases.items()}, config.rounds)
     rows = []

@@ -36,7 +36,7 @@ def convert_files(
         ValueError: What `metalora.io.lora.convert.convert` refuses; nothing is written.
     """
     _, report = convert(model, loras, config)
-    save(model, out, getattr(torch, store))
+    save(model, out, getattr(torch, store))  # the error that is reported is that of the unrounded numbers
     return {
         "adapter": str(out),
         "error": report.error,

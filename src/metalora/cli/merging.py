@@ -47,6 +47,7 @@ def merge_file(
     is_folder = out.endswith("/")
     if max_shard_size is not None and not is_folder:
         raise ValueError(f"merge --max-shard-size is for a folder, and --out {out} is a file; end it in a slash")
+    # The small files are read before the base, whose loading takes minutes.
     description, _ = read(adapter)
     chosen = None if condition is None else Condition.load(condition)
     if is_folder and not _may_be_transformers(model):

@@ -106,13 +106,14 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
         arguments: The command line without the program.
         about: One sentence for `--help`.
     """
-    app, command = tyro.extras.SubcommandApp(), program.split()[0]
+    app, command = tyro.extras.SubcommandApp(), program.split()[0]  # "python -m x": the first word is enough
     for name, verb in verbs.items():
         app.command(name=name)(verb)
     try:
         app.cli(prog=program, args=list(arguments), description=about)
         sys.stdout.flush()
     except BrokenPipeError:
+        # Python flushes standard output once more at its exit, which would print a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except ModuleNotFoundError as error:

@@ -262,11 +262,12 @@ def import_lora(
 
 def bench(
     config: Annotated[BenchConfig, tyro.conf.arg(name="")] = BenchConfig(),  # noqa: B008 (frozen)
-    what: Annotated[
+    measurement: Annotated[
         Literal["steps", "tasks", "attach", "scaling"],
         tyro.conf.arg(
+            name="what",
             help="steps: a step of each adapter; tasks: many tasks in a batch; attach: time until a model is adapted; "
-            "scaling: cost over rank, layers, targets, tokens and tasks"
+            "scaling: cost over rank, layers, targets, tokens and tasks",
         ),
     ] = "steps",
     out: Annotated[Path | None, tyro.conf.arg(help="file to which the result is appended as a row")] = None,
@@ -277,7 +278,7 @@ def bench(
     from metalora.bench.report import run
 
     with status("timing; leave the machine alone", quiet=json):
-        row = run(config, what, out)
+        row = run(config, measurement, out)
     if plot is not None:
         from metalora.bench.plot import plot as draw
 
@@ -285,7 +286,7 @@ def bench(
     cases = row["results"]["cases"]
     columns = [name for name in cases[0] if not name.endswith(("_low", "_high", "_seconds"))]
     rows = [{name: _with_spread(case, name) for name in columns} for case in cases]
-    show(row, json, f"{what}: cost as a ratio, ± half the distance of its quartiles", columns, rows)
+    show(row, json, f"{measurement}: cost as a ratio, ± half the distance of its quartiles", columns, rows)
     if not json and "exponents" in row["results"]:
         exponents = row["results"]["exponents"]
         show(exponents, json, "added seconds ~ value ** exponent", ("axis", "case", "exponent"), exponents)

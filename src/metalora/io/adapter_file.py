@@ -64,6 +64,7 @@ def save(
         if not torch.isfinite(value).all():
             raise ValueError(f"save: {name!r} has numbers that are not finite in {value.dtype}")
     description = _description(adapter)
+    # safetensors itself does not notice a changed bit.
     description["sha256"] = checksum(description, tensors)
     write_atomically(path, dump_tensors(tensors, {"metalora": json.dumps(description)}))
 
@@ -90,7 +91,7 @@ def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
 
 
 def checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a description (without its own entry "sha256") and of tensors by name."""
+    """Return the SHA-256 of a description (without its own entry "sha256") and of tensors of any shape, by name."""
     described = {key: value for key, value in description.items() if key != "sha256"}
     labelled = ((typed_label(name, tensors[name]), tensors[name]) for name in sorted(tensors))
     return tensor_digest(labelled, prefix=json.dumps(described, sort_keys=True))
@@ -101,6 +102,7 @@ def _description(adapter: Adapter) -> dict[str, Any]:
     targets = {}
     for path, target_layout in adapter.layout.targets.items():
         target = target_layout.target
+        # The weight's own sizes win: a folded or cut axis has another size in the network.
         sizes = {**target_layout.sizes, **target.sizes}
         targets[path] = {"kind": target.kind, "sizes": sizes, "coords": target_layout.coords}
     base = adapter.model
@@ -207,12 +209,13 @@ def load(
         True
     """
     description, tensors = read(path)
+    # All checks come before `attach`, so that a file that does not fit leaves the model as it is.
     extra_tensors = {name: tensors.pop(name) for name in list(tensors) if name.startswith(EXTRA)}
     if extra_module is not None:
         _check_extra(extra_module, extra_tensors, path)
     if adapter_of(model) is not None:
         raise ValueError(f"{path}: {type(model).__name__} already has an adapter: detach it first")
-    config = from_dict(AdapterConfig, description["config"], f"{path}: config")
+    config = from_dict(AdapterConfig, description["config"], f"{path}: config")  # refuses unknown fields
     _check_base(model, description, path)
     try:
         adapter = attach(model, config, extractor=extractor)
@@ -267,6 +270,7 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
     """Copy the tensors of a file into an adapter; ValueError if they are not those of this adapter."""
     saved_factors, factors = description["method"]["factors"], dict(adapter.method.factors)
     if factors != saved_factors:
+        # In another version a method of this name may have had other factors.
         raise ValueError(f"{path}: its {adapter.method.name} is wired {saved_factors}, in this version it is {factors}")
     if description.get("frozen") != frozen_digest(adapter):
         raise ValueError(
@@ -278,7 +282,7 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
     for name, value in expected.items():
         if tensors[name].shape != value.shape:
             raise ValueError(f"{path}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
-    with torch.no_grad():
+    with torch.no_grad():  # `copy_` also converts: the file may be in float16, and the model on a GPU
         for key, parameter in adapter.learned.items():
             parameter.copy_(tensors[FACTORS + key])
     if adapter.conditioner is not None:

@@ -50,6 +50,7 @@ def frozen_digest(adapter: Adapter) -> str | None:
     for key, param in adapter.layout.params.items():
         if param.frozen:
             value = adapter.factors[key]
+            # In float32, so that a model in float64 has the same digest.
             labelled.append((f"{key} {tuple(value.shape)}", value.to("cpu", torch.float32)))
     return tensor_digest(labelled)[:DIGITS] if labelled else None
 

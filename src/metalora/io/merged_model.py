@@ -40,6 +40,7 @@ def merged_state(model: nn.Module, condition: Condition | None = None) -> dict[s
     try:
         of_adapter = {id(value) for value in (*adapter.parameters(), *adapter.buffers())}
         state = {}
+        # keep_vars, because otherwise the values are new tensors, which have other ids.
         for name, value in model.state_dict(keep_vars=True).items():
             if id(value) not in of_adapter:
                 plain_name = name.replace(".base.", ".")

@@ -36,7 +36,7 @@ def load_base(folder: str, kind: str) -> tuple[nn.Module, Any]:
         raise ValueError(f"model hf:{folder}: {str(error).splitlines()[0]}") from None
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError):  # a vision model, for example, has none
         tokenizer = None
     return model.eval(), tokenizer
 
@@ -70,7 +70,7 @@ def save_merged_folder(
     name = transformers_model.name_or_path
     size = _largest_shard(name) if max_shard_size is None else _size_in_bytes(max_shard_size)
     state = merged_state(model, condition)
-    detach(model)
+    detach(model)  # `save_pretrained` would write the names of the adapted layers
     model.load_state_dict(state)
     transformers_model.save_pretrained(folder, **({} if size is None else {"max_shard_size": size}))
     if tokenizer is not None:

@@ -55,6 +55,7 @@ class RunCheckpoint:
         self.scheduler = scheduler
         self.rules = rules
         self.path = None if path is None else Path(path)
+        # Before `resume`, so that the shapes are those at the start of the run, whatever ranks were lowered since.
         self.identity = json.dumps([seed, to_dict(config), *trained.identity()])
 
     def save(self, losses: list[float]) -> None:
@@ -74,7 +75,7 @@ class RunCheckpoint:
             "losses": losses,
             "time": time.time(),
         }
-        buffer = io.BytesIO()
+        buffer = io.BytesIO()  # in memory first: a full disk must not leave half a checkpoint
         torch.save(state, buffer)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, buffer.getvalue())
@@ -91,7 +92,7 @@ class RunCheckpoint:
         if self.path is None or not self.path.exists():
             return []
         state = self._read(self.path)
-        self.trained.restore(state)
+        self.trained.restore(state)  # first, because the state of the optimiser has the shapes of the parameters
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         for rule, rule_state in zip(self.rules, state["controllers"], strict=True):
@@ -101,7 +102,7 @@ class RunCheckpoint:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, weights_only=True)  # no code of the file is run
         except Exception as error:  # torch.load raises many types for a damaged file
             raise ValueError(
                 f"{path}: not a complete checkpoint ({type(error).__name__}); delete it to restart"

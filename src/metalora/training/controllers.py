@@ -22,7 +22,7 @@ class Controller(Protocol):
     """A rule of training: `RankSchedule` lowers ranks by sweeps, `RankBudget` masks singular values."""
 
     def penalty(self) -> Tensor | None:
-        """Return a scalar with a gradient that is added to the loss, or None."""
+        """Return a scalar () with a gradient that is added to the loss, or None."""
 
     def after(self, step: int, optimizer: Any) -> Any:
         """Act after an optimiser step.

@@ -21,8 +21,9 @@ def average_gradients(parameters: Sequence[nn.Parameter], processes: int) -> Non
     if processes == 1:
         return
     learned = [parameter for parameter in parameters if parameter.requires_grad]
+    # A parameter may have no gradient in one process only, and all processes must send equally many numbers.
     gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in learned]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = torch.cat([gradient.flatten() for gradient in gradients])  # (all numbers,)
     torch.distributed.all_reduce(flat)
     means = torch.split(flat / processes, [gradient.numel() for gradient in gradients])
     for parameter, mean in zip(learned, means, strict=True):

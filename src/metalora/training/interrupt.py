@@ -19,7 +19,7 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     Yields:
         A function that returns whether Ctrl-C was pressed.
     """
-    received: list[int] = []
+    received: list[int] = []  # a list, because the handler below writes to it
 
     def is_interrupted() -> bool:
         return bool(received)

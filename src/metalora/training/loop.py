@@ -73,13 +73,13 @@ def fit(
     from accelerate import Accelerator
 
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
-    model.eval()
+    model.eval()  # `TrainedParameters` puts the adapter alone into training mode
     if config.accumulate < 1:
         raise ValueError(f"accumulate is {config.accumulate}, expected at least 1")
     trained = TrainedParameters(adapter, extra_module)
     optimizer = torch.optim.AdamW(trained.groups(config), weight_decay=config.weight_decay)
     scheduler = learning_rate_schedule(optimizer, config)
-    optimizer = accelerator.prepare(optimizer)
+    optimizer = accelerator.prepare(optimizer)  # not the model: gradients are averaged here, see gradients.py
     rules = controllers(model, config)
     run = RunCheckpoint(trained, optimizer, scheduler, rules, checkpoint, seed, config)
     losses = run.resume()
@@ -93,7 +93,7 @@ def fit(
                     accelerator.clip_grad_norm_(trained.parameters, config.clip)
                 optimizer.step()
                 scheduler.step()
-                for rule in rules:
+                for rule in rules:  # after the update, since a sweep changes the shapes of parameters
                     rule.after(step + 1, optimizer)
                 if on_step is not None:
                     on_step(step, losses[-1])
@@ -116,7 +116,7 @@ def _backward(
     """Add the gradients of the mean loss over the micro-steps of a step, and return that mean."""
     total = 0.0
     for k in range(step * micro_steps, (step + 1) * micro_steps):
-        torch.manual_seed(seed * SEED_STRIDE + k)
+        torch.manual_seed(seed * SEED_STRIDE + k)  # by the number of the micro-step: a resumed run draws the same
         with accelerator.autocast():
             loss = step_loss(k)
         penalty = total_penalty(rules)

@@ -35,6 +35,7 @@ def matching_loss(
     logits = F.normalize(query, dim=-1) @ F.normalize(support, dim=-1).mT / temperature  # (m, n)
     is_same_class = query_labels[:, None] == support_labels[None]  # (m, n)
     _check_classes_occur(is_same_class.any(1), query_labels)
+    # As a difference of logarithms: a sum of softmax weights may underflow to 0.
     log_weight_of_class = logits.masked_fill(~is_same_class, float("-inf")).logsumexp(-1)
     return (logits.logsumexp(-1) - log_weight_of_class).mean()
 
@@ -92,11 +93,12 @@ def supervised_contrastive_loss(features: Tensor, labels: Tensor, temperature: f
     unit = F.normalize(features, dim=-1)
     is_self = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     logits = (unit @ unit.mT / temperature).masked_fill(is_self, float("-inf"))  # (n, n)
-    log_probabilities = logits - logits.logsumexp(-1, keepdim=True)
+    log_probabilities = logits - logits.logsumexp(-1, keepdim=True)  # (n, n), -inf on the diagonal
     is_positive = (labels[:, None] == labels[None]) & ~is_self
     positives = is_positive.sum(-1)  # (n,)
     if not positives.any():
         raise ValueError("supervised contrastive loss: no two examples share a label")
+    # Masked and not multiplied by 0, since 0 x -inf is NaN.
     per_anchor = -log_probabilities.masked_fill(~is_positive, 0.0).sum(-1) / positives.clamp_min(1)
     return per_anchor[positives > 0].mean()
 

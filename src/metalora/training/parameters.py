@@ -28,9 +28,11 @@ class TrainedParameters:
     def __init__(self, adapter: Adapter | None, extra_module: nn.Module | None):
         self.adapter = adapter
         of_adapter = {id(parameter) for parameter in adapter.parameters()} if adapter is not None else set()
-        named = extra_module.named_parameters() if extra_module is not None else ()
+        candidates = dict(extra_module.named_parameters()) if extra_module is not None else {}
         self.extra = {
-            name: parameter for name, parameter in named if parameter.requires_grad and id(parameter) not in of_adapter
+            name: parameter
+            for name, parameter in candidates.items()
+            if parameter.requires_grad and id(parameter) not in of_adapter
         }
         if adapter is not None:
             adapter.train()
@@ -61,6 +63,7 @@ class TrainedParameters:
 
     def state(self) -> dict[str, Any]:
         """Return the numbers of all parameters, and the rank, which a controller may have lowered."""
+        # The words "others" and "fresh" are in checkpoints that exist.
         state: dict[str, Any] = {"others": {name: parameter.detach() for name, parameter in self.extra.items()}}
         if self.adapter is not None:
             state["rank"] = self.adapter.config.rank
@@ -76,6 +79,7 @@ class TrainedParameters:
         for name, value in state["others"].items():
             self.extra[name].copy_(value)
         if self.adapter is not None:
+            # A rank schedule may have lowered the rank before the checkpoint was written.
             resize(self.adapter, replace(self.adapter.config, rank=state["rank"]), state["factors"])
             self.adapter.pending_task.load_state_dict(state["fresh"])
             if self.adapter.conditioner is not None:

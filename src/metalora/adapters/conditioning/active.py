@@ -61,6 +61,7 @@ def _from_inputs(
             f"this adapter's condition comes from {source}: make it with adapter.condition(...) and call "
             "model(..., condition=condition)"
         )
+    # Keyword arguments next to positional ones are not passed to the feature source.
     inputs: Inputs = kwargs if not args else args[0] if len(args) == 1 and not kwargs else args
     return adapter.condition(inputs).values
 
@@ -70,7 +71,7 @@ def after_stem(adapter: Adapter, module: nn.Module, args: Any, output: Any) -> N
     state, recorder = adapter.state, adapter.recorder
     if not (recorder.active and recorder.seen and state.enabled):
         return
-    recorder.stop()
+    recorder.stop()  # the stem may run again, such as in a recomputation for a checkpoint
     features = recorder.take()
     values = state.pending_values or adapter.condition_from(features).values
     generated = {key: values[key] for key in adapter.required_conditioner.shapes}

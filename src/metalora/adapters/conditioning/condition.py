@@ -53,9 +53,10 @@ def task_index(ids: Tensor | Sequence[int] | int, tasks: int, device: torch.devi
         >>> task_index([0, 2], 3, torch.device("cpu"))
         tensor([0, 2])
     """
-    index = torch.as_tensor(ids, device=device).reshape(-1)
+    index = torch.as_tensor(ids, device=device).reshape(-1)  # a single number becomes (1,)
     if not torch.compiler.is_compiling() and len(index):
         wrong = index[(index < 0) | (index >= tasks)]
+        # Booleans and fractions compare like numbers, but they are not task ids.
         if index.is_floating_point() or index.dtype == torch.bool or len(wrong):
             raise ValueError(f"task {(wrong if len(wrong) else index)[0]}: expected 0..{tasks - 1}")
     return index

@@ -31,14 +31,15 @@ def channel_statistics(output: Any, mask: Tensor | None = None) -> Tensor:
         torch.Size([3, 8])
     """
     x = output if isinstance(output, Tensor) else output[0]
-    x = x.float()
+    x = x.float()  # sums over thousands of positions are not exact in 16 bits
     if x.ndim == 2:
         return x
     position_axes = (1,) if x.ndim == 3 else tuple(range(2, x.ndim))
     weights = _weights(x, mask)
     if weights is not None:
-        mean = (x * weights).sum(1, keepdim=True)
-        variance = ((x - mean).square() * weights).sum(1)
+        mean = (x * weights).sum(1, keepdim=True)  # (n, 1, channels)
+        variance = ((x - mean).square() * weights).sum(1)  # (n, channels)
+        # 1e-6, since the root of 0 has no finite gradient
         return torch.cat([mean.flatten(1), (variance + 1e-6).sqrt()], -1)
     mean = x.mean(position_axes, keepdim=True)
     variance = (x - mean).square().mean(position_axes)  # in two passes: torch.var is ten times slower on CPU
@@ -78,8 +79,9 @@ def between_class_share(features: Tensor, labels: Tensor) -> Tensor:
     varies = features.amax(0) > features.amin(0)
     centred = (features - features.mean(0)) * varies  # the mean of a constant may be off in its last bit
     class_sums = one_hot.mT @ centred  # (classes, d)
-    between = (class_sums.square() / one_hot.sum(0)[:, None]).sum(0)
-    total = centred.square().sum(0)
+    # n_y (mean_y - mean)^2 = (sum of the centred features of y)^2 / n_y
+    between = (class_sums.square() / one_hot.sum(0)[:, None]).sum(0)  # (d,)
+    total = centred.square().sum(0)  # (d,)
     varies &= total > 0  # a dead channel may have values of 1e-33, whose squares are zero in float32
     return torch.where(varies, between / total.where(varies, torch.ones_like(total)), torch.zeros_like(total))
 
@@ -135,7 +137,7 @@ class Recorder(threading.local):
         self.seen.clear()  # in place, since torch.compile would keep a replaced dictionary
         if not recorded:
             raise ValueError("the feature source recorded nothing: its modules did not run in the forward pass")
-        return torch.cat([recorded[number] for number in sorted(recorded)], -1)
+        return torch.cat([recorded[number] for number in sorted(recorded)], -1)  # modules may run in any order
 
     def of(self, network: nn.Module, inputs: Inputs) -> Tensor:
         """Return the features of inputs under a network in eval mode; the network gets its modes back.
@@ -150,6 +152,7 @@ class Recorder(threading.local):
         Raises:
             ValueError: Nothing was recorded.
         """
+        # Mode by mode: `network.eval()` and `.train()` would also change modules that were in eval mode before.
         training = [module for module in network.modules() if module.training]
         self.start(inputs)
         try:
@@ -202,6 +205,7 @@ def _for_features(inputs: Inputs) -> Inputs:
     """Return inputs whose forward runs over all positions and does not write to a key-value cache."""
     if hasattr(inputs, "keys"):
         mapping = cast(Mapping[str, Any], inputs)
+        # "logits_to_keep" cuts the positions down to those of the next token.
         return {key: mapping[key] for key in mapping.keys() if key not in (*CACHES, "logits_to_keep")}
     return inputs
 

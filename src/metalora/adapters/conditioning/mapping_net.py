@@ -71,6 +71,7 @@ class MappingNet(nn.Module):
             if self.embedding is not None:
                 self.embedding.normal_(0, 1, generator=generator)
             if not self.shared:
+                # Zeroed after the drawing, so that a silent head does not change the numbers of the others.
                 for key, head_rows in zip(shapes, torch.split(self.head.weight, self.numels), strict=True):
                     head_rows.mul_(key not in silent)
             if self.shared and silent:
@@ -160,7 +161,7 @@ class Conditioner(nn.Module):
         if len(features) < 2:
             raise ValueError(f"calibration needs at least 2 examples, got {len(features)}")
         self.mean.copy_(features.mean(0))
-        self.std.copy_(features.std(0).clamp_min(1e-3))
+        self.std.copy_(features.std(0).clamp_min(1e-3))  # a feature that hardly varies would be blown up otherwise
 
     def pool(self, features: Tensor, labels: Tensor | None) -> Tensor:
         """Return the input of the mapping net: the standardised and clamped features.
@@ -177,7 +178,7 @@ class Conditioner(nn.Module):
                 n, or are all the same.
         """
         _check(features, self.feature_size)
-        standard = (features - self.mean) / self.std
+        standard = (features - self.mean) / self.std  # (n, d)
         if self.config.scope == "support" and self.config.labelled:
             if labels is None:
                 raise ValueError("this adapter's condition is label-aware (condition.labelled): pass labels")
@@ -188,7 +189,7 @@ class Conditioner(nn.Module):
             # this shift and this scale bring a share, which is in [0, 1], to the order of one
             standard = (between_class_share(features, labels)[None] - 0.3) / 0.25
         elif self.config.scope == "support":
-            standard = standard.mean(0, keepdim=True)
+            standard = standard.mean(0, keepdim=True)  # (1, d)
         return standard.clamp(-self.config.clamp, self.config.clamp)
 
     def forward(self, features: Tensor, labels: Tensor | None, centre: Mapping[str, Tensor]) -> Condition:
@@ -209,11 +210,12 @@ class Conditioner(nn.Module):
         z = self.pool(features, labels)
         if self.training and config.descriptor_dropout:
             z = z * (torch.rand_like(z) >= config.descriptor_dropout)
-        offsets = self.mapping_net(z.to(self.mapping_net.trunk.weight.dtype))
-        if config.bound:
+        offsets = self.mapping_net(z.to(self.mapping_net.trunk.weight.dtype))  # (n, numel) for each factor
+        if config.bound:  # near the identity for small offsets, and never above the bound
             offsets = [config.bound * torch.tanh(offset / config.bound) for offset in offsets]
         if self.training and config.dropout:
-            keep = (torch.rand(len(z), 1, device=z.device) >= config.dropout).to(z.dtype)
+            # A dropped example gets c0, the neutral condition. Nothing is scaled up for the others.
+            keep = (torch.rand(len(z), 1, device=z.device) >= config.dropout).to(z.dtype)  # (n, 1)
             offsets = [offset * keep for offset in offsets]
         values = {
             key: centre[key][None] + offset.reshape(-1, *self.shapes[key])
@@ -236,6 +238,7 @@ def _check(features: Tensor, size: int) -> None:
     """Raise a ValueError for features that are not finite or not of shape (n, size)."""
     if features.ndim != 2 or features.shape[1] != size:
         raise ValueError(f"condition features have shape {tuple(features.shape)}, expected (n, {size})")
+    # Under torch.compile a look at the numbers would break the graph.
     if not torch.compiler.is_compiling() and not torch.isfinite(features).all():
         wrong_examples = (~torch.isfinite(features)).any(1).nonzero().flatten().tolist()
         raise ValueError(f"condition features are not finite (NaN or infinite) in examples {wrong_examples[:8]}")

@@ -51,6 +51,7 @@ def prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None
             size = adapter.features(example_input(network) if example is None else example).shape[1]
             config = replace(config, condition=replace(condition, feature_size=size))
             adapter.resolved = replace(adapter.resolved, config=config)
+    # Features must not change a factor that alone keeps Delta W at zero in the beginning.
     silent = [key for key in shapes if adapter.resolved.hides_features(adapter.layout.params[key].factor)]
     adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent)
 

@@ -50,9 +50,10 @@ class AdaptedLayer(nn.Module, ABC):
         self.owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
         self.original: Tensor | None = None  # the base's weight while merged
         self.original_bias: Tensor | None = None
+        # A subclass may have a forward of its own, which the fused kernels would not run.
         self.is_plain = any(type(base).forward is plain.forward for plain in self.plain_bases)
-        self._positions_per_output = prod(getattr(base, "stride", (1,)))
-        self._last: list[Kernel | None] = [None]
+        self._positions_per_output = prod(getattr(base, "stride", (1,)))  # input positions for each output position
+        self._last: list[Kernel | None] = [None]  # a list: Module.__setattr__ would cost a call in every forward
         self.bind(form)
 
     def bind(self, form: Form) -> None:
@@ -62,6 +63,7 @@ class AdaptedLayer(nn.Module, ABC):
         self.low_rank = None if isinstance(form, Circuit) else form  # a circuit is as wide as the weight
         self.bound = BoundTarget(self.owner[0], self.target.path, form)
         bound = self.bound
+        # Selected once, so that a forward looks up no names; a handler needs all factors of the target together.
         self._left = bound.select(bound.left_factors) if bound.reads_as_stored else None
         readable = bound.reads_as_stored and self.low_rank is not None
         self._fold = bound.select((*form.mid, *form.right)) if readable else None
@@ -78,6 +80,7 @@ class AdaptedLayer(nn.Module, ABC):
         if not state.enabled or self.original is not None:
             return cast(Tensor, self.base(x))
         conditions = self.bound.num_conditions(state.values) if adapter.per_example else 1
+        # Linear layers take (*, i) as it is: only pictures and ids may need a batch axis.
         x, unbatched = self.as_batch(x, conditions) if self.channels > 0 or self.embeds else (x, False)
         kernel = choose(self, x, conditions)
         self._last[0] = kernel
@@ -88,9 +91,12 @@ class AdaptedLayer(nn.Module, ABC):
         """Return y + the update of x, for an output y of the base that is known.
 
         Args:
-            x: Input of the layer.
-            y: base(x).
+            x: Input of the layer, (*, i), (b, i, *positions) or ids (b, ..).
+            y: base(x), (*, o) or (b, o, *positions).
             values: The values that differ by example; None: those of the running forward.
+
+        Returns:
+            The output of the layer, in the shape of y (with the batch axis of x if y is one row for all examples).
         """
         state = self.owner[0].state
         if not state.enabled or self.original is not None:
@@ -106,7 +112,7 @@ class AdaptedLayer(nn.Module, ABC):
 
     # ---- the factors -----------------------------------------------------------------------------------------------
     def left_operands(self, values: Values | None, repeat: int = 1) -> list[Tensor]:
-        """Return the factors of Left, in the order of the form.
+        """Return the factors of Left, each (*modes) or (b, *modes), in the order of the form.
 
         Args:
             values: The values that differ by example; None if none do.
@@ -129,9 +135,9 @@ class AdaptedLayer(nn.Module, ABC):
             kernel = self.left_kernel(values, repeat)
         bonds = len(self.form.left_shape)
         if not self.form.left_batched:
-            return kernel.flatten(0, bonds - 1)
+            return kernel.flatten(0, bonds - 1)  # (*bonds, i, *kernel) -> (k, i, *kernel)
         kernel = kernel.flatten(1, bonds)
-        return kernel[0] if kernel.shape[0] == 1 else kernel
+        return kernel[0] if kernel.shape[0] == 1 else kernel  # one condition: a plain matrix, as the fused nodes take
 
     def up(self, values: Values | None, repeat: int = 1) -> Tensor:
         """Return scale . Mid . Right as (k, o), or (b, k, o) if it differs by example.
@@ -151,18 +157,18 @@ class AdaptedLayer(nn.Module, ABC):
         else:
             factors = bound.read(values, repeat=repeat)
             operands = [factors[name] for name in (*form.mid, *form.right)]
-        up = form.fold(operands).flatten(-1 - len(form.left_shape), -2)
+        up = form.fold(operands).flatten(-1 - len(form.left_shape), -2)  # (b?, *bonds, o) -> (b?, k, o)
         if bound.scale != 1:
-            up = up * bound.scale
+            up = up * bound.scale  # here and not at the output: this is the smallest of the tensors
         return up[0] if up.ndim == 3 and up.shape[0] == 1 else up
 
     def scaled(self, value: Tensor) -> Tensor:
-        """Multiply by the scale of this target; return the tensor itself if the scale is 1."""
+        """Multiply a tensor of any shape by the scale of this target; return the tensor itself if the scale is 1."""
         return value if self.bound.scale == 1 else value * self.bound.scale
 
     # ---- examples and conditions -----------------------------------------------------------------------------------
     def check_batch(self, x: Tensor, conditions: int) -> None:
-        """Check that the conditions fit the batch.
+        """Check that the conditions fit the batch of an input (b, ..).
 
         Raises:
             ValueError: They fit neither the batch nor the beams of `generate`.
@@ -174,7 +180,7 @@ class AdaptedLayer(nn.Module, ABC):
             )
 
     def repeats(self, x: Tensor, conditions: int) -> int:
-        """Return how many rows of the batch share one condition: the beams of `generate`, otherwise 1."""
+        """Return how many rows of an input (b, ..) share one condition: the beams of `generate`, otherwise 1."""
         return 1 if conditions in (1, self.examples(x)) else self.owner[0].state.beams
 
     def mix_or_fold(self, h: Tensor, x: Tensor, values: Values | None, conditions: int) -> tuple[Tensor, Tensor]:
@@ -193,12 +199,13 @@ class AdaptedLayer(nn.Module, ABC):
         """
         form, repeat = self.low_rank, self.repeats(x, conditions)
         assert form is not None, "a circuit has no Mid and no Right"
+        # With k = k', an example costs k k o multiply-adds to fold Mid and Right, and t k k to mix h: t against o.
         if conditions == 1 or not form.fold_batched or h.shape[1] > self.target.sizes["out"]:
             return h, self.up(values, repeat)
         factors = self.bound.read(values, repeat=repeat)
         mids = [factors[name].to(h.dtype) for name in form.mid]
-        h = form.mix([h.reshape(*h.shape[:-1], *form.left_shape), *mids]).flatten(2)
-        up = form.expand([factors[name] for name in form.right])
+        h = form.mix([h.reshape(*h.shape[:-1], *form.left_shape), *mids]).flatten(2)  # (b, t, *bonds) -> (b, t, k')
+        up = form.expand([factors[name] for name in form.right])  # (b?, *bonds, o)
         lead = up.shape[:1] if form.right_batched else ()
         return h, self.scaled(up.reshape(*lead, form.right_rank, up.shape[-1]))
 
@@ -213,7 +220,10 @@ class AdaptedLayer(nn.Module, ABC):
         return x.numel() // self.target.sizes["in"] // self._positions_per_output
 
     def full_precision(self, x: Tensor) -> bool:
-        """True in float32 and float64 without autocast: in 16 bits W + Delta W would round a small Delta W away."""
+        """True in float32 and float64 without autocast, for an input of any shape.
+
+        In 16 bits W + Delta W would round a small Delta W away.
+        """
         return self.base.weight.dtype in (torch.float32, torch.float64) and autocast_dtype(x) is None
 
     def delta(self, values: Values | None) -> Tensor:
@@ -235,9 +245,9 @@ class AdaptedLayer(nn.Module, ABC):
         dense = self.dense(factors)
         if self.bound.rescalers:
             weight = self.base.weight.to(dense.dtype)
-            scale = self.output_scale(factors, weight, weight + dense)
+            scale = self.output_scale(factors, weight, weight + dense)  # (b or 1, o)
             shape = [scale.shape[0], *[1] * weight.ndim]
-            shape[1 + self.out_axis] = scale.shape[1]
+            shape[1 + self.out_axis] = scale.shape[1]  # o stands on the weight's output axis, behind the batch axis
             dense = scale.reshape(shape) * (weight + dense) - weight
         return dense if len(dense) > 1 else dense[0]
 
@@ -268,8 +278,8 @@ class AdaptedLayer(nn.Module, ABC):
         Returns:
             g (b or 1, o): the product over the mechanisms.
         """
-        rows = weight.movedim(self.out_axis, 0).flatten(1)
-        adapted_rows = adapted.movedim(1 + self.out_axis, 1).flatten(2)
+        rows = weight.movedim(self.out_axis, 0).flatten(1)  # (o, i x kernel)
+        adapted_rows = adapted.movedim(1 + self.out_axis, 1).flatten(2)  # (b or 1, o, i x kernel)
         scale = torch.ones(1, len(rows), dtype=weight.dtype, device=weight.device)
         for handler in self.bound.rescalers:
             handler_scale = handler.output_scale(rows, adapted_rows, factors)
@@ -291,13 +301,14 @@ class AdaptedLayer(nn.Module, ABC):
         scale = self.output_scale(factors, weight, weight + dense)
         shape = [scale.shape[0], *[1] * (y.ndim - 1)]
         shape[self.channels] = scale.shape[1]
-        g = scale.reshape(shape).to(y.dtype)
+        g = scale.reshape(shape).to(y.dtype)  # (b or 1, .., o), or (b or 1, o, 1..) for a convolution
         bias = getattr(self.base, "bias", None)
         without_bias = y
         if bias is not None:
             bias_shape = [1] * y.ndim
             bias_shape[self.channels] = len(bias)
             without_bias = y - bias.reshape(bias_shape).to(y.dtype)
+        # As a difference from y, so that a new adapter (g = 1, no update) gives y bit for bit.
         return y + (g - 1) * without_bias + g * update
 
     def dense(self, factors: Mapping[str, Tensor], up: Tensor | None = None) -> Tensor:
@@ -313,11 +324,11 @@ class AdaptedLayer(nn.Module, ABC):
         form = self.form
         left = form.kernel([factors[name] for name in form.left])  # (b?, *bonds, i, *kernel)
         left = left if form.left_batched else left[None]
-        if form.full_rank:
+        if form.full_rank:  # Left is (b, *outputs, i, *kernel), which is Delta W already
             return self.to_base_layout(self.scaled(left.flatten(1, len(form.left_shape)).movedim(1, -1)))
         up = self._fold_of(factors) if up is None else up
-        up = up if up.ndim == 3 else up[None]
-        inputs = left.shape[1 + len(form.left_shape) :]
+        up = up if up.ndim == 3 else up[None]  # (b or 1, k, o)
+        inputs = left.shape[1 + len(form.left_shape) :]  # (i, *kernel)
         dense = left.reshape(len(left), form.left_rank, -1).mT @ up  # (b, inputs, o)
         return self.to_base_layout(dense.reshape(len(dense), *inputs, dense.shape[-1]))
 
@@ -328,7 +339,7 @@ class AdaptedLayer(nn.Module, ABC):
         return self.scaled(up.flatten(-1 - len(form.left_shape), -2))
 
     def adapted_weight(self, values: Values | None) -> Tensor:
-        """W + Delta W of one condition, by one product into W if its layout allows it."""
+        """Return W + Delta W (*weight) of one condition, by one product into W if its layout allows it."""
         weight = self.base.weight
         if self.form.full_rank or not weight.is_contiguous():
             up = None if self.form.full_rank else self.up(values)
@@ -350,8 +361,8 @@ class AdaptedLayer(nn.Module, ABC):
         factors, form = self.bound.read(values), self.form
         left = form.kernel([factors[name] for name in form.left])
         left = left[0] if form.left_batched else left
-        left = left.reshape(form.left_rank, *left.shape[len(form.left_shape) :])
-        if form.full_rank:
+        left = left.reshape(form.left_rank, *left.shape[len(form.left_shape) :])  # (k, i, *kernel)
+        if form.full_rank:  # Left alone is Delta W as (o, i, *kernel)
             identity = torch.eye(form.left_rank, dtype=left.dtype, device=left.device)
             return left, self.scaled(identity)
         up = self._fold_of(factors)
@@ -359,9 +370,9 @@ class AdaptedLayer(nn.Module, ABC):
 
     # ---- biases ----------------------------------------------------------------------------------------------------
     def add_biases(self, y: Tensor, values: Values | None, repeat: int = 1) -> Tensor:
-        """Return y + scale . bias, of a method that has biases; y in the layout of the base's output."""
+        """Return y + scale . bias, of a method that has biases; y is (b, .., o) or (b, o, *positions)."""
         for bias in self._scaled_biases(values, repeat):
-            shape = [bias.shape[0], *[1] * (y.ndim - 1)]
+            shape = [bias.shape[0], *[1] * (y.ndim - 1)]  # (b or 1, o), with an axis of 1 for each axis of positions
             shape[self.channels] = bias.shape[1]
             y = y + bias.reshape(shape).to(y.dtype)
         return y
@@ -425,7 +436,7 @@ class AdaptedLayer(nn.Module, ABC):
         """Return True if base and update can share their passes: frozen base weights, one precision.
 
         Args:
-            x: Input.
+            x: Input of the layer, (b, ..).
             grad: True if gradients are recorded.
         """
 
@@ -521,11 +532,14 @@ class AdaptedLayer(nn.Module, ABC):
 
     @abstractmethod
     def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Run the base's own forward with another weight, in the base's layout."""
+        """Run the base's own forward on x (b, ..) with another weight (*weight)."""
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Return the type in which autocast computes on the device of x.
+
+    Args:
+        x: A tensor of any shape.
 
     Returns:
         The type, or None without autocast and for float64, which autocast leaves as it is.

@@ -56,7 +56,7 @@ class BottleneckLayer(nn.Module):
         self.bound = BoundTarget(self.owner[0], self.target.path, form)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return base(x) through the bottleneck."""
+        """Return base(x) through the bottleneck: (b, .., i) -> (b, .., o), in the base's own layout."""
         return self.add_update(x, self.base(x))
 
     def add_update(self, x: Tensor, y: Tensor, values: Values | None = None) -> Tensor:
@@ -78,13 +78,13 @@ class BottleneckLayer(nn.Module):
             return y
         values = state.values if values is None else values
         conditions = self.bound.num_conditions(values)
-        single = y.ndim == -self.axis  # one example without a batch axis
+        single = y.ndim == -self.axis  # one example without a batch axis, such as (o,) or (o, *positions)
         y = y[None] if single else y
         if self.target.kind == "embedding" and len(y) == 1:  # positions, one row for all examples
             y = y.expand(conditions, *y.shape[1:])
         repeat = self._repeats(len(y), conditions)
         factors = self.bound.read(values, repeat=repeat)
-        tokens = y.movedim(self.axis, -1)
+        tokens = y.movedim(self.axis, -1)  # (b, .., o), whatever the layout of the base
         change = self.change(tokens.reshape(len(y), -1, tokens.shape[-1]), factors).view_as(tokens)
         y = (tokens + self.bound.scale * change).movedim(-1, self.axis)
         return y[0] if single else y
@@ -114,11 +114,11 @@ class BottleneckLayer(nn.Module):
         down = form.make_down([factors[name] for name in form.down]).to(tokens.dtype)
         up = form.make_up([factors[name] for name in form.up]).to(tokens.dtype)
         down, up = (matrix.flatten(-1 - form.hidden_modes, -2) for matrix in (down, up))  # (b?, h, o)
-        h = tokens @ down.mT
+        h = tokens @ down.mT  # (b, t, o) -> (b, t, h)
         for bias in form.inner:
             h = h + self._bias(bias, factors, tokens.dtype)
         record = adapter.method.record(NonlinearBottleneck)
-        assert record is not None
+        assert record is not None, "only a method with this record has the form of a bottleneck"
         activation = ACTIVATIONS[record.activation]
         out: Tensor = adapter.rank_dropout(activation(h)) @ up
         for bias in form.outer:

@@ -32,7 +32,8 @@ def low_rank_linear(
     Returns:
         y (n, o), two-dimensional so that it is not a view, and h (n, k).
     """
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1])  # (n, i)
+    # F.linear of a 3-D input with a bias returns a view, into which autograd allows no in-place product.
     y = F.linear(rows, weight, bias)
     if hidden is None:
         hidden = F.linear(rows, down)  # type: ignore[arg-type]
@@ -50,28 +51,32 @@ class FusedLowRankLinear(Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor | None, hidden: Tensor | None, up: Tensor
     ) -> tuple[Tensor, Tensor | None]:
+        """Return y (n, o), and h (n, k) if it was computed here; the arguments are those of `low_rank_linear`."""
         y, computed = low_rank_linear(x, weight, bias, down, hidden, up)
+        # x is the largest of them and needed for dLeft only, so a layer that gets h from a sibling does not keep it.
         ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, down, computed, up)
-        ctx.materialize_grads = False  # what set_materialize_grads does, without a call
+        # What set_materialize_grads does, without a call: the gradient of an output that nobody uses comes as None.
+        ctx.materialize_grads = False
         ctx.shape = x.shape
         return y, computed if hidden is None else None
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dh: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return dx (..., i), dLeft (k, i), dh (n, k) and dRight (k, o) from dy (n, o) and dh (n, k)."""
         x, weight, down, hidden, up = ctx.saved_tensors
         needs_x, _, _, needs_down, needs_hidden, needs_up = ctx.needs_input_grad
         dx = d_down = d_up = None
         if dy is not None and (needs_x or needs_down or needs_hidden):
-            dh_of_layer = dy @ up.mT
-            dh = dh_of_layer if dh is None else dh_of_layer + dh
+            dh_of_layer = dy @ up.mT  # (n, k)
+            dh = dh_of_layer if dh is None else dh_of_layer + dh  # not in place: autograd may use dh elsewhere
         if dy is not None and needs_up:
-            d_up = hidden.mT @ dy
+            d_up = hidden.mT @ dy  # (k, o)
         if needs_x and dy is not None:
-            dx = dy @ weight
+            dx = dy @ weight  # (n, i)
         if needs_x and dh is not None and down is not None:
-            dx = dh @ down if dx is None else dx.addmm_(dh, down)
+            dx = dh @ down if dx is None else dx.addmm_(dh, down)  # in place: nobody else has dx yet
         if needs_down and dh is not None:
-            d_down = dh.mT @ x.reshape(-1, x.shape[-1])
+            d_down = dh.mT @ x.reshape(-1, x.shape[-1])  # (k, i)
         dx = None if dx is None else dx.view(ctx.shape)
         return dx, None, None, d_down, dh if needs_hidden else None, d_up
 
@@ -87,14 +92,16 @@ class FusedLinearDown(Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        """Return base(x) (n, o) and x Left (n, k), for x (..., i), W (o, i) and Left (k, i)."""
         ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, down)
-        ctx.materialize_grads = False  # what set_materialize_grads does, without a call
+        ctx.materialize_grads = False  # see FusedLowRankLinear
         ctx.shape = x.shape
         rows = x.reshape(-1, x.shape[-1])
         return F.linear(rows, weight, bias), None if down is None else F.linear(rows, down)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dh: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return dx (..., i) and dLeft (k, i) from dy (n, o) and dh (n, k)."""
         x, weight, down = ctx.saved_tensors
         dx = d_down = None
         if ctx.needs_input_grad[0] and dy is not None:
@@ -114,6 +121,7 @@ class InplaceLowRankAdd(Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
+        """Return y, in its own shape, after h Right was written into it."""
         ctx.save_for_backward(h, up)
         ctx.channels = channels
         ctx.mark_dirty(y)
@@ -121,10 +129,11 @@ class InplaceLowRankAdd(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Return dy itself, dh (b, t, k) = dy Right' and dRight = h' dy, (k, o) or (b, k, o)."""
         h, up = ctx.saved_tensors
-        rows = _rows(dy, h, ctx.channels)
+        rows = _rows(dy, h, ctx.channels)  # (b, t, o)
         dh = d_up = None
-        if _few_rows(rows, up):
+        if _few_rows(rows, up):  # a copy of few rows is cheaper than a product for each example
             rows, h = rows.contiguous(), h.contiguous()
         flat = up.ndim == 2 and rows.is_contiguous()
         if ctx.needs_input_grad[1]:
@@ -203,7 +212,7 @@ class SharedInputCache:
         """Forget the stored value; `running` is True while a forward runs."""
         self.running = running
         self.key: tuple[Any, ...] | None = None  # siblings have one and the same key object
-        self.version = False, 0
+        self.version = False, 0  # was gradient recorded, and how often was x written to
         self.x: Tensor | None = None
         self.hidden: Tensor | None = None
         self.takers: set[str] = set()
@@ -216,6 +225,7 @@ class SharedInputCache:
             x: Input of the layer.
             path: The path of the layer, which takes the value at most once.
         """
+        # A layer that comes a second time with the same x computes anew: its factors may have changed since.
         if self.x is not x or path in self.takers or self.key is not left_key:
             return None
         if self.version != (torch.is_grad_enabled(), x._version):

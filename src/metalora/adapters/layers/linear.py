@@ -31,22 +31,27 @@ class _LinearLayer(AdaptedLayer):
     transposed = False  # True if the base stores its weight as (i, o)
 
     def examples(self, x: Tensor) -> int:
+        """Return b of an input (b, .., i); 1 for an input (i,)."""
         return x.shape[0] if x.ndim > 1 else 1
 
     def can_fuse(self, x: Tensor, grad: bool) -> bool:
+        """Return True if x (*, i) has the precision of the base, and no weight of the base needs a gradient."""
         base = self._modules["base"]
         assert base is not None
         weight, bias = base._parameters.get("weight"), base._parameters.get("bias")
         if weight is None or (x.dtype != weight.dtype and autocast_dtype(x) is None):
             return False
+        # The fused nodes compute no gradient of the base's weight and bias.
         return not grad or not (weight.requires_grad or (bias is not None and bias.requires_grad))
 
     def fused(self, x: Tensor, down: Tensor | None, hidden: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute (*, i) -> (*, o) as one node of the graph; x Left comes as (n, k)."""
         base = self._modules["base"]  # without a way through Module.__getattr__
         assert base is not None
         stored, bias = base._parameters["weight"], base._parameters["bias"]
         assert stored is not None
-        weight = stored.t() if self.transposed else stored
+        weight = stored.t() if self.transposed else stored  # (o, i)
+        # Autocast does not cast the operands of an in-place product, so all operands are cast here.
         if up.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
             dtype = autocast_dtype(x) or weight.dtype
             x, weight, bias, down, hidden, up = cast_all(dtype, x, weight, bias, down, hidden, up)
@@ -54,15 +59,16 @@ class _LinearLayer(AdaptedLayer):
             y, computed = FusedLowRankLinear.apply(x, weight, bias, down, hidden, up)
         else:
             y, computed = low_rank_linear(x, weight, bias, down, hidden, up)
-        return y.view(*x.shape[:-1], y.shape[-1]), computed
+        return y.view(*x.shape[:-1], y.shape[-1]), computed  # (n, o) -> (*, o)
 
     def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return base(x) (n, o), and x Left as (n, k), or as (b, t, k) if every example has its own Left."""
         base = self._modules["base"]  # without a way through Module.__getattr__
         assert base is not None
         stored, bias = base._parameters["weight"], base._parameters["bias"]
         assert stored is not None
-        weight = stored.t() if self.transposed else stored
-        batched = down if down is not None and down.ndim > 2 else None
+        weight = stored.t() if self.transposed else stored  # (o, i)
+        batched = down if down is not None and down.ndim > 2 else None  # (b, k, i): not one Left for all rows
         operands = cast_all(autocast_dtype(x) or weight.dtype, x, weight, bias, None if batched is not None else down)
         if torch.is_grad_enabled():
             y, h = FusedLinearDown.apply(*operands)
@@ -74,6 +80,7 @@ class _LinearLayer(AdaptedLayer):
         return y, h
 
     def add_in_place(self, y: Tensor, h: Tensor, up: Tensor, x: Tensor) -> Tensor:
+        """Write h Right into y (n, o), which is not a view, and return it as (*, o)."""
         y = inplace_low_rank_add(y, h.to(y.dtype), up.to(y.dtype), -1)
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -82,23 +89,29 @@ class _LinearLayer(AdaptedLayer):
         return x.reshape(self.examples(x), prod(x.shape[1:-1]), x.shape[-1])
 
     def hidden(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """Compute x Left, (b, t, k), from x (*, i)."""
         kernel = kernel.flatten(-1 - len(self.form.left_shape), -2)  # (b?, k, i)
         return self._tokens(x) @ kernel.mT if self.form.left_batched else F.linear(self._tokens(x), kernel)
 
     def through(self, x: Tensor, values: Values | None, repeat: int, dtype: torch.dtype) -> Tensor:
+        """Take x (*, i) through the gates one after another: (b, t, o)."""
         assert isinstance(self.form, Circuit)
         return self.form.through(self._tokens(x), self.left_operands(values, repeat)).to(dtype)
 
     def tokens_first(self, h: Tensor, x: Tensor) -> Tensor:
+        """Bring (n, k) to (b, t, k); (b, t, k) stays as it is."""
         return h if h.ndim == 3 else h.view(self.examples(x), prod(x.shape[1:-1]), h.shape[-1])
 
     def channels_first(self, h: Tensor) -> Tensor:
+        """Return h (b, t, k) as it is: the hidden layout of a linear layer has the tokens first."""
         return h
 
     def expand(self, h: Tensor, up: Tensor) -> Tensor:
+        """Compute h Right: (b, t, k) -> (b, t, o)."""
         return h @ up
 
     def restore(self, out: Tensor, like: Tensor) -> Tensor:
+        """Bring (b, t, o) to the shape (*, o) of `like`."""
         return out.reshape(like.shape)
 
 
@@ -108,12 +121,15 @@ class AdaptedLinear(_LinearLayer):
     plain_bases = (nn.Linear,)
 
     def to_base_layout(self, dense: Tensor) -> Tensor:
+        """Bring (b, i, o) to (b, o, i)."""
         return dense.mT
 
     def add_product(self, weight: Tensor, left: Tensor, up: Tensor) -> Tensor:
+        """Compute W + Right' Left, (o, i)."""
         return torch.addmm(weight, up.mT, left)
 
     def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Compute x W' + bias with another W (o, i): (*, i) -> (*, o)."""
         return F.linear(x, weight, self.base.bias)
 
 
@@ -125,13 +141,17 @@ class AdaptedTransposedLinear(_LinearLayer):
 
     def __init__(self, base: nn.Module, target: Target, form: Form, adapter: Adapter):
         super().__init__(base, target, form, adapter)
+        # By name, so that transformers is not imported for models that have no such layer.
         self.is_plain = type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
 
     def to_base_layout(self, dense: Tensor) -> Tensor:
+        """Return (b, i, o) as it is: this base stores its weight so."""
         return dense
 
     def add_product(self, weight: Tensor, left: Tensor, up: Tensor) -> Tensor:
+        """Compute W + Left' Right, (i, o)."""
         return torch.addmm(weight, left.mT, up)
 
     def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Compute x W + bias with another W (i, o): (*, i) -> (*, o)."""
         return F.linear(x, weight.t(), self.base.bias)

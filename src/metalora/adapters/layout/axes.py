@@ -17,7 +17,7 @@ def network_axes(target: Target, resolved: ResolvedMethod) -> dict[str, int]:
     bottleneck = resolved.method.record(NonlinearBottleneck)
     if bottleneck is None:
         return dict(target.sizes)
-    width = target.sizes["out"]
+    width = target.sizes["out"]  # it stands behind the layer, so the width of the layer's input plays no part
     return {"in": width, "out": width, "hidden": _hidden_width(bottleneck, resolved.config)}
 
 
@@ -54,8 +54,8 @@ def fold_axes(
             folded["head"] = width // head_size
             folded["hdim"] = head_size
         else:
-            where = f"target {target.path!r}, digits of {axis!r}"
-            sizes_of_digits = digits_of(width, len(modes), resolved.config.digits.get(axis, ""), where)
+            prefix = f"target {target.path!r}, digits of {axis!r}"
+            sizes_of_digits = digits_of(width, len(modes), resolved.config.digits.get(axis, ""), prefix)
             folded.update(zip(modes, sizes_of_digits, strict=True))
     return folded, folds
 
@@ -72,7 +72,7 @@ def _head_size(target: Target, axis: str, width: int, resolved: ResolvedMethod) 
     return size
 
 
-def digits_of(width: int, count: int, choices: str = "", where: str = "digits") -> list[int]:
+def digits_of(width: int, count: int, choices: str = "", prefix: str = "digits") -> list[int]:
     """Factor a width into digits, big-endian.
 
     Args:
@@ -80,7 +80,7 @@ def digits_of(width: int, count: int, choices: str = "", where: str = "digits") 
         count: Number of digits.
         choices: Digits for some widths, such as "64 4 3, 16 16 12"; those that make the width are used. Otherwise the
             digits are nearly equal: each in turn is the largest divisor not above the root of what is left.
-        where: Prefix of the error messages.
+        prefix: Prefix of the error messages.
 
     Raises:
         ValueError: `choices` is not a list of whole numbers, or has another number of digits for the width.
@@ -92,18 +92,18 @@ def digits_of(width: int, count: int, choices: str = "", where: str = "digits") 
         [64, 4, 3]
     """
     for choice in filter(None, choices.split(",")):
-        digits = _parsed_digits(choice, choices, where)
-        if prod(digits) == width:
+        digits = _parsed_digits(choice, choices, prefix)
+        if prod(digits) == width:  # choices for other widths of the model are passed over
             if len(digits) != count:
-                raise ValueError(f"{where}: {choice.strip()!r} has {len(digits)} digits, expected {count}")
+                raise ValueError(f"{prefix}: {choice.strip()!r} has {len(digits)} digits, expected {count}")
             return digits
     return _nearly_equal_digits(width, count)
 
 
-def _parsed_digits(choice: str, choices: str, where: str) -> list[int]:
+def _parsed_digits(choice: str, choices: str, prefix: str) -> list[int]:
     words = choice.split()
     if not all(word.isdecimal() and int(word) for word in words):
-        raise ValueError(f"{where}: {choices!r} is not a list of whole numbers, such as '64 4 3, 16 16 12'")
+        raise ValueError(f"{prefix}: {choices!r} is not a list of whole numbers, such as '64 4 3, 16 16 12'")
     return [int(word) for word in words]
 
 
@@ -111,7 +111,7 @@ def _nearly_equal_digits(width: int, count: int) -> list[int]:
     digits = []
     for remaining in range(count, 1, -1):
         divisors = (divisor for divisor in range(width, 0, -1) if width % divisor == 0)
-        digit = next(divisor for divisor in divisors if divisor**remaining <= width)
+        digit = next(divisor for divisor in divisors if divisor**remaining <= width)  # in integers: exact
         digits.append(digit)
         width //= digit
     return [*digits, width]

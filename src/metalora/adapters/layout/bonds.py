@@ -39,9 +39,10 @@ def bond_sizes(
         for paths in group_by_owner(located, replication).values():
             rank = _common_rank(paths, patterned, method)
             wanted = configured if rank is None else sizes_of_rank[rank]
+            # A shared factor is stored in the largest sizes of its readers, so these limit the rank.
             modes = {**largest_sizes(located[path].sizes for path in paths), **counts}
-            where = f"target {paths[0]!r}" if "target" in replication else f"method {method.name!r}"
-            size = _allowed_size(bond, wanted, modes, resolved, where)
+            prefix = f"target {paths[0]!r}" if "target" in replication else f"method {method.name!r}"
+            size = _allowed_size(bond, wanted, modes, resolved, prefix)
             for path in paths:
                 sizes[path][bond] = size
     return sizes
@@ -55,6 +56,7 @@ def ranks_by_path(paths: Collection[str], config: AdapterConfig) -> dict[str, in
     """
     ranks: dict[str, int] = {}
     for pattern, rank in config.rank_pattern.items():
+        # An exact path counts as itself: as a pattern it would also match paths that end alike.
         matched = [pattern] if pattern in paths else [path for path in paths if matches(path, pattern)]
         if not matched:
             raise ValueError(f"rank_pattern {pattern!r} matches no target{nearest(pattern, paths)[:300]}")
@@ -80,7 +82,7 @@ def _common_rank(paths: Sequence[str], patterned: Mapping[str, int], method: Met
     Raises:
         ValueError: Their ranks differ.
     """
-    path_of = {patterned.get(path): path for path in paths}
+    path_of = {patterned.get(path): path for path in paths}  # a path for each of the different ranks
     if len(path_of) > 1:
         first, second, *_ = path_of.values()
         raise ValueError(
@@ -92,7 +94,7 @@ def _common_rank(paths: Sequence[str], patterned: Mapping[str, int], method: Met
 
 
 def _allowed_size(
-    bond: str, wanted: Mapping[str, int], modes: Mapping[str, int], resolved: ResolvedMethod, where: str
+    bond: str, wanted: Mapping[str, int], modes: Mapping[str, int], resolved: ResolvedMethod, prefix: str
 ) -> int:
     """The size of a bond, lowered to what the modes allow if the configuration says so.
 
@@ -101,7 +103,7 @@ def _allowed_size(
         wanted: Sizes of all bonds as configured.
         modes: Sizes of the modes.
         resolved: The method.
-        where: Prefix of the error message.
+        prefix: Prefix of the error message.
 
     Raises:
         ValueError: The size is above what the modes allow, and neither the configuration nor the method accepts that.
@@ -111,7 +113,7 @@ def _allowed_size(
     if size > largest and not clip and not method.has(AnyRank):
         own_modes = {mode: n for mode, n in modes.items() if mode in method.network.modes}
         raise ValueError(
-            f"{where}: rank {size} of bond {bond!r} is above {largest}, the smaller side of its {own_modes} "
+            f"{prefix}: rank {size} of bond {bond!r} is above {largest}, the smaller side of its {own_modes} "
             "(clip_rank: true lowers it where needed)"
         )
     return min(size, largest) if clip else size

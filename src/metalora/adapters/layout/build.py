@@ -61,6 +61,7 @@ def _build_components(targets: Sequence[Target], resolved: ResolvedMethod) -> La
         layout = _build(_with_head_size(accepted), component_method)
         by_path |= layout.targets
         params |= layout.params
+    # In the model's order again: the components have their own.
     return Layout({target.path: by_path[target.path] for target in targets}, params)
 
 
@@ -119,6 +120,7 @@ def _shared_sizes(
     method = resolved.method
     shared = {}
     for factor, modes in method.network.factors.items():
+        # Bonds, layers and tasks have one size for all readers; only axes of the weight may differ.
         edges = [mode for mode in modes if mode in method.network.weight_modes]
         for owner, paths in group_by_owner(located, method.replication_of(factor)).items():
             readers = [located[path].sizes_for(factor, method) for path in paths]
@@ -183,11 +185,12 @@ def _index(
             index.append((axis, coords[mode]))
         elif sizes[mode] < stored_size:  # fewer heads, or a narrower weight: the first of the stored ones
             index.append((axis, (0, sizes[mode])))
-    return tuple(reversed(index))
+    return tuple(reversed(index))  # the last axis first: `select` removes an axis, and those before it stay
 
 
 def _check_biases(layout: Layout, resolved: ResolvedMethod) -> None:
     for path, target in layout.targets.items():
+        # A bottleneck has its biases behind the activation, not in the base's bias.
         if target.bias_factors and target.network.form == "low_rank" and target.target.kind == "embedding":
             raise ValueError(f"target {path!r}: method {resolved.name!r} has biases there, and an embedding has none")
 

@@ -116,13 +116,13 @@ def _locate(
 ) -> LocatedTarget:
     transposed = _is_transposed(cut, target, resolved.method)
     sizes = network_axes(target, resolved)
-    if transposed:
+    if transposed:  # from here on "in" is the weight's output, until `_target_layout` transposes the network back
         sizes, cut = transpose_axes(sizes), transpose_axes(cut)
     for axis, count in cut.items():
         sizes[axis] //= count
     sizes, folds = fold_axes(target, sizes, resolved)
     for axis, count in cut.items():  # at most one axis
-        folds[axis] = ("proj", *folds.get(axis, (axis,)))
+        folds[axis] = ("proj", *folds.get(axis, (axis,)))  # the projections stand one after another: slowest first
         first_projection = coords["proj"]
         assert isinstance(first_projection, int)
         coords["proj"] = (first_projection, count)
@@ -143,17 +143,19 @@ def _layer_numbers(targets: Sequence[Target], method: Method) -> dict[str, int]:
                 "layer; exclude it or name targets inside the layers"
             )
         layers[target.path] = target.layer
+    # In the order of their own numbers, whatever the order of the targets is.
     numbers = {layer: number for number, layer in enumerate(sorted({*layers.values()}))}
     return {path: numbers[layer] for path, layer in layers.items()}
 
 
 def _number_projections(targets: Sequence[Target], cuts: Mapping[str, Mapping[str, int]]) -> tuple[dict[str, int], int]:
     """Role -> its first projection, and the number of all; a role has as many as its most finely cut weight."""
-    pieces: dict[str, int] = {}
+    projections_of_role: dict[str, int] = {}
     for target in targets:
-        pieces[target.role] = max(pieces.get(target.role, 0), prod(cuts[target.path].values()))
+        count = prod(cuts[target.path].values())  # 1 for a weight that is not cut
+        projections_of_role[target.role] = max(projections_of_role.get(target.role, 0), count)
     first_projections, total = {}, 0
-    for role, count in pieces.items():
+    for role, count in projections_of_role.items():
         first_projections[role] = total
         total += count
     return first_projections, total
@@ -193,4 +195,4 @@ def _is_transposed(cut: Mapping[str, int], target: Target, method: Method) -> bo
         return False
     if transposed.when == "heads":
         return target.heads == "in"
-    return "in" not in cut
+    return "in" not in cut  # "chunks"

@@ -88,8 +88,8 @@ class TargetLayout:
     @property
     def bias_factors(self) -> tuple[str, ...]:
         """The factors that are added to the output: those outside of the product that no mechanism reads itself."""
-        own = {factor for handler in self.handlers for factor in handler.own_factors()}
-        return tuple(factor for factor in self.network.biases if factor not in own)
+        of_handlers = {factor for handler in self.handlers for factor in handler.own_factors()}
+        return tuple(factor for factor in self.network.biases if factor not in of_handlers)
 
     @property
     def reads_as_stored(self) -> bool:
@@ -99,7 +99,7 @@ class TargetLayout:
     def differing_factors(self, per_example: Collection[str]) -> tuple[str, ...]:
         """The factors of the network that differ by example, if these stored factors do."""
         names = list(per_example)
-        for handler in self.handlers:
+        for handler in self.handlers:  # in their order: a handler may depend on what an earlier one has made
             names += handler.dependent_factors(names)
         return tuple(names)
 
@@ -139,6 +139,7 @@ class Layout:
         for target in self.targets.values():
             for view in target.views.values():
                 single = [axis for axis, index in view.index if isinstance(index, int)]
+                # Slices over tasks come from the condition; and `single` has the last axis first, so [-1] is the first.
                 if single and "task" not in self.params[view.key].modes:
                     axes.setdefault(view.key, single[-1])
         return axes

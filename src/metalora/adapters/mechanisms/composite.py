@@ -14,7 +14,7 @@ from metalora.methods.records import Composite
 from metalora.tensornet.network import Network, Sizes
 from metalora.tensornet.spec import Modes
 
-BATCH, LETTERS = ascii_letters[0], ascii_letters[1:]
+BATCH, LETTERS = ascii_letters[0], ascii_letters[1:]  # of einsum: one letter for the examples, the others for modes
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class CompositeFactor:
         letters = dict(zip(dict.fromkeys(mode for term in self.terms for mode in term), LETTERS, strict=False))
         inputs = []
         for operand, term in zip(operands, self.terms, strict=True):
-            batch = BATCH if operand.ndim > len(term) else ""
+            batch = BATCH if operand.ndim > len(term) else ""  # this operand differs by example
             inputs.append(batch + "".join(letters[mode] for mode in term))
         batched = any(term.startswith(BATCH) for term in inputs)
         output = BATCH * batched + "".join(letters[mode] for mode in self.modes)
         contraction = torch.einsum(f"{','.join(inputs)}->{output}", *operands)
+        # Not a permutation: the numbers are read in the order in which they lie (see `mixed_slices` of the record).
         return contraction.reshape(*contraction.shape[: int(batched)], *self.shape)
 
 
@@ -76,7 +77,7 @@ def bind(record: Composite, network: Network, sizes: Sizes) -> tuple[Network, Ha
         operands = tuple(spec.split())
         terms = tuple(network.factors[operand] for operand in operands)
         all_modes = [mode for term in terms for mode in term]
-        contracted = tuple(mode for mode in all_modes if all_modes.count(mode) == 1)
+        contracted = tuple(mode for mode in all_modes if all_modes.count(mode) == 1)  # a mode of two operands is summed
         own_modes = _mixed(contracted, network) if record.mixed_slices else contracted
         shape = tuple(sizes[mode] for mode in own_modes)
         composites.append(CompositeFactor(name, operands, terms, contracted, shape))

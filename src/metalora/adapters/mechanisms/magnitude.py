@@ -33,7 +33,7 @@ class MagnitudeHandler(Handler):
         g is exactly 1 while d and A B are zero, so that a new adapter starts as the base, bit for bit.
         """
         change = factors[self.factor].reshape(-1, weight.shape[0]).to(weight.dtype)
-        with torch.no_grad():
+        with torch.no_grad():  # the paper treats the norm as a constant, which saves memory in the backward
             norms: Tensor = torch.linalg.vector_norm(adapted, dim=-1)
         magnitude: Tensor = torch.linalg.vector_norm(weight, dim=-1) + change
         return magnitude / norms

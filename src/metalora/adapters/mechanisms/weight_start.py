@@ -53,19 +53,19 @@ def _principal_factors(weight: Tensor, rank: int, scale: float) -> tuple[Tensor,
     """PiSSA, eq. 2 and 3: A0 = U_r S_r^(1/2) and B0 = S_r^(1/2) V_r, with W = U S V and S divided by the scale."""
     if scale <= 0:
         raise ValueError(f"a start at the principal part of a weight needs a scale above zero, got {scale}: set alpha")
-    u, s, v = torch.linalg.svd(weight, full_matrices=False)
-    roots = (s[:rank] / scale).sqrt()
+    u, s, v = torch.linalg.svd(weight, full_matrices=False)  # (inputs, n), (n,), (n, out), n the smaller side
+    roots = (s[:rank] / scale).sqrt()  # the scale multiplies A B, so that scale A0 B0 is the principal part
     return u[:, :rank] * roots, roots[:, None] * v[:rank]
 
 
 def _orthonormal_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """OLoRA: W^T = Q R as PyTorch stores the weight, A0 = R_r^T and B0 = Q_r^T."""
-    q, r = torch.linalg.qr(weight.mT)
+    q, r = torch.linalg.qr(weight.mT)  # (out, n), (n, inputs)
     return r[:rank].mT, q[:, :rank].mT
 
 
 def bind(record: StartFromWeight, network: Network, sizes: Sizes) -> tuple[Network, Handler]:
     """The unchanged network, and the handler of its starts."""
-    (left_start, right_change), (_, right_start) = network.terms
+    (left_start, right_change), (_, right_start) = network.terms  # A0 B, and A (B0 + B) whose second factor is B0's
     rank = sizes[network.factors[left_start][-1]]
     return network, WeightStartHandler(record, left_start, right_start, right_change, rank)

@@ -55,6 +55,7 @@ def patch_state_dict_of_adapters(tuner: SavingTuner) -> None:
         unwrap_compiled: bool = False,
         save_embedding_layers: bool | str = "auto",
     ) -> dict[str, Any]:
+        # torch.compile wraps the model and keeps it under this name.
         model = getattr(model, "_orig_mod", model) if unwrap_compiled else model
         config = model.peft_config[adapter_name]
         if config.peft_type != NAME:

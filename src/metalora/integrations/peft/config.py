@@ -88,7 +88,7 @@ class TensorNetworkConfig(PeftConfig):
         if is_dataclass(condition) and not isinstance(condition, type):
             self.condition = asdict(condition)
         for name in ("target_modules", "exclude_modules"):
-            if isinstance(getattr(self, name), list):
+            if isinstance(getattr(self, name), list):  # PEFT's own configurations do the same
                 setattr(self, name, set(getattr(self, name)))
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"{type(self).__name__}: layers_pattern needs layers_to_transform; set both")
@@ -110,7 +110,7 @@ class TensorNetworkConfig(PeftConfig):
         """
         values = {name: getattr(self, name) for name in SHARED_FIELDS}
         values |= {"rank": self.r, "targets": paths, "rank_pattern": ranks or {}}
-        if self.seed is None and paths:
+        if self.seed is None and paths:  # without targets this only checks the values, which must draw nothing
             values["seed"] = int(torch.randint(2**31, ()))
         else:
             values["seed"] = self.seed or 0

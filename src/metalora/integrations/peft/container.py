@@ -153,6 +153,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         """
         if batch_size not in self._rows:
             names = self._names_of_rows(batch_size)
+            # Once for each batch size of a call: an encoder and a decoder have two.
             self._rows[batch_size] = {
                 name: torch.tensor([row for row, row_name in enumerate(names) if row_name == name])
                 for name in dict.fromkeys(names)
@@ -230,6 +231,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         """Forward hook: clear the adapters after a forward of the model: no condition outlives it."""
         if self.is_base_only:
             return
+        # All of them and not the running ones: the active adapters may have changed since.
         for adapter in self.adapters_by_name().values():
             end_forward(adapter, output)
 
@@ -239,6 +241,7 @@ class AdapterContainer(TunerLayer, nn.Module):
             return
         if not any(adapter.per_example for adapter in self.running_adapters().values()):
             return
+        # At each forward, since a model may switch its checkpointing on at any time.
         for module in model.modules():
             checkpoint = vars(module).get(CHECKPOINT_ATTRIBUTE)
             if checkpoint is not None and not isinstance(checkpoint, ConditionCheckpoint):
@@ -258,7 +261,7 @@ class ConditionCheckpoint:
         self.container = container
 
     def __call__(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        for adapter in self.container.running_adapters().values():
+        for adapter in self.container.running_adapters().values():  # one adapter's values in front of the other's
             function, args = explicit(function, args, adapter)
         return self.checkpoint(function, *args, **options)
 

@@ -53,7 +53,7 @@ class AdaptedModule(TunerLayer, nn.Module):
 
     @property
     def original(self) -> Tensor | None:
-        """The base's weight before any adapter was merged; None if none is merged."""
+        """The base's weight (*weight) before any adapter was merged; None if none is merged."""
         for layer in self.adapter_layers.values():
             if layer.original is not None:
                 return layer.original
@@ -70,7 +70,7 @@ class AdaptedModule(TunerLayer, nn.Module):
         Returns:
             The adapted output, `(batch, ..., out)` for a linear layer.
         """
-        if self.disable_adapters and self.merged:
+        if self.disable_adapters and self.merged:  # as PEFT's own layers do
             self.unmerge()
         if self.disable_adapters or self.merged or self.container.is_base_only:
             return self._base_output(x, *args, **kwargs)
@@ -101,7 +101,7 @@ class AdaptedModule(TunerLayer, nn.Module):
             The adapted output, in the shape of y.
         """
         batch_size = x.shape[0]
-        y = y.clone()
+        y = y.clone()  # its rows are overwritten, and autograd may need the base's output
         for name, rows in self.container.rows_by_adapter(batch_size).items():
             layer = self.adapter_layers.get(name)
             if layer is None:
@@ -139,6 +139,7 @@ class AdaptedModule(TunerLayer, nn.Module):
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
         layer.merge_bias(bias)
+        # Each merged adapter holds the one copy, so that it stays if some of them are deleted.
         layer.original = self._backup(weight) if self.original is None else self.original
         self._set_weight(merged)
         self.merged_adapters.append(name)
@@ -220,5 +221,5 @@ def _values_of_rows(values: Mapping[str, Tensor], rows: Tensor, batch_size: int)
         if len(value) == 1:
             selected[key] = value
         else:
-            selected[key] = value.repeat_interleave(batch_size // len(value), 0)[rows]
+            selected[key] = value.repeat_interleave(batch_size // len(value), 0)[rows]  # (rows, ...)
     return selected

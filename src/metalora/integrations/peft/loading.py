@@ -56,7 +56,7 @@ def load(
         >>> loaded(torch.zeros(3, 6)).shape
         torch.Size([3, 4])
     """
-    if Path(folder).is_dir():
+    if Path(folder).is_dir():  # otherwise it may be the name of a repository, which PEFT downloads
         _check_files(Path(folder))
     elif Path(folder).exists() or str(folder).startswith((".", "/", "~")):
         raise ValueError(f"{folder}: no such folder")
@@ -81,7 +81,7 @@ def load(
 def _check_files(folder: Path) -> None:
     """Raise a ValueError if files are missing or damaged, or do not belong together."""
     config = _read_config(folder)
-    if config["peft_type"] != NAME or (folder / PICKLE_FILE).is_file():
+    if config["peft_type"] != NAME or (folder / PICKLE_FILE).is_file():  # PEFT reads the pickle, we do not open it
         return
     names = _tensor_names(folder)
     placement = config.get("placement") or {}

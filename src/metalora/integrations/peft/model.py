@@ -55,6 +55,7 @@ class TensorNetworkModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put an adapter into the model as PEFT does; an adapter of the same name is replaced."""
         container = container_of(model)
+        # Otherwise `_create_and_replace` would take the adapter that is there for the new one.
         if container is not None and adapter_name in container.adapters_by_name():
             container.delete_adapter(adapter_name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -105,7 +106,7 @@ class TensorNetworkModel(BaseTuner):
         try:
             adapter = self._build_adapter(config, adapter_name, container)
         except BaseException:
-            if existing is None:
+            if existing is None:  # a new container has replaced the model's forward already
                 container.remove_hooks()
             raise
         setattr(self.model, CONTAINER_NAME, container)
@@ -142,6 +143,7 @@ class TensorNetworkModel(BaseTuner):
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         adapter = required_container(self.model).adapters_by_name()[adapter_name]
         weight = first_base_weight(adapter)
+        # As with PEFT's own tuners: without autocast the adapter has the precision of the base.
         if not autocast_adapter_dtype and weight.is_floating_point():
             adapter.to(weight.dtype)
 
@@ -221,6 +223,7 @@ class TensorNetworkModel(BaseTuner):
         """The tensors of an adapter's file. PEFT writes the configuration next, so its values are set here."""
         config.set_saved_values(saved_values(required_container(model).adapters_by_name()[adapter_name]))
         prefix = _key_prefix(adapter_name)
+        # `in` and not `startswith`: before the prefix stand the names of the wrappers around the model.
         return {key: value for key, value in state_dict.items() if prefix in key}
 
     @classmethod
@@ -244,6 +247,7 @@ def _sequences_per_example(kwargs: Mapping[str, Any]) -> int:
     generation_config = kwargs.get("generation_config")
     counts = [1]
     for key in ("num_beams", "num_return_sequences"):
+        # Arguments of the call win over the configuration, as in `generate` itself.
         count = kwargs.get(key, getattr(generation_config, key, None))
         if isinstance(count, int):
             counts.append(count)

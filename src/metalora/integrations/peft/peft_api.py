@@ -17,10 +17,10 @@ class QuantizationBackend(Protocol):
     """What PEFT knows about the weights of one quantisation library."""
 
     def get_base_weight(self, base_layer: nn.Module) -> Tensor:
-        """The weight of a quantised layer as floating-point numbers, in the layout of the layer."""
+        """The weight (*weight) of a quantised layer as floating-point numbers, in the layout of the layer."""
 
     def set_base_weight(self, tuner_layer: BaseTunerLayer, weight: Tensor) -> None:
-        """Quantise a weight and put it into the base of a tuner's layer."""
+        """Quantise a weight (*weight) and put it into the base of a tuner's layer."""
 
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ PREFIX = "metalora_"
 
 def _add_enumeration_member(enumeration: Any, name: str) -> None:
     """Add a member to an enumeration of strings; Python's own interface offers only new enumerations."""
+    # These are the steps of `EnumType.__new__` for one member of an enumeration that is also a string.
     member = str.__new__(enumeration, name)
     member._name_ = member._value_ = name
     member._sort_order_ = len(enumeration)

@@ -30,7 +30,7 @@ def check_same_targets(model: nn.Module, config: TensorNetworkConfig, matched: M
     Args:
         model: The base model.
         config: The configuration of the adapter.
-        matched: Path -> target, for the modules that the configuration's patterns match.
+        matched: Path -> target (None for a module that cannot be adapted), for the modules that its patterns match.
 
     Raises:
         ValueError: The method has another network, a target is missing, or a target has other sizes.
@@ -112,6 +112,7 @@ def _fingerprint_if_available(adapter: Adapter) -> str | None:
     """The fingerprint of the base's weights; None if a weight is not here in full: on the meta device, or sharded."""
     for layer in layers_of(adapter).values():
         weight = weight_of(layer.base)
+        # A sharded weight is of a class of its own (DTensor), or empty on this process.
         is_complete = type(weight) in (Tensor, nn.Parameter) and not weight.is_meta and weight.numel() > 0
         if not is_complete:
             return None

@@ -41,6 +41,7 @@ def resolve_targets(
     targets = [_adaptable(model, path, target) for path, target in matched.items()]
     if "layer" not in get_method(config.method).coordinates:
         return targets
+    # PEFT's patterns often match a pooler too, and PEFT's tuners adapt it; `attach` refuses it.
     return [replace(target, layer=NO_NUMBERED_LAYER) if target.layer is None else target for target in targets]
 
 

@@ -38,7 +38,7 @@ def wrap(model: PeftModel) -> PeftModel:
     if not isinstance(model, PeftModel):
         raise ValueError(f"wrap: expected a PeftModel, got a {type(model).__name__}")
     required_container(model)
-    if TASK_IDS_KEYWORD not in model.special_peft_forward_args:
+    if TASK_IDS_KEYWORD not in model.special_peft_forward_args:  # a second `wrap` adds no second hook
         model.special_peft_forward_args |= {"condition", "task_ids", TASK_IDS_KEYWORD}
         model.register_forward_pre_hook(_rename_task_ids, with_kwargs=True)
     return model

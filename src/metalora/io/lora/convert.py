@@ -78,7 +78,7 @@ def convert(
     if config.tasks not in (1, len(loras)):
         raise ValueError(f"convert: tasks={config.tasks} for {len(loras)} LoRAs; leave it out")
     updates = [_read(model, lora, f"LoRA {number}") for number, lora in enumerate(loras)]
-    paths = tuple(dict.fromkeys(path for by_path in updates for path in by_path))
+    paths = tuple(dict.fromkeys(path for by_path in updates for path in by_path))  # of all LoRAs, each path once
     adapter = attach(model, replace(config, targets=paths, exclude=(), tasks=len(loras)))
     try:
         report = fit_updates(adapter, updates)

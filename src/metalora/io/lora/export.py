@@ -90,6 +90,7 @@ def export_lora(
     if task == "all" and not adapter.task_keys:
         raise ValueError(f"export: {adapter.method.name} with tasks={adapter.config.tasks} has no tasks")
     tasks: list[int | None] = [*range(adapter.config.tasks)] if task == "all" else [task]
+    # All that can be refused is refused before the first folder is made.
     values_by_task = {number: snapshot(adapter, condition, number) for number in tasks}
     check_runtime(adapter, layers, runtime, max_lora_rank, max_rank)
     reports = []
@@ -156,16 +157,23 @@ class _Lora:
 
     @classmethod
     def of(cls, layers: Mapping[str, AdaptedLayer], values: Mapping[str, Tensor], max_rank: int | None) -> _Lora:
-        """Return the LoRA of adapted layers; `values` are those of the factors that differ by example."""
+        """Return the LoRA of adapted layers.
+
+        Args:
+            layers: Module path -> adapted layer.
+            values: Key of a factor that differs by example -> its value, (1, *factor shape).
+            max_rank: The rank to which larger ones are truncated; None: none is.
+        """
         condition_values = dict(values) or None
         pairs, shifts, magnitudes = {}, {}, {}
         for path, layer in layers.items():
-            left, right = layer.pair(condition_values)
+            left, right = layer.pair(condition_values)  # (k, i, *kernel) and (k, o)
             if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
                 raise ValueError(f"export: the factors of target {path!r} are not finite")
             pairs[path] = truncated_svd(left, right, max_rank or len(left))
             shifts[path] = layer.shift(condition_values)
-            magnitudes[path] = layer.magnitude(condition_values)
+            magnitudes[path] = layer.magnitude(condition_values)  # (o,) or None
+            # The magnitude was computed with the norm of W + A B; a truncated A B would have another one.
             if magnitudes[path] is not None and pairs[path].discarded:
                 raise ValueError(f"export: target {path!r} has a magnitude, so its rank cannot be lowered by max_rank")
         return cls(pairs, shifts, magnitudes)

@@ -48,7 +48,7 @@ def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
             )
         layers[path] = layer
     check_untied(adapter, "export")
-    modules = adapter.model.named_modules(remove_duplicate=False)
+    modules = adapter.model.named_modules(remove_duplicate=False)  # a module with two names comes twice
     name_counts = Counter(id(module) for _, module in modules)
     for path, layer in layers.items():
         if name_counts[id(layer)] > 1:

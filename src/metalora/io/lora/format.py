@@ -72,6 +72,9 @@ def read_tensors(path: Path, missing: str) -> dict[str, Tensor]:
         path: The file.
         missing: The message of the error if the file does not exist.
 
+    Returns:
+        Name -> tensor, in the shape and the dtype of the file, on the CPU.
+
     Raises:
         ValueError: The file does not exist or is damaged.
     """
@@ -84,7 +87,7 @@ def read_tensors(path: Path, missing: str) -> dict[str, Tensor]:
 
 
 def in_model(
-    updates: Mapping[str, LowRankUpdate], model: nn.Module, where: str | Path = ""
+    updates: Mapping[str, LowRankUpdate], model: nn.Module, source: str | Path = ""
 ) -> dict[str, LowRankUpdate]:
     """Return updates by the module paths of a model, which may contain the model of the updates or be a part of it.
 
@@ -93,7 +96,7 @@ def in_model(
     Args:
         updates: Module path -> update.
         model: The model to find the modules in.
-        where: The place that error messages name.
+        source: What the updates were read from, for error messages.
 
     Raises:
         ValueError: A module is not in the model, or several modules match.
@@ -111,7 +114,7 @@ def in_model(
         matches = _matching_paths(path, paths)
         if len(matches) != 1:
             problem = f"has {len(matches)} modules {path!r}" if matches else f"has no module {path!r}"
-            raise ValueError(f"{where}: {type(model).__name__} {problem}{nearest(path, paths)[:300]}")
+            raise ValueError(f"{source}: {type(model).__name__} {problem}{nearest(path, paths)[:300]}")
         placed[matches[0]] = update
     return placed
 
@@ -137,7 +140,7 @@ def patterned(patterns: Mapping[str, Any] | None, path: str, default: Any) -> An
         (4, 8)
     """
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
+        if re.match(rf"(.*\.)?({pattern})$", path):  # PEFT's own expression
             return value
     return default
 
@@ -198,10 +201,10 @@ def _scaled_update(folder: Path, path: str, halves: Mapping[str, Tensor], config
     """Return the update of a target with its scale in `up`; ValueError if its halves do not fit."""
     if len(halves) != 2:
         raise ValueError(f"{folder}: {path!r} has lora_{next(iter(halves))} alone, expected A and B")
-    down, up = halves["A"].float(), halves["B"].float()
+    down, up = halves["A"].float(), halves["B"].float()  # (rank, in, *kernel) and (out, rank, 1..)
     rank = patterned(config.get("rank_pattern"), path, config["r"])
     alpha = patterned(config.get("alpha_pattern"), path, config["lora_alpha"])
-    is_pair = down.ndim in (2, 3, 4) and up.ndim == down.ndim and up.shape[1] == len(down)
+    is_pair = down.ndim in (2, 3, 4) and up.ndim == down.ndim and up.shape[1] == len(down)  # linear, conv1d, conv2d
     if not is_pair or up[0, 0].numel() != 1 or len(down) != rank:
         raise ValueError(
             f"{folder}: {path!r} has lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)}, expected ({rank}, in) "

@@ -66,7 +66,7 @@ def load_lora(model: nn.Module, path: str | Path) -> Adapter:
     with torch.no_grad():
         for target, update in updates.items():
             factors[f"{target}.A"].copy_(update.down.movedim((0, 1), (-1, -2)))  # (r, in, kh, kw) -> (kh, kw, in, r)
-            factors[f"{target}.B"].copy_(update.up.mT)
+            factors[f"{target}.B"].copy_(update.up.mT)  # (out, r) -> (r, out)
     return adapter
 
 
@@ -133,7 +133,7 @@ def read_locon(path: str | Path, model: nn.Module) -> dict[str, LowRankUpdate]:
 
 def _module_path(name: str, paths_by_flat_name: Mapping[str, list[str]], path: str | Path) -> str:
     """Return the module path that a flattened name stands for, whole or as the end of a path."""
-    flat_name = re.sub(f"^({'|'.join(PREFIXES)})", "", name)
+    flat_name = re.sub(f"^({'|'.join(PREFIXES)})", "", name)  # "lora_" begins other prefixes and is the last
     matches = paths_by_flat_name.get(flat_name, [])
     if not matches:
         for candidate, paths in paths_by_flat_name.items():
@@ -154,8 +154,8 @@ def _scaled_update(name: str, group: Mapping[str, Tensor], path: str | Path) -> 
     if down is None or up is None:
         raise ValueError(f"{path}: {name!r} has lora_{'up' if down is None else 'down'} alone, expected both")
     rank = up.shape[1]
-    scale = float(group["alpha"]) / rank if "alpha" in group else 1.0
-    if mid is not None:
+    scale = float(group["alpha"]) / rank if "alpha" in group else 1.0  # LyCORIS: without alpha, alpha is the rank
+    if mid is not None:  # core (rank, rank, kh, kw) and down (rank, in, 1, 1) -> (rank, in, kh, kw)
         down = torch.einsum("ab...,bi->ai...", mid, down.flatten(1))
     if len(down) != rank or up[0, 0].numel() != 1:
         raise ValueError(f"{path}: {name!r} has lora_down {tuple(down.shape)} and lora_up {tuple(up.shape)}")

@@ -31,10 +31,11 @@ def lora_tensors(path: str, kind: str, left: Tensor, right: Tensor) -> dict[str,
         {'base_model.model.fc.lora_A.weight': (2, 8), 'base_model.model.fc.lora_B.weight': (4, 2)}
     """
     kernel_axes = [1] * (left.ndim - 2)
-    up = right.mT.reshape(*right.mT.shape, *kernel_axes)
+    up = right.mT.reshape(*right.mT.shape, *kernel_axes)  # B of a convolution is a 1 x 1 convolution
     names = ("lora_embedding_A", "lora_embedding_B") if kind == "embedding" else ("lora_A.weight", "lora_B.weight")
     tensors = {}
     for name, value in zip(names, (left, up), strict=True):
+        # safetensors refuses tensors that are views or not contiguous.
         copy = value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         tensors[f"{PREFIX}{path}.{name}"] = copy
     return tensors
