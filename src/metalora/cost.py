@@ -104,7 +104,7 @@ def match_parameters(
 ) -> AdapterConfig:
     """Choose the rank for a budget of learned numbers (the isoparameter protocol).
 
-    All bonds get one rank, lowered where a mode is smaller (`clip_rank`), except for a method with a single bond that
+    All bonds get one rank, lowered if a mode is smaller (`clip_rank`), except for a method with a single bond that
     may exceed every mode (VeRA). If experts divide the rank, the rank is a multiple of the number of experts.
 
     Args:

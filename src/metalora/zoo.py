@@ -177,7 +177,7 @@ def _in_order(stored: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[st
     if len(stored) != len(expected):
         raise ValueError(f"{EFFICIENTNET_PACKAGE}: {len(stored)} tensors, expected {len(expected)}")
     for (source, tensor), (name, like) in zip(stored.items(), expected.items(), strict=True):
-        # the names of modules differ; "weight", "running_mean" and shapes in the same order tell the same network
+        # the two packages name the modules differently, but list them in the same order
         if tensor.shape != like.shape or source.rpartition(".")[2] != name.rpartition(".")[2]:
             raise ValueError(
                 f"{EFFICIENTNET_PACKAGE}: {source} {tuple(tensor.shape)} does not fit {name} {tuple(like.shape)}"

@@ -162,7 +162,7 @@ def test_atoms_need_weights_that_start_at_zero():
     for method in ("tenslora-qkv-depth-cp", "metatt-4d", "lora"):
         model = Net()
         attach(model, AdapterConfig(method=method, rank=2, targets=("q", "v")))
-        with pytest.raises(ValueError, match=f"atoms_from_gradient: '{method}' is no CP whose columns have weights"):
+        with pytest.raises(ValueError, match=f"atoms_from_gradient: '{method}' is not a CP whose columns have weights"):
             atoms_from_gradient(model, lambda model=model: model(torch.ones(1, 12).double()).sum(), 2)
 
 

@@ -171,7 +171,7 @@ def test_slices_of_fact_and_of_its_code(method):
 def test_mixed_slices_have_one_rank_for_good():
     with pytest.raises(ValueError, match="its slices are mixed with its bonds, so rank is one number"):
         attach(transformer(), AdapterConfig("fact-tk-code", (2, 3, 2), targets=ALL, widths="chunk"))
-    with pytest.raises(ValueError, match="sweep: the factors of 'fact-tk-code' are no chain"):
+    with pytest.raises(ValueError, match="sweep: the factors of 'fact-tk-code' are not a chain"):
         sweep(made("fact-tk-code", widths="chunk")[0], rank=2)
 
 

@@ -122,7 +122,7 @@ def test_what_has_no_spectra():
         "quanta",
         "vera",
     ):
-        with pytest.raises(ValueError, match=f"{method!r} is no Tucker"):
+        with pytest.raises(ValueError, match=f"{method!r} is not a Tucker"):
             ranks_by_spectra(model(), config(method), 1000)
     with pytest.raises(ValueError, match="has 33 numbers at rank one, above 32"):
         ranks_by_spectra(model(), config(), 32)

@@ -159,7 +159,7 @@ BAD = {
     "one bond growing": (dict(), True, dict(rank={"r2": 4}), "rank 4 of bond 'r2' is not between 1 and 3"),
     "rank zero": (dict(), True, dict(rank=0), "rank 0 of bond 'r1' is not between 1 and 3"),
     "unknown bond": (dict(), True, dict(rank={"r7": 1}), "rank names bond 'r7'"),
-    "no chain": (dict(method="multi-lora"), True, dict(rank=1), "the factors of 'multi-lora' are no chain"),
+    "no chain": (dict(method="multi-lora"), True, dict(rank=1), "the factors of 'multi-lora' are not a chain"),
     "many chains": (dict(method="lora"), True, dict(tolerance=0.1), "the adapter has 3 chains of factors"),
     "a small budget": (dict(), True, dict(budget=5), "a budget of 5 numbers is below"),
 }

@@ -1,4 +1,4 @@
-"""Sweeps over adapters that are no chains: Tucker, rings and CP, declared here or taken from the registry."""
+"""Sweeps over adapters that are not chains: Tucker, rings and CP, declared here or taken from the registry."""
 
 import copy
 
@@ -266,7 +266,7 @@ BAD = {
     "many": (NETWORKS["metalora-cp"], True, dict(tolerance=0.1), "the adapter has 6 shared bonds of factors"),
     "a small budget": (NETWORKS["ring"], True, dict(budget=5), "a budget of 5 numbers is below"),
     "growing": (NETWORKS["cp"], True, dict(rank=5), "rank 5 grows above 4"),
-    "another wiring": (dict(method="tangle", rank=2), True, dict(rank=1), "the factors of 'tangle' are no chain, tree"),
+    "another wiring": (dict(method="tangle", rank=2), True, dict(rank=1), "factors of 'tangle' are not a chain, tree"),
     "generated": (
         dict(method="metalora-cp", rank=3, condition=GENERATED), True, dict(rank=1), "no two neighbouring factors",
     ),

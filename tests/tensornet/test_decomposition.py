@@ -87,5 +87,5 @@ def test_a_rank_one_fit_is_the_best_of_many_power_iterations():
 
 
 def test_a_ring_is_refused():
-    with pytest.raises(ValueError, match="no chain, tree or one bond shared by all"):
+    with pytest.raises(ValueError, match="not a chain, a tree or one bond shared by all"):
         factorise(parsed("a b | b c | c a"), drawn(3, 3, 3), {"a": 1, "b": 1, "c": 1})

@@ -332,7 +332,7 @@ def _gradients(factor_bonds, tensors, weight):
 
 def test_a_ring_has_no_change_of_basis():
     factor_bonds, tensors, _, _ = network("ring")
-    with pytest.raises(ValueError, match="no change of basis"):
+    with pytest.raises(ValueError, match="not a change of basis"):
         transport_moments(factor_bonds, tensors, tensors, tensors, squared=False)
 
 
@@ -380,7 +380,7 @@ BAD = {
     "rank zero": (lambda w, t: truncate(w, t, ranks={w[0][0]: 0}), "at least 1|rank 0 of bond"),
     "a small budget": (lambda w, t: truncate(w, t, budget=3), "a budget of 3 numbers is below .*, that of rank one"),
     "two targets": (lambda w, t: truncate(w, t, budget=90, tolerance=0.1), "give one of them"),
-    "another wiring": (lambda w, t: truncate([*w, ("z",)], [*t, t[0]]), "are no chain, tree, ring or one bond"),
+    "another wiring": (lambda w, t: truncate([*w, ("z",)], [*t, t[0]]), "are not a chain, a tree, a ring or one bond"),
 }
 
 

@@ -105,7 +105,7 @@ def fit_updates(
 
     Raises:
         ValueError: Another number of tasks, an unknown path, shapes that do not fit; factors that are generated or
-            frozen, are no chain, tree or CP, or fold a side of a weight into digits; a merged adapter. Nothing is
+            frozen, are not a chain, tree or CP, or fold a side of a weight into digits; a merged adapter. Nothing is
             changed then.
 
     Example:
@@ -131,8 +131,8 @@ def fitted_groups(adapter: Adapter) -> list[FactorGroup]:
     """Find the groups of factors that are fitted jointly.
 
     Raises:
-        ValueError: The network is no chain, tree or CP of learned factors, or the modes of one side of the weight are
-            on several factors.
+        ValueError: The network is not a chain, tree or CP of learned factors, or the modes of one side of the weight
+            are on several factors.
 
     Example:
         >>> from torch import nn

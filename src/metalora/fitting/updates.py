@@ -198,7 +198,7 @@ class Subspace:
 
     def _width_of(self, entries: Tensor) -> int:
         """The number of the width that all entries (n,) lie in."""
-        # entries of one width start within it, so the first one tells the width
+        # all entries belong to one width, so the first one decides
         return max(number for number, start in enumerate(self.starts) if start <= int(entries[0]))
 
 
@@ -284,7 +284,7 @@ def _entries_of_target(adapter: Adapter, group: FactorGroup, number: int, path: 
         if key == view.key:
             break
         first_entry += prod(open_shape)
-    # numbers in place of values: what the target would read of the factor tells the entries
+    # every value is the number of its entry, so reading the slice of the target gives its entries
     entries = torch.arange(prod(open_shape)).reshape(open_shape) + first_entry
     if view.key in adapter.task_keys:
         entries = entries.select(adapter.task_keys[view.key], task)

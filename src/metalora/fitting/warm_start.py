@@ -54,7 +54,7 @@ def start_from_weights(model: nn.Module, rank: int) -> FitReport:
     adapter = _ready_adapter(model, "start_from_weights", rank)
     if adapter.per_example:
         raise ValueError(
-            "start_from_weights: Delta W differs by example or task, so no one of them can be taken from the base"
+            "start_from_weights: Delta W differs by example or task, so there is not one to subtract from the base"
         )
     weights = _base_weights(adapter)
     # each of the two would subtract its own part from the one weight
@@ -142,8 +142,8 @@ def atoms_from_gradient(model: nn.Module, loss: Callable[[], Tensor], rank: int)
     ]
     if any(group.topology != "shared bond" for group in groups) or len(weight_factors) != 1:
         raise ValueError(
-            f"atoms_from_gradient: {adapter.method.name!r} is no CP whose columns have weights that start at zero, as "
-            "those of 'tensorpeft' and 'adalora'"
+            f"atoms_from_gradient: {adapter.method.name!r} is not a CP whose columns have weights that start at zero, "
+            "as those of 'tensorpeft' and 'adalora'"
         )
     updates = _downhill_updates(adapter, loss, rank, "atoms_from_gradient")
     report = fit_updates(adapter, [updates] * adapter.config.tasks, columns="deflated")

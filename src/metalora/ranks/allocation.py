@@ -40,8 +40,8 @@ def ranks_by_spectra(
         The configuration with a rank for every bond.
 
     Raises:
-        ValueError: A method that is no Tucker network, fewer parameters than rank one has, or a tensor that is missing
-            or has another shape.
+        ValueError: A method that is not a Tucker network, fewer parameters than rank one has, or a tensor that is
+            missing or has another shape.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
@@ -49,7 +49,7 @@ def ranks_by_spectra(
         >>> sorted(ranks_by_spectra(net, config, params=60).rank)
         ['r1', 'r2', 'r3']
     """
-    resolved = resolve(replace(config, rank=1, clip_rank=False))  # the layout tells the open axes, whatever the rank
+    resolved = resolve(replace(config, rank=1, clip_rank=False))  # the open axes do not depend on the rank
     method, targets = resolved.method, find_targets(model, config.targets, config.exclude)
     leaves = _leaf_factors(method)
     layout = build_layout(targets, resolved)
@@ -76,7 +76,7 @@ def _leaf_factors(method: Method) -> dict[str, str]:
     """Bond -> the factor that it joins to the core.
 
     Raises:
-        ValueError: The method is no Tucker network.
+        ValueError: The method is not a Tucker network.
     """
     num_bonds = len(method.rank_bonds)
     cores: list[str] = []
@@ -92,7 +92,8 @@ def _leaf_factors(method: Method) -> dict[str, str]:
     # a frozen factor or a product of factors is neither a leaf nor the core
     if len(cores) != 1 or len(leaves) != num_bonds or not is_complete or has_other_factors:
         raise ValueError(
-            f"ranks: {method.name!r} is no Tucker, a factor for every mode and a core, so it has no spectra"
+            f"ranks: {method.name!r} is not a Tucker network (a factor for every mode, and a core), so it has no "
+            "spectra"
         )
     return leaves
 

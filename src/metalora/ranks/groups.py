@@ -95,7 +95,7 @@ def factor_groups(adapter: Adapter) -> list[FactorGroup]:
         One group for each network: for each owner of factors (a target, a layer, the whole model), each connected part.
 
     Raises:
-        ValueError: The factors are no chain, tree, ring or CP; no two learned factors are joined; or factors of one
+        ValueError: The factors are not a chain, tree, ring or CP; no two learned factors are joined; or factors of one
             group are shared by unequal sets of targets.
 
     Example:
@@ -144,7 +144,9 @@ def _check_parts(
 ) -> None:
     topologies = [classify_topology([learned_bonds[factor] for factor in part]) for part in parts]
     if method.uses_experts or method.mixes_slices or None in topologies:
-        raise ValueError(f"sweep: the factors of {method.name!r} are no chain, tree, ring or CP, so they have no sweep")
+        raise ValueError(
+            f"sweep: the factors of {method.name!r} are not a chain, tree, ring or CP, so they have no sweep"
+        )
     if not parts:
         raise ValueError(f"sweep: {method.name!r} has no two neighbouring factors that are learned")
     # a truncation changes the basis of a bond, which then has to be the same for all who read either factor

@@ -206,8 +206,8 @@ def _check_groups(adapter: Adapter, groups: Sequence[FactorGroup], state: State,
     for group in groups:
         if state == "carry" and group.topology == "ring":
             raise ValueError(
-                f"sweep of {group}: a ring is truncated by a fit, which is no change of basis that moments could be "
-                "carried over by; use state='reset'"
+                f"sweep of {group}: a ring is truncated by a fit, and moments can be carried over by a change of "
+                "basis only; use state='reset'"
             )
     if needs_one and len(groups) > 1:
         networks = f"{len(groups)} {groups[0].topology}s of factors"

@@ -62,7 +62,7 @@ def factorise(
         (rank,) = ranks.values()
         return fit_columns(tensor, rank) if columns == "joint" else deflate_columns(tensor, rank)
     if topology not in ("chain", "tree"):
-        raise ValueError(f"bonds {list(map(list, factor_bonds))} are no chain, tree or one bond shared by all")
+        raise ValueError(f"bonds {list(map(list, factor_bonds))} are not a chain, a tree or one bond shared by all")
     exact = decompose(factor_bonds, tensor)
     exact_ranks = bond_sizes(factor_bonds, exact)
     wanted_ranks = {bond: min(rank, exact_ranks[bond]) for bond, rank in ranks.items()}
@@ -190,7 +190,7 @@ def _alternate_columns(tensor: Tensor, start: list[Tensor]) -> tuple[list[Tensor
             gram = torch.stack(grams).prod(0)  # (r, r): of a Khatri-Rao product, the product of the entries
             projection = _project_onto_columns(tensor, factors, axis)  # (n, r)
             factors[axis] = best_factor(projection, gram)
-        # the gram and the projection of the last axis give the error of the whole tensor
+        # the Gram matrix and the projection of the last axis also give |T - T'|, of the factors as they are now
         last = factors[axis]
         inner_product = float((projection * last).sum())
         approximation_square = float((gram * (last.mT @ last)).sum())

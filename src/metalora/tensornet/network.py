@@ -134,7 +134,7 @@ class Network:
             >>> list(network.with_composite("S", ["C", "P"], ("r", "s")).factors)
             ['A', 'B', 'S']
         """
-        remaining = {factor: own_modes for factor, own_modes in self.factors.items() if factor not in parts}
+        remaining = {factor: factor_modes for factor, factor_modes in self.factors.items() if factor not in parts}
         return replace(self, factors={**remaining, name: modes})
 
     def transposed(self) -> "Network":

@@ -16,7 +16,7 @@ from metalora.tensornet.topology import FactorBonds, edges, leaf_to_root_edges
 from metalora.tensornet.truncation.tree import bond_decompositions, orthogonalize, project_bonds
 
 Gauge = Literal["left", "right", "balanced"]
-SMALLEST_SCALE = 1e-12  # of the largest singular value: smaller ones are raised to it where a balanced gauge divides
+SMALLEST_SCALE = 1e-12  # of the largest singular value: a balanced gauge divides by no smaller one
 
 
 def largest_entry_signs(columns: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def transport_moments(
     """
     topology = classify_topology(factor_bonds)
     if topology == "ring":
-        raise ValueError("the truncated ring is a fit, no change of basis: moments are not carried over, reset them")
+        raise ValueError("the truncated ring is a fit, not a change of basis: moments are not carried over, reset them")
     old, new, moments = ([tensor.double() for tensor in tensors] for tensors in (old, new, moments))
     transport = _transport_columns if topology == "shared bond" else _transport_tree
     return transport(factor_bonds, old, new, moments, squared)

@@ -46,7 +46,7 @@ def truncate_ring(
     if not target.discarded_per_bond:
         return _truncate_to_ranks(factor_bonds, tensors, target.choose(singular_values))
     allowed_error = target.discarded_per_bond * len(singular_values) ** 0.5
-    # the projections are no orthogonal ones, so the discarded norms do not bound the error: measure it and try again
+    # the projections are not orthogonal, so the discarded norms do not bound the error: measure it and try again
     for share in SHARES_OF_TOLERANCE:
         factors, discarded = _truncate_to_ranks(factor_bonds, tensors, target.choose(singular_values, share))
         if distance(factor_bonds, tensors, factors) <= allowed_error:

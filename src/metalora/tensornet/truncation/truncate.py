@@ -109,7 +109,9 @@ def truncate(
     """
     topology = classify_topology(factor_bonds)
     if topology is None:
-        raise ValueError(f"bonds {list(map(list, factor_bonds))} are no chain, tree, ring or one bond shared by all")
+        raise ValueError(
+            f"bonds {list(map(list, factor_bonds))} are not a chain, a tree, a ring or one bond shared by all"
+        )
     if (ranks is not None) + (tolerance > 0) + (budget is not None) > 1:
         raise ValueError("a network is truncated to ranks, to a tolerance or to a budget: give one of them")
     if mode == "paper" and topology != "chain":
