@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
+from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, flatten, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
 from metalora_papers.config import TEXT_TABLES, TableConfig, TextTableConfig
@@ -160,12 +161,36 @@ def recipe(
     show(rows, json, "recipes", ("name", "model", "method", "rank", "steps", "batch"), rows)
 
 
+def fetch(
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="emoji: drawings of four vendors, 340 MB from npm")],
+    vendors: Annotated[tuple[str, ...], tyro.conf.arg(help="google, apple, twitter, facebook; default: all")] = (),
+    out: Annotated[Path | None, tyro.conf.arg(help="folder of the drawings; default: the cache of the user")] = None,
+    json: Json = False,
+) -> None:
+    """Fetch data that this package may not pass on, and keep it in the cache of the user."""
+    from metalora_papers.metalora.emoji_packages import VENDORS, fetch_emoji
+
+    check_choice("data", data, ("emoji",))
+    rows = []
+    for vendor in vendors or VENDORS:
+        with status(f"drawings of {vendor}", quiet=json):
+            (file,) = fetch_emoji([vendor], out)
+        rows.append({"vendor": vendor, "file": str(file), "MB": round(file.stat().st_size / 1e6, 1)})
+    show(rows, json, "fetched", ("vendor", "file", "MB"), rows)
+
+
 def table() -> None:
     """Compare methods as a paper does: `table metalora` (Table I), `table metatt-2` (Table 2), ...; table --help."""
     raise ValueError(f"table: name one of {', '.join(TABLES)}")
 
 
-VERBS: dict[str, Callable[..., None]] = {"table": table, "train": train, "eval": evaluate, "recipe": recipe}
+VERBS: dict[str, Callable[..., None]] = {
+    "table": table,
+    "train": train,
+    "eval": evaluate,
+    "recipe": recipe,
+    "fetch": fetch,
+}
 
 
 def main() -> None:
