@@ -231,5 +231,6 @@ def _leading_update(adapter: Adapter, path: str, tensor: Tensor, rank: int) -> L
     matrix = tensor.detach().flatten(1).double()  # (out, in · kernel)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     rank = min(rank, len(s))
-    # up has the singular values: the norm of the update is that of up alone
-    return LowRankUpdate(v[:rank].reshape(rank, *tensor.shape[1:]), u[:, :rank] * s[:rank])
+    down = v[:rank].reshape(rank, *tensor.shape[1:])
+    up = u[:, :rank] * s[:rank]  # the norm of the update is that of up alone
+    return LowRankUpdate(down, up)

@@ -121,7 +121,8 @@ class RankBudget:
                 # the singular values are a group member too, but not vectors
                 if keys != (singular.values_key,):
                     identity = torch.eye(vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
-                    deviations.append(torch.linalg.matrix_norm(vectors.mT @ vectors - identity))  # (rank, rank)
+                    gram = vectors.mT @ vectors  # (rank, rank)
+                    deviations.append(torch.linalg.matrix_norm(gram - identity))
         return self.config.orthogonality * torch.stack(deviations).mean()
 
     @torch.no_grad()
@@ -136,7 +137,7 @@ class RankBudget:
             The budget after this step.
         """
         end = self.steps - self.config.hold
-        if step < end:  # nothing is chosen later
+        if step < end:  # as in the code of AdaLoRA: the choice at `end` uses the scores of the step before
             self._update_scores()
         budget_now = budget(self.config, step, self.steps, self.first, self.last)
         between = self.config.start < step < end
@@ -186,7 +187,7 @@ class RankBudget:
                 continue
             importance = (value * value.grad).abs()  # I = |w dL/dw|: to first order, what masking w costs
             sensitivity.mul_(beta1).add_(importance, alpha=1 - beta1)
-            # S is updated already: the deviation is from the new mean, as in the code of AdaLoRA
+            # S is updated already: the deviation is from the new mean, as in that code
             self.uncertainty[key].mul_(beta2).add_((importance - sensitivity).abs(), alpha=1 - beta2)
 
     def _largest_scores(self, count: int) -> dict[str, Tensor]:

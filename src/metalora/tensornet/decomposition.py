@@ -234,7 +234,9 @@ def _eigenvector_start(tensor: Tensor, rank: int, generator: torch.Generator) ->
     """
     longest, second_longest = sorted(range(tensor.ndim), key=lambda axis: -tensor.shape[axis])[:2]
     slices = tensor.movedim((longest, second_longest), (0, 1)).flatten(2)  # (longest, second longest, others)
-    u, v = (torch.linalg.svd(slices.movedim(axis, 0).flatten(1), full_matrices=False).U[:, :rank] for axis in (0, 1))
+    # orthonormal bases of the two longest axes, in which the mixtures become (rank, rank)
+    u = torch.linalg.svd(slices.flatten(1), full_matrices=False).U[:, :rank]  # (longest, rank)
+    v = torch.linalg.svd(slices.movedim(1, 0).flatten(1), full_matrices=False).U[:, :rank]  # (second longest, rank)
     mixtures = slices @ torch.randn(slices.shape[2], 2, generator=generator, dtype=tensor.dtype)
     first, second = (u.mT @ mixtures[..., number] @ v for number in (0, 1))  # (rank, rank)
     # noise can make pairs of eigenvalues complex; their real parts still start the least squares

@@ -51,7 +51,9 @@ def truncated_svd(left: Tensor, right: Tensor, rank: int) -> TruncatedProduct:
     qb, rb = torch.linalg.qr(b.mT)  # (out, n), (n, k) with n = min(out, k)
     u, s, vh = torch.linalg.svd(ra @ rb.mT, full_matrices=False)
     root = s[:rank].sqrt()  # fewer than `rank` if a side is narrower; shared, so that both factors have one size
-    new_left = (qa @ (u[:, :rank] * root)).mT.reshape(len(root), *left.shape[1:]).to(left.dtype)
-    new_right = (qb @ (vh[:rank].mT * root)).mT.to(right.dtype)
+    new_left = (qa @ (u[:, :rank] * root)).mT  # (rank, in)
+    new_right = (qb @ (vh[:rank].mT * root)).mT  # (rank, out)
     # Qa and Qb are orthonormal, so the norm of the product is that of s
-    return TruncatedProduct(new_left, new_right, float(s.norm()), float(s[rank:].norm()))
+    norm, discarded = float(s.norm()), float(s[rank:].norm())
+    new_left = new_left.reshape(len(root), *left.shape[1:]).to(left.dtype)
+    return TruncatedProduct(new_left, new_right.to(right.dtype), norm, discarded)
