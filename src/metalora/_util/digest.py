@@ -33,7 +33,12 @@ def tensor_digest(labelled: Iterable[tuple[str, Tensor]], prefix: str = "") -> s
 
 
 def typed_label(name: str, tensor: Tensor) -> str:
-    """Return a label that tells the name, the dtype and the shape of a tensor."""
+    """Return a label that tells the name, the dtype and the shape of a tensor.
+
+    Example:
+        >>> typed_label("weight", torch.zeros(2, 3))
+        'weight torch.float32 (2, 3)'
+    """
     return f"{name} {tensor.dtype} {tuple(tensor.shape)}"
 
 

@@ -66,6 +66,16 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
     Raises:
         ValueError: Something other than an empty folder has that name, or the folder could not be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "lora"
+        >>> with new_folder(folder) as temporary:
+        ...     _ = (temporary / "config").write_text("rank 8")
+        ...     folder.exists()
+        False
+        >>> [path.name for path in folder.iterdir()]
+        ['config']
     """
     path = Path(path).absolute()
     is_empty_folder = path.is_dir() and not any(path.iterdir())

@@ -12,6 +12,10 @@ def closest(name: str, choices: Iterable[str], *, count: int = 1, cutoff: float 
         choices: The valid names.
         count: The largest number of choices to return.
         cutoff: The smallest similarity, from 0 (anything) to 1 (equal), as `difflib.SequenceMatcher.ratio` measures it.
+
+    Example:
+        >>> closest("quary", ["query", "key", "value"])
+        ['query']
     """
     return difflib.get_close_matches(name, list(choices), n=count, cutoff=cutoff)
 

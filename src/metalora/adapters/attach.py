@@ -140,12 +140,27 @@ def _remove_hooks(adapter: Adapter) -> None:
 
 
 def adapter_of(model: nn.Module) -> Adapter | None:
-    """Return the adapter that is attached to a model, or None."""
+    """Return the adapter that is attached to a model, or None.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 2))
+        >>> adapter_of(model) is None
+        True
+        >>> adapter = attach(model, AdapterConfig("lora", rank=2, targets="0"))
+        >>> adapter_of(model) is adapter
+        True
+    """
     return next((module for module in model.modules() if isinstance(module, Adapter)), None)
 
 
 def required_adapter(model: nn.Module, verb: str) -> Adapter:
-    """The adapter of a model; ValueError that names the verb if it has none."""
+    """The adapter of a model; ValueError that names the verb if it has none.
+
+    Example:
+        >>> required_adapter(nn.Sequential(nn.Linear(8, 2)), "merge")
+        Traceback (most recent call last):
+        ValueError: merge: Sequential has no adapter
+    """
     adapter = adapter_of(model)
     if adapter is None:
         raise ValueError(f"{verb}: {type(model).__name__} has no adapter")
@@ -157,6 +172,15 @@ def detach(model: nn.Module) -> None:
 
     Raises:
         ValueError: The model has no adapter.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 2))
+        >>> adapter = attach(model, AdapterConfig("lora", rank=2, targets="0"))
+        >>> detach(model)
+        >>> model
+        Sequential(
+          (0): Linear(in_features=8, out_features=2, bias=True)
+        )
     """
     from metalora.adapters.merge import unmerge  # which needs this module
 

@@ -199,5 +199,10 @@ def _reader(adapter: Adapter, factor: str, part: FactorSlice) -> FactorReader:
 
 
 def slot_of(key: str) -> str:
-    """Return the name of a factor's parameter: a module's attribute has no dots."""
+    """Return the name of a factor's parameter: a module's attribute has no dots.
+
+    Example:
+        >>> slot_of("encoder.layer.0.query.A")
+        'encoder/layer/0/query/A'
+    """
     return key.replace(".", "/")

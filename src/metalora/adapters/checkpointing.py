@@ -63,7 +63,7 @@ def explicit(
         >>> function is model[0]
         True
     """
-    if adapter.state.values is None:
+    if adapter.state.values is None:  # factors that are the same for all examples are read again in a recomputation
         return function, args
     keys = list(adapter.state.values)
     values = tuple(adapter.state.values.values())

@@ -37,6 +37,17 @@ class ForwardState(threading.local):
         folded: Path -> scale . Mid . Right (k, o), folded for all targets of one plan together.
         shared: x Left of the last layer, for its siblings.
         pending_values: Values that are known, but are not to be used before the stem has run; otherwise None.
+
+    Example:
+        >>> state = ForwardState()
+        >>> outer = state.begin_using({"C": torch.zeros(1, 2)})
+        >>> inner = state.begin_using({"C": torch.ones(1, 2)})
+        >>> state.end_using(inner)
+        >>> state.values
+        {'C': tensor([[0., 0.]])}
+        >>> state.end_using(outer)
+        >>> state.values is None
+        True
     """
 
     def __init__(self) -> None:

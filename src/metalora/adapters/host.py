@@ -76,7 +76,7 @@ class AttachedHost:
             ValueError: The adapter is merged, and the caller has passed a condition or task ids.
         """
         adapter = self.adapter
-        for norm in self.frozen_norms:
+        for norm in self.frozen_norms:  # at each forward, since `model.train()` switches them on again
             norm.training = False
         condition = kwargs.pop("condition", None)
         task_ids = kwargs.pop("task_ids", None) if adapter.task_keys else None
@@ -160,5 +160,5 @@ def unguard_forward(model: nn.Module) -> None:
     guarded = model.forward
     assert isinstance(guarded, functools.partial)
     del model.forward
-    if guarded.args[2] is not None:
+    if guarded.args[2] is not None:  # the argument `replaced` of `_guarded`
         model.forward = guarded.args[2]

@@ -55,8 +55,19 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
 
     Args:
         layer: The adapted layer.
-        x: Its input, with a batch axis.
+        x: Its input, with a batch axis: (b, .., i), (b, i, *positions) or ids (b, ..).
         conditions: How many conditions are active.
+
+    Example:
+        >>> import metalora
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
+        >>> x = torch.rand(3, 8)
+        >>> choose(model[0], x, conditions=1)
+        Fused
+        >>> adapter.fused = False
+        >>> choose(model[0], x, conditions=1)
+        Plain
     """
     adapter, bound, form = layer.owner[0], layer.bound, layer.form
     base = layer._modules["base"]  # without a way through Module.__getattr__

@@ -42,6 +42,17 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     Raises:
         ValueError: No adapter; merged already; a condition of several examples; a Delta W that is not finite; a bias
             that the base has no bias for; a method without a Delta W (a bottleneck). Nothing is changed then.
+
+    Example:
+        >>> import metalora
+        >>> model = nn.Sequential(nn.Linear(8, 2))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
+        >>> _ = adapter.factors["0.B"].data.fill_(0.5)
+        >>> x = torch.rand(3, 8)
+        >>> before = model(x)
+        >>> merge(model)
+        >>> adapter.merged, torch.allclose(model(x), before, atol=1e-6)
+        (True, True)
     """
     adapter = required_adapter(model, "merge")
     if adapter.merged:
@@ -71,7 +82,28 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
 
 @torch.no_grad()
 def unmerge(model: nn.Module) -> None:
-    """Restore the base weights that `merge` kept, bit for bit; a model that is not merged is left as it is."""
+    """Restore the base weights that `merge` kept, bit for bit; a model that is not merged is left as it is.
+
+    Args:
+        model: A model with an adapter.
+
+    Raises:
+        ValueError: The model has no adapter.
+
+    Example:
+        >>> import metalora
+        >>> base = nn.Linear(8, 2)
+        >>> weight = base.weight.detach().clone()
+        >>> model = nn.Sequential(base)
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
+        >>> _ = adapter.factors["0.B"].data.fill_(0.5)
+        >>> merge(model)
+        >>> torch.equal(base.weight, weight)
+        False
+        >>> unmerge(model)
+        >>> torch.equal(base.weight, weight)
+        True
+    """
     for layer in merged_layers(required_adapter(model, "unmerge")).values():
         if layer.original is not None:
             layer.base.weight.data.copy_(layer.original)

@@ -52,7 +52,7 @@ def new_task(adapter: Adapter, like: int | None = None) -> Iterator[int]:
         axis, factor = param.modes.index("task"), adapter.factors[key].detach()
         starts[key] = factor.mean(axis) if like is None else factor.select(axis, like)
         larger[key] = torch.cat([factor, starts[key].unsqueeze(axis)], axis)
-    required = {id(p): p.requires_grad for p in adapter.parameters()}
+    required = {id(p): p.requires_grad for p in adapter.parameters()}  # `resize` keeps the objects
     resize(adapter, replace(adapter.config, tasks=tasks + 1), larger)
     adapter.requires_grad_(False)
     # A slice of a Parameter cannot be trained alone: weight decay and moments would reach the slices of old tasks.

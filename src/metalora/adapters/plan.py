@@ -23,6 +23,17 @@ def plan_form(target: TargetLayout, per_example: Sequence[str]) -> Form:
 
     Returns:
         A circuit or a bottleneck if the network says so; otherwise a low-rank form, or the sum of several.
+
+    Example:
+        >>> from torch import nn
+        >>> from metalora import AdapterConfig, find_targets
+        >>> from metalora.adapters.layout import build_layout
+        >>> from metalora.methods.resolve import resolve
+        >>> targets = find_targets(nn.Sequential(nn.Linear(8, 4)), "0")
+        >>> layout = build_layout(targets, resolve(AdapterConfig("lora", rank=2)))
+        >>> form = plan_form(layout.targets["0"], per_example=())
+        >>> form.rank, form.left, form.right
+        (2, ['A'], ['B'])
     """
     batched = target.differing_factors(per_example)
     if target.network.form == "circuit":

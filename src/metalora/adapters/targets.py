@@ -47,6 +47,12 @@ class Target:
         parts: Number of projections that its output holds one after another: 3 for a fused qkv.
         head_dim: Size of an attention head, if the model says it.
         heads: The side that the heads are on, by its name: "out" of query, key and value, "in" behind the attention.
+
+    Example:
+        >>> layers = nn.ModuleList(nn.ModuleDict({"query": nn.Linear(8, 8)}) for _ in range(2))
+        >>> target = find_targets(nn.ModuleDict({"layers": layers}), "query")[1]
+        >>> target.path, target.layer, target.role, target.sizes, target.heads
+        ('layers.1.query', (1,), 'layers.*.query', {'out': 8, 'in': 8}, 'out')
     """
 
     path: str
@@ -60,7 +66,12 @@ class Target:
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """Kind of a layer: linear, conv1d, conv2d, conv1d_gpt2 or embedding; None for a layer that is not supported."""
+    """Kind of a layer: linear, conv1d, conv2d, conv1d_gpt2 or embedding; None for a layer that is not supported.
+
+    Example:
+        >>> kind_of(nn.Conv2d(3, 4, 5)), kind_of(nn.ReLU())
+        ('conv2d', None)
+    """
     if isinstance(module, nn.Linear):
         return "linear"
     if isinstance(module, nn.Conv2d) and not isinstance(module, nn.modules.conv._ConvTransposeNd):
@@ -80,6 +91,10 @@ def mode_sizes(module: nn.Module, kind: str) -> dict[str, int]:
     Args:
         module: The layer.
         kind: Its kind, as `kind_of` says it.
+
+    Example:
+        >>> mode_sizes(nn.Conv2d(3, 4, 5), "conv2d")
+        {'out': 4, 'in': 3, 'kh': 5, 'kw': 5}
     """
     if kind == "linear":  # a quantised weight has another shape
         return {"out": cast(int, module.out_features), "in": cast(int, module.in_features)}
@@ -120,7 +135,12 @@ def refusal(model: nn.Module, path: str, module: nn.Module) -> str | None:
 
 
 def head_path(model: nn.Module) -> str | None:
-    """Path of the output head: the one that the model names, otherwise its last Linear; None if it has none."""
+    """Path of the output head: the one that the model names, otherwise its last Linear; None if it has none.
+
+    Example:
+        >>> head_path(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)))
+        '1'
+    """
     path_of: dict[nn.Module, str] = {module: path for path, module in model.named_modules()}
     for getter in ("get_classifier", "get_output_embeddings"):
         head = getattr(model, getter, lambda: None)()

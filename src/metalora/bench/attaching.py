@@ -45,6 +45,7 @@ def attaching(config: BenchConfig) -> list[Ratio]:
         for method in config.methods:
             file = Path(folder) / f"{method}.safetensors"
             cases |= _three_ways(method, config, base, inputs, names, file)
+        # A fresh copy each time, because a model can be adapted only once.
         times = interleaved(cases, config.rounds, fresh=lambda: copy.deepcopy(base))
     reference = PEFT + config.peers[0]
     return [ratio(times, name, reference) for name in cases]

@@ -17,7 +17,7 @@ def plot(row: dict[str, Any], path: Path) -> None:
         row: A row of `metalora.bench.report.run`.
         path: The PNG file; its folder is made if it does not exist.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # not pyplot, which keeps every figure until it is closed
 
     cases = row["results"]["cases"]
     if row["config"]["what"] == "scaling":
@@ -46,6 +46,7 @@ def _draw_growth(panel: Any, axis: str, results: dict[str, Any]) -> None:
         values = [value for value, _ in measured]
         panel.plot(values, [1e3 * seconds for _, seconds in measured], "o-", color=colour, label=label)
         predicted = [case["predicted"] for case in cases if case["case"] == name]
+        # "predicted" is the ratio of a whole step; what is above 1 is the adapter's.
         expected = [1e3 * floors[value] * (ratio - 1) for value, ratio in zip(values, predicted, strict=True)]
         panel.plot(values, expected, "--", color=colour)
     panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms added to a step")
@@ -62,4 +63,4 @@ def _draw_ratios(panel: Any, metric: str, cases: list[dict[str, Any]]) -> None:
     panel.barh([case["case"] for case in cases], values, xerr=[below, above], color=PALETTE[0])
     panel.axvline(1, color="black", linewidth=0.8)
     panel.set(xlabel=f"{metric}, as a ratio", xlim=(0.9 * min(values), None))
-    panel.invert_yaxis()
+    panel.invert_yaxis()  # the first case on top

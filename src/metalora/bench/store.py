@@ -66,9 +66,9 @@ class RowStore:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing the file releases the lock
             size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":  # without a seek: O_APPEND writes at the end
                 warnings.warn(f"{self.path}: the last line was cut off; a new line is started after it", stacklevel=2)
                 line = b"\n" + line
             _write_or_undo(descriptor, line, size)
@@ -80,7 +80,7 @@ class RowStore:
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
+            fcntl.flock(file, fcntl.LOCK_SH)  # several readers at a time, but no writer
             lines = file.read().split(b"\n")
         rows = []
         for number, line in enumerate(lines, start=1):
@@ -111,7 +111,7 @@ class RowStore:
         """
         path = self._claim_path(key)
         with self._claims_locked():
-            if self.done(key):
+            if self.done(key):  # inside of the lock: otherwise its owner could finish between the two questions
                 return False
             owner = _owner(path)
             if owner is not None and not _is_stale(owner):
@@ -136,6 +136,7 @@ class RowStore:
             path.unlink(missing_ok=True)
 
     def _claim_path(self, key: str) -> Path:
+        # A key is a file name here: no folders, and not hidden.
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", key):
             raise ValueError(f"key {key!r} must be made of letters, digits, '.', '_' and '-'")
         return self.claims / f"{key}.json"
@@ -162,6 +163,7 @@ def run_key(config: dict[str, Any]) -> str:
         True
     """
     _check_json(config, "config")
+    # Stored rows have keys of this very text, so its form must never change.
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -289,11 +291,11 @@ def _parsed(line: bytes) -> Row | None:
 def _write_or_undo(descriptor: int, data: bytes, size: int) -> None:
     """Write all bytes to the end of a file of `size` bytes and sync it; after an error the file is as before."""
     try:
-        while data:
+        while data:  # one call may write less than all
             data = data[os.write(descriptor, data) :]
         os.fsync(descriptor)
     except OSError:
-        os.ftruncate(descriptor, size)
+        os.ftruncate(descriptor, size)  # nobody else has written since, because the file is locked
         raise
 
 
@@ -310,10 +312,10 @@ def _this_process() -> Row:
 
 def _is_stale(owner: Row) -> bool:
     """Return whether the owner of a claim is a process of this host that has ended."""
-    if owner["host"] != socket.gethostname():
+    if owner["host"] != socket.gethostname():  # nothing is known about the processes of another host
         return False
     try:
-        os.kill(owner["pid"], 0)
+        os.kill(owner["pid"], 0)  # signal 0 only asks whether the process exists
     except ProcessLookupError:
         return True
     except PermissionError:  # it exists, and is another user's
@@ -329,5 +331,6 @@ def _state_and_start(pid: int) -> tuple[str, int] | None:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
+    # proc(5): "pid (name) state ...", and the name may hold spaces and parentheses. The start time is field 22.
     fields = text.rpartition(")")[2].split()
     return fields[0], int(fields[19])

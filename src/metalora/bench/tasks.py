@@ -31,7 +31,7 @@ def tasks_in_a_batch(rounds: int = 11, batch: int = BATCH, tokens: int = TOKENS,
     adapter = attach(model, config)
     with torch.no_grad():
         for parameter in adapter.parameters():
-            parameter.normal_(0, 0.1)
+            parameter.normal_(0, 0.1)  # every task another update, as after training
     inputs = {"input_ids": torch.randint(0, 30_000, (batch, tokens)), "attention_mask": torch.ones(batch, tokens)}
     task_ids: dict[str, Tensor | int] = {
         "many tasks": torch.arange(batch),
@@ -84,7 +84,7 @@ def _forward_by_peft(inputs: dict[str, Tensor], batch: int, rank: int) -> Callab
     model: Any = get_peft_model(cast(Any, encoder()), config, adapter_name=names[0])
     for name in names[1:]:
         model.add_adapter(name, config)
-    model.eval()
+    model.eval()  # PEFT takes `adapter_names` in eval mode only
 
     @torch.no_grad()
     def forward() -> Any:

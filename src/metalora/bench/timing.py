@@ -58,7 +58,7 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(warm + rounds):
         for name, run in cases.items():
-            arguments = () if fresh is None else (fresh(),)
+            arguments = () if fresh is None else (fresh(),)  # before the clock starts
             start = time.perf_counter()
             run(*arguments)
             seconds = time.perf_counter() - start
@@ -75,6 +75,7 @@ def ratio(times: Mapping[str, list[float]], name: str, reference: str) -> Ratio:
         3.0
     """
     pairs = zip(times[name], times[reference], strict=True)
+    # Not the ratio of two medians: a slow round is slow for both, so that its ratio is still a good one.
     ratios = [seconds / reference_seconds for seconds, reference_seconds in pairs]
     low, high = quartiles(ratios)
     return Ratio(name, reference, statistics.median(ratios), low, high, statistics.median(times[name]))

@@ -104,11 +104,12 @@ def plan(
         raise ValueError("plan takes either --match-params or --match-rank")
     if by_spectra and match_params is None:
         raise ValueError("plan: --by-spectra shares out the parameters of --match-params, which is not given")
+    # Here and not at the top, so that `metalora --help` need not wait for torch.
     from metalora.cost import match_parameters, summarise
     from metalora.ranks.allocation import ranks_by_spectra
     from metalora.zoo import load_model
 
-    net = load_model(model, weights=by_spectra)
+    net = load_model(model, weights=by_spectra)  # sizes are enough for everything except spectra
     if match_params is not None and by_spectra:
         adapter = ranks_by_spectra(net, adapter, match_params)
     elif match_params is not None:

@@ -45,6 +45,12 @@ def frozen_digest(adapter: Adapter) -> str | None:
 
     Returns:
         32 hexadecimal digits, or None for an adapter without frozen factors.
+
+    Example:
+        >>> from metalora import AdapterConfig, attach
+        >>> model = nn.Sequential(nn.Linear(8, 4))
+        >>> frozen_digest(attach(model, AdapterConfig("lora", rank=2, targets="0"))) is None  # LoRA learns A and B
+        True
     """
     labelled = []
     for key, param in adapter.layout.params.items():

@@ -63,7 +63,12 @@ def _controller(model: nn.Module, rule: RankScheduleConfig | RankBudgetConfig, s
 
 
 def total_penalty(rules: Sequence[Controller]) -> Tensor | None:
-    """Return the sum of the penalties of some controllers, a scalar, or None if no controller has one."""
+    """Return the sum of the penalties of some controllers, a scalar, or None if no controller has one.
+
+    Example:
+        >>> total_penalty([]) is None
+        True
+    """
     total: Tensor | None = None
     for rule in rules:
         penalty = rule.penalty()

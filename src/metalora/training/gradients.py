@@ -17,6 +17,9 @@ def average_gradients(parameters: Sequence[nn.Parameter], processes: int) -> Non
         parameters: The same parameters in every process. Those that require no gradient are left alone; a missing
             gradient counts as zero.
         processes: The number of processes; nothing happens if it is 1.
+
+    Example:
+        >>> average_gradients([nn.Parameter(torch.zeros(2))], processes=1)
     """
     if processes == 1:
         return

@@ -18,6 +18,13 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
     Yields:
         A function that returns whether Ctrl-C was pressed.
+
+    Example:
+        >>> import os
+        >>> with deferred_interrupt() as is_interrupted:
+        ...     os.kill(os.getpid(), signal.SIGINT)  # what Ctrl-C sends
+        ...     is_interrupted()
+        True
     """
     received: list[int] = []  # a list, because the handler below writes to it
 

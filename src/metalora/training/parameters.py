@@ -23,6 +23,11 @@ class TrainedParameters:
 
     Raises:
         ValueError: There is no adapter, and nothing else requires a gradient.
+
+    Example:
+        >>> trained = TrainedParameters(None, nn.Linear(4, 2))
+        >>> [tuple(parameter.shape) for parameter in trained.parameters]
+        [(2, 4), (2,)]
     """
 
     def __init__(self, adapter: Adapter | None, extra_module: nn.Module | None):

@@ -43,6 +43,10 @@ def linear_factor(step: int, steps: int, warmup: float) -> float:
         step: Number of the step, from 0.
         steps: Number of all steps.
         warmup: Share of the steps over which the rate rises.
+
+    Example:
+        >>> [linear_factor(step, steps=4, warmup=0.5) for step in range(4)]
+        [0.5, 1.0, 1.0, 0.5]
     """
     rising_steps = max(1, round(warmup * steps))
     rise = (step + 1) / rising_steps

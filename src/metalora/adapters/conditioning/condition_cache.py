@@ -88,5 +88,5 @@ def _positions(inputs: Mapping[str, Any]) -> int:
         return 0
     try:
         return int(key_values.get_seq_length())
-    except ValueError:  # a state-space model
+    except ValueError:  # the cache of a state-space model refuses the question
         return int(key_values.has_previous_state())

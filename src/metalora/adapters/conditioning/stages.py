@@ -29,6 +29,7 @@ def stages(model: nn.Module) -> list[str]:
     body = numbered or _longest(model)
     if not body:
         raise ValueError(f"{type(model).__name__} has no stages that can be told apart: name them in condition.stages")
+    # A body that lies inside of the stem's module ("embeddings.0") has it as a part already.
     stem = next((name for name in STEMS if name in children and not body[0].startswith(name)), None)
     return ([stem] if stem else []) + body
 
@@ -36,7 +37,7 @@ def stages(model: nn.Module) -> list[str]:
 def _longest(model: nn.Module) -> list[str]:
     """Return the paths of the children of the longest Sequential or ModuleList; empty if there is none."""
     parts: list[str] = []
-    for path, module in model.named_modules():
+    for path, module in model.named_modules():  # of equally long ones, the first counts
         if path and isinstance(module, (nn.Sequential, nn.ModuleList)) and len(module) > max(1, len(parts)):
             parts = [f"{path}.{name}" for name, _ in module.named_children()]
     if not parts and isinstance(model, nn.Sequential):

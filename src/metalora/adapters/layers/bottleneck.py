@@ -37,6 +37,13 @@ class BottleneckLayer(nn.Module):
         target: Its path and sizes.
         form: The planned bottleneck at the target.
         adapter: Owner of the factors; the layer holds a reference that is not registered.
+
+    Example:
+        >>> import metalora
+        >>> model = nn.Sequential(nn.Linear(8, 16))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("loretta-adp", rank=2, targets="0"))
+        >>> type(model[0]).__name__, model(torch.rand(3, 8)).shape
+        ('BottleneckLayer', torch.Size([3, 16]))
     """
 
     original = original_bias = None  # it is never merged

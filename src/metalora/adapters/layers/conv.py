@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
 
 class AdaptedConv(AdaptedLayer):
-    """torch.nn.Conv1d and Conv2d; the hidden activation is (b, k, *positions)."""
+    """torch.nn.Conv1d and Conv2d; the hidden activation is (b, k, *positions).
+
+    Example:
+        >>> import metalora
+        >>> model = nn.Sequential(nn.Conv2d(3, 6, 5, stride=2))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
+        >>> model[0].left(None).shape, model[0].up(None).shape
+        (torch.Size([2, 3, 5, 5]), torch.Size([2, 6]))
+        >>> model(torch.rand(1, 3, 9, 9)).shape
+        torch.Size([1, 6, 3, 3])
+    """
 
     plain_bases = (nn.Conv1d, nn.Conv2d)
     channels = 1

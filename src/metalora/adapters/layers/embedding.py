@@ -19,6 +19,15 @@ class AdaptedEmbedding(AdaptedLayer):
     """torch.nn.Embedding: y = W[ids] + scale . (Left[ids] Mid) Right.
 
     Ids of one row, such as positions that all examples share, take every example's own factors.
+
+    Example:
+        >>> import metalora
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(100, 6))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
+        >>> model[0].left(None).shape
+        torch.Size([2, 100])
+        >>> model(torch.tensor([[1, 5, 7]])).shape
+        torch.Size([1, 3, 6])
     """
 
     gate_by_gate = False

@@ -31,6 +31,12 @@ def low_rank_linear(
 
     Returns:
         y (n, o), two-dimensional so that it is not a view, and h (n, k).
+
+    Example:
+        >>> x, weight = torch.rand(2, 3, 8), torch.rand(4, 8)
+        >>> y, h = low_rank_linear(x, weight, None, torch.rand(2, 8), None, torch.rand(2, 4))
+        >>> y.shape, h.shape
+        (torch.Size([6, 4]), torch.Size([6, 2]))
     """
     rows = x.reshape(-1, x.shape[-1])  # (n, i)
     # F.linear of a 3-D input with a bias returns a view, into which autograd allows no in-place product.
@@ -150,7 +156,15 @@ class InplaceLowRankAdd(Function):
 
 
 def inplace_low_rank_add(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
-    """Apply `InplaceLowRankAdd`, without its node if no gradient is recorded; the shapes are those of the class."""
+    """Apply `InplaceLowRankAdd`, without its node if no gradient is recorded; the shapes are those of the class.
+
+    Example:
+        >>> y, h, up = torch.zeros(2, 4, 3, 3), torch.ones(2, 9, 5), torch.ones(5, 4)  # pictures of 3 x 3
+        >>> inplace_low_rank_add(y, h, up, channels=1) is y
+        True
+        >>> y[0, 0, 0]
+        tensor([5., 5., 5.])
+    """
     return (InplaceLowRankAdd.apply if torch.is_grad_enabled() else add_low_rank_)(y, h, up, channels)
 
 
@@ -202,6 +216,16 @@ class SharedInputCache:
 
     It is filled while a model runs, forward or in the backward that recomputes a checkpointed block (a block must
     compute the same in both). Only layers of one parent share, and each takes the value once.
+
+    Example:
+        >>> cache, key, x = SharedInputCache(), ("attention",), torch.rand(2, 8)
+        >>> cache.clear(running=True)
+        >>> cache.keep(key, x, "attention.query", torch.ones(2, 1))
+        >>> cache.take(key, x, "attention.value")
+        tensor([[1.],
+                [1.]])
+        >>> cache.take(key, x.clone(), "attention.key") is None  # equal numbers are not the same input
+        True
     """
 
     def __init__(self) -> None:

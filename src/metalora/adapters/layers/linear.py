@@ -116,7 +116,15 @@ class _LinearLayer(AdaptedLayer):
 
 
 class AdaptedLinear(_LinearLayer):
-    """torch.nn.Linear: y = x W' + bias + scale . ((x Left) Mid) Right."""
+    """torch.nn.Linear: y = x W' + bias + scale . ((x Left) Mid) Right.
+
+    Example:
+        >>> import metalora
+        >>> model = nn.Sequential(nn.Linear(8, 4))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
+        >>> model[0].left(None).shape, model[0].up(None).shape
+        (torch.Size([2, 8]), torch.Size([2, 4]))
+    """
 
     plain_bases = (nn.Linear,)
 

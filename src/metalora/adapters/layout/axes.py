@@ -13,7 +13,14 @@ from metalora.tensornet.spec import Modes
 
 
 def network_axes(target: Target, resolved: ResolvedMethod) -> dict[str, int]:
-    """Sizes of the axes that the network spans: those of the weight; a bottleneck is between output and output."""
+    """Sizes of the axes that the network spans: those of the weight; a bottleneck is between output and output.
+
+    Example:
+        >>> from metalora import AdapterConfig
+        >>> from metalora.methods.resolve import resolve
+        >>> network_axes(Target("fc", "linear", {"in": 8, "out": 16}), resolve(AdapterConfig("lora")))
+        {'in': 8, 'out': 16}
+    """
     bottleneck = resolved.method.record(NonlinearBottleneck)
     if bottleneck is None:
         return dict(target.sizes)

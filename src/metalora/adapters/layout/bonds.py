@@ -53,6 +53,10 @@ def ranks_by_path(paths: Collection[str], config: AdapterConfig) -> dict[str, in
 
     Raises:
         ValueError: A pattern that matches no path.
+
+    Example:
+        >>> ranks_by_path(["0.query", "0.value", "1.query"], AdapterConfig("lora", rank_pattern={"0.*": 4}))
+        {'0.query': 4, '0.value': 4}
     """
     ranks: dict[str, int] = {}
     for pattern, rank in config.rank_pattern.items():

@@ -25,6 +25,20 @@ def build_layout(targets: Sequence[Target], resolved: ResolvedMethod) -> Layout:
     Raises:
         ValueError: A rank, head size, width or number of digits that the targets do not allow; a generated factor that
             no target reads; a bias at an embedding.
+
+    Example:
+        >>> from torch import nn
+        >>> from metalora import AdapterConfig, find_targets
+        >>> from metalora.methods.resolve import resolve
+        >>> block = nn.ModuleDict({"query": nn.Linear(8, 8), "value": nn.Linear(8, 8)})
+        >>> targets = find_targets(nn.ModuleDict({"layers": nn.ModuleList([block])}), "query,value")
+        >>> layout = build_layout(targets, resolve(AdapterConfig("lotr", rank=2)))
+        >>> {key: param.shape for key, param in layout.params.items()}
+        {'U': (8, 2), 'C': (2, 1, 2, 2), 'V': (2, 8)}
+        >>> layout.params["C"].modes
+        ('r1', 'layer', 'proj', 'r2')
+        >>> layout.targets["layers.0.value"].views["C"].index  # projection 1 of layer 0, the last axis first
+        ((2, 1), (1, 0))
     """
     targets = _with_head_size(targets)
     layout = _build_components(targets, resolved) if resolved.method.components else _build(targets, resolved)

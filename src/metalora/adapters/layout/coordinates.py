@@ -70,7 +70,12 @@ def group_by_owner(located: Mapping[str, LocatedTarget], replication: Collection
 
 
 def largest_sizes(sizes_by_target: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Mode -> its largest size."""
+    """Mode -> its largest size.
+
+    Example:
+        >>> largest_sizes([{"in": 8, "out": 4}, {"in": 6, "out": 16}])
+        {'in': 8, 'out': 16}
+    """
     largest: dict[str, int] = {}
     for sizes in sizes_by_target:
         for mode, size in sizes.items():

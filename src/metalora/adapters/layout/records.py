@@ -55,6 +55,16 @@ def read_slice(value: Tensor, factor_slice: FactorSlice, offset: int = 0) -> Ten
         value: The stored factor, `(*leading, *shape)`.
         factor_slice: What the target reads.
         offset: Number of leading axes, such as 1 for a factor that differs by example.
+
+    Returns:
+        `(*leading, *shape)` without the axes of which a single slice is read, and with shorter ones.
+
+    Example:
+        >>> import torch
+        >>> stacked = torch.arange(12).reshape(2, 3, 2)  # (layer, in, r)
+        >>> read_slice(stacked, FactorSlice("A", ((1, (0, 2)), (0, 1))))  # layer 1, the first two inputs
+        tensor([[6, 7],
+                [8, 9]])
     """
     for axis, index in factor_slice.index:
         if isinstance(index, int):

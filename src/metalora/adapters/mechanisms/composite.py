@@ -27,6 +27,13 @@ class CompositeFactor:
         terms: The modes of each operand.
         modes: The modes of the contraction.
         shape: The sizes of the factor's own modes: the numbers of the contraction are read in this shape.
+
+    Example:
+        >>> composite = CompositeFactor("W", ("A", "B"), (("in", "r"), ("r", "out")), ("in", "out"), (4, 3))
+        >>> composite.contract([torch.ones(4, 2), torch.ones(2, 3)]).shape
+        torch.Size([4, 3])
+        >>> composite.contract([torch.ones(5, 4, 2), torch.ones(2, 3)]).shape  # A differs by example
+        torch.Size([5, 4, 3])
     """
 
     name: str

@@ -17,6 +17,13 @@ class FrozenStartHandler(Handler):
 
     Attributes:
         pairs: (T0, T), names of factors.
+
+    Example:
+        >>> import torch
+        >>> values = {"T0": torch.eye(2), "T": torch.zeros(2, 2)}
+        >>> FrozenStartHandler((("T0", "T"),)).materialize(values)["T"]
+        tensor([[1., 0.],
+                [0., 1.]])
     """
 
     pairs: tuple[tuple[str, str], ...]

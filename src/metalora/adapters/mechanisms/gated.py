@@ -18,6 +18,11 @@ class GatedHandler(Handler):
     Attributes:
         factors: The factors that hold the logits.
         temperature: Divides the logits.
+
+    Example:
+        >>> import torch
+        >>> GatedHandler(("g",), temperature=1.0).materialize({"g": torch.zeros(4)})
+        {'g': tensor([0.2500, 0.2500, 0.2500, 0.2500])}
     """
 
     factors: tuple[str, ...]

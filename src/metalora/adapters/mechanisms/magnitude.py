@@ -19,6 +19,11 @@ class MagnitudeHandler(Handler):
 
     Attributes:
         factor: The learned change d of the magnitude.
+
+    Example:
+        >>> weight = torch.tensor([[3.0, 4.0]])  # one output with two inputs, of norm 5
+        >>> MagnitudeHandler("d").output_scale(weight, 2 * weight[None], {"d": torch.tensor([5.0])})
+        tensor([[1.]])
     """
 
     factor: str

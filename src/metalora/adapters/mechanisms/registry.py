@@ -38,7 +38,7 @@ def bind_mechanisms(
     """
     handlers = []
     for record in mechanisms:
-        binder = BINDERS.get(type(record))
+        binder = BINDERS.get(type(record))  # a record such as AnyRank has nothing to do at a target
         if binder is not None:
             network, handler = binder(record, network, sizes)
             if handler is not None:

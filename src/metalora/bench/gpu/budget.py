@@ -57,9 +57,9 @@ class Budget:
             raise OutOfTime("a measurement ran far beyond the time budget")
 
         before = signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, self.remaining + grace)
+        signal.setitimer(signal.ITIMER_REAL, self.remaining + grace)  # in fractions of a second, unlike signal.alarm
         try:
             yield
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)  # 0 switches the timer off
             signal.signal(signal.SIGALRM, before)

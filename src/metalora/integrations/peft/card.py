@@ -35,7 +35,7 @@ def add_loading_instructions(folder: str | Path) -> None:
     if not card.is_file():
         return
     text = card.read_text(encoding="utf-8")
-    if INSTRUCTIONS not in text:
+    if INSTRUCTIONS not in text:  # a folder may be saved to several times
         card.write_text(f"{text.rstrip()}\n{INSTRUCTIONS}", encoding="utf-8")
 
 

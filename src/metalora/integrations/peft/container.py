@@ -267,7 +267,12 @@ class ConditionCheckpoint:
 
 
 def container_of(model: nn.Module) -> AdapterContainer | None:
-    """Return the container of a model, however the model is wrapped; None if it has none."""
+    """Return the container of a model, however the model is wrapped; None if it has none.
+
+    Example:
+        >>> container_of(nn.Linear(4, 2)) is None
+        True
+    """
     for module in model.modules():
         if isinstance(module, AdapterContainer):
             return module

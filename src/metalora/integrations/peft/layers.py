@@ -31,6 +31,13 @@ class AdaptedModule(TunerLayer, nn.Module):
     Attributes:
         adapter_layers: Adapter name -> the adapter's layer around the same base.
         merged_adapters: Names of the adapters whose Delta W is in the base's weight, in the order of merging.
+
+    Example:
+        >>> import peft, metalora.peft
+        >>> base = nn.Sequential(nn.Linear(6, 4))
+        >>> model = peft.get_peft_model(base, metalora.peft.LoTRConfig(r=2, target_modules=["0"]))
+        >>> list(base[0].adapter_layers), base[0].base_layer
+        (['default'], Linear(in_features=6, out_features=4, bias=True))
     """
 
     other_param_names = ("adapter_layers",)  # PEFT deletes an adapter from the dictionaries with these names

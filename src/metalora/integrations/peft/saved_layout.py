@@ -82,7 +82,7 @@ def saved_values(adapter: Adapter) -> dict[str, Any]:
         and its layout as `placement`.
     """
     rank = adapter.config.rank
-    return {
+    return {  # JSON has neither tuples nor mappings of other kinds
         "r": dict(rank) if isinstance(rank, Mapping) else list(rank) if isinstance(rank, tuple) else rank,
         "tasks": adapter.config.tasks,
         "seed": adapter.config.seed,
@@ -103,6 +103,7 @@ def saved_values(adapter: Adapter) -> dict[str, Any]:
 
 def _frozen_digest_if_exact(adapter: Adapter) -> str | None:
     """The digest of the frozen factors; None if they were rounded to 16 bits together with the learned ones."""
+    # Rounded numbers have another digest than those that the seed makes when the adapter is loaded.
     if all(value.dtype in (torch.float32, torch.float64) for value in adapter.factors.values()):
         return frozen_digest(adapter)
     return None

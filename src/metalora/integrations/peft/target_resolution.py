@@ -65,6 +65,11 @@ def ranks_by_path(config: TensorNetworkConfig, paths: Sequence[str]) -> dict[str
     Returns:
         Path -> rank, by the first pattern that the path ends with, as PEFT matches them; a path that no pattern matches
         is left out.
+
+    Example:
+        >>> config = TensorNetworkConfig(rank_pattern={"query": 4}, target_modules=["query", "value"])
+        >>> ranks_by_path(config, ["layer.0.query", "layer.0.value"])
+        {'layer.0.query': 4}
     """
     ranks = {}
     for path in paths:

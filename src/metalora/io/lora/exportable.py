@@ -28,7 +28,7 @@ class Runtime:
     max_rank: int
 
 
-RUNTIMES = {"vllm": Runtime(("linear", "embedding"), 16)}
+RUNTIMES = {"vllm": Runtime(("linear", "embedding"), 16)}  # 16 is vLLM's own default of max_lora_rank
 
 
 def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
