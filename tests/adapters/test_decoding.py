@@ -138,11 +138,11 @@ def test_a_cache_that_is_not_known_asks_for_the_condition():
 def test_a_condition_goes_with_its_cache():
     model, adapter = decoder()
     output = model(input_ids=IDS)
-    assert len(adapter.condition_cache.kept) == 1
+    assert len(adapter.condition_cache.entries) == 1
     assert (
-        not adapter_of(copy.deepcopy(model)).condition_cache.kept
-        and not pickle.loads(pickle.dumps(adapter.condition_cache)).kept
+        not adapter_of(copy.deepcopy(model)).condition_cache.entries
+        and not pickle.loads(pickle.dumps(adapter.condition_cache)).entries
     )
     del output
     gc.collect()
-    assert not adapter.condition_cache.kept
+    assert not adapter.condition_cache.entries

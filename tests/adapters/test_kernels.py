@@ -228,7 +228,7 @@ def test_an_abandoned_generator_leaves_nothing_behind():
         want = model(x)
         abandoned.close()  # the block of the first condition ends inside of the block of the second
         assert torch.equal(model(x), want)
-    assert adapter.state.values is None and adapter.state.held is None
+    assert adapter.state.values is None and adapter.state.using_values is None
     with pytest.raises(ValueError, match="make it with adapter.condition"):
         model(x)
 

@@ -303,7 +303,7 @@ class Adapter(nn.Module):
         if self.config.condition.source == "tensor":
             return inputs.float()  # type: ignore[union-attr]
         with self.disabled():  # features are those of the base, whatever the adapter has learned
-            return self.recorder.of(self.extractor[0] if self.extractor else self.model, inputs)
+            return self.recorder.features_of(self.extractor[0] if self.extractor else self.model, inputs)
 
     def calibrate(self, inputs: Inputs | Iterable[Inputs]) -> None:
         """Freeze the mean and standard deviation that features are standardised by, from training inputs.

@@ -66,7 +66,7 @@ class ForwardState(threading.local):
 
     # ---- blocks ----------------------------------------------------------------------------------------------------
     @property
-    def held(self) -> Values | None:
+    def using_values(self) -> Values | None:
         """The values of the innermost `using`, or None outside of one."""
         return self._using[-1].values if self._using else None
 
@@ -115,4 +115,4 @@ class ForwardState(threading.local):
         """Leave a forward of the model: nothing of it stays."""
         self.shared.clear()
         self.folded, self.slices, self.pending_values = {}, None, None
-        self.values = self.held
+        self.values = self.using_values

@@ -40,6 +40,7 @@ def plan_form(target: TargetLayout, per_example: Sequence[str]) -> Form:
         return Circuit(target.network, target.sizes, batched)
     if target.network.form == "bottleneck":
         return Bottleneck(target.network, target.sizes, batched)
+    # Each term is split at its own cheapest place; their ranks add up.
     forms = [LowRankForm(term, target.sizes, batched) for term in target.network.split_terms()]
     return SumForm(forms) if len(forms) > 1 else forms[0]
 

@@ -43,7 +43,7 @@ def merged_state(model: nn.Module, condition: Condition | None = None) -> dict[s
         # keep_vars, because otherwise the values are new tensors, which have other ids.
         for name, value in model.state_dict(keep_vars=True).items():
             if id(value) not in of_adapter:
-                plain_name = name.replace(".base.", ".")
+                plain_name = name.replace(".base.", ".")  # an adapted layer holds the original one as `base`
                 state[plain_name] = value.detach().to("cpu").contiguous().clone()
         return state
     finally:

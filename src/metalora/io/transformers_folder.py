@@ -97,7 +97,7 @@ def _largest_shard(name: str) -> int | None:
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **options) if name else None
     if index is None:
         return None
-    files = {*json.loads(Path(index).read_text())["weight_map"].values()}
+    files = {*json.loads(Path(index).read_text())["weight_map"].values()}  # the map has an entry for each tensor
     return max(_tensor_bytes(Path(index).with_name(file)) for file in files)
 
 

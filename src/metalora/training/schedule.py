@@ -48,7 +48,7 @@ def linear_factor(step: int, steps: int, warmup: float) -> float:
         >>> [linear_factor(step, steps=4, warmup=0.5) for step in range(4)]
         [0.5, 1.0, 1.0, 0.5]
     """
-    rising_steps = max(1, round(warmup * steps))
+    rising_steps = max(1, round(warmup * steps))  # at least 1, by which `rise` is divided
     rise = (step + 1) / rising_steps
     fall = max(0.0, (steps - step) / max(1, steps - rising_steps))
     return min(rise, fall)

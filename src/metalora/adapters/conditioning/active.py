@@ -27,8 +27,8 @@ def values_of_forward(
     """
     if condition is not None:
         values: Values | None = condition.values
-    elif adapter.state.held is not None:
-        values = adapter.state.held
+    elif adapter.state.using_values is not None:
+        values = adapter.state.using_values
     else:
         values = None if adapter.fixed_condition is None else adapter.fixed_condition.values
     if values is None:
@@ -69,7 +69,7 @@ def _from_inputs(
 def after_stem(adapter: Adapter, module: nn.Module, args: Any, output: Any) -> None:
     """Make the condition from what the stem has given, in the same pass: a forward hook, with the adapter bound."""
     state, recorder = adapter.state, adapter.recorder
-    if not (recorder.active and recorder.seen and state.enabled):
+    if not (recorder.active and recorder.recorded and state.enabled):
         return
     recorder.stop()  # the stem may run again, such as in a recomputation for a checkpoint
     features = recorder.take()

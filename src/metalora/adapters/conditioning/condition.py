@@ -137,7 +137,7 @@ class Condition:
         """
         first = conditions[0]
         values = {key: torch.cat([condition.values[key] for condition in conditions]) for key in first.values}
-        features = torch.cat([condition.features for condition in conditions])
+        features = torch.cat([condition.features for condition in conditions])  # (sum of n, d)
         penalty = torch.stack([condition.penalty for condition in conditions]).mean()
         return Condition(values, features, penalty)
 

@@ -19,7 +19,7 @@ class ConditionCache:
     as long as this object.
 
     Attributes:
-        kept: Key-value cache -> the values of its sequences.
+        entries: Key-value cache -> the values of its sequences.
 
     Example:
         >>> from types import SimpleNamespace
@@ -33,7 +33,8 @@ class ConditionCache:
     """
 
     def __init__(self) -> None:
-        self.kept: WeakKeyDictionary[Any, Values] = WeakKeyDictionary()
+        # Weakly, because no call says that a sequence is finished.
+        self.entries: WeakKeyDictionary[Any, Values] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ConditionCache, ()  # a copy starts empty
@@ -47,7 +48,7 @@ class ConditionCache:
         """
         key_values = _cache({name: getattr(output, name, None) for name in CACHES})
         if values and key_values is not None and not torch.compiler.is_compiling():
-            self.kept[key_values] = values
+            self.entries[key_values] = values
 
     def values(self, inputs: Mapping[str, Any], needed: bool) -> Values | None:
         """Return the values of the sequences that a forward with these inputs continues.
@@ -63,7 +64,7 @@ class ConditionCache:
             ValueError: The values are needed, and nothing is stored under the key-value cache of the inputs.
         """
         length = _positions(inputs)
-        stored = self.kept.get(_cache(inputs)) if length else None
+        stored = self.entries.get(_cache(inputs)) if length else None
         if length and needed and stored is None:
             raise ValueError(
                 f"the cache holds {length} positions whose condition is not known (a copy, or made under "

@@ -92,20 +92,20 @@ class Recorder(threading.local):
     Attributes:
         active: Whether the hooks record.
         mask: The tokens that count in this forward pass, (n, tokens); None if all of them count.
-        seen: The recorded features by the number of the hook, (n, d) each.
+        recorded: The recorded features by the number of the hook, (n, d) each.
 
     Example:
         >>> recorder = Recorder()
         >>> network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
         >>> handles = watch_stages(network, ["0", "1"], recorder)
-        >>> recorder.of(network, torch.rand(5, 4)).shape
+        >>> recorder.features_of(network, torch.rand(5, 4)).shape
         torch.Size([5, 5])
     """
 
     def __init__(self) -> None:
         self.active = False
         self.mask: Tensor | None = None
-        self.seen: dict[int, Tensor] = {}
+        self.recorded: dict[int, Tensor] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Recorder, ()  # a copy starts empty
@@ -133,13 +133,13 @@ class Recorder(threading.local):
         Raises:
             ValueError: Nothing was recorded.
         """
-        recorded = dict(self.seen)
-        self.seen.clear()  # in place, since torch.compile would keep a replaced dictionary
+        recorded = dict(self.recorded)
+        self.recorded.clear()  # in place, since torch.compile would keep a replaced dictionary
         if not recorded:
             raise ValueError("the feature source recorded nothing: its modules did not run in the forward pass")
         return torch.cat([recorded[number] for number in sorted(recorded)], -1)  # modules may run in any order
 
-    def of(self, network: nn.Module, inputs: Inputs) -> Tensor:
+    def features_of(self, network: nn.Module, inputs: Inputs) -> Tensor:
         """Return the features of inputs under a network in eval mode; the network gets its modes back.
 
         Args:
@@ -169,13 +169,13 @@ class Recorder(threading.local):
 def _record_output(recorder: Recorder, index: int, module: nn.Module, args: Any, output: Any) -> None:
     """Record the channel statistics of an output, as a forward hook."""
     if recorder.active:
-        recorder.seen[index] = channel_statistics(output, recorder.mask)
+        recorder.recorded[index] = channel_statistics(output, recorder.mask)
 
 
 def _record_input(recorder: Recorder, index: int, module: nn.Module, args: Any) -> None:
     """Record the mean of the first input over its positions, as a forward pre-hook."""
     if recorder.active:
-        recorder.seen[index] = pooled(args[0], recorder.mask)
+        recorder.recorded[index] = pooled(args[0], recorder.mask)
 
 
 def pooled(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -285,7 +285,7 @@ def watch_head(model: nn.Module, recorder: Recorder) -> list[Any]:
         >>> network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
         >>> recorder = Recorder()
         >>> handles = watch_head(network, recorder)
-        >>> recorder.of(network, torch.rand(5, 4)).shape
+        >>> recorder.features_of(network, torch.rand(5, 4)).shape
         torch.Size([5, 3])
     """
     path = head_path(model)

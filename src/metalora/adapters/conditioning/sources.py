@@ -69,6 +69,7 @@ def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> n
         if condition.stem is None:
             raise ValueError("condition source 'stem' needs condition.stem, the path of the module that is read")
         paths = [condition.stem]
+    # An extractor gives its pooled last layer, unless stages are named.
     elif condition.source == "pooled" or (condition.source == "extractor" and not condition.stages):
         adapter.hooks += watch_head(network, adapter.recorder)
         return network
@@ -90,7 +91,7 @@ def _timm_extractor(name: str | None) -> nn.Module:
         raise ValueError(
             "condition source 'extractor' needs condition.extractor (a timm name) or attach(extractor=...)"
         )
-    import timm
+    import timm  # only here: timm is an optional package
 
     model: nn.Module = timm.create_model(name, pretrained=True)
     return model

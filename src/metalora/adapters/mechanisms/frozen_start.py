@@ -39,5 +39,5 @@ def bind(record: GateCircuit, network: Network, sizes: Sizes) -> tuple[Network, 
     """The unchanged network, and the handler of the starts; no handler for a circuit that has none."""
     if not record.learns_change:
         return network, None
-    changes, starts = network.terms
+    changes, starts = network.terms  # the circuit is the first term minus the second one
     return network, FrozenStartHandler(tuple(zip(starts, changes, strict=True)))

@@ -29,6 +29,7 @@ class Handler:
 
     def rewrites(self) -> bool:
         """Whether `materialize` changes anything, so that a factor is not read as it is stored."""
+        # Asked of the class, so that a handler cannot forget to say that it overrides the hook.
         return type(self).materialize is not Handler.materialize
 
     def dependent_factors(self, names: Collection[str]) -> tuple[str, ...]:

@@ -180,7 +180,7 @@ def _expected(base: nn.Linear | nn.Conv2d, model: nn.Module, x: Tensor, conditio
     """The output for one example, from the dense W + Delta W in float64 on the CPU."""
     reference = copy.deepcopy(model).cpu().double()
     adapter = cast(Adapter, adapter_of(reference))
-    delta = adapter.delta("0", _in_float64(condition))
+    delta = adapter.delta("0", _in_float64(condition))  # (1, *weight) or (*weight): of one example in both cases
     weight = base.weight.cpu().double() + delta.reshape(base.weight.shape)
     bias = None if base.bias is None else base.bias.cpu().double()
     x = x.cpu().double()

@@ -39,7 +39,7 @@ class Measurements:
 
     def fail(self, case: str, error: Exception) -> None:
         """Forget the rounds of a case that failed."""
-        self.seconds.pop(case, None)
+        self.seconds.pop(case, None)  # a case that fails later than others has rounds already
         self.errors[case] = describe_error(error)
 
     def rows(self, reference: str = FLOOR) -> list[dict[str, Any]]:

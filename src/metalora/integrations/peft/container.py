@@ -376,7 +376,7 @@ def _check_tasks(name: str, adapter: Adapter, condition: Condition | None, task_
         return
     served_condition = condition or adapter.fixed_condition
     keys_with_values = set() if served_condition is None else {*served_condition.values}
-    keys_with_values |= {*(adapter.state.held or ())}
+    keys_with_values |= {*(adapter.state.using_values or ())}
     if not adapter.task_keys.keys() <= keys_with_values:
         raise ValueError(
             f"adapter {name!r} ({adapter.method.name}) has {adapter.config.tasks} tasks: wrap the model once with "

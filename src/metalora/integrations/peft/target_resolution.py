@@ -50,6 +50,7 @@ def _adaptable(model: nn.Module, path: str, target: Target | None) -> Target:
     module = model.get_submodule(path)
     base = getattr(module, "base_layer", module)
     reason = refusal(model, path, base)
+    # A quantised weight is refused in general, but PEFT may have a backend that can read and write it.
     if target is None or (reason and resolve_quantization_backend(base) is None):
         raise ValueError(f"Target module {path!r} is not supported: {reason}")
     return target

@@ -48,7 +48,7 @@ def card(adapter: Adapter, base: str | None, ranks: Mapping[str, int], error: fl
 def _front_matter(base: str | None) -> list[str]:
     """Return the lines of YAML that the Hub reads."""
     lines = ["---", "library_name: peft"]
-    is_name_on_hub = base is not None and not Path(base).exists()
+    is_name_on_hub = base is not None and not Path(base).exists()  # a path of this machine means nothing to a reader
     if is_name_on_hub:
         lines.append(f"base_model: {base}")
     return [*lines, "tags: [lora, metalora]", "---"]

@@ -80,7 +80,7 @@ def convert(
     updates = [_read(model, lora, f"LoRA {number}") for number, lora in enumerate(loras)]
     paths = tuple(dict.fromkeys(path for by_path in updates for path in by_path))  # of all LoRAs, each path once
     adapter = attach(model, replace(config, targets=paths, exclude=(), tasks=len(loras)))
-    try:
+    try:  # the shapes of the updates are known to fit only once there is a layout
         report = fit_updates(adapter, updates)
     except ValueError:
         detach(model)

@@ -98,7 +98,7 @@ def export_lora(
         for number, values in values_by_task.items():
             name = f"task{number}" if task == "all" else ""
             (temporary / name).mkdir(exist_ok=True)
-            lora = _Lora.of(layers, values, max_rank)
+            lora = _Lora.from_layers(layers, values, max_rank)
             size = _write(adapter, lora, temporary / name, number)
             reports.append(Exported(str(Path(folder) / name), lora.ranks, lora.errors, lora.error, size))
     return reports
@@ -156,7 +156,9 @@ class _Lora:
     magnitudes: dict[str, Tensor | None]
 
     @classmethod
-    def of(cls, layers: Mapping[str, AdaptedLayer], values: Mapping[str, Tensor], max_rank: int | None) -> _Lora:
+    def from_layers(
+        cls, layers: Mapping[str, AdaptedLayer], values: Mapping[str, Tensor], max_rank: int | None
+    ) -> _Lora:
         """Return the LoRA of adapted layers.
 
         Args:

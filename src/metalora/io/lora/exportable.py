@@ -56,6 +56,7 @@ def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
         if adapter.method.has(Biased) and getattr(layer.base, "bias", None) is None:
             raise ValueError(f"export: {adapter.method.name} has biases, and target {path!r} none to add them to")
         assert isinstance(layer.base, nn.Module)
+        # Such a layer could be written, and PEFT would then compute something else without an error.
         difference = _difference_in_peft(layer.base)
         if difference:
             raise ValueError(f"export: target {path!r} {difference}")
