@@ -7,7 +7,7 @@ or a dotted path into its "config" ("method"). A metric that a row lacks, or has
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,14 @@ TOP_LEVEL = ("suite", "seed", "key", "commit")
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """One metric of one group of runs: the group's field values, the summary over seeds, the value of each seed."""
+    """One metric of one group of runs.
+
+    Attributes:
+        group: The value of each field that defines the group.
+        metric: The metric.
+        summary: Mean, deviation and interval over the seeds.
+        by_seed: The value of each seed.
+    """
 
     group: dict[str, Any]
     metric: str
@@ -39,8 +46,18 @@ class GroupSummary:
 class PairedComparison:
     """A treatment against its best baseline of at least its size, paired by seed.
 
-    `difference` is treatment - baseline with its 95 % bootstrap interval over seeds, `p_value` is that of the
-    two-sided paired t-test, `p_holm` the same corrected for all treatments compared together.
+    Attributes:
+        metric: The metric that is compared.
+        treatment: The method that is measured.
+        baseline: The method that it is measured against.
+        treatment_mean: Mean of the treatment over the seeds.
+        baseline_mean: Mean of the baseline over the same seeds.
+        difference: Mean of treatment - baseline.
+        low: Lower bound of the 95 % bootstrap interval of the difference over seeds.
+        high: Upper bound of that interval.
+        p_value: Of the two-sided paired t-test.
+        p_holm: The same, corrected for all treatments that are compared together.
+        seeds: The seeds that both methods have.
     """
 
     metric: str
@@ -58,7 +75,7 @@ class PairedComparison:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text: title, column names, rows of cells."""
+    """A table of text: title, column names, rows of cells, each row as long as `columns`."""
 
     title: str
     columns: tuple[str, ...]
@@ -83,25 +100,43 @@ class Report:
 def summarise(rows: Sequence[Row], group_by: Sequence[str] = ("method",), *, metric: str) -> list[GroupSummary]:
     """Summarise a metric over the seeds of each group of rows, in the order of the groups' first rows.
 
-    ValueError: no row has the metric, a row lacks a field, a group holds one seed twice (then it mixes several
-    settings, and a further field must tell them apart).
+    Args:
+        rows: Result rows.
+        group_by: The fields whose values define a group.
+        metric: The metric; rows without it are left out.
+
+    Returns:
+        A summary for each group that has the metric.
+
+    Raises:
+        ValueError: No row has the metric, a row lacks a field, or a group has a seed twice. A seed that occurs twice
+            means that the group mixes several settings, and a further field must distinguish them.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(repr([_field(row, name) for name in group_by]), []).append(row)
-    found = []
-    for members in groups.values():
-        members = [row for row in members if _metric(row, metric) is not None]
+        # repr, because the value of a field may be a list, which cannot be a key.
+        key = repr([_field(row, name) for name in group_by])
+        groups.setdefault(key, []).append(row)
+    summaries = []
+    for group_rows in groups.values():
+        members = [row for row in group_rows if _metric(row, metric) is not None]
         if members:
-            group = {name: _field(members[0], name) for name in group_by}
-            _check_seeds(group, members)
-            members = sorted(members, key=lambda row: row["seed"])
-            by_seed = {row["seed"]: _number_of(row, metric) for row in members}
-            found.append(GroupSummary(group, metric, bootstrap_interval(_tree(members, metric)), by_seed))
-    if not found:
-        known = sorted({name for row in rows for name in _metric_names(row["results"])})
-        raise ValueError(f"no row has the metric {metric!r}; known: {', '.join(known) or 'none'}")
-    return found
+            summaries.append(_summarise_group(members, group_by, metric))
+    if not summaries:
+        metrics = sorted({name for row in rows for name in _metric_names(row["results"])})
+        raise ValueError(f"no row has the metric {metric!r}; known: {', '.join(metrics) or 'none'}")
+    return summaries
+
+
+def _summarise_group(members: Sequence[Row], group_by: Sequence[str], metric: str) -> GroupSummary:
+    """Summarise rows that all have the metric and are of one group."""
+    group = {name: _field(members[0], name) for name in group_by}
+    _check_seeds(group, members)
+    # The bootstrap draws seeds by position: sorted, the interval does not depend on the order of the rows in a file.
+    members = sorted(members, key=lambda row: row["seed"])
+    by_seed = {row["seed"]: _number_of(row, metric) for row in members}
+    interval = bootstrap_interval(_tree(members, metric))
+    return GroupSummary(group, metric, interval, by_seed)
 
 
 def compare_methods(
@@ -116,21 +151,35 @@ def compare_methods(
 ) -> list[PairedComparison]:
     """Compare each treatment with the best of the baselines that have at least as many parameters, paired by seed.
 
-    Best is by the mean over the seeds shared with the treatment; a seed of only one of the two is left out with a
-    warning. `by` is the field that names the methods, `size` the metric that counts parameters (None: any baseline
-    will do). ValueError: as
-    `summarise`, an unknown method, no baseline of that size, fewer than two shared seeds.
+    The best is that of the best mean over the seeds shared with the treatment. A seed that only one of the two methods
+    has is left out with a warning.
+
+    Args:
+        rows: Result rows.
+        metric: The metric to compare.
+        treatment_methods: The methods that are measured.
+        baseline_methods: The methods that they are measured against.
+        by: The field that names the methods.
+        size: The metric that counts parameters; None if any baseline will do.
+        higher_is_better: False for a metric such as a loss.
+
+    Returns:
+        A comparison for each treatment, with p-values corrected for all of them.
+
+    Raises:
+        ValueError: As `summarise`; an unknown method, no baseline of that size, fewer than two shared seeds.
     """
-    values = {str(found.group[by]): found.by_seed for found in summarise(rows, (by,), metric=metric)}
+    values = {str(summary.group[by]): summary.by_seed for summary in summarise(rows, (by,), metric=metric)}
     sizes = dict.fromkeys(values, 0.0)
     if size is not None:
-        sizes = {str(found.group[by]): found.summary.mean for found in summarise(rows, (by,), metric=size)}
+        sizes = {str(summary.group[by]): summary.summary.mean for summary in summarise(rows, (by,), metric=size)}
     for name in (*treatment_methods, *baseline_methods):
         if name not in values or name not in sizes:
-            known = sorted(values.keys() & sizes.keys())
-            raise ValueError(f"no row of {by} {name!r} has both {metric!r} and {size!r}; known: {', '.join(known)}")
+            methods = ", ".join(sorted(values.keys() & sizes.keys()))
+            raise ValueError(f"no row of {by} {name!r} has both {metric!r} and {size!r}; known: {methods}")
     sign = 1 if higher_is_better else -1
     pairs = [_compare(name, baseline_methods, values, sizes, metric, sign) for name in treatment_methods]
+    # The family of Holm's correction is all treatments of this call: to compare them in several calls is no correction.
     corrected = holm({pair.treatment: pair.p_value for pair in pairs})
     return [replace(pair, p_holm=corrected[pair.treatment]) for pair in pairs]
 
@@ -143,43 +192,94 @@ def summary_table(
     title: str = "",
     percent: bool = False,
 ) -> Table:
-    """Return one line for each value of the field `by`: seeds, then each metric as mean [95 % interval over seeds].
+    """Make a table with one line for each value of a field: its seeds, then each metric with its interval over seeds.
 
-    metrics may map each to a column's name; percent writes fractions as "81.4 ±0.6", half of the interval's width, and
-    counts as they are. ValueError: as `summarise`.
+    Args:
+        rows: Result rows.
+        metrics: The metrics, or a mapping from each metric to the name of its column.
+        by: The field whose values are the lines.
+        title: Title of the table.
+        percent: Write fractions as "81.4 ±0.6", with half of the width of the 95 % interval, and counts as they are.
+            By default a cell is "mean [low, high]".
+
+    Returns:
+        The table; a cell without the metric is a dash.
+
+    Raises:
+        ValueError: As `summarise`.
     """
-    labels = metrics if isinstance(metrics, Mapping) else {name: name for name in metrics}
-    columns = [{str(found.group[by]): found for found in summarise(rows, (by,), metric=name)} for name in labels]
-    text = _percent_text if percent else _interval_text
-    cells = []
+    labels = _labels(metrics)
+    columns = [_by_value(summarise(rows, (by,), metric=metric), by) for metric in labels]
+    write = _percent_text if percent else _interval_text
+    lines = []
     for name in _names(rows, by):
-        found = [column.get(name) for column in columns]
-        counts = sorted({one.summary.n for one in found if one})
-        seeds = "-".join(str(count) for count in dict.fromkeys((counts[0], counts[-1]))) if counts else "–"
-        cells.append((name, seeds, *(text(one.summary) if one else "–" for one in found)))
-    return Table(title, (by, "seeds", *labels.values()), tuple(cells))
+        summaries = [column[name].summary if name in column else None for column in columns]
+        cells = [write(summary) if summary else "–" for summary in summaries]
+        lines.append((name, _seeds_text(summaries), *cells))
+    return Table(title, (by, "seeds", *labels.values()), tuple(lines))
+
+
+def _labels(metrics: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
+    """Return the label of each metric, which is the metric itself if it has no other one."""
+    return metrics if isinstance(metrics, Mapping) else {metric: metric for metric in metrics}
+
+
+def _by_value(summaries: Sequence[GroupSummary], by: str) -> dict[str, GroupSummary]:
+    """Return the summaries by their value of the field that groups them."""
+    return {str(summary.group[by]): summary for summary in summaries}
+
+
+def _seeds_text(summaries: Sequence[Summary | None]) -> str:
+    """Return the number of seeds, "2-5" if the metrics of a line have different numbers, a dash if they have none."""
+    counts = [summary.n for summary in summaries if summary]
+    if not counts:
+        return "–"
+    fewest, highest = min(counts), max(counts)
+    return str(fewest) if fewest == highest else f"{fewest}-{highest}"
 
 
 def comparison_table(comparisons: Sequence[PairedComparison], *, title: str = "") -> Table:
-    """Return a line for each comparison: both means, the difference with its 95 % interval, p before and after Holm."""
+    """Make a table with one line for each comparison.
+
+    Args:
+        comparisons: What `compare_methods` returns.
+        title: Title of the table.
+
+    Returns:
+        A table with both means, the difference with its 95 % interval, and p before and after Holm's correction.
+    """
     columns = ("metric", "treatment", "baseline", "means", "difference", "p", "p (Holm)", "seeds")
-    cells = []
-    for one in comparisons:
-        means = f"{_number(one.treatment_mean)}, {_number(one.baseline_mean)}"
-        difference = f"{one.difference:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
-        tests = (f"{one.p_value:.2g}", f"{one.p_holm:.2g}", str(len(one.seeds)))
-        cells.append((one.metric, one.treatment, one.baseline, means, difference, *tests))
-    return Table(title, columns, tuple(cells))
+    return Table(title, columns, tuple(_comparison_cells(comparison) for comparison in comparisons))
+
+
+def _comparison_cells(comparison: PairedComparison) -> tuple[str, ...]:
+    return (
+        comparison.metric,
+        comparison.treatment,
+        comparison.baseline,
+        f"{_number(comparison.treatment_mean)}, {_number(comparison.baseline_mean)}",
+        f"{comparison.difference:+.3f} [{comparison.low:+.3f}, {comparison.high:+.3f}]",
+        f"{comparison.p_value:.2g}",
+        f"{comparison.p_holm:.2g}",
+        str(len(comparison.seeds)),
+    )
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
-    """Print a table to the terminal, or to the console that is given; a pipe or a file gets lines as long as needed."""
+    """Print a table.
+
+    Args:
+        table: The table.
+        console: Where to print it; None for standard output. A pipe or a file gets lines as long as needed.
+    """
     console = console or Console()
     if not console.is_terminal:
+        # Otherwise rich would fold the cells to 80 characters, and `grep` would not match them.
         console.width = max(console.width, 30 * len(table.columns))
     drawn = RichTable(title=escape(table.title) or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in table.columns:
-        drawn.add_column(escape(column), overflow="fold", min_width=max(map(len, column.split() or [""])))
+        longest_word = max(map(len, column.split() or [""]))
+        drawn.add_column(escape(column), overflow="fold", min_width=longest_word)
     for cells in table.cells:
         drawn.add_row(*map(escape, cells))
     console.print(drawn)
@@ -190,9 +290,15 @@ def write_markdown(tables: Sequence[Table], path: str | Path) -> None:
     blocks = []
     for table in tables:
         lines = [table.columns, ("---",) * len(table.columns), *table.cells]
-        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        body = "\n".join(_markdown_line(cells) for cells in lines)
         blocks.append(f"## {table.title}\n\n{body}" if table.title else body)
     Path(path).write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    """Return cells as a line of a Markdown table; a bar within a cell is escaped, because it would end the cell."""
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 def plot_bars(
@@ -203,48 +309,74 @@ def plot_bars(
     by: str = "method",
     title: str = "",
 ) -> None:
-    """Draw the metrics of each method as a group of horizontal bars into a PNG file; metrics may map each to a label.
+    """Draw the metrics of each method as a group of horizontal bars into a PNG file.
 
-    A bar is the mean, a whisker its 95 % interval over seeds, a dot one seed; a missing metric leaves a gap.
-    ValueError: as `summarise`, no metrics or more of them than the palette has colours.
+    A bar is the mean, a whisker its 95 % interval over seeds, a dot one seed. A missing metric leaves a gap.
+
+    Args:
+        rows: Result rows.
+        metrics: The metrics, or a mapping from each metric to its label.
+        path: The file.
+        by: The field that names the methods.
+        title: Title of the legend.
+
+    Raises:
+        ValueError: As `summarise`; no metrics, or more of them than the palette has colours.
     """
     from matplotlib.figure import Figure
 
     if not 1 <= len(metrics) <= len(PALETTE):
         raise ValueError(f"a plot takes 1 to {len(PALETTE)} metrics, not {len(metrics)}")
-    labels = metrics if isinstance(metrics, Mapping) else {name: name for name in metrics}
+    labels = _labels(metrics)
     names = _names(rows, by)
-    thickness = 0.8 / len(metrics)
-    columns = min(len(metrics), max(1, LEGEND_WIDTH // (8 + max(map(len, labels.values())))))
-    height = 1.3 + len(names) * max(0.45, 0.24 * len(metrics)) + 0.22 * math.ceil(len(metrics) / columns)
-    figure = Figure(figsize=(8, height), layout="constrained")
+    legend_columns = _legend_columns(labels.values())
+    figure = Figure(figsize=(8, _plot_height(len(names), len(metrics), legend_columns)), layout="constrained")
     axes = figure.add_subplot()
+    thickness = 0.8 / len(metrics)  # of a bar, if neighbouring methods are 1 apart
     for index, (metric, label) in enumerate(labels.items()):
+        # The bars of one method lie symmetrically around its position.
         offset = (index - (len(metrics) - 1) / 2) * thickness
-        places = {name: place + offset for place, name in enumerate(names)}
-        found = {places[str(one.group[by])]: one for one in summarise(rows, (by,), metric=metric)}
-        _draw_bars(axes, found, thickness, PALETTE[index], label)
+        positions = {name: position + offset for position, name in enumerate(names)}
+        summaries = summarise(rows, (by,), metric=metric)
+        by_position = {positions[str(summary.group[by])]: summary for summary in summaries}
+        _draw_bars(axes, by_position, thickness, PALETTE[index], label)
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.set_ylim(len(names) - 0.45, -0.55)  # the first method on top
     axes.set_xlabel("mean, 95 % interval over seeds; one dot per seed")
     axes.grid(axis="x", color="0.88")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=columns, frameon=False, title=title)
+    figure.legend(loc="outside upper center", ncols=legend_columns, frameon=False, title=title)
     figure.savefig(path, dpi=150, format="png")
 
 
-def _draw_bars(axes: Any, found: dict[float, GroupSummary], thickness: float, colour: str, label: str) -> None:
-    """Draw one metric: a bar at each place, its interval where there is one, its seeds as dots."""
-    axes.barh(list(found), [one.summary.mean for one in found.values()], 0.92 * thickness, color=colour, label=label)
-    for place, one in found.items():
-        if math.isfinite(one.summary.low):
-            height = [place - 0.27 * thickness] * 2  # above the dots, which would hide it
-            axes.plot([one.summary.low, one.summary.high], height, color="0.1", linewidth=1.5, marker="|", markersize=5)
-        seeds = list(one.by_seed.values())
-        steps = [(rank + 0.5) / len(seeds) - 0.5 for rank in range(len(seeds))]
-        spread = [place + (0.12 + 0.45 * step) * thickness for step in steps]
-        axes.scatter(seeds, spread, s=10, facecolor="white", edgecolor="0.1", linewidth=0.6, zorder=4)
+def _legend_columns(labels: Collection[str]) -> int:
+    """Return how many labels fit side by side; 8 characters are for the coloured patch and the space around it."""
+    label_width = 8 + max(map(len, labels))
+    return min(len(labels), max(1, LEGEND_WIDTH // label_width))
+
+
+def _plot_height(methods: int, metrics: int, legend_columns: int) -> float:
+    """Return the height of a plot in inches: axis and title, a group of bars for each method, the lines of a legend."""
+    group_height = max(0.45, 0.24 * metrics)
+    legend_lines = math.ceil(metrics / legend_columns)
+    return 1.3 + methods * group_height + 0.22 * legend_lines
+
+
+def _draw_bars(axes: Any, by_position: dict[float, GroupSummary], thickness: float, colour: str, label: str) -> None:
+    """Draw one metric: a bar at each position, its interval if there is one, its seeds as dots."""
+    means = [summary.summary.mean for summary in by_position.values()]
+    axes.barh(list(by_position), means, 0.92 * thickness, color=colour, label=label)
+    for position, summary in by_position.items():
+        low, high = summary.summary.low, summary.summary.high
+        if math.isfinite(low):  # one seed has no interval
+            height = [position - 0.27 * thickness] * 2  # above the dots, which would hide it
+            axes.plot([low, high], height, color="0.1", linewidth=1.5, marker="|", markersize=5)
+        values = list(summary.by_seed.values())
+        # The dots of the seeds lie below each other, so that equal values do not hide each other.
+        steps = [(index + 0.5) / len(values) - 0.5 for index in range(len(values))]
+        heights = [position + (0.12 + 0.45 * step) * thickness for step in steps]
+        axes.scatter(values, heights, s=10, facecolor="white", edgecolor="0.1", linewidth=0.6, zorder=4)
 
 
 def _compare(
@@ -255,25 +387,63 @@ def _compare(
     metric: str,
     sign: int,
 ) -> PairedComparison:
-    """Return the comparison of one treatment with its best baseline, not yet Holm-corrected."""
+    """Compare one treatment with its best baseline; `p_holm` is not corrected yet.
+
+    Args:
+        treatment: The method that is measured.
+        baselines: The methods that it is measured against.
+        values: The values of each method by seed.
+        sizes: The number of parameters of each method.
+        metric: The metric, for messages.
+        sign: 1 if higher is better, otherwise -1.
+    """
     large = [name for name in baselines if sizes[name] >= sizes[treatment]]
     if not large:
         counts = ", ".join(f"{name} {sizes[name]:,.0f}" for name in baselines)
         raise ValueError(f"no baseline is as large as {treatment} ({sizes[treatment]:,.0f} parameters): {counts}")
-    shared = {name: tuple(sorted(values[name].keys() & values[treatment].keys())) for name in large}
-    means = {name: sum(values[name][seed] for seed in shared[name]) / max(1, len(shared[name])) for name in large}
-    for name in large:
-        if len(shared[name]) < 2:
-            raise ValueError(f"{treatment} and {name} share {len(shared[name])} seeds of {metric!r}; 2 are needed")
-        if lost := sorted(values[name].keys() ^ values[treatment].keys()):
-            warnings.warn(f"{metric}: seeds {lost} are in only one of {treatment} and {name}, left out", stacklevel=3)
+    shared = {name: _shared_seeds(treatment, name, values, metric) for name in large}
+    # A baseline is judged on the seeds of the comparison, not on all of its own: the means are of the same runs.
+    means = {name: _mean(_values_of(values[name], shared[name])) for name in large}
     best = max(large, key=lambda name: sign * means[name])
     seeds = shared[best]
-    ours, theirs = ([values[name][seed] for seed in seeds] for name in (treatment, best))
-    test = paired_t_test(ours, theirs)
-    interval = bootstrap_interval([a - b for a, b in zip(ours, theirs, strict=True)])
-    bounds, p = (test.difference, interval.low, interval.high), test.p_value
-    return PairedComparison(metric, treatment, best, sum(ours) / len(ours), means[best], *bounds, p, p, seeds)
+    treatment_values = _values_of(values[treatment], seeds)
+    baseline_values = _values_of(values[best], seeds)
+    test = paired_t_test(treatment_values, baseline_values)
+    differences = [a - b for a, b in zip(treatment_values, baseline_values, strict=True)]
+    interval = bootstrap_interval(differences)
+    return PairedComparison(
+        metric=metric,
+        treatment=treatment,
+        baseline=best,
+        treatment_mean=_mean(treatment_values),
+        baseline_mean=means[best],
+        difference=test.difference,
+        low=interval.low,
+        high=interval.high,
+        p_value=test.p_value,
+        p_holm=test.p_value,
+        seeds=seeds,
+    )
+
+
+def _shared_seeds(treatment: str, baseline: str, values: dict[str, dict[int, float]], metric: str) -> tuple[int, ...]:
+    """Return the seeds that both methods have, with a warning for the others; ValueError for fewer than two."""
+    treatment_seeds, baseline_seeds = values[treatment].keys(), values[baseline].keys()
+    shared = tuple(sorted(baseline_seeds & treatment_seeds))
+    if len(shared) < 2:
+        raise ValueError(f"{treatment} and {baseline} share {len(shared)} seeds of {metric!r}; 2 are needed")
+    lost = sorted(baseline_seeds ^ treatment_seeds)
+    if lost:
+        warnings.warn(f"{metric}: seeds {lost} are in only one of {treatment} and {baseline}, left out", stacklevel=4)
+    return shared
+
+
+def _values_of(by_seed: dict[int, float], seeds: Sequence[int]) -> list[float]:
+    return [by_seed[seed] for seed in seeds]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _field(row: Row, name: str) -> Any:
@@ -289,71 +459,88 @@ def _field(row: Row, name: str) -> Any:
 
 
 def _metric(row: Row, name: str) -> float | None:
-    """Return a metric of a row, None if it has none, or raise a ValueError if it is no number."""
+    """Return a metric of a row, None if it has none, or raise a ValueError if it is not a number."""
     value = row["results"]
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    if value is not None and (not _is_number(value)):
-        known = ", ".join(_metric_names(row["results"]))
-        raise ValueError(f"metric {name!r} is a {type(value).__name__}, not a number; known: {known}")
+    if value is not None and not _is_number(value):
+        metrics = ", ".join(_metric_names(row["results"]))
+        raise ValueError(f"metric {name!r} is a {type(value).__name__}, not a number; known: {metrics}")
     return value
 
 
 def _number_of(row: Row, metric: str) -> float:
-    """Return a metric that the row is known to have."""
+    """Return a metric that the row certainly has."""
     value = _metric(row, metric)
     assert value is not None
     return value
 
 
 def _tree(members: Sequence[Row], metric: str) -> list[Any]:
-    """Values by seed, and below each seed by domain or episode and by image, where every row holds them."""
-    inner = [
-        trials(counts) for row in members for counts in row["results"].get("nested", ()) if counts["metric"] == metric
-    ]
-    return inner if len(inner) == len(members) else [_metric(row, metric) for row in members]
+    """Return values by seed, and below each seed by domain or episode and by image if every row has them."""
+    nested = []
+    for row in members:
+        for counts in row["results"].get("nested", ()):
+            if counts["metric"] == metric:
+                nested.append(trials(counts))
+    # One row without single images leaves a tree of unequal depth, which cannot be resampled: then seeds alone are.
+    return nested if len(nested) == len(members) else [_metric(row, metric) for row in members]
 
 
 def _metric_names(results: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted names of all numbers in results."""
-    inner = [_metric_names(value, f"{prefix}{name}.") for name, value in results.items() if isinstance(value, dict)]
-    return [prefix + name for name, value in results.items() if _is_number(value)] + sum(inner, [])
+    """Return the dotted names of all numbers in results, those of inner dictionaries last."""
+    names = [prefix + name for name, value in results.items() if _is_number(value)]
+    for name, value in results.items():
+        if isinstance(value, dict):
+            names += _metric_names(value, f"{prefix}{name}.")
+    return names
 
 
 def _is_number(value: Any) -> bool:
+    # bool is a subclass of int: a flag such as "condition_used" is not a metric.
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _names(rows: Sequence[Row], by: str) -> list[str]:
+    """Return the values of a field, each once, in the order of the rows."""
     return list(dict.fromkeys(str(_field(row, by)) for row in rows))
 
 
 def _check_seeds(group: dict[str, Any], members: Sequence[Row]) -> None:
     """Raise a ValueError if a seed occurs twice in a group, with the fields that differ in it."""
     seed, count = Counter(row["seed"] for row in members).most_common(1)[0]
-    if count > 1:
-        twins = [row for row in members if row["seed"] == seed]
-        fields = {name for row in twins for name in row["config"]}
-        differ = [name for name in sorted(fields) if len({repr(row["config"].get(name)) for row in twins}) > 1]
-        differ += ["suite"] if len({row["suite"] for row in twins}) > 1 else []
-        advice = f"filter or group by what differs: {', '.join(differ)}" if differ else "one run, twice: see `latest`"
-        raise ValueError(f"{group} has seed {seed} {count} times; {advice}")
+    if count == 1:
+        return
+    twins = [row for row in members if row["seed"] == seed]
+    fields = sorted({name for row in twins for name in row["config"]})
+    differing = [name for name in fields if len({repr(row["config"].get(name)) for row in twins}) > 1]
+    if len({row["suite"] for row in twins}) > 1:
+        differing.append("suite")
+    if differing:
+        advice = f"filter or group by what differs: {', '.join(differing)}"
+    else:
+        advice = "one run, twice: see `latest`"
+    raise ValueError(f"{group} has seed {seed} {count} times; {advice}")
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.3f}"
+    """Write a count with separators and a fraction with three digits."""
+    is_count = float(value).is_integer() or abs(value) >= 1000
+    return f"{value:,.0f}" if is_count else f"{value:.3f}"
 
 
 def _interval_text(summary: Summary) -> str:
-    """Return "mean [low, high]", or the mean alone where there is no interval or it has no width."""
-    if not summary.low < summary.high:
+    """Return "mean [low, high]", or the mean alone if there is no interval or it has no width."""
+    if not summary.low < summary.high:  # true for the NaN of one seed, too
         return _number(summary.mean)
     return f"{_number(summary.mean)} [{_number(summary.low)}, {_number(summary.high)}]"
 
 
 def _percent_text(summary: Summary) -> str:
+    """Return "81.4 ±0.6" for a fraction, and a count as it is."""
     if abs(summary.mean) > 1 or summary.mean == 0:
         return _number(summary.mean)
     if not summary.low < summary.high:
         return f"{100 * summary.mean:.1f}"
+    # The width of the interval is high - low: half of it in percent is 100 / 2 times that.
     return f"{100 * summary.mean:.1f} ±{50 * (summary.high - summary.low):.1f}"

@@ -8,15 +8,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-DRAWN_AT_ONCE = 4_000_000
+DRAWN_AT_ONCE = 4_000_000  # numbers of a bootstrap that are in memory together: 32 MB
 Tree = list[Any] | np.ndarray  # nested values: seeds, then domains or episodes, then images
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean over seeds, standard deviation between seeds (n - 1), interval bounds, number of seeds.
+    """A value over several seeds.
 
-    `std` is NaN for one seed; `low` and `high` are NaN where there is only one value to resample.
+    Attributes:
+        mean: Mean over seeds.
+        std: Standard deviation between seeds, with n - 1 in its denominator; NaN for one seed.
+        low: Lower bound of the interval; NaN if there is only one value to resample.
+        high: Upper bound, likewise.
+        n: Number of seeds.
     """
 
     mean: float
@@ -28,7 +33,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Mean of a - b, the test's statistic, two-sided p-value, number of pairs."""
+    """The result of a paired test.
+
+    Attributes:
+        difference: Mean of a - b.
+        statistic: Student's t.
+        p_value: Two-sided.
+        n: Number of pairs.
+    """
 
     difference: float
     statistic: float
@@ -39,32 +51,64 @@ class PairedTest:
 def paired_t_test(a: Sequence[float], b: Sequence[float]) -> PairedTest:
     """Test by Student's paired t-test, two-sided, whether the mean of a - b is zero.
 
-    t = mean(a - b) / (std(a - b) / sqrt(n)) with n - 1 degrees of freedom. Equal differences have p = 0, or 1 where
-    they are all zero. ValueError: unequal lengths, fewer than two pairs, NaN or infinite values.
+    t = mean(a - b) / (std(a - b) / sqrt(n)) with n - 1 degrees of freedom (Student 1908). If all differences are equal,
+    p is 0, or 1 if they are all zero.
+
+    Args:
+        a: Values (n,).
+        b: Values (n,), in the order of the pairs.
+
+    Returns:
+        The test.
+
+    Raises:
+        ValueError: Unequal lengths, fewer than two pairs, NaN or infinite values.
     """
     from scipy.special import stdtr
 
     differences = _differences(a, b)
-    n, mean = len(differences), float(differences.mean())
-    error = float(differences.std(ddof=1)) / math.sqrt(n)
+    n = len(differences)
+    mean = float(differences.mean())
     if np.ptp(differences) == 0:
-        return PairedTest(mean, math.copysign(math.inf, mean) if mean else 0.0, 0.0 if mean else 1.0, n)
+        # Not std == 0: the standard deviation of equal numbers may be a rounding error above zero.
+        return _test_without_variance(mean, n)
+    error = float(differences.std(ddof=1)) / math.sqrt(n)
     statistic = mean / error
-    return PairedTest(mean, statistic, float(2 * stdtr(n - 1, -abs(statistic))), n)
+    # Two tails of the t-distribution; the lower tail at -|t| keeps its digits, 1 - (upper one) would cancel them.
+    p_value = float(2 * stdtr(n - 1, -abs(statistic)))
+    return PairedTest(mean, statistic, p_value, n)
+
+
+def _test_without_variance(difference: float, n: int) -> PairedTest:
+    """Return the limit of the test for a variance of zero."""
+    if difference == 0:
+        return PairedTest(difference, statistic=0.0, p_value=1.0, n=n)
+    return PairedTest(difference, statistic=math.copysign(math.inf, difference), p_value=0.0, n=n)
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
-    """Return p-values adjusted for a family of tests by Holm's step-down method, under the same names.
+    """Adjust the p-values of a family of tests by Holm's step-down method.
 
-    adjusted_(i) = max over j <= i of min(1, (m - j + 1) p_(j)), p_(1) the smallest of m (Holm 1979). ValueError: a
-    p-value outside [0, 1] or NaN.
+    adjusted_(i) = max over j <= i of min(1, (m - j + 1) p_(j)), with p_(1) the smallest of m (Holm 1979).
+
+    Args:
+        p_values: The p-value of each test, by its name.
+
+    Returns:
+        The adjusted p-values under the same names, in the same order.
+
+    Raises:
+        ValueError: A p-value outside [0, 1] or NaN.
     """
     for name, p in p_values.items():
         if not 0 <= p <= 1:
             raise ValueError(f"p-value of {name!r} must be in [0, 1], not {p}")
-    adjusted, highest = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
+    ascending = sorted(p_values, key=p_values.__getitem__)
+    adjusted = {}
+    highest = 0.0  # the maximum over j <= i: a larger p-value never gets a smaller adjusted one
+    for rank, name in enumerate(ascending):  # rank = j - 1
+        hypotheses_left = len(p_values) - rank
+        highest = max(highest, min(1.0, hypotheses_left * p_values[name]))
         adjusted[name] = highest
     return {name: adjusted[name] for name in p_values}
 
@@ -72,40 +116,72 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 def bootstrap_interval(values: Sequence[Any], level: float = 0.95, n: int = 2000, seed: int = 0) -> Summary:
     """Summarise values nested by seed, then domain, then image, with a hierarchical percentile bootstrap interval.
 
-    Each of the n replicates draws seeds with replacement, then domains within each drawn seed, then images within
-    each drawn domain; its value is the mean over seeds of the mean over domains of the mean over images. Inner levels
-    may be absent and may be ragged. The percentile interval is too narrow below about ten seeds. ValueError: an empty
-    level, NaN or infinite values, unequal depths, a level outside (0, 1), n < 1.
+    Each replicate draws seeds with replacement, then domains within each drawn seed, then images within each drawn
+    domain. Its value is the mean over seeds of the mean over domains of the mean over images. The percentile interval
+    is too narrow below about ten seeds.
+
+    Args:
+        values: Nested sequences of numbers. Inner levels may be absent and may be ragged.
+        level: Coverage of the interval, in (0, 1).
+        n: Number of replicates.
+        seed: Seed of the draws.
+
+    Returns:
+        Mean, deviation and interval.
+
+    Raises:
+        ValueError: An empty level, NaN or infinite values, unequal depths, a level outside (0, 1), n < 1.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
     if n < 1:
         raise ValueError(f"n must be at least 1 replicate, not {n}")
     tree = _tree(values, "values")
-    seeds = np.array([_mean(child) for child in tree])
-    std = float(seeds.std(ddof=1)) if len(seeds) > 1 else math.nan
-    if _leaves(tree) == 1:
-        return Summary(float(seeds.mean()), std, math.nan, math.nan, len(seeds))
+    seed_means = np.array([_mean(child) for child in tree])
+    mean = float(seed_means.mean())
+    std = float(seed_means.std(ddof=1)) if len(seed_means) > 1 else math.nan
+    if _count_leaves(tree) == 1:
+        # Every resample of one value is that value: an interval of width zero would pretend certainty.
+        return Summary(mean, std, math.nan, math.nan, len(seed_means))
     replicates = _resampled_means(tree, n, np.random.default_rng(seed))
     low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
-    return Summary(float(seeds.mean()), std, float(low), float(high), len(seeds))
+    return Summary(mean, std, float(low), float(high), len(seed_means))
 
 
 def right_counts(metric: str, accuracies: Sequence[float], queries: int) -> dict[str, Any]:
-    """How many of each group's `queries` were right: what a row keeps so that `trials` can resample single images."""
-    return {"metric": metric, "queries": queries, "right": [round(value * queries) for value in accuracies]}
+    """Count the right answers of each group: a row keeps them so that `trials` can resample single images.
+
+    Args:
+        metric: The metric.
+        accuracies: The accuracy of each group (domain or episode), in [0, 1].
+        queries: Number of images of every group.
+    """
+    right = [round(accuracy * queries) for accuracy in accuracies]  # exact: an accuracy is a count divided by queries
+    return {"metric": metric, "queries": queries, "right": right}
 
 
 def trials(counts: dict[str, Any]) -> list[list[float]]:
-    """Group by group (domain or episode), one number an image: 1 right, 0 wrong."""
-    return [[1.0] * right + [0.0] * (counts["queries"] - right) for right in counts["right"]]
+    """Return a list for each group (domain or episode) with a number for each image: 1 if right, 0 if wrong."""
+    queries = counts["queries"]
+    # The order of the images is lost, and is not needed: a resample draws them without regard to order.
+    return [[1.0] * right + [0.0] * (queries - right) for right in counts["right"]]
 
 
 def variance_share(values: Tensor, groups: Tensor) -> float:
-    """Return the share of the total variance of values (n, d), summed over d, that lies between groups (n,).
+    """Return the share of the total variance that lies between groups.
 
-    sum_g n_g |mean_g - mean|^2 / sum_i |x_i - mean|^2, and 0 without variance. n items in G random groups give about
-    (G - 1) / (n - 1), not 0. ValueError: other shapes, NaN or infinite values.
+    sum_g n_g |mean_g - mean|^2 / sum_i |x_i - mean|^2, summed over channels, and 0 without variance. n items in G
+    random groups give about (G - 1) / (n - 1), not 0.
+
+    Args:
+        values: Values (n, d).
+        groups: The group of each item, integers (n,).
+
+    Returns:
+        The share, in [0, 1].
+
+    Raises:
+        ValueError: Other shapes, NaN or infinite values.
     """
     between, total = _scatter(values, groups)
     return float(between.sum() / total.sum()) if total.sum() > 0 else 0.0
@@ -118,12 +194,15 @@ def _scatter(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     if not values.isfinite().all():
         raise ValueError("values must be finite; some are NaN or infinite")
     values, groups = values.detach().double(), groups.to(values.device)
-    centred = values - values.mean(0)
+    centred = values - values.mean(0)  # (n, d)
     # The mean of a constant channel may be off in its last bit, which would leave a share of pure rounding.
     centred = centred * (values.amax(0) > values.amin(0))
     names, index, counts = groups.unique(return_inverse=True, return_counts=True)
-    sums = centred.new_zeros(len(names), centred.shape[1]).index_add(0, index, centred)
-    return (sums.square() / counts[:, None]).sum(0), centred.square().sum(0)
+    sums = centred.new_zeros(len(names), centred.shape[1]).index_add(0, index, centred)  # (group, d)
+    # n_g |mean_g|^2 = |sum_g|^2 / n_g
+    between = (sums.square() / counts[:, None]).sum(0)
+    total = centred.square().sum(0)
+    return between, total
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
@@ -161,26 +240,40 @@ def _depth(node: Tree) -> int:
     return 1 if isinstance(node, np.ndarray) else 1 + _depth(node[0])
 
 
-def _leaves(node: Tree) -> int:
-    return len(node) if isinstance(node, np.ndarray) else sum(map(_leaves, node))
+def _count_leaves(node: Tree) -> int:
+    return len(node) if isinstance(node, np.ndarray) else sum(map(_count_leaves, node))
 
 
 def _mean(node: Any) -> float:
-    return float(np.mean([_mean(child) for child in node] if isinstance(node, list) else node))
+    """Return the mean of the children's means: of ragged children each counts the same, whatever its size."""
+    if isinstance(node, list):
+        return float(np.mean([_mean(child) for child in node]))
+    return float(np.mean(node))
 
 
 def _resampled_means(node: Tree, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Return `draws` means (draws,) of the node, each from a fresh resample of it and of all below it."""
-    size = len(node)
+    """Return `draws` means (draws,) of the node, each from a new resample of it and of all below it."""
     if isinstance(node, np.ndarray):
-        if np.isin(node, (0, 1)).all():  # the mean of a resample of trials is binomial: the same law, no draws
-            return rng.binomial(size, node.mean(), size=draws) / size
-        block = max(1, DRAWN_AT_ONCE // size)
-        sizes = [min(block, draws - start) for start in range(0, draws, block)]
-        return np.concatenate([node[rng.integers(size, size=(rows, size))].mean(1) for rows in sizes] or [np.empty(0)])
+        return _resampled_leaf_means(node, draws, rng)
+    size = len(node)
     picks = rng.integers(size, size=(draws, size))
     means = np.empty(picks.shape)
     for index, child in enumerate(node):
-        drawn = picks == index
-        means[drawn] = _resampled_means(child, int(drawn.sum()), rng)
+        # A child that is picked several times in one draw is resampled anew for each of them.
+        picked = picks == index
+        means[picked] = _resampled_means(child, int(picked.sum()), rng)
     return means.mean(1)
+
+
+def _resampled_leaf_means(leaf: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Return `draws` means (draws,) of resamples of the values (n,)."""
+    size = len(leaf)
+    if np.isin(leaf, (0, 1)).all():  # the mean of a resample of trials is binomial: the same law, without the draws
+        return rng.binomial(size, leaf.mean(), size=draws) / size
+    rows_at_once = max(1, DRAWN_AT_ONCE // size)
+    blocks = [np.empty(0)]  # so that no draws give an empty array
+    for start in range(0, draws, rows_at_once):
+        rows = min(rows_at_once, draws - start)
+        picks = rng.integers(size, size=(rows, size))
+        blocks.append(leaf[picks].mean(1))
+    return np.concatenate(blocks)

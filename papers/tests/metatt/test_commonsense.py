@@ -50,7 +50,7 @@ BAD = {
     "no record": ("text", "expected a record with instruction"),
     "no answer": ({k: v for k, v in record(0).items() if k != "answer"}, "no 'answer', or it is empty"),
     "an empty output": ({**record(0), "output": ""}, "no 'output', or it is empty"),
-    "an answer of another kind": ({**record(0), "answer": 1}, "no 'answer', or it is empty or no text"),
+    "an answer of another kind": ({**record(0), "answer": 1}, "no 'answer', or it is empty or not a text"),
     "no choices": ({**record(0), "instruction": "Why?"}, "does not end with 'Answer format: a/b/...'"),
     "one choice": ({**record(1), "instruction": "Answer format: true"}, "'true' is none of the choices true"),
     "an answer that is no choice": ({**record(0), "answer": "maybe"}, "'maybe' is none of the choices true, false"),

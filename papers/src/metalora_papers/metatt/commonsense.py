@@ -21,14 +21,22 @@ VAL_SHARE, VAL_SEED = 0.01, 7
 FIELDS = ("instruction", "input", "output", "answer")
 FORMAT = re.compile(r"Answer format:\s*(\S.*?)\s*$", re.IGNORECASE)
 PROMPT = (
-    "Below is an instruction that describes a task{more}. Write a response that appropriately completes the request.\n"
-    "\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
+    "Below is an instruction that describes a task{pairing}. "
+    "Write a response that appropriately completes the request.\n"
+    "\n### Instruction:\n{instruction}\n\n{context_block}### Response:\n"
 )
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, the responses that may follow it, the number of the right one, and the task (or "mixed")."""
+    """A multiple-choice question.
+
+    Attributes:
+        prompt: The text before the response.
+        choices: The responses that may follow it.
+        answer: Index of the right response.
+        task: The task, or "mixed".
+    """
 
     prompt: str
     choices: tuple[str, ...]
@@ -39,89 +47,129 @@ class Question:
 class Commonsense:
     """The training file or files and the eight test sets.
 
-    root     a folder with commonsense_170k.json and <task>/test.json; None: the publisher's files, through `datasets`
-    by_task  train on <task>/train.json instead of the one file, so that the task of every question is known
+    Args:
+        root: A folder with commonsense_170k.json and <task>/test.json; None for the publisher's files, through
+            `datasets`.
+        by_task: Train on <task>/train.json instead of the single file, which does not say the task of a question.
     """
 
     def __init__(self, root: str | Path | None = None, *, by_task: bool = False):
-        self.root, self.by_task = None if root is None else str(root), by_task
+        self.root = None if root is None else str(root)
+        self.by_task = by_task
 
     def questions(self, task: str, split: str, n: int, seed: int) -> tuple[Question, ...]:
-        """At most n questions of a split in an order of the seed (of `mixed`: from the one training file).
+        """Draw at most n questions of a split; a hundredth of the training questions, drawn once, is val.
 
-        A hundredth of what is there to train on, drawn once, is val. ValueError: an unknown task or split, a file that
-        is missing, damaged or has nothing for the split, a record without its answer.
+        Args:
+            task: A task, or "mixed" for the single training file.
+            split: "train", "val" or "test".
+            n: Number of questions, if the split has as many.
+            seed: Seed of their choice and order.
+
+        Returns:
+            The questions.
+
+        Raises:
+            ValueError: An unknown task or split, a file that is missing, damaged or has nothing for the split, a record
+                without its answer.
         """
         check_choice("commonsense task", task, (*TASKS, MIXED))
         check_choice("split", split, ("train", "val", "test"))
         if task == MIXED and split == "test":
             raise ValueError("commonsense: the mixed file is for training; test sets are by task")
         name = TRAIN_FILE if task == MIXED else f"{task}/{'test' if split == 'test' else 'train'}.json"
-        found = _questions(self.root, name, task)
+        questions = _questions(self.root, name, task)
         if split != "test":
-            order = random.Random(VAL_SEED).sample(range(len(found)), len(found))
-            cut = max(1, round(VAL_SHARE * len(found)))
-            found = tuple(found[k] for k in (order[:cut] if split == "val" else order[cut:]))
-        if not found:
+            order = random.Random(VAL_SEED).sample(range(len(questions)), len(questions))
+            n_val = max(1, round(VAL_SHARE * len(questions)))
+            chosen = order[:n_val] if split == "val" else order[n_val:]
+            questions = tuple(questions[index] for index in chosen)
+        if not questions:
             raise ValueError(f"commonsense: {name} has no question for the {split} split")
-        return tuple(random.Random(f"{task}/{split}/{seed}").sample(found, min(n, len(found))))
+        return tuple(random.Random(f"{task}/{split}/{seed}").sample(questions, min(n, len(questions))))
 
     def sources(self, tasks: Sequence[str], split: str) -> tuple[str, ...]:
-        """What is read for a split: the tasks' own files, or the mixed one."""
+        """Return what is read for a split: the files of the tasks, or the mixed one."""
         return tuple(tasks) if split == "test" or self.by_task else (MIXED,)
 
 
-def question(record: Any, where: str, task: str = MIXED) -> Question:
-    """A record as a prompt and its possible responses; ValueError, with `where` it is, for what is no such record.
+def question(record: Any, location: str, task: str = MIXED) -> Question:
+    """Turn a record of the files into a prompt and its possible responses.
 
-    The choices are those of "Answer format: a/b/c" at the end of the instruction; a response is the record's output
+    The choices are those of "Answer format: a/b/c" at the end of the instruction. A response is the record's output
     with a choice in place of the answer ("the correct answer is b").
+
+    Args:
+        record: A dictionary with the texts `FIELDS`.
+        location: File and number of the record, for messages.
+        task: The task.
+
+    Returns:
+        The question.
+
+    Raises:
+        ValueError: Not such a record.
     """
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected a record with {', '.join(FIELDS)}, got {record!r:.60}")
-    texts = {name: record.get(name, "" if name == "input" else None) for name in FIELDS}
-    missing = [name for name, text in texts.items() if not isinstance(text, str) or not (text or name == "input")]
-    if missing:
-        raise ValueError(f"{where}: no {missing[0]!r}, or it is empty or no text")
-    instruction, context, output = (str(texts[name]) for name in ("instruction", "input", "output"))
-    named = FORMAT.search(instruction)
-    if named is None:
-        raise ValueError(f"{where}: its instruction does not end with 'Answer format: a/b/...'")
-    answers = [answer.strip() for answer in named[1].split("/")]
-    answer = str(texts["answer"]).strip()
+    instruction, context, output, answer = _record_texts(record, location)
+    answer_format = FORMAT.search(instruction)
+    if answer_format is None:
+        raise ValueError(f"{location}: its instruction does not end with 'Answer format: a/b/...'")
+    answers = [text.strip() for text in answer_format[1].split("/")]
+    answer = answer.strip()
     if answer not in answers or len(set(answers)) < 2:
-        raise ValueError(f"{where}: the answer {answer!r} is none of the choices {', '.join(answers)}")
-    before, found, after = output.rpartition(answer)
-    if not found:
-        raise ValueError(f"{where}: its output {output!r:.60} does not hold the answer {answer!r}")
-    choices = tuple(f"{before}{other}{after}" for other in answers)
+        raise ValueError(f"{location}: the answer {answer!r} is none of the choices {', '.join(answers)}")
+    # The last occurrence: the words of the answer may stand in the sentence before it ("a" does in "answer").
+    before, separator, after = output.rpartition(answer)
+    if not separator:
+        raise ValueError(f"{location}: its output {output!r:.60} does not hold the answer {answer!r}")
+    choices = tuple(f"{before}{text}{after}" for text in answers)
     return Question(prompt(instruction, context), choices, answers.index(answer), task)
 
 
+def _record_texts(record: Any, location: str) -> tuple[str, ...]:
+    """Return the texts `FIELDS` of a record; only "input" may be absent or empty."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{location}: expected a record with {', '.join(FIELDS)}, got {record!r:.60}")
+    texts = []
+    for name in FIELDS:
+        is_optional = name == "input"
+        text = record.get(name, "" if is_optional else None)
+        if not isinstance(text, str) or not (text or is_optional):
+            raise ValueError(f"{location}: no {name!r}, or it is empty or not a text")
+        texts.append(text)
+    return tuple(texts)
+
+
 def prompt(instruction: str, context: str = "") -> str:
-    """The Alpaca template that LLM-Adapters trains with, without the indentation of its source code."""
-    more = ", paired with an input that provides further context" if context else ""
-    return PROMPT.format(more=more, instruction=instruction, input=f"### Input:\n{context}\n\n" if context else "")
+    """Return the Alpaca template that LLM-Adapters trains with, without the indentation of its source code."""
+    pairing = ", paired with an input that provides further context" if context else ""
+    context_block = f"### Input:\n{context}\n\n" if context else ""
+    return PROMPT.format(pairing=pairing, instruction=instruction, context_block=context_block)
 
 
 @cache
 def _questions(root: str | None, name: str, task: str) -> tuple[Question, ...]:
-    records, where = (_from_source(name), name) if root is None else (_from_file(Path(root) / name), Path(root) / name)
+    """Read all questions of a file, in its order."""
+    if root is None:
+        records, location = _from_source(name), name
+    else:
+        file = Path(root) / name
+        records, location = _from_file(file), str(file)
     if not records:
-        raise ValueError(f"{where}: no records in it")
-    return tuple(question(record, f"{where}, record {k}", task) for k, record in enumerate(records))
+        raise ValueError(f"{location}: no records in it")
+    return tuple(question(record, f"{location}, record {index}", task) for index, record in enumerate(records))
 
 
 def _from_file(file: Path) -> list[Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        records = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{file}: no such file; Commonsense170k needs it (see LLM-Adapters)") from None
     except ValueError as error:
         raise ValueError(f"{file}: not valid JSON: {error}") from None
-    if not isinstance(found, list):
-        raise ValueError(f"{file}: expected a list of records, got {type(found).__name__}")
-    return found
+    if not isinstance(records, list):
+        raise ValueError(f"{file}: expected a list of records, got {type(records).__name__}")
+    return records
 
 
 def _from_source(name: str) -> list[Any]:
@@ -131,7 +179,8 @@ def _from_source(name: str) -> list[Any]:
 
         return load_dataset("json", data_files=url, split="train").to_list()
     except Exception as error:  # of many kinds: no network, a proxy, a full disk
-        said = str(error).splitlines()[0] if str(error) else ""
+        reason = str(error).splitlines()[0] if str(error) else ""
         raise ValueError(
-            f"{url}: could not be read ({type(error).__name__}: {said}); give a folder with {name} as data_root instead"
+            f"{url}: could not be read ({type(error).__name__}: {reason}); "
+            f"give a folder with {name} as data_root instead"
         ) from None

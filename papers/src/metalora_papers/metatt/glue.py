@@ -15,9 +15,16 @@ VAL_SHARE, VAL_SEED = 0.1, 7
 
 @dataclass(frozen=True)
 class GlueTask:
-    """Where a task's texts and labels stand: folder and columns of the TSV files, names of the Hub's columns.
+    """The places of a task's texts and labels.
 
-    `labels` in the order of their numbers; empty for scores. `headless` files have column numbers instead of names.
+    Attributes:
+        folder: Folder of its TSV files.
+        columns: Their columns of texts.
+        label: Their column of labels.
+        hub: The Hub's columns of texts.
+        labels: The labels in the order of their numbers; empty for scores.
+        dev: Name of the file of the published dev set.
+        headless: The files have no line of column names; `columns` and `label` are numbers.
     """
 
     folder: str
@@ -43,38 +50,62 @@ TASKS = {
     "qnli": GlueTask("QNLI", ("question", "sentence"), "label", ("question", "sentence"), ENTAILMENT),
     "rte": GlueTask("RTE", ("sentence1", "sentence2"), "label", ("sentence1", "sentence2"), ENTAILMENT),
 }  # fmt: skip
-Rows = tuple[tuple[tuple[str, ...], float], ...]  # (texts, label) by example
+Example = tuple[tuple[str, ...], float]  # (texts, label)
+Rows = tuple[Example, ...]
 
 
 class Glue:
-    """The tasks of GLUE; train is parted 90/10 into train and val, the published dev set is test.
+    """The tasks of GLUE; the published training set is parted 90/10 into train and val, the published dev set is test.
 
-    root  a folder with CoLA/train.tsv, CoLA/dev.tsv, ...; None: the Hub. ValueError: a file or column is missing.
+    Args:
+        root: A folder with CoLA/train.tsv, CoLA/dev.tsv and so on; None for the Hub.
     """
 
     def __init__(self, root: str | Path | None = None):
         self.root = str(root) if root is not None else None
 
     def classes(self, task: str) -> int:
-        """The number of labels of a task, 0 for scores; ValueError for an unknown one."""
+        """Return the number of labels of a task, 0 for scores; ValueError for an unknown task."""
         check_choice("GLUE task", task, tuple(TASKS))
         return len(TASKS[task].labels)
 
     def examples(self, task: str, split: str, n: int, seed: int) -> TextExamples:
-        """At most n examples of a split in an order of the seed; ValueError if it is empty or has one label only."""
+        """Draw at most n examples of a split.
+
+        Args:
+            task: A task of `TASKS`.
+            split: "train", "val" or "test".
+            n: Number of examples, if the split has as many.
+            seed: Seed of their choice and order.
+
+        Returns:
+            The examples.
+
+        Raises:
+            ValueError: An unknown task or split, a missing file or column, a split that is empty or has a single label.
+        """
         check_choice("GLUE task", task, tuple(TASKS))
         check_choice("split", split, SPLITS)
-        rows = _rows(self.root, task, "test" if split == "test" else "train")
-        if split != "test":
-            order = random.Random(VAL_SEED).sample(range(len(rows)), len(rows))
-            cut = round(VAL_SHARE * len(rows))
-            rows = tuple(rows[k] for k in (order[:cut] if split == "val" else order[cut:]))
+        rows = self._rows_of(task, split)
+        # A seed that is a text: the same draw on every machine, and another one for every task and split.
         drawn = random.Random(f"{task}/{split}/{seed}").sample(rows, min(n, len(rows)))
         if len({label for _, label in drawn}) < 2:
             raise ValueError(f"GLUE task {task!r}: the {split} split has {len(drawn)} examples, all with one label")
         texts, labels = zip(*drawn, strict=True)
-        second = tuple(text[1] for text in texts) if len(texts[0]) > 1 else ()
-        return TextExamples(tuple(text[0] for text in texts), second, labels)
+        first = tuple(text[0] for text in texts)
+        has_pairs = len(texts[0]) > 1
+        second = tuple(text[1] for text in texts) if has_pairs else ()
+        return TextExamples(first, second, labels)
+
+    def _rows_of(self, task: str, split: str) -> Rows:
+        """Return all examples of a split."""
+        if split == "test":
+            return _rows(self.root, task, "test")  # GLUE's own test set has no labels
+        rows = _rows(self.root, task, "train")
+        order = random.Random(VAL_SEED).sample(range(len(rows)), len(rows))
+        n_val = round(VAL_SHARE * len(rows))
+        chosen = order[:n_val] if split == "val" else order[n_val:]
+        return tuple(rows[index] for index in chosen)
 
 
 @cache
@@ -82,27 +113,42 @@ def _rows(root: str | None, task: str, split: str) -> Rows:
     return _from_hub(task, split) if root is None else _from_files(Path(root), task, split)
 
 
-def _from_files(root: Path, task: str, split: str) -> Rows:
-    wanted = TASKS[task]
-    file = root / wanted.folder / f"{'train' if split == 'train' else wanted.dev}.tsv"
+def _from_files(root: Path, task_name: str, split: str) -> Rows:
+    """Read a published TSV file; ValueError if it or a column is missing."""
+    task = TASKS[task_name]
+    file = root / task.folder / f"{'train' if split == 'train' else task.dev}.tsv"
     if not file.is_file():
-        raise ValueError(f"{file}: no such file; GLUE needs it for task {task!r}")
+        raise ValueError(f"{file}: no such file; GLUE needs it for task {task_name!r}")
     with file.open(encoding="utf-8", newline="") as stream:
+        # The texts hold single quotation marks: a reader that takes them as quotes would join lines.
         lines = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    header = [str(k) for k in range(len(lines[0]))] if wanted.headless and lines else lines[0] if lines else []
-    missing = [name for name in (*wanted.columns, wanted.label) if name not in header]
+    header, body = _header_and_body(lines, task.headless)
+    missing = [name for name in (*task.columns, task.label) if name not in header]
     if missing:
         raise ValueError(f"{file}: no column {missing[0]!r} (columns: {', '.join(header)})")
-    places, label = [header.index(name) for name in wanted.columns], header.index(wanted.label)
-    whole = [line for line in lines[0 if wanted.headless else 1 :] if len(line) == len(header)]
-    return tuple(
-        (tuple(line[k] for k in places), _number(line[label], wanted, file))
-        for line in whole
-        if line[label] != "-"  # MNLI: the annotators did not agree
-    )
+    text_columns = [header.index(name) for name in task.columns]
+    label_column = header.index(task.label)
+    examples = []
+    for line in body:
+        is_complete = len(line) == len(header)  # some published lines are cut short
+        # "-" in MNLI: the annotators did not agree.
+        if is_complete and line[label_column] != "-":
+            texts = tuple(line[column] for column in text_columns)
+            examples.append((texts, _number(line[label_column], task, file)))
+    return tuple(examples)
+
+
+def _header_and_body(lines: list[list[str]], headless: bool) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns, "0", "1", ... for a file without names, and the other lines."""
+    if not lines:
+        return [], []
+    if headless:
+        return [str(column) for column in range(len(lines[0]))], lines
+    return lines[0], lines[1:]
 
 
 def _number(text: str, task: GlueTask, file: Path) -> float:
+    """Return the number of a label, or the score of a task without labels."""
     if not task.labels:
         return float(text)
     if text not in task.labels:
@@ -111,15 +157,19 @@ def _number(text: str, task: GlueTask, file: Path) -> float:
 
 
 def _from_hub(task: str, split: str) -> Rows:
+    """Read a split through `datasets`; ValueError, in one line, if that does not work."""
     from datasets import load_dataset
 
-    part = "train" if split == "train" else "validation_matched" if task == "mnli" else "validation"
+    dev = "validation_matched" if task == "mnli" else "validation"
+    part = "train" if split == "train" else dev
     try:
-        found = load_dataset(HUB_NAME, task, split=part)
+        table = load_dataset(HUB_NAME, task, split=part)
     except Exception as error:  # of many kinds: no network, a proxy, a full disk
+        reason = str(error).splitlines()[0] if str(error) else ""
         raise ValueError(
-            f"GLUE task {task!r}: the Hub's {HUB_NAME} could not be read ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); give the folder of its TSV files instead"
+            f"GLUE task {task!r}: the Hub's {HUB_NAME} could not be read ({type(error).__name__}: {reason}); "
+            "give the folder of its TSV files instead"
         ) from None
-    columns = [found[name] for name in TASKS[task].hub]
-    return tuple(zip(zip(*columns, strict=True), found["label"], strict=True))
+    columns = [table[name] for name in TASKS[task].hub]
+    texts = zip(*columns, strict=True)
+    return tuple(zip(texts, table["label"], strict=True))
