@@ -112,31 +112,43 @@ def summarise(rows: Sequence[Row], group_by: Sequence[str] = ("method",), *, met
         ValueError: No row has the metric, a row lacks a field, or a group has a seed twice. A seed that occurs twice
             means that the group mixes several settings, and a further field must distinguish them.
     """
+    summaries = []
+    for members in _groups(rows, group_by, metric):
+        group = {name: _field(members[0], name) for name in group_by}
+        # The interval with its thousands of draws is the slow part: a comparison, which needs none, does without.
+        interval = bootstrap_interval(_tree(members, metric))
+        summaries.append(GroupSummary(group, metric, interval, _by_seed(members, metric)))
+    return summaries
+
+
+def _groups(rows: Sequence[Row], group_by: Sequence[str], metric: str) -> list[list[Row]]:
+    """Return the rows that have the metric, group by group and by seed in each; ValueErrors as `summarise`."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         # repr, because the value of a field may be a list, which cannot be a key.
         key = repr([_field(row, name) for name in group_by])
-        groups.setdefault(key, []).append(row)
-    summaries = []
-    for group_rows in groups.values():
-        members = [row for row in group_rows if _metric(row, metric) is not None]
-        if members:
-            summaries.append(_summarise_group(members, group_by, metric))
-    if not summaries:
+        members = groups.setdefault(key, [])
+        if _metric(row, metric) is not None:
+            members.append(row)
+    with_metric = [members for members in groups.values() if members]
+    if not with_metric:
         metrics = sorted({name for row in rows for name in _metric_names(row["results"])})
         raise ValueError(f"no row has the metric {metric!r}; known: {', '.join(metrics) or 'none'}")
-    return summaries
+    for members in with_metric:
+        _check_seeds({name: _field(members[0], name) for name in group_by}, members)
+        # The bootstrap draws seeds by position: sorted, the interval does not depend on the order of a file's rows.
+        members.sort(key=lambda row: row["seed"])
+    return with_metric
 
 
-def _summarise_group(members: Sequence[Row], group_by: Sequence[str], metric: str) -> GroupSummary:
-    """Summarise rows that all have the metric and are of one group."""
-    group = {name: _field(members[0], name) for name in group_by}
-    _check_seeds(group, members)
-    # The bootstrap draws seeds by position: sorted, the interval does not depend on the order of the rows in a file.
-    members = sorted(members, key=lambda row: row["seed"])
-    by_seed = {row["seed"]: _number_of(row, metric) for row in members}
-    interval = bootstrap_interval(_tree(members, metric))
-    return GroupSummary(group, metric, interval, by_seed)
+def _by_seed(members: Sequence[Row], metric: str) -> dict[int, float]:
+    """Return the metric of rows of one group by their seeds."""
+    return {row["seed"]: _number_of(row, metric) for row in members}
+
+
+def _values_by_seed(rows: Sequence[Row], by: str, metric: str) -> dict[str, dict[int, float]]:
+    """Return the metric by seed for each value of the field."""
+    return {str(_field(members[0], by)): _by_seed(members, metric) for members in _groups(rows, (by,), metric)}
 
 
 def compare_methods(
@@ -169,10 +181,10 @@ def compare_methods(
     Raises:
         ValueError: As `summarise`; an unknown method, no baseline of that size, fewer than two shared seeds.
     """
-    values = {str(summary.group[by]): summary.by_seed for summary in summarise(rows, (by,), metric=metric)}
+    values = _values_by_seed(rows, by, metric)
     sizes = dict.fromkeys(values, 0.0)
     if size is not None:
-        sizes = {str(summary.group[by]): summary.summary.mean for summary in summarise(rows, (by,), metric=size)}
+        sizes = {name: _mean(list(by_seed.values())) for name, by_seed in _values_by_seed(rows, by, size).items()}
     for name in (*treatment_methods, *baseline_methods):
         if name not in values or name not in sizes:
             methods = ", ".join(sorted(values.keys() & sizes.keys()))

@@ -160,11 +160,11 @@ def right_counts(metric: str, accuracies: Sequence[float], queries: int) -> dict
     return {"metric": metric, "queries": queries, "right": right}
 
 
-def trials(counts: dict[str, Any]) -> list[list[float]]:
-    """Return a list for each group (domain or episode) with a number for each image: 1 if right, 0 if wrong."""
+def trials(counts: dict[str, Any]) -> list[np.ndarray]:
+    """Return an array for each group (domain or episode) with a number for each image (n,): 1 if right, 0 if wrong."""
     queries = counts["queries"]
     # The order of the images is lost, and is not needed: a resample draws them without regard to order.
-    return [[1.0] * right + [0.0] * (queries - right) for right in counts["right"]]
+    return [np.repeat([1.0, 0.0], [right, queries - right]) for right in counts["right"]]
 
 
 def variance_share(values: Tensor, groups: Tensor) -> float:
@@ -219,21 +219,26 @@ def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
 
 def _tree(values: Any, name: str) -> Tree:
     """Return nested values as lists of lists of 1-D float64 arrays, or raise a ValueError that names the place."""
-    items = list(values)
-    if not items:
+    if len(values) == 0:
         raise ValueError(f"{name} is empty")
+    if isinstance(values, np.ndarray) and values.ndim == 1:  # the single images of `trials`, thousands of them
+        return _finite(values.astype(np.float64), name)
+    items = list(values)
     nested = [isinstance(item, (list, tuple)) or getattr(item, "ndim", 0) > 0 for item in items]
     if not any(nested):
-        leaf = np.array([float(item) for item in items])
-        if not np.isfinite(leaf).all():
-            raise ValueError(f"{name} must be finite; some are NaN or infinite")
-        return leaf
+        return _finite(np.array([float(item) for item in items]), name)
     if not all(nested):
         raise ValueError(f"{name} mixes numbers with lists")
     children = [_tree(item, f"{name}[{index}]") for index, item in enumerate(items)]
     if len({_depth(child) for child in children}) > 1:
         raise ValueError(f"{name} is nested to unequal depths")
     return children
+
+
+def _finite(leaf: np.ndarray, name: str) -> np.ndarray:
+    if not np.isfinite(leaf).all():
+        raise ValueError(f"{name} must be finite; some are NaN or infinite")
+    return leaf
 
 
 def _depth(node: Tree) -> int:
@@ -268,7 +273,9 @@ def _resampled_means(node: Tree, draws: int, rng: np.random.Generator) -> np.nda
 def _resampled_leaf_means(leaf: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Return `draws` means (draws,) of resamples of the values (n,)."""
     size = len(leaf)
-    if np.isin(leaf, (0, 1)).all():  # the mean of a resample of trials is binomial: the same law, without the draws
+    if (
+        (leaf == 0) | (leaf == 1)
+    ).all():  # the mean of a resample of trials is binomial: the same law, without the draws
         return rng.binomial(size, leaf.mean(), size=draws) / size
     rows_at_once = max(1, DRAWN_AT_ONCE // size)
     blocks = [np.empty(0)]  # so that no draws give an empty array

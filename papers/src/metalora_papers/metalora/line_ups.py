@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from metalora._util.suggest import nearest
-from metalora.adapters.attach import attach, count_params, detach
-from metalora.adapters.targets import find_targets
+from metalora.adapters.attach import attach, detach
 from metalora.config import AdapterConfig, ConditionConfig
+from metalora.cost import match_parameters
 from metalora.methods.records import SplitRank
 from metalora.methods.registry import get_method
 from metalora.zoo import load_model
@@ -25,7 +25,6 @@ GENERATED = ("metalora-cp", "metalora-tr")
 STATIC = ("lora", "multi-lora", "moe-lora")
 AT_RANK = " at rank "  # part of the name of additional rows, which take the learning rate of their method
 SEEN_CLASSES = 6
-LARGEST_RANK = 512
 Adapters = dict[str, AdapterConfig | None]
 
 
@@ -95,24 +94,13 @@ def _table_one(table: TableConfig) -> Adapters:
     rows: Adapters = {"original": None, "metalora-cp": cp, "metalora-tr": ring}
     for name in STATIC:
         config = AdapterConfig(name, clip_rank=True, condition=ConditionConfig(scope="constant"))
-        rows[name] = dataclasses.replace(config, rank=matched_rank(model, config, budget))
+        rows[name] = match_parameters(model, config, budget, at_least=True)
         if table.equal_rank:
             same_rank = dataclasses.replace(config, rank=_equal_rank(config, table.rank))
             rows[f"{name}{AT_RANK}{table.rank}"] = same_rank
     if table.equal_rank:
         rows[f"metalora-cp{AT_RANK}{table.ring_rank}"] = dataclasses.replace(cp, rank=table.ring_rank)
     return rows
-
-
-def matched_rank(model: torch.nn.Module, config: AdapterConfig, budget: int) -> int:
-    """Return the smallest rank at which a static adapter has at least `budget` parameters; ValueError if none has."""
-    targets = find_targets(model, config.targets, config.exclude)
-    method = get_method(config.method)
-    step = config.experts if method.has(SplitRank) else 1
-    for rank in range(step, LARGEST_RANK + 1, step):
-        if count_params(dataclasses.replace(config, rank=rank), targets) >= budget:
-            return rank
-    raise ValueError(f"method {config.method!r} cannot reach {budget} parameters on these targets")
 
 
 def _equal_rank(config: AdapterConfig, rank: int) -> int:

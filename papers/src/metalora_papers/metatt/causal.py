@@ -24,7 +24,13 @@ IGNORED = -100  # a label that no loss sees
 
 @dataclass(frozen=True)
 class Sample:
-    """Token ids of a prompt with its response, which begins at `start`; the task's number, None where it is unknown."""
+    """A prompt with its response, as tokens.
+
+    Attributes:
+        ids: Token ids of both.
+        start: Index of the first token of the response.
+        task: Number of the task; None if it is not known.
+    """
 
     ids: tuple[int, ...]
     start: int
@@ -32,17 +38,28 @@ class Sample:
 
 
 def load_causal(name: str, dtype: str = "float32") -> tuple[nn.Module, Any]:
-    """A causal language model and its tokenizer, from hf:FOLDER_OR_ID or a known name; ValueError if it is not there.
+    """Load a frozen causal language model and its tokenizer.
 
-    Texts are padded on the right, with the end-of-text token where a tokenizer has no pad token (as Llama's); neither
-    attention nor loss sees a padded place. ValueError too for a tokenizer with neither.
+    Texts are padded on the right, with the end-of-text token if a tokenizer has no pad token (as Llama's): neither
+    attention nor loss sees the padding.
+
+    Args:
+        name: hf:FOLDER_OR_ID, or the name of an architecture of the zoo.
+        dtype: Type of the weights.
+
+    Returns:
+        The model, on CUDA if there is a card, and the tokenizer.
+
+    Raises:
+        ValueError: The model does not exist, or its tokenizer has neither a pad nor an end-of-text token.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    known = architectures()
-    if name not in known and not name.startswith("hf:"):
-        raise ValueError(f"model {name!r}: expected hf:FOLDER_OR_ID or a known name{nearest(name, ['hf:', *known])}")
-    folder = known[name]["hub"] if name in known else name.removeprefix("hf:")
+    named_models = architectures()
+    if name not in named_models and not name.startswith("hf:"):
+        suggestion = nearest(name, ["hf:", *named_models])
+        raise ValueError(f"model {name!r}: expected hf:FOLDER_OR_ID or a known name{suggestion}")
+    folder = named_models[name]["hub"] if name in named_models else name.removeprefix("hf:")
     try:
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -55,34 +72,66 @@ def load_causal(name: str, dtype: str = "float32") -> tuple[nn.Module, Any]:
 
 
 def samples(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int, *, end: bool = False) -> list[Sample]:
-    """Prompts with their responses as tokens; the response is all that a prompt alone is not the beginning of.
+    """Turn prompts with their responses into tokens.
 
-    end: add the end-of-text token, for training. A text that is too long loses the beginning of its prompt (not a
-    begin-of-text token), with a warning. ValueError: a response that does not fit into max_length.
+    The response is everything after the longest beginning that the tokens of the text share with those of the prompt
+    alone: a tokenizer may join the last word of a prompt with the first of a response.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        pairs: (prompt, response) for each text.
+        max_length: Number of tokens; a longer text loses the beginning of its prompt (not a begin-of-text token), with
+            a warning.
+        end: Add the end-of-text token, for training.
+
+    Returns:
+        A sample for each pair, without a task.
+
+    Raises:
+        ValueError: A response that leaves no token for its prompt.
     """
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
-    wholes = tokenizer([prompt + response for prompt, response in pairs])["input_ids"]
-    found, shortened = [], 0
-    for prompt, whole in zip(prompts, wholes, strict=True):
-        start = next((k for k, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(prompt))
-        if end and tokenizer.eos_token_id is not None and whole[-1] != tokenizer.eos_token_id:
-            whole = [*whole, tokenizer.eos_token_id]
-        cut = max(0, len(whole) - max_length)
-        if start - cut < 1:
-            raise ValueError(f"max_length {max_length}: a response of {len(whole) - start} tokens leaves no prompt")
+    texts = tokenizer([prompt + response for prompt, response in pairs])["input_ids"]
+    samples_of_pairs, shortened = [], 0
+    for prompt_ids, text_ids in zip(prompts, texts, strict=True):
+        start = _shared_length(prompt_ids, text_ids)
+        if end and tokenizer.eos_token_id is not None and text_ids[-1] != tokenizer.eos_token_id:
+            text_ids = [*text_ids, tokenizer.eos_token_id]
+        cut = max(0, len(text_ids) - max_length)
+        if start - cut < 1:  # the first token of a response is predicted from the one before it
+            raise ValueError(f"max_length {max_length}: a response of {len(text_ids) - start} tokens leaves no prompt")
         shortened += cut > 0
-        first = whole[:1] if whole[0] == tokenizer.bos_token_id else whole[cut : cut + 1]
-        found.append(Sample((*first, *whole[cut + 1 :]), start - cut))
+        has_bos = text_ids[0] == tokenizer.bos_token_id
+        first = text_ids[0] if has_bos else text_ids[cut]
+        samples_of_pairs.append(Sample((first, *text_ids[cut + 1 :]), start - cut))
     if shortened:
         warnings.warn(
-            f"{shortened} of {len(found)} texts are longer than max_length {max_length}: their prompts were shortened",
+            f"{shortened} of {len(pairs)} texts are longer than max_length {max_length}: their prompts were shortened",
             stacklevel=2,
         )
-    return found
+    return samples_of_pairs
+
+
+def _shared_length(prompt_ids: Sequence[int], text_ids: Sequence[int]) -> int:
+    """Return how many tokens at the beginning of a text are those of its prompt."""
+    for index, (prompt_token, token) in enumerate(zip(prompt_ids, text_ids, strict=False)):
+        if prompt_token != token:
+            return index
+    return len(prompt_ids)
 
 
 def padded(batch: Sequence[Sample], pad: int, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
-    """Ids and attention mask, padded on the right, and labels that ignore prompts and padding: all (batch, token)."""
+    """Put samples into one batch, padded on the right.
+
+    Args:
+        batch: The samples.
+        pad: Id of the padding token.
+        device: Where the tensors go.
+
+    Returns:
+        The inputs "input_ids" and "attention_mask", and labels that ignore prompts and padding; all are int64
+        (batch, token).
+    """
     longest = max(len(sample.ids) for sample in batch)
     ids = torch.full((len(batch), longest), pad)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
@@ -95,17 +144,27 @@ def padded(batch: Sequence[Sample], pad: int, device: torch.device) -> tuple[dic
 
 
 def log_likelihoods(model: nn.Module, batch: Sequence[Sample], pad: int, by_task: bool = False) -> Tensor:
-    """The sum of log p(token | tokens before it) over every response: (batch,).
+    """Return the sum of log p(token | tokens before it) over every response.
 
-    by_task: the adapter takes the task of every sample.
+    Args:
+        model: A causal language model.
+        batch: The samples.
+        pad: Id of the padding token.
+        by_task: The adapter needs the task of every sample.
+
+    Returns:
+        Log-likelihoods, float32 (batch,).
     """
     inputs, labels = padded(batch, pad, next(model.parameters()).device)
-    more = {"task_ids": torch.tensor([sample.task for sample in batch])} if by_task else {}
-    logits = model(**inputs, **more, use_cache=False).logits[:, :-1]
-    wanted = labels[:, 1:] != IGNORED
-    lost = F.cross_entropy(logits[wanted].float(), labels[:, 1:][wanted], reduction="none")  # (response token,)
-    rows = wanted.nonzero()[:, 0]
-    return -torch.zeros(len(batch), device=lost.device).index_add(0, rows, lost)
+    task_ids = {"task_ids": torch.tensor([sample.task for sample in batch])} if by_task else {}
+    # The logits at a position predict the token after it.
+    logits = model(**inputs, **task_ids, use_cache=False).logits[:, :-1]  # (batch, token - 1, vocabulary)
+    targets = labels[:, 1:]
+    in_response = targets != IGNORED
+    # Only the rows of responses are turned to float32: the table of a whole batch is the largest tensor of a run.
+    losses = F.cross_entropy(logits[in_response].float(), targets[in_response], reduction="none")  # (response token,)
+    rows = in_response.nonzero()[:, 0]
+    return -torch.zeros(len(batch), device=losses.device).index_add(0, rows, losses)
 
 
 class CausalSuite:
@@ -152,16 +211,17 @@ class CausalSuite:
         return self.config.batch * self.config.train.accumulate
 
     def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
-        """Return the cross-entropy on the responses of batch `step`.
+        """Return the cross-entropy on the responses of batch `step`, a scalar.
 
         The mean over the batches of one step of the optimiser is the mean over all tokens of its responses.
         """
         batch_size, accumulate = self.config.batch, self.config.train.accumulate
-        optimiser_step, number = divmod(step, accumulate)
+        optimiser_step, batch_number = divmod(step, accumulate)
         rows = self.rows(optimiser_step, len(self._training_samples), self.step_size)
         chosen = [self._training_samples[row] for row in rows]
+        # A long response counts as many times as it has tokens: batches are not weighted equally.
         tokens = sum(len(sample.ids) - sample.start for sample in chosen) / accumulate
-        batch = chosen[number * batch_size : (number + 1) * batch_size]
+        batch = chosen[batch_number * batch_size : (batch_number + 1) * batch_size]
         by_task = adapter is not None and bool(adapter.task_keys)
         return -log_likelihoods(self.model, batch, self.pad, by_task).sum() / tokens
 
@@ -176,53 +236,71 @@ class CausalSuite:
         """Nothing is saved with the adapter."""
 
     def rows(self, step: int, n: int, of_step: int) -> list[int]:
-        """The questions of a step: every epoch in an order of its own."""
-        epoch, place = divmod(step, n // of_step)
+        """Return the numbers of the questions of a step; every epoch has another order.
+
+        Args:
+            step: Number of the step of the optimiser.
+            n: Number of questions.
+            of_step: Questions of one step; the rest of an epoch that does not fill a step is left out.
+        """
+        epoch, step_of_epoch = divmod(step, n // of_step)
         generator = torch.Generator().manual_seed(self.config.seed * 10_007 + epoch * 101)
-        return torch.randperm(n, generator=generator)[place * of_step : (place + 1) * of_step].tolist()
+        order = torch.randperm(n, generator=generator)
+        return order[step_of_epoch * of_step : (step_of_epoch + 1) * of_step].tolist()
 
     def train_samples(self) -> list[Sample]:
-        """The training questions with their right responses, as tokens."""
-        config, found = self.config, []
+        """Return the training questions with their right responses, as tokens."""
+        config = self.config
+        training: list[Sample] = []
         for source in self.corpus.sources(config.tasks, "train"):
             questions = self.corpus.questions(source, "train", config.examples, TRAIN_SEED)
-            pairs = [(one.prompt, one.choices[one.answer]) for one in questions]
-            found += self._of_task(source, samples(self.tokenizer, pairs, config.max_length, end=True))
-        return found
+            pairs = [(question.prompt, question.choices[question.answer]) for question in questions]
+            training += self._of_task(source, samples(self.tokenizer, pairs, config.max_length, end=True))
+        return training
 
-    def _of_task(self, task: str, found: Sequence[Sample]) -> list[Sample]:
+    def _of_task(self, task: str, without_task: Sequence[Sample]) -> list[Sample]:
+        """Return the samples with the number of their task, None for the mixed file."""
         number = self.config.tasks.index(task) if task in self.config.tasks else None
-        return [Sample(one.ids, one.start, number) for one in found]
+        return [Sample(sample.ids, sample.start, number) for sample in without_task]
 
     def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
-        """Accuracy of every task, and the mean: the answer is the choice of the largest log-likelihood."""
-        config, accuracy = self.config, {}
+        """Return the accuracy of every task and the mean: the answer is the choice of the largest log-likelihood."""
+        config = self.config
+        accuracy = {}
         for source in self.corpus.sources(config.tasks, config.split):
             questions = self.corpus.questions(source, config.split, config.test_examples, TEST_SEED)
             answers = self.answers(source, questions, adapter)
-            right = sum(given == one.answer for given, one in zip(answers, questions, strict=True))
+            right = sum(answer == question.answer for answer, question in zip(answers, questions, strict=True))
             accuracy[source] = right / len(questions)
         return {"accuracy": accuracy, "mean": sum(accuracy.values()) / len(accuracy)}
 
     @torch.no_grad()
     def answers(self, task: str, questions: Sequence[Question], adapter: Adapter | None) -> list[int]:
-        """The number of the most likely choice of every question; ValueError for likelihoods that are not finite."""
+        """Return the number of the most likely choice of every question.
+
+        Args:
+            task: The task of the questions, or "mixed".
+            questions: The questions.
+            adapter: The attached adapter; None for the frozen model.
+
+        Raises:
+            ValueError: Log-likelihoods that are not finite.
+        """
         by_task = adapter is not None and bool(adapter.task_keys)
-        pairs = [(one.prompt, choice) for one in questions for choice in one.choices]
+        pairs = [(question.prompt, choice) for question in questions for choice in question.choices]
         all_samples = self._of_task(task, samples(self.tokenizer, pairs, self.config.max_length))
         size = self.config.batch
-        parts = [
-            log_likelihoods(self.model, all_samples[k : k + size], self.pad, by_task)
-            for k in range(0, len(all_samples), size)
-        ]
-        found = torch.cat(parts)
-        if not torch.isfinite(found).all():
+        batches = [all_samples[first : first + size] for first in range(0, len(all_samples), size)]
+        scores = torch.cat([log_likelihoods(self.model, batch, self.pad, by_task) for batch in batches])  # (choice,)
+        if not torch.isfinite(scores).all():
+            # argmax would answer NaN with the first choice, and the accuracy would look like that of chance.
             raise ValueError(f"{task}: log-likelihoods are not finite in {self.config.dtype}; try another dtype")
-        return [int(scores.argmax()) for scores in found.split([len(one.choices) for one in questions])]
+        scores_by_question = scores.split([len(question.choices) for question in questions])
+        return [int(choice_scores.argmax()) for choice_scores in scores_by_question]
 
 
 def check(config: CausalRunConfig) -> None:
-    """ValueError for settings that cannot work, before anything is loaded."""
+    """Raise a ValueError for settings that cannot work, before anything is loaded."""
     adapter = config.adapter
     if adapter is None or adapter.tasks == 1 or "task" not in get_method(adapter.method).network.modes:
         return

@@ -12,7 +12,7 @@ from metalora.config import AdapterConfig, ConditionConfig, RankScheduleConfig
 from metalora_papers.comparison import RateKey
 from metalora_papers.config import TextTableConfig
 from metalora_papers.metatt import glue, news
-from metalora_papers.metatt.text import load_encoder
+from metalora_papers.metatt.text import encoder_without_weights
 from metalora_papers.tenslora import table as tenslora_table
 
 TASKS = {"news": tuple(news.TASKS), "glue": tuple(glue.TASKS)}
@@ -162,7 +162,7 @@ def _transfer(table: TextTableConfig) -> list[Job]:
 @cache
 def _protocols(table: TextTableConfig) -> dict[str, AdapterConfig]:
     lora = dataclasses.replace(_adapter(table, "lora"), targets=table.qkv_targets)
-    return {LORA_QKV: lora, **tenslora_table.protocol_rows(load_encoder(table.model)[0], lora)}
+    return {LORA_QKV: lora, **tenslora_table.protocol_rows(encoder_without_weights(table.model), lora)}
 
 
 def _tenslora(table: TextTableConfig) -> list[Job]:

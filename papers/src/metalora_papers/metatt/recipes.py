@@ -73,7 +73,15 @@ GLUE_NOTE = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run by name: the architecture it is for, the paper's seeds, and what to know of it, line by line."""
+    """A run of the paper by name.
+
+    Attributes:
+        name: Its name.
+        architecture: The architecture it is for, a key of `metalora.zoo.architectures()`.
+        run: The configuration, with the first seed.
+        seeds: The paper's seeds.
+        note: What the paper does not print and what is done in another way, line by line.
+    """
 
     name: str
     architecture: str
@@ -95,32 +103,31 @@ class Recipe:
         """
         import yaml
 
-        chosen = self.run if seed is None else seeded(self.run, seed)
-        head = [f"MetaTT (arXiv:2506.09105), {self.name}; seeds {', '.join(map(str, self.seeds))}", *self.note]
-        body = yaml.safe_dump(_changed(chosen), sort_keys=False, width=120)
-        return "".join(f"# {line}\n" for line in head) + body
+        run = self.run if seed is None else seeded(self.run, seed)
+        seeds = ", ".join(map(str, self.seeds))
+        comments = [f"MetaTT (arXiv:2506.09105), {self.name}; seeds {seeds}", *self.note]
+        head = "".join(f"# {line}\n" for line in comments)
+        return head + yaml.safe_dump(_changed(run), sort_keys=False, width=120)
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name; ValueError names the nearest ones."""
-    known = recipes()
-    if name not in known:
-        close = closest(name, known, count=3, cutoff=0.3)
-        raise ValueError(
-            f"unknown recipe {name!r}{nearest(name, close)}; `metalora-papers recipe` lists all {len(known)}"
-        )
-    return known[name]
+    """Return the recipe of that name; ValueError names the nearest ones."""
+    by_name = recipes()
+    if name not in by_name:
+        suggestion = nearest(name, closest(name, by_name, count=3, cutoff=0.3))
+        raise ValueError(f"unknown recipe {name!r}{suggestion}; `metalora-papers recipe` lists all {len(by_name)}")
+    return by_name[name]
 
 
 @cache
 def recipes() -> dict[str, Recipe]:
-    """All recipes by name: TABLE-MODEL-METHOD..., in the order of the tables."""
-    found = [*_table_1(), *_table_2(), *_joint(), *_table_4(), *_lora(), *_figure_13()]
-    return {one.name: one for one in found}
+    """Return all recipes by name, TABLE-MODEL-METHOD..., in the order of the tables."""
+    in_order = [*_table_1(), *_table_2(), *_joint(), *_table_4(), *_lora(), *_figure_13()]
+    return {item.name: item for item in in_order}
 
 
 def seeded(run: Any, seed: int) -> Any:
-    """The same run with another seed, of the batches and of the adapter."""
+    """Return the same run with another seed of the batches and of the adapter."""
     return dataclasses.replace(run, seed=seed, adapter=dataclasses.replace(run.adapter, seed=seed))
 
 
@@ -133,17 +140,19 @@ def _schedule(steps: int, lr: float) -> TrainConfig:
     return TrainConfig(steps=steps, lr=lr, schedule="linear", warmup=0.06, store="float32")
 
 
-def _left(suite: str, n: int) -> int:
+def _without_val(suite: str, n: int) -> int:
+    """Return how many of n texts are left for training when the validation texts are apart."""
     return n - round(VAL_SHARES[suite] * n)
 
 
 def _single(name: str, model: str, adapter: AdapterConfig, task: str, lr: float, batch: int, *note: str) -> Recipe:
-    """One GLUE task: all its training texts, twenty epochs."""
-    n, test = SIZES[task]
-    steps = EPOCHS * (_left("glue", n) // batch)
+    """Return the run of one GLUE task: all its training texts, twenty epochs."""
+    published, test = SIZES[task]
+    examples = _without_val("glue", published)
+    steps = EPOCHS * (examples // batch)
     run = TextRunConfig(
         suite="glue", tasks=(task,), model=f"hf:{architectures()[model]['hub']}", method=adapter.method,
-        adapter=adapter, classifier="frozen", train=_schedule(steps, lr), batch=batch, examples=_left("glue", n),
+        adapter=adapter, classifier="frozen", train=_schedule(steps, lr), batch=batch, examples=examples,
         test_examples=test, max_length=256,
     )  # fmt: skip
     seeds = SEEDS[model]
@@ -151,9 +160,11 @@ def _single(name: str, model: str, adapter: AdapterConfig, task: str, lr: float,
 
 
 def _table_2() -> Iterator[Recipe]:
+    """MetaTT on single GLUE tasks, with the hyper-parameters of Tables 5 and 6."""
     for (model, method, rank), rows in TABLES_5_AND_6.items():
         note = ("Table 5 prints this row as rank 4; its parameters and Table 2 say 8.",) if rank == 8 else ()
-        for task, *cells in zip(SIZES, *(row.split() for row in rows), strict=True):
+        columns = [row.split() for row in rows]  # alphas, learning rates, batches, each task by task
+        for task, *cells in zip(SIZES, *columns, strict=True):
             alpha, lr, batch = map(float, cells)
             name = f"table2-{model}-{method}-r{rank}-{task}"
             adapter = _adapter(method, rank, alpha, "query,value")
@@ -161,6 +172,7 @@ def _table_2() -> Iterator[Recipe]:
 
 
 def _lora() -> Iterator[Recipe]:
+    """LoRA on single GLUE tasks."""
     for (table, model, task), (rank, alpha, lr, batch) in TABLES_14_AND_17.items():
         adapter = _adapter("lora", rank, float(alpha), "query,value")
         yield _single(f"{table}-{model}-lora-{task}", model, adapter, task, lr, batch)
@@ -198,26 +210,31 @@ def _table_4() -> Iterator[Recipe]:
             for rank in (4, 6, 8, 10):
                 kind = "dmrg" if rank == 10 else f"adamw-r{rank}"
                 adapter = _adapter("metatt-5d", rank, 0.5, "query,value")
-                one = _single(f"table4-{model}-{kind}-{task}", model, adapter, task, 5e-4, batch, *note)
-                yield _swept(one, batch, SIZES[task][0]) if rank == 10 else one
+                unswept = _single(f"table4-{model}-{kind}-{task}", model, adapter, task, 5e-4, batch, *note)
+                yield _at_ends_of_epochs(unswept, batch, SIZES[task][0]) if rank == 10 else unswept
 
 
-def _swept(one: Recipe, batch: int, n: int) -> Recipe:
-    epoch = _left("glue", n) // batch
+def _at_ends_of_epochs(unswept: Recipe, batch: int, published: int) -> Recipe:
+    """Return the recipe with sweeps after epochs 5, 10 and 15."""
+    epoch = _without_val("glue", published) // batch  # steps
     ranks = RankScheduleConfig(steps=(5 * epoch, 10 * epoch, 15 * epoch), ranks=(8, 6, 4), mode="paper")
-    train = dataclasses.replace(one.run.train, rank_schedule=ranks)
-    return dataclasses.replace(one, run=dataclasses.replace(one.run, train=train))
+    return _with_sweeps(unswept, ranks)
+
+
+def _with_sweeps(unswept: Recipe, ranks: RankScheduleConfig) -> Recipe:
+    train = dataclasses.replace(unswept.run.train, rank_schedule=ranks)
+    return dataclasses.replace(unswept, run=dataclasses.replace(unswept.run, train=train))
 
 
 def _commonsense(name: str, model: str, method: str, rank: int, n: int, epochs: int, *note: str) -> Recipe:
-    """Batches of 32 questions, eight at a time; frozen weights in bfloat16."""
+    """Return a run with batches of 32 questions, eight at a time, and frozen weights in bfloat16."""
     adapter = _adapter(method, rank, 2.0 * rank if method == "lora" else 1.0, "q_proj,v_proj")
     if method != "lora":
         adapter = dataclasses.replace(adapter, init="ze-no-no-id")
-    used = min(n, _left("commonsense", COMMONSENSE))
+    examples = min(n, _without_val("commonsense", COMMONSENSE))
     run = CausalRunConfig(
         model=f"hf:{architectures()[model]['hub']}", dtype="bfloat16", method=method, adapter=adapter, batch=8,
-        train=dataclasses.replace(_schedule(epochs * (used // 32), 2e-4), accumulate=4), examples=used,
+        train=dataclasses.replace(_schedule(epochs * (examples // 32), 2e-4), accumulate=4), examples=examples,
         test_examples=100_000,
     )  # fmt: skip
     common = (
@@ -228,6 +245,7 @@ def _commonsense(name: str, model: str, method: str, rank: int, n: int, epochs: 
 
 
 def _table_1() -> Iterator[Recipe]:
+    """LoRA and MetaTT on Commonsense170k, two epochs."""
     note = (
         "The chosen alpha and rate are not printed: alpha is of {1, 2, 3}, the rate of {1, 2, 5}e-4; LoRA's alpha is",
         "2r, its rates are printed as 1e-1, 1e-2, 1e-5 (a slip, it seems). The paper reports the best of two epochs.",
@@ -245,18 +263,22 @@ def _figure_13() -> Iterator[Recipe]:
     model, n = "llama-2-7b", 15_000
     for method, rank in (("lora", 16), ("metatt-4d", 20), ("metatt-4d", 40)):
         yield _commonsense(f"figure13-{model}-{method}-r{rank}", model, method, rank, n, 1, *note)
-    one = _commonsense(f"figure13-{model}-metatt-4d-dmrg", model, "metatt-4d", 40, n, 1, *note)
+    unswept = _commonsense(f"figure13-{model}-metatt-4d-dmrg", model, "metatt-4d", 40, n, 1, *note)
     ranks = RankScheduleConfig(steps=(84, 168, 252, 336, 420), final=20, gamma=2.0, mode="paper")
-    train = dataclasses.replace(one.run.train, rank_schedule=ranks)
-    yield dataclasses.replace(one, run=dataclasses.replace(one.run, train=train))
+    yield _with_sweeps(unswept, ranks)
 
 
 def _changed(config: Any) -> dict[str, Any]:
-    """What differs from the defaults of its class, and what a reader looks for first, as YAML types."""
-    default, found = type(config)(), {}
+    """Return what differs from the defaults of its class, and what a reader looks for first, as YAML types."""
+    default = type(config)()
+    changed = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value != getattr(default, field.name) or field.name in SHOWN:
-            value = list(value) if isinstance(value, tuple) else value
-            found[field.name] = _changed(value) if dataclasses.is_dataclass(value) else value
-    return found
+        if value == getattr(default, field.name) and field.name not in SHOWN:
+            continue
+        if dataclasses.is_dataclass(value):
+            value = _changed(value)
+        elif isinstance(value, tuple):
+            value = list(value)  # safe_dump has no tuples
+        changed[field.name] = value
+    return changed

