@@ -31,7 +31,7 @@ def tasks_in_a_batch(rounds: int = 11, batch: int = BATCH, tokens: int = TOKENS,
     adapter = attach(model, config)
     with torch.no_grad():
         for parameter in adapter.parameters():
-            parameter.normal_(0, 0.1)  # every task another update, as after training
+            parameter.normal_(0, 0.1)  # as after training: the update of every task is another one
     inputs = {"input_ids": torch.randint(0, 30_000, (batch, tokens)), "attention_mask": torch.ones(batch, tokens)}
     task_ids: dict[str, Tensor | int] = {
         "many tasks": torch.arange(batch),

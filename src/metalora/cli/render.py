@@ -106,7 +106,7 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
         arguments: The command line without the program.
         about: One sentence for `--help`.
     """
-    app, command = tyro.extras.SubcommandApp(), program.split()[0]  # "python -m x": the first word is enough
+    app, command = tyro.extras.SubcommandApp(), program.split()[0]  # lines of errors begin with one word
     for name, verb in verbs.items():
         app.command(name=name)(verb)
     try:

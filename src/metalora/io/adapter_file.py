@@ -209,7 +209,7 @@ def load(
         True
     """
     description, tensors = read(path)
-    # All checks come before `attach`, so that a file that does not fit leaves the model as it is.
+    # What can be checked without an adapter is checked first; an error after `attach` detaches the adapter again.
     extra_tensors = {name: tensors.pop(name) for name in list(tensors) if name.startswith(EXTRA)}
     if extra_module is not None:
         _check_extra(extra_module, extra_tensors, path)

@@ -146,7 +146,7 @@ class AdaptedModule(TunerLayer, nn.Module):
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
         layer.merge_bias(bias)
-        # Each merged adapter holds the one copy, so that it stays if some of them are deleted.
+        # All merged adapters hold the same copy, so that it stays if some of them are deleted.
         layer.original = self._backup(weight) if self.original is None else self.original
         self._set_weight(merged)
         self.merged_adapters.append(name)

@@ -35,7 +35,7 @@ def lora_tensors(path: str, kind: str, left: Tensor, right: Tensor) -> dict[str,
     names = ("lora_embedding_A", "lora_embedding_B") if kind == "embedding" else ("lora_A.weight", "lora_B.weight")
     tensors = {}
     for name, value in zip(names, (left, up), strict=True):
-        # safetensors refuses tensors that are views or not contiguous.
+        # safetensors refuses tensors that share their memory or are not contiguous.
         copy = value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         tensors[f"{PREFIX}{path}.{name}"] = copy
     return tensors
