@@ -1,18 +1,22 @@
 """The command `metalora-papers`, and `metalora` on the base of a run, in-process."""
 
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import metalora
 from metalora_papers.config import TableConfig
 from metalora_papers.registry import load_run, open_suite
-from support.command import metalora_command, papers_command
+from support.command import (
+    check_command,
+    check_usage,
+    heavy_imports,
+    metalora_command,
+    papers_command,
+    write_resnet_adapter,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only one sample available", "ignore:.*the condition is ignored")
 RUN = """
@@ -30,7 +34,7 @@ episodes: {trained: [class, frame], held_out: [scale], support: 12, query: 8, te
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Files that commands read: a run, bad runs, the adapter of a timm model, and a cache of backbones of this file."""
-    timm = pytest.importorskip("timm")
+    pytest.importorskip("timm")
     folder = tmp_path_factory.mktemp("cli")
     (folder / "run.yaml").write_text(RUN)
     (folder / "original.yaml").write_text(
@@ -42,11 +46,7 @@ def files(tmp_path_factory):
     (folder / "unknown-data.yaml").write_text(RUN.replace("digits", "digit"))
     (folder / "table.yaml").write_text("stpes: 3\n")
     (folder / "broken.safetensors").write_bytes(b"no adapter")
-    model = timm.create_model("resnet10t", pretrained=False)
-    metalora.attach(model, metalora.AdapterConfig("lora", 2, targets="layer1.0.conv1"))
-    metalora.save(model, folder / "adapter.safetensors")
-    metalora.detach(model)
-    save_file(model.state_dict(), folder / "resnet.safetensors")
+    write_resnet_adapter(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METALORA_CACHE", str(folder / "cache"))
         yield folder
@@ -94,21 +94,12 @@ MERGES = {  # of the command `metalora`, on a base that a run describes
 
 @pytest.mark.parametrize("arguments, code, fragment", COMMANDS.values(), ids=COMMANDS)
 def test_commands(arguments, code, fragment, files):
-    _check(papers_command, "metalora-papers", arguments, code, fragment, files)
+    check_command(papers_command, "metalora-papers", arguments, code, fragment, files)
 
 
 @pytest.mark.parametrize("arguments, code, fragment", MERGES.values(), ids=MERGES)
 def test_merges(arguments, code, fragment, files):
-    _check(metalora_command, "metalora", arguments, code, fragment, files)
-
-
-def _check(command, program, arguments, code, fragment, files):
-    found, out, err = command(*arguments.replace("{}", str(files)).split())
-    assert found == code, err
-    assert fragment in (out if code == 0 else err)
-    if code:
-        assert out == "" and err.startswith(f"{program}: ") and err.count("\n") == 1
-    assert not (files / "m").exists()
+    check_command(metalora_command, "metalora", arguments, code, fragment, files)
 
 
 USAGE = {"unknown verb": "trian x.yaml", "no file": "train", "unknown table": "table mt"}
@@ -116,22 +107,12 @@ USAGE = {"unknown verb": "trian x.yaml", "no file": "train", "unknown table": "t
 
 @pytest.mark.parametrize("arguments", USAGE.values(), ids=USAGE)
 def test_wrong_usage_says_what_is_known(arguments):
-    code, out, err = papers_command(*arguments.split())
-    assert code == 2 and out == "" and "Traceback" not in err and len(err) > 40
+    check_usage(papers_command, arguments)
 
 
 def test_help_imports_no_torch():
-    code = """
-import contextlib, io, sys
-from metalora_papers.cli import main
-for arguments in (["--help"], ["train", "--help"], ["table", "--help"]):
-    sys.argv = ["metalora-papers", *arguments]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        main()
-print([name for name in ("torch", "timm", "transformers", "peft", "accelerate", "scipy") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    commands = [["--help"], ["train", "--help"], ["table", "--help"]]
+    assert heavy_imports("metalora-papers", "metalora_papers.cli", commands) == ""
 
 
 # ---- train, eval, merge --------------------------------------------------------------------------------------------

@@ -1,16 +1,14 @@
 """A network for each layer, each projection or each of both; factors of other owners; frozen ones; orders of heads."""
 
-import copy
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, load, merge, new_task, save, sweep
+from metalora import AdapterConfig, ConditionConfig, attach, count_params, load, new_task, save, sweep
 from metalora.adapters.layout.axes import digits_of
 from metalora.tensornet.network import Network
 from support.adapters import assert_close
-from support.transformer import DEPTH, WIDTH, attach_to_transformer, small_transformer
+from support.transformer import DEPTH, WIDTH, attach_to_transformer, check_whole_model, small_transformer
 
 PATHS = {(k, m): f"layers.{k}.attention.{name}" for k in range(DEPTH) for m, name in enumerate(("query", "key"))}
 
@@ -86,25 +84,7 @@ WHOLE = {
 
 @pytest.mark.parametrize("options", WHOLE.values(), ids=WHOLE)
 def test_a_whole_model(options, tmp_path):
-    """Forward, gradient, file, merge, copy and count; the base is left as it was."""
-    net, adapter = attach_to_transformer(**options)
-    x = torch.randn(4, 5, WIDTH, dtype=torch.float64)
-    task = {"task_ids": 2} if adapter.config.tasks > 1 else {}
-    want = net(x, **task)
-    assert adapter.num_params() == count_params(adapter.config, list(adapter.targets.values()))
-    want.square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
-    save(net, tmp_path / "a")
-    torch.testing.assert_close(load(small_transformer(), tmp_path / "a").model(x, **task), want, rtol=0, atol=0)
-    twin = copy.deepcopy(net)
-    twin.zero_grad()
-    merge(twin, adapter.task(2) if task else None)
-    assert_close(twin(x), want)
-    detach(twin)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(twin.state_dict().values(), small_transformer().state_dict().values(), strict=True)
-    )
+    check_whole_model(tmp_path, **options)
 
 
 def test_ranks_by_mode_in_the_papers_order():

@@ -1,17 +1,15 @@
 """One network for all targets: layers, projections, heads, unequal widths and tasks, against plain loops."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from metalora import AdapterConfig, ConditionConfig, attach, count_params, detach, find_targets, load, merge, save
+from metalora import AdapterConfig, ConditionConfig, attach, find_targets, merge
 from metalora.adapters.layout import build_layout
 from metalora.methods.resolve import resolve
 from support.adapters import randomise
-from support.transformer import DEPTH, HEAD, WIDTH, attach_to_transformer, small_transformer
+from support.transformer import DEPTH, HEAD, WIDTH, attach_to_transformer, check_whole_model, small_transformer
 
 
 def chain(*matrices):
@@ -120,26 +118,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 def test_a_whole_model(options, tmp_path):
-    """Forward, gradient, merge, file and count of all targets at once; the base is left as it was."""
-    net, adapter = attach_to_transformer(**options)
-    x = torch.randn(4, 5, WIDTH, dtype=torch.float64)
-    task = {"task_ids": 2} if adapter.config.tasks > 1 else {}
-    want = net(x, **task)
-    assert adapter.num_params() == count_params(adapter.config, list(adapter.targets.values()))
-    want.square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
-    assert adapter.state.slices is None
-    save(net, tmp_path / "a")
-    torch.testing.assert_close(load(small_transformer(), tmp_path / "a").model(x, **task), want, rtol=0, atol=0)
-    twin = copy.deepcopy(net)
-    twin.zero_grad()
-    merge(twin, adapter.task(2) if task else None)
-    torch.testing.assert_close(twin(x), want, rtol=1e-10, atol=1e-10)
-    detach(twin)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(twin.state_dict().values(), small_transformer().state_dict().values(), strict=True)
-    )
+    check_whole_model(tmp_path, **options)
 
 
 def test_a_layer_called_alone_reads_the_same_slices():

@@ -6,10 +6,9 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import metalora
-from support.command import metalora_command
+from support.command import check_command, check_usage, heavy_imports, metalora_command, write_resnet_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:Only one sample available", "ignore:.*the condition is ignored")
 PLAN = "plan --model roberta-base --targets query,value"
@@ -21,14 +20,10 @@ SPECTRA = "--targets layer1.0.conv1 --match-params 3000 --by-spectra"
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Files that commands read: a broken one, and the adapter of a timm model."""
-    timm = pytest.importorskip("timm")
+    pytest.importorskip("timm")
     folder = tmp_path_factory.mktemp("cli")
     (folder / "broken.safetensors").write_bytes(b"no adapter")
-    model = timm.create_model("resnet10t", pretrained=False)
-    metalora.attach(model, metalora.AdapterConfig("lora", 2, targets="layer1.0.conv1"))
-    metalora.save(model, folder / "adapter.safetensors")
-    metalora.detach(model)
-    save_file(model.state_dict(), folder / "resnet.safetensors")
+    write_resnet_adapter(folder)
     return folder
 
 
@@ -84,12 +79,7 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
 
 @pytest.mark.parametrize("arguments, code, fragment", COMMANDS.values(), ids=COMMANDS)
 def test_commands(arguments, code, fragment, files):
-    exit_code, out, err = metalora_command(*arguments.replace("{}", str(files)).split())
-    assert exit_code == code, err
-    assert fragment in (out if code == 0 else err)
-    if code:
-        assert out == "" and err.startswith("metalora: ") and err.count("\n") == 1
-    assert not (files / "m").exists()
+    check_command(metalora_command, "metalora", arguments, code, fragment, files)
 
 
 USAGE = {
@@ -102,8 +92,7 @@ USAGE = {
 
 @pytest.mark.parametrize("arguments", USAGE.values(), ids=USAGE)
 def test_wrong_usage_says_what_is_known(arguments):
-    code, out, err = metalora_command(*arguments.split())
-    assert code == 2 and out == "" and "Traceback" not in err and len(err) > 40
+    check_usage(metalora_command, arguments)
 
 
 def test_a_misspelt_preset_names_the_preset():
@@ -163,14 +152,5 @@ def test_a_reader_that_stops_reading_ends_it_quietly(arguments):
 
 # ---- start-up ------------------------------------------------------------------------------------------------------
 def test_help_and_methods_import_no_torch():
-    code = """
-import contextlib, io, sys
-from metalora.cli.main import main
-for arguments in (["--help"], ["plan", "--help"], ["methods", "--json"]):
-    sys.argv = ["metalora", *arguments]
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        main()
-print([name for name in ("torch", "timm", "transformers", "peft", "accelerate", "scipy") if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    commands = [["--help"], ["plan", "--help"], ["methods", "--json"]]
+    assert heavy_imports("metalora", "metalora.cli.main", commands) == ""

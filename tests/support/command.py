@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import subprocess
 import sys
 
 import pytest
@@ -29,3 +30,51 @@ def metalora_command(*arguments):
 def papers_command(*arguments):
     """(exit code, stdout, stderr) of `metalora-papers ARGUMENTS`."""
     return run_command("metalora-papers", "metalora_papers.cli", *arguments)
+
+
+def check_command(run, program, arguments, code, fragment, folder):
+    """Fail unless a command line ends with the code and says the fragment, an error in one line and nothing else.
+
+    `run` is `metalora_command` or `papers_command`; {} in the arguments is the folder, in which no file "m" appears.
+    """
+    exit_code, out, err = run(*arguments.replace("{}", str(folder)).split())
+    assert exit_code == code, err
+    assert fragment in (out if code == 0 else err)
+    if code:
+        assert out == "" and err.startswith(f"{program}: ") and err.count("\n") == 1
+    assert not (folder / "m").exists()
+
+
+def check_usage(run, arguments):
+    """Fail unless a wrong command line ends with code 2 and says what is known, without a traceback."""
+    code, out, err = run(*arguments.split())
+    assert code == 2 and out == "" and "Traceback" not in err and len(err) > 40
+
+
+def heavy_imports(program, module, commands):
+    """The large packages that a process has imported after these commands, separated by spaces."""
+    code = f"""
+import contextlib, io, sys
+from {module} import main
+for arguments in {commands!r}:
+    sys.argv = [{program!r}, *arguments]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main()
+print(*[name for name in ("torch", "timm", "transformers", "peft", "accelerate", "scipy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def write_resnet_adapter(folder):
+    """adapter.safetensors, a LoRA of resnet10t with random weights, and resnet.safetensors, its base."""
+    import timm
+    from safetensors.torch import save_file
+
+    import metalora
+
+    model = timm.create_model("resnet10t", pretrained=False)
+    metalora.attach(model, metalora.AdapterConfig("lora", 2, targets="layer1.0.conv1"))
+    metalora.save(model, folder / "adapter.safetensors")
+    metalora.detach(model)
+    save_file(model.state_dict(), folder / "resnet.safetensors")

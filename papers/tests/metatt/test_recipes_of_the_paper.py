@@ -69,7 +69,12 @@ def planned(architecture, method, rank, targets, init, tasks):
         for one in recipes().values()
         if (one.architecture, *sizes(one.run.adapter)) == (architecture, method, rank, targets, init, tasks)
     )
-    return summarise(load_model(architecture, weights=False), adapter)
+    return summarise(model(architecture), adapter)
+
+
+@cache
+def model(architecture):
+    return load_model(architecture, weights=False)
 
 
 def sizes(adapter):
