@@ -11,6 +11,7 @@ EXTRAS = {
     "peft": "hf",
     "accelerate": "train",
     "sklearn": "knn",
+    "pandas": "learner",
     "matplotlib": "plots",
     "trl": "trl",
 }

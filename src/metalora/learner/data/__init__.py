@@ -15,3 +15,23 @@ from metalora.learner.data.preprocessing import (
     torchvision_preprocessor,
 )
 from metalora.learner.data.reading import read_tasks
+
+__all__ = [
+    "ArrayPreprocessor",
+    "Draw",
+    "EpisodeSettings",
+    "EpisodeSource",
+    "ImagePreprocessor",
+    "LabelColumn",
+    "PoolEpisodes",
+    "PreparedInputs",
+    "Preprocessor",
+    "ProceduralNotions",
+    "TaskPool",
+    "TextPreprocessor",
+    "encode_labels",
+    "preprocessor_from_dict",
+    "read_tasks",
+    "timm_preprocessor",
+    "torchvision_preprocessor",
+]

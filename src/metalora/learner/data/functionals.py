@@ -12,9 +12,8 @@ from metalora.learner.data.preprocessing import Inputs
 from metalora.learner.data.random_draws import chance, random_normal, random_whole_number
 
 FILTERS = 8
-FILTER_SIZES = (1, 3, 5)
-SIDE = 24  # a picture has at most about this many filter positions along a side: enough for a mean, and fast
-COARSENESSES = 3  # pictures are averaged over blocks of 1, 2 or 4 pixels first
+FILTER_POSITIONS = {1: 20, 3: 20, 5: 14}  # side of a filter -> about how many positions it has along a picture
+DILATIONS = (1, 2, 4)  # distances between the pixels that a filter sees: fine and coarse structures
 MASK_SIDE = 4  # a smooth mask is a random field of 4 x 4 numbers, interpolated
 BENDS: tuple[Callable[[Tensor], Tensor], ...] = (torch.relu, torch.abs, torch.square, torch.tanh)
 
@@ -47,9 +46,9 @@ def functional_values(inputs: Inputs, count: int, generator: torch.Generator) ->
 def picture_values(pictures: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return a random channel mix of bent filter responses, averaged over the picture or over a smooth random mask.
 
-    The pictures are convolved with eight random unit filters of 1 x 1, 3 x 3 or 5 x 5 pixels. Half of the time the
-    pictures or the filters have the mean 0 (the mean colour does not count), and half of the time the responses are
-    pooled and convolved once more.
+    The pictures are convolved with eight random unit filters of 1 x 1, 3 x 3 or 5 x 5 pixels, at a grid of positions
+    that is wide enough to be fast and narrow enough for a mean. Half of the time the pictures or the filters have the
+    mean 0 (the mean colour does not count), and half of the time the responses are pooled and convolved once more.
 
     Args:
         pictures: The pictures, (n, channels, height, width).
@@ -59,37 +58,39 @@ def picture_values(pictures: Tensor, count: int, generator: torch.Generator) -> 
     Returns:
         The numbers, (n, count).
     """
-    pictures = _averaged_over_blocks(pictures, generator)
     centred = random_whole_number(4, generator)  # 0: the pictures, 1: the filters, otherwise neither
     if centred == 0:
         pictures = pictures - pictures.mean((2, 3), keepdim=True)
     responses = _filtered(pictures, centred == 1, generator)
     if chance(0.5, generator) and min(responses.shape[2:]) >= 4:
-        responses = _filtered(F.avg_pool2d(responses, 2), False, generator)
+        responses = _filtered(_pooled(responses), False, generator)
     averages = _averaged(responses, generator)
     return averages @ random_normal(FILTERS, count, generator=generator)
 
 
-def _averaged_over_blocks(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the pictures at a random coarseness, with at least eight pixels along a side if they had them."""
-    block = 2 ** random_whole_number(COARSENESSES, generator)
-    while block > 1 and min(pictures.shape[2:]) // block < 8:
-        block //= 2
-    return F.avg_pool2d(pictures, block) if block > 1 else pictures
-
-
 def _filtered(pictures: Tensor, mean_free: bool, generator: torch.Generator) -> Tensor:
     """Return bent responses of random filters, (n, 8, height, width), scaled to the same size on all pictures."""
-    sizes = [size for size in FILTER_SIZES if size <= min(pictures.shape[2:])]
+    side = min(pictures.shape[2:])
+    sizes = [size for size in FILTER_POSITIONS if size <= side]
     size = sizes[random_whole_number(len(sizes), generator)]
+    dilations = [dilation for dilation in DILATIONS if 2 * (size - 1) * dilation < side] or [1]
+    dilation = dilations[random_whole_number(len(dilations), generator)]
     filters = random_normal(FILTERS, pictures.shape[1], size, size, generator=generator)
     if mean_free and filters[0].numel() > 1:
         filters = filters - filters.mean((1, 2, 3), keepdim=True)
     filters = filters / filters.flatten(1).norm(dim=1)[:, None, None, None]
-    stride = max(1, min(pictures.shape[2:]) // SIDE)
-    responses = F.conv2d(pictures, filters, stride=stride)
+    stride = max(1, side // FILTER_POSITIONS[size])
+    responses = F.conv2d(pictures, filters, stride=stride, dilation=dilation)
     bend = BENDS[random_whole_number(len(BENDS), generator)]
     return bend(responses / responses.square().mean().sqrt().clamp_min(1e-12))
+
+
+def _pooled(responses: Tensor) -> Tensor:
+    """Return means over blocks of 2 x 2 positions; for small maps this is faster than `avg_pool2d` on a CPU."""
+    height, width = (side // 2 * 2 for side in responses.shape[2:])
+    even, odd = responses[..., 0:height:2, :width], responses[..., 1:height:2, :width]
+    rows = even + odd
+    return (rows[..., 0::2] + rows[..., 1::2]) / 4
 
 
 def _averaged(responses: Tensor, generator: torch.Generator) -> Tensor:
@@ -140,7 +141,7 @@ def array_values(arrays: Tensor, count: int, generator: torch.Generator) -> Tens
     varies = std > 1e-6 * arrays.abs().amax(0).clamp_min(1e-6)
     standardised = torch.where(varies, (arrays - arrays.mean(0)) / std.where(varies, torch.ones_like(std)), 0.0)
     weights = random_normal(arrays.shape[1], FILTERS, generator=generator) / arrays.shape[1] ** 0.5
-    responses = standardised @ weights
+    responses: Tensor = standardised @ weights
     if chance(0.5, generator):
         bend = BENDS[random_whole_number(len(BENDS), generator)]
         responses = bend(responses + random_normal(FILTERS, generator=generator))

@@ -21,7 +21,7 @@ VALUES = 3  # numbers that a notion has for every item
 COMPONENTS = 24  # leading principal components that notions mix
 FITTED_ITEMS = 2048  # items from which the components are computed; more would change little
 ATTEMPTS = 8  # notions that are tried before a draw goes without one
-KMEANS_STEPS = 10
+KMEANS_STEPS = 6
 TINY = 1e-6  # values that vary by less than this share of their size are constant
 
 
@@ -109,16 +109,18 @@ class PrincipalComponents:
         step = -(-len(statistics) // FITTED_ITEMS)
         fitted = statistics[::step].detach().float().cpu()
         self.mean = fitted.mean(0)
-        self.std = fitted.std(0, correction=0).clamp_min(TINY)
-        standardised = (fitted - self.mean) / self.std
-        directions, eigenvalues = _principal_directions(standardised)
-        self.projection = directions * eigenvalues.pow(-0.25)  # (d, components)
+        std = fitted.std(0, correction=0)
+        varies = std > TINY * fitted.abs().amax(0)
+        std = std.where(varies, torch.inf)  # a constant counts for nothing
+        directions, eigenvalues = _principal_directions((fitted - self.mean) / std)
+        self.projection = directions * eigenvalues.pow(-0.25) / std[:, None]  # (d, components)
 
     def scores(self, statistics: Tensor) -> Tensor:
         """Return the components of n items, (n, components)."""
-        if statistics.shape[1] != len(self.mean):
-            raise ValueError(f"statistics of width {statistics.shape[1]}, those of the pool have {len(self.mean)}")
-        return ((statistics.float() - self.mean) / self.std) @ self.projection
+        width = len(self.projection)
+        if statistics.shape[1] != width:
+            raise ValueError(f"statistics of width {statistics.shape[1]}, those of the pool have {width}")
+        return (statistics.float() - self.mean) @ self.projection
 
     def random_mix(self, statistics: Tensor, generator: torch.Generator) -> Tensor:
         """Return a Gaussian mix of two or more random components, (n, 3)."""
@@ -183,16 +185,21 @@ def sectors(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def clusters(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the cluster of the values: k-means with three to six clusters, ten steps from random items."""
+    """Return the cluster of the values: k-means with three to six clusters, six steps from random items."""
     count = min(3 + random_whole_number(4, generator), len(values))
     centres = values[torch.randperm(len(values), generator=generator)[:count]]
     for _ in range(KMEANS_STEPS):
-        nearest = torch.cdist(values, centres).argmin(1)
+        nearest = _nearest(values, centres)
         members = torch.nn.functional.one_hot(nearest, count).to(values.dtype)  # (n, clusters)
         sizes = members.sum(0)[:, None]
         means = members.mT @ values / sizes.clamp_min(1)
         centres = torch.where(sizes > 0, means, centres)
-    return torch.cdist(values, centres).argmin(1)
+    return _nearest(values, centres)
+
+
+def _nearest(values: Tensor, centres: Tensor) -> Tensor:
+    """Return the number of the nearest centre, (n,): |v - c|^2 = |v|^2 - 2 v·c + |c|^2, whose |v|^2 does not matter."""
+    return (centres.square().sum(1) - 2 * values @ centres.mT).argmin(1)
 
 
 RULES: tuple[Callable[[Tensor, torch.Generator], Tensor], ...] = (quantile_bins, sectors, clusters)
