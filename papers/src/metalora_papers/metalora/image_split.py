@@ -53,6 +53,7 @@ class ImageSplit:
         for label in self.classes["all"]:
             rows = (self.labels == label).nonzero()[:, 0]
             train, test = rows[rows < n_train], rows[rows >= n_train]
+            # The generator serves all classes in order: the parts of a class depend on the sizes of the classes before it.
             train = train[torch.randperm(len(train), generator=generator)]
             n_val = round(VAL_SHARE * len(train))
             ids["val", label] = train[:n_val]
@@ -103,6 +104,7 @@ class ImageSplit:
             rows = [(labels == label).nonzero()[:, 0] for labels in (first, second)]
             need = [len(row) for row in rows]
             order = self._ids[split, label]
+            # A class is shuffled once for both lists: the first ids go to one, the others to the other.
             order = order[torch.randperm(len(order), generator=generator)]
             parts = self._cut(order, need, split, label, repeat)
             for target, row, part in zip(ids, rows, parts, strict=True):
@@ -129,7 +131,7 @@ class ImageSplit:
             ValueError: A class has too few images.
         """
         wanted = self.draw_labels(classes, n_query, generator)
-        bank = torch.tensor(self.classes[classes]).repeat_interleave(per_class)
+        bank = torch.tensor(self.classes[classes]).repeat_interleave(per_class)  # (classes * per_class,)
         return self.draw_disjoint(split, bank, wanted, generator, repeat=False)
 
     def _cut(self, order: Tensor, need: list[int], split: str, label: int, repeat: bool) -> tuple[Tensor, Tensor]:

@@ -90,6 +90,7 @@ def _table_one(table: TableConfig) -> Adapters:
     cp = AdapterConfig("metalora-cp", table.rank, condition=condition(table), clip_rank=True)
     ring = AdapterConfig("metalora-tr", table.ring_rank, condition=condition(table), clip_rank=True)
     model = _backbone(table)
+    # The larger of both counts: no baseline has fewer parameters than either of the methods that are measured.
     budget = max(_count_attached(model, config, _image_size(table)) for config in (cp, ring))
     rows: Adapters = {"original": None, "metalora-cp": cp, "metalora-tr": ring}
     for name in STATIC:
@@ -108,11 +109,13 @@ def _equal_rank(config: AdapterConfig, rank: int) -> int:
     method = get_method(config.method)
     if not method.uses_experts:
         return rank
+    # Some methods divide the rank among the experts, others give it to each of them.
     return rank - rank % config.experts if method.has(SplitRank) else rank // config.experts
 
 
 def _count_attached(model: torch.nn.Module, config: AdapterConfig, size: int) -> int:
-    """Count the parameters of an adapter, mapping net included."""
+    """Count the parameters of an adapter on images of this size, mapping net included."""
+    # Attached, because the sizes of the layers alone do not say how wide the features of the condition are.
     count = attach(model, config, example=torch.zeros(1, 3, size, size)).num_params()
     detach(model)
     return count

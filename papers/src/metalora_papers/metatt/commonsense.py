@@ -79,6 +79,7 @@ class Commonsense:
             raise ValueError("commonsense: the mixed file is for training; test sets are by task")
         name = TRAIN_FILE if task == MIXED else f"{task}/{'test' if split == 'test' else 'train'}.json"
         questions = _questions(self.root, name, task)
+        # The published files have no validation set; a test set is never parted.
         if split != "test":
             order = random.Random(VAL_SEED).sample(range(len(questions)), len(questions))
             n_val = max(1, round(VAL_SHARE * len(questions)))
@@ -142,6 +143,7 @@ def _record_texts(record: Any, location: str) -> tuple[str, ...]:
 
 def prompt(instruction: str, context: str = "") -> str:
     """Return the Alpaca template that LLM-Adapters trains with, without the indentation of its source code."""
+    # Alpaca has two templates; they differ in this clause and in the block of the input.
     pairing = ", paired with an input that provides further context" if context else ""
     context_block = f"### Input:\n{context}\n\n" if context else ""
     return PROMPT.format(pairing=pairing, instruction=instruction, context_block=context_block)
