@@ -53,7 +53,7 @@ class ImageSplit:
         for label in self.classes["all"]:
             rows = (self.labels == label).nonzero()[:, 0]
             train, test = rows[rows < n_train], rows[rows >= n_train]
-            # The generator serves all classes in order: the parts of a class depend on the sizes of the classes before it.
+            # The generator serves the classes in order: the parts of a class depend on the classes before it.
             train = train[torch.randperm(len(train), generator=generator)]
             n_val = round(VAL_SHARE * len(train))
             ids["val", label] = train[:n_val]
