@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from metalora.learner.data import ImagePreprocessor, PoolEpisodes, PreparedInputs
 from metalora_papers.metalora import emoji
 from metalora_papers.metalora.emoji_colours import HUES, fill_level, main_hue, measure
 from metalora_papers.metalora.emoji_packages import PACKAGES, Package, fetch_emoji, on_white, read_drawings
@@ -199,6 +200,20 @@ def test_episodes(suite, column):
     episode = suite.test_episode(column, 0, 0)
     assert not set(suite.groups[episode.support].tolist()) & set(suite.groups[episode.query].tolist())
     assert len(episode.query_labels.unique()) >= 2
+
+
+def test_a_learner_draws_from_the_pool_of_a_part(suite):
+    pool = suite.task_pool("train")
+    rows = suite.parts["train"]
+    assert tuple(pool.columns) == emoji.TRAINED and pool.modality == "images" and len(pool) == len(rows)
+    assert torch.equal(pool.inputs[5], suite.inputs[rows[5]].permute(2, 0, 1))
+    names = [suite.notions["vendor"].class_names[code] for code in suite.notions["vendor"].codes[rows].tolist()]
+    assert pool.columns["vendor"].values() == names
+    episodes = PoolEpisodes([PreparedInputs(pool, ImagePreprocessor((16, 16), 16))], None)
+    draw = episodes.draw(torch.Generator().manual_seed(0))
+    assert draw.inputs.shape == (108, 3, 16, 16) and set(draw.names) <= set(emoji.TRAINED)
+    with pytest.raises(ValueError, match="unknown column 'skn'; did you mean 'skin'"):
+        suite.task_pool("test", ["skn"])
 
 
 COLOURS = {"red": (220, 20, 30), "orange": (220, 150, 90), "yellow": (255, 204, 50), "green": (80, 180, 60),

@@ -64,3 +64,10 @@ def test_episodes(suite, column):
     episode = suite.test_episode(column, 0, 0)
     assert len(episode.support) == len(episode.query) == 100
     assert not set(suite.groups[episode.support].tolist()) & set(suite.groups[episode.query].tolist())
+
+
+def test_the_pool_of_a_part(suite):
+    pool = suite.task_pool("val", ["topic", "money"])
+    rows = suite.parts["val"].tolist()
+    assert pool.modality == "text" and pool.inputs[7] == suite.inputs[rows[7]]
+    assert tuple(pool.columns) == ("topic", "money") and torch.equal(pool.groups, suite.groups[rows])

@@ -92,12 +92,16 @@ def emoji_suite(drawings: Sequence[Drawings], *, left_out: str | None = None) ->
         left_out: A vendor whose drawings are in the part "test" alone.
     """
     entries = drawings[0].entries
-    variants = [variant for source in drawings for variant in _variants(source)]
-    numbers = [_numbers(source) for source in drawings]
+    by_vendor = [_variants(source) for source in drawings]
+    variants = [variant for shown in by_vendor for variant in shown]
+    numbers = [
+        torch.tensor([source.files[variant.file] for variant in shown])
+        for source, shown in zip(drawings, by_vendor, strict=True)
+    ]
     images = torch.cat([source.images[rows] for source, rows in zip(drawings, numbers, strict=True)])
     colours = _joined([source.colours for source in drawings], numbers)
     notions = {
-        "vendor": _notion([variant.vendor for variant in variants], tuple(sorted({v.vendor for v in variants}))),
+        "vendor": _notion([variant.vendor for variant in variants]),
         "category": _notion([entries[variant.entry]["category"] for variant in variants], CATEGORIES),
         "hue": main_hue(colours),
         "filled": fill_level(colours),
@@ -123,10 +127,6 @@ def _variants(source: Drawings) -> list[Variant]:
             if details["image"] in source.files:
                 variants.append(Variant(source.vendor, number, tones, details["image"]))
     return variants
-
-
-def _numbers(source: Drawings) -> Tensor:
-    return torch.tensor([source.files[variant.file] for variant in _variants(source)])
 
 
 def _joined(colours: Sequence[Colours], numbers: Sequence[Tensor]) -> Colours:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metalora._util.suggest import check_choice
+from metalora.learner.data import LabelColumn, TaskPool
 
 PARTS = ("train", "val", "test")
 FEWEST = 3  # support items of a class; a class with fewer is left out of an episode
@@ -65,6 +66,34 @@ class LabelledItems:
     parts: dict[str, Tensor]
     trained: tuple[str, ...]
     never_trained: tuple[str, ...]
+
+    def task_pool(self, part: str, columns: Sequence[str] | None = None) -> TaskPool:
+        """Return a part as the pool that a learner is trained on.
+
+        Args:
+            part: Name of a part.
+            columns: Names of columns; None: the trained ones.
+
+        Returns:
+            The pool; pictures as a tensor (items of the part, 3, h, w).
+
+        Raises:
+            ValueError: A column or the part is not known.
+        """
+        check_choice("part", part, PARTS)
+        columns = self.trained if columns is None else columns
+        rows = self.parts[part]
+        labels = {}
+        for column in columns:
+            check_choice("column", column, tuple(self.notions))
+            codes, class_names = self.notions[column]
+            labels[column] = LabelColumn(column, codes[rows], class_names)
+        return TaskPool(self._inputs(rows), labels, self.groups[rows], f"{self.name}, {part}")
+
+    def _inputs(self, rows: Tensor) -> Tensor | list[str]:
+        if isinstance(self.inputs, Tensor):
+            return self.inputs[rows].permute(0, 3, 1, 2).contiguous()
+        return [self.inputs[row] for row in rows.tolist()]
 
     def test_episode(
         self, column: str, number: int, seed: int, *, part: str = "test", support: int = 100, queries: int = 100
