@@ -1,42 +1,48 @@
 """The default readout against scikit-learn, refits and finite differences."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from sklearn.kernel_ridge import KernelRidge as SklearnKernelRidge
+from sklearn.linear_model import Ridge
 
-from metalora.learner.readouts import FittedReadout, Targets, make_readout
-from metalora.learner.readouts.discriminant import class_discriminant, label_discriminants
+from metalora.learner.readouts import Targets, make_readout
 from metalora.learner.readouts.kernel import choose_ridge, fit_ridge, linear_and_rbf
-
-
-def task(items=24, width=7, classes=3, spread=1.0, seed=0):
-    """Gaussian classes in float64: features (n, d) and codes (n,)."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99)).double()
-    codes = torch.arange(items) % classes
-    return centres[codes] + spread * torch.randn(items, width, generator=generator).double(), codes
+from metalora.learner.readouts.kernel_ridge import KernelRidge
+from metalora.learner.readouts.weights import ShareWeights
+from support.readouts import gaussian_task, image_like_task
 
 
 def centred_classes(codes, count=3):
     return Targets.classes(codes, count).to(torch.ones(1, dtype=torch.float64)).centred()
 
 
+def test_the_kernel_by_hand():
+    left, right = [0.5, -1.0], [2.0, 0.25]
+    product = sum(a * b for a, b in zip(left, right, strict=True))
+    distance = sum((a - b) ** 2 for a, b in zip(left, right, strict=True))
+    value = linear_and_rbf(torch.tensor([left]), torch.tensor([right])).item()
+    assert value == pytest.approx(product / 2 + math.exp(-distance / 4) / 2)
+
+
 @pytest.mark.parametrize("ridge", (1e-3, 0.1, 3.0))
 def test_coefficients_and_scores_equal_scikit_learn(ridge):
-    (support, codes), (queries, _) = task(), task(10, seed=1)
+    (support, codes), (queries, _) = gaussian_task(), gaussian_task(10, seed=1)
     targets = centred_classes(codes)
     fit = fit_ridge(linear_and_rbf(support, support), targets, torch.tensor(ridge).double())
-    oracle = SklearnKernelRidge(alpha=float(torch.tensor(ridge)), kernel="precomputed")
+    oracle = SklearnKernelRidge(alpha=float(fit.ridge), kernel="precomputed")
     oracle.fit(linear_and_rbf(support, support).numpy(), targets.numpy())
     expected = torch.from_numpy(oracle.predict(linear_and_rbf(queries, support).numpy()))
     torch.testing.assert_close(linear_and_rbf(queries, support) @ fit.coefficients, expected)
 
 
 def test_leave_one_out_scores_equal_refits_without_the_item():
-    support, codes = task()
+    support, codes = gaussian_task()
     kernel, targets = linear_and_rbf(support, support), centred_classes(codes)
     fit = fit_ridge(kernel, targets, torch.tensor(0.1).double())
-    chosen = choose_ridge(kernel, targets, (0.1,))
+    chosen = choose_ridge(kernel, targets, (float(fit.ridge),))
     for item in range(len(codes)):
         others = torch.arange(len(codes)) != item
         oracle = SklearnKernelRidge(alpha=float(fit.ridge), kernel="precomputed")
@@ -46,37 +52,110 @@ def test_leave_one_out_scores_equal_refits_without_the_item():
         torch.testing.assert_close(chosen.leave_one_out[item], expected)
 
 
-@pytest.mark.parametrize("balanced", (False, True))
-def test_leave_one_out_logits_of_the_discriminant_equal_refits(balanced):
-    scores, codes = task(20, width=4)
-    codes = codes.clone()
-    codes[0] = 1  # unequal classes
-    one_hot = Targets.classes(codes, 3).matrix.double()
-    fit = class_discriminant(scores, one_hot, balanced)
-    for item in range(20):
-        others = torch.arange(20) != item
-        refit = class_discriminant(scores[others], one_hot[others], balanced)
-        torch.testing.assert_close(fit.leave_one_out[item], scores[item] @ refit.slope + refit.offset)
+def test_the_chosen_ridge_has_the_smallest_leave_one_out_error():
+    support, codes = gaussian_task(spread=2.0)
+    kernel, targets = linear_and_rbf(support, support), centred_classes(codes)
+    ridges = [10 ** (power / 2) for power in range(-6, 2)]
+    fits = [fit_ridge(kernel, targets, torch.tensor(ridge).double()) for ridge in ridges]
+    errors = [float((fit.leave_one_out - targets).square().sum()) for fit in fits]
+    assert float(choose_ridge(kernel, targets).ridge) == pytest.approx(ridges[int(np.argmin(errors))])
 
 
-@pytest.mark.parametrize("balanced", (False, True))
-def test_leave_one_out_logits_of_labels_equal_refits(balanced):
-    scores, _ = task(16, width=3)
-    labels = (torch.arange(16)[:, None] % torch.tensor([2, 3, 5]) == 0).double()
-    fit = label_discriminants(scores, labels, balanced)
-    for item in range(16):
-        others = torch.arange(16) != item
-        refit = label_discriminants(scores[others], labels[others], balanced)
-        torch.testing.assert_close(fit.leave_one_out[item], scores[item] @ refit.slope + refit.offset)
+@pytest.mark.parametrize("kind", ("classes", "numbers", "multilabel"))
+def test_training_equals_finite_differences(kind):
+    support, codes = gaussian_task(9, width=4)
+    queries, _ = gaussian_task(3, width=4, seed=1)
+    targets = {
+        "classes": Targets.classes(codes, 3),
+        "numbers": Targets.numbers(torch.randn(9, 2).double()),
+        "multilabel": Targets.multilabel((torch.arange(18).view(9, 2) % 4 < 2).double()),
+    }[kind]
+    readout = KernelRidge().double()
+    for parameter in readout.weights.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+
+    def outputs(support, queries, *parameters):
+        named = dict(zip(dict(readout.named_parameters()), parameters, strict=True))
+        fitted = torch.func.functional_call(readout, named, (support, targets))
+        return fitted.logits(queries), fitted.leave_one_out
+
+    readout.forward = readout.fit  # functional_call calls forward
+    inputs = [support.requires_grad_(), queries.requires_grad_(), *readout.parameters()]
+    assert torch.autograd.gradcheck(outputs, inputs)
 
 
-@pytest.mark.parametrize("training", (True, False))
-def test_a_stored_readout_gives_the_same_logits(training):
-    (support, codes), (queries, _) = task(), task(10, seed=1)
-    fitted = (
-        make_readout("kernel-ridge").train(training).fit(support.float(), Targets.classes(codes, 3), frozen_width=3)
-    )
-    same = FittedReadout.from_tensors(fitted.tensors(), fitted.settings())
-    torch.testing.assert_close(same.logits(queries), fitted.logits(queries), rtol=0, atol=0)
-    torch.testing.assert_close(same.novelty(queries), fitted.novelty(queries), rtol=0, atol=0)
-    assert same.settings() == fitted.settings()
+def test_the_readout_has_83_parameters_and_starts_with_the_plain_weights():
+    readout = KernelRidge()
+    assert sum(parameter.numel() for parameter in readout.parameters()) == 81 + 2
+    assert readout.log_ridge.exp().item() == pytest.approx(0.1)
+    share = torch.tensor([0.0, 0.2, 0.9])
+    expected = [math.sqrt(max(value - 2 / 9, 1e-3)) for value in share.tolist()]
+    np.testing.assert_allclose(ShareWeights()(share, items=10, rank=2).tolist(), expected, rtol=1e-6)
+
+
+def test_the_discriminant_undoes_the_masking_of_a_class_between_two_others():
+    codes = torch.arange(60) % 3
+    support = codes[:, None].double() + 0.05 * torch.randn(60, 1).double()
+    features = support.expand(60, 5).contiguous()
+    plain = Ridge().fit(features.numpy(), centred_classes(codes).numpy()).predict(features.numpy())
+    assert (plain.argmax(1) == codes.numpy())[codes == 1].mean() < 0.8
+    fitted = KernelRidge().eval().fit(features, Targets.classes(codes, 3))
+    assert (fitted.logits(features).argmax(1) == codes).all()
+
+
+def task_with_frozen_features(informative):
+    support, codes, queries, truth = image_like_task(width=60, classes=3)
+    noise, query_noise = torch.randn(60, 200), torch.randn(600, 200)
+    if informative == "frozen":
+        return torch.cat([support, noise], 1), torch.cat([queries, query_noise], 1), codes, truth, 60
+    return torch.cat([noise, support], 1), torch.cat([query_noise, queries], 1), codes, truth, 200
+
+
+@pytest.mark.parametrize("informative", ("adapted",))
+def test_the_kernel_in_use_is_the_one_whose_features_inform(informative):
+    support, queries, codes, truth, frozen_width = task_with_frozen_features(informative)
+    targets = Targets.classes(codes, 3)
+    chosen = KernelRidge().eval().fit(support, targets, frozen_width=frozen_width)
+    plain = KernelRidge().eval().fit(support, targets)
+    uses_frozen_alone = chosen.scaling.columns is not None
+    assert uses_frozen_alone == (informative == "frozen")
+    accuracy, plain_accuracy = ((fit.logits(queries).argmax(1) == truth).float().mean() for fit in (chosen, plain))
+    assert accuracy >= plain_accuracy - 0.01
+    alone = KernelRidge().eval().fit(support[:, :frozen_width], targets)
+    if uses_frozen_alone:
+        torch.testing.assert_close(chosen.logits(queries), alone.logits(queries[:, :frozen_width]))
+
+
+def test_the_mean_of_both_kernels_is_stored_and_computed_as_such():
+    support, codes = gaussian_task(30, width=8, spread=2.0)
+    readout = KernelRidge().eval()
+    for seed in range(40):
+        support, codes = gaussian_task(30, width=8, spread=2.0, seed=seed)
+        fitted = readout.fit(support, Targets.classes(codes, 3), frozen_width=4)
+        if fitted.settings()["rule_settings"]["frozen_width"]:
+            break
+    weighted = fitted.support
+    frozen = weighted[:, :4] * fitted.rule.frozen_scale
+    mean = (linear_and_rbf(weighted, weighted) + linear_and_rbf(frozen, frozen)) / 2
+    torch.testing.assert_close(mean @ fitted.rule.coefficients + fitted.rule.offset, fitted.logits(support))
+    assert frozen.square().sum(1).mean() == pytest.approx(1, rel=1e-6)  # weights of sum of squares 1, deviations 1
+
+
+def test_numbers_have_their_own_unit():
+    support, _ = gaussian_task(60, width=5)
+    values = 1000 * support[:, 0] + 5
+    fitted = KernelRidge().eval().fit(support, Targets.numbers(values))
+    residual = (fitted.leave_one_out[:, 0] - values).std() / values.std()
+    assert residual < 0.35
+    scaled = KernelRidge().eval().fit(support, Targets.numbers(values / 1000))
+    torch.testing.assert_close(scaled.logits(support) * 1000, fitted.logits(support))
+
+
+def test_labels_are_predicted_each():
+    support, codes = gaussian_task(80, width=6, classes=4, spread=0.3)
+    labels = torch.stack([codes % 2 == 0, codes < 2], 1)
+    fitted = KernelRidge().eval().fit(support, Targets.multilabel(labels))
+    assert ((fitted.logits(support) > 0) == labels).float().mean() > 0.97
+    readout = make_readout("kernel-ridge")
+    loss = readout.loss(readout.fit(support, Targets.multilabel(labels)).logits(support), labels, "multilabel")
+    assert loss < 0.2

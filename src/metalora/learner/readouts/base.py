@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from metalora._util.suggest import check_choice
+from metalora.learner.readouts.discriminant import item_weights
 from metalora.learner.readouts.fitted import FittedReadout, check_finite, nearest_distances
 from metalora.learner.readouts.rules import Rule
 from metalora.learner.readouts.standardise import Scaling
@@ -94,6 +95,10 @@ class Readout(nn.Module, ABC):
         """Return the fitted readout of weighted features (n, d) and leave-one-out logits (n, count)."""
         nearest = None if self.training else nearest_distances(support)
         return FittedReadout(scaling, support, rule, targets, leave_one_out, nearest, self.balanced, self.name)
+
+    def _item_weights(self, targets: Targets) -> Tensor:
+        """Return the weight of each item in a leave-one-out likelihood, (n,)."""
+        return item_weights(targets, self.balanced)
 
     def _check(self, support: Tensor, targets: Targets, frozen_width: int) -> None:
         """Raise a ValueError for arguments of `fit` that do not fit."""

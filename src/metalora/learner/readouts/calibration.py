@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import log_softmax, logsigmoid
 
 from metalora.learner.readouts.targets import Targets
 
@@ -17,10 +17,13 @@ def mean_log_likelihood(logits: Tensor, targets: Targets, item_weights: Tensor) 
     """Return the weighted mean log-likelihood of the targets of n items.
 
     Args:
-        logits: Logits of classes or of labels, or predicted numbers, (n, count). For numbers, the result is minus half
-            the squared error in units of the variance of the targets.
+        logits: Logits of classes or of labels, or predicted numbers, (..., n, count). For numbers, the result is minus
+            half the squared error in units of the variance of the targets.
         targets: The targets of the items.
         item_weights: Weights of the items, (n,); if their sum is 0, the result is 0.
+
+    Returns:
+        Log-likelihoods, (...).
 
     Example:
         >>> targets = Targets.classes(torch.tensor([0, 1]), count=2)
@@ -28,12 +31,13 @@ def mean_log_likelihood(logits: Tensor, targets: Targets, item_weights: Tensor) 
         tensor(-0.6931)
     """
     if targets.kind == "classes":
-        losses = cross_entropy(logits, targets.codes, reduction="none")
+        of_items = (log_softmax(logits, -1) * targets.matrix).sum(-1)  # (..., n)
     elif targets.kind == "multilabel":
-        losses = binary_cross_entropy_with_logits(logits, targets.matrix.to(logits), reduction="none").mean(1)
+        signs = 2 * targets.matrix - 1
+        of_items = logsigmoid(logits * signs).mean(-1)
     else:
-        losses = ((logits - targets.matrix) / targets.deviation()).square().mean(1) / 2
-    return -(losses * item_weights).sum() / item_weights.sum().clamp_min(1e-12)
+        of_items = -((logits - targets.matrix) / targets.deviation()).square().mean(-1) / 2
+    return (of_items * item_weights).sum(-1) / item_weights.sum().clamp_min(1e-12)
 
 
 def best_temperature(logits: Tensor, targets: Targets, item_weights: Tensor) -> float:
@@ -55,8 +59,8 @@ def best_temperature(logits: Tensor, targets: Targets, item_weights: Tensor) -> 
         return 1.0
     step = math.log(LARGEST_TEMPERATURE / SMALLEST_TEMPERATURE) / (TEMPERATURES - 1)
     candidates = [SMALLEST_TEMPERATURE * math.exp(number * step) for number in range(TEMPERATURES)]
-    likelihoods = [float(mean_log_likelihood(logits / value, targets, item_weights)) for value in candidates]
-    return round(candidates[max(range(TEMPERATURES), key=likelihoods.__getitem__)], 6)
+    divided = logits / logits.new_tensor(candidates)[:, None, None]  # (temperatures, n, count)
+    return round(candidates[int(mean_log_likelihood(divided, targets, item_weights).argmax())], 6)
 
 
 def expected_calibration_error(probabilities: Tensor, codes: Tensor, bins: int = 10) -> float:

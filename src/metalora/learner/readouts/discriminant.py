@@ -25,13 +25,11 @@ class Decision(NamedTuple):
         slope: Slopes, (t, count).
         offset: Offsets, (count,).
         leave_one_out: Logits of each item of the support set without this item, (n, count).
-        is_counted: Whether leave_one_out says something about an item, (n,): not for the single item of a class.
     """
 
     slope: Tensor
     offset: Tensor
     leave_one_out: Tensor
-    is_counted: Tensor
 
 
 def decision(scores: Tensor, targets: Targets, balanced: bool) -> Decision:
@@ -53,8 +51,7 @@ def decision(scores: Tensor, targets: Targets, balanced: bool) -> Decision:
     if targets.kind == "multilabel":
         return label_discriminants(scores, targets.matrix, balanced)
     mean, deviation = targets.matrix.mean(0), targets.deviation()
-    everything = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    return Decision(torch.diag(deviation), mean, scores * deviation + mean, everything)
+    return Decision(torch.diag(deviation), mean, scores * deviation + mean)
 
 
 def class_discriminant(scores: Tensor, one_hot: Tensor, balanced: bool = False) -> Decision:
@@ -82,9 +79,9 @@ def class_discriminant(scores: Tensor, one_hot: Tensor, balanced: bool = False) 
     deviations = scores - one_hot @ means  # (n, t)
     scatter = deviations.mT @ deviations
     slope, offset = _gaussian(means, _shrunk(scatter, items - classes))
-    prior = (counts / items).log()
+    prior = class_prior(one_hot)
     logits = _class_logits_without_self(scores, one_hot, means, deviations, scatter, balanced)
-    return Decision(slope, offset if balanced else offset + prior, logits, one_hot @ counts > 1)
+    return Decision(slope, offset if balanced else offset + prior, logits)
 
 
 def _gaussian(means: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,8 +117,27 @@ def _class_logits_without_self(
         slope, offset = _gaussian(means - mean_shift, _shrunk(scatter - removed, items - 1 - classes))
         logits.append((scores[chunk, None] @ slope)[:, 0] + offset)
     joined = torch.cat(logits)
-    prior = ((counts - one_hot).clamp_min(1) / (items - 1)).log()
-    return joined if balanced else joined + prior
+    return joined if balanced else joined + prior_without_self(one_hot)
+
+
+def class_prior(one_hot: Tensor) -> Tensor:
+    """Return log(n_k / n), (c,), of one-hot classes (n, c).
+
+    Example:
+        >>> class_prior(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        tensor([-0.6931, -0.6931])
+    """
+    return (one_hot.sum(0) / len(one_hot)).log()
+
+
+def prior_without_self(one_hot: Tensor) -> Tensor:
+    """Return `class_prior` of the other items for each item, (n, c); the single item of a class stays.
+
+    Example:
+        >>> prior_without_self(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]))[2]
+        tensor([-0.6931, -0.6931])
+    """
+    return ((one_hot.sum(0) - one_hot).clamp_min(1) / (len(one_hot) - 1)).log()
 
 
 def label_discriminants(scores: Tensor, labels: Tensor, balanced: bool = False) -> Decision:
@@ -160,8 +176,7 @@ def label_discriminants(scores: Tensor, labels: Tensor, balanced: bool = False) 
         items - 3,
         balanced,
     )
-    everything = torch.ones(items, dtype=torch.bool, device=scores.device)
-    return Decision(torch.diag(slope), offset, scores * slopes + offsets, everything)
+    return Decision(torch.diag(slope), offset, scores * slopes + offsets)
 
 
 def _two_classes(
@@ -183,20 +198,21 @@ def _two_classes(
     return slope, offset if balanced else offset + frequency
 
 
-def item_weights(fit: Decision, targets: Targets, balanced: bool) -> Tensor:
+def item_weights(targets: Targets, balanced: bool) -> Tensor:
     """Return the weight of each item of the support set in a leave-one-out likelihood, (n,).
 
+    The single item of a class gets 0, since the class is empty without it.
+
     Args:
-        fit: A decision on the support set; items that do not count get 0.
         targets: The targets of the support set.
         balanced: Whether all classes weigh the same in sum.
 
     Example:
-        >>> targets = Targets.classes(torch.tensor([0, 1, 1]), count=2)
-        >>> item_weights(decision(torch.eye(2)[targets.codes], targets, False), targets, False)
+        >>> item_weights(Targets.classes(torch.tensor([0, 1, 1]), count=2), False)
         tensor([0., 1., 1.])
     """
-    weights = fit.is_counted.to(fit.leave_one_out.dtype)
-    if balanced and targets.kind == "classes":
-        return weights * (targets.matrix @ (1 / targets.matrix.sum(0)))
-    return weights
+    if targets.kind != "classes":
+        return torch.ones_like(targets.matrix[:, 0])
+    own_count = targets.matrix @ targets.matrix.sum(0)
+    is_counted = (own_count > 1).to(own_count)
+    return is_counted / own_count if balanced else is_counted

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from metalora._util.suggest import check_choice
 from metalora.learner.readouts.kernel import squared_distances
-from metalora.learner.readouts.rules import KernelRule, Rule
+from metalora.learner.readouts.projection import Projection
+from metalora.learner.readouts.rules import KernelRule, LinearRule, NeighbourRule, PrototypeRule, Rule
 from metalora.learner.readouts.standardise import Scaling
 from metalora.learner.readouts.targets import Targets
 
-RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (KernelRule,)}
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (KernelRule, LinearRule, PrototypeRule, NeighbourRule)}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class FittedReadout:
             None after a fit in training mode, and then it is computed when it is needed.
         balanced: Whether the logits leave out how often classes occur.
         readout: Name of the readout.
+        halved: Names of the tensors that are stored in half precision; their values are rounded already.
 
     Example:
         >>> from metalora.learner.readouts.registry import make_readout
@@ -49,6 +51,7 @@ class FittedReadout:
     nearest: Tensor | None
     balanced: bool
     readout: str
+    halved: tuple[str, ...] = ()
 
     def logits(self, queries: Tensor) -> Tensor:
         """Return the logits of queries, of which softmax (classes) or sigmoid (labels) makes probabilities.
@@ -68,7 +71,7 @@ class FittedReadout:
             >>> make_readout("kernel-ridge").eval().fit(torch.randn(12, 5), targets).logits(torch.randn(4, 5)).shape
             torch.Size([4, 3])
         """
-        return self.rule.logits(self._weighted(queries), self.support.to(self.scaling.mean))
+        return self.rule.logits(self._weighted(queries), self.support)
 
     def novelty(self, queries: Tensor) -> Tensor:
         """Return how unlike the support set each query is, from 0 to 1.
@@ -92,7 +95,7 @@ class FittedReadout:
             >>> fitted.novelty(torch.full((1, 5), 100.0))
             tensor([1.])
         """
-        support = self.support.to(self.scaling.mean)
+        support = self.support
         distances = squared_distances(self._weighted(queries), support).amin(1).sqrt()  # (m,)
         return (self._nearest() < distances[:, None]).to(distances.dtype).mean(1)
 
@@ -128,6 +131,40 @@ class FittedReadout:
             nearest=self._nearest().to(reference),
         )
 
+    def compact(self, max_bytes: int) -> FittedReadout:
+        """Return a form that takes at most `max_bytes` in a file: fewer dimensions, items and bits.
+
+        A readout that is small enough is returned as it is.
+
+        Args:
+            max_bytes: The largest size, in bytes.
+
+        Raises:
+            ValueError: There is no form that small.
+
+        Example:
+            >>> from metalora.learner.readouts.registry import make_readout
+            >>> targets = Targets.classes(torch.arange(60) % 3, 3)
+            >>> fitted = make_readout("kernel-ridge").eval().fit(torch.randn(60, 400), targets)
+            >>> sum(tensor.nbytes for tensor in fitted.compact(20_000).tensors().values()) < 20_000
+            True
+        """
+        from metalora.learner.readouts.compact import compacted  # it imports this module
+
+        return compacted(self, max_bytes)
+
+    def rounded(self) -> FittedReadout:
+        """Return the readout as it would be read from a file: in float32, with rounded halves.
+
+        Example:
+            >>> from metalora.learner.readouts.registry import make_readout
+            >>> targets = Targets.classes(torch.arange(12) % 3, 3)
+            >>> fitted = make_readout("kernel-ridge").eval().fit(torch.randn(12, 5).double(), targets)
+            >>> fitted.rounded().support.dtype
+            torch.float32
+        """
+        return FittedReadout.from_tensors(self.tensors(), self.settings()).to(self.support.float())
+
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name, detached; with `settings` they are the whole fitted readout.
 
@@ -148,7 +185,11 @@ class FittedReadout:
         }
         if self.scaling.columns is not None:
             tensors["columns"] = self.scaling.columns.to(torch.int32)
+        if self.scaling.projection is not None:
+            tensors["levels"] = self.scaling.projection.levels
+            tensors["mixing"] = self.scaling.projection.mixing
         tensors |= {f"rule.{name}": tensor for name, tensor in self.rule.tensors().items()}
+        tensors |= {name: tensors[name].half() for name in self.halved}
         return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
     def settings(self) -> dict[str, Any]:
@@ -168,6 +209,7 @@ class FittedReadout:
             "balanced": self.balanced,
             "rule": self.rule.name,
             "rule_settings": self.rule.settings(),
+            "halved": list(self.halved),
         }
 
     @classmethod
@@ -191,23 +233,32 @@ class FittedReadout:
             True
         """
         check_choice("rule of a fitted readout", settings["rule"], sorted(RULES))
-        rule_tensors = {
-            name.removeprefix("rule."): tensor for name, tensor in tensors.items() if name.startswith("rule.")
-        }
         missing = {"mean", "factor", "support", "targets", "leave_one_out", "nearest"} - set(tensors)
         if missing:
             raise ValueError(f"a fitted readout has no tensor {sorted(missing)[0]!r}")
-        columns = tensors["columns"].long() if "columns" in tensors else None
+        halved = tuple(settings["halved"])
+        values = {name: tensor.float() if name in halved else tensor for name, tensor in tensors.items()}
+        rule_tensors = {
+            name.removeprefix("rule."): tensor for name, tensor in values.items() if name.startswith("rule.")
+        }
         return cls(
-            scaling=Scaling(tensors["mean"], tensors["factor"], settings["width"], columns),
-            support=tensors["support"],
+            scaling=_stored_scaling(values, settings["width"]),
+            support=values["support"],
             rule=RULES[settings["rule"]](**rule_tensors, **settings["rule_settings"]),
-            targets=_unpacked(tensors["targets"], settings["kind"], settings["count"], tensors["mean"]),
-            leave_one_out=tensors["leave_one_out"],
-            nearest=tensors["nearest"],
+            targets=_unpacked(values["targets"], settings["kind"], settings["count"], values["mean"]),
+            leave_one_out=values["leave_one_out"],
+            nearest=values["nearest"],
             balanced=settings["balanced"],
             readout=settings["readout"],
+            halved=halved,
         )
+
+
+def _stored_scaling(tensors: Mapping[str, Tensor], width: int) -> Scaling:
+    """Return the scaling of the tensors of a fitted readout."""
+    columns = tensors["columns"].long() if "columns" in tensors else None
+    projection = Projection(tensors["levels"], tensors["mixing"]) if "levels" in tensors else None
+    return Scaling(tensors["mean"], tensors["factor"], width, columns, projection)
 
 
 def nearest_distances(support: Tensor) -> Tensor:

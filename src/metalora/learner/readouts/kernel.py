@@ -45,7 +45,9 @@ def squared_distances(left: Tensor, right: Tensor, products: Tensor | None = Non
         tensor([[25.]])
     """
     products = left @ right.mT if products is None else products
-    norms = left.square().sum(1)[:, None] + right.square().sum(1)
+    right_norms = right.square().sum(1)
+    left_norms = right_norms if left is right else left.square().sum(1)
+    norms = left_norms[:, None] + right_norms
     return (norms - 2 * products).clamp_min(0)
 
 

@@ -31,16 +31,16 @@ class KernelFit(NamedTuple):
 
 
 def fit_kernel_rule(
-    features: Tensor, kernel: FeatureKernel, targets: Targets, balanced: bool, representatives: Tensor | None = None
+    values: Tensor, kernel: FeatureKernel, targets: Targets, balanced: bool, representatives: Tensor | None = None
 ) -> KernelFit:
-    """Fit a kernel rule to weighted features.
+    """Fit a kernel rule to the kernel of a support set.
 
     With m representatives the kernel is the Nystroem approximation K_nm K_mm^-1 K_mn, and the rule has coefficients of
     the representatives only.
 
     Args:
-        features: Weighted features of the support set, (n, d), in float64.
-        kernel: The kernel.
+        values: Kernel of the support set, (n, n), in float64.
+        kernel: The kernel that these values are from.
         targets: The targets of the support set.
         balanced: Whether the logits leave out how often classes occur.
         representatives: Positions of the representatives in the support set, (m,); None: all items.
@@ -48,21 +48,21 @@ def fit_kernel_rule(
     Example:
         >>> features = torch.randn(8, 3, dtype=torch.float64)
         >>> targets = Targets.classes(torch.arange(8) % 2, 2).to(features)
-        >>> fit_kernel_rule(features, FeatureKernel(), targets, False, torch.tensor([0, 1, 5])).rule.coefficients.shape
+        >>> kernel = FeatureKernel()
+        >>> fit = fit_kernel_rule(kernel(features, features), kernel, targets, False, torch.tensor([0, 1, 5]))
+        >>> fit.rule.coefficients.shape
         torch.Size([3, 2])
     """
     if representatives is None:
-        values = kernel(features, features)
         ridge_fit = choose_ridge(values, targets.centred())
         coefficients = ridge_fit.coefficients
     else:
-        chosen = features[representatives]
-        to_chosen = kernel(features, chosen)  # (n, m)
-        projection = to_chosen @ _inverse(kernel(chosen, chosen))  # (n, m)
+        to_chosen = values[:, representatives]  # (n, m)
+        projection = to_chosen @ _inverse(to_chosen[representatives])  # (n, m)
         ridge_fit = choose_ridge(projection @ to_chosen.mT, targets.centred())
         coefficients = projection.mT @ ridge_fit.coefficients
     fit = decision(ridge_fit.leave_one_out, targets, balanced)
-    weights = item_weights(fit, targets, balanced)
+    weights = item_weights(targets, balanced)
     temperature = best_temperature(fit.leave_one_out, targets, weights)
     leave_one_out = fit.leave_one_out / temperature
     rule = KernelRule(

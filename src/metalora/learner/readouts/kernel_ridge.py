@@ -71,14 +71,18 @@ class KernelRidge(Readout):
     def _fit_for_use(self, support: Tensor, targets: Targets, frozen_width: int) -> FittedReadout:
         scaling, weights = self._weighting(centre(support), targets)
         features = scaling(support)
-        best = fit_kernel_rule(features, FeatureKernel(), targets, self.balanced)
+        of_all = linear_and_rbf(features, features)
+        best = fit_kernel_rule(of_all, FeatureKernel(), targets, self.balanced)
         best_scaling = scaling
         frozen_norm = float(weights[:frozen_width].square().sum().sqrt())
         if 0 < frozen_width < support.shape[1] and frozen_norm > 0:
             frozen_scaling = scaling.first(frozen_width, 1 / frozen_norm)
-            of_both = fit_kernel_rule(features, FeatureKernel(frozen_width, 1 / frozen_norm), targets, self.balanced)
-            of_frozen = fit_kernel_rule(frozen_scaling(support), FeatureKernel(), targets, self.balanced)
-            for candidate, candidate_scaling in ((of_both, scaling), (of_frozen, frozen_scaling)):
+            frozen_features = frozen_scaling(support)
+            of_frozen = linear_and_rbf(frozen_features, frozen_features)
+            both = FeatureKernel(frozen_width, 1 / frozen_norm)
+            from_both = fit_kernel_rule((of_all + of_frozen) / 2, both, targets, self.balanced)
+            from_frozen = fit_kernel_rule(of_frozen, FeatureKernel(), targets, self.balanced)
+            for candidate, candidate_scaling in ((from_both, scaling), (from_frozen, frozen_scaling)):
                 if candidate.likelihood > best.likelihood:
                     best, best_scaling = candidate, candidate_scaling
         return self._fitted(best_scaling, best_scaling(support), best.rule, best.leave_one_out, targets)

@@ -9,9 +9,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from metalora.learner.readouts.kernel import FeatureKernel
+from metalora.learner.readouts.kernel import FeatureKernel, squared_distances
+from metalora.learner.readouts.projection import Projection
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,14 @@ class Rule(ABC):
     @abstractmethod
     def logits(self, features: Tensor, support: Tensor) -> Tensor:
         """Return logits, (m, count), of queries (m, d), next to the items (n, d) of the support set."""
+
+    @abstractmethod
+    def directions(self, support: Tensor) -> Tensor:
+        """Return the directions (d, k) in which the logits change most with the features."""
+
+    def projected(self, projection: Projection, columns: Tensor) -> Self:
+        """Return the rule for the features at `columns`, (d',), after a projection; the default needs no change."""
+        return self
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields that are tensors, by name."""
@@ -60,3 +71,116 @@ class KernelRule(Rule):
         """Return logits, (m, count)."""
         kernel = FeatureKernel(self.frozen_width, self.frozen_scale)
         return kernel(features, support) @ self.coefficients + self.offset
+
+    def directions(self, support: Tensor) -> Tensor:
+        """Return the gradients of the linear part and, at the mean, of the other part, (d, 2 * count)."""
+        near_mean = torch.exp(-support.square().sum(1, keepdim=True) / 4) * self.coefficients
+        return support.mT @ torch.cat([self.coefficients, near_mean], 1)
+
+
+@dataclass(frozen=True)
+class LinearRule(Rule):
+    """logits = features @ slope + offset.
+
+    Attributes:
+        slope: Slopes, (d, count).
+        offset: Offsets, (count,).
+    """
+
+    name: ClassVar[str] = "linear"
+    slope: Tensor
+    offset: Tensor
+
+    def logits(self, features: Tensor, support: Tensor) -> Tensor:
+        """Return logits, (m, count)."""
+        return features @ self.slope + self.offset
+
+    def directions(self, support: Tensor) -> Tensor:
+        """Return the slopes, (d, count)."""
+        return self.slope
+
+    def projected(self, projection: Projection, columns: Tensor) -> LinearRule:
+        """Return the rule with projected slopes."""
+        return replace(self, slope=projection.of_directions(self.slope[columns]))
+
+
+@dataclass(frozen=True)
+class PrototypeRule(Rule):
+    """logits = scale * cos(features, prototypes) + offset, or -scale * squared distance + offset.
+
+    Attributes:
+        prototypes: A point for each class, (classes, d).
+        scale: The scale, a scalar.
+        offset: Offsets, (classes,).
+        distance: "cosine" or "euclidean".
+    """
+
+    name: ClassVar[str] = "prototype"
+    prototypes: Tensor
+    scale: Tensor
+    offset: Tensor
+    distance: str = "cosine"
+
+    def logits(self, features: Tensor, support: Tensor) -> Tensor:
+        """Return logits, (m, classes)."""
+        if self.distance == "cosine":
+            return self.scale * cosines(features, self.prototypes) + self.offset
+        return -self.scale * squared_distances(features, self.prototypes) + self.offset
+
+    def directions(self, support: Tensor) -> Tensor:
+        """Return the prototypes as columns, (d, classes)."""
+        return self.prototypes.mT
+
+    def projected(self, projection: Projection, columns: Tensor) -> PrototypeRule:
+        """Return the rule with projected prototypes."""
+        return replace(self, prototypes=projection.of_items(self.prototypes[:, columns]))
+
+
+@dataclass(frozen=True)
+class NeighbourRule(Rule):
+    """A vote of all items of the support set with weights that fall with the angle.
+
+    logit_c = (log(sum_{i in c} exp(scale * cos(features, i)) + exp(-scale)) + prior_c) / temperature. The last term in
+    the sum, an item at the opposite side, keeps a class without items finite.
+
+    Attributes:
+        membership: Classes of the items, one-hot, (n, classes).
+        scale: The scale, a scalar.
+        prior: Added to the logits, (classes,).
+        temperature: The temperature, a scalar.
+    """
+
+    name: ClassVar[str] = "neighbours"
+    membership: Tensor
+    scale: Tensor
+    prior: Tensor
+    temperature: Tensor
+
+    def logits(self, features: Tensor, support: Tensor) -> Tensor:
+        """Return logits, (m, classes)."""
+        return self.vote(self.scale * cosines(features, support))
+
+    def vote(self, similarities: Tensor) -> Tensor:
+        """Return logits, (m, classes), of scaled similarities (m, n) of queries and items; -inf: an item left out."""
+        of_classes = similarities[:, :, None].masked_fill(self.membership[None] == 0, -torch.inf)  # (m, n, classes)
+        opposite = (-self.scale).expand(len(similarities), 1, self.membership.shape[1])
+        votes = torch.cat([of_classes, opposite], 1).logsumexp(1)
+        return (votes + self.prior) / self.temperature
+
+    def directions(self, support: Tensor) -> Tensor:
+        """Return the class sums of the items, (d, classes)."""
+        return support.mT @ self.membership
+
+
+def cosines(left: Tensor, right: Tensor) -> Tensor:
+    """Return the cosine of each pair of rows, (m, n); 0 with a row of zeros.
+
+    Args:
+        left: Features, (m, d).
+        right: Features, (n, d).
+
+    Example:
+        >>> cosines(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        tensor([[0.7071, 0.0000]])
+    """
+    return normalize(left, dim=1) @ normalize(right, dim=1).mT

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalora.learner.readouts.projection import Projection
 from metalora.learner.readouts.targets import Targets
 
 SMALLEST_DEVIATION = 1e-3
+SMALLEST_VARIANCE = 1e-20  # a feature below it is dead: its gradient would overflow in float32
 
 
 @dataclass(frozen=True)
@@ -22,17 +24,20 @@ class Scaling:
         factor: Factors, (d',); 0 for a feature that does not vary in the support set, which is thus ignored.
         width: Number d of features of an example.
         columns: The features that are used, int64 (d',); None: all.
+        projection: A projection of the scaled features to fewer dimensions, in a compact form.
     """
 
     mean: Tensor
     factor: Tensor
     width: int
     columns: Tensor | None = None
+    projection: Projection | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return scaled features, (m, d'), of features (m, d)."""
+        """Return scaled features, (m, d') or as the projection gives them, of features (m, d)."""
         used = features if self.columns is None else features[:, self.columns]
-        return (used - self.mean) * self.factor
+        scaled = (used - self.mean) * self.factor
+        return scaled if self.projection is None else self.projection.of_queries(scaled)
 
     def weighted(self, weights: Tensor) -> Scaling:
         """Return the scaling whose factors are multiplied with weights (d',)."""
@@ -50,7 +55,8 @@ class Scaling:
     def to(self, reference: Tensor) -> Scaling:
         """Return the scaling in the dtype and on the device of another tensor."""
         columns = None if self.columns is None else self.columns.to(reference.device)
-        return Scaling(self.mean.to(reference), self.factor.to(reference), self.width, columns)
+        projection = None if self.projection is None else self.projection.to(reference)
+        return Scaling(self.mean.to(reference), self.factor.to(reference), self.width, columns, projection)
 
 
 class Centred(NamedTuple):
@@ -83,7 +89,7 @@ def centre(support: Tensor) -> Centred:
     deviations = support - mean
     variance = deviations.square().mean(0)
     smallest, largest = support.detach().aminmax(dim=0)  # the mean of a constant may be off in its last bit
-    is_used = (largest > smallest) & (variance > 0)  # squares of values of 1e-33 are 0 in float32
+    is_used = (largest > smallest) & (variance > SMALLEST_VARIANCE)
     return Centred(mean, deviations, variance, is_used)
 
 

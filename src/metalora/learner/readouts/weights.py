@@ -6,6 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from metalora.learner.readouts.standardise import (
+    Centred,
+    Scaling,
+    explained_share,
+    standardisation,
+    target_basis,
+)
+from metalora.learner.readouts.targets import Targets
+
 SMALLEST_GAIN = 1e-3
 
 
@@ -40,6 +49,37 @@ def normalised(weights: Tensor, is_used: Tensor) -> Tensor:
     """
     used = torch.where(is_used, weights, torch.zeros_like(weights))
     return used / used.square().sum().clamp_min(1e-30).sqrt()
+
+
+def share_scaling(centred: Centred, targets: Targets) -> Scaling:
+    """Return the scaling that standardises features and weights them with `share_weights`.
+
+    Args:
+        centred: The support set.
+        targets: Its targets.
+
+    Example:
+        >>> support = centre(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        >>> share_scaling(support, Targets.classes(torch.tensor([0, 1]), 2)).factor
+        tensor([1.4142, 1.4142])
+    """
+    basis = target_basis(targets)
+    share = explained_share(centred, basis)
+    weights = share_weights(share, len(centred.deviations), basis.rank)
+    return standardisation(centred).weighted(normalised(weights, centred.is_used))
+
+
+def even_scaling(centred: Centred) -> Scaling:
+    """Return the scaling that standardises features and gives all the same weight, with a sum of squares of 1.
+
+    Args:
+        centred: The support set.
+
+    Example:
+        >>> even_scaling(centre(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))).factor
+        tensor([1.4142, 1.4142])
+    """
+    return standardisation(centred).weighted(normalised(torch.ones_like(centred.mean), centred.is_used))
 
 
 class ShareWeights(nn.Module):

@@ -1,0 +1,262 @@
+"""A small form of a fitted readout: fewer dimensions, fewer items of the support set, fewer bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softmax
+
+from metalora.learner.readouts.fitted import FittedReadout, nearest_distances
+from metalora.learner.readouts.kernel import FeatureKernel, squared_distances
+from metalora.learner.readouts.kernel_fit import fit_kernel_rule
+from metalora.learner.readouts.projection import projection_onto
+from metalora.learner.readouts.rules import KernelRule
+
+BYTES_PER_TENSOR = 100  # what a safetensors file says of a tensor: name, type, shape, place
+REPRESENTATIVES = (1000, 500, 250, 120, 60, 30, 15)
+TYPICAL_QUERIES = 200
+FOLDS = 10
+DIMENSIONS = (6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+LARGEST_ROUNDING = 0.01  # of a mean or a factor in half precision, in standard deviations of the feature
+
+
+def stored_bytes(fitted: FittedReadout) -> int:
+    """Return the size of a fitted readout in a file, in bytes.
+
+    Args:
+        fitted: The fitted readout.
+
+    Example:
+        >>> from metalora.learner.readouts import Targets, make_readout
+        >>> targets = Targets.classes(torch.arange(12) % 3, 3)
+        >>> stored_bytes(make_readout("kernel-ridge").eval().fit(torch.randn(12, 5), targets))
+        1721
+    """
+    tensors = fitted.tensors().values()
+    payload = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return payload + BYTES_PER_TENSOR * len(tensors) + len(json.dumps(fitted.settings()))
+
+
+def compacted(fitted: FittedReadout, max_bytes: int) -> FittedReadout:
+    """Return a fitted readout of at most `max_bytes`; see `FittedReadout.compact`.
+
+    The weighted features are projected (`projection_onto`) onto the directions in which the logits change most and the
+    principal directions of the support set. A large support set is first reduced to representatives (a Nystroem
+    approximation). Features of the smallest weights are left out if there is no room for all. Of the
+    numbers of dimensions and representatives that fit, those are chosen that change the probabilities of random queries
+    least; these queries have the class means and the covariance of the support set.
+
+    Args:
+        fitted: A fitted readout.
+        max_bytes: The largest size, as `stored_bytes` counts it.
+
+    Raises:
+        ValueError: No form is that small, or the readout is compact already.
+
+    Example:
+        >>> from metalora.learner.readouts import Targets, make_readout
+        >>> targets = Targets.classes(torch.arange(60) % 3, 3)
+        >>> fitted = make_readout("kernel-ridge").eval().fit(torch.randn(60, 400), targets)
+        >>> stored_bytes(compacted(fitted, 20_000)) <= 20_000 < stored_bytes(fitted)
+        True
+    """
+    if stored_bytes(fitted) <= max_bytes:
+        return fitted
+    if fitted.scaling.projection is not None:
+        raise ValueError("a compact readout cannot be made smaller: start from the full one")
+    precise = _with_one_kernel(fitted.to(fitted.support.double()))
+    queries = _typical_queries(precise)
+    wanted = _outputs(precise.rule.logits(queries, precise.support), precise)
+    best: FittedReadout | None = None
+    smallest_change = float("inf")
+    for candidate, reduced, columns in _candidates(precise, max_bytes):
+        assert candidate.scaling.projection is not None
+        projected = candidate.scaling.projection.of_queries(queries[:, columns].float())
+        outputs = _outputs(candidate.rule.logits(projected, candidate.support), candidate)
+        change = float((outputs - wanted).abs().mean())
+        if change < smallest_change:
+            best, best_reduced, best_columns, smallest_change = candidate, reduced, columns, change
+    if best is None:
+        raise ValueError(f"a readout of {len(fitted.support)} examples has no form of at most {max_bytes} bytes")
+    return replace(best, nearest=_held_out_nearest(best, best_reduced, precise.support, best_columns)).rounded()
+
+
+def _with_one_kernel(fitted: FittedReadout) -> FittedReadout:
+    """Return the readout with the better of two kernels, of all or of the frozen features, if it has their mean."""
+    rule = fitted.rule
+    if not isinstance(rule, KernelRule) or not rule.frozen_width:
+        return fitted
+    frozen_scaling = fitted.scaling.first(rule.frozen_width, rule.frozen_scale)
+    frozen = replace(fitted, scaling=frozen_scaling, support=fitted.support[:, : rule.frozen_width] * rule.frozen_scale)
+    of_all, likelihood_of_all = _refit(fitted, None)
+    of_frozen, likelihood_of_frozen = _refit(frozen, None)
+    return of_all if likelihood_of_all >= likelihood_of_frozen else of_frozen
+
+
+def _refit(fitted: FittedReadout, representatives: Tensor | None) -> tuple[FittedReadout, float]:
+    """Return a kernel readout with a new rule, and its leave-one-out likelihood.
+
+    Args:
+        fitted: A readout with the weighted features of the whole support set.
+        representatives: Positions of the items that the new rule has, (m,); None: all.
+    """
+    kernel = FeatureKernel()
+    values = kernel(fitted.support, fitted.support)
+    fit = fit_kernel_rule(values, kernel, fitted.targets, fitted.balanced, representatives)
+    support = fitted.support if representatives is None else fitted.support[representatives]
+    return replace(fitted, rule=fit.rule, leave_one_out=fit.leave_one_out, support=support), fit.likelihood
+
+
+def _typical_queries(fitted: FittedReadout) -> Tensor:
+    """Return random weighted features, (200, d): class means plus Gaussian noise of the covariance within classes."""
+    generator = torch.Generator().manual_seed(0)
+    support, targets = fitted.support, fitted.targets
+    if targets.kind == "classes":
+        codes = targets.codes
+        means = (targets.matrix.mT @ support) / targets.matrix.sum(0)[:, None]
+    else:
+        codes = torch.zeros(len(support), dtype=torch.int64, device=support.device)
+        means = support.mean(0, keepdim=True)
+    drawn = torch.randint(len(means), (TYPICAL_QUERIES,), generator=generator).to(support.device)
+    mixtures = torch.randn(TYPICAL_QUERIES, len(support), generator=generator, dtype=torch.float64).to(support)
+    queries: Tensor = means[drawn] + mixtures @ (support - means[codes]) / len(support) ** 0.5
+    return queries
+
+
+def _outputs(logits: Tensor, fitted: FittedReadout) -> Tensor:
+    """Return probabilities, or numbers in units of their standard deviation, (m, count)."""
+    if fitted.targets.kind == "numbers":
+        return logits / fitted.targets.deviation()
+    return softmax(logits, -1) if fitted.targets.kind == "classes" else logits.sigmoid()
+
+
+def _candidates(fitted: FittedReadout, max_bytes: int) -> Iterator[tuple[FittedReadout, FittedReadout, Tensor]]:
+    """Yield compact forms of at most `max_bytes`, before the projection too, and the features that they use, (d',)."""
+    items = len(fitted.support)
+    counts = [items] if items <= REPRESENTATIVES[0] else []
+    if isinstance(fitted.rule, KernelRule):
+        counts += [count for count in REPRESENTATIVES if count < items]
+    for count in counts:
+        reduced = fitted
+        if count < items:
+            representatives = pivots(FeatureKernel()(fitted.support, fitted.support), count)
+            reduced, _ = _refit(fitted, representatives)
+        for size in DIMENSIONS:
+            columns = _columns_that_fit(reduced, size, max_bytes)
+            if len(columns) >= size:
+                candidate = _projected(reduced, columns, size)
+                if stored_bytes(candidate) <= max_bytes:
+                    yield candidate, reduced, columns
+
+
+def _columns_that_fit(fitted: FittedReadout, size: int, max_bytes: int) -> Tensor:
+    """Return the positions of the features of largest weight for which a projection to `size` dimensions has room."""
+    width = len(fitted.scaling.mean)
+    everything = torch.arange(width, device=fitted.support.device)
+    if width <= size:
+        return everything
+    per_feature = size + 2 * (2 if _can_be_halved(fitted) else 4)  # levels, mean and factor
+    per_column = 4  # its number, unless all are used
+    fixed = stored_bytes(_projected(fitted, everything[:size], size)) - size * (per_feature + per_column)
+    if fitted.scaling.columns is None and fixed - BYTES_PER_TENSOR + width * per_feature <= max_bytes:
+        return everything
+    room = (max_bytes - fixed) // (per_feature + per_column)
+    weights = fitted.support.square().sum(0)
+    return weights.topk(max(0, min(room, width))).indices.sort().values
+
+
+def _projected(fitted: FittedReadout, columns: Tensor, size: int) -> FittedReadout:
+    """Return a readout with some of the weighted features, projected to `size` dimensions, and rounded.
+
+    Args:
+        fitted: A readout with m representatives of the support set, or with all items.
+        columns: Positions of the features that stay, (d',).
+        size: Number of dimensions.
+    """
+    width = len(fitted.scaling.mean)
+    scaling = fitted.scaling if len(columns) == width else fitted.scaling.only(columns)
+    representatives = fitted.support[:, columns]
+    projection = projection_onto(fitted.rule.directions(fitted.support)[columns], representatives, size)
+    halved = ["support", "leave_one_out", "nearest"]
+    if _can_be_halved(fitted):
+        halved += ["mean", "factor"]
+    compact = replace(
+        fitted,
+        scaling=replace(scaling, projection=projection),
+        support=projection.of_items(representatives),
+        rule=fitted.rule.projected(projection, columns),
+        halved=tuple(halved),
+    )
+    return compact.rounded()
+
+
+def _can_be_halved(fitted: FittedReadout) -> bool:
+    """Return whether mean and factor in half precision move no feature by more than a hundredth of its deviation."""
+    mean, factor = fitted.scaling.mean, fitted.scaling.factor
+    deviations = fitted.support.square().mean(0).sqrt()  # of the weighted features
+    is_close = (mean - mean.half().double()).abs() * factor <= LARGEST_ROUNDING * deviations
+    is_close &= (factor - factor.half().double()).abs() <= LARGEST_ROUNDING * factor
+    return bool(is_close.all())
+
+
+def pivots(kernel: Tensor, count: int) -> Tensor:
+    """Return items that represent a support set: the pivots of a Cholesky factorisation of its kernel.
+
+    Each pivot is the item that the pivots before it explain least.
+
+    Args:
+        kernel: Kernel of the support set, (n, n).
+        count: Number m of pivots.
+
+    Returns:
+        Positions of the items, sorted, (m,).
+
+    Example:
+        >>> pivots(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.5]]), 2)
+        tensor([0, 2])
+    """
+    residual = kernel.diagonal().clone()
+    columns = kernel.new_zeros(count, len(kernel))
+    chosen: list[int] = []
+    for number in range(count):
+        pivot = int(residual.argmax())
+        chosen.append(pivot)
+        column = kernel[pivot] - columns[:number, pivot] @ columns[:number]
+        columns[number] = column / residual[pivot].clamp_min(1e-12).sqrt()
+        residual = (residual - columns[number].square()).clamp_min(0)
+        residual[chosen] = -1  # an item is chosen once
+    return torch.tensor(sorted(chosen), device=kernel.device)
+
+
+def _held_out_nearest(compact: FittedReadout, reduced: FittedReadout, items: Tensor, columns: Tensor) -> Tensor:
+    """Return the projected distance of each item to its nearest representative, (n,), as if the item were a query.
+
+    A projection onto the principal directions of a support set is closer to its items than to queries. The items of
+    each of ten folds are therefore projected onto the principal directions of the other representatives.
+
+    Args:
+        compact: The compact form.
+        reduced: The readout before its projection.
+        items: Weighted features of the support set, (n, d).
+        columns: Positions of the features of the compact form, (d',).
+    """
+    assert compact.scaling.projection is not None
+    size = compact.scaling.projection.mixing.shape[0]
+    directions = reduced.rule.directions(reduced.support)[columns]
+    items, representatives = items[:, columns], reduced.support[:, columns]
+    nearest = compact.nearest if compact.nearest is not None else nearest_distances(items)
+    nearest = nearest.to(items)
+    fold = torch.arange(len(items), device=items.device) % min(FOLDS, len(items))
+    for number in range(int(fold.max()) + 1):
+        queries = items[fold == number]
+        is_held_out = (squared_distances(queries, representatives) <= 1e-12).any(0)
+        if not is_held_out.all():
+            others = representatives[~is_held_out]
+            projection = projection_onto(directions, others, size)
+            distances = squared_distances(projection.of_queries(queries), projection.of_items(others))
+            nearest[fold == number] = distances.amin(1).sqrt()
+    return nearest
