@@ -284,9 +284,9 @@ def check_finite(what: str, features: Tensor) -> None:
 
 
 def _packed(targets: Targets) -> Tensor:
-    """Return targets as a file stores them: int32 codes (n,) of classes, the matrix (n, count) otherwise."""
+    """Return targets as a file stores them: codes (n,) of classes in few bytes, the matrix (n, count) otherwise."""
     if targets.kind == "classes":
-        return targets.codes.to(torch.int32)
+        return targets.codes.to(torch.uint8 if targets.count <= 256 else torch.int32)
     return targets.matrix.to(torch.uint8) if targets.kind == "multilabel" else targets.matrix
 
 

@@ -59,6 +59,7 @@ def share_scaling(centred: Centred, targets: Targets) -> Scaling:
         targets: Its targets.
 
     Example:
+        >>> from metalora.learner.readouts.standardise import centre
         >>> support = centre(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         >>> share_scaling(support, Targets.classes(torch.tensor([0, 1]), 2)).factor
         tensor([1.4142, 1.4142])
@@ -76,6 +77,7 @@ def even_scaling(centred: Centred) -> Scaling:
         centred: The support set.
 
     Example:
+        >>> from metalora.learner.readouts.standardise import centre
         >>> even_scaling(centre(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))).factor
         tensor([1.4142, 1.4142])
     """
