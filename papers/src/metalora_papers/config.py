@@ -289,9 +289,6 @@ class CausalRunConfig:
         return False
 
 
-Run = RunConfig | TextRunConfig | CausalRunConfig
-
-
 TEXT_TABLES = {
     "metatt-2": "one adapter a task (Tables 2, 15, 18)",
     "metatt-3": "one adapter for all tasks (Tables 3, 13; Figs. 3, 5)",

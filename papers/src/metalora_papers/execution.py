@@ -17,10 +17,10 @@ from metalora.adapters.attach import attach
 from metalora.bench.store import finished_row
 from metalora.io.adapter_file import round_as_saved
 from metalora.training.loop import fit
-from metalora_papers.config import Run
 from metalora_papers.metalora.backbones import tensors_hash
 from metalora_papers.registry import open_suite
 from metalora_papers.rows import Row
+from metalora_papers.runs import Run
 from metalora_papers.suite import Suite
 
 UNUSED_CONDITION = 0.02  # a condition of another task that costs less accuracy than this is not used

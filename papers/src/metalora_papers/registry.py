@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from metalora._util.suggest import nearest
 from metalora.config import from_dict, read_yaml
-from metalora_papers.config import CausalRunConfig, Run, RunConfig, TextRunConfig
+from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
+from metalora_papers.learner.config import LearnerRunConfig
+from metalora_papers.runs import Run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +41,7 @@ class SuiteEntry:
 _EPISODES = SuiteEntry(RunConfig, "metalora_papers.metalora.vision:load_episodes")
 _DOMAINS = SuiteEntry(RunConfig, "metalora_papers.metalora.vision:load_domains")
 _TEXT = SuiteEntry(TextRunConfig, "metalora_papers.metatt.text:TextSuite")
+_ATTRIBUTES = SuiteEntry(LearnerRunConfig, "metalora_papers.learner.attribute_data:load")
 _CAUSAL = SuiteEntry(CausalRunConfig, "metalora_papers.metatt.causal:CausalSuite")
 SUITES: dict[str, SuiteEntry] = {
     "attributes": _EPISODES,
@@ -48,6 +51,9 @@ SUITES: dict[str, SuiteEntry] = {
     "news": _TEXT,
     "glue": _TEXT,
     "commonsense": _CAUSAL,
+    "learner-attributes": _ATTRIBUTES,
+    "learner-emoji": SuiteEntry(LearnerRunConfig, "metalora_papers.learner.item_data:load_emoji_suite"),
+    "learner-texts": SuiteEntry(LearnerRunConfig, "metalora_papers.learner.item_data:load_text_suite"),
 }
 
 

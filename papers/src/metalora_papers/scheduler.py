@@ -16,10 +16,10 @@ import torch
 from metalora.bench.store import RowStore, run_key
 from metalora.config import from_dict, to_dict
 from metalora.io.adapter_file import save
-from metalora_papers.config import Run
 from metalora_papers.execution import OnStep, execute
 from metalora_papers.registry import SUITES, open_suite
 from metalora_papers.rows import Row
+from metalora_papers.runs import Run
 
 WAIT = 1.0  # seconds between looks at what another process is doing
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

@@ -92,6 +92,39 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def replaced_folder(path: str | Path, marker: str) -> Iterator[Path]:
+    """Give a temporary folder to fill; it replaces the folder `path` when the block ends without an exception.
+
+    Args:
+        path: The folder to create or to replace.
+        marker: Name of a file without which an existing folder is not replaced, since it is somebody else's.
+
+    Yields:
+        The temporary folder. After an exception inside the block, nothing remains of it; the old folder is unchanged.
+
+    Raises:
+        ValueError: Something else has that name, or the folder could not be written.
+    """
+    path = Path(path).absolute()
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / marker).is_file())):
+        raise ValueError(f"{path}: exists already, and is not a folder that this would replace; name another folder")
+    temporary, old = _temporary_name(path), path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise ValueError(f"{path}: could not be written ({error.strerror}); what was there is unchanged") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def _temporary_name(path: Path) -> Path:
     """Return a hidden name in the same folder, which differs between processes."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from metalora.cli import verbs
+from metalora.cli import learner_verbs, verbs
 from metalora.cli.render import run_verbs
 
 VERBS: dict[str, Callable[..., None]] = {
+    "fit": learner_verbs.fit,
+    "adapt": learner_verbs.adapt,
+    "predict": learner_verbs.predict,
+    "evaluate": learner_verbs.evaluate,
     "methods": verbs.methods,
     "inspect": verbs.inspect,
     "plan": verbs.plan,

@@ -34,7 +34,7 @@ def fit(
     extra_module: nn.Module | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, float], bool | None] | None = None,
 ) -> list[float]:
     """Train an adapter, and whatever else requires a gradient in `extra_module`.
 
@@ -52,7 +52,7 @@ def fit(
         seed: Seed of the random numbers of the run.
         checkpoint: A file for the state of the run. If it exists, the run continues from it. It is written every
             `config.checkpoint_every` steps and at Ctrl-C.
-        on_step: Called after every step with its number, from 0, and its loss.
+        on_step: Called after every step with its number, from 0, and its loss; True ends the training.
 
     Returns:
         The loss of every step, including the penalties of the controllers.
@@ -95,10 +95,11 @@ def fit(
                 scheduler.step()
                 for rule in rules:  # after the update, since a sweep changes the shapes of parameters
                     rule.after(step + 1, optimizer)
-                if on_step is not None:
-                    on_step(step, losses[-1])
+                stop = on_step is not None and on_step(step, losses[-1])
                 if interrupted():
                     raise KeyboardInterrupt
+                if stop:
+                    break
                 if (step + 1) % config.checkpoint_every == 0:
                     run.save(losses)
     except KeyboardInterrupt:

@@ -103,6 +103,20 @@ class FittedReadout:
         """Return the distance of each item of the support set to its nearest other item, (n,)."""
         return nearest_distances(self.support) if self.nearest is None else self.nearest
 
+    def embed(self, queries: Tensor) -> Tensor:
+        """Return queries as weighted features, in which what tells of the task counts most.
+
+        Args:
+            queries: Features, (m, d).
+
+        Returns:
+            The weighted features, (m, d'); d' is smaller than d in a compact form.
+
+        Raises:
+            ValueError: As `logits`.
+        """
+        return self._weighted(queries)
+
     def _weighted(self, queries: Tensor) -> Tensor:
         """Return the weighted features, (m, d), of queries."""
         width = self.scaling.width

@@ -1,0 +1,62 @@
+"""Configurations of the runs and the tables of learners; imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from metalora.config import AdapterConfig, TrainConfig
+from metalora_papers.config import BackboneConfig
+
+SUITES = ("learner-attributes", "learner-emoji", "learner-texts")
+LEARNER_TRAINING = TrainConfig(steps=500, lr=5e-3, mapping_lr_ratio=1.0, store="float32")
+
+
+@dataclass(frozen=True)
+class LearnerRunConfig:
+    """One run: an adapter that is meta-trained through a readout, or the frozen network with its peers."""
+
+    suite: Literal["learner-attributes", "learner-emoji", "learner-texts"] = "learner-attributes"
+    data: str = "fashion-mnist"
+    """suite learner-attributes: the image set"""
+    data_root: str | None = None
+    method: str = "original"
+    """name of the row in tables"""
+    adapter: AdapterConfig | None = None
+    """None: the frozen network; its row holds the scores of the peers"""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """suite learner-attributes: the small backbone that is pre-trained on seen classes and cached"""
+    readout: str = "kernel-ridge"
+    """what a support set generates"""
+    train: TrainConfig = LEARNER_TRAINING
+    trained: tuple[str, ...] = ()
+    """the notions that are tasks in training; empty: those of the suite"""
+    held_out: tuple[str, ...] = ()
+    """the notions that are only tested; empty: those of the suite"""
+    left_out_vendor: str = ""
+    """suite learner-emoji: this vendor's pictures are only tested on"""
+    size: int = 32
+    """height and width of the pictures, in pixels"""
+    support: int = 60
+    query: int = 48
+    label_sets: int = 6
+    """tasks that share the forward pass of a step; a generated adapter has one"""
+    procedural: float = 0.5
+    """probability that a task is a procedural notion; 1: no label is used"""
+    class_episodes: float = 0.2
+    """probability of an episode of a few classes"""
+    test_support: int = 100
+    test_query: int = 100
+    test_episodes: int = 12
+    peers: tuple[str, ...] = ()
+    """peers that are scored too; empty: for the frozen network all that need no training, otherwise none"""
+    seed: int = 0
+    split: Literal["val", "test"] = "test"
+    """val: hyper-parameters are chosen here; test is touched once"""
+
+    @property
+    def shared_backbone(self) -> str | None:
+        """A name of what several runs share and the first of them trains and caches: the small backbone."""
+        return repr((self.suite, self.data, self.backbone)) if self.suite == "learner-attributes" else None
+
+    def trains_unsaved_weights(self, adapter_is_given: bool) -> bool:
+        """Return whether the scores need trained weights that no file holds: never, the readout is in the file."""
+        return False

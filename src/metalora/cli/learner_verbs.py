@@ -1,0 +1,244 @@
+"""The verbs for own tasks: fit, adapt, predict; heavy imports are inside the verb."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from metalora._util.files import write_atomically
+from metalora.cli.render import Json, print_json, progress, show, status
+from metalora.learner.config import LearnerConfig
+
+if TYPE_CHECKING:
+    from metalora.learner import AdaptedTask, Report, TaskPool
+
+BACKBONES = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, st:FOLDER_OR_ID, minilm or efficientnet-lite0"
+LearnerFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LEARNER", help="folder of the learner")]
+TaskFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TASK", help="folder of the task")]
+Images = Annotated[Path | None, tyro.conf.arg(help="folder that image paths are relative to; the table's if not given")]
+ImageColumn = Annotated[str | None, tyro.conf.arg(help="column of image paths; found by its values if not given")]
+TextColumn = Annotated[str | None, tyro.conf.arg(help="column of texts")]
+TABLES = "a table (.csv, .tsv, .jsonl, .parquet) or a folder of pictures"
+
+
+def fit(
+    learner: LearnerFolder,
+    backbone: Annotated[str, tyro.conf.arg(help=BACKBONES)],
+    data: Annotated[
+        Path,
+        tyro.conf.arg(help=f"{TABLES}: in class folders, or without; without labels all notions are procedural"),
+    ],
+    images: Images = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    label_columns: Annotated[tuple[str, ...] | None, tyro.conf.arg(help="columns of labels; all others")] = None,
+    group_column: Annotated[
+        str | None, tyro.conf.arg(help="inputs with the same value are never in a support set and in its queries")
+    ] = None,
+    holdout: Annotated[
+        int | None, tyro.conf.arg(help="how many tasks are kept for the report; a fifth of five or more")
+    ] = None,
+    no_adapter: Annotated[bool, tyro.conf.arg(help="train nothing: the frozen network and a readout")] = False,
+    config: Annotated[LearnerConfig, tyro.conf.AvoidSubcommands, tyro.conf.arg(name="")] = LearnerConfig(),  # noqa: B008
+    json: Json = False,
+) -> None:
+    """Meta-train an adapter on your own tasks, compare it with its peers, and write the learner as a folder.
+
+    Ctrl-C keeps a checkpoint next to the folder; the same command continues from it.
+    """
+    from metalora.learner import MetaLearner, read_tasks
+
+    if no_adapter:
+        config = dataclasses.replace(config, adapter=None)
+    pools = read_tasks(
+        data,
+        images=images,
+        image_column=image_column,
+        text_column=text_column,
+        label_columns=label_columns,
+        group_column=group_column,
+    )
+    with status("loading the backbone", quiet=json):
+        trained = MetaLearner(backbone, config)
+    checkpoint = learner.with_name(f"{learner.name}.training.pt")
+    with progress(config.steps, "meta-training", quiet=json) as advance:
+        trained.fit_pools(
+            pools,
+            holdout=holdout,
+            checkpoint=checkpoint,
+            on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"),
+            report=False,
+        )
+    with status("comparing with the peers", quiet=json):
+        trained.make_report(pools, holdout)
+    trained.save_pretrained(learner)
+    checkpoint.unlink(missing_ok=True)
+    _show_report(trained.report_, json, f"{learner}: accuracy on inputs that were not trained on")
+
+
+def _show_report(report: Report, json: bool, title: str) -> None:
+    if json:
+        return print_json(report.to_dict())
+    rows = [
+        {name: _percent(row[name]) for name in ("trained", "held out")} | {"method": row["method"]}
+        for row in report.table()
+    ]
+    show(None, False, title, ("method", "trained", "held out"), rows)
+    print(report.verdict)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def adapt(
+    learner: LearnerFolder,
+    support: Annotated[Path, tyro.conf.arg(help=f"labelled examples: {TABLES} in class folders")],
+    out: Annotated[Path, tyro.conf.arg(help="folder of the task")],
+    label_column: Annotated[str | None, tyro.conf.arg(help="column of the labels, if there are several")] = None,
+    images: Images = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    max_bytes: Annotated[int | None, tyro.conf.arg(help="largest size of the task's numbers, in bytes")] = None,
+    json: Json = False,
+) -> None:
+    """Adapt a learner to a task: one forward pass of its labelled examples."""
+    from metalora.learner import MetaLearner, read_tasks
+
+    columns = None if label_column is None else (label_column,)
+    pools = read_tasks(
+        support, images=images, image_column=image_column, text_column=text_column, label_columns=columns
+    )
+    inputs, labels = _support_set(pools, support)
+    with status("adapting", quiet=json):
+        task = MetaLearner.from_pretrained(learner).adapt(inputs, labels)
+        task.save_pretrained(out, max_bytes=max_bytes)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    row = {"task": str(out), "examples": len(inputs), "classes": list(map(str, task.labels.classes)), "bytes": size}
+    show(row, json, f"task of {learner}", ("task", "examples", "classes", "bytes"), [row])
+
+
+def _support_set(pools: Sequence[TaskPool], source: Path) -> tuple[list[Any], list[Any]]:
+    """Return the inputs and labels of the only column of the only pool; inputs without a label are left out."""
+    if len(pools) != 1 or len(pools[0].columns) != 1:
+        names = [name for pool in pools for name in pool.columns]
+        ignored = [f"{name}: {reason}" for pool in pools for name, reason in pool.ignored.items()]
+        if not names and ignored:
+            raise ValueError(f"{source}: no column can be classes ({'; '.join(ignored)})")
+        if not names:
+            raise ValueError(f"{source}: has no labels; adapt needs a column of labels or class folders")
+        raise ValueError(f"{source}: has several columns of labels ({', '.join(names)}); name one: --label-column")
+    (column,) = pools[0].columns.values()
+    labelled = [number for number, code in enumerate(column.codes.tolist()) if code >= 0]
+    inputs = [pools[0].inputs[number] for number in labelled]
+    return inputs, [column.classes[int(column.codes[number])] for number in labelled]
+
+
+def predict(
+    task: TaskFolder,
+    inputs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUTS", help=f"{TABLES}, or one picture")],
+    out: Annotated[Path | None, tyro.conf.arg(help="CSV file; printed if not given")] = None,
+    learner: Annotated[Path | None, tyro.conf.arg(help="folder of the learner, if it has moved")] = None,
+    images: Images = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    json: Json = False,
+) -> None:
+    """Predict: for every input its label, the probability of the label, and how unlike the support set it is."""
+    from metalora.learner import AdaptedTask, MetaLearner
+    from metalora.learner.saving import read_task
+
+    read_task(task)  # a folder that holds no task must be reported before inputs are read
+    pools = read_inputs(inputs, images, image_column, text_column)
+    items = [item for pool in pools for item in pool.inputs]
+    with status(f"predicting {len(items)} inputs", quiet=json):
+        loaded = None if learner is None else MetaLearner.from_pretrained(learner)
+        adapted = AdaptedTask.from_pretrained(task, loaded)
+        rows = prediction_rows(adapted, items)
+    if out is not None:
+        write_atomically(out, _as_csv(rows).encode())
+        row = {"predictions": str(out), "inputs": len(rows)}
+        return show(row, json, f"predictions of {task}", ("predictions", "inputs"), [row])
+    if json:
+        return print_json(rows)
+    print(_as_csv(rows), end="")
+
+
+def read_inputs(
+    source: Path, images: Path | None, image_column: str | None, text_column: str | None
+) -> Sequence[TaskPool]:
+    """Read inputs without labels: those of a table, all pictures of a folder, or one picture.
+
+    Raises:
+        ValueError: The source cannot be read.
+    """
+    from metalora.learner import TaskPool, read_tasks
+    from metalora.learner.data.tables import TABLE_SUFFIXES
+
+    if source.is_file() and source.suffix.lower() not in TABLE_SUFFIXES:
+        return [TaskPool([source], name=str(source))]
+    if source.is_dir():
+        return read_tasks(source)
+    return read_tasks(source, images=images, image_column=image_column, text_column=text_column, label_columns=())
+
+
+def prediction_rows(task: AdaptedTask, items: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return a row for each input: the input, its label, the probability of the label, and its novelty."""
+    outputs, novelty = task.predict_with_novelty(items)
+    labels = task.labels.decode(outputs)
+    rows = []
+    for number, item in enumerate(items):
+        label = labels[number]
+        row: dict[str, Any] = {"input": str(item)}
+        row["label"] = " ".join(sorted(map(str, label))) if isinstance(label, set) else _plain(label)
+        if task.kind == "classes":
+            row["probability"] = round(float(task.labels.probabilities(outputs[number : number + 1]).max()), 4)
+        row["novelty"] = round(float(novelty[number]), 4)
+        rows.append(row)
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["input", "label"])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def evaluate(
+    learner: LearnerFolder,
+    data: Annotated[Path, tyro.conf.arg(help=f"{TABLES} in class folders: tasks with labels")],
+    images: Images = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    label_columns: Annotated[tuple[str, ...] | None, tyro.conf.arg(help="columns of labels; all others")] = None,
+    group_column: Annotated[str | None, tyro.conf.arg(help="as in fit")] = None,
+    episodes: Annotated[int, tyro.conf.arg(help="support sets of each task")] = 12,
+    json: Json = False,
+) -> None:
+    """Compare a learner with its peers on tasks that it was not trained on: the same episodes for every method."""
+    from metalora.learner import MetaLearner, read_tasks
+    from metalora.learner.report import evaluate_pools
+
+    pools = read_tasks(
+        data,
+        images=images,
+        image_column=image_column,
+        text_column=text_column,
+        label_columns=label_columns,
+        group_column=group_column,
+    )
+    with status("running the episodes", quiet=json):
+        report = evaluate_pools(MetaLearner.from_pretrained(learner), pools, episodes)
+    _show_report(report, json, f"{learner} on {data}: accuracy")

@@ -1,0 +1,52 @@
+"""The settings of a learner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from metalora.config import AdapterConfig
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How a learner is trained and how it adapts.
+
+    Example:
+        >>> LearnerConfig(steps=200, readout="lda").support
+        60
+    """
+
+    adapter: AdapterConfig | None = field(default_factory=lambda: AdapterConfig("lora", rank=8, targets="all"))
+    """the adapter that is trained; none: the frozen network with a readout, which needs no training"""
+    readout: str = "kernel-ridge"
+    """what a support set generates: kernel-ridge, lda, logistic, prototype or knn"""
+    steps: int = 500
+    """number of training steps; each is one forward and backward pass of `support` + `query` inputs"""
+    lr: float = 5e-3
+    """peak learning rate"""
+    support: int = 60
+    """labelled inputs of a training episode"""
+    query: int = 48
+    """further inputs of a training episode, which judge the readout"""
+    label_sets: int = 6
+    """number of tasks that share the forward pass of a step; a generated adapter runs once for each"""
+    procedural: float = 0.5
+    """probability that a task of a step is a procedural notion, which needs no label; 1 if there are no labels"""
+    class_episodes: float = 0.2
+    """probability that a step draws a few classes of a column with many classes"""
+    holdout_items: float = 0.2
+    """share of the inputs that are not trained on, but kept for the validation and for the report"""
+    validate_every: int = 100
+    """number of steps between two validations; the best state is kept; 0: no validation"""
+    patience: int = 0
+    """number of validations without an improvement after which the training stops; 0: never"""
+    stages: tuple[str, ...] = ()
+    """module paths whose outputs are read; empty: chosen by the architecture of the backbone"""
+    image_size: int | None = None
+    """side of the pictures in pixels; none: as the backbone was trained"""
+    max_length: int | None = None
+    """longest text in tokens; none: 128"""
+    batch_size: int = 64
+    """inputs of one forward pass outside of the training"""
+    seed: int = 0
+    """seed of the adapter and of all episodes"""

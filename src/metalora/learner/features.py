@@ -1,0 +1,143 @@
+"""The features of a readout: channel statistics of all stages, of the frozen and of the adapted network."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.conditioning.features import Inputs, Recorder, run, token_mask, watch_head, watch_stages
+from metalora.adapters.conditioning.stages import stages as stages_of
+from metalora.adapters.targets import head_path
+
+
+class StageFeatures:
+    """Records the mean and the standard deviation of every channel at every stage of a network.
+
+    phi(x) = [statistics of the frozen network | statistics of the adapted network]. The frozen half needs no gradient
+    and does not depend on the task, so it can be computed once per input.
+
+    Args:
+        model: The network, with its adapter attached already.
+        adapter: The adapter; None: there is no adapted half.
+        stages: Paths of the stages; empty: those that the architecture gives.
+
+    Attributes:
+        stages: Paths of the stages.
+
+    Raises:
+        ValueError: The network has no stages that can be told apart.
+
+    Example:
+        >>> features = StageFeatures(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), None)
+        >>> features.frozen(torch.rand(5, 4)).shape
+        torch.Size([5, 6])
+    """
+
+    def __init__(self, model: nn.Module, adapter: Adapter | None, stages: Sequence[str] = ()):
+        self.model, self.adapter = model, adapter
+        self.stages = tuple(stages) or tuple(stages_of(model))
+        self._recorder = Recorder()
+        self._handles = watch_stages(model, self.stages, self._recorder)
+
+    def remove(self) -> None:
+        """Remove the hooks from the network."""
+        for handle in self._handles:
+            handle.remove()
+
+    @torch.no_grad()
+    def frozen(self, inputs: Inputs) -> Tensor:
+        """Return the statistics of the frozen network, without a gradient.
+
+        Args:
+            inputs: What the network takes, for n examples.
+
+        Returns:
+            The statistics, (n, d), float32.
+        """
+        with contextlib.nullcontext() if self.adapter is None else self.adapter.disabled():
+            return self._record(inputs)
+
+    @torch.no_grad()
+    def last_layer(self, inputs: Inputs) -> Tensor:
+        """Return what the head of the frozen network reads; for texts, or without a head, the mean of the last stage.
+
+        Args:
+            inputs: What the network takes, for n examples.
+
+        Returns:
+            The pooled last layer, (n, width), float32.
+        """
+        recorder = Recorder()
+        has_head = token_mask(inputs) is None and head_path(self.model) is not None
+        handles = watch_head(self.model, recorder) if has_head else watch_stages(self.model, self.stages[-1:], recorder)
+        recorder.start(inputs)
+        try:
+            with contextlib.nullcontext() if self.adapter is None else self.adapter.disabled():
+                run(self.model, inputs)
+            pooled = recorder.take()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return pooled if has_head else pooled[:, : pooled.shape[1] // 2]  # the means come before the deviations
+
+    def adapted(self, inputs: Inputs, condition: Condition | None = None) -> Tensor:
+        """Return the statistics of the adapted network, differentiable with respect to the adapter.
+
+        Args:
+            inputs: What the network takes, for n examples.
+            condition: The condition of a generated adapter.
+
+        Returns:
+            The statistics, (n, d), float32; (n, 0) without an adapter.
+        """
+        if self.adapter is None:
+            return torch.empty(batch_size(inputs), 0, device=next(self.model.parameters()).device)
+        if condition is None:
+            return self._record(inputs)
+        with self.adapter.using(condition):
+            return self._record(inputs)
+
+    def _record(self, inputs: Inputs) -> Tensor:
+        self._recorder.start(inputs)
+        try:
+            run(self.model, inputs)
+            return self._recorder.take()
+        finally:
+            self._recorder.stop()
+
+
+def batch_size(inputs: Any) -> int:
+    """Return the number of examples of model inputs: a tensor (n, ...), or a mapping of such tensors.
+
+    Example:
+        >>> batch_size({"input_ids": torch.zeros(3, 7), "attention_mask": torch.ones(3, 7)})
+        3
+    """
+    tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    return len(tensor)
+
+
+def to_device(inputs: Any, device: torch.device | str) -> Any:
+    """Return model inputs, a tensor or a mapping of tensors, on a device."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def rows_of(inputs: Any, rows: Tensor | slice) -> Any:
+    """Return some examples of model inputs, a tensor (n, ...) or a mapping of such tensors.
+
+    Example:
+        >>> rows_of(torch.arange(6).reshape(3, 2), torch.tensor([2, 0]))
+        tensor([[4, 5],
+                [0, 1]])
+    """
+    if isinstance(inputs, Tensor):
+        return inputs[rows]
+    return {name: tensor[rows] for name, tensor in inputs.items()}

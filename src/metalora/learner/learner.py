@@ -1,0 +1,344 @@
+"""The estimator: meta-train an adapter and a readout on many tasks, then adapt to a new task in one forward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import adapter_of, attach
+from metalora.adapters.conditioning.condition import Condition
+from metalora.config import TrainConfig, from_dict
+from metalora.learner.backbone import Backbone, load_backbone
+from metalora.learner.config import LearnerConfig
+from metalora.learner.data import (
+    EpisodeSettings,
+    PoolEpisodes,
+    PreparedInputs,
+    Preprocessor,
+    ProceduralNotions,
+    TaskPool,
+    read_tasks,
+)
+from metalora.learner.features import StageFeatures, to_device
+from metalora.learner.meta_training import EpisodeLoss, takes_support_condition
+from metalora.learner.readouts import Readout, make_readout
+from metalora.learner.report import Report, make_report
+from metalora.learner.splits import Split, split_pools
+from metalora.learner.task import AdaptedTask, adapt_task
+from metalora.learner.validation import BestState
+
+OnStep = Callable[[int, float], None]
+
+
+class MetaLearner:
+    """Meta-trains an adapter of a frozen network on tasks, and adapts to a new task in one forward pass.
+
+    A task gives labels to inputs. A readout maps the features of a labelled support set to a classifier in closed form;
+    the adapter is trained so that this classifier is right on further inputs of the same task.
+
+    Args:
+        backbone: A name (timm:resnet18, hf:FOLDER, minilm, ...) or a network; see `load_backbone`.
+        config: The settings; None: the defaults.
+        preprocessor: The preparation of the inputs, for a network that does not tell it.
+        device: Where the network runs; None: a GPU if there is one.
+        **settings: Single fields of `LearnerConfig`, such as `adapter=AdapterConfig("lora", rank=8)` or `steps=300`.
+
+    Attributes:
+        config: The settings.
+        backbone: The network with the preparation of its inputs.
+        adapter: The adapter; None if `config.adapter` is None.
+        readout: The readout that support sets generate.
+        report_: After `fit`: tasks that were held out, next to what a user would pick instead.
+
+    Raises:
+        ValueError: An unknown setting, backbone or readout, with the nearest valid name.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16))
+        >>> learner = MetaLearner(network, steps=5, validate_every=0)
+        >>> learner = learner.fit(rng.normal(size=(200, 8)).astype("float32"))  # without labels
+        >>> inputs, labels = rng.normal(size=(20, 8)).astype("float32"), ["ripe", "green"] * 10
+        >>> task = learner.adapt(inputs, labels)
+        >>> task.predict(inputs[:3]).shape, task.classes_.tolist()
+        ((3,), ['green', 'ripe'])
+    """
+
+    report_: Report
+
+    def __init__(
+        self,
+        backbone: str | nn.Module | Backbone,
+        config: LearnerConfig | None = None,
+        *,
+        preprocessor: Preprocessor | None = None,
+        device: str | torch.device | None = None,
+        **settings: Any,
+    ):
+        known = {} if config is None else {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        self.config = from_dict(LearnerConfig, {**known, **settings}, "MetaLearner")
+        self.readout: Readout = make_readout(self.config.readout).eval()
+        self.plain_readout = make_readout(self.config.readout).eval()  # as it starts, for the frozen network
+        self.backbone = load_backbone(
+            backbone,
+            preprocessor=preprocessor,
+            image_size=self.config.image_size,
+            max_length=self.config.max_length,
+        )
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = self.backbone.model.to(self.device)
+        self.readout.to(self.device)
+        self.plain_readout.to(self.device)
+        if adapter_of(model) is not None:
+            raise ValueError(f"backbone {type(model).__name__} has an adapter already: detach it first")
+        self.adapter: Adapter | None = None
+        if self.config.adapter is not None:
+            self.adapter = attach(model, dataclasses.replace(self.config.adapter, seed=self.config.seed))
+        self.frozen_width = 0  # number of features of the frozen network, the first columns of `encode`
+        self.folder: Path | None = None  # where it was saved last, so that a task can say where its learner is
+        self.watch()
+
+    def watch(self) -> None:
+        """Record the features of the network and its adapter, as they are now."""
+        self.features = StageFeatures(self.backbone.model, self.adapter, self.config.stages)
+
+    # ---- training --------------------------------------------------------------------------------------------------
+    def fit(
+        self,
+        tasks: Any,
+        *,
+        images: str | Path | None = None,
+        image_column: str | None = None,
+        text_column: str | None = None,
+        label_columns: Sequence[str] | None = None,
+        group_column: str | None = None,
+        holdout: int | Sequence[str] | None = None,
+        checkpoint: str | Path | None = None,
+        on_step: OnStep | None = None,
+        report: bool = True,
+    ) -> MetaLearner:
+        """Meta-train the adapter and the readout.
+
+        Args:
+            tasks: A table (pandas, datasets, .csv, .tsv, .jsonl, .parquet) with a column of image paths or of texts and
+                columns of labels, of which any may be missing; a folder of class folders, or of several such folders;
+                an iterable of (inputs, labels); or nothing but inputs: then all notions are procedural.
+            images: The folder that image paths are relative to; None: that of the table.
+            image_column: The column of image paths; None: it is found by its values.
+            text_column: The column of texts.
+            label_columns: The columns of labels; None: all others.
+            group_column: Inputs with the same value never are in a support set and in its queries, such as pictures of
+                one product.
+            holdout: How many tasks, or which, are not trained on, but kept for the validation and the report. None: a
+                fifth of them if there are at least five.
+            checkpoint: A file for the state of the training. If it exists, the training continues from it.
+            on_step: Called after every step with its number and its loss, for a progress bar.
+            report: Compare the learner with its peers after the training (`report_`).
+
+        Returns:
+            The learner itself.
+
+        Raises:
+            ValueError: The tasks cannot be read, or are too small for an episode.
+        """
+        pools = read_tasks(
+            tasks,
+            images=images,
+            image_column=image_column,
+            text_column=text_column,
+            label_columns=label_columns,
+            group_column=group_column,
+        )
+        return self.fit_pools(pools, holdout=holdout, checkpoint=checkpoint, on_step=on_step, report=report)
+
+    def fit_pools(
+        self,
+        pools: Sequence[TaskPool],
+        *,
+        holdout: int | Sequence[str] | None = None,
+        checkpoint: str | Path | None = None,
+        on_step: OnStep | None = None,
+        report: bool = True,
+    ) -> MetaLearner:
+        """Meta-train on pools of inputs that are read already; see `fit`."""
+        config = self.config
+        split = split_pools(pools, holdout, config.holdout_items, config.seed)
+        if self.adapter is not None and config.steps:
+            source = self._episodes(split.trained)
+            self._train(source, split, checkpoint, on_step)
+        if report:
+            self.report_ = make_report(self, split)
+        return self
+
+    def make_report(self, pools: Sequence[TaskPool], holdout: int | Sequence[str] | None = None) -> Report:
+        """Compare the learner with its peers on the inputs that `fit_pools` kept of these pools; sets `report_`."""
+        self.report_ = make_report(self, split_pools(pools, holdout, self.config.holdout_items, self.config.seed))
+        return self.report_
+
+    def _episodes(self, pools: Sequence[TaskPool]) -> PoolEpisodes:
+        """Return the source of training episodes: the pools with their inputs and their frozen statistics."""
+        config = self.config
+        generated = self.adapter is not None and takes_support_condition(self.adapter)
+        settings = EpisodeSettings(
+            support=config.support,
+            query=config.query,
+            label_sets=1 if generated else config.label_sets,
+            procedural=config.procedural,
+            class_episodes=config.class_episodes,
+        )
+        prepared = [PreparedInputs(pool, self.backbone.preprocessor) for pool in pools]
+        statistics = [self._frozen_statistics(part) for part in prepared]
+        notions = ProceduralNotions(torch.cat(statistics)) if config.procedural else None
+        return PoolEpisodes(prepared, notions, statistics, settings)
+
+    def _frozen_statistics(self, prepared: PreparedInputs) -> Tensor:
+        """Return the statistics of the frozen network for all inputs of a pool, (n, d), on the CPU."""
+        batches = prepared.batches(self.config.batch_size)
+        return torch.cat([self.features.frozen(to_device(batch, self.device)).cpu() for batch in batches])
+
+    def _train(self, source: PoolEpisodes, split: Split, checkpoint: str | Path | None, on_step: OnStep | None) -> None:
+        """Train the adapter and the readout on the episodes of a source, and keep the best state by validation."""
+        from metalora.training.loop import fit
+
+        assert self.adapter is not None
+        if self.adapter.conditional:
+            self._calibrate(source)
+        train = TrainConfig(steps=self.config.steps, lr=self.config.lr, mapping_lr_ratio=1.0)
+        best = BestState(self, split)
+
+        def after(step: int, loss: float) -> bool:
+            if on_step is not None:
+                on_step(step, loss)
+            return best.after_step(step)
+
+        self.readout.train()
+        try:
+            fit(
+                self.backbone.model,
+                self.adapter,
+                EpisodeLoss(self.features, self.readout, source, train.penalty),
+                train,
+                extra_module=self.readout,
+                seed=self.config.seed,
+                checkpoint=checkpoint,
+                on_step=after,
+            )
+        finally:
+            self.readout.eval()
+            self.adapter.eval()
+        best.restore()
+
+    def _calibrate(self, source: PoolEpisodes) -> None:
+        """Standardise the features that a generated adapter is made from, by those of eight training episodes."""
+        assert self.adapter is not None
+        generator = torch.Generator().manual_seed(self.config.seed)
+        self.adapter.calibrate([to_device(source.draw(generator).inputs, self.device) for _ in range(8)])
+
+    # ---- features --------------------------------------------------------------------------------------------------
+    def batches(self, items: Sequence[Any]) -> Iterable[Any]:
+        """Yield prepared inputs of the network, `config.batch_size` items each, on its device."""
+        size = self.config.batch_size
+        for start in range(0, len(items), size):
+            yield to_device(self.backbone.preprocessor(items[start : start + size]), self.device)
+
+    def frozen_features(self, items: Sequence[Any]) -> Tensor:
+        """Return the statistics of the frozen network for items as the user has them, (n, d)."""
+        return torch.cat([self.features.frozen(batch) for batch in self.batches(items)])
+
+    @torch.no_grad()
+    def encode(self, items: Sequence[Any], condition: Condition | None = None) -> Tensor:
+        """Return the features phi of items: statistics of the frozen, then of the adapted network, (n, d).
+
+        Args:
+            items: Paths, pictures, texts or arrays.
+            condition: The condition of a generated adapter; a condition for each example if the adapter takes one.
+        """
+        phi = []
+        for batch in self.batches(items):
+            frozen = self.features.frozen(batch)
+            self.frozen_width = frozen.shape[1]
+            phi.append(torch.cat([frozen, self.features.adapted(batch, condition)], 1))
+        return torch.cat(phi)
+
+    # ---- adapting --------------------------------------------------------------------------------------------------
+    def adapt(self, inputs: Sequence[Any], labels: Sequence[Any], *, kind: str = "auto") -> AdaptedTask:
+        """Adapt to a task: one forward pass of its labelled examples, without a gradient step.
+
+        Args:
+            inputs: The support set: paths, pictures, texts or arrays; some 60 are enough.
+            labels: A class for each of them (strings, integers, ...), a number (regression), or a set of classes
+                (multi-label).
+            kind: "classes", "numbers" or "multilabel"; "auto": by the values.
+
+        Returns:
+            The task: `predict`, `predict_proba`, `transform`, `score`, `save_pretrained`.
+
+        Raises:
+            ValueError: Inputs or labels do not fit each other or the backbone, or there are fewer than two classes.
+        """
+        return adapt_task(self, inputs, labels, kind)
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the learner as a folder: adapter and readout, settings, preparation of inputs, report, model card.
+
+        Raises:
+            ValueError: The folder could not be written; nothing is half-written.
+        """
+        from metalora.learner.saving import save_learner
+
+        self.folder = save_learner(self, folder)
+        return self.folder
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        backbone: nn.Module | str | None = None,
+        device: str | torch.device | None = None,
+    ) -> MetaLearner:
+        """Load a learner that `save_pretrained` wrote, from a folder or from the Hub.
+
+        Args:
+            folder: The folder, or the name of a repository on the Hub.
+            backbone: The network; None: it is loaded by the name in the folder.
+            device: Where the network runs; None: a GPU if there is one.
+
+        Raises:
+            ValueError: The folder is not complete, or the backbone is not the one that the adapter was trained on.
+        """
+        from metalora.learner.saving import load_learner
+
+        return load_learner(cls, folder, backbone, device)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address."""
+        from metalora.learner.saving import push_learner
+
+        return push_learner(self, repository, **options)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits of the backbone's weights, the adapter, the readout and the preparation of inputs."""
+        from metalora.learner.saving import learner_fingerprint
+
+        return learner_fingerprint(self)
+
+    def as_classifier(self) -> Any:
+        """Return a classifier with scikit-learn's interface; every `fit` adapts this learner to a task."""
+        from metalora.learner.classifier import LearnerClassifier
+
+        return LearnerClassifier(self)
+
+    def __repr__(self) -> str:
+        adapter = "no adapter" if self.adapter is None else f"{self.adapter.method.name}, {self.adapter.num_params():,}"
+        name = self.backbone.name or type(self.backbone.model).__name__
+        return f"MetaLearner({name}, {adapter} parameters, readout {self.config.readout})"

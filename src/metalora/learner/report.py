@@ -1,0 +1,232 @@
+"""The report of a learner: its accuracy on tasks that were kept, next to what a user would pick instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from metalora.learner.data import TaskPool
+from metalora.learner.evaluation import EpisodeFeatures, TestEpisode, draw_test_episodes
+from metalora.learner.peers import LAST, PEERS, STAGES, peer_predictions
+from metalora.learner.readouts import Targets
+from metalora.learner.splits import Split
+
+if TYPE_CHECKING:
+    from metalora.learner.learner import MetaLearner
+
+LEARNER, FROZEN = "this learner", "the readout, frozen network"
+EPISODES = 8
+REPORT_SEED = 2  # other episodes than those of the validation
+
+
+@dataclass(frozen=True)
+class Score:
+    """The accuracy of one method on one task.
+
+    Attributes:
+        task: Name of the task.
+        held_out: Whether the task was not trained on.
+        method: Name of the method.
+        accuracies: Share of right queries, of every episode.
+    """
+
+    task: str
+    held_out: bool
+    method: str
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the episodes."""
+        return sum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def error(self) -> float:
+        """Half of the 95 % interval of the mean over the episodes; 0 for a single one."""
+        if len(self.accuracies) < 2:
+            return 0.0
+        return float(1.96 * np.std(self.accuracies, ddof=1) / len(self.accuracies) ** 0.5)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores of a learner and of its peers on the same episodes, with a verdict in words.
+
+    Attributes:
+        scores: One for each task and method.
+        support: Labelled inputs of an episode.
+        calibration_error: Expected calibration error of the learner's probabilities.
+    """
+
+    scores: tuple[Score, ...]
+    support: int
+    calibration_error: float
+
+    def means(self, held_out: bool | None = None) -> dict[str, float]:
+        """Return the mean accuracy of every method over the tasks.
+
+        Args:
+            held_out: Tasks that were held out, those that were trained on, or (None) all.
+        """
+        chosen = [score for score in self.scores if held_out is None or score.held_out == held_out]
+        methods = list(dict.fromkeys(score.method for score in chosen))
+        return {
+            method: float(np.mean([score.mean for score in chosen if score.method == method])) for method in methods
+        }
+
+    def best_peer(self, held_out: bool | None = None) -> str | None:
+        """Return the name of the best method other than the learner; None without scores."""
+        means = {name: value for name, value in self.means(held_out).items() if name != LEARNER}
+        return max(means, key=means.__getitem__) if means else None
+
+    @property
+    def verdict(self) -> str:
+        """Say in a sentence or two whether the learner is worth it, on held-out tasks if there are any."""
+        if not self.scores:
+            return "Nothing was kept that has enough labels for an episode, so the learner was not compared."
+        kinds = [held_out for held_out in (True, False) if self.means(held_out)]
+        return " ".join(self._sentence(held_out) for held_out in kinds)
+
+    def _sentence(self, held_out: bool) -> str:
+        means, peer = self.means(held_out), self.best_peer(held_out)
+        assert peer is not None
+        tasks = "tasks that were never trained" if held_out else "trained tasks, on inputs that were not trained on,"
+        gain = 100 * (means[LEARNER] - means[peer])
+        margin = 100 * self._margin(held_out, peer)
+        numbers = f"{100 * means[LEARNER]:.1f} % against {100 * means[peer]:.1f} % ({peer})"
+        if gain > margin:
+            return f"On {tasks} this learner beats the best of its peers: {numbers}."
+        if gain < -margin:
+            return f"On {tasks} this learner does NOT beat {peer}: {numbers}. Use that, or train on more tasks."
+        return f"On {tasks} this learner and the best of its peers cannot be told apart: {numbers}, ± {margin:.1f}."
+
+    def _margin(self, held_out: bool, peer: str) -> float:
+        """Return half of the 95 % interval of the mean difference to a peer, over paired episodes."""
+        ours = {s.task: s.accuracies for s in self.scores if s.held_out == held_out and s.method == LEARNER}
+        theirs = {s.task: s.accuracies for s in self.scores if s.held_out == held_out and s.method == peer}
+        differences = np.concatenate([np.subtract(ours[task], theirs[task]) for task in ours])
+        if len(differences) < 2:
+            return 0.0
+        return float(1.96 * np.std(differences, ddof=1) / len(differences) ** 0.5)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return one row for each method: its mean over trained and over held-out tasks, and every task."""
+        rows = []
+        for method in dict.fromkeys(score.method for score in self.scores):
+            row: dict[str, Any] = {"method": method}
+            row["trained"] = self.means(False).get(method)
+            row["held out"] = self.means(True).get(method)
+            row |= {score.task: score.mean for score in self.scores if score.method == method}
+            rows.append(row)
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        means = {"trained": self.means(False), "held_out": self.means(True)}
+        return {**asdict(self), "verdict": self.verdict, "means": means}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Report:
+        """Make a report of what `to_dict` returned."""
+        scores = [Score(s["task"], s["held_out"], s["method"], tuple(s["accuracies"])) for s in values["scores"]]
+        return cls(tuple(scores), values["support"], values["calibration_error"])
+
+    def __repr__(self) -> str:
+        return self.verdict
+
+
+def evaluate_pools(learner: MetaLearner, pools: Sequence[TaskPool], episodes: int = EPISODES) -> Report:
+    """Compare a learner with its peers on pools of tasks that it was not trained on.
+
+    Args:
+        learner: The learner.
+        pools: The pools.
+        episodes: Episodes of a task.
+
+    Raises:
+        ValueError: No task has enough labels for an episode.
+    """
+    names = tuple(name for pool in pools for name in pool.columns)
+    report = make_report(learner, Split([], list(pools), names), episodes)
+    if not report.scores:
+        raise ValueError("no task has enough labels for an episode: two classes with three support items each")
+    return report
+
+
+def make_report(learner: MetaLearner, split: Split, episodes: int = EPISODES) -> Report:
+    """Compare a learner with its peers on the inputs that were kept; every method sees the same episodes.
+
+    Args:
+        learner: The learner.
+        split: What was trained on and what was kept.
+        episodes: Episodes of a task.
+    """
+    config = learner.config
+    drawn = draw_test_episodes(
+        split.kept, split.tasks, episodes, config.support, config.query, config.seed + REPORT_SEED
+    )
+    features = EpisodeFeatures(learner, split.kept)
+    accuracies: dict[tuple[str, str], list[float]] = {}
+    probabilities, truths = [], []
+    for episode in drawn:
+        fitted, queries = features.fitted(episode)
+        probability = fitted.logits(queries).softmax(1).cpu()
+        probabilities.append(probability.max(1))
+        truths.append(episode.query_labels)
+        predicted = {LEARNER: probability.argmax(1).numpy(), **_peers(learner, features, episode)}
+        for method, classes in predicted.items():
+            accuracy = float((classes == episode.query_labels.numpy()).mean())
+            accuracies.setdefault((episode.task, method), []).append(accuracy)
+    scores = [
+        Score(task, task in split.held_out, method, tuple(values)) for (task, method), values in accuracies.items()
+    ]
+    confidence = torch.cat([values for values, _ in probabilities]) if drawn else torch.empty(0)
+    right = torch.cat([c == t for (_, c), t in zip(probabilities, truths, strict=True)]) if drawn else torch.empty(0)
+    return Report(tuple(scores), config.support, expected_calibration_error(confidence, right))
+
+
+def _peers(learner: MetaLearner, features: EpisodeFeatures, episode: TestEpisode) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the predicted classes of all peers of an episode."""
+    matrices = {STAGES: features.frozen(episode.pool), LAST: features.last_layer(episode.pool)}
+    classes = episode.support_labels.numpy()
+    predicted = {}
+    for name, kind in PEERS:
+        matrix = matrices[kind].cpu().numpy()
+        predicted[f"{name}, {kind}"] = peer_predictions(name, matrix[episode.support], classes, matrix[episode.query])
+    frozen = matrices[STAGES]
+    targets = Targets.classes(episode.support_labels.to(frozen.device), episode.classes)
+    with torch.no_grad():
+        fitted = learner.plain_readout.fit(frozen[episode.support], targets, frozen_width=frozen.shape[1])
+        predicted[FROZEN] = fitted.logits(frozen[episode.query]).argmax(1).cpu().numpy()
+    return predicted
+
+
+def expected_calibration_error(confidence: torch.Tensor, right: torch.Tensor, bins: int = 10) -> float:
+    """Return the mean distance of confidence and accuracy over bins of equal width, weighted by their items.
+
+    Args:
+        confidence: Probability of the predicted class, (m,).
+        right: Whether it is the true class, (m,).
+        bins: Number of bins.
+
+    Example:
+        >>> expected_calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([True, True]))
+        0.1
+    """
+    total, error = len(confidence), 0.0
+    for index in range(bins):
+        inside = (confidence > index / bins) & (confidence <= (index + 1) / bins)
+        if inside.any():
+            gap = float(confidence[inside].double().mean()) - float(right[inside].double().mean())
+            error += float(inside.sum()) / total * abs(gap)
+    return round(error, 6)
+
+
+def sorted_methods(report: Report) -> Sequence[str]:
+    """Return the methods of a report, the best on held-out tasks (or else on all tasks) first."""
+    means = report.means(True) or report.means()
+    return sorted(means, key=means.__getitem__, reverse=True)

@@ -1,0 +1,262 @@
+"""Folders of learners and of tasks: safetensors for numbers, JSON for what describes them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from metalora._util.digest import tensor_digest, typed_label
+from metalora._util.files import replaced_folder, write_atomically
+from metalora.adapters.conditioning.condition import Condition
+from metalora.config import from_dict, to_dict
+from metalora.io.adapter_file import checksum
+from metalora.io.fingerprint import fingerprint
+from metalora.learner.backbone import Backbone, load_backbone
+from metalora.learner.config import LearnerConfig
+from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
+from metalora.learner.labels import TaskLabels
+from metalora.learner.model_card import model_card
+from metalora.learner.readouts import FittedReadout
+
+if TYPE_CHECKING:
+    from metalora.learner.learner import MetaLearner
+    from metalora.learner.task import AdaptedTask
+
+LEARNER_FILE, ADAPTER_FILE, READOUT_FILE = "learner.json", "adapter.safetensors", "readout.safetensors"
+TASK_FILE = "task.safetensors"
+LEARNER_FORMAT, TASK_FORMAT, VERSION = "metalora-learner", "metalora-task", 1
+READOUT, CONDITION, FACTORS = "readout/", "condition/", "factors/"
+
+
+# ---- learners --------------------------------------------------------------------------------------------------------
+def save_learner(learner: MetaLearner, folder: str | Path) -> Path:
+    """Write a learner as a folder, completely or not at all; an older learner of that name is replaced.
+
+    Raises:
+        ValueError: Something other than a learner has that name, or the folder could not be written.
+    """
+    description = {
+        "format": LEARNER_FORMAT,
+        "version": VERSION,
+        "backbone": {"name": learner.backbone.name, "class": type(learner.backbone.model).__name__},
+        "config": to_dict(learner.config),
+        "preprocessor": learner.backbone.preprocessor.to_dict(),
+        "stages": list(learner.features.stages),
+        "fingerprint": learner.fingerprint,
+        "report": learner.report_.to_dict() if hasattr(learner, "report_") else None,
+    }
+    with replaced_folder(folder, marker=LEARNER_FILE) as temporary:
+        if learner.adapter is not None:
+            learner.adapter.save(temporary / ADAPTER_FILE)
+        readout = {name: value.detach().cpu().contiguous() for name, value in learner.readout.state_dict().items()}
+        write_atomically(temporary / READOUT_FILE, dump_tensors(readout))
+        if isinstance(learner.backbone.preprocessor, TextPreprocessor):
+            learner.backbone.preprocessor.save_tokenizer(temporary)
+        write_atomically(temporary / "README.md", model_card(learner).encode())
+        write_atomically(temporary / LEARNER_FILE, json.dumps(description, indent=1).encode())
+    return Path(folder)
+
+
+def read_learner(folder: str | Path) -> dict[str, Any]:
+    """Return what a learner's folder says of it.
+
+    Raises:
+        ValueError: There is no such folder, or it does not hold a learner of this version.
+    """
+    path = Path(folder) / LEARNER_FILE
+    try:
+        description = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: not the folder of a learner (it has no {LEARNER_FILE})") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(description, dict) or description.get("format") != LEARNER_FORMAT:
+        raise ValueError(f"{path}: not the description of a learner")
+    if description.get("version") != VERSION:
+        raise ValueError(f"{path}: version {description.get('version')!r}, this library reads {VERSION}")
+    return description
+
+
+def load_learner(
+    cls: type[MetaLearner],
+    folder: str | Path,
+    backbone: nn.Module | str | None,
+    device: str | torch.device | None,
+) -> MetaLearner:
+    """Load a learner from a folder, or from a repository on the Hub; see `MetaLearner.from_pretrained`."""
+    folder = _local(folder)
+    description = read_learner(folder)
+    config = from_dict(LearnerConfig, description["config"], f"{folder}/{LEARNER_FILE}: config")
+    learner = cls(_backbone(folder, description, backbone), config, device=device)
+    if learner.adapter is not None:
+        from metalora.io.adapter_file import load
+
+        learner.features.remove()
+        learner.adapter.detach()
+        learner.adapter = load(learner.backbone.model, folder / ADAPTER_FILE)
+        learner.watch()
+    try:
+        learner.readout.load_state_dict(load_tensors((folder / READOUT_FILE).read_bytes()))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{folder}/{READOUT_FILE}: cannot be read ({error})") from None
+    if learner.fingerprint != description["fingerprint"]:
+        raise ValueError(f"{folder}: the backbone or a file of the learner is not the one that was saved")
+    learner.folder = folder
+    if description["report"] is not None:
+        from metalora.learner.report import Report
+
+        learner.report_ = Report.from_dict(description["report"])
+    return learner
+
+
+def _local(folder: str | Path) -> Path:
+    """Return a folder on this machine: the one given, or a copy of a repository on the Hub."""
+    path = Path(folder)
+    looks_like_a_repository = not path.is_absolute() and len(path.parts) == 2 and not path.exists()
+    if not looks_like_a_repository:
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(folder)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"{folder}: neither a folder nor a repository that can be reached ({error})") from None
+
+
+def _backbone(folder: Path, description: dict[str, Any], backbone: nn.Module | str | None) -> Backbone:
+    name = description["backbone"]["name"]
+    if backbone is None and name is None:
+        raise ValueError(
+            f"{folder}: its backbone, a {description['backbone']['class']}, has no name: pass it as backbone="
+        )
+    preprocessor = preprocessor_from_dict(description["preprocessor"], folder)
+    loaded = load_backbone(name if backbone is None else backbone, preprocessor=preprocessor)
+    loaded.name = name if backbone is None or not isinstance(backbone, str) else backbone
+    return loaded
+
+
+def push_learner(learner: MetaLearner, repository: str, **options: Any) -> str:
+    """Upload a learner's folder to the Hub; see `MetaLearner.push_to_hub`."""
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=options.pop("token", None))
+    api.create_repo(repository, private=options.pop("private", None), exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save_learner(learner, Path(folder) / "learner")
+        commit = api.upload_folder(repo_id=repository, folder_path=Path(folder) / "learner", **options)
+    return str(commit)
+
+
+def learner_fingerprint(learner: MetaLearner) -> str:
+    """Hash the backbone's weights, the adapter, the readout, the stages and the preparation of inputs: 32 digits."""
+    model, adapter = learner.backbone.model, learner.adapter
+    weighted = [path for path, module in model.named_modules() if isinstance(getattr(module, "weight", None), Tensor)]
+    paths = weighted if adapter is None else list(adapter.targets)
+    tensors = {f"readout/{name}": value for name, value in learner.readout.state_dict().items()}
+    if adapter is not None:
+        tensors |= {f"adapter/{name}": value for name, value in adapter.learned.items()}
+        if adapter.conditioner is not None:
+            tensors |= {f"mapping/{name}": value for name, value in adapter.conditioner.state_dict().items()}
+    prefix = json.dumps([fingerprint(model, paths), learner.features.stages, learner.backbone.preprocessor.to_dict()])
+    return tensor_digest([(typed_label(name, value), value) for name, value in sorted(tensors.items())], prefix)[:32]
+
+
+# ---- tasks -----------------------------------------------------------------------------------------------------------
+def save_task(task: AdaptedTask, folder: str | Path, max_bytes: int | None) -> Path:
+    """Write a task as a folder with one file; see `AdaptedTask.save_pretrained`."""
+    readout = task.readout if max_bytes is None else task.readout.compact(max_bytes)
+    tensors = {READOUT + name: value for name, value in readout.tensors().items()}
+    if task.condition is not None:
+        tensors |= {CONDITION + key: value for key, value in task.condition.values.items()}
+    if task.factors is not None:
+        tensors |= {FACTORS + key: value for key, value in task.factors.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    path = Path(folder)
+    description: dict[str, Any] = {
+        "format": TASK_FORMAT,
+        "version": VERSION,
+        "learner": task.learner.fingerprint,
+        "learner_folder": _relative(task.learner.folder, path),
+        "labels": task.labels.to_dict(),
+        "readout": readout.settings(),
+    }
+    description["sha256"] = checksum(description, tensors)
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomically(path / TASK_FILE, dump_tensors(tensors, {"metalora": json.dumps(description)}))
+    return path
+
+
+def _relative(learner: Path | None, folder: Path) -> str | None:
+    return None if learner is None else os.path.relpath(learner.absolute(), folder.absolute())
+
+
+def read_task(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description and the tensors of a task.
+
+    Args:
+        folder: The folder of the task, or its file.
+
+    Raises:
+        ValueError: There is no such file, or it is damaged, or of another version.
+    """
+    path = Path(folder)
+    path = path / TASK_FILE if path.is_dir() else path
+    try:
+        content = path.read_bytes()
+        tensors = load_tensors(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        description = json.loads(header["__metadata__"]["metalora"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder}: no task there (no {TASK_FILE})") from None
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{path}: not a complete task file (truncated or damaged: {error})") from None
+    if not isinstance(description, dict) or description.get("format") != TASK_FORMAT:
+        raise ValueError(f"{path}: not a {TASK_FORMAT} file")
+    if description.get("version") != VERSION:
+        raise ValueError(f"{path}: version {description.get('version')!r}, this library reads {VERSION}")
+    if checksum(description, tensors) != description.get("sha256"):
+        raise ValueError(f"{path}: does not match its checksum: the file was changed after it was written")
+    return description, tensors
+
+
+def load_task(cls: type[AdaptedTask], folder: str | Path, learner: MetaLearner | None) -> AdaptedTask:
+    """Load a task, and its learner if it is not given; see `AdaptedTask.from_pretrained`."""
+    description, tensors = read_task(folder)
+    if learner is None:
+        learner = _learner_of(folder, description)
+    if learner.fingerprint != description["learner"]:
+        raise ValueError(
+            f"{folder}: made by another learner (fingerprint {description['learner']}, this one has "
+            f"{learner.fingerprint})"
+        )
+    tensors = {name: value.to(learner.device) for name, value in tensors.items()}
+    parts = {prefix: _with_prefix(tensors, prefix) for prefix in (READOUT, CONDITION, FACTORS)}
+    readout = FittedReadout.from_tensors(parts[READOUT], description["readout"])
+    condition = None
+    if parts[CONDITION]:
+        condition = Condition(parts[CONDITION], torch.zeros(1, 1), torch.zeros(()))
+    labels = TaskLabels.from_dict(description["labels"])
+    return cls(learner, readout, labels, condition, parts[FACTORS] or None)
+
+
+def _learner_of(folder: str | Path, description: dict[str, Any]) -> MetaLearner:
+    from metalora.learner.learner import MetaLearner
+
+    if description["learner_folder"] is None:
+        raise ValueError(f"{folder}: does not say where its learner is; pass the learner")
+    return MetaLearner.from_pretrained(Path(folder) / description["learner_folder"])
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,222 @@
+"""A task that a learner has adapted to: predictions, embeddings, scores, refinement, a file of kilobytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalora.adapters.conditioning.condition import Condition
+from metalora.learner.labels import TaskLabels
+from metalora.learner.meta_training import support_condition, takes_support_condition
+from metalora.learner.readouts import FittedReadout
+from metalora.learner.swap import factors_in_use
+
+if TYPE_CHECKING:
+    from metalora.learner.learner import MetaLearner
+
+Array = np.ndarray[Any, Any]
+
+
+class AdaptedTask:
+    """What a learner made of a support set; it predicts for further inputs.
+
+    Args:
+        learner: The learner that made it.
+        readout: The readout that the support set gave.
+        labels: The classes, or what else the labels are.
+        condition: The condition of a generated adapter; None for a static one.
+        factors: Factors of the adapter that `refine` has changed, by key; None: those of the learner.
+        support: Inputs and labels of the support set, to add further ones; None after loading.
+
+    Attributes:
+        classes_: The classes, in the order of the columns of `predict_proba`.
+        kind: "classes", "numbers" or "multilabel".
+    """
+
+    def __init__(
+        self,
+        learner: MetaLearner,
+        readout: FittedReadout,
+        labels: TaskLabels,
+        condition: Condition | None = None,
+        factors: dict[str, Tensor] | None = None,
+        support: tuple[list[Any], list[Any]] | None = None,
+    ):
+        self.learner, self.readout, self.labels = learner, readout, labels
+        self.condition, self.factors, self.support = condition, factors, support
+
+    @property
+    def kind(self) -> str:
+        """What the labels are: "classes", "numbers" or "multilabel"."""
+        return self.labels.kind
+
+    @property
+    def classes_(self) -> Array:
+        """The classes, in the order of the columns of `predict_proba`."""
+        return self.labels.classes_array()
+
+    # ---- predictions -----------------------------------------------------------------------------------------------
+    def features(self, inputs: Sequence[Any]) -> Tensor:
+        """Return the features phi of inputs under this task's adapter, (m, d)."""
+        with factors_in_use(self.learner.adapter, self.factors):
+            return self.learner.encode(inputs, self.condition)
+
+    @torch.no_grad()
+    def decision_function(self, inputs: Sequence[Any]) -> Array:
+        """Return the logits of the classes, (m, classes); the predicted numbers of a regression, (m, outputs)."""
+        phi = self.features(inputs)
+        check_finite(phi, inputs)
+        return self.readout.logits(phi).float().cpu().numpy()
+
+    def predict_proba(self, inputs: Sequence[Any]) -> Array:
+        """Return a probability for every class, (m, classes), calibrated on the support set.
+
+        Raises:
+            ValueError: The labels of the task are numbers.
+        """
+        return self.labels.probabilities(self.decision_function(inputs))
+
+    def predict(self, inputs: Sequence[Any]) -> Any:
+        """Return the class of each input, (m,); numbers for a regression; a list of sets for a multi-label task."""
+        return self.labels.decode(self.decision_function(inputs))
+
+    @torch.no_grad()
+    def novelty(self, inputs: Sequence[Any]) -> Array:
+        """Return how unlike the support set each input is, (m,), from 0 to 1: abstain if it is close to 1.
+
+        It is the share of the support set whose items lie nearer to their nearest other item than the input does.
+        """
+        return self.readout.novelty(self.features(inputs)).float().cpu().numpy()
+
+    @torch.no_grad()
+    def predict_with_novelty(self, inputs: Sequence[Any]) -> tuple[Array, Array]:
+        """Return what `decision_function` and `novelty` return, from one pass over the inputs."""
+        phi = self.features(inputs)
+        check_finite(phi, inputs)
+        return self.readout.logits(phi).float().cpu().numpy(), self.readout.novelty(phi).float().cpu().numpy()
+
+    @torch.no_grad()
+    def transform(self, inputs: Sequence[Any]) -> Array:
+        """Return embeddings, (m, d): features weighted by what they tell of this task; near inputs are alike."""
+        return self.readout.embed(self.features(inputs)).float().cpu().numpy()
+
+    def score(self, inputs: Sequence[Any], labels: Sequence[Any]) -> float:
+        """Return the accuracy; R^2 for a regression, the mean accuracy over classes for a multi-label task."""
+        return self.labels.score(self.predict(inputs), labels)
+
+    # ---- more labels -----------------------------------------------------------------------------------------------
+    def add(self, inputs: Sequence[Any], labels: Sequence[Any]) -> AdaptedTask:
+        """Return the task of the old and the new labelled inputs together; nothing is trained.
+
+        Raises:
+            ValueError: The task was loaded from a file, which does not hold its support set.
+        """
+        if self.support is None:
+            raise ValueError("this task was loaded without its support set: adapt to all labelled inputs instead")
+        old_inputs, old_labels = self.support
+        task = adapt_task(self.learner, [*old_inputs, *inputs], [*old_labels, *labels], self.kind, self.factors)
+        return task
+
+    def refine(
+        self, inputs: Sequence[Any], labels: Sequence[Any], *, steps: int = 20, lr: float = 1e-3, seed: int = 0
+    ) -> AdaptedTask:
+        """Return the task after fine-tuning the adapter, or its generated core, on labelled inputs.
+
+        A step makes a readout from one half of the inputs and judges it by the other half.
+
+        Args:
+            inputs: Labelled inputs; those of the support set may be among them.
+            labels: Their labels.
+            steps: Number of steps, each a forward and a backward pass of all inputs.
+            lr: Learning rate.
+            seed: Seed of the halves.
+        """
+        from metalora.learner.refinement import refine_task
+
+        return refine_task(self, inputs, labels, steps, lr, seed)
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+    def save_pretrained(self, folder: str | Path, *, max_bytes: int | None = None) -> Path:
+        """Write the task as a folder with one file, bound to the learner's fingerprint.
+
+        Args:
+            folder: The folder.
+            max_bytes: Largest size of its numbers; the readout is made compact if it needs more.
+        """
+        from metalora.learner.saving import save_task
+
+        return save_task(self, folder, max_bytes)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, learner: MetaLearner | None = None) -> AdaptedTask:
+        """Load a task.
+
+        Args:
+            folder: What `save_pretrained` wrote.
+            learner: The learner; None: it is loaded from the folder that the task names.
+
+        Raises:
+            ValueError: The file is damaged, or of another learner.
+        """
+        from metalora.learner.saving import load_task
+
+        return load_task(cls, folder, learner)
+
+    def __repr__(self) -> str:
+        return f"AdaptedTask({self.labels.summary()}, readout {self.learner.config.readout})"
+
+
+def adapt_task(
+    learner: MetaLearner,
+    inputs: Sequence[Any],
+    labels: Sequence[Any],
+    kind: str = "auto",
+    factors: dict[str, Tensor] | None = None,
+) -> AdaptedTask:
+    """Make a task from a support set: its features, its condition if the adapter takes one, and its readout.
+
+    Args:
+        learner: The learner.
+        inputs: The support set.
+        labels: Its labels.
+        kind: What the labels are; see `MetaLearner.adapt`.
+        factors: Factors of the adapter instead of the learner's, by key.
+
+    Raises:
+        ValueError: Inputs and labels do not fit.
+    """
+    items = list(inputs)
+    encoder = TaskLabels.of(labels, kind, len(items))
+    with factors_in_use(learner.adapter, factors):
+        condition = task_condition(learner, items, encoder)
+        support = learner.encode(items, condition)
+    check_finite(support, items)
+    assert encoder.targets is not None
+    targets = encoder.targets
+    with torch.no_grad():
+        readout = learner.readout.fit(support, targets, frozen_width=learner.frozen_width)
+    return AdaptedTask(learner, readout, encoder, condition, factors, (items, list(labels)))
+
+
+@torch.no_grad()
+def task_condition(learner: MetaLearner, items: Sequence[Any], labels: TaskLabels) -> Condition | None:
+    """Return the condition that a support set makes; None if the adapter takes none from a support set."""
+    if learner.adapter is None or not takes_support_condition(learner.adapter):
+        return None
+    batches = list(learner.batches(items))
+    frozen = torch.cat([learner.features.frozen(batch) for batch in batches])
+    codes = labels.class_codes().to(learner.device)
+    return support_condition(learner.features, batches, frozen, codes).detach()
+
+
+def check_finite(features: Tensor, items: Sequence[Any]) -> None:
+    """Raise a ValueError that names the first input whose features are NaN or infinite."""
+    wrong = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if wrong:
+        name = items[wrong[0]] if isinstance(items[wrong[0]], (str, Path)) else f"number {wrong[0]}"
+        raise ValueError(f"input {name}: its features are NaN or infinite (and those of {len(wrong) - 1} more)")

@@ -1,0 +1,208 @@
+"""A stranger's pictures and sentences: from files to predictions in four commands, and in eight lines of Python."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from tests.support.command import metalora_command
+
+from metalora.learner import AdaptedTask, MetaLearner
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220)}
+SIZE = 32
+
+
+def draw(colour: str, shape: str, size: str, seed: int) -> Image.Image:
+    """Draw a circle or a square on a grey, noisy ground."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(90, 160, (SIZE, SIZE, 1)).repeat(3, 2).astype("uint8")
+    picture = Image.fromarray(noise)
+    half = 6 if size == "small" else 11
+    x, y = rng.integers(half + 1, SIZE - half - 1, 2)
+    box = (x - half, y - half, x + half, y + half)
+    pen = ImageDraw.Draw(picture)
+    (pen.ellipse if shape == "circle" else pen.rectangle)(box, fill=COLOURS[colour])
+    return picture
+
+
+def write_pictures(folder: Path, count: int, start: int = 0) -> list[dict[str, str]]:
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(start, start + count):
+        rng = np.random.default_rng(number)
+        colour, shape = str(rng.choice(list(COLOURS))), str(rng.choice(["circle", "square"]))
+        size = str(rng.choice(["small", "large"]))
+        name = f"{number:04}.png"
+        draw(colour, shape, size, number).save(folder / "images" / name)
+        rows.append({"file": name, "colour": colour, "shape": shape if number % 5 else "", "size": size})
+    return rows
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rows = write_pictures(folder, 300)
+    write_table(folder / "labels.csv", rows)
+    ripe = [{"file": row["file"], "bluish": str(row["colour"] == "blue")} for row in rows[:60]]
+    write_table(folder / "blue.csv", ripe)
+    return folder
+
+
+FIT = ["--backbone", "efficientnet-lite0", "--image-size", SIZE, "--steps", 3, "--support", 30, "--query", 20]
+FIT += ["--adapter.rank", 2, "--adapter.targets", "blocks.*.conv_pw", "--validate-every", 0]
+
+
+@pytest.fixture(scope="module")
+def learner(pictures: Path) -> Path:
+    arguments = ["fit", pictures / "learner", "--data", pictures / "labels.csv", "--images", pictures / "images"]
+    code, out, error = metalora_command(*arguments, *FIT, "--holdout", 1)
+    assert code == 0, error
+    assert "this learner" in out and "never trained" in out
+    return pictures / "learner"
+
+
+def test_pictures_in_four_commands(pictures: Path, learner: Path) -> None:
+    support = ["--support", pictures / "blue.csv", "--images", pictures / "images"]
+    code, out, error = metalora_command("adapt", learner, *support, "--out", pictures / "tasks" / "blue", "--json")
+    assert code == 0, error
+    assert json.loads(out)["examples"] == 60
+
+    write_pictures(pictures / "inbox", 40, start=1000)
+    inbox, predictions = pictures / "inbox" / "images", pictures / "predictions.csv"
+    code, out, error = metalora_command("predict", pictures / "tasks" / "blue", inbox, "--out", predictions)
+    assert code == 0, error
+    with predictions.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 40 and set(rows[0]) == {"input", "label", "probability", "novelty"}
+    right = 0
+    for row in rows:
+        number = int(Path(row["input"]).stem)
+        truth = str(np.random.default_rng(number).choice(list(COLOURS))) == "blue"
+        right += row["label"] == str(truth)
+    assert right >= 34
+
+    code, out, error = metalora_command(
+        "evaluate",
+        learner,
+        "--data",
+        pictures / "labels.csv",
+        "--images",
+        pictures / "images",
+        "--episodes",
+        2,
+        "--json",
+    )
+    assert code == 0, error
+    assert {score["task"] for score in json.loads(out)["scores"]} == {"colour", "shape", "size"}
+
+
+def test_pictures_in_eight_lines_of_python(pictures: Path) -> None:
+    learner = MetaLearner("efficientnet-lite0", image_size=SIZE, adapter=None)
+    learner.fit(pictures / "labels.csv", images=pictures / "images", report=False)
+    rows = list(csv.DictReader((pictures / "blue.csv").open()))
+    files, labels = [pictures / "images" / row["file"] for row in rows], [row["bluish"] for row in rows]
+    task = learner.adapt(files[:50], labels[:50])
+    predicted = task.predict(files[50:])
+    assert (predicted == np.array(labels[50:])).mean() >= 0.8
+
+
+def test_sentences_in_four_commands(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    subjects = {"animal": ["the dog", "a cat", "my horse"], "machine": ["the engine", "a pump", "our printer"]}
+    rows = []
+    for number in range(400):
+        topic = str(rng.choice(list(subjects)))
+        past, question = bool(rng.integers(2)), bool(rng.integers(2))
+        verb = str(rng.choice(["stopped", "moved"] if past else ["stops", "moves"]))
+        text = f"{rng.choice(subjects[topic])} {verb} near the {rng.choice(['house', 'river', 'road'])} {number}"
+        text = f"did you hear that {text}?" if question else f"{text}."
+        rows.append({"text": text, "topic": topic, "tense": "past" if past else "present", "question": str(question)})
+    write_table(tmp_path / "sentences.csv", rows)
+    learner, task = tmp_path / "learner", tmp_path / "task"
+    fit = ["fit", learner, "--backbone", "minilm", "--data", tmp_path / "sentences.csv", "--text-column", "text"]
+    small = ["--steps", 2, "--support", 24, "--query", 16, "--adapter.rank", 2, "--adapter.targets", "query,value"]
+    code, out, error = metalora_command(*fit, *small, "--max-length", 16, "--validate-every", 0, "--holdout", 1)
+    assert code == 0, error
+
+    write_table(tmp_path / "support.csv", [{"text": row["text"], "topic": row["topic"]} for row in rows[:60]])
+    code, out, error = metalora_command("adapt", learner, "--support", tmp_path / "support.csv", "--out", task)
+    assert code == 0, error
+    write_table(tmp_path / "inbox.csv", [{"text": row["text"]} for row in rows[60:100]])
+    code, out, error = metalora_command("predict", task, tmp_path / "inbox.csv", "--text-column", "text", "--json")
+    assert code == 0, error
+    predicted = [row["label"] for row in json.loads(out)]
+    assert sum(a == row["topic"] for a, row in zip(predicted, rows[60:100], strict=True)) >= 38
+
+
+def test_a_task_file_is_an_ordinary_task(pictures: Path, learner: Path) -> None:
+    rows = list(csv.DictReader((pictures / "blue.csv").open()))
+    files, labels = [pictures / "images" / row["file"] for row in rows], [row["bluish"] for row in rows]
+    loaded = MetaLearner.from_pretrained(learner)
+    loaded.adapt(files, labels).save_pretrained(pictures / "tasks" / "again")
+    task = AdaptedTask.from_pretrained(pictures / "tasks" / "again")  # finds its learner by itself
+    assert task.learner.fingerprint == loaded.fingerprint
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"file": "0000.png"}] * 4, "has no labels"),
+        (
+            [{"file": f"{n:04}.png", "a": str(n % 2), "b": str(n % 3)} for n in range(12)],
+            "several columns of labels (a, b)",
+        ),
+        ([{"file": f"{n:04}.png", "ripe": "yes"} for n in range(12)], "ripe"),
+        ([{"file": f"{n:04}.png", "ripe": str(n % 2)} for n in range(300, 312)], "0300.png"),
+    ],
+    ids=["no labels", "two columns", "one class", "missing files"],
+)
+def test_support_sets_that_make_no_task(
+    rows: list[dict[str, str]], message: str, pictures: Path, learner: Path, tmp_path: Path
+) -> None:
+    write_table(tmp_path / "support.csv", rows)
+    arguments = ["--support", tmp_path / "support.csv", "--images", pictures / "images", "--out", tmp_path / "task"]
+    code, out, error = metalora_command("adapt", learner, *arguments)
+    assert code == 2 and message in error, error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "task").exists()
+
+
+def test_a_picture_that_cannot_be_read(pictures: Path, learner: Path, tmp_path: Path) -> None:
+    metalora_command(
+        "adapt",
+        learner,
+        "--support",
+        pictures / "blue.csv",
+        "--images",
+        pictures / "images",
+        "--out",
+        tmp_path / "task",
+    )
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox" / "empty.png").write_bytes(b"")
+    out_file = tmp_path / "predictions.csv"
+    code, _, error = metalora_command(
+        "predict", tmp_path / "task", tmp_path / "inbox", "--learner", learner, "--out", out_file
+    )
+    assert code == 2 and "empty.png" in error
+    assert not out_file.exists()
+
+
+def test_folders_that_hold_no_learner(tmp_path: Path) -> None:
+    code, _, error = metalora_command("adapt", tmp_path, "--support", "x.csv", "--out", tmp_path / "task")
+    assert code == 2 and len(error.strip().splitlines()) == 1
+    code, _, error = metalora_command("predict", tmp_path, tmp_path)
+    assert code == 2 and "task" in error

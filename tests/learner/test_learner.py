@@ -1,0 +1,345 @@
+"""The estimator: fit on tasks of any form, adapt, predict, and what a user may not do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from metalora.config import AdapterConfig, ConditionConfig
+from metalora.learner import AdaptedTask, MetaLearner
+from metalora.learner.learner import MetaLearner as Learner
+
+WIDTH = 8
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(WIDTH, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24))
+
+
+def items(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, WIDTH)).astype("float32")
+
+
+def table(count: int = 160) -> dict[str, Any]:
+    x = items(count)
+    names = np.array(["green", "ripe", "rotten"])
+    return {
+        "x": list(x),
+        "first": (x[:, 0] > 0).tolist(),
+        "sum": names[np.digitize(x[:, 1] + x[:, 2], [-0.8, 0.8])].tolist(),
+        "product": np.where(x[:, 3] * x[:, 4] > 0, "same", "other").tolist(),
+        "sometimes": [int(value > 0) if number % 3 else None for number, value in enumerate(x[:, 5])],
+    }
+
+
+def small(**settings: Any) -> Learner:
+    defaults: dict[str, Any] = {"steps": 12, "validate_every": 6, "support": 24, "query": 16}
+    adapter = AdapterConfig("lora", rank=2, targets=("0", "2"))
+    return MetaLearner(network(), **(defaults | {"adapter": adapter} | settings))
+
+
+@pytest.fixture(scope="module")
+def learner() -> Learner:
+    return small().fit(table(), holdout=("product",))
+
+
+@pytest.fixture(scope="module")
+def task(learner: Learner) -> AdaptedTask:
+    x = items(60, seed=3)
+    return learner.adapt(x, np.where(x[:, 0] > 0, "ripe", "green"))
+
+
+# ---- fit -----------------------------------------------------------------------------------------------------------
+def test_fit_trains_the_adapter_and_the_readout(learner: Learner) -> None:
+    fresh = small()
+    assert learner.adapter is not None and fresh.adapter is not None
+    changed = [
+        not torch.equal(learner.adapter.factors[key], fresh.adapter.factors[key]) for key in fresh.adapter.factors
+    ]
+    assert all(changed)
+    assert not torch.equal(learner.readout.log_ridge, fresh.readout.log_ridge)
+    base = [name for name, _ in network().named_parameters()]
+    frozen, before = dict(learner.backbone.model.named_parameters()), dict(network().named_parameters())
+    for name in base:
+        adapted_name = name if name in frozen else name.replace(".", ".base.", 1)
+        assert torch.equal(frozen[adapted_name], before[name])
+
+
+def test_the_report_compares_with_peers_on_tasks_that_were_held_out(learner: Learner) -> None:
+    report = learner.report_
+    assert {score.task for score in report.scores if score.held_out} == {"product"}
+    methods = {score.method for score in report.scores}
+    assert {
+        "this learner",
+        "logistic regression, all stages",
+        "k-NN, last layer",
+        "the readout, frozen network",
+    } <= methods
+    assert "held out" not in report.verdict and "never trained" in report.verdict
+    for score in report.scores:
+        assert all(0 <= value <= 1 for value in score.accuracies)
+
+
+def test_the_same_seed_gives_the_same_learner() -> None:
+    first, second = (small(steps=4).fit(table(), report=False) for _ in range(2))
+    assert first.fingerprint == second.fingerprint
+    assert first.fingerprint != small(steps=4, seed=1).fit(table(), report=False).fingerprint
+
+
+def test_fit_without_labels_makes_its_own_notions() -> None:
+    learner = small(steps=6).fit(items(120))
+    assert learner.adapter is not None and learner.adapter.factors["0.B"].abs().max() > 0
+    x = items(60, seed=4)
+    assert learner.adapt(x, x[:, 0] > 0).score(items(60, seed=5), items(60, seed=5)[:, 0] > 0) > 0.7
+
+
+def test_without_an_adapter_nothing_is_trained() -> None:
+    learner = MetaLearner(network(), adapter=None, steps=5).fit(table(), report=False)
+    x = items(60, seed=4)
+    assert learner.adapter is None
+    assert learner.adapt(x, x[:, 0] > 0).score(x, x[:, 0] > 0) > 0.9
+
+
+def test_an_iterable_of_tasks_is_one_pool_each() -> None:
+    tasks = [(items(60, seed), (items(60, seed)[:, seed] > 0)) for seed in range(5)]
+    learner = small(steps=4, holdout_items=0.0, validate_every=0).fit(tasks)
+    assert learner.adapter is not None and learner.adapter.factors["0.B"].abs().max() > 0
+    assert len({score.task for score in learner.report_.scores}) == 1  # one of five is held out, with all of its inputs
+
+
+def test_an_interrupted_training_continues_to_the_same_bits(tmp_path: Any) -> None:
+    straight = small(validate_every=0).fit(table(), report=False)
+    checkpoint = tmp_path / "training.pt"
+
+    def interrupt(step: int, loss: float) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small(validate_every=0).fit(table(), report=False, checkpoint=checkpoint, on_step=interrupt)
+    resumed = small(validate_every=0).fit(table(), report=False, checkpoint=checkpoint)
+    assert resumed.fingerprint == straight.fingerprint
+
+
+def test_patience_stops_the_training_and_the_best_state_is_kept() -> None:
+    seen: list[int] = []
+    learner = small(steps=40, validate_every=2, patience=1, lr=1.0)  # a rate that destroys the adapter
+    learner.fit(table(), report=False, on_step=lambda step, loss: seen.append(step))
+    assert len(seen) < 40
+
+
+# ---- adapt and predict ---------------------------------------------------------------------------------------------
+def test_a_task_predicts_with_its_own_classes(task: AdaptedTask) -> None:
+    x = items(100, seed=9)
+    truth = np.where(x[:, 0] > 0, "ripe", "green")
+    assert task.classes_.tolist() == ["green", "ripe"]
+    assert task.score(x, truth) > 0.65  # the adapter had twelve steps
+    assert set(task.predict(x)) <= {"green", "ripe"}
+    probabilities = task.predict_proba(x)
+    assert probabilities.shape == (100, 2) and np.allclose(probabilities.sum(1), 1, atol=1e-6)
+    assert (task.classes_[probabilities.argmax(1)] == task.predict(x)).all()
+    assert len(task.transform(x)) == 100
+
+
+def test_strange_inputs_are_novel(task: AdaptedTask) -> None:
+    x = items(40, seed=9)
+    assert task.novelty(x + 30).min() > 0.95
+    assert task.novelty(x).mean() < 0.8
+
+
+@pytest.mark.parametrize("cast", [str, int, bool, float], ids=["str", "int", "bool", "float"])
+def test_labels_keep_their_type(learner: Learner, cast: Callable[[Any], Any]) -> None:
+    x = items(40, seed=3)
+    labels = [cast(int(value > 0)) for value in x[:, 0]]
+    predicted = learner.adapt(x, labels).predict(x[:5]).tolist()
+    assert all(type(value) is cast for value in predicted)
+
+
+def test_numbers_and_sets_of_labels(learner: Learner) -> None:
+    x, further = items(80, seed=3), items(80, seed=4)
+    regression = learner.adapt(x, 2 * x[:, 0] + 1)
+    assert regression.kind == "numbers"
+    assert regression.score(further, 2 * further[:, 0] + 1) > 0.8
+    assert regression.predict(further).shape == (80,)
+
+    def sets(values: np.ndarray) -> list[set[str]]:
+        return [{name for name, value in zip("abc", row, strict=True) if value > 0} for row in values[:, :3]]
+
+    several = learner.adapt(x, sets(x))
+    assert several.kind == "multilabel"
+    assert several.score(further, sets(further)) > 0.75
+    with pytest.raises(ValueError, match="numbers"):
+        regression.predict_proba(further)
+
+
+def test_more_labels_and_refinement_leave_the_learner_as_it_is(learner: Learner, task: AdaptedTask) -> None:
+    before = learner.fingerprint
+    x = items(30, seed=11)
+    labels = np.where(x[:, 0] > 0, "ripe", "green")
+    larger = task.add(x, labels)
+    assert larger.support is not None and len(larger.support[0]) == 90
+    refined = task.refine(x, labels, steps=3, lr=0.05)
+    assert learner.fingerprint == before
+    assert not np.allclose(refined.decision_function(x), task.decision_function(x))
+    assert refined.factors is not None
+
+
+# ---- generated adapters --------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def generated() -> Learner:
+    condition = ConditionConfig(scope="support", hidden=8)
+    adapter = AdapterConfig("metalora-cp", rank=2, targets=("0", "2"), condition=condition)
+    return small(adapter=adapter, steps=6).fit(table(), report=False)
+
+
+def test_a_support_set_generates_the_core_of_its_task(generated: Learner) -> None:
+    x = items(40, seed=3)
+    first = generated.adapt(x, x[:, 0] > 0)
+    other = generated.adapt(x, x[:, 3] > 0)
+    assert first.condition is not None and other.condition is not None
+    assert len(first.condition) == 1
+    assert not torch.equal(first.condition.vector(), other.condition.vector())
+
+
+def test_refining_a_generated_task_changes_its_core_alone(generated: Learner) -> None:
+    x = items(40, seed=3)
+    task = generated.adapt(x, x[:, 0] > 0)
+    refined = task.refine(x, x[:, 0] > 0, steps=3, lr=0.1)
+    assert refined.factors is None
+    assert refined.condition is not None and task.condition is not None
+    assert not torch.equal(refined.condition.vector(), task.condition.vector())
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("which", ["static", "generated"])
+def test_saved_learners_and_tasks_predict_the_same(
+    which: str, learner: Learner, generated: Learner, tmp_path: Any
+) -> None:
+    original = learner if which == "static" else generated
+    x = items(40, seed=3)
+    task = original.adapt(x, np.where(x[:, 0] > 0, "ripe", "green"))
+    original.save_pretrained(tmp_path / "learner")
+    task.save_pretrained(tmp_path / "ripe")
+    loaded = MetaLearner.from_pretrained(tmp_path / "learner", backbone=network())
+    again = AdaptedTask.from_pretrained(tmp_path / "ripe", loaded)
+    assert np.array_equal(again.decision_function(x), task.decision_function(x))
+    assert again.classes_.tolist() == ["green", "ripe"]
+    fresh = loaded.adapt(x, np.where(x[:, 0] > 0, "ripe", "green"))
+    assert np.array_equal(fresh.decision_function(x), task.decision_function(x))
+    if which == "static":
+        assert loaded.report_.verdict == learner.report_.verdict
+    assert "metalora" in (tmp_path / "learner" / "README.md").read_text()
+
+
+def test_a_task_can_be_made_compact(learner: Learner, task: AdaptedTask, tmp_path: Any) -> None:
+    whole = task.save_pretrained(tmp_path / "whole") / "task.safetensors"
+    small_file = task.save_pretrained(tmp_path / "small", max_bytes=8_000) / "task.safetensors"
+    assert small_file.stat().st_size < min(10_000, whole.stat().st_size)  # the header comes on top
+    x = items(100, seed=9)
+    compact = AdaptedTask.from_pretrained(tmp_path / "small", learner)
+    assert (compact.predict(x) == task.predict(x)).mean() > 0.9
+
+
+def test_a_task_of_another_learner_is_refused(learner: Learner, task: AdaptedTask, tmp_path: Any) -> None:
+    task.save_pretrained(tmp_path / "ripe")
+    with pytest.raises(ValueError, match="another learner"):
+        AdaptedTask.from_pretrained(tmp_path / "ripe", small())
+
+
+def test_another_backbone_is_refused(learner: Learner, tmp_path: Any) -> None:
+    learner.save_pretrained(tmp_path / "learner")
+    other = network()
+    with torch.no_grad():
+        other[0].weight.add_(1)
+    with pytest.raises(ValueError, match="base weights"):
+        MetaLearner.from_pretrained(tmp_path / "learner", backbone=other)
+
+
+def test_damaged_files_are_refused(learner: Learner, task: AdaptedTask, tmp_path: Any) -> None:
+    file = task.save_pretrained(tmp_path / "ripe") / "task.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="checksum"):
+        AdaptedTask.from_pretrained(tmp_path / "ripe", learner)
+    file.write_bytes(bytes(content[:100]))
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        AdaptedTask.from_pretrained(tmp_path / "ripe", learner)
+    with pytest.raises(ValueError, match="no task there"):
+        AdaptedTask.from_pretrained(tmp_path / "green", learner)
+
+
+def test_saving_never_replaces_a_folder_of_somebody_else(learner: Learner, tmp_path: Any) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="exists already"):
+        learner.save_pretrained(tmp_path / "photos")
+    assert (tmp_path / "photos" / "one.png").read_bytes() == b"x"
+    learner.save_pretrained(tmp_path / "learner")
+    learner.save_pretrained(tmp_path / "learner")  # its own folder is replaced
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["learner", "photos"]
+
+
+# ---- scikit-learn --------------------------------------------------------------------------------------------------
+def test_scikit_learn_takes_the_classifier(learner: Learner) -> None:
+    from sklearn.base import clone
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x = items(90, seed=3)
+    y = np.where(x[:, 0] > 0, "ripe", "green")
+    classifier = learner.as_classifier()
+    assert clone(classifier).learner is learner
+    assert cross_val_score(classifier, x, y, cv=3).mean() > 0.7
+    pipeline = make_pipeline(StandardScaler(), classifier)
+    assert pipeline.fit(x, y).score(x, y) > 0.8
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a"] * 20, "at least 2 classes"),
+        (["a"] * 19 + ["b"], "class 'b' has one example"),
+        (list(range(20)), "20 classes for 20 inputs"),
+        (["a", "b"] * 9, "20 inputs but 18 labels"),
+        (["a", None] * 10, "10 of 20 are missing"),
+    ],
+)
+def test_labels_that_make_no_task(learner: Learner, labels: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        learner.adapt(items(20), labels)
+
+
+def test_inputs_of_another_kind(learner: Learner) -> None:
+    with pytest.raises(ValueError, match="not an array of numbers"):
+        learner.adapt(["a text"] * 20, ["a", "b"] * 10)
+    with pytest.raises(ValueError, match="NaN"):
+        learner.adapt(np.full((20, WIDTH), np.nan), ["a", "b"] * 10)
+
+
+def test_unknown_names_are_answered_with_the_nearest_one() -> None:
+    with pytest.raises(ValueError, match="did you mean 'steps'"):
+        MetaLearner(network(), step=5)
+    with pytest.raises(ValueError, match="did you mean 'kernel-ridge'"):
+        MetaLearner(network(), readout="kernel-rige")
+    with pytest.raises(ValueError, match="backbone 'tim:resnet18'.*did you mean 'timm'"):
+        MetaLearner("tim:resnet18")
+    with pytest.raises(ValueError, match="task 'frist'.*did you mean 'first'"):
+        small().fit(table(), holdout=("frist",))
+
+
+def test_a_backbone_that_has_an_adapter_is_refused() -> None:
+    model = network()
+    small_learner = MetaLearner(model, adapter=AdapterConfig("lora", rank=2, targets=("0",)))
+    with pytest.raises(ValueError, match="has an adapter already"):
+        MetaLearner(small_learner.backbone.model)
+    assert copy.deepcopy(small_learner.config) == small_learner.config
