@@ -7,8 +7,10 @@ import pytest
 import torch
 from sklearn.kernel_ridge import KernelRidge as SklearnKernelRidge
 from sklearn.linear_model import Ridge
+from torch.nn.functional import cross_entropy
 
 from metalora.learner.readouts import Targets, make_readout
+from metalora.learner.readouts.calibration import expected_calibration_error
 from metalora.learner.readouts.kernel import choose_ridge, fit_ridge, linear_and_rbf
 from metalora.learner.readouts.kernel_ridge import KernelRidge
 from metalora.learner.readouts.weights import ShareWeights
@@ -111,19 +113,57 @@ def task_with_frozen_features(informative):
     return torch.cat([noise, support], 1), torch.cat([query_noise, queries], 1), codes, truth, 200
 
 
-@pytest.mark.parametrize("informative", ("adapted",))
-def test_the_kernel_in_use_is_the_one_whose_features_inform(informative):
+@pytest.mark.parametrize("folds", (0, 10))
+def test_the_kernel_in_use_has_the_best_likelihood(folds):
+    support, queries, codes, truth, frozen_width = task_with_frozen_features("frozen")
+    targets = Targets.classes(codes, 3)
+    chosen = KernelRidge(folds=folds).eval().fit(support, targets, frozen_width=frozen_width)
+    all_alone = KernelRidge(folds=folds).eval().fit(support, targets)
+    frozen_alone = KernelRidge(folds=folds).eval().fit(support[:, :frozen_width], targets)
+
+    def likelihood(fitted):
+        return -float(cross_entropy(fitted.leave_one_out, codes))
+
+    assert likelihood(chosen) >= max(likelihood(all_alone), likelihood(frozen_alone)) - 1e-6
+    if chosen.scaling.columns is not None:
+        torch.testing.assert_close(chosen.logits(queries), frozen_alone.logits(queries[:, :frozen_width]))
+
+
+@pytest.mark.parametrize("informative", ("frozen", "adapted"))
+def test_folds_choose_the_kernel_whose_features_inform(informative):
     support, queries, codes, truth, frozen_width = task_with_frozen_features(informative)
     targets = Targets.classes(codes, 3)
-    chosen = KernelRidge().eval().fit(support, targets, frozen_width=frozen_width)
-    plain = KernelRidge().eval().fit(support, targets)
-    uses_frozen_alone = chosen.scaling.columns is not None
-    assert uses_frozen_alone == (informative == "frozen")
-    accuracy, plain_accuracy = ((fit.logits(queries).argmax(1) == truth).float().mean() for fit in (chosen, plain))
-    assert accuracy >= plain_accuracy - 0.01
-    alone = KernelRidge().eval().fit(support[:, :frozen_width], targets)
-    if uses_frozen_alone:
-        torch.testing.assert_close(chosen.logits(queries), alone.logits(queries[:, :frozen_width]))
+    chosen = KernelRidge(folds=10).eval().fit(support, targets, frozen_width=frozen_width)
+    assert (chosen.scaling.columns is not None) == (informative == "frozen")
+
+
+def test_folds_calibrate_a_small_support_set_of_many_features():
+    errors = {0: [], 10: []}
+    for seed in range(4):
+        support, codes, queries, truth = image_like_task(30, width=900, classes=3, seed=seed)
+        for folds, of_folds in errors.items():
+            fitted = KernelRidge(folds=folds).eval().fit(support, Targets.classes(codes, 3))
+            of_folds.append(expected_calibration_error(fitted.logits(queries).softmax(1), truth))
+    assert np.mean(errors[10]) < 0.15 < np.mean(errors[0])
+
+
+def test_held_out_logits_of_folds_equal_fits_without_the_fold():
+    support, codes = gaussian_task(20, width=6)
+    fitted = KernelRidge(folds=2).eval().fit(support, Targets.classes(codes, 3))
+    rank = torch.stack([(codes[:item] == codes[item]).sum() for item in range(20)])
+    for fold in range(2):
+        held_out = rank % 2 == fold
+        refit = KernelRidge().eval().fit(support[~held_out], Targets.classes(codes[~held_out], 3))
+        logits = refit.logits(support[held_out])
+        ratio = logits / fitted.leave_one_out[held_out]  # both have a temperature
+        torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio), rtol=1e-4, atol=1e-4)
+
+
+def test_one_fold_is_refused():
+    with pytest.raises(ValueError, match="folds must be 0 .* or at least 2, not 1"):
+        KernelRidge(folds=1)
+    with pytest.raises(ValueError, match="unknown setting of readout 'lda' 'fold'"):
+        make_readout("lda", fold=3)
 
 
 def test_the_mean_of_both_kernels_is_stored_and_computed_as_such():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,12 +23,29 @@ class KernelFit(NamedTuple):
     Attributes:
         rule: The rule, with calibrated logits.
         leave_one_out: Its logits of each item without this item, (n, count).
+        temperature: By what the logits of both are divided.
         likelihood: Mean log-likelihood of the targets under leave_one_out.
     """
 
     rule: KernelRule
     leave_one_out: Tensor
+    temperature: float
     likelihood: float
+
+    def calibrated(self, held_out: Tensor, targets: Targets, balanced: bool) -> KernelFit:
+        """Return the fit with the temperature that is best for logits of items that a fit did not see.
+
+        Args:
+            held_out: Logits of the items of the support set before calibration, (n, count). They become leave_one_out.
+            targets: The targets of the support set.
+            balanced: Whether all classes weigh the same in sum.
+        """
+        weights = item_weights(targets, balanced)
+        temperature = best_temperature(held_out, targets, weights)
+        ratio = self.temperature / temperature
+        rule = replace(self.rule, coefficients=self.rule.coefficients * ratio, offset=self.rule.offset * ratio)
+        likelihood = float(mean_log_likelihood(held_out / temperature, targets, weights))
+        return KernelFit(rule, held_out / temperature, temperature, likelihood)
 
 
 def fit_kernel_rule(
@@ -62,13 +80,26 @@ def fit_kernel_rule(
         ridge_fit = choose_ridge(projection @ to_chosen.mT, targets.centred())
         coefficients = projection.mT @ ridge_fit.coefficients
     fit = decision(ridge_fit.leave_one_out, targets, balanced)
-    weights = item_weights(targets, balanced)
-    temperature = best_temperature(fit.leave_one_out, targets, weights)
-    leave_one_out = fit.leave_one_out / temperature
-    rule = KernelRule(
-        coefficients @ fit.slope / temperature, fit.offset / temperature, kernel.frozen_width, kernel.frozen_scale
-    )
-    return KernelFit(rule, leave_one_out, float(mean_log_likelihood(leave_one_out, targets, weights)))
+    rule = KernelRule(coefficients @ fit.slope, fit.offset, kernel.frozen_width, kernel.frozen_scale)
+    return KernelFit(rule, fit.leave_one_out, 1.0, 0.0).calibrated(fit.leave_one_out, targets, balanced)
+
+
+def folds_of(targets: Targets, count: int) -> Tensor:
+    """Return the fold of each item, (n,): the items of a class are spread evenly; -1 for the single item of a class.
+
+    Args:
+        targets: The targets of the support set.
+        count: Number of folds, at least 2.
+
+    Example:
+        >>> folds_of(Targets.classes(torch.tensor([0, 0, 1, 0, 1, 2]), 3), count=2)
+        tensor([ 0,  1,  0,  0,  1, -1])
+    """
+    if targets.kind != "classes":
+        return torch.arange(len(targets.matrix), device=targets.matrix.device) % count
+    rank_in_class = (targets.matrix.cumsum(0) * targets.matrix).sum(1).long() - 1
+    own_count = targets.matrix @ targets.matrix.sum(0)
+    return torch.where(own_count > 1, rank_in_class % count, -1)
 
 
 def _inverse(kernel: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from metalora.learner.readouts.base import Readout
 from metalora.learner.readouts.discriminant import decision
 from metalora.learner.readouts.fitted import FittedReadout
 from metalora.learner.readouts.kernel import FeatureKernel, fit_ridge, linear_and_rbf
-from metalora.learner.readouts.kernel_fit import fit_kernel_rule
+from metalora.learner.readouts.kernel_fit import KernelFit, fit_kernel_rule, folds_of
 from metalora.learner.readouts.rules import KernelRule
 from metalora.learner.readouts.standardise import (
     Centred,
@@ -27,6 +27,13 @@ from metalora.learner.readouts.weights import ShareWeights, normalised
 SMALLEST_RIDGE = 1e-4  # below it, float32 cannot factorise the kernel of duplicate items
 
 
+class _Candidate(NamedTuple):
+    """A fit in use, and the scaling of its features."""
+
+    scaling: Scaling
+    fit: KernelFit
+
+
 class KernelRidge(Readout):
     """Kernel ridge regression on standardised features, each weighted by how much of it the targets explain.
 
@@ -38,8 +45,16 @@ class KernelRidge(Readout):
     divided by the temperature of the best leave-one-out likelihood, and this likelihood chooses between the kernel of
     all features, that of the frozen features and their mean.
 
+    The closed form leaves an item out of the regression and of the discriminant, but not of the weights of the
+    features. With many features and few items its likelihood is thus too good. With `folds`, the temperature and the
+    choice of the kernel come from complete fits without the items of each fold, which takes as many times as long.
+
     Args:
         balanced: Whether the logits leave out how often classes occur in the support set.
+        folds: Number of folds, at least 2; 0: leave-one-out in closed form.
+
+    Raises:
+        ValueError: The number of folds is 1 or negative.
 
     Example:
         >>> readout = KernelRidge()
@@ -53,8 +68,11 @@ class KernelRidge(Readout):
     name: ClassVar[str] = "kernel-ridge"
     kinds: ClassVar[tuple[TargetKind, ...]] = ("classes", "numbers", "multilabel")
 
-    def __init__(self, *, balanced: bool = False):
+    def __init__(self, *, balanced: bool = False, folds: int = 0):
         super().__init__(balanced=balanced)
+        if folds == 1 or folds < 0:
+            raise ValueError(f"folds must be 0 (leave-one-out) or at least 2, not {folds}")
+        self.folds = folds
         self.log_ridge = nn.Parameter(torch.tensor(0.1).log())
         self.weights = ShareWeights()
 
@@ -69,11 +87,18 @@ class KernelRidge(Readout):
         return self._fitted(scaling, features, rule, to_logits.leave_one_out, targets)
 
     def _fit_for_use(self, support: Tensor, targets: Targets, frozen_width: int) -> FittedReadout:
+        candidates = self._candidates(support, targets, frozen_width)
+        if self.folds:
+            candidates = self._judged_by_folds(candidates, support, targets, frozen_width)
+        scaling, fit = max(candidates, key=lambda candidate: candidate.fit.likelihood)  # of equal ones the first
+        return self._fitted(scaling, scaling(support), fit.rule, fit.leave_one_out, targets)
+
+    def _candidates(self, support: Tensor, targets: Targets, frozen_width: int) -> list[_Candidate]:
+        """Return the fits with the kernel of all features, the mean of both kernels and the one of frozen features."""
         scaling, weights = self._weighting(centre(support), targets)
         features = scaling(support)
         of_all = linear_and_rbf(features, features)
-        best = fit_kernel_rule(of_all, FeatureKernel(), targets, self.balanced)
-        best_scaling = scaling
+        candidates = [_Candidate(scaling, fit_kernel_rule(of_all, FeatureKernel(), targets, self.balanced))]
         frozen_norm = float(weights[:frozen_width].square().sum().sqrt())
         if 0 < frozen_width < support.shape[1] and frozen_norm > 0:
             frozen_scaling = scaling.first(frozen_width, 1 / frozen_norm)
@@ -82,10 +107,29 @@ class KernelRidge(Readout):
             both = FeatureKernel(frozen_width, 1 / frozen_norm)
             from_both = fit_kernel_rule((of_all + of_frozen) / 2, both, targets, self.balanced)
             from_frozen = fit_kernel_rule(of_frozen, FeatureKernel(), targets, self.balanced)
-            for candidate, candidate_scaling in ((from_both, scaling), (from_frozen, frozen_scaling)):
-                if candidate.likelihood > best.likelihood:
-                    best, best_scaling = candidate, candidate_scaling
-        return self._fitted(best_scaling, best_scaling(support), best.rule, best.leave_one_out, targets)
+            candidates += [_Candidate(scaling, from_both), _Candidate(frozen_scaling, from_frozen)]
+        return candidates
+
+    def _judged_by_folds(
+        self, candidates: list[_Candidate], support: Tensor, targets: Targets, frozen_width: int
+    ) -> list[_Candidate]:
+        """Return the candidates with temperatures and likelihoods from fits that did not see the items of a fold."""
+        held_out = [fit.leave_one_out * fit.temperature for _, fit in candidates]
+        fold = folds_of(targets, self.folds)
+        for number in range(self.folds):
+            is_held_out = fold == number
+            seen = support[~is_held_out]
+            if len(seen) < 2 or len(seen) == len(support):
+                continue
+            fold_candidates = self._candidates(seen, targets.of(~is_held_out), frozen_width)
+            # a fold has fewer candidates if its frozen features are constant: the closed form then stays
+            for logits, (scaling, fit) in zip(held_out, fold_candidates, strict=False):
+                queries = scaling(support[is_held_out])
+                logits[is_held_out] = fit.rule.logits(queries, scaling(seen)) * fit.temperature
+        return [
+            _Candidate(scaling, fit.calibrated(logits, targets, self.balanced))
+            for (scaling, fit), logits in zip(candidates, held_out, strict=True)
+        ]
 
     def _weighting(self, centred: Centred, targets: Targets) -> tuple[Scaling, Tensor]:
         """Return the scaling that standardises and weights the features, and their weights, (d,)."""

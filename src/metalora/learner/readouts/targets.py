@@ -113,6 +113,18 @@ class Targets:
         """
         return Targets(self.kind, self.matrix.to(reference), self.count)
 
+    def of(self, items: Tensor) -> Targets:
+        """Return the targets of some of the examples.
+
+        Args:
+            items: Which examples: positions, or a mask (n,). Each class keeps at least one example.
+
+        Example:
+            >>> Targets.numbers(torch.tensor([1.0, 2.0, 3.0])).of(torch.tensor([True, False, True])).matrix[:, 0]
+            tensor([1., 3.])
+        """
+        return Targets(self.kind, self.matrix[items], self.count)
+
     def centred(self) -> Tensor:
         """Return the targets minus their mean, and numbers also divided by their standard deviation, (n, count).
 
