@@ -455,6 +455,12 @@ def test_a_dictionary_of_data_sets():
         read_tasks(splits)
 
 
+def test_a_streamed_data_set():
+    pytest.importorskip("datasets")
+    with pytest.raises(ValueError, match="streamed"):
+        read_tasks(as_data_set(None).to_iterable_dataset())
+
+
 # ---- pools ----------------------------------------------------------------------------------------------------------
 def test_parts_of_a_pool():
     (pool,) = read_tasks(columns(), group_column="patient")

@@ -38,6 +38,10 @@ def choose_input_column(table: Table, image_column: str | None, text_column: str
 
     Raises:
         ValueError: The named column does not exist, two are named, or no column looks like inputs.
+
+    Example:
+        >>> choose_input_column(Table("pets.csv", {"file": ["1.jpg"], "kind": ["cat"]}), None, None)
+        InputColumn(name='file', kind='images')
     """
     if image_column is not None and text_column is not None:
         raise ValueError(f"{table.name}: image_column and text_column are both given; the inputs are one column")

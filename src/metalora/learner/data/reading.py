@@ -18,12 +18,11 @@ from metalora.learner.data.columns import (
     read_label_columns,
 )
 from metalora.learner.data.folders import read_folder
-from metalora.learner.data.labels import LabelColumn, encode_labels, python_values
-from metalora.learner.data.pictures import check_file, is_picture_path
+from metalora.learner.data.inputs import checked_inputs, checked_pictures, checked_texts, search_folders
+from metalora.learner.data.labels import LabelColumn, encode_labels
 from metalora.learner.data.pool import TaskPool
 from metalora.learner.data.tables import TABLE_SUFFIXES, Table, read_table_file, table_in_memory
 
-NUMERIC = "biuf"  # kinds of numpy types: booleans, whole numbers with and without a sign, floating-point numbers
 LABELS = "labels"  # name of the notion of labels that come without a name
 
 
@@ -144,10 +143,10 @@ def _inputs_of_table(table: Table, chosen: InputColumn, images: Path | None) -> 
         return values if isinstance(values, Tensor | np.ndarray) else list(values)
     where = f"{table.name}, column {chosen.name!r}"
     if chosen.kind == "text":
-        return _texts(list(values), where)
+        return checked_texts(list(values), where)
     if hasattr(values, "features"):  # a column of `datasets`, which decodes a picture when it is asked for
         return values
-    return _pictures(list(values), _folders(images, table.folder), where)
+    return checked_pictures(list(values), search_folders(images, table.folder), where)
 
 
 def _groups(table: Table, name: str) -> Tensor:
@@ -159,78 +158,19 @@ def _groups(table: Table, name: str) -> Tensor:
     return codes
 
 
-# ---- inputs ---------------------------------------------------------------------------------------------------------
-def _folders(*folders: Path | None) -> list[Path]:
-    return [folder for folder in folders if folder is not None] + [Path()]
-
-
-def _texts(values: list[Any], where: str) -> list[str]:
-    for row, value in enumerate(values):
-        if not isinstance(value, str) or not value.strip():
-            problem = "is empty" if _is_missing(value) else f"is a {type(value).__name__}, not a text"
-            raise ValueError(f"{where}: row {row + 1} {problem}")
-    return [str(value) for value in values]
-
-
-def _is_missing(value: Any) -> bool:
-    try:
-        return python_values([value]) == [None]
-    except ValueError:
-        return False
-
-
-def _pictures(values: list[Any], folders: Sequence[Path], where: str) -> list[Any]:
-    """Return pictures with the paths of the files; every file exists and is not empty."""
-    pictures: list[Any] = []
-    for row, value in enumerate(values):
-        if isinstance(value, str | Path) and str(value).strip():
-            pictures.append(_found_file(Path(value), folders, f"{where}: row {row + 1}"))
-        elif isinstance(value, str) or _is_missing(value):
-            raise ValueError(f"{where}: row {row + 1} has no picture")
-        else:
-            pictures.append(value)
-    return pictures
-
-
-def _found_file(path: Path, folders: Sequence[Path], where: str) -> Path:
-    for folder in folders:
-        candidate = folder / path
-        if candidate.exists():
-            check_file(candidate)
-            return candidate
-    looked = ", ".join(str(folder) for folder in folders) if not path.is_absolute() else path.parent
-    raise ValueError(f"{where}: there is no file {path} (looked in: {looked})")
-
-
-def _inputs(values: Any, folder: Path | None, where: str) -> Any:
-    """Return the inputs of a list or an array: paths of pictures become `Path`, texts are checked."""
-    if isinstance(values, str | Path) or not hasattr(values, "__len__"):
-        raise ValueError(f"{where}: the inputs are a {type(values).__name__}, expected a list or an array")
-    if isinstance(values, Tensor) or (isinstance(values, np.ndarray) and values.dtype.kind in NUMERIC):
-        return values
-    items = list(values)
-    if not items:
-        raise ValueError(f"{where}: there are no inputs")
-    if all(isinstance(item, str) for item in items) and not all(is_picture_path(item) for item in items):
-        return _texts(items, where)
-    if any(isinstance(item, str | Path) for item in items):
-        return _pictures(items, _folders(folder), where)
-    return items
-
-
 # ---- iterables ------------------------------------------------------------------------------------------------------
 def _pools_of_iterable(tasks: Any, folder: Path | None) -> list[TaskPool]:
     if not isinstance(tasks, Iterable):
         raise ValueError(f"tasks: a {type(tasks).__name__} is not a table, a folder or a list")
     if isinstance(tasks, np.ndarray | Tensor):
-        return [TaskPool(_inputs(tasks, folder, "the inputs"), name="the inputs")]
+        return [TaskPool(checked_inputs(tasks, folder, "the inputs"), name="the inputs")]
     if isinstance(tasks, tuple) and len(tasks) == 2 and not all(isinstance(part, tuple) for part in tasks):
         return [_pool_of_pair(tasks[0], tasks[1], folder, "the task")]
     items = list(tasks)
     if not items:
         raise ValueError("tasks: there are none")
     if not all(isinstance(item, tuple) and len(item) == 2 for item in items):
-        return [TaskPool(_inputs(items, folder, "the inputs"), name="the inputs")]
+        return [TaskPool(checked_inputs(items, folder, "the inputs"), name="the inputs")]
     if not _is_sequence_of_labels(items[0][1]):
         inputs, labels = zip(*items, strict=True)
         return [_pool_of_pair(list(inputs), list(labels), folder, "the examples")]
@@ -251,4 +191,4 @@ def _pool_of_pair(inputs: Any, labels: Any, folder: Path | None, name: str) -> T
         column = encode_labels(values, str(notion))
         check_two_classes(column, name)
         columns[str(notion)] = column
-    return TaskPool(_inputs(inputs, folder, name), columns, name=name)
+    return TaskPool(checked_inputs(inputs, folder, name), columns, name=name)

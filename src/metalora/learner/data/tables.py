@@ -76,6 +76,11 @@ def checked_columns(columns: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
     Raises:
         ValueError: They do not.
+
+    Example:
+        >>> checked_columns({"text": ["a", "b"], "label": [1]}, "t.csv")
+        Traceback (most recent call last):
+        ValueError: t.csv: the columns have different lengths (text 2, label 1)
     """
     counts = {column: len(values) for column, values in columns.items()}
     if not any(counts.values()):
@@ -121,7 +126,9 @@ def table_in_memory(source: Any) -> Table | None:
         >>> table_in_memory({"text": ["a", "b"], "label": [0, 1]}).count
         2
     """
-    if hasattr(source, "column_names") and hasattr(source, "features"):
+    if hasattr(source, "column_names") and not hasattr(source, "__len__"):
+        raise ValueError("a data set that is streamed has no length; pass one that is not")
+    if hasattr(source, "column_names") and hasattr(source, "__len__"):
         return _from_datasets(source)
     if hasattr(source, "iloc") and hasattr(source, "columns"):
         return _from_pandas(source, "the table")
