@@ -16,7 +16,7 @@ from metalora.learner.data import (
     timm_preprocessor,
     torchvision_preprocessor,
 )
-from metalora.learner.data.preprocessing import INTERPOLATIONS
+from metalora.learner.data.image_preprocessing import INTERPOLATIONS
 from metalora.zoo import LIBRARIES, load_model, load_tokenizer, sentence_encoder
 
 EFFICIENTNET_LITE0 = ImagePreprocessor(
