@@ -123,8 +123,10 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("balanced", (False, True))
+FEW_ITEMS = ("classes of one item", "each item its own class", "two items", "duplicates of two classes")
+
+
+@pytest.mark.parametrize(("balanced", "case"), [(False, case) for case in CASES] + [(True, case) for case in FEW_ITEMS])
 @pytest.mark.parametrize("name", NAMES)
 def test_awkward_support_sets_give_finite_results(name, balanced, case):
     support, codes = awkward(case)
@@ -162,6 +164,18 @@ def test_awkward_support_sets_of_numbers_and_labels_give_finite_results(kind, ca
             if training:
                 logits.square().sum().backward()
                 assert support.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("training", MODES)
+@pytest.mark.parametrize("name", NAMES)
+def test_mixed_precision_changes_nothing(name, training):
+    (support, codes), (queries, _) = gaussian_task(), gaussian_task(10, seed=1)
+    plain = fit(name, support.float(), codes, training=training)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = fit(name, support.float(), codes, training=training)
+        logits, novelty = mixed.logits(queries), mixed.novelty(queries)
+    torch.testing.assert_close(logits, plain.logits(queries))
+    torch.testing.assert_close(novelty, plain.novelty(queries))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from metalora._util.suggest import check_choice
 from metalora.learner.readouts.discriminant import item_weights
-from metalora.learner.readouts.fitted import FittedReadout, check_finite, nearest_distances
+from metalora.learner.readouts.fitted import FittedReadout, check_finite, full_precision, nearest_distances
 from metalora.learner.readouts.rules import Rule
 from metalora.learner.readouts.standardise import Scaling
 from metalora.learner.readouts.targets import TargetKind, Targets
@@ -53,13 +53,14 @@ class Readout(nn.Module, ABC):
         """
         self._check(support, targets, frozen_width)
         dtype = torch.float64 if support.dtype == torch.float64 else torch.float32
-        if self.training:
-            features = support.to(dtype)
-            return self._fit_for_training(features, targets.to(features))
-        with torch.no_grad():
-            features = support.double()
-            fitted = self._fit_for_use(features, targets.to(features), frozen_width)
-            return fitted.to(support.to(dtype))
+        with full_precision(support):
+            if self.training:
+                features = support.to(dtype)
+                return self._fit_for_training(features, targets.to(features))
+            with torch.no_grad():
+                features = support.double()
+                fitted = self._fit_for_use(features, targets.to(features), frozen_width)
+                return fitted.to(support.to(dtype))
 
     def loss(self, logits: Tensor, targets: Tensor, kind: TargetKind = "classes") -> Tensor:
         """Return the loss of logits of queries, a mean over the queries.

@@ -71,7 +71,8 @@ class FittedReadout:
             >>> make_readout("kernel-ridge").eval().fit(torch.randn(12, 5), targets).logits(torch.randn(4, 5)).shape
             torch.Size([4, 3])
         """
-        return self.rule.logits(self._weighted(queries), self.support)
+        with full_precision(queries):
+            return self.rule.logits(self._weighted(queries), self.support)
 
     def novelty(self, queries: Tensor) -> Tensor:
         """Return how unlike the support set each query is, from 0 to 1.
@@ -95,9 +96,9 @@ class FittedReadout:
             >>> fitted.novelty(torch.full((1, 5), 100.0))
             tensor([1.])
         """
-        support = self.support
-        distances = squared_distances(self._weighted(queries), support).amin(1).sqrt()  # (m,)
-        return (self._nearest() < distances[:, None]).to(distances.dtype).mean(1)
+        with full_precision(queries):
+            distances = squared_distances(self._weighted(queries), self.support).amin(1).sqrt()  # (m,)
+            return (self._nearest() < distances[:, None]).to(distances.dtype).mean(1)
 
     def _nearest(self) -> Tensor:
         """Return the distance of each item of the support set to its nearest other item, (n,)."""
@@ -273,6 +274,17 @@ def _stored_scaling(tensors: Mapping[str, Tensor], width: int) -> Scaling:
     columns = tensors["columns"].long() if "columns" in tensors else None
     projection = Projection(tensors["levels"], tensors["mixing"]) if "levels" in tensors else None
     return Scaling(tensors["mean"], tensors["factor"], width, columns, projection)
+
+
+def full_precision(features: Tensor) -> torch.autocast:
+    """Return a context without mixed precision, in which a kernel could not be inverted.
+
+    Example:
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16), full_precision(torch.ones(1)):
+        ...     (torch.eye(2) @ torch.eye(2)).dtype
+        torch.float32
+    """
+    return torch.autocast(features.device.type, enabled=False)
 
 
 def nearest_distances(support: Tensor) -> Tensor:
