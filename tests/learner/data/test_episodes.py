@@ -236,6 +236,10 @@ MISTAKES = {
         lambda: episodes(pool_of(50, groups=torch.zeros(50, dtype=torch.int64)), ProceduralNotions()),
         "the pool: all items are in one group",
     ),
+    "groups that are classes": (
+        lambda: episodes(pool_of(60, groups=torch.arange(60) % 3, brand=[0, 1, 2] * 20), ProceduralNotions()),
+        "the pool: no two groups share a class of 'brand'",
+    ),
     "no labels": (lambda: episodes(pool_of(50)), "no label column has two classes with 4 items"),
     "classes that are too small": (lambda: episodes(pool_of(50, a=list(range(25)) * 2)), "no label column"),
     "a probability": (lambda: EpisodeSettings(procedural=1.5), "procedural is 1.5"),

@@ -283,6 +283,14 @@ def test_all_columns_that_can_be_classes_are_labels():
     assert pool.groups.tolist() == [row // 3 for row in range(ROWS)]
 
 
+def test_a_column_whose_classes_are_groups_cannot_be_labels():
+    table = columns() | {"ward": [row // 6 for row in range(ROWS)]}
+    (pool,) = read_tasks(table, group_column="ward")
+    assert pool.ignored["patient"] == "no two groups share a class"
+    with pytest.raises(ValueError, match="no two groups share a class of 'patient'"):
+        read_tasks(table, group_column="ward", label_columns=["patient"])
+
+
 def test_chosen_labels():
     (pool,) = read_tasks(columns(), label_columns=["patient", "ripeness"])
     assert list(pool.columns) == ["patient", "ripeness"] and pool.groups is None and not pool.ignored

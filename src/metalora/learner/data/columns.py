@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from metalora._util.suggest import nearest
+from metalora.learner.data.groups import classes_are_single_groups
 from metalora.learner.data.labels import LabelColumn, encode_labels
 from metalora.learner.data.pictures import is_picture_path
 from metalora.learner.data.tables import Table
@@ -17,6 +18,7 @@ from metalora.learner.data.tables import Table
 IMAGE_NAMES = ("image", "images", "image_path", "path", "file", "filename", "file_name", "img", "picture", "photo")
 TEXT_NAMES = ("text", "texts", "sentence", "content", "document")
 ARRAY_NAMES = ("inputs", "features", "x")
+SINGLE_GROUPS = "no two groups share a class"
 SHARE_OF_CLASSES = 0.5  # a column with more classes than this share of its labels is an identifier, not a notion
 
 
@@ -73,7 +75,7 @@ def checked_column(table: Table, name: str, setting: str) -> str:
 
 
 def read_label_columns(
-    table: Table, names: Sequence[str] | None, not_labels: Sequence[str]
+    table: Table, names: Sequence[str] | None, not_labels: Sequence[str], groups: Tensor | None = None
 ) -> tuple[dict[str, LabelColumn], dict[str, str]]:
     """Return the label columns of a table.
 
@@ -81,16 +83,17 @@ def read_label_columns(
         table: The table.
         names: The columns that the user asks for; None: all that can be classes.
         not_labels: Columns with another meaning.
+        groups: Group of every row, (n,) int64, or None.
 
     Returns:
         The columns by name, and for each column that was not asked for and cannot be classes the reason.
 
     Raises:
         ValueError: A column that is asked for does not exist, is named twice or has another meaning, or its labels are
-            all missing or of a single class.
+            all missing or of a single class, or each class lies in a single group.
     """
     if names is None:
-        return _all_label_columns(table, not_labels)
+        return _all_label_columns(table, not_labels, groups)
     columns: dict[str, LabelColumn] = {}
     for name in names:
         if name in columns:
@@ -99,6 +102,8 @@ def read_label_columns(
             raise ValueError(f"{table.name}: the column {name!r} cannot have labels, it has another meaning")
         column = encode_labels(table.labels(checked_column(table, name, "label_columns")), name)
         check_two_classes(column, table.name)
+        if groups is not None and classes_are_single_groups(column.codes, groups):
+            raise ValueError(f"{table.name}: {SINGLE_GROUPS} of {name!r}; a support set and its queries share no group")
         columns[name] = column
     return columns, {}
 
@@ -115,7 +120,9 @@ def check_two_classes(column: LabelColumn, source: str) -> None:
         raise ValueError(f"{source}: {column.name!r} has the single class {column.classes[0]!r}; expected at least two")
 
 
-def _all_label_columns(table: Table, not_labels: Sequence[str]) -> tuple[dict[str, LabelColumn], dict[str, str]]:
+def _all_label_columns(
+    table: Table, not_labels: Sequence[str], groups: Tensor | None
+) -> tuple[dict[str, LabelColumn], dict[str, str]]:
     columns: dict[str, LabelColumn] = {}
     ignored: dict[str, str] = {}
     for name in table.columns:
@@ -127,6 +134,8 @@ def _all_label_columns(table: Table, not_labels: Sequence[str]) -> tuple[dict[st
             ignored[name] = str(error)
             continue
         reason = _why_not_classes(column)
+        if not reason and groups is not None and classes_are_single_groups(column.codes, groups):
+            reason = SINGLE_GROUPS
         if reason:
             ignored[name] = reason
         else:

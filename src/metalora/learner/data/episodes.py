@@ -69,8 +69,8 @@ class PoolEpisodes:
         settings: Sizes and mix.
 
     Raises:
-        ValueError: A pool is too small, has a single group, or has no label column with two classes of four items
-            while procedural notions are off.
+        ValueError: A pool is too small, has a single group or a notion each class of which lies in one group; or it
+            has no label column with two classes of four items while procedural notions are off.
 
     Example:
         >>> from metalora.learner.data import ArrayPreprocessor, TaskPool, encode_labels

@@ -11,6 +11,25 @@ LISTED_GROUPS = 4096  # more groups than this get their sides by hashing, withou
 PRIME = 2_147_483_647
 
 
+def classes_are_single_groups(codes: Tensor, groups: Tensor) -> bool:
+    """Return whether no class has items of two groups, so that no query can have a class of its support set.
+
+    Args:
+        codes: Class number of every item, (n,) int64; -1: none.
+        groups: Group of every item, (n,) int64.
+
+    Example:
+        >>> classes_are_single_groups(torch.tensor([0, 0, 1, -1]), torch.tensor([5, 5, 6, 7]))
+        True
+        >>> classes_are_single_groups(torch.tensor([0, 0, 1, 1]), torch.tensor([5, 6, 6, 6]))
+        False
+    """
+    labelled = codes >= 0
+    pairs = torch.unique(torch.stack([codes[labelled], groups[labelled]]), dim=1)  # (2, pairs)
+    groups_of_classes = torch.bincount(pairs[0], minlength=1)
+    return int(groups_of_classes.max()) < 2
+
+
 class GroupSplit:
     """Divides the groups of a pool at random into two sides.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metalora.learner.data.episode_settings import EpisodeSettings
-from metalora.learner.data.groups import GroupSplit
+from metalora.learner.data.groups import GroupSplit, classes_are_single_groups
 from metalora.learner.data.label_sets import LEAST_SUPPORT, consecutive_classes
 from metalora.learner.data.labels import LabelColumn
 from metalora.learner.data.pool import TaskPool
@@ -70,14 +70,24 @@ class PoolSource:
         self.is_procedural = is_procedural
         self.groups = None if pool.groups is None else GroupSplit(pool.groups, pool.name)
         widest = max(2, settings.sizes(len(pool))[0] // (2 * LEAST_SUPPORT))
-        found_notions = [_notion(column, widest) for column in pool.columns.values()]
-        self.notions = [notion for notion in found_notions if len(notion.members) >= 2]
+        all_notions = [_notion(column, widest) for column in pool.columns.values()]
+        self.notions = [notion for notion in all_notions if len(notion.members) >= 2]
+        if self.groups is not None:
+            self._check_groups(self.groups.groups)
         if not self.notions and not is_procedural:
             raise ValueError(
                 f"{pool.name}: no label column has two classes with {LEAST_SUPPORT + 1} items each, and procedural "
                 "notions are off"
             )
         self.narrow = [notion for notion in self.notions if notion.is_narrow]
+
+    def _check_groups(self, groups: Tensor) -> None:
+        for notion in self.notions:
+            if classes_are_single_groups(notion.column.codes, groups):
+                raise ValueError(
+                    f"{self.pool.name}: no two groups share a class of {notion.column.name!r}; a support set and its "
+                    "queries share no group"
+                )
 
     def plan(self, generator: torch.Generator) -> Plan:
         """Choose the notions of a draw and whether it is a class episode."""

@@ -133,7 +133,7 @@ def _pool_of_table(
     if group_column is not None:
         not_labels.append(checked_column(table, group_column, "group_column"))
         groups = _groups(table, group_column)
-    columns, ignored = read_label_columns(table, label_columns, not_labels)
+    columns, ignored = read_label_columns(table, label_columns, not_labels, groups)
     return TaskPool(_inputs_of_table(table, chosen, images), columns, groups, table.name, ignored)
 
 
