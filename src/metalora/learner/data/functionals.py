@@ -12,7 +12,7 @@ from metalora.learner.data.preprocessing import Inputs
 from metalora.learner.data.random_draws import chance, random_normal, random_whole_number
 
 FILTERS = 8
-FILTER_POSITIONS = {1: 20, 3: 20, 5: 14}  # side of a filter -> about how many positions it has along a picture
+FILTER_POSITIONS = {1: 16, 3: 16, 5: 12}  # side of a filter -> about how many positions it has along a picture
 DILATIONS = (1, 2, 4)  # distances between the pixels that a filter sees: fine and coarse structures
 MASK_SIDE = 4  # a smooth mask is a random field of 4 x 4 numbers, interpolated
 BENDS: tuple[Callable[[Tensor], Tensor], ...] = (torch.relu, torch.abs, torch.square, torch.tanh)
@@ -137,9 +137,10 @@ def array_values(arrays: Tensor, count: int, generator: torch.Generator) -> Tens
     Returns:
         The numbers, (n, count).
     """
-    std = arrays.std(0, correction=0)
+    centred = arrays - arrays.mean(0)
+    std = centred.square().mean(0).sqrt()  # faster than torch.std
     varies = std > 1e-6 * arrays.abs().amax(0).clamp_min(1e-6)
-    standardised = torch.where(varies, (arrays - arrays.mean(0)) / std.where(varies, torch.ones_like(std)), 0.0)
+    standardised = centred / std.where(varies, torch.inf)  # a constant counts for nothing
     weights = random_normal(arrays.shape[1], FILTERS, generator=generator) / arrays.shape[1] ** 0.5
     responses: Tensor = standardised @ weights
     if chance(0.5, generator):
