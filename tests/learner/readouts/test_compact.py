@@ -32,7 +32,7 @@ def test_twenty_kilobytes_cost_at_most_one_point():
 
 @pytest.mark.parametrize("name", sorted(READOUTS))
 def test_every_readout_has_a_compact_form_that_a_file_stores(name):
-    fitted, queries, truth = fitted_to(name)
+    fitted, queries, truth = fitted_to(name, width=600)
     compact = fitted.compact(MAX_BYTES)
     assert len(save(compact.tensors())) <= MAX_BYTES
     assert accuracy(compact, queries, truth) >= accuracy(fitted, queries, truth) - 0.02

@@ -20,7 +20,7 @@ BYTES_PER_TENSOR = 100  # what a safetensors file says of a tensor: name, type, 
 REPRESENTATIVES = (1000, 500, 250, 120, 60, 30, 15)
 TYPICAL_QUERIES = 200
 FOLDS = 10
-DIMENSIONS = (6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+DIMENSIONS = (8, 10, 12, 16, 20, 24, 32, 48)
 LARGEST_ROUNDING = 0.01  # of a mean or a factor in half precision, in standard deviations of the feature
 
 
