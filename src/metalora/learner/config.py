@@ -29,7 +29,16 @@ class LearnerConfig:
     query: int = 48
     """further inputs of a training episode, which judge the readout"""
     label_sets: int = 6
-    """number of tasks that share the forward pass of a step; a generated adapter runs once for each"""
+    """number of tasks that share the forward pass of a step"""
+    generator: str = "mapping-net"
+    """for an adapter with condition.scope=support, what makes its core from a support set: mapping-net, gradient-step
+    (CAVIA) or component"""
+    static_steps: int = 0
+    """number of first steps in which such an adapter is trained without a condition, with its core c0"""
+    forwards: int = 1
+    """label sets of a step that such an adapter is trained on, each with a forward pass of its own"""
+    hidden_statistics: bool = False
+    """also read the hidden activations of the adapter"""
     procedural: float = 0.5
     """probability that a task of a step is a procedural notion, which needs no label; 1 if there are no labels"""
     class_episodes: float = 0.2

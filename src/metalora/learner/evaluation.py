@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from metalora.learner.data import TaskPool
-from metalora.learner.meta_training import support_condition, takes_support_condition
 from metalora.learner.readouts import FittedReadout, Targets
 
 if TYPE_CHECKING:
@@ -124,13 +123,12 @@ class EpisodeFeatures:
 
     def of(self, episode: TestEpisode) -> tuple[Tensor, Tensor]:
         """Return the features phi of the support set and of the queries, (n, d) and (m, d)."""
-        adapter, inputs = self.learner.adapter, self.pools[episode.pool].inputs
-        if adapter is not None and takes_support_condition(adapter):
+        inputs = self.pools[episode.pool].inputs
+        if self.learner.generator is not None:
             support_items = [inputs[row] for row in episode.support.tolist()]
             query_items = [inputs[row] for row in episode.query.tolist()]
-            batches = list(self.learner.batches(support_items))
             frozen = self.frozen(episode.pool)[episode.support]
-            condition = support_condition(self.learner.features, batches, frozen, episode.support_labels)
+            condition = self.learner.support_condition(support_items, frozen, episode.support_labels)
             return self.learner.encode(support_items, condition), self.learner.encode(query_items, condition)
         if episode.pool not in self._encoded:
             self._encoded[episode.pool] = self.learner.encode(inputs)

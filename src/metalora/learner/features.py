@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,24 +12,36 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
-from metalora.adapters.conditioning.features import Inputs, Recorder, run, token_mask, watch_head, watch_stages
+from metalora.adapters.conditioning.features import (
+    Inputs,
+    Recorder,
+    channel_statistics,
+    run,
+    token_mask,
+    watch_head,
+    watch_stages,
+)
 from metalora.adapters.conditioning.stages import stages as stages_of
+from metalora.adapters.layers import AdaptedLayer
 from metalora.adapters.targets import head_path
 
 
 class StageFeatures:
     """Records the mean and the standard deviation of every channel at every stage of a network.
 
-    phi(x) = [statistics of the frozen network | statistics of the adapted network]. The frozen half needs no gradient
-    and does not depend on the task, so it can be computed once per input.
+    phi(x) = [statistics of the frozen network | of the adapted network | of the hidden activations of the adapter, if
+    `hidden` is set]. The frozen part needs no gradient and does not depend on the task, so it can be computed once per
+    input. The hidden activation of an adapted layer is h = x Left, with as many channels as the adapter has ranks.
 
     Args:
         model: The network, with its adapter attached already.
         adapter: The adapter; None: there is no adapted half.
         stages: Paths of the stages; empty: those that the architecture gives.
+        hidden: Whether the features of the adapted network contain the statistics of the hidden activations.
 
     Attributes:
         stages: Paths of the stages.
+        hidden: As given.
 
     Raises:
         ValueError: The network has no stages that can be told apart.
@@ -39,11 +52,14 @@ class StageFeatures:
         torch.Size([5, 6])
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter | None, stages: Sequence[str] = ()):
-        self.model, self.adapter = model, adapter
+    def __init__(self, model: nn.Module, adapter: Adapter | None, stages: Sequence[str] = (), hidden: bool = False):
+        self.model, self.adapter, self.hidden = model, adapter, hidden
         self.stages = tuple(stages) or tuple(stages_of(model))
         self._recorder = Recorder()
         self._handles = watch_stages(model, self.stages, self._recorder)
+        self._hidden = HiddenRecorder()
+        if adapter is not None:
+            self._handles += self._hidden.watch(adapter)
 
     def remove(self) -> None:
         """Remove the hooks from the network."""
@@ -98,10 +114,25 @@ class StageFeatures:
         """
         if self.adapter is None:
             return torch.empty(batch_size(inputs), 0, device=next(self.model.parameters()).device)
-        if condition is None:
-            return self._record(inputs)
-        with self.adapter.using(condition):
-            return self._record(inputs)
+        with contextlib.nullcontext() if condition is None else self.adapter.using(condition):
+            if not self.hidden:
+                return self._record(inputs)
+            with self._hidden.recording(token_mask(inputs)) as statistics:
+                stages = self._record(inputs)
+        return torch.cat([stages, *statistics.values()], 1)
+
+    def hidden_statistics(self, inputs: Inputs, condition: Condition | None = None) -> dict[str, Tensor]:
+        """Return the statistics of the hidden activations of each adapted layer: path -> (n, 2 * ranks).
+
+        Args:
+            inputs: What the network takes, for n examples.
+            condition: The condition of a generated adapter.
+        """
+        assert self.adapter is not None
+        with contextlib.nullcontext() if condition is None else self.adapter.using(condition):
+            with self._hidden.recording(token_mask(inputs)) as statistics:
+                run(self.model, inputs)
+        return statistics
 
     def _record(self, inputs: Inputs) -> Tensor:
         self._recorder.start(inputs)
@@ -110,6 +141,43 @@ class StageFeatures:
             return self._recorder.take()
         finally:
             self._recorder.stop()
+
+
+class HiddenRecorder:
+    """Records the mean and standard deviation of every channel of the hidden activations of adapted layers."""
+
+    def __init__(self) -> None:
+        self._recorded: dict[str, Tensor] | None = None
+        self._mask: Tensor | None = None
+
+    def watch(self, adapter: Adapter) -> list[Any]:
+        """Add a hook to each adapted layer whose update has low rank, and return the handles."""
+        return [
+            layer.register_forward_pre_hook(partial(self._record, path))
+            for path, layer in adapter.layers.items()
+            if isinstance(layer, AdaptedLayer) and layer.low_rank is not None
+        ]
+
+    @contextlib.contextmanager
+    def recording(self, mask: Tensor | None) -> Iterator[dict[str, Tensor]]:
+        """Record during the block; yields path -> statistics (n, 2 * ranks), which fills up.
+
+        Args:
+            mask: The tokens that count, (n, tokens); None: all.
+        """
+        recorded: dict[str, Tensor] = {}
+        self._recorded, self._mask = recorded, mask
+        try:
+            yield recorded
+        finally:
+            self._recorded = self._mask = None
+
+    def _record(self, path: str, layer: AdaptedLayer, args: tuple[Tensor, ...]) -> None:
+        state = layer.owner[0].state
+        if self._recorded is None or not state.enabled:
+            return
+        hidden = layer.hidden(args[0], layer.left_kernel(state.values))
+        self._recorded[path] = channel_statistics(layer.tokens_first(hidden, args[0]), self._mask)
 
 
 def batch_size(inputs: Any) -> int:

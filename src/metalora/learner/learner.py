@@ -26,7 +26,8 @@ from metalora.learner.data import (
     read_tasks,
 )
 from metalora.learner.features import StageFeatures, to_device
-from metalora.learner.meta_training import EpisodeLoss, takes_support_condition
+from metalora.learner.generators import SupportSet, make_generator
+from metalora.learner.meta_training import EpisodeLoss
 from metalora.learner.readouts import Readout, make_readout
 from metalora.learner.report import Report, make_report
 from metalora.learner.splits import Split, split_pools
@@ -101,13 +102,25 @@ class MetaLearner:
         self.adapter: Adapter | None = None
         if self.config.adapter is not None:
             self.adapter = attach(model, dataclasses.replace(self.config.adapter, seed=self.config.seed))
+        self.generator = make_generator(self.config.generator, self.adapter)
+        if self.generator is not None:
+            self.generator.to(self.device)
         self.frozen_width = 0  # number of features of the frozen network, the first columns of `encode`
         self.folder: Path | None = None  # where it was saved last, so that a task can say where its learner is
         self.watch()
 
     def watch(self) -> None:
         """Record the features of the network and its adapter, as they are now."""
-        self.features = StageFeatures(self.backbone.model, self.adapter, self.config.stages)
+        config = self.config
+        self.features = StageFeatures(self.backbone.model, self.adapter, config.stages, config.hidden_statistics)
+
+    @property
+    def trained_modules(self) -> nn.ModuleDict:
+        """What is trained with the adapter: the readout, and the generator if it has parameters of its own."""
+        modules: dict[str, nn.Module] = {"readout": self.readout}
+        if self.generator is not None:
+            modules["generator"] = self.generator
+        return nn.ModuleDict(modules)
 
     # ---- training --------------------------------------------------------------------------------------------------
     def fit(
@@ -185,11 +198,10 @@ class MetaLearner:
     def _episodes(self, pools: Sequence[TaskPool]) -> PoolEpisodes:
         """Return the source of training episodes: the pools with their inputs and their frozen statistics."""
         config = self.config
-        generated = self.adapter is not None and takes_support_condition(self.adapter)
         settings = EpisodeSettings(
             support=config.support,
             query=config.query,
-            label_sets=1 if generated else config.label_sets,
+            label_sets=config.label_sets,
             procedural=config.procedural,
             class_episodes=config.class_episodes,
         )
@@ -218,14 +230,23 @@ class MetaLearner:
                 on_step(step, loss)
             return best.after_step(step)
 
+        loss = EpisodeLoss(
+            self.features,
+            self.readout,
+            source,
+            self.generator,
+            penalty=train.penalty,
+            static_steps=self.config.static_steps,
+            forwards=self.config.forwards,
+        )
         self.readout.train()
         try:
             fit(
                 self.backbone.model,
                 self.adapter,
-                EpisodeLoss(self.features, self.readout, source, train.penalty),
+                loss,
                 train,
-                extra_module=self.readout,
+                extra_module=self.trained_modules,
                 seed=self.config.seed,
                 checkpoint=checkpoint,
                 on_step=after,
@@ -266,6 +287,21 @@ class MetaLearner:
             self.frozen_width = frozen.shape[1]
             phi.append(torch.cat([frozen, self.features.adapted(batch, condition)], 1))
         return torch.cat(phi)
+
+    @torch.no_grad()
+    def support_condition(self, items: Sequence[Any], frozen: Tensor, labels: Tensor) -> Condition:
+        """Return the condition that a support set makes; for a generated adapter.
+
+        Args:
+            items: The support set, as the user has it.
+            frozen: Its frozen statistics, (n, d).
+            labels: Its classes, (n,).
+        """
+        assert self.generator is not None
+        inputs = to_device(self.backbone.preprocessor(items), self.device)
+        support = SupportSet(inputs, frozen.to(self.device), labels.to(self.device))
+        condition: Condition = self.generator(self.features, self.readout, support)
+        return condition.detach()
 
     # ---- adapting --------------------------------------------------------------------------------------------------
     def adapt(self, inputs: Sequence[Any], labels: Sequence[Any], *, kind: str = "auto") -> AdaptedTask:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metalora.adapters.adapter import Adapter
-from metalora.adapters.conditioning.condition import Condition
 from metalora.learner.data import Draw, EpisodeSource
 from metalora.learner.features import StageFeatures, rows_of, to_device
+from metalora.learner.generators import Generator, SupportSet
 from metalora.learner.readouts import Readout, Targets
 
 
 class EpisodeLoss:
     """The loss of one step: cross-entropy of the queries, averaged over the label sets of a draw.
 
-    A static adapter serves all label sets of a draw with one forward. A generated one runs once for each label set,
-    under the condition that its support set makes.
+    A static adapter serves all label sets of a draw with one forward. A generated one runs once for each label set that
+    it is trained on, under the condition that the support set of this label set makes.
 
     Args:
         features: Features of the network and its adapter.
         readout: The readout that a support set gives; its own parameters are trained too.
         source: Where episodes are drawn from.
+        generator: What makes the condition of a generated adapter; None for a static one.
         penalty: Weight of the mean square of c - c0, for a generated adapter.
+        static_steps: Number of first steps in which a generated adapter has its condition-free core c0.
+        forwards: Label sets of a draw that a generated adapter is trained on, each with a forward of its own.
 
     Example:
         >>> from torch import nn
@@ -42,8 +43,19 @@ class EpisodeLoss:
         torch.Size([])
     """
 
-    def __init__(self, features: StageFeatures, readout: Readout, source: EpisodeSource, penalty: float = 0.01):
-        self.features, self.readout, self.source, self.penalty = features, readout, source, penalty
+    def __init__(
+        self,
+        features: StageFeatures,
+        readout: Readout,
+        source: EpisodeSource,
+        generator: Generator | None = None,
+        *,
+        penalty: float = 0.01,
+        static_steps: int = 0,
+        forwards: int = 1,
+    ):
+        self.features, self.readout, self.source, self.generator = features, readout, source, generator
+        self.penalty, self.static_steps, self.forwards = penalty, static_steps, forwards
 
     def __call__(self, step: int) -> Tensor:
         """Return the loss of one step, a scalar.
@@ -51,35 +63,46 @@ class EpisodeLoss:
         Args:
             step: Number of the step. The episode depends on the global random state only, which `fit` seeds by it.
         """
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-        return self.of(self.source.draw(generator))
+        random = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        draw = self.source.draw(random)
+        if self.generator is None or step < self.static_steps:
+            return self._static(draw)
+        chosen = torch.randperm(len(draw.label_sets), generator=random)[: self.forwards].tolist()
+        return torch.stack([self._generated(draw, draw.label_sets[number]) for number in chosen]).mean()
 
-    def of(self, draw: Draw) -> Tensor:
-        """Return the loss of a draw: the mean over its label sets, a scalar."""
+    def _static(self, draw: Draw) -> Tensor:
+        """Return the mean loss over all label sets of a draw, from one forward pass."""
+        inputs, frozen = self._prepared(draw)
+        adapter = self.features.adapter
+        condition = adapter.neutral() if adapter is not None and self.generator is not None else None
+        phi = torch.cat([frozen, self.features.adapted(inputs, condition)], 1)  # (n, d)
+        losses = [
+            episode_loss(self.readout, phi, labels.to(phi.device), draw.support, frozen.shape[1])
+            for labels in draw.label_sets
+        ]
+        return torch.stack(losses).mean()
+
+    def _generated(self, draw: Draw, labels: Tensor) -> Tensor:
+        """Return the loss of one label set under its own condition, with the penalty of this condition."""
+        assert self.generator is not None
+        inputs, frozen = self._prepared(draw)
+        labels = labels.to(frozen.device)
+        kept = labels >= 0
+        support = int(kept[: draw.support].sum())
+        inputs, labels, frozen = rows_of(inputs, kept.nonzero()[:, 0]), labels[kept], frozen[kept]
+        of_support = SupportSet(rows_of(inputs, slice(support)), frozen[:support], labels[:support])
+        condition = self.generator(self.features, self.readout, of_support)
+        phi = torch.cat([frozen, self.features.adapted(inputs, condition)], 1)
+        loss = episode_loss(self.readout, phi, labels, support, frozen.shape[1])
+        penalised: Tensor = loss + self.penalty * condition.penalty
+        return penalised
+
+    def _prepared(self, draw: Draw) -> tuple[Any, Tensor]:
+        """Return the inputs of a draw on the device of the network, and their frozen statistics (n, d)."""
         device = next(self.features.model.parameters()).device
         inputs = to_device(draw.inputs, device)
         frozen = self.features.frozen(inputs) if draw.statistics is None else draw.statistics.to(device)
-        label_sets = [labels.to(device) for labels in draw.label_sets]
-        adapter = self.features.adapter
-        if adapter is not None and takes_support_condition(adapter):
-            losses = [self._generated(inputs, draw.support, frozen, labels) for labels in label_sets]
-        else:
-            phi = torch.cat([frozen, self.features.adapted(inputs)], 1)  # (n, d)
-            width = frozen.shape[1]
-            losses = [episode_loss(self.readout, phi, labels, draw.support, width) for labels in label_sets]
-        return torch.stack(losses).mean()
-
-    def _generated(self, inputs: Any, support_size: int, frozen: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of one label set under its own condition, with the penalty of this condition."""
-        kept = labels >= 0
-        support = int(kept[:support_size].sum())
-        inputs, labels = rows_of(inputs, kept.nonzero()[:, 0]), labels[kept]
-        frozen = frozen[kept]
-        support_inputs = rows_of(inputs, slice(support))
-        condition = support_condition(self.features, [support_inputs], frozen[:support], labels[:support])
-        phi = torch.cat([frozen, self.features.adapted(inputs, condition)], 1)
-        loss = episode_loss(self.readout, phi, labels, support, frozen.shape[1])
-        return loss + self.penalty * condition.penalty
+        return inputs, frozen
 
 
 def episode_loss(readout: Readout, phi: Tensor, labels: Tensor, support: int, frozen_width: int) -> Tensor:
@@ -99,30 +122,3 @@ def episode_loss(readout: Readout, phi: Tensor, labels: Tensor, support: int, fr
     classes = int(labels.max()) + 1
     fitted = readout.fit(phi[support_rows], Targets.classes(labels[support_rows], classes), frozen_width=frozen_width)
     return readout.loss(fitted.logits(phi[query_rows]), labels[query_rows])
-
-
-def takes_support_condition(adapter: Adapter) -> bool:
-    """Return True if a support set makes the condition; otherwise every example makes its own, or there is none."""
-    return adapter.conditional and adapter.config.condition.scope == "support"
-
-
-def support_condition(
-    features: StageFeatures, batches: Sequence[Any], frozen: Tensor, labels: Tensor | None
-) -> Condition:
-    """Return the condition that a support set makes.
-
-    The statistics of the frozen network are reused if the condition is made from the same stages.
-
-    Args:
-        features: Features of the network and its adapter.
-        batches: The support set in batches, as the network takes it.
-        frozen: Its frozen statistics, (n, d).
-        labels: Its classes, (n,).
-    """
-    adapter = features.adapter
-    assert adapter is not None
-    condition = adapter.config.condition
-    same_stages = condition.source == "stages" and condition.stages in ((), features.stages)
-    if not (same_stages and frozen.shape[1] == adapter.required_conditioner.feature_size):
-        frozen = torch.cat([adapter.features(batch) for batch in batches])
-    return adapter.condition_from(frozen, labels)

@@ -56,7 +56,9 @@ def save_learner(learner: MetaLearner, folder: str | Path) -> Path:
     with replaced_folder(folder, marker=LEARNER_FILE) as temporary:
         if learner.adapter is not None:
             learner.adapter.save(temporary / ADAPTER_FILE)
-        readout = {name: value.detach().cpu().contiguous() for name, value in learner.readout.state_dict().items()}
+        readout = {
+            name: value.detach().cpu().contiguous() for name, value in learner.trained_modules.state_dict().items()
+        }
         write_atomically(temporary / READOUT_FILE, dump_tensors(readout))
         if isinstance(learner.backbone.preprocessor, TextPreprocessor):
             learner.backbone.preprocessor.save_tokenizer(temporary)
@@ -104,7 +106,7 @@ def load_learner(
         learner.adapter = load(learner.backbone.model, folder / ADAPTER_FILE)
         learner.watch()
     try:
-        learner.readout.load_state_dict(load_tensors((folder / READOUT_FILE).read_bytes()))
+        learner.trained_modules.load_state_dict(load_tensors((folder / READOUT_FILE).read_bytes()))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{folder}/{READOUT_FILE}: cannot be read ({error})") from None
     if learner.fingerprint != description["fingerprint"]:
@@ -163,7 +165,7 @@ def learner_fingerprint(learner: MetaLearner) -> str:
     model, adapter = learner.backbone.model, learner.adapter
     weighted = [path for path, module in model.named_modules() if isinstance(getattr(module, "weight", None), Tensor)]
     paths = weighted if adapter is None else list(adapter.targets)
-    tensors = {f"readout/{name}": value for name, value in learner.readout.state_dict().items()}
+    tensors = {name: value for name, value in learner.trained_modules.state_dict().items()}
     if adapter is not None:
         tensors |= {f"adapter/{name}": value for name, value in adapter.learned.items()}
         if adapter.conditioner is not None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from metalora.adapters.conditioning.condition import Condition
 from metalora.learner.labels import TaskLabels
-from metalora.learner.meta_training import support_condition, takes_support_condition
 from metalora.learner.readouts import FittedReadout
 from metalora.learner.swap import factors_in_use
 
@@ -206,12 +205,9 @@ def adapt_task(
 @torch.no_grad()
 def task_condition(learner: MetaLearner, items: Sequence[Any], labels: TaskLabels) -> Condition | None:
     """Return the condition that a support set makes; None if the adapter takes none from a support set."""
-    if learner.adapter is None or not takes_support_condition(learner.adapter):
+    if learner.generator is None:
         return None
-    batches = list(learner.batches(items))
-    frozen = torch.cat([learner.features.frozen(batch) for batch in batches])
-    codes = labels.class_codes().to(learner.device)
-    return support_condition(learner.features, batches, frozen, codes).detach()
+    return learner.support_condition(items, learner.frozen_features(items), labels.class_codes())
 
 
 def check_finite(features: Tensor, items: Sequence[Any]) -> None:

@@ -71,7 +71,7 @@ class BestState:
 
     def _copy(self) -> dict[str, Any]:
         assert self.learner.adapter is not None
-        states = {"adapter": self.learner.adapter.state_dict(), "readout": self.learner.readout.state_dict()}
+        states = {"adapter": self.learner.adapter.state_dict(), "modules": self.learner.trained_modules.state_dict()}
         return copy.deepcopy(states)
 
     def restore(self) -> None:
@@ -80,4 +80,4 @@ class BestState:
             return
         assert self.learner.adapter is not None
         self.learner.adapter.load_state_dict(self._state["adapter"])
-        self.learner.readout.load_state_dict(self._state["readout"])
+        self.learner.trained_modules.load_state_dict(self._state["modules"])

@@ -38,7 +38,15 @@ class LearnerRunConfig:
     support: int = 60
     query: int = 48
     label_sets: int = 6
-    """tasks that share the forward pass of a step; a generated adapter has one"""
+    """tasks that share the forward pass of a step"""
+    generator: str = "mapping-net"
+    """what makes the core of a generated adapter from a support set: mapping-net, gradient-step or component"""
+    static_steps: int = 0
+    """number of first steps in which a generated adapter is trained with its core c0"""
+    forwards: int = 1
+    """tasks of a step that a generated adapter is trained on, each with a forward pass of its own"""
+    hidden_statistics: bool = False
+    """also read the hidden activations of the adapter"""
     procedural: float = 0.5
     """probability that a task is a procedural notion; 1: no label is used"""
     class_episodes: float = 0.2

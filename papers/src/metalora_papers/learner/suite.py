@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.learner.features import StageFeatures, batch_size, rows_of
-from metalora.learner.meta_training import EpisodeLoss, support_condition, takes_support_condition
+from metalora.learner.generators import Generator, SupportSet, make_generator
+from metalora.learner.meta_training import EpisodeLoss
 from metalora.learner.peers import LAST, PEERS, STAGES, peer_predictions
 from metalora.learner.readouts import Readout, Targets, make_readout
 from metalora.learner.report import expected_calibration_error
@@ -40,6 +41,8 @@ class LearnerSuite:
         self.readout: Readout = make_readout(run.readout)
         self.readout.requires_grad_(run.adapter is not None)
         self.features: StageFeatures | None = None
+        self.generator: Generator | None = None
+        self._modules = nn.ModuleDict({"readout": self.readout})
         self._step_loss: EpisodeLoss | None = None
 
     @property
@@ -49,8 +52,8 @@ class LearnerSuite:
 
     @property
     def trained_model(self) -> nn.Module:
-        """The readout, which is trained with the adapter."""
-        return self.readout
+        """The readout, and the generator of a generated adapter, which are trained with the adapter."""
+        return self._modules
 
     @property
     def example(self) -> Any:
@@ -59,13 +62,23 @@ class LearnerSuite:
 
     def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
         """Watch the stages of the network, and standardise the features that a generated adapter is made from."""
-        self.features = StageFeatures(self.model, adapter)
+        self.features = StageFeatures(self.model, adapter, hidden=self.run.hidden_statistics)
+        self.generator = make_generator(self.run.generator, adapter)
+        if self.generator is not None:
+            self._modules["generator"] = self.generator
         if training and adapter is not None:
             if adapter.conditional:
                 adapter.calibrate(self.data.calibration_batches())
-            generated = takes_support_condition(adapter)
-            source = self.data.source(self.features, 1 if generated else self.run.label_sets)
-            self._step_loss = EpisodeLoss(self.features, self.readout, source, self.run.train.penalty)
+            run = self.run
+            self._step_loss = EpisodeLoss(
+                self.features,
+                self.readout,
+                self.data.source(self.features, run.label_sets),
+                self.generator,
+                penalty=run.train.penalty,
+                static_steps=run.static_steps,
+                forwards=run.forwards,
+            )
         self.readout.train(training and adapter is not None)
 
     def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
@@ -81,8 +94,8 @@ class LearnerSuite:
         return {}
 
     def extra_modules(self) -> nn.Module:
-        """The readout."""
-        return self.readout
+        """The readout and the generator."""
+        return self._modules
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
     @property
@@ -125,9 +138,10 @@ class LearnerSuite:
         assert self.features is not None
         frozen = self._features(self.features.frozen, "frozen", episode)
         condition = None
-        if adapter is not None and takes_support_condition(adapter):
+        if self.generator is not None:
             labels = episode.support_labels
-            condition = support_condition(self.features, [episode.support], frozen[: len(labels)], labels)
+            support = SupportSet(episode.support, frozen[: len(labels)], labels)
+            condition = self.generator(self.features, self.readout, support)
 
         def adapted(inputs: Any) -> Tensor:
             assert self.features is not None
