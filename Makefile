@@ -29,7 +29,6 @@ lint: setup
 	$(BIN)/ruff format --check src papers tests examples tools
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file papers/pyproject.toml papers/src/metalora_papers
 
 demo: setup
 	$(BIN)/metalora-papers table metalora --demo --data $(DATA)
