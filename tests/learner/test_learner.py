@@ -114,8 +114,9 @@ def test_an_iterable_of_tasks_is_one_pool_each() -> None:
     assert len({score.task for score in learner.report_.scores}) == 1  # one of five is held out, with all of its inputs
 
 
-def test_an_interrupted_training_continues_to_the_same_bits(tmp_path: Any) -> None:
-    straight = small(validate_every=0).fit(table(), report=False)
+@pytest.mark.parametrize("every", [0, 4], ids=["without validation", "with validation"])
+def test_an_interrupted_training_continues_to_the_same_bits(every: int, tmp_path: Any) -> None:
+    straight = small(validate_every=every).fit(table(), report=False)
     checkpoint = tmp_path / "training.pt"
 
     def interrupt(step: int, loss: float) -> None:
@@ -123,9 +124,18 @@ def test_an_interrupted_training_continues_to_the_same_bits(tmp_path: Any) -> No
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        small(validate_every=0).fit(table(), report=False, checkpoint=checkpoint, on_step=interrupt)
-    resumed = small(validate_every=0).fit(table(), report=False, checkpoint=checkpoint)
+        small(validate_every=every).fit(table(), report=False, checkpoint=checkpoint, on_step=interrupt)
+    resumed = small(validate_every=every).fit(table(), report=False, checkpoint=checkpoint)
     assert resumed.fingerprint == straight.fingerprint
+
+
+def test_fit_starts_anew_unless_it_is_asked_to_go_on() -> None:
+    learner = small(steps=3, validate_every=0).fit(table(), report=False)
+    first = learner.fingerprint
+    assert learner.fit(table(), report=False).fingerprint == first
+    warm = small(steps=3, validate_every=0, warm_start=True).fit(table(), report=False)
+    assert warm.fingerprint == first
+    assert warm.fit(table(), report=False).fingerprint != first
 
 
 def test_patience_stops_the_training_and_the_best_state_is_kept() -> None:

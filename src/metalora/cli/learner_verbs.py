@@ -53,6 +53,7 @@ def fit(
     Ctrl-C keeps a checkpoint next to the folder; the same command continues from it.
     """
     from metalora.learner import MetaLearner, read_tasks
+    from metalora.learner.validation import best_state_path
 
     if no_adapter:
         config = dataclasses.replace(config, adapter=None)
@@ -79,6 +80,7 @@ def fit(
         trained.make_report(pools, holdout)
     trained.save_pretrained(learner)
     checkpoint.unlink(missing_ok=True)
+    best_state_path(checkpoint).unlink(missing_ok=True)
     _show_report(trained.report_, json, f"{learner}: accuracy on inputs that were not trained on")
 
 

@@ -43,6 +43,8 @@ class LearnerConfig:
     """probability that a task of a step is a procedural notion, which needs no label; 1 if there are no labels"""
     class_episodes: float = 0.2
     """probability that a step draws a few classes of a column with many classes"""
+    warm_start: bool = False
+    """continue from the state of the last fit, instead of training anew"""
     holdout_items: float = 0.2
     """share of the inputs that are not trained on, but kept for the validation and for the report"""
     validate_every: int = 100

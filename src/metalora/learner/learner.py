@@ -35,6 +35,7 @@ from metalora.learner.task import AdaptedTask, adapt_task
 from metalora.learner.validation import BestState
 
 OnStep = Callable[[int, float], None]
+CHECKPOINT_EVERY = 100  # steps, if there is no validation
 
 
 class MetaLearner:
@@ -108,6 +109,21 @@ class MetaLearner:
         self.frozen_width = 0  # number of features of the frozen network, the first columns of `encode`
         self.folder: Path | None = None  # where it was saved last, so that a task can say where its learner is
         self.watch()
+        self._initial = self._trained_state()
+
+    def _trained_state(self) -> dict[str, Tensor]:
+        """Return a copy of all that is trained: adapter, readout and generator."""
+        states = self.trained_modules.state_dict()
+        if self.adapter is not None:
+            states |= {f"adapter.{name}": value for name, value in self.adapter.state_dict().items()}
+        return {name: value.detach().clone() for name, value in states.items()}
+
+    def _reset(self) -> None:
+        """Undo all training."""
+        adapter = {k.removeprefix("adapter."): v for k, v in self._initial.items() if k.startswith("adapter.")}
+        if self.adapter is not None:
+            self.adapter.load_state_dict(adapter)
+        self.trained_modules.load_state_dict({k: v for k, v in self._initial.items() if not k.startswith("adapter.")})
 
     def watch(self) -> None:
         """Record the features of the network and its adapter, as they are now."""
@@ -183,6 +199,8 @@ class MetaLearner:
         """Meta-train on pools of inputs that are read already; see `fit`."""
         config = self.config
         split = split_pools(pools, holdout, config.holdout_items, config.seed)
+        if not config.warm_start:
+            self._reset()
         if self.adapter is not None and config.steps:
             source = self._episodes(split.trained)
             self._train(source, split, checkpoint, on_step)
@@ -222,8 +240,13 @@ class MetaLearner:
         assert self.adapter is not None
         if self.adapter.conditional:
             self._calibrate(source)
-        train = TrainConfig(steps=self.config.steps, lr=self.config.lr, mapping_lr_ratio=1.0)
-        best = BestState(self, split)
+        train = TrainConfig(
+            steps=self.config.steps,
+            lr=self.config.lr,
+            mapping_lr_ratio=1.0,
+            checkpoint_every=self.config.validate_every or CHECKPOINT_EVERY,
+        )
+        best = BestState(self, split, checkpoint)
 
         def after(step: int, loss: float) -> bool:
             if on_step is not None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from metalora._util.files import write_atomically
 from metalora.learner.evaluation import EpisodeFeatures, draw_test_episodes
 from metalora.learner.splits import Split
 
@@ -22,23 +27,27 @@ class BestState:
     Args:
         learner: The learner that is trained.
         split: The inputs and tasks that are kept.
+        checkpoint: The file of the run's state. What was validated before an interruption is kept next to it.
 
     Attributes:
-        history: Number of the step and mean accuracy, of every validation.
+        history: Number of the step -> mean accuracy, of every validation.
     """
 
-    def __init__(self, learner: MetaLearner, split: Split):
+    def __init__(self, learner: MetaLearner, split: Split, checkpoint: str | Path | None = None):
         self.learner = learner
         config = learner.config
         self.every, self.patience = config.validate_every, config.patience
-        self.history: list[tuple[int, float]] = []
+        self.history: dict[int, float] = {}
         self._state: dict[str, Any] | None = None
-        self._since_best = 0
         tasks = split.tasks[:MAX_TASKS]
         self.episodes = draw_test_episodes(
             split.kept, tasks, EPISODES, config.support, config.query, config.seed + VALIDATION_SEED
         )
         self.features = EpisodeFeatures(learner, split.kept)
+        self.path = None if checkpoint is None else best_state_path(checkpoint)
+        if self.path is not None and self.path.is_file() and Path(str(checkpoint)).is_file():
+            saved = torch.load(self.path, weights_only=True)
+            self.history, self._state = saved["history"], saved["state"]
 
     def after_step(self, step: int) -> bool:
         """Validate if it is time to, and return True if the training should stop.
@@ -48,13 +57,21 @@ class BestState:
         """
         if not self.every or not self.episodes or (step + 1) % self.every:
             return False
-        score = self._score()
-        if not self.history or score >= max(score for _, score in self.history):
-            self._state, self._since_best = self._copy(), 0
-        else:
-            self._since_best += 1
-        self.history.append((step + 1, score))
-        return bool(self.patience) and self._since_best >= self.patience
+        self.history[step + 1] = self._score()
+        best = max(self.history.values())
+        best_step = max(number for number, score in self.history.items() if score == best)
+        if best_step == step + 1:
+            self._state = self._copy()
+        self._save()
+        return bool(self.patience) and step + 1 - best_step >= self.patience * self.every
+
+    def _save(self) -> None:
+        """Write the best state next to the checkpoint, for a run that is interrupted."""
+        if self.path is not None:
+            buffer = io.BytesIO()
+            torch.save({"history": self.history, "state": self._state}, buffer)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, buffer.getvalue())
 
     def _score(self) -> float:
         """Return the mean accuracy over the validation episodes; the modes of the learner stay as they are."""
@@ -81,3 +98,14 @@ class BestState:
         assert self.learner.adapter is not None
         self.learner.adapter.load_state_dict(self._state["adapter"])
         self.learner.trained_modules.load_state_dict(self._state["modules"])
+
+
+def best_state_path(checkpoint: str | Path) -> Path:
+    """Return the file of the best state that belongs to a checkpoint.
+
+    Example:
+        >>> best_state_path("runs/training.pt").name
+        'training.pt.best'
+    """
+    path = Path(checkpoint)
+    return path.with_name(f"{path.name}.best")
