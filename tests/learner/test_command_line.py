@@ -60,8 +60,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-FIT = ["--backbone", "efficientnet-lite0", "--image-size", SIZE, "--steps", 3, "--support", 30, "--query", 20]
-FIT += ["--adapter.rank", 2, "--adapter.targets", "blocks.*.conv_pw", "--validate-every", 0]
+FIT = ["--backbone", "efficientnet-lite0", "--image-size", SIZE, "--steps", 2, "--support", 30, "--query", 20]
+FIT += ["--adapter.rank", 2, "--adapter.targets", "blocks.*.conv_pw", "--validate-every", 0, "--report-episodes", 1]
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +73,19 @@ def learner(pictures: Path) -> Path:
     return pictures / "learner"
 
 
-def test_pictures_in_four_commands(pictures: Path, learner: Path) -> None:
+@pytest.fixture(scope="module")
+def task(pictures: Path, learner: Path) -> Path:
     support = ["--support", pictures / "blue.csv", "--images", pictures / "images"]
     code, out, error = metalora_command("adapt", learner, *support, "--out", pictures / "tasks" / "blue", "--json")
     assert code == 0, error
     assert json.loads(out)["examples"] == 60
+    return pictures / "tasks" / "blue"
 
+
+def test_pictures_in_four_commands(pictures: Path, learner: Path, task: Path) -> None:
     write_pictures(pictures / "inbox", 40, start=1000)
     inbox, predictions = pictures / "inbox" / "images", pictures / "predictions.csv"
-    code, out, error = metalora_command("predict", pictures / "tasks" / "blue", inbox, "--out", predictions)
+    code, out, error = metalora_command("predict", task, inbox, "--out", predictions)
     assert code == 0, error
     with predictions.open() as file:
         rows = list(csv.DictReader(file))
@@ -101,7 +105,7 @@ def test_pictures_in_four_commands(pictures: Path, learner: Path) -> None:
         "--images",
         pictures / "images",
         "--episodes",
-        2,
+        1,
         "--json",
     )
     assert code == 0, error
@@ -132,8 +136,9 @@ def test_sentences_in_four_commands(tmp_path: Path) -> None:
     write_table(tmp_path / "sentences.csv", rows)
     learner, task = tmp_path / "learner", tmp_path / "task"
     fit = ["fit", learner, "--backbone", "minilm", "--data", tmp_path / "sentences.csv", "--text-column", "text"]
+    quick = ["--max-length", 16, "--validate-every", 0, "--holdout", 1, "--report-episodes", 1]
     small = ["--steps", 2, "--support", 24, "--query", 16, "--adapter.rank", 2, "--adapter.targets", "query,value"]
-    code, out, error = metalora_command(*fit, *small, "--max-length", 16, "--validate-every", 0, "--holdout", 1)
+    code, out, error = metalora_command(*fit, *small, *quick)
     assert code == 0, error
 
     write_table(tmp_path / "support.csv", [{"text": row["text"], "topic": row["topic"]} for row in rows[:60]])
@@ -145,6 +150,21 @@ def test_sentences_in_four_commands(tmp_path: Path) -> None:
     predicted = [row["label"] for row in json.loads(out)]
     assert sum(a == row["topic"] for a, row in zip(predicted, rows[60:100], strict=True)) >= 38
 
+    finetune = ["finetune", "minilm", "--data", tmp_path / "support.csv", "--text-column", "text"]
+    method = ["--label-column", "topic", "--method", "metatt-4d", "--rank", 4, "--targets", "query,value"]
+    steps = ["--steps", 2, "--max-length", 16, "--out", tmp_path / "run", "--json"]
+    code, out, error = metalora_command(*finetune, *method, *steps)
+    assert code == 0, error
+    assert json.loads(out)["accuracy"] > 0.9
+    inbox = ["predict", tmp_path / "run", tmp_path / "inbox.csv", "--text-column", "text", "--json"]
+    code, out, error = metalora_command(*inbox)
+    assert code == 0, error
+    assert set(json.loads(out)[0]) == {"input", "label", "probability", "novelty"}
+    assert [row["label"] for row in json.loads(out)] == [row["topic"] for row in rows[60:100]]
+    code, out, error = metalora_command("inspect", tmp_path / "run")
+    assert "fine-tuned model: the backbone minilm, method metatt-4d" in out
+    assert "one of animal, machine for texts" in out
+
 
 def test_a_task_file_is_an_ordinary_task(pictures: Path, learner: Path) -> None:
     rows = list(csv.DictReader((pictures / "blue.csv").open()))
@@ -153,6 +173,21 @@ def test_a_task_file_is_an_ordinary_task(pictures: Path, learner: Path) -> None:
     loaded.adapt(files, labels).save_pretrained(pictures / "tasks" / "again")
     task = AdaptedTask.from_pretrained(pictures / "tasks" / "again")  # finds its learner by itself
     assert task.learner.fingerprint == loaded.fingerprint
+
+
+# ---- inspect -------------------------------------------------------------------------------------------------------
+def test_inspect_says_in_words_what_is_there(pictures: Path, learner: Path, task: Path) -> None:
+    said = {path: metalora_command("inspect", path)[1] for path in (learner, task)}
+    assert "is a learner: the backbone efficientnet-lite0 with the adapter lora of rank 2" in said[learner]
+    assert "pictures of 32 x 32 pixels" in said[learner] and "this learner" in said[learner]
+    assert "is a task: it predicts one of False, True" in said[task]
+    code, out, _ = metalora_command("inspect", pictures / "images", "--json")
+    (pool,) = json.loads(out)["pools"]
+    assert pool["inputs"] == 300 and pool["modality"] == "images" and pool["labels"] == {}
+    code, out, error = metalora_command("inspect", pictures / "labels.csv", "--images", pictures / "images")
+    assert code == 0, error
+    assert "300 pictures" in out and "labels 'colour': 3 classes (blue" in out
+    assert "labels 'shape': 2 classes" in out and "60 without a label" in out
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------
@@ -180,23 +215,11 @@ def test_support_sets_that_make_no_task(
     assert not (tmp_path / "task").exists()
 
 
-def test_a_picture_that_cannot_be_read(pictures: Path, learner: Path, tmp_path: Path) -> None:
-    metalora_command(
-        "adapt",
-        learner,
-        "--support",
-        pictures / "blue.csv",
-        "--images",
-        pictures / "images",
-        "--out",
-        tmp_path / "task",
-    )
+def test_a_picture_that_cannot_be_read(task: Path, learner: Path, tmp_path: Path) -> None:
     (tmp_path / "inbox").mkdir()
     (tmp_path / "inbox" / "empty.png").write_bytes(b"")
     out_file = tmp_path / "predictions.csv"
-    code, _, error = metalora_command(
-        "predict", tmp_path / "task", tmp_path / "inbox", "--learner", learner, "--out", out_file
-    )
+    code, _, error = metalora_command("predict", task, tmp_path / "inbox", "--out", out_file)
     assert code == 2 and "empty.png" in error
     assert not out_file.exists()
 

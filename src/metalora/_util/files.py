@@ -92,6 +92,21 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_folder(path: str | Path, marker: str) -> None:
+    """Check that `replaced_folder` may write a folder, before the work that fills it.
+
+    Args:
+        path: The folder.
+        marker: Name of a file without which an existing folder is not replaced.
+
+    Raises:
+        ValueError: Something else has that name.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / marker).is_file())):
+        raise ValueError(f"{path}: exists already, and is not a folder that this would replace; name another folder")
+
+
 @contextmanager
 def replaced_folder(path: str | Path, marker: str) -> Iterator[Path]:
     """Give a temporary folder to fill; it replaces the folder `path` when the block ends without an exception.
@@ -107,8 +122,7 @@ def replaced_folder(path: str | Path, marker: str) -> Iterator[Path]:
         ValueError: Something else has that name, or the folder could not be written.
     """
     path = Path(path).absolute()
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / marker).is_file())):
-        raise ValueError(f"{path}: exists already, and is not a folder that this would replace; name another folder")
+    check_folder(path, marker)
     temporary, old = _temporary_name(path), path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
         temporary.mkdir(parents=True)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from metalora._util.files import write_atomically
+from metalora._util.files import check_folder, write_atomically
+from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, print_json, progress, show, status
+from metalora.config import AdapterConfig
 from metalora.learner.config import LearnerConfig
+from metalora.learner.finetuning_config import DESCRIPTION_FILE as FINETUNED
+from metalora.learner.finetuning_config import FineTuneConfig
+from metalora.methods.registry import METHODS
 
 if TYPE_CHECKING:
-    from metalora.learner import AdaptedTask, Report, TaskPool
+    from metalora.learner import AdaptedTask, FineTuned, Report, TaskPool
 
 BACKBONES = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, st:FOLDER_OR_ID, minilm or efficientnet-lite0"
 LearnerFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LEARNER", help="folder of the learner")]
@@ -44,6 +49,7 @@ def fit(
     holdout: Annotated[
         int | None, tyro.conf.arg(help="how many tasks are kept for the report; a fifth of five or more")
     ] = None,
+    report_episodes: Annotated[int, tyro.conf.arg(help="support sets of each task in the report")] = 8,
     no_adapter: Annotated[bool, tyro.conf.arg(help="train nothing: the frozen network and a readout")] = False,
     config: Annotated[LearnerConfig, tyro.conf.AvoidSubcommands, tyro.conf.arg(name="")] = LearnerConfig(),  # noqa: B008
     json: Json = False,
@@ -77,7 +83,7 @@ def fit(
             report=False,
         )
     with status("comparing with the peers", quiet=json):
-        trained.make_report(pools, holdout)
+        trained.make_report(pools, holdout, report_episodes)
     trained.save_pretrained(learner)
     checkpoint.unlink(missing_ok=True)
     best_state_path(checkpoint).unlink(missing_ok=True)
@@ -99,6 +105,47 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
+def finetune(
+    backbone: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BACKBONE", help=BACKBONES)],
+    data: Annotated[Path, tyro.conf.arg(help=f"labelled examples of one task: {TABLES} in class folders")],
+    out: Annotated[Path, tyro.conf.arg(help="folder of the fine-tuned network")],
+    label_column: Annotated[str | None, tyro.conf.arg(help="column of the labels, if there are several")] = None,
+    images: Images = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    adapter: Annotated[AdapterConfig, tyro.conf.arg(name="")] = AdapterConfig(),  # noqa: B008 (frozen)
+    config: Annotated[FineTuneConfig, tyro.conf.arg(name="")] = FineTuneConfig(),  # noqa: B008 (frozen)
+    json: Json = False,
+) -> None:
+    """Fine-tune a network to one task that has many labelled examples.
+
+    --method is one of `metalora methods`; or full, which trains the whole network, or head, which trains a head alone.
+    """
+    from metalora.learner import finetune as tune
+    from metalora.learner import read_tasks
+
+    check_folder(out, FINETUNED)
+    check_choice("method", adapter.method, (*METHODS, "full", "head"))
+    columns = None if label_column is None else (label_column,)
+    pools = read_tasks(data, images=images, image_column=image_column, text_column=text_column, label_columns=columns)
+    inputs, labels = _support_set(pools, data, "finetune")
+    with progress(config.steps, f"fine-tuning {adapter.method}", quiet=json) as advance:
+        tuned = tune(
+            backbone,
+            inputs,
+            labels,
+            adapter,
+            config,
+            seed=adapter.seed,
+            on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"),
+        )
+    tuned.save_pretrained(out)
+    scores = tuned.scores_
+    size = sum(file.stat().st_size for file in out.iterdir())
+    row = {"folder": str(out), "method": adapter.method, **scores.to_dict(), "bytes": size}
+    show(row, json, f"{backbone}, {scores.inputs} inputs that were not trained on", list(row), [row])
+
+
 def adapt(
     learner: LearnerFolder,
     support: Annotated[Path, tyro.conf.arg(help=f"labelled examples: {TABLES} in class folders")],
@@ -117,7 +164,7 @@ def adapt(
     pools = read_tasks(
         support, images=images, image_column=image_column, text_column=text_column, label_columns=columns
     )
-    inputs, labels = _support_set(pools, support)
+    inputs, labels = _support_set(pools, support, "adapt")
     with status("adapting", quiet=json):
         task = MetaLearner.from_pretrained(learner).adapt(inputs, labels)
         task.save_pretrained(out, max_bytes=max_bytes)
@@ -126,7 +173,7 @@ def adapt(
     show(row, json, f"task of {learner}", ("task", "examples", "classes", "bytes"), [row])
 
 
-def _support_set(pools: Sequence[TaskPool], source: Path) -> tuple[list[Any], list[Any]]:
+def _support_set(pools: Sequence[TaskPool], source: Path, verb: str) -> tuple[list[Any], list[Any]]:
     """Return the inputs and labels of the only column of the only pool; inputs without a label are left out."""
     if len(pools) != 1 or len(pools[0].columns) != 1:
         names = [name for pool in pools for name in pool.columns]
@@ -134,7 +181,7 @@ def _support_set(pools: Sequence[TaskPool], source: Path) -> tuple[list[Any], li
         if not names and ignored:
             raise ValueError(f"{source}: no column can be classes ({'; '.join(ignored)})")
         if not names:
-            raise ValueError(f"{source}: has no labels; adapt needs a column of labels or class folders")
+            raise ValueError(f"{source}: has no labels; {verb} needs a column of labels or class folders")
         raise ValueError(f"{source}: has several columns of labels ({', '.join(names)}); name one: --label-column")
     (column,) = pools[0].columns.values()
     labelled = [number for number, code in enumerate(column.codes.tolist()) if code >= 0]
@@ -153,16 +200,11 @@ def predict(
     json: Json = False,
 ) -> None:
     """Predict: for every input its label, the probability of the label, and how unlike the support set it is."""
-    from metalora.learner import AdaptedTask, MetaLearner
-    from metalora.learner.saving import read_task
-
-    read_task(task)  # a folder that holds no task must be reported before inputs are read
+    load = _loader(task, learner)  # a folder that holds no task is reported before inputs are read
     pools = read_inputs(inputs, images, image_column, text_column)
     items = [item for pool in pools for item in pool.inputs]
     with status(f"predicting {len(items)} inputs", quiet=json):
-        loaded = None if learner is None else MetaLearner.from_pretrained(learner)
-        adapted = AdaptedTask.from_pretrained(task, loaded)
-        rows = prediction_rows(adapted, items)
+        rows = prediction_rows(load(), items)
     if out is not None:
         write_atomically(out, _as_csv(rows).encode())
         row = {"predictions": str(out), "inputs": len(rows)}
@@ -170,6 +212,30 @@ def predict(
     if json:
         return print_json(rows)
     print(_as_csv(rows), end="")
+
+
+def _loader(task: Path, learner: Path | None) -> Callable[[], AdaptedTask | FineTuned]:
+    """Return what loads a task, or a fine-tuned network.
+
+    Raises:
+        ValueError: The folder holds neither, or a fine-tuned network is given a learner.
+    """
+    from metalora.learner import AdaptedTask, FineTuned, MetaLearner
+    from metalora.learner.finetuning_files import read_description
+    from metalora.learner.saving import read_task
+
+    if (task / FINETUNED).is_file():
+        if learner is not None:
+            raise ValueError(f"{task}: a fine-tuned network belongs to no learner; leave out --learner")
+        read_description(task)
+        return lambda: FineTuned.from_pretrained(task)
+    read_task(task)
+
+    def load() -> AdaptedTask:
+        loaded = None if learner is None else MetaLearner.from_pretrained(learner)
+        return AdaptedTask.from_pretrained(task, loaded)
+
+    return load
 
 
 def read_inputs(
@@ -190,7 +256,7 @@ def read_inputs(
     return read_tasks(source, images=images, image_column=image_column, text_column=text_column, label_columns=())
 
 
-def prediction_rows(task: AdaptedTask, items: Sequence[Any]) -> list[dict[str, Any]]:
+def prediction_rows(task: AdaptedTask | FineTuned, items: Sequence[Any]) -> list[dict[str, Any]]:
     """Return a row for each input: the input, its label, the probability of the label, and its novelty."""
     outputs, novelty = task.predict_with_novelty(items)
     labels = task.labels.decode(outputs)

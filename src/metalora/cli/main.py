@@ -13,6 +13,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "adapt": learner_verbs.adapt,
     "predict": learner_verbs.predict,
     "evaluate": learner_verbs.evaluate,
+    "finetune": learner_verbs.finetune,
     "methods": verbs.methods,
     "inspect": verbs.inspect,
     "plan": verbs.plan,

@@ -48,17 +48,37 @@ def methods(
 
 
 def inspect(
+    path: Annotated[
+        Path | None,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PATH", help="any file or folder of this library, or data: say in words what it is"),
+    ] = None,
     model: Annotated[str | None, tyro.conf.arg(help=MODELS)] = None,
-    file: Annotated[Path | None, tyro.conf.arg(help="an adapter file: print its contents")] = None,
+    file: Annotated[Path | None, tyro.conf.arg(help="an adapter file: print its contents as JSON")] = None,
+    images: Annotated[Path | None, tyro.conf.arg(help="for a table: folder that image paths are relative to")] = None,
+    image_column: Annotated[str | None, tyro.conf.arg(help="for a table: column of image paths")] = None,
+    text_column: Annotated[str | None, tyro.conf.arg(help="for a table: column of texts")] = None,
     adapter: Adapter = AdapterConfig(),  # noqa: B008 (frozen)
     json: Json = False,
 ) -> None:
-    """Show an adapter before it is attached (targets, planned contractions, parameters, file size), or a file."""
-    if model is not None and file is None:
+    """Say what a file or a folder is, or show an adapter before it is attached to --model.
+
+    PATH is an adapter file, a condition file, a folder of a learner, a task, a fine-tuned model or a LoRA, a file of
+    results, a table or a folder of pictures.
+    """
+    if sum(given is not None for given in (path, model, file)) != 1:
+        raise ValueError("inspect takes either --model or --file, or else a file or folder")
+    if model is not None:
         return _inspect_model(model, adapter, json)
-    if file is not None and model is None:
+    if file is not None:
         return _inspect_file(file)
-    raise ValueError("inspect takes either --model or --file")
+    assert path is not None
+    from metalora.cli.inspection import inspect_path
+
+    finding = inspect_path(path, images=images, image_column=image_column, text_column=text_column)
+    if json:
+        return print_json(finding.to_dict())
+    print("\n".join(finding.sentences))
 
 
 def _inspect_file(file: Path) -> None:

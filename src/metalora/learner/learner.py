@@ -29,7 +29,7 @@ from metalora.learner.features import StageFeatures, to_device
 from metalora.learner.generators import SupportSet, make_generator
 from metalora.learner.meta_training import EpisodeLoss
 from metalora.learner.readouts import Readout, make_readout
-from metalora.learner.report import Report, make_report
+from metalora.learner.report import EPISODES, Report, make_report
 from metalora.learner.splits import Split, split_pools
 from metalora.learner.task import AdaptedTask, adapt_task
 from metalora.learner.validation import BestState
@@ -208,9 +208,12 @@ class MetaLearner:
             self.report_ = make_report(self, split)
         return self
 
-    def make_report(self, pools: Sequence[TaskPool], holdout: int | Sequence[str] | None = None) -> Report:
+    def make_report(
+        self, pools: Sequence[TaskPool], holdout: int | Sequence[str] | None = None, episodes: int = EPISODES
+    ) -> Report:
         """Compare the learner with its peers on the inputs that `fit_pools` kept of these pools; sets `report_`."""
-        self.report_ = make_report(self, split_pools(pools, holdout, self.config.holdout_items, self.config.seed))
+        split = split_pools(pools, holdout, self.config.holdout_items, self.config.seed)
+        self.report_ = make_report(self, split, episodes)
         return self.report_
 
     def _episodes(self, pools: Sequence[TaskPool]) -> PoolEpisodes:

@@ -1,0 +1,189 @@
+"""The folder of a fine-tuned network: adapter or network, head, preparation of inputs, classes, model card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from metalora._util.files import replaced_folder, write_atomically
+from metalora.config import from_dict, to_dict
+from metalora.io.adapter_file import checksum
+from metalora.learner.backbone import Backbone, load_backbone
+from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
+from metalora.learner.finetuning import FineTuned
+from metalora.learner.finetuning_config import DESCRIPTION_FILE, FineTuneConfig
+from metalora.learner.finetuning_data import Scores
+from metalora.learner.head import LinearHead
+from metalora.learner.labels import TaskLabels
+
+HEAD_FILE, ADAPTER_FILE, NETWORK_FILE = "head.safetensors", "adapter.safetensors", "model.safetensors"
+FORMAT, VERSION = "metalora-finetuned", 1
+CARD = """---
+library_name: metalora
+tags:
+- metalora
+- adapter
+---
+
+# A network that metalora fine-tuned to one task
+
+{backbone}, method {method}, {parameters:,} trained numbers. It predicts one of {classes}.
+
+```bash
+metalora predict FOLDER inbox/ --out predictions.csv
+```
+
+```python
+from metalora.learner import FineTuned
+
+model = FineTuned.from_pretrained("FOLDER")
+model.predict(inputs)
+```
+
+## Evaluation
+
+| on {inputs} inputs that were not trained on | |
+|---|---|
+| accuracy | {accuracy:.1f} % |
+| macro-F1 | {macro_f1:.1f} % |
+| accuracy of a logistic regression on the frozen features | {head_alone:.1f} % |
+
+The best step ({step} of {steps}) was chosen by the same inputs, so the first two figures are a little too good.
+"""
+
+
+def save_finetuned(tuned: FineTuned, folder: str | Path) -> Path:
+    """Write the folder of a fine-tuned network, completely or not at all; see `FineTuned.save_pretrained`."""
+    head = _plain(tuned.head.state_dict())
+    description: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "backbone": tuned.backbone.name,
+        "class": type(tuned.backbone.model).__name__,
+        "method": tuned.method,
+        "adapter": None if tuned.adapter is None else to_dict(tuned.adapter.config),
+        "config": to_dict(tuned.config),
+        "classes": list(tuned.labels.classes),
+        "preprocessor": tuned.backbone.preprocessor.to_dict(),
+        "scores": tuned.scores_.to_dict(),
+    }
+    description["sha256"] = checksum(description, head)
+    with replaced_folder(folder, marker=DESCRIPTION_FILE) as temporary:
+        write_atomically(temporary / HEAD_FILE, dump_tensors(head))
+        if tuned.adapter is not None:
+            tuned.adapter.save(temporary / ADAPTER_FILE)
+        if tuned.method == "full":
+            network = _plain(tuned.backbone.model.state_dict())
+            write_atomically(temporary / NETWORK_FILE, dump_tensors(network))
+        if isinstance(tuned.backbone.preprocessor, TextPreprocessor):
+            tuned.backbone.preprocessor.save_tokenizer(temporary)
+        write_atomically(temporary / "README.md", _card(tuned).encode())
+        write_atomically(temporary / DESCRIPTION_FILE, json.dumps(description, indent=1).encode())
+    return Path(folder)
+
+
+def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that share no memory, on the CPU."""
+    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+
+
+def _card(tuned: FineTuned) -> str:
+    scores = tuned.scores_
+    trained = sum(parameter.numel() for parameter in tuned.head.parameters())
+    if tuned.adapter is not None:
+        trained += tuned.adapter.num_params()
+    if tuned.method == "full":
+        trained += sum(parameter.numel() for parameter in tuned.backbone.model.parameters())
+    return CARD.format(
+        backbone=tuned.backbone.name or type(tuned.backbone.model).__name__,
+        method=tuned.method,
+        parameters=trained,
+        classes=", ".join(map(str, tuned.labels.classes)),
+        inputs=scores.inputs,
+        accuracy=100 * scores.accuracy,
+        macro_f1=100 * scores.macro_f1,
+        head_alone=100 * scores.head_alone,
+        step=scores.step,
+        steps=tuned.config.steps,
+    )
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Return what a folder says of its fine-tuned network.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ValueError: There is no such folder, or it is of another kind or version.
+    """
+    path = Path(folder) / DESCRIPTION_FILE
+    try:
+        description = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: not the folder of a fine-tuned network (it has no {DESCRIPTION_FILE})") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ValueError(f"{path}: not the description of a fine-tuned network")
+    if description.get("version") != VERSION:
+        raise ValueError(f"{path}: version {description.get('version')!r}, this library reads {VERSION}")
+    return description
+
+
+def load_finetuned(
+    cls: type[FineTuned],
+    folder: str | Path,
+    backbone: nn.Module | str | None,
+    device: str | torch.device | None,
+) -> FineTuned:
+    """Load a fine-tuned network; see `FineTuned.from_pretrained`."""
+    path = Path(folder)
+    description = read_description(path)
+    head_state = _read_tensors(path / HEAD_FILE)
+    if checksum(description, head_state) != description["sha256"]:
+        raise ValueError(f"{path}: does not match its checksum: a file was changed after it was written")
+    loaded = _backbone(path, description, backbone)
+    adapter = None
+    if description["adapter"] is not None:
+        from metalora.io.adapter_file import load
+
+        adapter = load(loaded.model, path / ADAPTER_FILE)
+    if description["method"] == "full":
+        try:
+            loaded.model.load_state_dict(_read_tensors(path / NETWORK_FILE))
+        except RuntimeError as error:
+            raise ValueError(f"{path / NETWORK_FILE}: of another network ({str(error).splitlines()[0]})") from None
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded.model.to(target).eval().requires_grad_(False)
+    head = LinearHead(head_state["mean"].shape[0], len(description["classes"]))
+    head.load_state_dict(head_state)
+    labels = TaskLabels("classes", tuple(description["classes"]), None)
+    config = from_dict(FineTuneConfig, description["config"], f"{path / DESCRIPTION_FILE}: config")
+    tuned = cls(loaded, head.to(target).requires_grad_(False), labels, adapter, description["method"], config)
+    tuned.scores_ = Scores(**description["scores"])
+    return tuned
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def _backbone(folder: Path, description: dict[str, Any], backbone: nn.Module | str | None) -> Backbone:
+    name = description["backbone"]
+    if backbone is None and name is None:
+        raise ValueError(f"{folder}: its backbone, a {description['class']}, has no name: pass it as backbone=")
+    preprocessor = preprocessor_from_dict(description["preprocessor"], folder)
+    loaded = load_backbone(name if backbone is None else backbone, preprocessor=preprocessor)
+    return replace(loaded, name=name if not isinstance(backbone, str) else backbone)
