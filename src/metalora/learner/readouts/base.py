@@ -21,8 +21,8 @@ class Readout(nn.Module, ABC):
     """A classifier (or regression) that is generated from a support set in closed form.
 
     In training mode, `fit` can be differentiated with respect to the support set and the parameters of the readout. In
-    eval mode, it computes in float64 without gradient, chooses its settings by leave-one-out on the support set and
-    calibrates its logits.
+    eval mode, it computes in float64 (or as `features_in_float64` says) without gradient, chooses its settings by
+    leave-one-out on the support set and calibrates its logits.
 
     Attributes:
         name: Name of the readout.
@@ -33,6 +33,7 @@ class Readout(nn.Module, ABC):
 
     name: ClassVar[str]
     kinds: ClassVar[tuple[TargetKind, ...]] = ("classes",)
+    features_in_float64: ClassVar[bool] = True  # False: only what has the size of the support set is, in use
 
     def __init__(self, *, balanced: bool = False):
         super().__init__()
@@ -58,8 +59,9 @@ class Readout(nn.Module, ABC):
                 features = support.to(dtype)
                 return self._fit_for_training(features, targets.to(features))
             with torch.no_grad():
-                features = support.double()
-                fitted = self._fit_for_use(features, targets.to(features), frozen_width)
+                features = support.double() if self.features_in_float64 else support.to(dtype)
+                wide_targets = targets.to(torch.empty(0, dtype=torch.float64, device=support.device))
+                fitted = self._fit_for_use(features, wide_targets, frozen_width)
                 return fitted.to(support.to(dtype))
 
     def loss(self, logits: Tensor, targets: Tensor, kind: TargetKind = "classes") -> Tensor:
@@ -88,13 +90,29 @@ class Readout(nn.Module, ABC):
 
     @abstractmethod
     def _fit_for_use(self, support: Tensor, targets: Targets, frozen_width: int) -> FittedReadout:
-        """Fit to features (n, d) in float64; choose and calibrate by leave-one-out."""
+        """Fit to features (n, d) and targets in float64; choose and calibrate by leave-one-out."""
 
     def _fitted(
-        self, scaling: Scaling, support: Tensor, rule: Rule, leave_one_out: Tensor, targets: Targets
+        self,
+        scaling: Scaling,
+        support: Tensor,
+        rule: Rule,
+        leave_one_out: Tensor,
+        targets: Targets,
+        nearest: Tensor | None = None,
     ) -> FittedReadout:
-        """Return the fitted readout of weighted features (n, d) and leave-one-out logits (n, count)."""
-        nearest = None if self.training else nearest_distances(support)
+        """Return the fitted readout of weighted features (n, d) and leave-one-out logits (n, count).
+
+        Args:
+            scaling: Scaling of the features.
+            support: Weighted features of the support set, (n, d).
+            rule: How they become logits.
+            leave_one_out: Leave-one-out logits, (n, count).
+            targets: The targets.
+            nearest: Distance of each item to its nearest other item, (n,); None: computed here, if it is in use.
+        """
+        if nearest is None and not self.training:
+            nearest = nearest_distances(support)
         return FittedReadout(scaling, support, rule, targets, leave_one_out, nearest, self.balanced, self.name)
 
     def _item_weights(self, targets: Targets) -> Tensor:

@@ -32,6 +32,29 @@ def linear_and_rbf(left: Tensor, right: Tensor) -> Tensor:
     return products / 2 + torch.exp(-squared_distances(left, right, products) / 4) / 2
 
 
+def kernel_of_products(products: Tensor) -> Tensor:
+    """Return the kernel `linear_and_rbf` of a set with itself from its inner products.
+
+    Args:
+        products: Inner products of the weighted features, (n, n).
+
+    Returns:
+        Kernel values, (n, n).
+
+    Example:
+        >>> kernel_of_products(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+        tensor([[ 1.0000, -0.3161],
+                [-0.3161,  1.0000]])
+    """
+    return products / 2 + torch.exp(-distances_of_products(products) / 4) / 2
+
+
+def distances_of_products(products: Tensor) -> Tensor:
+    """Return |a - b|^2 of each pair of a set, (n, n), from its inner products (n, n)."""
+    norms = products.diagonal()
+    return (norms[:, None] + norms - 2 * products).clamp_min(0)
+
+
 def squared_distances(left: Tensor, right: Tensor, products: Tensor | None = None) -> Tensor:
     """Return |a - b|^2 of each pair of rows, (m, n).
 

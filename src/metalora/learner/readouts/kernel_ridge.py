@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from metalora.learner.readouts.base import Readout
 from metalora.learner.readouts.discriminant import decision
 from metalora.learner.readouts.fitted import FittedReadout
-from metalora.learner.readouts.kernel import FeatureKernel, fit_ridge, linear_and_rbf
+from metalora.learner.readouts.kernel import (
+    FeatureKernel,
+    distances_of_products,
+    fit_ridge,
+    kernel_of_products,
+    linear_and_rbf,
+)
 from metalora.learner.readouts.kernel_fit import KernelFit, fit_kernel_rule, folds_of
 from metalora.learner.readouts.rules import KernelRule
 from metalora.learner.readouts.standardise import (
@@ -28,9 +34,18 @@ SMALLEST_RIDGE = 1e-4  # below it, float32 cannot factorise the kernel of duplic
 
 
 class _Candidate(NamedTuple):
-    """A fit in use, and the scaling of its features."""
+    """A fit in use.
+
+    Attributes:
+        scaling: Scaling of its features.
+        features: Weighted features of the support set, (n, d').
+        products: Their inner products, (n, n), in float64.
+        fit: The fit.
+    """
 
     scaling: Scaling
+    features: Tensor
+    products: Tensor
     fit: KernelFit
 
 
@@ -67,6 +82,7 @@ class KernelRidge(Readout):
 
     name: ClassVar[str] = "kernel-ridge"
     kinds: ClassVar[tuple[TargetKind, ...]] = ("classes", "numbers", "multilabel")
+    features_in_float64: ClassVar[bool] = False
 
     def __init__(self, *, balanced: bool = False, folds: int = 0):
         super().__init__(balanced=balanced)
@@ -90,31 +106,42 @@ class KernelRidge(Readout):
         candidates = self._candidates(support, targets, frozen_width)
         if self.folds:
             candidates = self._judged_by_folds(candidates, support, targets, frozen_width)
-        scaling, fit = max(candidates, key=lambda candidate: candidate.fit.likelihood)  # of equal ones the first
-        return self._fitted(scaling, scaling(support), fit.rule, fit.leave_one_out, targets)
+        best = max(candidates, key=lambda candidate: candidate.fit.likelihood)  # of equal ones the first
+        distances = distances_of_products(best.products).fill_diagonal_(torch.inf)
+        nearest = distances.amin(1).sqrt()
+        return self._fitted(best.scaling, best.features, best.fit.rule, best.fit.leave_one_out, targets, nearest)
 
     def _candidates(self, support: Tensor, targets: Targets, frozen_width: int) -> list[_Candidate]:
         """Return the fits with the kernel of all features, the mean of both kernels and the one of frozen features."""
-        scaling, weights = self._weighting(centre(support), targets)
-        features = scaling(support)
-        of_all = linear_and_rbf(features, features)
-        candidates = [_Candidate(scaling, fit_kernel_rule(of_all, FeatureKernel(), targets, self.balanced))]
+        centred = centre(support)
+        scaling, weights = self._weighting(centred, targets)
+        features = centred.deviations * scaling.factor
+        frozen, adapted = features[:, :frozen_width], features[:, frozen_width:]
+        # The large products are in the precision of the features, everything of the size of the support set in float64.
+        frozen_products = (frozen @ frozen.mT).double()
+        products = frozen_products + (adapted @ adapted.mT).double()
+        of_all = kernel_of_products(products)
+        fit = fit_kernel_rule(of_all, FeatureKernel(), targets, self.balanced)
+        candidates = [_Candidate(scaling, features, products, fit)]
         frozen_norm = float(weights[:frozen_width].square().sum().sqrt())
         if 0 < frozen_width < support.shape[1] and frozen_norm > 0:
             frozen_scaling = scaling.first(frozen_width, 1 / frozen_norm)
-            frozen_features = frozen_scaling(support)
-            of_frozen = linear_and_rbf(frozen_features, frozen_features)
+            frozen_products = frozen_products / frozen_norm**2
+            of_frozen = kernel_of_products(frozen_products)
             both = FeatureKernel(frozen_width, 1 / frozen_norm)
             from_both = fit_kernel_rule((of_all + of_frozen) / 2, both, targets, self.balanced)
             from_frozen = fit_kernel_rule(of_frozen, FeatureKernel(), targets, self.balanced)
-            candidates += [_Candidate(scaling, from_both), _Candidate(frozen_scaling, from_frozen)]
+            candidates += [
+                _Candidate(scaling, features, products, from_both),
+                _Candidate(frozen_scaling, frozen / frozen_norm, frozen_products, from_frozen),
+            ]
         return candidates
 
     def _judged_by_folds(
         self, candidates: list[_Candidate], support: Tensor, targets: Targets, frozen_width: int
     ) -> list[_Candidate]:
         """Return the candidates with temperatures and likelihoods from fits that did not see the items of a fold."""
-        held_out = [fit.leave_one_out * fit.temperature for _, fit in candidates]
+        held_out = [fit.leave_one_out * fit.temperature for *_, fit in candidates]
         fold = folds_of(targets, self.folds)
         for number in range(self.folds):
             is_held_out = fold == number
@@ -123,17 +150,17 @@ class KernelRidge(Readout):
                 continue
             fold_candidates = self._candidates(seen, targets.of(~is_held_out), frozen_width)
             # a fold has fewer candidates if its frozen features are constant: the closed form then stays
-            for logits, (scaling, fit) in zip(held_out, fold_candidates, strict=False):
-                queries = scaling(support[is_held_out])
-                logits[is_held_out] = fit.rule.logits(queries, scaling(seen)) * fit.temperature
+            for logits, (scaling, features, _, fit) in zip(held_out, fold_candidates, strict=False):
+                queries = scaling(support[is_held_out]).double()
+                logits[is_held_out] = fit.rule.logits(queries, features.double()) * fit.temperature
         return [
-            _Candidate(scaling, fit.calibrated(logits, targets, self.balanced))
-            for (scaling, fit), logits in zip(candidates, held_out, strict=True)
+            candidate._replace(fit=candidate.fit.calibrated(logits, targets, self.balanced))
+            for candidate, logits in zip(candidates, held_out, strict=True)
         ]
 
     def _weighting(self, centred: Centred, targets: Targets) -> tuple[Scaling, Tensor]:
         """Return the scaling that standardises and weights the features, and their weights, (d,)."""
-        basis = target_basis(targets)
+        basis = target_basis(targets.to(centred.deviations))
         share = explained_share(centred, basis)
         weights = self.weights(share, len(centred.deviations), max(basis.rank, 1))
         weights = normalised(weights, centred.is_used)
