@@ -6,9 +6,10 @@ import pytest
 
 from metalora.config import from_dict, read_yaml, to_dict
 from metalora_papers.config import RunConfig, TableConfig, TextTableConfig
+from metalora_papers.learner.config import LearnerTableConfig
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*/*.yaml"))
-KINDS = {"# RunConfig": RunConfig, "# TableConfig": TableConfig, "# TextTableConfig": TextTableConfig}
+KINDS = {f"# {kind.__name__}": kind for kind in (RunConfig, TableConfig, TextTableConfig, LearnerTableConfig)}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])

@@ -14,10 +14,11 @@ from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, flatten, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
 from metalora_papers.config import TEXT_TABLES, TableConfig, TextTableConfig
+from metalora_papers.learner.config import LEARNER_TABLES, LearnerTableConfig
 from metalora_papers.registry import load_run
 
 ABOUT = "The tables and figures of MetaLoRA, MetaTT and TensLoRA."
-T = TypeVar("T", TableConfig, TextTableConfig)
+T = TypeVar("T", TableConfig, TextTableConfig, LearnerTableConfig)
 Config = Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")]
 Out = Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")]
 Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")]
@@ -31,6 +32,11 @@ IMAGES = {
         TableConfig(compare="tenslora", suite="natural", backbone="vit", rank=8, seeds=(0, 1, 2, 3, 4)),
         "TensLoRA on a small ViT: its constructions at LoRA's rank and at its number of parameters.",
     ),
+}
+LEARNERS = {
+    "learner-attributes": LearnerTableConfig(rank=12, cp_rank=9),
+    "learner-emoji": LearnerTableConfig(data="", size=64, targets=("conv",), steps=1000),
+    "learner-texts": LearnerTableConfig(data="", targets=("query", "value", "intermediate.dense", "output.dense")),
 }
 
 
@@ -80,6 +86,26 @@ def _text_verb(name: str) -> Callable[..., None]:
     return verb
 
 
+def _learner_verb(name: str) -> Callable[..., None]:
+    default = LEARNERS[name]
+
+    def verb(
+        table: Annotated[LearnerTableConfig, tyro.conf.arg(name="")] = default,
+        config: Config = None,
+        out: Out = Path(f"runs/{name}"),
+        rows: Rows = None,
+        workers: Workers = 2,
+        json: Json = False,
+    ) -> None:
+        from metalora_papers.tables import run_table
+
+        settings = _over_file(table, config, default)
+        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows)
+
+    verb.__doc__ = f"Own tasks from a support set: {LEARNER_TABLES[name]}; frozen features and peers on the same tasks."
+    return verb
+
+
 def _over_file(table: T, path: Path | None, default: T) -> T:
     """Return the default settings, overridden by the fields of a file, overridden by the flags.
 
@@ -100,6 +126,7 @@ def _over_file(table: T, path: Path | None, default: T) -> T:
 TABLES: dict[str, Callable[..., None]] = {
     **{name: _image_verb(name) for name in IMAGES},
     **{name: _text_verb(name) for name in TEXT_TABLES},
+    **{name: _learner_verb(name) for name in LEARNERS},
 }
 
 

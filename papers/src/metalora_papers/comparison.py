@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from metalora_papers.config import TEXT_TABLES, TableConfig, TextTableConfig
+from metalora_papers.config import TEXT_TABLES
+from metalora_papers.learner.config import LEARNER_TABLES
 from metalora_papers.rows import Row
-from metalora_papers.runs import Run
+from metalora_papers.runs import Run, Table
 
 if TYPE_CHECKING:
     from metalora_papers.report import Report
@@ -60,10 +61,16 @@ class Comparison(Protocol):
 
 _IMAGES = "metalora_papers.metalora.table:ImageComparison"
 _TEXT = "metalora_papers.metatt.table:TextComparison"
-COMPARISONS = {"metalora": _IMAGES, "tenslora-vit": _IMAGES} | dict.fromkeys(TEXT_TABLES, _TEXT)
+_LEARNER = "metalora_papers.learner.table:LearnerComparison"
+COMPARISONS = {
+    "metalora": _IMAGES,
+    "tenslora-vit": _IMAGES,
+    **dict.fromkeys(TEXT_TABLES, _TEXT),
+    **dict.fromkeys(LEARNER_TABLES, _LEARNER),
+}
 
 
-def load_comparison(name: str, table: TableConfig | TextTableConfig) -> Comparison:
+def load_comparison(name: str, table: Table) -> Comparison:
     """Return the comparison of that name, such as "metalora" or "metatt-2", with the settings of `table`."""
     module, _, cls = COMPARISONS[name].partition(":")
     comparison: Comparison = getattr(importlib.import_module(module), cls)(name, table)

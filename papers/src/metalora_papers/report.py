@@ -74,6 +74,31 @@ class PairedComparison:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A method against another one, paired by seed and episode.
+
+    Attributes:
+        metric: The metric that is compared.
+        treatment: The method that is measured.
+        reference: The method that it is measured against.
+        difference: Mean over seeds of the mean over episodes of treatment - reference.
+        low: Lower bound of the 95 % bootstrap interval over seeds and, within each, episodes; None for one episode.
+        high: Upper bound, likewise.
+        seeds: Number of seeds that both methods have.
+        episodes: Number of episodes that both have, over all seeds.
+    """
+
+    metric: str
+    treatment: str
+    reference: str
+    difference: float
+    low: float | None
+    high: float | None
+    seeds: int
+    episodes: int
+
+
+@dataclass(frozen=True)
 class Table:
     """A table of text: title, column names, rows of cells, each row as long as `columns`."""
 
@@ -84,16 +109,18 @@ class Table:
 
 @dataclass
 class Report:
-    """What the rows of one table say: tables of text, and the comparisons that are in the last of them."""
+    """What the rows of one table say: tables of text, and the numbers of the comparisons that are in the last ones."""
 
     tables: list[Table] = field(default_factory=list)
     comparisons: list[PairedComparison] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for `--json`."""
         return {
             "tables": [asdict(table) for table in self.tables],
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "differences": [asdict(difference) for difference in self.differences],
         }
 
 
@@ -494,7 +521,7 @@ def _tree(members: Sequence[Row], metric: str) -> list[Any]:
     for row in members:
         for counts in row["results"].get("nested", ()):
             if counts["metric"] == metric:
-                nested.append(trials(counts))
+                nested.append(counts["values"] if "values" in counts else trials(counts))
     # One row without single images leaves a tree of unequal depth, which cannot be resampled: then seeds alone are.
     return nested if len(nested) == len(members) else [_metric(row, metric) for row in members]
 

@@ -12,16 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from metalora.bench.store import RowStore
 from metalora_papers.comparison import Comparison, RateKey, load_comparison
-from metalora_papers.config import TableConfig, TextTableConfig
 from metalora_papers.report import print_table, write_markdown
 from metalora_papers.rows import Row
-from metalora_papers.runs import Run
+from metalora_papers.runs import Run, Table
 from metalora_papers.scheduler import run_all
 
 
 def run_table(
     name: str,
-    table: TableConfig | TextTableConfig,
+    table: Table,
     out: Path,
     *,
     workers: int,

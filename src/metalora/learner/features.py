@@ -89,13 +89,24 @@ class StageFeatures:
         Returns:
             The pooled last layer, (n, width), float32.
         """
+        with contextlib.nullcontext() if self.adapter is None else self.adapter.disabled():
+            return self.adapted_last_layer(inputs)
+
+    def adapted_last_layer(self, inputs: Inputs) -> Tensor:
+        """Return the same of the adapted network, differentiable with respect to the adapter.
+
+        Args:
+            inputs: What the network takes, for n examples.
+
+        Returns:
+            The pooled last layer, (n, width), float32.
+        """
         recorder = Recorder()
         has_head = token_mask(inputs) is None and head_path(self.model) is not None
         handles = watch_head(self.model, recorder) if has_head else watch_stages(self.model, self.stages[-1:], recorder)
         recorder.start(inputs)
         try:
-            with contextlib.nullcontext() if self.adapter is None else self.adapter.disabled():
-                run(self.model, inputs)
+            run(self.model, inputs)
             pooled = recorder.take()
         finally:
             for handle in handles:

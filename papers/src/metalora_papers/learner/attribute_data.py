@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -78,6 +79,10 @@ class AttributeData:
         """Return a test episode, the same as that of suite "attributes"."""
         episode = self.suite.test_episode(task, number)
         return LabelledEpisode(episode.support_x, episode.support_y, episode.query_x, episode.query_y)
+
+    def validation(self) -> AttributeData:
+        """Return the same data with the test episodes of the validation split."""
+        return AttributeData(dataclasses.replace(self.run, split="val"))
 
     def calibration_batches(self) -> Sequence[Tensor]:
         """Return batches of the pre-training."""

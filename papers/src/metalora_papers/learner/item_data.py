@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +78,10 @@ class ItemData:
         rows = self._row_of[episode.support], self._row_of[episode.query]
         support, query = (self._tested.batch(part) for part in rows)
         return LabelledEpisode(support, episode.support_labels, query, episode.query_labels, *rows)
+
+    def validation(self) -> ItemData:
+        """Return the same data with the test episodes of the validation split."""
+        return ItemData(self.items, self.backbone, dataclasses.replace(self.run, split="val"))
 
     def calibration_batches(self) -> Sequence[Any]:
         """Return batches of the training part."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,17 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import attach, detach
+from metalora.config import AdapterConfig
 from metalora.learner.features import StageFeatures, batch_size, rows_of
 from metalora.learner.generators import Generator, SupportSet, make_generator
 from metalora.learner.meta_training import EpisodeLoss
 from metalora.learner.peers import LAST, PEERS, STAGES, peer_predictions
-from metalora.learner.readouts import Readout, Targets, make_readout
+from metalora.learner.readouts import FittedReadout, Readout, Targets, make_readout
 from metalora.learner.report import expected_calibration_error
 from metalora_papers.learner.config import LearnerRunConfig
+from metalora_papers.learner.fitted import choose, fit_and_score, make_peer, validation_episodes
+from metalora_papers.learner.line_up import LORA_READOUT
 from metalora_papers.learner.suites import LabelledEpisode, LearnerData
-from metalora_papers.statistics import right_counts
+from metalora_papers.metalora.episode_suite import UNSEEN
 
 READOUT = "readout"
+READOUT_ALONE = "readout alone"  # without the forward pass
+TIMED_TASKS = 3
 FORWARD_SIZE = 128  # inputs of one forward pass when a test episode is scored
 
 
@@ -103,54 +112,121 @@ class LearnerSuite:
         """All notions that are scored."""
         return (*self.data.trained, *self.data.held_out)
 
-    @torch.no_grad()
     def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
-        """Return the accuracies of the readout, of the controls and of the peers, by task, and the calibration."""
+        """Return the accuracies of the readout and of the peers, by task, the calibration and the seconds of a task."""
         self.readout.eval()
         self._kept: dict[str, dict[int, Tensor]] = {}  # features of items that several episodes share
         scores: dict[str, dict[str, list[float]]] = {}
         confidences: dict[str, list[Tensor]] = {"trained": [], "held_out": []}
-        seconds = []
         for task in self.tasks:
+            group = "trained" if task in self.data.trained else "held_out"
             for number in range(self.run.test_episodes):
                 episode = self.data.test_episode(task, number)
-                started = time.perf_counter()
-                probabilities, frozen = self._readout_probabilities(adapter, episode)
-                seconds.append(time.perf_counter() - started)
-                group = "trained" if task in self.data.trained else "held_out"
-                right = probabilities.argmax(1) == episode.query_labels
-                confidences[group].append(torch.stack([probabilities.amax(1), right.float()]))
-                accuracies = {READOUT: float(right.double().mean())}
-                if adapter is None:
-                    accuracies |= self._peers(episode, frozen)
+                accuracies, confidence = self._score(adapter, episode)
+                confidences[group].append(confidence)
                 for name, value in accuracies.items():
                     scores.setdefault(name, {}).setdefault(task, []).append(value)
         results: dict[str, Any] = {name: self._summary(by_task) for name, by_task in scores.items()}
-        results["nested"] = self._nested(scores)
+        results["trained"] = list(self.data.trained)
         results["calibration_error"] = {
             group: expected_calibration_error(*torch.cat(values, 1)) for group, values in confidences.items() if values
         }
-        results["seconds_per_task"] = float(np.median(seconds))
+        results["seconds"] = self._seconds()
+        if self.run.peers:
+            results |= self._fitted_peers(results["seconds"])
         return results
 
-    def _readout_probabilities(self, adapter: Adapter | None, episode: LabelledEpisode) -> tuple[Tensor, Tensor]:
+    def _fitted_peers(self, seconds: dict[str, float]) -> dict[str, Any]:
+        """Return the accuracies of the peers that are trained on every support set, and what was chosen for them.
+
+        Args:
+            seconds: Takes the median seconds of each, and of a LoRA and the readout in the same process.
+        """
+        run = self.run
+        results: dict[str, Any] = {"chosen": {}}
+        chosen_on = validation_episodes(self.data)
+        for name in run.peers:
+            peer = make_peer(name, self.model, run.peer_adapter)
+            setting = choose(peer, chosen_on)
+            results["chosen"][name] = dataclasses.asdict(setting)
+            accuracies: dict[str, list[float]] = {}
+            taken = []
+            for task, number in product(self.tasks, range(run.test_episodes)):
+                accuracy, duration = fit_and_score(peer, setting, self.data.test_episode(task, number), number)
+                accuracies.setdefault(task, []).append(accuracy)
+                taken.append(duration)
+            results[name] = self._summary(accuracies)
+            seconds[name] = float(np.median(taken))
+        if run.peer_adapter is not None:
+            seconds[LORA_READOUT] = self._lora_seconds(run.peer_adapter)
+        return results
+
+    def _lora_seconds(self, config: AdapterConfig) -> float:
+        """Return the seconds that a LoRA in the network and the readout need for a support set."""
+        frozen_features = self.features
+        adapter = attach(self.model, config)
+        self.features = StageFeatures(self.model, adapter)
+        try:
+            return self._seconds()[READOUT]
+        finally:
+            self.features.remove()
+            detach(self.model)
+            self.features = frozen_features
+
+    @torch.no_grad()
+    def _score(self, adapter: Adapter | None, episode: LabelledEpisode) -> tuple[dict[str, float], Tensor]:
+        """Return the accuracy of the readout and of the peers, and (2, m): confidence and whether it is right."""
+        probabilities, frozen = self._readout_probabilities(episode)
+        right = (probabilities.argmax(1) == episode.query_labels).float()
+        accuracies = {READOUT: float(right.double().mean())}
+        if adapter is None and not self.run.peers:
+            accuracies |= self._peers(episode, frozen)
+        return accuracies, torch.stack([probabilities.amax(1), right])
+
+    @torch.no_grad()
+    def _seconds(self) -> dict[str, float]:
+        """Return the seconds from a support set to its readout, medians over notions; nothing is reused."""
+        assert self.features is not None
+        forward, readout = [], []
+        for task in self.tasks[:TIMED_TASKS]:
+            episode = self.data.test_episode(task, 0)
+            labels = episode.support_labels
+            started = time.perf_counter()
+            frozen = self._in_batches(self.features.frozen, episode.support)
+            phi = torch.cat([frozen, self._adapted(episode, frozen)(episode.support)], 1)
+            forward.append(time.perf_counter() - started)
+            self._fit(phi, labels, frozen.shape[1])
+            readout.append(time.perf_counter() - started - forward[-1])
+        total = [sum(pair) for pair in zip(forward, readout, strict=True)]
+        return {READOUT: float(np.median(total)), READOUT_ALONE: float(np.median(readout))}
+
+    def _adapted(self, episode: LabelledEpisode, frozen: Tensor) -> Callable[[Any], Tensor]:
+        """Return what computes statistics of the adapted network, under the condition of the support set if any.
+
+        Args:
+            episode: The episode.
+            frozen: Frozen statistics of the support set, (n, d).
+        """
+        assert self.features is not None
+        condition = None
+        if self.generator is not None:
+            support = SupportSet(episode.support, frozen, episode.support_labels)
+            condition = self.generator(self.features, self.readout, support)
+        return partial(self.features.adapted, condition=condition)
+
+    def _fit(self, support: Tensor, labels: Tensor, frozen_width: int) -> FittedReadout:
+        targets = Targets.classes(labels, int(labels.max()) + 1)
+        return self.readout.fit(support, targets, frozen_width=frozen_width)
+
+    def _readout_probabilities(self, episode: LabelledEpisode) -> tuple[Tensor, Tensor]:
         """Return the probabilities of the queries (m, classes), and the frozen statistics of all items (n + m, d)."""
         assert self.features is not None
         frozen = self._features(self.features.frozen, "frozen", episode)
-        condition = None
-        if self.generator is not None:
-            labels = episode.support_labels
-            support = SupportSet(episode.support, frozen[: len(labels)], labels)
-            condition = self.generator(self.features, self.readout, support)
-
-        def adapted(inputs: Any) -> Tensor:
-            assert self.features is not None
-            return self.features.adapted(inputs, condition)
-
-        phi = torch.cat([frozen, self._features(adapted, "adapted" if condition is None else None, episode)], 1)
-        count, classes = len(episode.support_labels), int(episode.support_labels.max()) + 1
-        targets = Targets.classes(episode.support_labels, classes)
-        fitted = self.readout.fit(phi[:count], targets, frozen_width=frozen.shape[1])
+        count = len(episode.support_labels)
+        adapted = self._adapted(episode, frozen[:count])
+        kind = "adapted" if self.generator is None else None
+        phi = torch.cat([frozen, self._features(adapted, kind, episode)], 1)
+        fitted = self._fit(phi[:count], episode.support_labels, frozen.shape[1])
         return fitted.logits(phi[count:]).softmax(1), frozen
 
     def _features(self, function: Callable[[Any], Tensor], kind: str | None, episode: LabelledEpisode) -> Tensor:
@@ -194,21 +270,10 @@ class LearnerSuite:
     def _summary(self, by_task: dict[str, list[float]]) -> dict[str, Any]:
         means = {task: sum(values) / len(values) for task, values in by_task.items()}
         trained = [means[name] for name in self.data.trained]
-        held_out = [means[name] for name in self.data.held_out]
+        held_out = [means[name] for name in self.data.held_out if name != UNSEEN]
         return {
             "trained_mean": sum(trained) / len(trained) if trained else None,
             "held_out_mean": sum(held_out) / len(held_out) if held_out else None,
             "per_task": means,
             "episodes": by_task,
         }
-
-    def _nested(self, scores: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
-        """Return the accuracy by episode, for intervals; episode k of a mean is number k of each of its tasks."""
-        counts = []
-        for name, by_task in scores.items():
-            for metric, tasks in (("trained_mean", self.data.trained), ("held_out_mean", self.data.held_out)):
-                if tasks:
-                    episodes = zip(*(by_task[task] for task in tasks), strict=True)
-                    accuracies = [sum(values) / len(tasks) for values in episodes]
-                    counts.append(right_counts(f"{name}.{metric}", accuracies, self.run.test_query * len(tasks)))
-        return counts

@@ -54,3 +54,6 @@ class LearnerData(Protocol):
 
     def calibration_batches(self) -> Sequence[Any]:
         """Return batches by which the features of a generated adapter are standardised."""
+
+    def validation(self) -> LearnerData:
+        """Return the same data with the test episodes of the validation split."""
