@@ -106,9 +106,12 @@ def test_pictures_in_four_commands(pictures: Path, learner: Path, task: Path) ->
         pictures / "images",
         "--episodes",
         1,
+        "--html",
+        pictures / "report.html",
         "--json",
     )
     assert code == 0, error
+    assert (pictures / "report.html").read_text().count("<img") == 3 * 3 * 9
     assert {score["task"] for score in json.loads(out)["scores"]} == {"colour", "shape", "size"}
 
 

@@ -21,6 +21,8 @@ from metalora.learner.finetuning_config import FineTuneConfig
 from metalora.methods.registry import METHODS
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from metalora.learner import AdaptedTask, FineTuned, Report, TaskPool
 
 BACKBONES = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, st:FOLDER_OR_ID, minilm or efficientnet-lite0"
@@ -293,6 +295,9 @@ def evaluate(
     label_columns: Annotated[tuple[str, ...] | None, tyro.conf.arg(help="columns of labels; all others")] = None,
     group_column: Annotated[str | None, tyro.conf.arg(help="as in fit")] = None,
     episodes: Annotated[int, tyro.conf.arg(help="support sets of each task")] = 12,
+    html: Annotated[
+        Path | None, tyro.conf.arg(help="a page with all tables, calibration, confusions and nearest neighbours")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compare a learner with its peers on tasks that it was not trained on: the same episodes for every method."""
@@ -307,6 +312,58 @@ def evaluate(
         label_columns=label_columns,
         group_column=group_column,
     )
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ValueError(f"--html {html}: there is no folder {html.parent}")
     with status("running the episodes", quiet=json):
-        report = evaluate_pools(MetaLearner.from_pretrained(learner), pools, episodes)
+        loaded = MetaLearner.from_pretrained(learner)
+        report = evaluate_pools(loaded, pools, episodes)
+        if html is not None:
+            from metalora.learner.html_report import write_html
+
+            write_html(loaded, pools, report, html, title=f"{learner.name} on {data.name}", episodes=episodes)
     _show_report(report, json, f"{learner} on {data}: accuracy")
+
+
+def recommend(
+    backbone: Annotated[str, tyro.conf.arg(help=f"{BACKBONES}; no weights are downloaded")],
+    tasks: Annotated[int, tyro.conf.arg(help="number of tasks")],
+    examples: Annotated[int, tyro.conf.arg(help="labelled examples of a task")],
+    budget: Annotated[str | None, tyro.conf.arg(help="largest size of a task, such as 20kB or 1MB")] = None,
+    latency: Annotated[float | None, tyro.conf.arg(help="seconds after which a new task must be ready")] = None,
+    json: Json = False,
+) -> None:
+    """Recommend a method, its rank and a readout, with the reason: from sizes, and from what was measured."""
+    from metalora.learner.recommendation import Need, parse_bytes
+    from metalora.learner.recommendation import recommend as choose
+
+    need = Need(tasks, examples, None if budget is None else parse_bytes(budget), latency)
+    model, width = _architecture(backbone)
+    chosen = choose(model, backbone, need, feature_width=width)
+    if json:
+        return print_json(chosen.to_dict())
+    row = {"strategy": chosen.strategy, "method": chosen.method or "none", "rank": chosen.rank or ""}
+    row |= {"readout": chosen.readout or "a linear head"}
+    row |= {"bytes of a task": "" if chosen.task_bytes is None else f"{chosen.task_bytes:,}"}
+    row |= {"bytes they share": f"{chosen.shared_bytes:,}", "more multiply-adds": f"{chosen.overhead:.2%}"}
+    show(None, False, f"{tasks} tasks with {examples} examples on {backbone}", list(row), [row])
+    print("\n".join((*chosen.reasons, "", chosen.command)))
+
+
+def _architecture(backbone: str) -> tuple[nn.Module, int | None]:
+    """Return the network without its weights if they would be downloaded, and the number of its statistics."""
+    from metalora.adapters.conditioning.features import example_input
+    from metalora.learner.features import StageFeatures
+    from metalora.zoo import load_model, sentence_encoder
+
+    library, _, rest = backbone.partition(":")
+    if backbone == "minilm" or library == "st":
+        model, _ = sentence_encoder(rest or backbone)
+    else:
+        model = load_model(backbone, weights=False)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return model, None
+    features = StageFeatures(model, None)
+    try:
+        return model, features.frozen(example_input(model)).shape[1]
+    finally:
+        features.remove()

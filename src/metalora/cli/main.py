@@ -12,6 +12,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "fit": learner_verbs.fit,
     "adapt": learner_verbs.adapt,
     "predict": learner_verbs.predict,
+    "recommend": learner_verbs.recommend,
     "evaluate": learner_verbs.evaluate,
     "finetune": learner_verbs.finetune,
     "methods": verbs.methods,
