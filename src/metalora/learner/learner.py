@@ -86,8 +86,10 @@ class MetaLearner:
     ):
         known = {} if config is None else {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         self.config = from_dict(LearnerConfig, {**known, **settings}, "MetaLearner")
-        self.readout: Readout = make_readout(self.config.readout).eval()
-        self.plain_readout = make_readout(self.config.readout).eval()  # as it starts, for the frozen network
+        self.readout: Readout = make_readout(self.config.readout, **self.config.readout_settings).eval()
+        self.plain_readout = make_readout(
+            self.config.readout, **self.config.readout_settings
+        ).eval()  # as it starts, for the frozen network
         self.backbone = load_backbone(
             backbone,
             preprocessor=preprocessor,
