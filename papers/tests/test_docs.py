@@ -27,7 +27,7 @@ def test_a_block_runs(block, tmp_path, monkeypatch):
     exec(compile(block, "block", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("name", ["metalora", "metatt", "tenslora"])
+@pytest.mark.parametrize("name", ["learners", "metalora", "metatt", "tenslora"])
 def test_a_page_links_to_files_that_exist(name):
     page = PAPERS / "docs" / f"{name}.md"
     links = re.findall(r"\]\(((?:\.\./)?[\w./-]+\.(?:md|jsonl|yaml))", page.read_text())

@@ -1,132 +1,31 @@
 """The emoji suite, on packages that these tests make and serve: nothing is fetched from outside."""
 
-import base64
-import hashlib
-import io
-import json
-import tarfile
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from papers_oracles.emoji import drawing, entries
 
 from metalora.learner.data import ImagePreprocessor, PoolEpisodes, PreparedInputs
 from metalora_papers.metalora import emoji
 from metalora_papers.metalora.emoji_colours import HUES, fill_level, main_hue, measure
-from metalora_papers.metalora.emoji_packages import PACKAGES, Package, fetch_emoji, on_white, read_drawings
+from metalora_papers.metalora.emoji_packages import Package, fetch_emoji, on_white, read_drawings
 from support.command import papers_command
 
-TONES = ("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF")
-ALIKE = ("1F46A", "1F46B")  # every vendor draws these two alike
-
-
-def entry(unified, name, category, subcategory, tones=()):
-    variations = {tone: {"image": f"{unified}-{tone}.png"} for tone in tones}
-    more = {"skin_variations": variations} if tones else {}
-    return {
-        "unified": unified, "name": name, "category": category, "subcategory": subcategory,
-        "image": f"{unified}.png", **more,
-    }  # fmt: skip
-
-
-def entries():
-    """60 animals, 20 roles with five tones each, and emoji of which a rule speaks."""
-    animals = [entry(f"1F4{k:02}", f"ANIMAL {k}", "Animals & Nature", "animal-mammal") for k in range(60)]
-    people = emoji.PEOPLE
-    roles = [entry(f"1F8{k:02}", f"{word} FARMER", people, "person-role", TONES)
-             for k, word in enumerate(["MAN", "WOMAN"] * 10)]  # fmt: skip
-    special = [
-        entry("1F473", "MAN WITH TURBAN", people, "person-role"),
-        entry("1F473-200D-2640-FE0F", "WOMAN WEARING TURBAN", people, "person-role"),
-        entry("1F473-200D-2642-FE0F", "MAN WEARING TURBAN", people, "person-role"),
-        entry("1F6B6", "PEDESTRIAN", people, "person-activity"),
-        entry("1F6B6-200D-27A1-FE0F", "PERSON WALKING FACING RIGHT", people, "person-activity"),
-        entry(ALIKE[0], "FAMILY: MAN, BOY", people, "family"),
-        entry(ALIKE[1], "FAMILY: WOMAN, BOY", people, "family", ("1F3FB-1F3FB", "1F3FB-1F3FC")),
-        entry("1F3FB", "FITZPATRICK TYPE", "Component", "skin-tone"),
-    ]
-    return [*animals, *roles, *special]
-
-
-def drawing(seed):
-    """A random ellipse on a transparent ground, as the bytes of a PNG."""
-    numbers = torch.randint(0, 30, (5,), generator=torch.Generator().manual_seed(seed)).tolist()
-    picture = Image.new("RGBA", (64, 64))
-    colour = tuple(8 * number for number in numbers[:3])
-    ImageDraw.Draw(picture).ellipse((1 + numbers[3], 2, 33 + numbers[4], 60), fill=colour)
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def archive(vendor, number):
-    """The package of a vendor, as the registry would send it."""
-    files = {"package/emoji.json": json.dumps(entries()).encode(), "package/README.md": b"read me"}
-    for k, item in enumerate(entries()):
-        seed = 1 if item["unified"] in ALIKE else 1000 * number + 10 * k
-        for j, details in enumerate([item, *item.get("skin_variations", {}).values()]):
-            files[f"package/img/{vendor}/64/{details['image']}"] = drawing(seed + j)
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as target:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            target.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory):
-    """Packages of two vendors on a local registry, and its address."""
-    root = tmp_path_factory.mktemp("registry")
-    packages = {}
-    for number, vendor in enumerate(("google", "apple")):
-        content = archive(vendor, number + 1)
-        integrity = base64.b64encode(hashlib.sha512(content).digest()).decode()
-        packages[vendor] = package = Package(vendor, PACKAGES[vendor].version, integrity)
-        folder = root / package.name / "-"
-        folder.mkdir(parents=True)
-        (folder / f"{package.name}-{package.version}.tgz").write_bytes(content)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=root))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield packages, f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
+def suite(emoji_folder):
+    return emoji.load_emoji(("google", "apple"), emoji_folder)
 
 
-@pytest.fixture(scope="module")
-def folder(registry, tmp_path_factory):
-    """The two packages, fetched."""
-    packages, address = registry
-    folder = tmp_path_factory.mktemp("cache")
-    files = fetch_emoji(("google", "apple"), folder, registry=address, packages=packages)
-    assert [file.name for file in files] == ["google-16.0.0.safetensors", "apple-16.0.0.safetensors"]
-    assert sorted(folder.iterdir()) == sorted(files)  # the archives are gone
-    return folder
-
-
-@pytest.fixture(scope="module")
-def suite(folder):
-    return emoji.load_emoji(("google", "apple"), folder)
-
-
-def test_what_was_fetched_is_not_fetched_again(folder, registry):
-    fetch_emoji(("google",), folder, registry="http://127.0.0.1:9", packages=registry[0])
-    source = read_drawings("google", folder)
+def test_what_was_fetched_is_not_fetched_again(emoji_folder, emoji_registry):
+    fetch_emoji(("google",), emoji_folder, registry="http://127.0.0.1:9", packages=emoji_registry[0])
+    source = read_drawings("google", emoji_folder)
     number = source.files["1F400.png"]
     assert torch.equal(source.images[number], on_white(drawing(1000)))
     assert source.images[number][0, 0].tolist() == [255, 255, 255]
 
 
-def test_fetching_that_fails(registry, tmp_path, monkeypatch):
-    packages, address = registry
+def test_fetching_that_fails(emoji_registry, tmp_path, monkeypatch):
+    packages, address = emoji_registry
     changed = {"google": Package("google", "16.0.0", "AAAA")}
     with pytest.raises(ValueError, match="tgz: its sha512 is not that of emoji-datasource-google 16.0.0"):
         fetch_emoji(("google",), tmp_path, registry=address, packages=changed)
@@ -182,17 +81,17 @@ def test_groups(suite):
     assert dict(zip(*(part.tolist() for part in sizes), strict=True)) == {2: 63, 4: 1, 8: 1, 12: 20}
 
 
-def test_parts(suite, folder):
+def test_parts(suite, emoji_folder):
     assert sum(map(len, suite.parts.values())) == len(suite.inputs)
     groups = {name: set(suite.groups[rows].tolist()) for name, rows in suite.parts.items()}
     assert not groups["train"] & groups["test"] and not groups["val"] & (groups["train"] | groups["test"])
-    without = emoji.load_emoji(("google", "apple"), folder, left_out="apple")
+    without = emoji.load_emoji(("google", "apple"), emoji_folder, left_out="apple")
     codes, names = without.notions["vendor"]
     vendors = {name: {names[code] for code in codes[rows].tolist()} for name, rows in without.parts.items()}
     assert vendors == {"train": {"google"}, "val": {"google"}, "test": {"apple"}}
     assert set(without.groups[without.parts["test"]].tolist()) == groups["test"]
     with pytest.raises(ValueError, match="unknown vendor 'twiter'"):
-        emoji.load_emoji(("google", "apple"), folder, left_out="twiter")
+        emoji.load_emoji(("google", "apple"), emoji_folder, left_out="twiter")
 
 
 @pytest.mark.parametrize("column", ["vendor", "category", "skin", "gender"])

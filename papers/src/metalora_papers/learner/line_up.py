@@ -13,6 +13,7 @@ from metalora_papers.learner.config import LEARNER_TRAINING, LearnerRunConfig, L
 
 ORIGINAL, FITTED = "original", "fitted on the support set"
 STATIC, UNLABELLED, ONE_TASK = "lora", "lora, no labels", "lora, one task a step"
+SCALES = "film, scales alone"
 NOT_TREATMENTS = (ORIGINAL, FITTED)
 EMOJI = "learner-emoji"
 TRAINED_WITHOUT_VENDORS = ("category", "hue", "filled")  # pictures of one vendor cannot be told apart by vendor
@@ -69,6 +70,7 @@ def methods_of(name: str, table: LearnerTableConfig) -> dict[str, Change]:
         "metalora-cp after static steps": _with(cp, static_steps=round(table.static_share * table.steps)),
         "metalora-cp, gradient step": _with(cp, generator="gradient-step"),
         "metalora-cp, component": _with(cp, generator="component"),
+        SCALES: _with(_scales(table)),
     }
     if name == "learner-texts" or table.backbone == "mixer":  # the trains are defined for linear layers
         every_row["metatt-4d"] = _with(_train("metatt-4d", table))
@@ -117,6 +119,14 @@ def _support(table: LearnerTableConfig) -> ConditionConfig:
 
 def _generated(method: str, rank: int, table: LearnerTableConfig) -> AdapterConfig:
     return AdapterConfig(method, rank, targets=_targets(table), clip_rank=True, condition=_support(table))
+
+
+def _scales(table: LearnerTableConfig) -> AdapterConfig:
+    """Return the scales of FiLM (CNAPs, Requeima et al. 2019, arXiv:1906.07697), one for each channel of an output.
+
+    They are the magnitudes of DoRA, generated; the LoRA that comes with them has rank one. FiLM's shifts are missing.
+    """
+    return dataclasses.replace(_generated("dora", 1, table), generated=("d",))
 
 
 def _train(method: str, table: LearnerTableConfig) -> AdapterConfig:

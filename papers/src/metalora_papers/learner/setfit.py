@@ -2,7 +2,9 @@
 
 Every weight of the encoder is fine-tuned, so that the cosine of two sentence embeddings becomes 1 for two sentences of
 one class and 0 for two of different classes. A logistic regression is then fitted on the embeddings of the support set.
-The package `setfit` is not used: its algorithm needs a few lines, its requirements pull in further packages.
+The package `setfit` is not used: it requires `evaluate` and `sentence-transformers[train]`, which this environment does
+not have, and its algorithm fits in a few lines. An epoch here has at most 512 pairs, where the package draws 20 for
+each sentence.
 """
 
 from __future__ import annotations

@@ -99,8 +99,12 @@ class LearnerSuite:
         """Record nothing."""
 
     def training_results(self, adapter: Adapter | None) -> dict[str, Any]:
-        """Report nothing in addition to the scores."""
-        return {}
+        """Count the parameters of a generated adapter whose core no mapping net makes: without it, with what does."""
+        if adapter is None or self.generator is None or self.generator.name == "mapping-net":
+            return {}
+        unused = sum(parameter.numel() for parameter in adapter.required_conditioner.parameters())
+        own = sum(parameter.numel() for parameter in self.generator.parameters())
+        return {"num_params": adapter.num_params() - unused + own}
 
     def extra_modules(self) -> nn.Module:
         """The readout and the generator."""
