@@ -13,7 +13,7 @@ import tyro
 
 from metalora._util.files import check_folder, write_atomically
 from metalora._util.suggest import check_choice
-from metalora.cli.render import Json, print_json, progress, show, status
+from metalora.cli.render import Json, is_first_process, print_json, progress, show, status
 from metalora.config import AdapterConfig
 from metalora.learner.config import LearnerConfig
 from metalora.learner.finetuning_config import DESCRIPTION_FILE as FINETUNED
@@ -61,8 +61,10 @@ def fit(
     Ctrl-C keeps a checkpoint next to the folder; the same command continues from it.
     """
     from metalora.learner import MetaLearner, read_tasks
+    from metalora.learner.saving import LEARNER_FILE
     from metalora.learner.validation import best_state_path
 
+    check_folder(learner, LEARNER_FILE)
     if no_adapter:
         config = dataclasses.replace(config, adapter=None)
     pools = read_tasks(
@@ -100,7 +102,8 @@ def _show_report(report: Report, json: bool, title: str) -> None:
         for row in report.table()
     ]
     show(None, False, title, ("method", "trained", "held out"), rows)
-    print(report.verdict)
+    if is_first_process():
+        print(report.verdict)
 
 
 def _percent(value: float | None) -> str:

@@ -16,13 +16,20 @@ from metalora.cli.extras import missing_package_message
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
 
 
+def is_first_process() -> bool:
+    """Return whether this process prints: with `accelerate launch` the first one does, otherwise the only one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
+
+
 def print_json(value: Any) -> None:
-    """Print a value as indented JSON.
+    """Print a value as indented JSON, from the first process only.
 
     Raises:
         ValueError: The value holds NaN.
     """
-    print(json.dumps(value, indent=1, allow_nan=False))
+    text = json.dumps(value, indent=1, allow_nan=False)
+    if is_first_process():
+        print(text)
 
 
 def show(value: Any, as_json: bool, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -37,6 +44,8 @@ def show(value: Any, as_json: bool, title: str, columns: Sequence[str], rows: Se
     """
     if as_json:
         print_json(value)
+        return
+    if not is_first_process():
         return
     from rich.console import Console
     from rich.markup import escape
@@ -77,7 +86,7 @@ def status(label: str, quiet: bool) -> AbstractContextManager[Any]:
     """Show a spinner with a label on standard error, or nothing if `quiet`."""
     from rich.console import Console
 
-    return nullcontext() if quiet else Console(stderr=True).status(label)
+    return Console(stderr=True).status(label) if is_first_process() and not quiet else nullcontext()
 
 
 @contextmanager
@@ -88,7 +97,9 @@ def progress(total: int, label: str, quiet: bool) -> Iterator[Callable[..., None
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=quiet) as bar:
+    with Progress(
+        *columns, TextColumn("{task.fields[note]}"), console=console, disable=quiet or not is_first_process()
+    ) as bar:
         task = bar.add_task(label, total=total, note="data and backbone first")
         yield lambda done, note="": bar.update(task, completed=done, note=note)
 

@@ -22,7 +22,7 @@ from metalora.learner.finetuning_config import FineTuneConfig
 from metalora.learner.finetuning_data import HeldOutScore, Scores, check_classes, stratified_split
 from metalora.learner.head import LinearHead, PooledFeatures
 from metalora.learner.labels import TaskLabels
-from metalora.training.processes import process_index
+from metalora.training.processes import default_device, process_index
 
 Array = np.ndarray[Any, Any]
 OnStep = Callable[[int, float], None]
@@ -199,7 +199,7 @@ def finetune(
     assert encoder.targets is not None
     split = stratified_split(encoder.targets.codes, checked.holdout_items, seed)
     prepared = PreparedInputs(TaskPool(items, name="the inputs"), loaded.preprocessor)  # reads every input once
-    loaded.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded.model.to(device or default_device())
     name, adapter = _attach(loaded.model, method, seed)
     return _Training(loaded, prepared, encoder, split, adapter, name, checked, seed).run(on_step)
 

@@ -23,6 +23,7 @@ from metalora.learner.finetuning_config import DESCRIPTION_FILE, FineTuneConfig
 from metalora.learner.finetuning_data import Scores
 from metalora.learner.head import LinearHead
 from metalora.learner.labels import TaskLabels
+from metalora.training.processes import default_device, one_process_writes
 
 HEAD_FILE, ADAPTER_FILE, NETWORK_FILE = "head.safetensors", "adapter.safetensors", "model.safetensors"
 FORMAT, VERSION = "metalora-finetuned", 1
@@ -76,6 +77,13 @@ def save_finetuned(tuned: FineTuned, folder: str | Path) -> Path:
         "scores": tuned.scores_.to_dict(),
     }
     description["sha256"] = checksum(description, head)
+    with one_process_writes() as writes:
+        if writes:
+            _write(tuned, folder, head, description)
+    return Path(folder)
+
+
+def _write(tuned: FineTuned, folder: str | Path, head: dict[str, Tensor], description: dict[str, Any]) -> None:
     with replaced_folder(folder, marker=DESCRIPTION_FILE) as temporary:
         write_atomically(temporary / HEAD_FILE, dump_tensors(head))
         if tuned.adapter is not None:
@@ -87,7 +95,6 @@ def save_finetuned(tuned: FineTuned, folder: str | Path) -> Path:
             tuned.backbone.preprocessor.save_tokenizer(temporary)
         write_atomically(temporary / "README.md", _card(tuned).encode())
         write_atomically(temporary / DESCRIPTION_FILE, json.dumps(description, indent=1).encode())
-    return Path(folder)
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -162,7 +169,7 @@ def load_finetuned(
             loaded.model.load_state_dict(_read_tensors(path / NETWORK_FILE))
         except RuntimeError as error:
             raise ValueError(f"{path / NETWORK_FILE}: of another network ({str(error).splitlines()[0]})") from None
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = torch.device(device or default_device())
     loaded.model.to(target).eval().requires_grad_(False)
     head = LinearHead(head_state["mean"].shape[0], len(description["classes"]))
     head.load_state_dict(head_state)

@@ -33,6 +33,7 @@ from metalora.learner.report import EPISODES, Report, make_report
 from metalora.learner.splits import Split, split_pools
 from metalora.learner.task import AdaptedTask, adapt_task
 from metalora.learner.validation import BestState
+from metalora.training.processes import default_device
 
 OnStep = Callable[[int, float], None]
 CHECKPOINT_EVERY = 100  # steps, if there is no validation
@@ -96,7 +97,7 @@ class MetaLearner:
             image_size=self.config.image_size,
             max_length=self.config.max_length,
         )
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device or default_device())
         model = self.backbone.model.to(self.device)
         self.readout.to(self.device)
         self.plain_readout.to(self.device)

@@ -11,6 +11,7 @@ from metalora.learner.data import Draw, EpisodeSource
 from metalora.learner.features import StageFeatures, rows_of, to_device
 from metalora.learner.generators import Generator, SupportSet
 from metalora.learner.readouts import Readout, Targets
+from metalora.training.processes import process_index
 
 
 class EpisodeLoss:
@@ -61,9 +62,10 @@ class EpisodeLoss:
         """Return the loss of one step, a scalar.
 
         Args:
-            step: Number of the step. The episode depends on the global random state only, which `fit` seeds by it.
+            step: Number of the step. The episode depends on the global random state, which `fit` seeds by it, and on
+                the number of the process, so that several processes draw other episodes.
         """
-        random = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        random = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + process_index())
         draw = self.source.draw(random)
         if self.generator is None or step < self.static_steps:
             return self._static(draw)

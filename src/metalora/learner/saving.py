@@ -25,6 +25,7 @@ from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
 from metalora.learner.labels import TaskLabels
 from metalora.learner.model_card import model_card
 from metalora.learner.readouts import FittedReadout
+from metalora.training.processes import one_process_writes
 
 if TYPE_CHECKING:
     from metalora.learner.learner import MetaLearner
@@ -53,6 +54,13 @@ def save_learner(learner: MetaLearner, folder: str | Path) -> Path:
         "fingerprint": learner.fingerprint,
         "report": learner.report_.to_dict() if hasattr(learner, "report_") else None,
     }
+    with one_process_writes() as writes:
+        if writes:
+            _write_learner(learner, folder, description)
+    return Path(folder)
+
+
+def _write_learner(learner: MetaLearner, folder: str | Path, description: dict[str, Any]) -> None:
     with replaced_folder(folder, marker=LEARNER_FILE) as temporary:
         if learner.adapter is not None:
             learner.adapter.save(temporary / ADAPTER_FILE)
@@ -64,7 +72,6 @@ def save_learner(learner: MetaLearner, folder: str | Path) -> Path:
             learner.backbone.preprocessor.save_tokenizer(temporary)
         write_atomically(temporary / "README.md", model_card(learner).encode())
         write_atomically(temporary / LEARNER_FILE, json.dumps(description, indent=1).encode())
-    return Path(folder)
 
 
 def read_learner(folder: str | Path) -> dict[str, Any]:

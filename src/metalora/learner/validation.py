@@ -12,6 +12,7 @@ import torch
 from metalora._util.files import write_atomically
 from metalora.learner.evaluation import EpisodeFeatures, draw_test_episodes
 from metalora.learner.splits import Split
+from metalora.training.processes import process_index
 
 if TYPE_CHECKING:
     from metalora.learner.learner import MetaLearner
@@ -67,7 +68,7 @@ class BestState:
 
     def _save(self) -> None:
         """Write the best state next to the checkpoint, for a run that is interrupted."""
-        if self.path is not None:
+        if self.path is not None and process_index() == 0:
             buffer = io.BytesIO()
             torch.save({"history": self.history, "state": self._state}, buffer)
             self.path.parent.mkdir(parents=True, exist_ok=True)

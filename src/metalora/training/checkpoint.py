@@ -15,6 +15,7 @@ from metalora._util.files import write_atomically
 from metalora.config import TrainConfig, to_dict
 from metalora.training.controllers import Controller
 from metalora.training.parameters import TrainedParameters
+from metalora.training.processes import process_index
 
 
 class Stateful(Protocol):
@@ -64,7 +65,7 @@ class RunCheckpoint:
         Raises:
             ValueError: The file could not be written.
         """
-        if self.path is None:
+        if self.path is None or process_index() > 0:  # all processes have the same state, and one writes it
             return
         state = {
             "identity": self.identity,
