@@ -238,12 +238,22 @@ def sentence_encoder(name: str) -> tuple[nn.Module, Any]:
     """
     from transformers import AutoModel, AutoTokenizer
 
-    folder = minilm_folder() if name == "minilm" else name
+    folder = _transformer_folder(minilm_folder() if name == "minilm" else name)
     try:
         model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     except OSError as error:
         raise ValueError(f"model {name!r}: {str(error).splitlines()[0]}") from None
     return cast(nn.Module, model.eval()), tokenizer
+
+
+def _transformer_folder(name: str) -> str:
+    """Return where the transformer is in a folder of sentence-transformers: in the folder itself or in a part of it."""
+    parts = Path(name) / "modules.json"
+    if not parts.is_file():  # the id of a model on the hub, or a folder of transformers
+        return name
+    modules = json.loads(parts.read_text())
+    path = next((part["path"] for part in modules if part["type"].endswith(".Transformer")), "")
+    return str(Path(name) / path)
 
 
 def minilm_folder() -> str:

@@ -138,6 +138,15 @@ def test_fit_starts_anew_unless_it_is_asked_to_go_on() -> None:
     assert warm.fit(table(), report=False).fingerprint != first
 
 
+def test_a_progress_bar_is_shown_if_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    small(steps=2, validate_every=0).fit(table(), report=False)
+    assert capsys.readouterr().err == ""
+    seen: list[int] = []
+    fit = small(steps=2, validate_every=0).fit
+    fit(table(), report=False, progress=True, on_step=lambda step, loss: seen.append(step))
+    assert "meta-training" in capsys.readouterr().err and seen == [0, 1]
+
+
 def test_patience_stops_the_training_and_the_best_state_is_kept() -> None:
     seen: list[int] = []
     learner = small(steps=40, validate_every=2, patience=1, lr=1.0)  # a rate that destroys the adapter

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import tyro
 
+from metalora._util.progress import progress_bar
 from metalora.cli.extras import missing_package_message
 
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
@@ -89,19 +90,9 @@ def status(label: str, quiet: bool) -> AbstractContextManager[Any]:
     return Console(stderr=True).status(label) if is_first_process() and not quiet else nullcontext()
 
 
-@contextmanager
-def progress(total: int, label: str, quiet: bool) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on standard error; yields `advance(done, note)`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, TextColumn("{task.fields[note]}"), console=console, disable=quiet or not is_first_process()
-    ) as bar:
-        task = bar.add_task(label, total=total, note="data and backbone first")
-        yield lambda done, note="": bar.update(task, completed=done, note=note)
+def progress(total: int, label: str, quiet: bool) -> AbstractContextManager[Callable[..., None]]:
+    """Show a progress bar on standard error, from the first process only; gives `advance(done, note)`."""
+    return progress_bar(total, label, hidden=quiet or not is_first_process())
 
 
 def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:

@@ -91,7 +91,7 @@ def _load_by_name(name: str) -> tuple[nn.Module, Any]:
 
 def _unwrapped(model: Any) -> tuple[nn.Module, Any]:
     """Return the network and the tokenizer of a SentenceTransformer; any other network as it is."""
-    if type(model).__name__ == "SentenceTransformer":
+    if any(ancestor.__name__ == "SentenceTransformer" for ancestor in type(model).__mro__):
         return model[0].auto_model, model.tokenizer
     if not isinstance(model, nn.Module):
         raise ValueError(f"backbone: expected a name or a torch.nn.Module, got {type(model).__name__}")

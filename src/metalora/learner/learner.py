@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metalora._util.progress import progress_bar
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
 from metalora.adapters.conditioning.condition import Condition
@@ -33,7 +34,7 @@ from metalora.learner.report import EPISODES, Report, make_report
 from metalora.learner.splits import Split, split_pools
 from metalora.learner.task import AdaptedTask, adapt_task
 from metalora.learner.validation import BestState
-from metalora.training.processes import default_device
+from metalora.training.processes import default_device, process_index
 
 OnStep = Callable[[int, float], None]
 CHECKPOINT_EVERY = 100  # steps, if there is no validation
@@ -154,6 +155,7 @@ class MetaLearner:
         holdout: int | Sequence[str] | None = None,
         checkpoint: str | Path | None = None,
         on_step: OnStep | None = None,
+        progress: bool = False,
         report: bool = True,
     ) -> MetaLearner:
         """Meta-train the adapter and the readout.
@@ -171,7 +173,8 @@ class MetaLearner:
             holdout: How many tasks, or which, are not trained on, but kept for the validation and the report. None: a
                 fifth of them if there are at least five.
             checkpoint: A file for the state of the training. If it exists, the training continues from it.
-            on_step: Called after every step with its number and its loss, for a progress bar.
+            on_step: Called after every step with its number and its loss.
+            progress: Show a progress bar on standard error.
             report: Compare the learner with its peers after the training (`report_`).
 
         Returns:
@@ -188,7 +191,15 @@ class MetaLearner:
             label_columns=label_columns,
             group_column=group_column,
         )
-        return self.fit_pools(pools, holdout=holdout, checkpoint=checkpoint, on_step=on_step, report=report)
+        hidden = not progress or process_index() > 0
+        with progress_bar(self.config.steps, "meta-training", hidden=hidden) as advance:
+
+            def after(step: int, loss: float) -> None:
+                advance(step + 1, f"loss {loss:.3f}")
+                if on_step is not None:
+                    on_step(step, loss)
+
+            return self.fit_pools(pools, holdout=holdout, checkpoint=checkpoint, on_step=after, report=report)
 
     def fit_pools(
         self,
