@@ -1,5 +1,5 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-DATA ?= mnist-5k
+DATA ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
@@ -31,7 +31,7 @@ lint: setup
 	$(BIN)/mypy
 
 demo: setup
-	$(BIN)/metalora-papers table metalora --demo --data $(DATA)
+	$(BIN)/metalora-papers demo --data $(DATA)
 
 bench: setup
 	$(BIN)/metalora bench --plain --merged --out runs/bench.jsonl

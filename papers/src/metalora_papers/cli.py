@@ -15,6 +15,7 @@ from metalora.cli.render import Json, flatten, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
 from metalora_papers.config import TEXT_TABLES, TableConfig, TextTableConfig
 from metalora_papers.learner.config import LEARNER_TABLES, LearnerTableConfig
+from metalora_papers.learner.demo_config import DemoConfig
 from metalora_papers.registry import load_run
 
 ABOUT = "The tables and figures of MetaLoRA, MetaTT and TensLoRA."
@@ -46,18 +47,12 @@ def _image_verb(name: str) -> Callable[..., None]:
     def verb(
         table: Annotated[TableConfig, tyro.conf.arg(name="")] = default,
         config: Config = None,
-        demo: Annotated[bool, tyro.conf.arg(help="one seed, few steps, then load the adapter and predict")] = False,
         out: Out = Path(f"runs/{name}"),
         rows: Rows = None,
         workers: Workers = 2,
         json: Json = False,
     ) -> None:
         settings = _over_file(table, config, default)
-        if demo:
-            from metalora_papers.metalora.demo import run_demo
-
-            run_demo(name, settings, out, workers=workers, as_json=json, rows_file=rows)
-            return
         from metalora_papers.tables import run_table
 
         run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows)
@@ -206,6 +201,16 @@ def fetch(
     show(rows, json, "fetched", ("vendor", "file", "MB"), rows)
 
 
+def demo(
+    config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DemoConfig(),  # noqa: B008 (frozen)
+    out: Annotated[Path, tyro.conf.arg(help="folder of what the demo writes")] = Path("runs/demo"),
+) -> None:
+    """Train a learner on pictures with several columns of labels, adapt it to a new task, predict; some minutes."""
+    from metalora_papers.learner.demo import run_demo
+
+    run_demo(config, out)
+
+
 def table() -> None:
     """Compare methods as a paper does: `table metalora` (Table I), `table metatt-2` (Table 2), ...; table --help."""
     raise ValueError(f"table: name one of {', '.join(TABLES)}")
@@ -217,6 +222,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "eval": evaluate,
     "recipe": recipe,
     "fetch": fetch,
+    "demo": demo,
 }
 
 

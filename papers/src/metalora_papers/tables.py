@@ -26,7 +26,7 @@ def run_table(
     workers: int,
     as_json: bool,
     rows_file: Path | None = None,
-) -> list[tuple[Run, Row]]:
+) -> None:
     """Run a comparison, print its tables and draw its figures.
 
     Args:
@@ -37,9 +37,6 @@ def run_table(
         as_json: Print one JSON object instead of tables.
         rows_file: Report from this file of rows; nothing is run.
 
-    Returns:
-        The runs with their rows; none if nothing was run.
-
     Raises:
         ValueError: Settings that cannot work, or a file without a row of this comparison.
     """
@@ -47,14 +44,13 @@ def run_table(
     console = Console(stderr=as_json)
     if rows_file is not None:
         _publish(comparison, comparison.rows_of(RowStore(rows_file).rows()), out, console, as_json)
-        return []
+        return
     choosing_rows = _run(console, "learning rates (validation)", comparison.choosing_runs(), out, workers)
     rates = comparison.chosen_rates(choosing_rows)
     _show_rates(console, rates)
     runs = comparison.runs(rates)
     rows = _run(console, comparison.title, runs, out, workers)
     _publish(comparison, rows, out, console, as_json)
-    return list(zip(runs, rows, strict=True))
 
 
 def _run(console: Console, label: str, runs: Sequence[Run], out: Path, workers: int) -> list[Row]:

@@ -186,16 +186,6 @@ def test_the_command_reports_a_table_on_a_folder(tmp_path, monkeypatch):
     assert (tmp_path / "out").exists()
 
 
-def test_the_demo_of_other_methods_ends_well(tmp_path, monkeypatch):
-    from metalora_papers import tables
-    from metalora_papers.metalora.demo import run_demo
-
-    pytest.importorskip("matplotlib")
-    rows = [made_up("lora", 0)]
-    monkeypatch.setattr(tables, "run_all", lambda *_, **__: rows)
-    run_demo("metalora", TableConfig(methods=("lora",)), tmp_path, workers=1, as_json=False)
-
-
 def test_rows_at_a_rate_that_validation_did_not_choose_are_left_out():
     choice = [made_up("lora", 1000, "cue", score, "val", lr) for lr, score in ((0.01, 0.1), (0.02, 0.2))]
     tests = [made_up("lora", seed, "cue", 0.3, lr=lr) for lr in (0.01, 0.02) for seed in (0, 1)]
