@@ -11,9 +11,9 @@ class DemoConfig:
 
     data: str = "auto"
     """emoji (fetched from npm, 150 MB), mnist-5k, or auto: emoji if they can be fetched"""
-    steps: int = 250
+    steps: int = 200
     """training steps with labels"""
-    steps_without_labels: int = 150
+    steps_without_labels: int = 100
     """training steps without labels; 0: this part is left out"""
     image_size: int = 48
     """side of the pictures in pixels"""
