@@ -21,8 +21,8 @@ class LearnerConfig:
     readout: str = "kernel-ridge"
     """what a support set generates: kernel-ridge, lda, logistic, prototype or knn"""
     readout_settings: dict[str, int] = field(default_factory=dict)
-    """settings of the readout by name: balanced (1: all classes are equally likely), and for kernel-ridge folds (such as
-    10: calibrate on complete fits without a fold, for few examples with many features)"""
+    """settings of the readout by name: balanced (1: all classes are equally likely), and for kernel-ridge folds (such
+    as 10: calibrate on complete fits without a fold, for few examples with many features)"""
     steps: int = 500
     """number of training steps; each is one forward and backward pass of `support` + `query` inputs"""
     lr: float = 5e-3
