@@ -232,3 +232,56 @@ def test_folders_that_hold_no_learner(tmp_path: Path) -> None:
     assert code == 2 and len(error.strip().splitlines()) == 1
     code, _, error = metalora_command("predict", tmp_path, tmp_path)
     assert code == 2 and "task" in error
+
+
+def one_line(arguments: list[object], message: str) -> None:
+    """Fail unless a command ends with code 2 and one line that has the message."""
+    code, out, error = metalora_command(*arguments)
+    assert code == 2 and out == "" and message in error, error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_inputs_of_another_kind(learner: Path, task: Path, tmp_path: Path) -> None:
+    write_table(tmp_path / "texts.csv", [{"text": f"text {number}", "a": str(number % 2)} for number in range(30)])
+    said = "is a text, but efficientnet-lite0 takes pictures"
+    one_line(["predict", task, tmp_path / "texts.csv", "--text-column", "text"], said)
+    one_line(["adapt", learner, "--support", tmp_path / "texts.csv", "--out", tmp_path / "task"], said)
+    one_line(["fit", tmp_path / "learner", "--data", tmp_path / "texts.csv", *FIT], said)
+    finetune = ["finetune", "efficientnet-lite0", "--data", tmp_path / "texts.csv", "--out", tmp_path / "run"]
+    one_line([*finetune, "--method", "head"], said)
+    one_line(["evaluate", learner, "--data", tmp_path / "texts.csv"], said)
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.csv"]
+
+
+def test_a_task_of_another_learner(pictures: Path, task: Path, tmp_path: Path) -> None:
+    MetaLearner("efficientnet-lite0", image_size=SIZE, adapter=None).save_pretrained(tmp_path / "other")
+    one_line(["predict", task, pictures / "images", "--learner", tmp_path / "other"], "another learner")
+
+
+def test_pictures_that_cannot_be_trained_on(pictures: Path, tmp_path: Path) -> None:
+    rows = [{"file": f"{number:04}.png", "a": str(number % 2)} for number in range(24)]
+    write_table(tmp_path / "rows.csv", [*rows, {"file": "cut.png", "a": "1"}])
+    (tmp_path / "cut.png").write_bytes((pictures / "images" / "0000.png").read_bytes()[:200])
+    data = ["--data", tmp_path / "rows.csv", "--images", pictures / "images"]
+    one_line(["finetune", "efficientnet-lite0", *data, "--method", "head", "--out", tmp_path / "run"], "cut.png")
+    one_line(["fit", tmp_path / "learner", *data, *FIT], "cut.png")
+    one_line(["fit", tmp_path / "learner", *data, *FIT, "--no-adapter"], "cut.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.png", "rows.csv"]
+
+
+def test_folders_of_somebody_else_are_refused_before_the_work(pictures: Path, learner: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    data = ["--data", pictures / "blue.csv"]
+    for out in (tmp_path / "file", pictures / "images"):
+        one_line(["fit", out, *data, *FIT], "exists already")
+        one_line(["adapt", learner, "--support", pictures / "blue.csv", "--out", out], "exists already")
+        one_line(["finetune", "efficientnet-lite0", *data, "--method", "head", "--out", out], "exists already")
+    one_line(["evaluate", learner, *data, "--html", tmp_path / "none" / "report.html"], "there is no folder")
+
+
+@pytest.mark.parametrize("name", ["learner.json", "finetuned.json"])
+def test_descriptions_that_are_not_complete(name: str, pictures: Path, tmp_path: Path) -> None:
+    kind = {"learner.json": "metalora-learner", "finetuned.json": "metalora-finetuned"}[name]
+    for content, message in (("{", "cannot be read"), (json.dumps({"format": kind, "version": 1}), "it has no")):
+        (tmp_path / name).write_text(content)
+        one_line(["inspect", tmp_path], message)

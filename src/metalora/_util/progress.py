@@ -27,4 +27,8 @@ def progress_bar(total: int, label: str, hidden: bool = False) -> Iterator[Calla
     note_column, console = TextColumn("{task.fields[note]}"), Console(stderr=True)
     with Progress(*columns, note_column, console=console, disable=hidden) as bar:
         task = bar.add_task(label, total=total, note="data and backbone first")
-        yield lambda done, note="": bar.update(task, completed=done, note=note)
+        try:
+            yield lambda done, note="": bar.update(task, completed=done, note=note)
+        except BaseException:
+            bar.live.transient = True  # nothing of the bar stays next to the message of the error
+            raise

@@ -23,7 +23,7 @@ from metalora.methods.registry import METHODS
 if TYPE_CHECKING:
     from torch import nn
 
-    from metalora.learner import AdaptedTask, FineTuned, Report, TaskPool
+    from metalora.learner import AdaptedTask, FineTuned, MetaLearner, Report, TaskPool
 
 BACKBONES = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, st:FOLDER_OR_ID, minilm or efficientnet-lite0"
 LearnerFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LEARNER", help="folder of the learner")]
@@ -77,6 +77,8 @@ def fit(
     )
     with status("loading the backbone", quiet=json):
         trained = MetaLearner(backbone, config)
+    if no_adapter:
+        _read_all(trained, pools)
     checkpoint = learner.with_name(f"{learner.name}.training.pt")
     with progress(config.steps, "meta-training", quiet=json) as advance:
         trained.fit_pools(
@@ -92,6 +94,15 @@ def fit(
     checkpoint.unlink(missing_ok=True)
     best_state_path(checkpoint).unlink(missing_ok=True)
     _show_report(trained.report_, json, f"{learner}: accuracy on inputs that were not trained on")
+
+
+def _read_all(learner: MetaLearner, pools: Sequence[TaskPool]) -> None:
+    """Prepare all inputs once, since without a training nothing else would report one that cannot be read."""
+    from metalora.learner.data import PreparedInputs
+
+    for pool in pools:
+        learner.backbone.check_inputs(pool.inputs)
+        PreparedInputs(pool, learner.backbone.preprocessor)
 
 
 def _show_report(report: Report, json: bool, title: str) -> None:
@@ -164,7 +175,9 @@ def adapt(
 ) -> None:
     """Adapt a learner to a task: one forward pass of its labelled examples."""
     from metalora.learner import MetaLearner, read_tasks
+    from metalora.learner.saving import TASK_FILE
 
+    check_folder(out, TASK_FILE)
     columns = None if label_column is None else (label_column,)
     pools = read_tasks(
         support, images=images, image_column=image_column, text_column=text_column, label_columns=columns
@@ -307,6 +320,8 @@ def evaluate(
     from metalora.learner import MetaLearner, read_tasks
     from metalora.learner.report import evaluate_pools
 
+    if html is not None and not html.absolute().parent.is_dir():
+        raise ValueError(f"--html {html}: there is no folder {html.parent}")
     pools = read_tasks(
         data,
         images=images,
@@ -315,8 +330,6 @@ def evaluate(
         label_columns=label_columns,
         group_column=group_column,
     )
-    if html is not None and not html.absolute().parent.is_dir():
-        raise ValueError(f"--html {html}: there is no folder {html.parent}")
     with status("running the episodes", quiet=json):
         loaded = MetaLearner.from_pretrained(learner)
         report = evaluate_pools(loaded, pools, episodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,15 @@ from metalora.learner.data import (
     torchvision_preprocessor,
 )
 from metalora.learner.data.image_preprocessing import INTERPOLATIONS
+from metalora.learner.data.pictures import is_picture_path
+from metalora.learner.data.pool import modality_of
 from metalora.zoo import LIBRARIES, load_model, load_tokenizer, sentence_encoder
 
 EFFICIENTNET_LITE0 = ImagePreprocessor(
     size=(224, 224), resize=256, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic"
 )  # as zoo.efficientnet_transform
+KINDS = {"images": "a picture", "text": "a text", "arrays": "an array"}
+TAKES = {"images": "pictures", "text": "texts", "arrays": "arrays"}
 MAX_LENGTH = 128  # tokens of a text, if neither the user nor the tokenizer says otherwise
 
 
@@ -38,6 +43,17 @@ class Backbone:
     model: nn.Module
     preprocessor: Preprocessor
     name: str | None = None
+
+    def check_inputs(self, items: Sequence[Any]) -> None:
+        """Raise a ValueError if the first item is of another kind than the inputs of the network."""
+        if not len(items):
+            return
+        item, kind = items[0], modality_of(items[0])
+        expected = self.preprocessor.kind
+        is_path = isinstance(item, str) and is_picture_path(item)
+        if (expected == "images" and kind == "text" and not is_path) or (expected == "text" and kind != "text"):
+            name = self.name or type(self.model).__name__
+            raise ValueError(f"input {str(item)[:60]!r} is {KINDS[kind]}, but {name} takes {TAKES[expected]}")
 
 
 def load_backbone(

@@ -82,6 +82,7 @@ class FineTuned:
         from metalora.learner.task import check_finite
 
         size = self.config.batch_size
+        self.backbone.check_inputs(inputs)
         parts = []
         for start in range(0, len(inputs), size):
             items = inputs[start : start + size]
@@ -197,6 +198,7 @@ def finetune(
     if adapter_of(loaded.model) is not None:
         raise ValueError(f"backbone {type(loaded.model).__name__} has an adapter already: detach it first")
     assert encoder.targets is not None
+    loaded.check_inputs(items)
     split = stratified_split(encoder.targets.codes, checked.holdout_items, seed)
     prepared = PreparedInputs(TaskPool(items, name="the inputs"), loaded.preprocessor)  # reads every input once
     loaded.model.to(device or default_device())

@@ -30,3 +30,11 @@ class FineTuneConfig:
     """side of the pictures in pixels; none: as the backbone was trained"""
     max_length: int | None = None
     """longest text in tokens; none: 128"""
+
+    def __post_init__(self) -> None:
+        smallest = {"steps": 0, "batch_size": 1, "validate_every": 1}
+        for name, limit in smallest.items():
+            if getattr(self, name) < limit:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {limit}")
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"lr is {self.lr}, expected more than 0")

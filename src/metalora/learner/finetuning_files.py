@@ -23,10 +23,12 @@ from metalora.learner.finetuning_config import DESCRIPTION_FILE, FineTuneConfig
 from metalora.learner.finetuning_data import Scores
 from metalora.learner.head import LinearHead
 from metalora.learner.labels import TaskLabels
+from metalora.learner.saving import check_keys
 from metalora.training.processes import default_device, one_process_writes
 
 HEAD_FILE, ADAPTER_FILE, NETWORK_FILE = "head.safetensors", "adapter.safetensors", "model.safetensors"
 FORMAT, VERSION = "metalora-finetuned", 1
+KEYS = ("backbone", "class", "method", "adapter", "config", "classes", "preprocessor", "scores", "sha256")
 CARD = """---
 library_name: metalora
 tags:
@@ -143,6 +145,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not the description of a fine-tuned network")
     if description.get("version") != VERSION:
         raise ValueError(f"{path}: version {description.get('version')!r}, this library reads {VERSION}")
+    check_keys(description, KEYS, path)
     return description
 
 

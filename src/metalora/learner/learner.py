@@ -212,6 +212,8 @@ class MetaLearner:
     ) -> MetaLearner:
         """Meta-train on pools of inputs that are read already; see `fit`."""
         config = self.config
+        for pool in pools:
+            self.backbone.check_inputs(pool.inputs)
         split = split_pools(pools, holdout, config.holdout_items, config.seed)
         if not config.warm_start:
             self._reset()
@@ -306,6 +308,7 @@ class MetaLearner:
     def batches(self, items: Sequence[Any]) -> Iterable[Any]:
         """Yield prepared inputs of the network, `config.batch_size` items each, on its device."""
         size = self.config.batch_size
+        self.backbone.check_inputs(items)
         for start in range(0, len(items), size):
             yield to_device(self.backbone.preprocessor(items[start : start + size]), self.device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 LEARNER_FILE, ADAPTER_FILE, READOUT_FILE = "learner.json", "adapter.safetensors", "readout.safetensors"
 TASK_FILE = "task.safetensors"
+LEARNER_KEYS = ("backbone", "config", "preprocessor", "stages", "fingerprint", "report")
 LEARNER_FORMAT, TASK_FORMAT, VERSION = "metalora-learner", "metalora-task", 1
 READOUT, CONDITION, FACTORS = "readout/", "condition/", "factors/"
 
@@ -91,7 +93,15 @@ def read_learner(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not the description of a learner")
     if description.get("version") != VERSION:
         raise ValueError(f"{path}: version {description.get('version')!r}, this library reads {VERSION}")
+    check_keys(description, LEARNER_KEYS, path)
     return description
+
+
+def check_keys(description: dict[str, Any], keys: Sequence[str], path: Path) -> None:
+    """Raise a ValueError if an entry of a description is missing."""
+    missing = [key for key in keys if key not in description]
+    if missing:
+        raise ValueError(f"{path}: not complete, it has no {missing[0]!r}")
 
 
 def load_learner(
@@ -201,8 +211,8 @@ def save_task(task: AdaptedTask, folder: str | Path, max_bytes: int | None) -> P
         "readout": readout.settings(),
     }
     description["sha256"] = checksum(description, tensors)
-    path.mkdir(parents=True, exist_ok=True)
-    write_atomically(path / TASK_FILE, dump_tensors(tensors, {"metalora": json.dumps(description)}))
+    with replaced_folder(path, marker=TASK_FILE) as temporary:
+        write_atomically(temporary / TASK_FILE, dump_tensors(tensors, {"metalora": json.dumps(description)}))
     return path
 
 
