@@ -55,6 +55,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     rows = write_pictures(folder, 300)
     write_table(folder / "labels.csv", rows)
+    write_table(folder / "some.csv", rows[:100])
     ripe = [{"file": row["file"], "bluish": str(row["colour"] == "blue")} for row in rows[:60]]
     write_table(folder / "blue.csv", ripe)
     return folder
@@ -101,7 +102,7 @@ def test_pictures_in_four_commands(pictures: Path, learner: Path, task: Path) ->
         "evaluate",
         learner,
         "--data",
-        pictures / "labels.csv",
+        pictures / "some.csv",
         "--images",
         pictures / "images",
         "--episodes",
