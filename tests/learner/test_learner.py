@@ -167,6 +167,21 @@ def test_a_task_predicts_with_its_own_classes(task: AdaptedTask) -> None:
     assert len(task.transform(x)) == 100
 
 
+def test_groups_calibrate_and_do_not_change_what_is_predicted(learner: Learner) -> None:
+    x = np.repeat(items(20, seed=3), 4, axis=0) + 0.01 * items(80, seed=4)  # four variants of twenty things
+    things, labels = np.repeat(np.arange(20), 4), np.where(np.repeat(items(20, seed=3), 4, axis=0)[:, 0] > 0, "a", "b")
+    plain, grouped = learner.adapt(x, labels), learner.adapt(x, labels, groups=[f"thing {n}" for n in things])
+    further = items(100, seed=5)
+    assert grouped.predict_proba(further).max(1).mean() < plain.predict_proba(further).max(1).mean()
+    assert (grouped.predict(further) == plain.predict(further)).mean() > 0.8
+    more = grouped.add(further, np.where(further[:, 0] > 0, "a", "b"), groups=range(100))
+    assert more.support is not None and more.support.groups is not None and len(more.support.groups) == 180
+    with pytest.raises(ValueError, match="with groups"):
+        grouped.add(further, ["a"] * 100)
+    with pytest.raises(ValueError, match="80 inputs but 79 groups"):
+        learner.adapt(x, labels, groups=things[:79])
+
+
 def test_strange_inputs_are_novel(task: AdaptedTask) -> None:
     x = items(40, seed=9)
     assert task.novelty(x + 30).min() > 0.95
@@ -203,7 +218,7 @@ def test_more_labels_and_refinement_leave_the_learner_as_it_is(learner: Learner,
     x = items(30, seed=11)
     labels = np.where(x[:, 0] > 0, "ripe", "green")
     larger = task.add(x, labels)
-    assert larger.support is not None and len(larger.support[0]) == 90
+    assert larger.support is not None and len(larger.support.inputs) == 90
     refined = task.refine(x, labels, steps=3, lr=0.05)
     assert learner.fingerprint == before
     assert not np.allclose(refined.decision_function(x), task.decision_function(x))

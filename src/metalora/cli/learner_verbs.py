@@ -144,7 +144,7 @@ def finetune(
     check_choice("method", adapter.method, (*METHODS, "full", "head"))
     columns = None if label_column is None else (label_column,)
     pools = read_tasks(data, images=images, image_column=image_column, text_column=text_column, label_columns=columns)
-    inputs, labels = _support_set(pools, data, "finetune")
+    inputs, labels, _ = _support_set(pools, data, "finetune")
     with progress(config.steps, f"fine-tuning {adapter.method}", quiet=json) as advance:
         tuned = tune(
             backbone,
@@ -170,6 +170,9 @@ def adapt(
     images: Images = None,
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
+    group_column: Annotated[
+        str | None, tyro.conf.arg(help="examples with the same value are variants of one thing; calibrates for others")
+    ] = None,
     max_bytes: Annotated[int | None, tyro.conf.arg(help="largest size of the task's numbers, in bytes")] = None,
     json: Json = False,
 ) -> None:
@@ -180,19 +183,24 @@ def adapt(
     check_folder(out, TASK_FILE)
     columns = None if label_column is None else (label_column,)
     pools = read_tasks(
-        support, images=images, image_column=image_column, text_column=text_column, label_columns=columns
+        support,
+        images=images,
+        image_column=image_column,
+        text_column=text_column,
+        label_columns=columns,
+        group_column=group_column,
     )
-    inputs, labels = _support_set(pools, support, "adapt")
+    inputs, labels, groups = _support_set(pools, support, "adapt")
     with status("adapting", quiet=json):
-        task = MetaLearner.from_pretrained(learner).adapt(inputs, labels)
+        task = MetaLearner.from_pretrained(learner).adapt(inputs, labels, groups=groups)
         task.save_pretrained(out, max_bytes=max_bytes)
     size = sum(file.stat().st_size for file in out.iterdir())
     row = {"task": str(out), "examples": len(inputs), "classes": list(map(str, task.labels.classes)), "bytes": size}
     show(row, json, f"task of {learner}", ("task", "examples", "classes", "bytes"), [row])
 
 
-def _support_set(pools: Sequence[TaskPool], source: Path, verb: str) -> tuple[list[Any], list[Any]]:
-    """Return the inputs and labels of the only column of the only pool; inputs without a label are left out."""
+def _support_set(pools: Sequence[TaskPool], source: Path, verb: str) -> tuple[list[Any], list[Any], list[int] | None]:
+    """Return inputs, labels and groups of the only column of the only pool; inputs without a label are left out."""
     if len(pools) != 1 or len(pools[0].columns) != 1:
         names = [name for pool in pools for name in pool.columns]
         ignored = [f"{name}: {reason}" for pool in pools for name, reason in pool.ignored.items()]
@@ -204,7 +212,9 @@ def _support_set(pools: Sequence[TaskPool], source: Path, verb: str) -> tuple[li
     (column,) = pools[0].columns.values()
     labelled = [number for number, code in enumerate(column.codes.tolist()) if code >= 0]
     inputs = [pools[0].inputs[number] for number in labelled]
-    return inputs, [column.classes[int(column.codes[number])] for number in labelled]
+    labels = [column.classes[int(column.codes[number])] for number in labelled]
+    groups = pools[0].groups
+    return inputs, labels, None if groups is None else [int(groups[number]) for number in labelled]
 
 
 def predict(

@@ -141,7 +141,10 @@ class EpisodeFeatures:
         support, query = self.of(episode)
         targets = Targets.classes(episode.support_labels.to(support.device), episode.classes)
         frozen_width = self.frozen(episode.pool).shape[1]
-        return self.learner.readout.fit(support, targets, frozen_width=frozen_width), query
+        groups = self.pools[episode.pool].groups
+        of_support = None if groups is None else groups[episode.support].to(support.device)
+        fitted = self.learner.readout.fit(support, targets, frozen_width=frozen_width, groups=of_support)
+        return fitted, query
 
     def accuracy(self, episode: TestEpisode) -> float:
         """Return the share of the queries whose class is predicted, from 0 to 1."""

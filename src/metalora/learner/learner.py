@@ -347,7 +347,14 @@ class MetaLearner:
         return condition.detach()
 
     # ---- adapting --------------------------------------------------------------------------------------------------
-    def adapt(self, inputs: Sequence[Any], labels: Sequence[Any], *, kind: str = "auto") -> AdaptedTask:
+    def adapt(
+        self,
+        inputs: Sequence[Any],
+        labels: Sequence[Any],
+        *,
+        kind: str = "auto",
+        groups: Sequence[Any] | None = None,
+    ) -> AdaptedTask:
         """Adapt to a task: one forward pass of its labelled examples, without a gradient step.
 
         Args:
@@ -355,6 +362,8 @@ class MetaLearner:
             labels: A class for each of them (strings, integers, ...), a number (regression), or a set of classes
                 (multi-label).
             kind: "classes", "numbers" or "multilabel"; "auto": by the values.
+            groups: Inputs with the same value are variants of one thing, such as pictures of one product. The
+                probabilities are then calibrated for things that are not in the support set.
 
         Returns:
             The task: `predict`, `predict_proba`, `transform`, `score`, `save_pretrained`.
@@ -362,7 +371,7 @@ class MetaLearner:
         Raises:
             ValueError: Inputs or labels do not fit each other or the backbone, or there are fewer than two classes.
         """
-        return adapt_task(self, inputs, labels, kind)
+        return adapt_task(self, inputs, labels, kind, groups=groups)
 
     # ---- files -----------------------------------------------------------------------------------------------------
     def save_pretrained(self, folder: str | Path) -> Path:

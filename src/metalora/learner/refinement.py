@@ -40,7 +40,7 @@ def refine_task(
     Raises:
         ValueError: The learner has no adapter, or inputs and labels do not fit.
     """
-    from metalora.learner.task import AdaptedTask
+    from metalora.learner.task import AdaptedTask, LabelledItems
 
     learner = task.learner
     if learner.adapter is None:
@@ -56,7 +56,7 @@ def refine_task(
     with factors_in_use(learner.adapter, factors), torch.no_grad():
         support = learner.encode(items, condition)
         readout = learner.readout.fit(support, encoder.targets, frozen_width=learner.frozen_width)
-    return AdaptedTask(learner, readout, encoder, condition, factors, (items, list(labels)))
+    return AdaptedTask(learner, readout, encoder, condition, factors, LabelledItems(items, list(labels)))
 
 
 def _refined_condition(condition: Condition, losses: HalfLosses, steps: int, lr: float) -> Condition:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metalora.adapters.conditioning.condition import Condition
+from metalora.learner.data import encode_labels
 from metalora.learner.labels import TaskLabels
 from metalora.learner.readouts import FittedReadout
 from metalora.learner.swap import factors_in_use
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from metalora.learner.learner import MetaLearner
 
 Array = np.ndarray[Any, Any]
+
+
+class LabelledItems(NamedTuple):
+    """A support set as the user gave it: inputs, their labels, and their groups or None."""
+
+    inputs: list[Any]
+    labels: list[Any]
+    groups: list[Any] | None = None
 
 
 class AdaptedTask:
@@ -30,7 +39,7 @@ class AdaptedTask:
         labels: The classes, or what else the labels are.
         condition: The condition of a generated adapter; None for a static one.
         factors: Factors of the adapter that `refine` has changed, by key; None: those of the learner.
-        support: Inputs and labels of the support set, to add further ones; None after loading.
+        support: The support set, to add further examples; None after loading.
 
     Attributes:
         classes_: The classes, in the order of the columns of `predict_proba`.
@@ -44,7 +53,7 @@ class AdaptedTask:
         labels: TaskLabels,
         condition: Condition | None = None,
         factors: dict[str, Tensor] | None = None,
-        support: tuple[list[Any], list[Any]] | None = None,
+        support: LabelledItems | None = None,
     ):
         self.learner, self.readout, self.labels = learner, readout, labels
         self.condition, self.factors, self.support = condition, factors, support
@@ -109,17 +118,26 @@ class AdaptedTask:
         return self.labels.score(self.predict(inputs), labels)
 
     # ---- more labels -----------------------------------------------------------------------------------------------
-    def add(self, inputs: Sequence[Any], labels: Sequence[Any]) -> AdaptedTask:
+    def add(self, inputs: Sequence[Any], labels: Sequence[Any], *, groups: Sequence[Any] | None = None) -> AdaptedTask:
         """Return the task of the old and the new labelled inputs together; nothing is trained.
 
+        Args:
+            inputs: Further inputs.
+            labels: Their labels.
+            groups: Their groups, if the task was made with groups.
+
         Raises:
-            ValueError: The task was loaded from a file, which does not hold its support set.
+            ValueError: The task was loaded from a file, which does not hold its support set; or only one of the task
+                and the further inputs has groups.
         """
         if self.support is None:
             raise ValueError("this task was loaded without its support set: adapt to all labelled inputs instead")
-        old_inputs, old_labels = self.support
-        task = adapt_task(self.learner, [*old_inputs, *inputs], [*old_labels, *labels], self.kind, self.factors)
-        return task
+        old = self.support
+        if (old.groups is None) != (groups is None):
+            raise ValueError(f"this task was made with{'out' if old.groups is None else ''} groups: add the same")
+        all_groups = None if old.groups is None or groups is None else [*old.groups, *groups]
+        everything = [*old.inputs, *inputs], [*old.labels, *labels]
+        return adapt_task(self.learner, *everything, self.kind, self.factors, all_groups)
 
     def refine(
         self, inputs: Sequence[Any], labels: Sequence[Any], *, steps: int = 20, lr: float = 1e-3, seed: int = 0
@@ -176,6 +194,7 @@ def adapt_task(
     labels: Sequence[Any],
     kind: str = "auto",
     factors: dict[str, Tensor] | None = None,
+    groups: Sequence[Any] | None = None,
 ) -> AdaptedTask:
     """Make a task from a support set: its features, its condition if the adapter takes one, and its readout.
 
@@ -185,12 +204,14 @@ def adapt_task(
         labels: Its labels.
         kind: What the labels are; see `MetaLearner.adapt`.
         factors: Factors of the adapter instead of the learner's, by key.
+        groups: Groups of the support set; see `MetaLearner.adapt`.
 
     Raises:
-        ValueError: Inputs and labels do not fit.
+        ValueError: Inputs, labels and groups do not fit.
     """
     items = list(inputs)
     encoder = TaskLabels.of(labels, kind, len(items))
+    group_codes = None if groups is None else group_numbers(groups, len(items)).to(learner.device)
     with factors_in_use(learner.adapter, factors):
         condition = task_condition(learner, items, encoder)
         support = learner.encode(items, condition)
@@ -198,8 +219,27 @@ def adapt_task(
     assert encoder.targets is not None
     targets = encoder.targets
     with torch.no_grad():
-        readout = learner.readout.fit(support, targets, frozen_width=learner.frozen_width)
-    return AdaptedTask(learner, readout, encoder, condition, factors, (items, list(labels)))
+        readout = learner.readout.fit(support, targets, frozen_width=learner.frozen_width, groups=group_codes)
+    examples = LabelledItems(items, list(labels), None if groups is None else list(groups))
+    return AdaptedTask(learner, readout, encoder, condition, factors, examples)
+
+
+def group_numbers(groups: Sequence[Any], items: int) -> Tensor:
+    """Return the number of the group of each input, int64 (n,).
+
+    Args:
+        groups: The groups, of any type that labels may have.
+        items: Number of inputs.
+
+    Raises:
+        ValueError: The numbers differ, or a group is missing.
+    """
+    codes = encode_labels(groups, "groups").codes
+    if len(codes) != items:
+        raise ValueError(f"{items} inputs but {len(codes)} groups")
+    if (codes < 0).any():
+        raise ValueError(f"groups: {int((codes < 0).sum())} of {items} are missing")
+    return codes
 
 
 @torch.no_grad()

@@ -77,7 +77,8 @@ class ItemData:
         )
         rows = self._row_of[episode.support], self._row_of[episode.query]
         support, query = (self._tested.batch(part) for part in rows)
-        return LabelledEpisode(support, episode.support_labels, query, episode.query_labels, *rows)
+        groups = self.items.groups[episode.support]
+        return LabelledEpisode(support, episode.support_labels, query, episode.query_labels, *rows, groups)
 
     def validation(self) -> ItemData:
         """Return the same data with the test episodes of the validation split."""

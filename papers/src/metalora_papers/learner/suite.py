@@ -194,12 +194,11 @@ class LearnerSuite:
         forward, readout = [], []
         for task in self.tasks[:TIMED_TASKS]:
             episode = self.data.test_episode(task, 0)
-            labels = episode.support_labels
             started = time.perf_counter()
             frozen = self._in_batches(self.features.frozen, episode.support)
             phi = torch.cat([frozen, self._adapted(episode, frozen)(episode.support)], 1)
             forward.append(time.perf_counter() - started)
-            self._fit(phi, labels, frozen.shape[1])
+            self._fit(phi, episode, frozen.shape[1])
             readout.append(time.perf_counter() - started - forward[-1])
         total = [sum(pair) for pair in zip(forward, readout, strict=True)]
         return {READOUT: float(np.median(total)), READOUT_ALONE: float(np.median(readout))}
@@ -218,9 +217,10 @@ class LearnerSuite:
             condition = self.generator(self.features, self.readout, support)
         return partial(self.features.adapted, condition=condition)
 
-    def _fit(self, support: Tensor, labels: Tensor, frozen_width: int) -> FittedReadout:
+    def _fit(self, support: Tensor, episode: LabelledEpisode, frozen_width: int) -> FittedReadout:
+        labels = episode.support_labels
         targets = Targets.classes(labels, int(labels.max()) + 1)
-        return self.readout.fit(support, targets, frozen_width=frozen_width)
+        return self.readout.fit(support, targets, frozen_width=frozen_width, groups=episode.support_groups)
 
     def _readout_probabilities(self, episode: LabelledEpisode) -> tuple[Tensor, Tensor]:
         """Return the probabilities of the queries (m, classes), and the frozen statistics of all items (n + m, d)."""
@@ -230,7 +230,7 @@ class LearnerSuite:
         adapted = self._adapted(episode, frozen[:count])
         kind = "adapted" if self.generator is None else None
         phi = torch.cat([frozen, self._features(adapted, kind, episode)], 1)
-        fitted = self._fit(phi[:count], episode.support_labels, frozen.shape[1])
+        fitted = self._fit(phi[:count], episode, frozen.shape[1])
         return fitted.logits(phi[count:]).softmax(1), frozen
 
     def _features(self, function: Callable[[Any], Tensor], kind: str | None, episode: LabelledEpisode) -> Tensor:

@@ -21,6 +21,7 @@ class LabelledEpisode(NamedTuple):
         query_labels: Their classes, int64 (m,).
         support_rows: Numbers of the support items, (n,), if episodes share items; None if every episode has its own.
         query_rows: Numbers of the queries, (m,).
+        support_groups: Groups of the support items, (n,), if items have groups.
     """
 
     support: Any
@@ -29,6 +30,7 @@ class LabelledEpisode(NamedTuple):
     query_labels: Tensor
     support_rows: Tensor | None = None
     query_rows: Tensor | None = None
+    support_groups: Tensor | None = None
 
 
 class LearnerData(Protocol):

@@ -40,19 +40,26 @@ class Readout(nn.Module, ABC):
         self.balanced = balanced
         self.logit_scale = nn.Parameter(torch.ones(()))
 
-    def fit(self, support: Tensor, targets: Targets, *, frozen_width: int = 0) -> FittedReadout:
+    def fit(
+        self, support: Tensor, targets: Targets, *, frozen_width: int = 0, groups: Tensor | None = None
+    ) -> FittedReadout:
         """Fit the readout to a support set.
 
         Args:
             support: Features of the examples, (n, d), of any floating dtype; half precision is computed in float32.
             targets: Their targets.
             frozen_width: Number of first columns that are features of the frozen network.
+            groups: Group of each example, (n,), such as the product that a picture shows. In use, kernel-ridge chooses
+                its kernel and its temperature on items whose whole group was left out, so that variants of one thing do
+                not make it too sure; the other readouts and training ignore them.
 
         Raises:
             ValueError: There are fewer than two examples, the sizes do not fit, a feature is not finite, or the readout
                 does not take this kind of targets.
         """
         self._check(support, targets, frozen_width)
+        if groups is not None and groups.shape != (len(support),):
+            raise ValueError(f"groups must have shape ({len(support)},), not {tuple(groups.shape)}")
         dtype = torch.float64 if support.dtype == torch.float64 else torch.float32
         with full_precision(support):
             if self.training:
@@ -61,7 +68,7 @@ class Readout(nn.Module, ABC):
             with torch.no_grad():
                 features = support.double() if self.features_in_float64 else support.to(dtype)
                 wide_targets = targets.to(torch.empty(0, dtype=torch.float64, device=support.device))
-                fitted = self._fit_for_use(features, wide_targets, frozen_width)
+                fitted = self._fit_for_use(features, wide_targets, frozen_width, groups)
                 return fitted.to(support.to(dtype))
 
     def loss(self, logits: Tensor, targets: Tensor, kind: TargetKind = "classes") -> Tensor:
@@ -89,7 +96,9 @@ class Readout(nn.Module, ABC):
         """Fit to features (n, d) so that the result can be differentiated."""
 
     @abstractmethod
-    def _fit_for_use(self, support: Tensor, targets: Targets, frozen_width: int) -> FittedReadout:
+    def _fit_for_use(
+        self, support: Tensor, targets: Targets, frozen_width: int, groups: Tensor | None
+    ) -> FittedReadout:
         """Fit to features (n, d) and targets in float64; choose and calibrate by leave-one-out."""
 
     def _fitted(
@@ -100,6 +109,7 @@ class Readout(nn.Module, ABC):
         leave_one_out: Tensor,
         targets: Targets,
         nearest: Tensor | None = None,
+        groups: Tensor | None = None,
     ) -> FittedReadout:
         """Return the fitted readout of weighted features (n, d) and leave-one-out logits (n, count).
 
@@ -110,10 +120,13 @@ class Readout(nn.Module, ABC):
             leave_one_out: Leave-one-out logits, (n, count).
             targets: The targets.
             nearest: Distance of each item to its nearest other item, (n,); None: computed here, if it is in use.
+            groups: Groups of the examples, (n,).
         """
         if nearest is None and not self.training:
             nearest = nearest_distances(support)
-        return FittedReadout(scaling, support, rule, targets, leave_one_out, nearest, self.balanced, self.name)
+        return FittedReadout(
+            scaling, support, rule, targets, leave_one_out, nearest, self.balanced, self.name, groups=groups
+        )
 
     def _item_weights(self, targets: Targets) -> Tensor:
         """Return the weight of each item in a leave-one-out likelihood, (n,)."""

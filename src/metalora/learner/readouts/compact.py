@@ -106,7 +106,7 @@ def _refit(fitted: FittedReadout, representatives: Tensor | None) -> tuple[Fitte
     """
     kernel = FeatureKernel()
     values = kernel(fitted.support, fitted.support)
-    fit = fit_kernel_rule(values, kernel, fitted.targets, fitted.balanced, representatives)
+    fit = fit_kernel_rule(values, kernel, fitted.targets, fitted.balanced, representatives, fitted.groups)
     support = fitted.support if representatives is None else fitted.support[representatives]
     return replace(fitted, rule=fit.rule, leave_one_out=fit.leave_one_out, support=support), fit.likelihood
 

@@ -120,6 +120,48 @@ def _class_logits_without_self(
     return joined if balanced else joined + prior_without_self(one_hot)
 
 
+def logits_without_group(
+    scores: Tensor, group_scores: Tensor, targets: Targets, balanced: bool, groups: Tensor
+) -> Tensor:
+    """Return the logits of each item under the discriminant of the items of other groups.
+
+    Without group g, the mean of class k moves by s = -D_gk / (n_k - n_gk), with D_gk the sum of the deviations of the
+    n_gk items of both; the scatter loses the squares of the group's deviations and (n_k - n_gk) s s^T for each class.
+    Labels have the discriminant of all items, and numbers the scores themselves.
+
+    Args:
+        scores: Leave-one-out scores, from which the discriminants are fitted, (n, t).
+        group_scores: Scores of each item by the regression on the other groups, (n, t).
+        targets: The targets of the support set.
+        balanced: Whether to leave out how often classes (or labels) occur.
+        groups: Group of each item, (n,).
+
+    Returns:
+        Logits or predictions, (n, count).
+    """
+    if targets.kind != "classes":
+        fit = decision(scores, targets, balanced)
+        return group_scores @ fit.slope + fit.offset
+    one_hot = targets.matrix
+    means = one_hot.mT @ scores / one_hot.sum(0)[:, None]
+    deviations = scores - one_hot @ means
+    scatter = deviations.mT @ deviations
+    group_of = torch.unique(groups, return_inverse=True)[1]
+    member = torch.nn.functional.one_hot(group_of).to(scores)  # (n, groups)
+    removed_counts = member.mT @ one_hot  # (groups, c)
+    left = one_hot.sum(0) - removed_counts
+    sums = torch.einsum("ng,nc,nt->gct", member, one_hot, deviations)
+    shift = -sums / left.clamp_min(1)[..., None] * (left > 0)[..., None]  # the mean of a class without items stays
+    squares = torch.einsum("ng,nt,nu->gtu", member, deviations, deviations)
+    reduced = scatter - squares - torch.einsum("gc,gct,gcu->gtu", left, shift, shift)
+    degrees = (left.sum(1) - targets.count).clamp_min(1)[:, None, None]
+    slope, offset = _gaussian(means + shift, _shrunk(reduced / degrees, 1))
+    if not balanced:
+        offset = offset + (left.clamp_min(1) / left.sum(1, keepdim=True).clamp_min(1)).log()
+    logits: Tensor = (group_scores[:, None] @ slope[group_of])[:, 0] + offset[group_of]
+    return logits
+
+
 def class_prior(one_hot: Tensor) -> Tensor:
     """Return log(n_k / n), (c,), of one-hot classes (n, c).
 
@@ -198,7 +240,7 @@ def _two_classes(
     return slope, offset if balanced else offset + frequency
 
 
-def item_weights(targets: Targets, balanced: bool) -> Tensor:
+def item_weights(targets: Targets, balanced: bool, groups: Tensor | None = None) -> Tensor:
     """Return the weight of each item of the support set in a leave-one-out likelihood, (n,).
 
     The single item of a class gets 0, since the class is empty without it.
@@ -206,6 +248,7 @@ def item_weights(targets: Targets, balanced: bool) -> Tensor:
     Args:
         targets: The targets of the support set.
         balanced: Whether all classes weigh the same in sum.
+        groups: Group of each item, (n,): the items of a class that is one group get 0.
 
     Example:
         >>> item_weights(Targets.classes(torch.tensor([0, 1, 1]), count=2), False)
@@ -214,5 +257,9 @@ def item_weights(targets: Targets, balanced: bool) -> Tensor:
     if targets.kind != "classes":
         return torch.ones_like(targets.matrix[:, 0])
     own_count = targets.matrix @ targets.matrix.sum(0)
-    is_counted = (own_count > 1).to(own_count)
+    in_group = torch.ones_like(own_count)  # items of the class in the group of an item
+    if groups is not None:
+        same_class = targets.matrix @ targets.matrix.mT
+        in_group = (same_class * (groups[:, None] == groups)).sum(1)
+    is_counted = (own_count > in_group).to(own_count)
     return is_counted / own_count if balanced else is_counted

@@ -52,6 +52,7 @@ class FittedReadout:
     balanced: bool
     readout: str
     halved: tuple[str, ...] = ()
+    groups: Tensor | None = None
 
     def logits(self, queries: Tensor) -> Tensor:
         """Return the logits of queries, of which softmax (classes) or sigmoid (labels) makes probabilities.

@@ -102,11 +102,13 @@ class RidgeFit(NamedTuple):
         coefficients: Dual coefficients (K + ridge I)^-1 Y, (n, t).
         leave_one_out: Scores of each item by the regression on the other items, (n, t).
         ridge: The ridge.
+        leave_group_out: Scores of each item by the regression on the other groups, (n, t); None without groups.
     """
 
     coefficients: Tensor
     leave_one_out: Tensor
     ridge: Tensor
+    leave_group_out: Tensor | None = None
 
 
 def fit_ridge(kernel: Tensor, targets: Tensor, ridge: Tensor) -> RidgeFit:
@@ -130,13 +132,17 @@ def fit_ridge(kernel: Tensor, targets: Tensor, ridge: Tensor) -> RidgeFit:
     return RidgeFit(coefficients, targets - coefficients / inverse.diagonal()[:, None], ridge)
 
 
-def choose_ridge(kernel: Tensor, targets: Tensor, ridges: tuple[float, ...] = RIDGES) -> RidgeFit:
+def choose_ridge(
+    kernel: Tensor, targets: Tensor, ridges: tuple[float, ...] = RIDGES, groups: Tensor | None = None
+) -> RidgeFit:
     """Fit with the ridge that has the smallest leave-one-out squared error, from one eigendecomposition.
 
     Args:
         kernel: Kernel of the support set, (n, n), in float64.
         targets: Centred targets, (n, t), in float64.
         ridges: The ridges to choose from.
+        groups: Group of each item, (n,). The fit then also has the scores of each group by the regression on the other
+            groups, Y_g - H_gg^-1 a_g with H = (K + ridge I)^-1, at the same ridge.
 
     Example:
         >>> items = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
@@ -149,7 +155,10 @@ def choose_ridge(kernel: Tensor, targets: Tensor, ridges: tuple[float, ...] = RI
     inverse = 1 / (eigenvalues.clamp_min(0)[None] + candidates[:, None])  # (ridges, n)
     coefficients = vectors @ (inverse[..., None] * (vectors.mT @ targets))  # (ridges, n, t)
     diagonal = inverse @ vectors.square().mT  # (ridges, n)
-    errors = (coefficients / diagonal[..., None]).square().sum((1, 2))
-    best = int(errors.argmin())
-    scores = targets - coefficients[best] / diagonal[best][:, None]
-    return RidgeFit(coefficients[best], scores, candidates[best])
+    residuals = coefficients / diagonal[..., None]
+    best = int(residuals.square().sum((1, 2)).argmin())
+    of_groups = None
+    if groups is not None:
+        blocks = (vectors * inverse[best]) @ vectors.mT * (groups[:, None] == groups)  # of H, (n, n)
+        of_groups = targets - torch.linalg.solve(blocks, coefficients[best])
+    return RidgeFit(coefficients[best], targets - residuals[best], candidates[best], of_groups)

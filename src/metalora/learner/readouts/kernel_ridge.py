@@ -17,7 +17,7 @@ from metalora.learner.readouts.kernel import (
     kernel_of_products,
     linear_and_rbf,
 )
-from metalora.learner.readouts.kernel_fit import KernelFit, fit_kernel_rule, folds_of
+from metalora.learner.readouts.kernel_fit import KernelFit, fit_kernel_rule, folds_of, group_folds
 from metalora.learner.readouts.rules import KernelRule
 from metalora.learner.readouts.standardise import (
     Centred,
@@ -102,16 +102,22 @@ class KernelRidge(Readout):
         rule = KernelRule(fit.coefficients @ to_logits.slope, to_logits.offset)
         return self._fitted(scaling, features, rule, to_logits.leave_one_out, targets)
 
-    def _fit_for_use(self, support: Tensor, targets: Targets, frozen_width: int) -> FittedReadout:
-        candidates = self._candidates(support, targets, frozen_width)
+    def _fit_for_use(
+        self, support: Tensor, targets: Targets, frozen_width: int, groups: Tensor | None
+    ) -> FittedReadout:
+        candidates = self._candidates(support, targets, frozen_width, groups)
         if self.folds:
-            candidates = self._judged_by_folds(candidates, support, targets, frozen_width)
+            candidates = self._judged_by_folds(candidates, support, targets, frozen_width, groups)
         best = max(candidates, key=lambda candidate: candidate.fit.likelihood)  # of equal ones the first
         distances = distances_of_products(best.products).fill_diagonal_(torch.inf)
         nearest = distances.amin(1).sqrt()
-        return self._fitted(best.scaling, best.features, best.fit.rule, best.fit.leave_one_out, targets, nearest)
+        return self._fitted(
+            best.scaling, best.features, best.fit.rule, best.fit.leave_one_out, targets, nearest, groups
+        )
 
-    def _candidates(self, support: Tensor, targets: Targets, frozen_width: int) -> list[_Candidate]:
+    def _candidates(
+        self, support: Tensor, targets: Targets, frozen_width: int, groups: Tensor | None
+    ) -> list[_Candidate]:
         """Return the fits with the kernel of all features, the mean of both kernels and the one of frozen features."""
         centred = centre(support)
         scaling, weights = self._weighting(centred, targets)
@@ -121,7 +127,7 @@ class KernelRidge(Readout):
         frozen_products = (frozen @ frozen.mT).double()
         products = frozen_products + (adapted @ adapted.mT).double()
         of_all = kernel_of_products(products)
-        fit = fit_kernel_rule(of_all, FeatureKernel(), targets, self.balanced)
+        fit = fit_kernel_rule(of_all, FeatureKernel(), targets, self.balanced, groups=groups)
         candidates = [_Candidate(scaling, features, products, fit)]
         frozen_norm = float(weights[:frozen_width].square().sum().sqrt())
         if 0 < frozen_width < support.shape[1] and frozen_norm > 0:
@@ -129,8 +135,8 @@ class KernelRidge(Readout):
             frozen_products = frozen_products / frozen_norm**2
             of_frozen = kernel_of_products(frozen_products)
             both = FeatureKernel(frozen_width, 1 / frozen_norm)
-            from_both = fit_kernel_rule((of_all + of_frozen) / 2, both, targets, self.balanced)
-            from_frozen = fit_kernel_rule(of_frozen, FeatureKernel(), targets, self.balanced)
+            from_both = fit_kernel_rule((of_all + of_frozen) / 2, both, targets, self.balanced, groups=groups)
+            from_frozen = fit_kernel_rule(of_frozen, FeatureKernel(), targets, self.balanced, groups=groups)
             candidates += [
                 _Candidate(scaling, features, products, from_both),
                 _Candidate(frozen_scaling, frozen / frozen_norm, frozen_products, from_frozen),
@@ -138,23 +144,29 @@ class KernelRidge(Readout):
         return candidates
 
     def _judged_by_folds(
-        self, candidates: list[_Candidate], support: Tensor, targets: Targets, frozen_width: int
+        self,
+        candidates: list[_Candidate],
+        support: Tensor,
+        targets: Targets,
+        frozen_width: int,
+        groups: Tensor | None,
     ) -> list[_Candidate]:
         """Return the candidates with temperatures and likelihoods from fits that did not see the items of a fold."""
         held_out = [fit.leave_one_out * fit.temperature for *_, fit in candidates]
-        fold = folds_of(targets, self.folds)
+        fold = folds_of(targets, self.folds) if groups is None else group_folds(groups, self.folds)
         for number in range(self.folds):
             is_held_out = fold == number
             seen = support[~is_held_out]
             if len(seen) < 2 or len(seen) == len(support):
                 continue
-            fold_candidates = self._candidates(seen, targets.of(~is_held_out), frozen_width)
+            of_seen = None if groups is None else groups[~is_held_out]
+            fold_candidates = self._candidates(seen, targets.of(~is_held_out), frozen_width, of_seen)
             # a fold has fewer candidates if its frozen features are constant: the closed form then stays
             for logits, (scaling, features, _, fit) in zip(held_out, fold_candidates, strict=False):
                 queries = scaling(support[is_held_out]).double()
                 logits[is_held_out] = fit.rule.logits(queries, features.double()) * fit.temperature
         return [
-            candidate._replace(fit=candidate.fit.calibrated(logits, targets, self.balanced))
+            candidate._replace(fit=candidate.fit.calibrated(logits, targets, self.balanced, groups))
             for candidate, logits in zip(candidates, held_out, strict=True)
         ]
 

@@ -49,7 +49,9 @@ class SoftNeighbours(Readout):
         rule = self._rule(targets, self.log_scale.exp().to(features.dtype))
         return self._fitted(scaling, features, rule, _without_self(features, rule), targets)
 
-    def _fit_for_use(self, support: Tensor, targets: Targets, frozen_width: int) -> FittedReadout:
+    def _fit_for_use(
+        self, support: Tensor, targets: Targets, frozen_width: int, groups: Tensor | None
+    ) -> FittedReadout:
         fitted = self._fit_for_training(support, targets)
         weights = self._item_weights(targets)
         best_likelihood = -float("inf")

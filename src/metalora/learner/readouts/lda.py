@@ -54,7 +54,9 @@ class DiscriminantAnalysis(Readout):
             logits = without_self.logits(float(shrinkage)).to(features.dtype)
         return self._fitted(scaling, features, rule, logits, targets)
 
-    def _fit_for_use(self, support: Tensor, targets: Targets, frozen_width: int) -> FittedReadout:
+    def _fit_for_use(
+        self, support: Tensor, targets: Targets, frozen_width: int, groups: Tensor | None
+    ) -> FittedReadout:
         scaling = even_scaling(centre(support))
         features = scaling(support)
         weights = self._item_weights(targets)

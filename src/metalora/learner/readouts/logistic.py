@@ -59,7 +59,9 @@ class LogisticRegression(Readout):
         logits = rule.logits(features, features).detach()
         return self._fitted(scaling, features, rule, logits, targets)
 
-    def _fit_for_use(self, support: Tensor, targets: Targets, frozen_width: int) -> FittedReadout:
+    def _fit_for_use(
+        self, support: Tensor, targets: Targets, frozen_width: int, groups: Tensor | None
+    ) -> FittedReadout:
         centred = centre(support)
         scaling = even_scaling(centred)
         features = scaling(support)

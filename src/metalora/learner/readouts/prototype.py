@@ -58,7 +58,9 @@ class Prototype(Readout):
         without_self = self._without_self(features, points, rule, targets.matrix)
         return self._fitted(scaling, features, rule, without_self, targets)
 
-    def _fit_for_use(self, support: Tensor, targets: Targets, frozen_width: int) -> FittedReadout:
+    def _fit_for_use(
+        self, support: Tensor, targets: Targets, frozen_width: int, groups: Tensor | None
+    ) -> FittedReadout:
         fitted = self._fit_for_training(support, targets)
         rule = fitted.rule
         assert isinstance(rule, PrototypeRule)
