@@ -16,6 +16,7 @@ from metalora.learner.readouts.standardise import (
 from metalora.learner.readouts.targets import Targets
 
 SMALLEST_GAIN = 1e-3
+NOISE_SHARES = 2.0  # g does not tell features apart whose share is below so many times that of noise
 
 
 def share_weights(share: Tensor, items: int, rank: int) -> Tensor:
@@ -89,7 +90,9 @@ class ShareWeights(nn.Module):
 
     g is a network 3 -> 16 -> 1 (81 numbers) that all features share, so that it cannot memorise a task. It starts at
     g = 0. Its input is u_j = [(s_j - 0.3) / 0.25, log(F_j + 0.1) / 2, (rank - 3) / 2], with F_j the F-ratio
-    (s_j / rank) / (max(1 - s_j, 1e-3) / (n - 1 - rank)).
+    (s_j / rank) / (max(1 - s_j, 1e-3) / (n - 1 - rank)). In u, a share below twice that of noise, 2 rank / (n - 1), is
+    replaced by it: otherwise g extrapolates to shares that the support sets of the training do not have, and gives
+    features of pure noise the largest weights.
 
     Example:
         >>> weights = ShareWeights()
@@ -114,6 +117,7 @@ class ShareWeights(nn.Module):
 
     def _inputs(self, share: Tensor, items: int, rank: int) -> Tensor:
         """Return the inputs u of the network, (d, 3)."""
+        share = share.clamp_min(NOISE_SHARES * rank / (items - 1)).clamp_max(1)
         unexplained = (1 - share).clamp_min(1e-3) / max(items - 1 - rank, 1)
         f_ratio = share / rank / unexplained
         classes = torch.full_like(share, (rank - 3) / 2)  # (C - 4) / 2 for C classes
