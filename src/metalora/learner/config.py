@@ -40,8 +40,9 @@ class LearnerConfig:
     """number of first steps in which such an adapter is trained without a condition, with its core c0"""
     forwards: int = 1
     """label sets of a step that such an adapter is trained on, each with a forward pass of its own"""
-    hidden_statistics: bool = False
-    """also read the hidden activations of the adapter"""
+    hidden_statistics: bool = True
+    """also read the hidden activations x Left of the adapter: without them, an adapter of EfficientNet-Lite0 hardly
+    learned anything from emoji"""
     procedural: float = 0.5
     """probability that a task of a step is a procedural notion, which needs no label; 1 if there are no labels"""
     class_episodes: float = 0.2
