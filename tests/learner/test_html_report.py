@@ -14,7 +14,8 @@ from torch import nn
 
 from metalora.learner import ImagePreprocessor, MetaLearner, read_tasks
 from metalora.learner.html_report import collect, page, write_html
-from metalora.learner.report import evaluate_pools, expected_calibration_error
+from metalora.learner.readouts.calibration import error_of_confidence
+from metalora.learner.report import evaluate_pools
 
 VOID = {"meta", "img", "circle", "path"}
 
@@ -78,7 +79,7 @@ def test_the_details_are_those_of_the_report(learner: MetaLearner) -> None:
     pools = read_tasks(arrays())
     report = evaluate_pools(learner, pools, episodes=3)
     details = collect(learner, pools, episodes=3)
-    assert expected_calibration_error(details.confidence, details.right) == report.calibration_error
+    assert round(error_of_confidence(details.confidence, details.right), 6) == report.calibration_error
     names, counts = details.confusions["three"]
     assert names == ["0", "1", "2"] and counts.sum() == 16
     first = next(s for s in report.scores if s.task == "three" and s.method == "this learner").accuracies[0]

@@ -170,13 +170,14 @@ def _inspect_tensors(path: Path) -> Finding:
 
 def _description_in(path: Path) -> dict[str, Any]:
     """Return what this library wrote into the header of a safetensors file; empty if another program wrote it."""
+    from metalora.io.described_file import header_of
+
     try:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        description = json.loads(header["__metadata__"]["metalora"])
+        description = json.loads(header_of(content)["__metadata__"]["metalora"])
     except (ValueError, KeyError, TypeError):
         return {}
     return description if isinstance(description, dict) else {}

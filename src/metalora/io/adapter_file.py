@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
-from metalora._util.digest import tensor_digest, typed_label
 from metalora._util.files import write_atomically
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, detach
 from metalora.config import AdapterConfig, from_dict, to_dict
+from metalora.io.described_file import checksum, parse_described
 from metalora.io.fingerprint import fingerprint, frozen_digest
 
 FORMAT = "metalora-adapter"
@@ -90,13 +88,6 @@ def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
         tensor.data.copy_(tensor.data.to(dtype))
 
 
-def checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a description (without its own entry "sha256") and of tensors of any shape, by name."""
-    described = {key: value for key, value in description.items() if key != "sha256"}
-    labelled = ((typed_label(name, tensors[name]), tensors[name]) for name in sorted(tensors))
-    return tensor_digest(labelled, prefix=json.dumps(described, sort_keys=True))
-
-
 def _description(adapter: Adapter) -> dict[str, Any]:
     """Return what a file says of its adapter; `_check_base` and `_restore` compare it when the file is loaded."""
     targets = {}
@@ -159,23 +150,11 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     try:
         content = Path(path).read_bytes()
-        tensors = load_tensors(content)
-        header_size = int.from_bytes(content[:8], "little")  # safetensors: 8 bytes of length, then the JSON header
-        header = json.loads(content[8 : 8 + header_size])
-        description = json.loads(header["__metadata__"]["metalora"])
     except FileNotFoundError:
         raise ValueError(f"{path}: no such adapter file") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: a directory, expected an adapter file") from None
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a complete adapter file (truncated or damaged: {error})") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a {FORMAT} file")
-    if description.get("version") != VERSION:
-        raise ValueError(f"{path}: version {description.get('version')!r} of the format, this library reads {VERSION}")
-    if checksum(description, tensors) != description.get("sha256"):
-        raise ValueError(f"{path}: does not match its checksum: the file was changed after it was written")
-    return description, tensors
+    return parse_described(path, content, FORMAT, VERSION, "adapter file")
 
 
 def load(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from metalora._util.files import replaced_folder, write_atomically
 from metalora.config import from_dict, to_dict
-from metalora.io.adapter_file import checksum
+from metalora.io.described_file import checksum
 from metalora.learner.backbone import Backbone, load_backbone
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
 from metalora.learner.finetuning import FineTuned
@@ -23,7 +23,7 @@ from metalora.learner.finetuning_config import DESCRIPTION_FILE, FineTuneConfig
 from metalora.learner.finetuning_data import Scores
 from metalora.learner.head import LinearHead
 from metalora.learner.labels import TaskLabels
-from metalora.learner.saving import check_keys
+from metalora.learner.saving import read_json_description
 from metalora.training.processes import default_device, one_process_writes
 
 HEAD_FILE, ADAPTER_FILE, NETWORK_FILE = "head.safetensors", "adapter.safetensors", "model.safetensors"
@@ -134,19 +134,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: There is no such folder, or it is of another kind or version.
     """
-    path = Path(folder) / DESCRIPTION_FILE
-    try:
-        description = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: not the folder of a fine-tuned network (it has no {DESCRIPTION_FILE})") from None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{path}: not the description of a fine-tuned network")
-    if description.get("version") != VERSION:
-        raise ValueError(f"{path}: version {description.get('version')!r}, this library reads {VERSION}")
-    check_keys(description, KEYS, path)
-    return description
+    return read_json_description(folder, DESCRIPTION_FILE, FORMAT, VERSION, "a fine-tuned network", KEYS)
 
 
 def load_finetuned(

@@ -13,6 +13,7 @@ from metalora.learner.data import TaskPool
 from metalora.learner.evaluation import EpisodeFeatures, TestEpisode, draw_test_episodes
 from metalora.learner.peers import LAST, PEERS, STAGES, peer_predictions
 from metalora.learner.readouts import Targets
+from metalora.learner.readouts.calibration import error_of_confidence
 from metalora.learner.splits import Split
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def make_report(learner: MetaLearner, split: Split, episodes: int = EPISODES) ->
     ]
     confidence = torch.cat([values for values, _ in probabilities]) if drawn else torch.empty(0)
     right = torch.cat([c == t for (_, c), t in zip(probabilities, truths, strict=True)]) if drawn else torch.empty(0)
-    return Report(tuple(scores), config.support, expected_calibration_error(confidence, right))
+    return Report(tuple(scores), config.support, round(error_of_confidence(confidence, right), 6))
 
 
 def _peers(learner: MetaLearner, features: EpisodeFeatures, episode: TestEpisode) -> dict[str, np.ndarray[Any, Any]]:
@@ -203,30 +204,3 @@ def _peers(learner: MetaLearner, features: EpisodeFeatures, episode: TestEpisode
         fitted = learner.plain_readout.fit(frozen[episode.support], targets, frozen_width=frozen.shape[1])
         predicted[FROZEN] = fitted.logits(frozen[episode.query]).argmax(1).cpu().numpy()
     return predicted
-
-
-def expected_calibration_error(confidence: torch.Tensor, right: torch.Tensor, bins: int = 10) -> float:
-    """Return the mean distance of confidence and accuracy over bins of equal width, weighted by their items.
-
-    Args:
-        confidence: Probability of the predicted class, (m,).
-        right: Whether it is the true class, (m,).
-        bins: Number of bins.
-
-    Example:
-        >>> expected_calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([True, True]))
-        0.1
-    """
-    total, error = len(confidence), 0.0
-    for index in range(bins):
-        inside = (confidence > index / bins) & (confidence <= (index + 1) / bins)
-        if inside.any():
-            gap = float(confidence[inside].double().mean()) - float(right[inside].double().mean())
-            error += float(inside.sum()) / total * abs(gap)
-    return round(error, 6)
-
-
-def sorted_methods(report: Report) -> Sequence[str]:
-    """Return the methods of a report, the best on held-out tasks (or else on all tasks) first."""
-    means = report.means(True) or report.means()
-    return sorted(means, key=means.__getitem__, reverse=True)

@@ -18,7 +18,7 @@ from metalora._util.digest import tensor_digest, typed_label
 from metalora._util.files import replaced_folder, write_atomically
 from metalora.adapters.conditioning.condition import Condition
 from metalora.config import from_dict, to_dict
-from metalora.io.adapter_file import checksum
+from metalora.io.described_file import checksum, parse_described
 from metalora.io.fingerprint import fingerprint
 from metalora.learner.backbone import Backbone, load_backbone
 from metalora.learner.config import LearnerConfig
@@ -82,18 +82,37 @@ def read_learner(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: There is no such folder, or it does not hold a learner of this version.
     """
-    path = Path(folder) / LEARNER_FILE
+    return read_json_description(folder, LEARNER_FILE, LEARNER_FORMAT, VERSION, "a learner", LEARNER_KEYS)
+
+
+def read_json_description(
+    folder: str | Path, file: str, file_format: str, version: int, noun: str, keys: Sequence[str]
+) -> dict[str, Any]:
+    """Return the description in a folder's JSON file.
+
+    Args:
+        folder: The folder.
+        file: Name of the file in it.
+        file_format: The format that the description must name.
+        version: The version of the format that this library reads.
+        noun: What messages call what the folder holds, such as "a learner".
+        keys: The entries that the description must have.
+
+    Raises:
+        ValueError: There is no such file, or it is damaged, or of another format or version.
+    """
+    path = Path(folder) / file
     try:
         description = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{folder}: not the folder of a learner (it has no {LEARNER_FILE})") from None
+        raise ValueError(f"{folder}: not the folder of {noun} (it has no {file})") from None
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(description, dict) or description.get("format") != LEARNER_FORMAT:
-        raise ValueError(f"{path}: not the description of a learner")
-    if description.get("version") != VERSION:
-        raise ValueError(f"{path}: version {description.get('version')!r}, this library reads {VERSION}")
-    check_keys(description, LEARNER_KEYS, path)
+    if not isinstance(description, dict) or description.get("format") != file_format:
+        raise ValueError(f"{path}: not the description of {noun}")
+    if description.get("version") != version:
+        raise ValueError(f"{path}: version {description.get('version')!r}, this library reads {version}")
+    check_keys(description, keys, path)
     return description
 
 
@@ -233,20 +252,11 @@ def read_task(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     path = path / TASK_FILE if path.is_dir() else path
     try:
         content = path.read_bytes()
-        tensors = load_tensors(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        description = json.loads(header["__metadata__"]["metalora"])
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: no task there (no {TASK_FILE})") from None
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-        raise ValueError(f"{path}: not a complete task file (truncated or damaged: {error})") from None
-    if not isinstance(description, dict) or description.get("format") != TASK_FORMAT:
-        raise ValueError(f"{path}: not a {TASK_FORMAT} file")
-    if description.get("version") != VERSION:
-        raise ValueError(f"{path}: version {description.get('version')!r}, this library reads {VERSION}")
-    if checksum(description, tensors) != description.get("sha256"):
-        raise ValueError(f"{path}: does not match its checksum: the file was changed after it was written")
-    return description, tensors
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    return parse_described(path, content, TASK_FORMAT, VERSION, "task file")
 
 
 def load_task(cls: type[AdaptedTask], folder: str | Path, learner: MetaLearner | None) -> AdaptedTask:

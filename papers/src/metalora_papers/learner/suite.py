@@ -21,7 +21,7 @@ from metalora.learner.generators import Generator, SupportSet, make_generator
 from metalora.learner.meta_training import EpisodeLoss
 from metalora.learner.peers import LAST, PEERS, STAGES, peer_predictions
 from metalora.learner.readouts import FittedReadout, Readout, Targets, make_readout
-from metalora.learner.report import expected_calibration_error
+from metalora.learner.readouts.calibration import error_of_confidence
 from metalora_papers.learner.config import LearnerRunConfig
 from metalora_papers.learner.fitted import choose, fit_and_score, make_peer, validation_episodes
 from metalora_papers.learner.line_up import LORA_READOUT
@@ -133,7 +133,9 @@ class LearnerSuite:
         results: dict[str, Any] = {name: self._summary(by_task) for name, by_task in scores.items()}
         results["trained"] = list(self.data.trained)
         results["calibration_error"] = {
-            group: expected_calibration_error(*torch.cat(values, 1)) for group, values in confidences.items() if values
+            group: round(error_of_confidence(*torch.cat(values, 1)), 6)
+            for group, values in confidences.items()
+            if values
         }
         results["seconds"] = self._seconds()
         if self.run.peers:

@@ -79,8 +79,25 @@ def expected_calibration_error(probabilities: Tensor, codes: Tensor, bins: int =
         0.0
     """
     confidence, predicted = probabilities.double().max(1)
-    is_right = (predicted == codes).double()
+    return error_of_confidence(confidence, predicted == codes, bins)
+
+
+def error_of_confidence(confidence: Tensor, is_right: Tensor, bins: int = 10) -> float:
+    """Return the expected calibration error of predictions; see `expected_calibration_error`.
+
+    Args:
+        confidence: Probability of the predicted class, (m,).
+        is_right: Whether it is the true class, (m,).
+        bins: Number of bins.
+
+    Example:
+        >>> round(error_of_confidence(torch.tensor([0.9, 0.9]), torch.tensor([True, True])), 6)
+        0.1
+    """
+    if not len(confidence):
+        return 0.0
+    confidence, is_right = confidence.double(), is_right.double()
     bin_number = (confidence * bins).long().clamp_max(bins - 1)
     gaps = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
     gaps = gaps.index_add(0, bin_number, is_right - confidence)
-    return float(gaps.abs().sum() / len(codes))
+    return float(gaps.abs().sum() / len(confidence))
