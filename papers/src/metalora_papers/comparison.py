@@ -60,10 +60,12 @@ class Comparison(Protocol):
 
 
 _IMAGES = "metalora_papers.metalora.table:ImageComparison"
+_TABLE_ONE = "metalora_papers.metalora.table_one:TableOne"
 _TEXT = "metalora_papers.metatt.table:TextComparison"
 _LEARNER = "metalora_papers.learner.table:LearnerComparison"
 COMPARISONS = {
     "metalora": _IMAGES,
+    "metalora-1": _TABLE_ONE,
     "tenslora-vit": _IMAGES,
     **dict.fromkeys(TEXT_TABLES, _TEXT),
     **dict.fromkeys(LEARNER_TABLES, _LEARNER),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from metalora._util.suggest import nearest
@@ -89,6 +90,8 @@ def load_backbone(
         model, tokenizer = _unwrapped(backbone)
     if preprocessor is None:
         preprocessor = _preprocessor_of(model, tokenizer, name, image_size, max_length)
+    if preprocessor.kind == "images":
+        model = model.to(memory_format=torch.channels_last)  # EfficientNet-Lite0: half the time a forward on a CPU
     return Backbone(model.eval().requires_grad_(False), preprocessor, name)
 
 

@@ -1,0 +1,141 @@
+"""Table I of MetaLoRA in the paper's own shape: methods by network (ResNet, MLP-Mixer) and by K of the k-NN vote."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from metalora_papers.comparison import RateKey
+from metalora_papers.config import RunConfig, TableConfig
+from metalora_papers.metalora.table import STATISTICS_BASELINE, ImageComparison, primary_columns, statistics_rows
+from metalora_papers.report import PairedComparison, Report, Table, compare_methods, comparison_table
+from metalora_papers.rows import Row, result
+
+BACKBONES: dict[Literal["resnet", "mixer"], str] = {"resnet": "ResNet", "mixer": "MLP-Mixer"}
+NEIGHBOURS = (5, 10)
+LINES = {
+    "original": "Original",
+    "lora": "LoRA",
+    "multi-lora": "Multi-LoRA",
+    "metalora-cp": "Meta-LoRA CP",
+    "metalora-tr": "Meta-LoRA TR",
+    "moe-lora": "MoE-LoRA (not in the paper)",
+    STATISTICS_BASELINE: "stage statistics + LDA, no training (not in the paper)",
+}
+SIGNIFICANT = 0.05
+LEAST_SEEDS = 3  # two differences that happen to be equal would be significant at any level
+
+
+class TableOne:
+    """Table I of arXiv:2504.00460 on data that can be rerun; a `metalora_papers.comparison.Comparison`.
+
+    Args:
+        name: "metalora-1".
+        table: The settings of both networks; its `backbone` is not read.
+    """
+
+    def __init__(self, name: str, table: TableConfig):
+        self.name, self.table = name, table
+        self.parts = {
+            backbone: ImageComparison("metalora", dataclasses.replace(table, backbone=backbone))
+            for backbone in BACKBONES
+        }
+        self.metrics = {count: _metric(table.suite, count) for count in NEIGHBOURS}
+
+    @property
+    def title(self) -> str:
+        """Paper, suite and networks."""
+        return f"Table I, suite {self.table.suite}, {' and '.join(BACKBONES.values())}"
+
+    @property
+    def file_stem(self) -> str:
+        """Name, suite and data."""
+        stem, _, _ = self.parts["resnet"].file_stem.rpartition("-")
+        return f"{self.name}-{stem}"
+
+    def runs(self, rates: Mapping[RateKey, float]) -> list[RunConfig]:
+        """Return the runs of both networks, seeds outermost."""
+        runs = [run for name, part in self.parts.items() for run in part.runs(_of_backbone(rates, name))]
+        return sorted(runs, key=lambda run: self.table.seeds.index(run.seed))
+
+    def choosing_runs(self) -> list[RunConfig]:
+        """Return the runs on the validation split from which the learning rate of each method is chosen."""
+        return [run for part in self.parts.values() for run in part.choosing_runs()]
+
+    def chosen_rates(self, rows: Sequence[Row]) -> dict[RateKey, float]:
+        """Return the learning rate of each network and method that is best on the validation split."""
+        by_backbone = _by_backbone(rows)
+        return {
+            (backbone, *key): rate
+            for backbone, part in self.parts.items()
+            for key, rate in part.chosen_rates(by_backbone[backbone]).items()
+        }
+
+    def rows_of(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the test rows of both networks; ValueError if there is none of one of them."""
+        return [row for part in self.parts.values() for row in part.rows_of(rows)]
+
+    def report(self, rows: Sequence[Row]) -> Report:
+        """Return Table I, and the tests behind its stars."""
+        by_backbone = {name: [*part, *statistics_rows(part)] for name, part in _by_backbone(rows).items()}
+        cells: dict[str, list[str]] = {method: [] for method in LINES}
+        report = Report()
+        for name, label in BACKBONES.items():
+            for count in NEIGHBOURS:
+                tests = self._tests(by_backbone[name], self.metrics[count])
+                report.comparisons += [dataclasses.replace(test, metric=f"{label}, K={count}") for test in tests]
+                for method, line in cells.items():
+                    line.append(self._cell(by_backbone[name], method, self.metrics[count], tests))
+        columns = ("method", *(f"{label}, K={count}" for label in BACKBONES.values() for count in NEIGHBOURS))
+        lines = tuple((LINES[method], *line) for method, line in cells.items() if set(line) != {"–"})
+        report.tables.append(Table(f"{self.title}: accuracy of k-NN, %; * p < {SIGNIFICANT}", columns, lines))
+        if report.comparisons:
+            report.tables.append(comparison_table(report.comparisons, title="against the best baseline of its size"))
+        return report
+
+    def plot(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+        """Draw the bars of each network."""
+        by_backbone = _by_backbone(rows)
+        return [path for name, part in self.parts.items() for path in part.plot(by_backbone[name], folder)]
+
+    def _tests(self, rows: Sequence[Row], metric: str) -> list[PairedComparison]:
+        """Return the paired tests of one column: each generated method against the best baseline of its size."""
+        line_up = self.parts["resnet"].line_up
+        methods = {row["config"]["method"] for row in rows}
+        treatments = [name for name in line_up.treatments if name in methods]
+        baselines = [name for name in line_up.baselines if name in methods]
+        if not treatments or not baselines or len({row["seed"] for row in rows}) < LEAST_SEEDS:
+            return []
+        return compare_methods(
+            rows, metric=metric, treatment_methods=treatments, baseline_methods=baselines, size=line_up.size
+        )
+
+    def _cell(self, rows: Sequence[Row], method: str, metric: str, tests: Sequence[PairedComparison]) -> str:
+        """Return the mean over seeds in per cent, with a star if it is significantly above the best baseline."""
+        values = [result(row, metric) for row in rows if row["config"]["method"] == method]
+        present = [float(value) for value in values if value is not None]
+        if not present:
+            return "–"
+        is_better = any(
+            test.treatment == method and test.difference > 0 and test.p_value < SIGNIFICANT for test in tests
+        )
+        return f"{100 * sum(present) / len(present):.2f}{'*' if is_better else ''}"
+
+
+def _metric(suite: str, count: int) -> str:
+    """Return the first primary column of a suite at another number of neighbours."""
+    first = next(iter(primary_columns(suite)))
+    return first.replace("k5", f"k{count}")
+
+
+def _by_backbone(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {name: [] for name in BACKBONES}
+    for row in rows:
+        found.setdefault(row["config"]["backbone"]["architecture"], []).append(row)
+    return found
+
+
+def _of_backbone(rates: Mapping[RateKey, float], backbone: str) -> dict[RateKey, float]:
+    return {key[1:]: rate for key, rate in rates.items() if key[0] == backbone}
