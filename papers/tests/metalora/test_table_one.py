@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import pytest
+
 from metalora_papers.comparison import load_comparison
 from metalora_papers.config import TableConfig
 from metalora_papers.metalora.table_one import TableOne

@@ -8,7 +8,7 @@ import torch
 from metalora.learner.readouts import Targets, make_readout
 from metalora.learner.readouts.calibration import expected_calibration_error
 from metalora.learner.readouts.discriminant import class_discriminant, item_weights, logits_without_group
-from metalora.learner.readouts.kernel import choose_ridge, linear_and_rbf
+from metalora.learner.readouts.kernel import linear_and_rbf, ridge_path
 
 
 def example(items: int = 24, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -22,7 +22,7 @@ def example(items: int = 24, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor,
 def test_a_group_is_left_out_of_the_regression() -> None:
     features, codes, groups = example()
     kernel, targets = linear_and_rbf(features, features), Targets.classes(codes, 3).centred().double()
-    fit = choose_ridge(kernel, targets, (0.1,), groups)
+    [fit] = ridge_path(kernel, targets, (0.1,), groups)
     for group in groups.unique():
         others = groups != group
         inverse = torch.linalg.inv(kernel[others][:, others] + 0.1 * torch.eye(int(others.sum())).double())

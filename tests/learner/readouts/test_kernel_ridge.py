@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from metalora.learner.readouts import Targets, make_readout
 from metalora.learner.readouts.calibration import expected_calibration_error
-from metalora.learner.readouts.kernel import choose_ridge, fit_ridge, linear_and_rbf
+from metalora.learner.readouts.kernel import FeatureKernel, fit_ridge, linear_and_rbf, ridge_path
+from metalora.learner.readouts.kernel_fit import RIDGES_OF_CLASSES, RIDGES_OF_NUMBERS, fit_kernel_rule
 from metalora.learner.readouts.kernel_ridge import KernelRidge
 from metalora.learner.readouts.weights import ShareWeights
 from support.readouts import gaussian_task, image_like_task
@@ -44,7 +45,7 @@ def test_leave_one_out_scores_equal_refits_without_the_item():
     support, codes = gaussian_task()
     kernel, targets = linear_and_rbf(support, support), centred_classes(codes)
     fit = fit_ridge(kernel, targets, torch.tensor(0.1).double())
-    chosen = choose_ridge(kernel, targets, (float(fit.ridge),))
+    [chosen] = ridge_path(kernel, targets, (float(fit.ridge),))
     for item in range(len(codes)):
         others = torch.arange(len(codes)) != item
         oracle = SklearnKernelRidge(alpha=float(fit.ridge), kernel="precomputed")
@@ -54,13 +55,43 @@ def test_leave_one_out_scores_equal_refits_without_the_item():
         torch.testing.assert_close(chosen.leave_one_out[item], expected)
 
 
-def test_the_chosen_ridge_has_the_smallest_leave_one_out_error():
-    support, codes = gaussian_task(spread=2.0)
-    kernel, targets = linear_and_rbf(support, support), centred_classes(codes)
-    ridges = [10 ** (power / 2) for power in range(-6, 2)]
-    fits = [fit_ridge(kernel, targets, torch.tensor(ridge).double()) for ridge in ridges]
-    errors = [float((fit.leave_one_out - targets).square().sum()) for fit in fits]
-    assert float(choose_ridge(kernel, targets).ridge) == pytest.approx(ridges[int(np.argmin(errors))])
+def test_the_ridge_of_numbers_has_the_smallest_leave_one_out_error():
+    support, _ = gaussian_task(60, spread=2.0)
+    support = support / 8
+    kernel = linear_and_rbf(support, support)
+    targets = Targets.numbers(support[:, :1] + 0.15 * torch.randn(len(support), 1).double()).to(support)
+    fits = [fit_ridge(kernel, targets.centred(), torch.tensor(ridge).double()) for ridge in RIDGES_OF_NUMBERS]
+    errors = [float((fit.leave_one_out - targets.centred()).square().sum()) for fit in fits]
+    chosen = fit_kernel_rule(kernel, FeatureKernel(), targets, False)
+    assert chosen.ridge == pytest.approx(RIDGES_OF_NUMBERS[int(np.argmin(errors))])
+    assert 0 < int(np.argmin(errors)) < len(errors) - 1  # neither end of the grid
+
+
+def test_the_ridge_of_classes_is_a_tenth_unless_another_one_is_clearly_better():
+    support, codes = gaussian_task(60)
+    targets = Targets.classes(codes, int(codes.max()) + 1).to(support)
+    kernel = linear_and_rbf(support / 4, support / 4)
+    chosen = fit_kernel_rule(kernel, FeatureKernel(), targets, False)
+    assert chosen.ridge == 0.1
+    for ridge in RIDGES_OF_CLASSES[1:]:
+        gain = (
+            fit_kernel_rule(kernel, FeatureKernel(), targets, False, ridges=(ridge,)).likelihoods - chosen.likelihoods
+        )
+        assert gain.mean() <= gain.std(correction=0) / len(gain) ** 0.5
+    lines = torch.arange(64).double()[:, None] / 5  # stripes of two classes: only a small ridge can follow them
+    stripes = Targets.classes((torch.arange(64) // 8) % 2, 2).to(lines)
+    assert fit_kernel_rule(linear_and_rbf(lines, lines), FeatureKernel(), stripes, False).ridge < 0.1
+
+
+def test_features_that_vary_by_rounding_alone_count_for_nothing():
+    support, codes = gaussian_task()
+    support = support.float()
+    noise = -15.966458 + 3e-6 * torch.randn(len(support), 300)
+    assert (noise.amax(0) > noise.amin(0)).all()
+    targets, readout = Targets.classes(codes, int(codes.max()) + 1), KernelRidge().eval()
+    plain, noisy = readout.fit(support, targets), readout.fit(torch.cat([support, noise], 1), targets)
+    assert (noisy.scaling.factor[support.shape[1] :] == 0).all()
+    torch.testing.assert_close(noisy.leave_one_out, plain.leave_one_out)
 
 
 @pytest.mark.parametrize("kind", ("classes", "numbers", "multilabel"))
@@ -114,19 +145,18 @@ def task_with_frozen_features(informative):
 
 
 @pytest.mark.parametrize("folds", (0, 10))
-def test_the_kernel_in_use_has_the_best_likelihood(folds):
+def test_the_kernel_in_use_is_at_least_as_likely_as_that_of_all_features(folds):
     support, queries, codes, truth, frozen_width = task_with_frozen_features("frozen")
     targets = Targets.classes(codes, 3)
     chosen = KernelRidge(folds=folds).eval().fit(support, targets, frozen_width=frozen_width)
     all_alone = KernelRidge(folds=folds).eval().fit(support, targets)
-    frozen_alone = KernelRidge(folds=folds).eval().fit(support[:, :frozen_width], targets)
 
-    def likelihood(fitted):
-        return -float(cross_entropy(fitted.leave_one_out, codes))
+    def likelihoods(fitted):
+        return -cross_entropy(fitted.leave_one_out, codes, reduction="none")
 
-    assert likelihood(chosen) >= max(likelihood(all_alone), likelihood(frozen_alone)) - 1e-6
-    if chosen.scaling.columns is not None:
-        torch.testing.assert_close(chosen.logits(queries), frozen_alone.logits(queries[:, :frozen_width]))
+    assert (likelihoods(all_alone) - likelihoods(chosen)).mean() < 1e-6  # another one is taken only if it is better
+    right = [(fitted.logits(queries).argmax(1) == truth).double().mean() for fitted in (chosen, all_alone)]
+    assert right[0] >= right[1]  # for new items, too
 
 
 @pytest.mark.parametrize("informative", ("frozen", "adapted"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,31 +14,71 @@ from metalora.learner.readouts.targets import Targets
 SMALLEST_TEMPERATURE, LARGEST_TEMPERATURE, TEMPERATURES = 0.2, 30.0, 30
 
 
-def mean_log_likelihood(logits: Tensor, targets: Targets, item_weights: Tensor) -> Tensor:
-    """Return the weighted mean log-likelihood of the targets of n items.
+def log_likelihoods(logits: Tensor, targets: Targets) -> Tensor:
+    """Return the log-likelihood of the targets of each of n items.
 
     Args:
         logits: Logits of classes or of labels, or predicted numbers, (..., n, count). For numbers, the result is minus
             half the squared error in units of the variance of the targets.
         targets: The targets of the items.
-        item_weights: Weights of the items, (n,); if their sum is 0, the result is 0.
 
     Returns:
-        Log-likelihoods, (...).
+        Log-likelihoods, (..., n).
+
+    Example:
+        >>> log_likelihoods(torch.zeros(2, 2), Targets.classes(torch.tensor([0, 1]), count=2))
+        tensor([-0.6931, -0.6931])
+    """
+    if targets.kind == "classes":
+        return (log_softmax(logits, -1) * targets.matrix).sum(-1)
+    if targets.kind == "multilabel":
+        signs = 2 * targets.matrix - 1
+        return logsigmoid(logits * signs).mean(-1)
+    return -((logits - targets.matrix) / targets.deviation()).square().mean(-1) / 2
+
+
+def mean_log_likelihood(logits: Tensor, targets: Targets, item_weights: Tensor) -> Tensor:
+    """Return the weighted mean of `log_likelihoods`, (...).
+
+    Args:
+        logits: Logits of classes or of labels, or predicted numbers, (..., n, count).
+        targets: The targets of the items.
+        item_weights: Weights of the items, (n,); if their sum is 0, the result is 0.
 
     Example:
         >>> targets = Targets.classes(torch.tensor([0, 1]), count=2)
         >>> mean_log_likelihood(torch.zeros(2, 2), targets, torch.ones(2))
         tensor(-0.6931)
     """
-    if targets.kind == "classes":
-        of_items = (log_softmax(logits, -1) * targets.matrix).sum(-1)  # (..., n)
-    elif targets.kind == "multilabel":
-        signs = 2 * targets.matrix - 1
-        of_items = logsigmoid(logits * signs).mean(-1)
-    else:
-        of_items = -((logits - targets.matrix) / targets.deviation()).square().mean(-1) / 2
-    return (of_items * item_weights).sum(-1) / item_weights.sum().clamp_min(1e-12)
+    return (log_likelihoods(logits, targets) * item_weights).sum(-1) / item_weights.sum().clamp_min(1e-12)
+
+
+def better_by_standard_error(likelihoods: Sequence[Tensor]) -> int:
+    """Return which fit to take: the first, unless another one is better by more than the standard error.
+
+    It is the rule of one standard error (Breiman et al. 1984) for paired differences of the items.
+
+    Args:
+        likelihoods: Log-likelihoods of the n items under each fit, (n,) each.
+
+    Returns:
+        The number of the fit.
+
+    Example:
+        >>> first = torch.tensor([-1.0, -1.1, -0.9, -1.0])
+        >>> better_by_standard_error([first, first + torch.tensor([1.0, -0.9, 0.1, 0.1])])  # 0.08 +- 0.39
+        0
+        >>> better_by_standard_error([first, first + 0.5])
+        1
+    """
+    best, best_gain = 0, 0.0
+    for number, other in enumerate(likelihoods[1:], start=1):
+        difference = other - likelihoods[0]
+        gain = float(difference.mean())
+        error = float(difference.std(correction=0)) / len(difference) ** 0.5
+        if gain > max(error, best_gain):
+            best, best_gain = number, gain
+    return best
 
 
 def best_temperature(logits: Tensor, targets: Targets, item_weights: Tensor) -> float:

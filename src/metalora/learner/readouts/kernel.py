@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-RIDGES = tuple(10 ** (exponent / 2) for exponent in range(-6, 2))  # 10^-3, 10^-2.5, ..., 10^0.5
-
 
 def linear_and_rbf(left: Tensor, right: Tensor) -> Tensor:
     """Return the kernel k(a, b) = <a, b> / 2 + exp(-|a - b|^2 / 4) / 2 of weighted features.
@@ -132,33 +130,58 @@ def fit_ridge(kernel: Tensor, targets: Tensor, ridge: Tensor) -> RidgeFit:
     return RidgeFit(coefficients, targets - coefficients / inverse.diagonal()[:, None], ridge)
 
 
-def choose_ridge(
-    kernel: Tensor, targets: Tensor, ridges: tuple[float, ...] = RIDGES, groups: Tensor | None = None
-) -> RidgeFit:
-    """Fit with the ridge that has the smallest leave-one-out squared error, from one eigendecomposition.
+def ridge_path(
+    kernel: Tensor, targets: Tensor, ridges: tuple[float, ...], groups: Tensor | None = None
+) -> list[RidgeFit]:
+    """Fit with each of several ridges, from one eigendecomposition.
 
     Args:
         kernel: Kernel of the support set, (n, n), in float64.
         targets: Centred targets, (n, t), in float64.
-        ridges: The ridges to choose from.
-        groups: Group of each item, (n,). The fit then also has the scores of each group by the regression on the other
-            groups, Y_g - H_gg^-1 a_g with H = (K + ridge I)^-1, at the same ridge.
+        ridges: The ridges.
+        groups: Group of each item, (n,). The fits then also have the scores of each group by the regression on the
+            other groups, Y_g - H_gg^-1 a_g with H = (K + ridge I)^-1.
 
     Example:
         >>> items = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
-        >>> fit = choose_ridge(linear_and_rbf(items, items), items)
-        >>> round(float(fit.ridge), 4)
-        0.001
+        >>> fits = ridge_path(linear_and_rbf(items, items), items, (0.001, 1.0))
+        >>> [round(float((fit.leave_one_out - items).square().mean()), 2) for fit in fits]
+        [0.0, 0.03]
     """
     eigenvalues, vectors = torch.linalg.eigh(kernel)
-    candidates = kernel.new_tensor(ridges)
-    inverse = 1 / (eigenvalues.clamp_min(0)[None] + candidates[:, None])  # (ridges, n)
-    coefficients = vectors @ (inverse[..., None] * (vectors.mT @ targets))  # (ridges, n, t)
-    diagonal = inverse @ vectors.square().mT  # (ridges, n)
-    residuals = coefficients / diagonal[..., None]
-    best = int(residuals.square().sum((1, 2)).argmin())
-    of_groups = None
-    if groups is not None:
-        blocks = (vectors * inverse[best]) @ vectors.mT * (groups[:, None] == groups)  # of H, (n, n)
-        of_groups = targets - torch.linalg.solve(blocks, coefficients[best])
-    return RidgeFit(coefficients[best], targets - residuals[best], candidates[best], of_groups)
+    eigenvalues = eigenvalues.clamp_min(0)
+    projected = vectors.mT @ targets
+    squares = vectors.square()
+    return [
+        _fit_from_eigenvectors(eigenvalues, vectors, projected, squares, targets, kernel.new_tensor(ridge), groups)
+        for ridge in ridges
+    ]
+
+
+def _fit_from_eigenvectors(
+    eigenvalues: Tensor,
+    vectors: Tensor,
+    projected: Tensor,
+    squares: Tensor,
+    targets: Tensor,
+    ridge: Tensor,
+    groups: Tensor | None,
+) -> RidgeFit:
+    """Return the fit with one ridge.
+
+    Args:
+        eigenvalues: Eigenvalues of the kernel, (n,).
+        vectors: Its eigenvectors, (n, n).
+        projected: Coordinates of the targets in them, (n, t).
+        squares: Squares of the eigenvectors, (n, n).
+        targets: Centred targets, (n, t).
+        ridge: The ridge, a scalar.
+        groups: Group of each item, (n,).
+    """
+    inverse = 1 / (eigenvalues + ridge)
+    coefficients = vectors @ (inverse[:, None] * projected)
+    leave_one_out = targets - coefficients / (squares @ inverse)[:, None]
+    if groups is None:
+        return RidgeFit(coefficients, leave_one_out, ridge)
+    blocks = (vectors * inverse) @ vectors.mT * (groups[:, None] == groups)  # of H, (n, n)
+    return RidgeFit(coefficients, leave_one_out, ridge, targets - torch.linalg.solve(blocks, coefficients))

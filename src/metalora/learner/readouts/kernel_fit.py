@@ -8,12 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalora.learner.readouts.calibration import best_temperature, mean_log_likelihood
+from metalora.learner.readouts.calibration import best_temperature, better_by_standard_error, log_likelihoods
 from metalora.learner.readouts.discriminant import decision, item_weights, logits_without_group
-from metalora.learner.readouts.kernel import FeatureKernel, choose_ridge
+from metalora.learner.readouts.kernel import FeatureKernel, RidgeFit, ridge_path
 from metalora.learner.readouts.rules import KernelRule
 from metalora.learner.readouts.targets import Targets
 
+RIDGES_OF_NUMBERS = tuple(10 ** (exponent / 2) for exponent in range(-6, 2))  # 10^-3, 10^-2.5, ..., 10^0.5
+RIDGES_OF_CLASSES = (0.1, 0.001, 0.01, 1.0)  # the first is taken unless another one is clearly better
 SMALLEST_EIGENVALUE = 1e-8  # share of the largest, below which a direction of the representatives is dropped
 
 
@@ -24,13 +26,21 @@ class KernelFit(NamedTuple):
         rule: The rule, with calibrated logits.
         leave_one_out: Its logits of each item without this item, (n, count).
         temperature: By what the logits of both are divided.
-        likelihood: Mean log-likelihood of the targets under leave_one_out.
+        likelihoods: Weighted log-likelihood of the target of each item under leave_one_out, (n,); the weights have the
+            mean 1.
+        ridge: The ridge of the regression.
     """
 
     rule: KernelRule
     leave_one_out: Tensor
     temperature: float
-    likelihood: float
+    likelihoods: Tensor
+    ridge: float
+
+    @property
+    def likelihood(self) -> float:
+        """The mean log-likelihood of the targets under leave_one_out."""
+        return float(self.likelihoods.mean())
 
     def calibrated(self, held_out: Tensor, targets: Targets, balanced: bool, groups: Tensor | None = None) -> KernelFit:
         """Return the fit with the temperature that is best for logits of items that a fit did not see.
@@ -45,8 +55,8 @@ class KernelFit(NamedTuple):
         temperature = best_temperature(held_out, targets, weights)
         ratio = self.temperature / temperature
         rule = replace(self.rule, coefficients=self.rule.coefficients * ratio, offset=self.rule.offset * ratio)
-        likelihood = float(mean_log_likelihood(held_out / temperature, targets, weights))
-        return KernelFit(rule, held_out / temperature, temperature, likelihood)
+        likelihoods = log_likelihoods(held_out / temperature, targets) * weights / weights.mean().clamp_min(1e-12)
+        return KernelFit(rule, held_out / temperature, temperature, likelihoods, self.ridge)
 
 
 def fit_kernel_rule(
@@ -56,8 +66,13 @@ def fit_kernel_rule(
     balanced: bool,
     representatives: Tensor | None = None,
     groups: Tensor | None = None,
+    ridges: tuple[float, ...] = (),
 ) -> KernelFit:
     """Fit a kernel rule to the kernel of a support set.
+
+    For numbers, the ridge has the best leave-one-out likelihood, which is the smallest squared error. For classes and
+    labels it is 0.1, unless the likelihood of another one is better by more than its standard error. (There the squared
+    error of the scores is a poor judge: the discriminant and the temperature repair much of what it sees.)
 
     With m representatives the kernel is the Nystroem approximation K_nm K_mm^-1 K_mn, and the rule has coefficients of
     the representatives only.
@@ -69,7 +84,8 @@ def fit_kernel_rule(
         balanced: Whether the logits leave out how often classes occur.
         representatives: Positions of the representatives in the support set, (m,); None: all items.
         groups: Group of each item, (n,). The temperature and the likelihood are then those of items whose whole group
-            was left out; ridge and discriminant stay, since classes of few groups would have too few items left.
+            was left out.
+        ridges: The ridges to choose from; empty: those of the kind of the targets.
 
     Example:
         >>> features = torch.randn(8, 3, dtype=torch.float64)
@@ -79,21 +95,36 @@ def fit_kernel_rule(
         >>> fit.rule.coefficients.shape
         torch.Size([3, 2])
     """
+    is_numbers = targets.kind == "numbers"
+    ridges = ridges or (RIDGES_OF_NUMBERS if is_numbers else RIDGES_OF_CLASSES)
     if representatives is None:
-        ridge_fit = choose_ridge(values, targets.centred(), groups=groups)
-        coefficients = ridge_fit.coefficients
+        path = ridge_path(values, targets.centred(), ridges, groups)
     else:
         to_chosen = values[:, representatives]  # (n, m)
         projection = to_chosen @ _inverse(to_chosen[representatives])  # (n, m)
-        ridge_fit = choose_ridge(projection @ to_chosen.mT, targets.centred(), groups=groups)
-        coefficients = projection.mT @ ridge_fit.coefficients
+        path = [
+            fit._replace(coefficients=projection.mT @ fit.coefficients)
+            for fit in ridge_path(projection @ to_chosen.mT, targets.centred(), ridges, groups)
+        ]
+    fits = [_calibrated_rule(fit, kernel, targets, balanced, groups) for fit in path]
+    if is_numbers:
+        return max(fits, key=lambda fit: fit.likelihood)  # of equal ones that with the smallest ridge
+    return fits[better_by_standard_error([fit.likelihoods for fit in fits])]
+
+
+def _calibrated_rule(
+    ridge_fit: RidgeFit, kernel: FeatureKernel, targets: Targets, balanced: bool, groups: Tensor | None
+) -> KernelFit:
+    """Return the rule of a regression: the discriminant of its scores, and the temperature of its logits."""
     fit = decision(ridge_fit.leave_one_out, targets, balanced)
     held_out = fit.leave_one_out
     if groups is not None and ridge_fit.leave_group_out is not None:
         scores = ridge_fit.leave_one_out, ridge_fit.leave_group_out
         held_out = logits_without_group(*scores, targets, balanced, groups)
-    rule = KernelRule(coefficients @ fit.slope, fit.offset, kernel.frozen_width, kernel.frozen_scale)
-    return KernelFit(rule, held_out, 1.0, 0.0).calibrated(held_out, targets, balanced, groups)
+    coefficients = ridge_fit.coefficients @ fit.slope
+    rule = KernelRule(coefficients, fit.offset, kernel.frozen_width, kernel.frozen_scale)
+    unscaled = KernelFit(rule, held_out, 1.0, held_out.new_zeros(len(held_out)), float(ridge_fit.ridge))
+    return unscaled.calibrated(held_out, targets, balanced, groups)
 
 
 def folds_of(targets: Targets, count: int) -> Tensor:

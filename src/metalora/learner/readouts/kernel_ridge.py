@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.learner.readouts.base import Readout
+from metalora.learner.readouts.calibration import better_by_standard_error
 from metalora.learner.readouts.discriminant import decision
 from metalora.learner.readouts.fitted import FittedReadout
 from metalora.learner.readouts.kernel import (
@@ -56,9 +57,9 @@ class KernelRidge(Readout):
     2. Kernel ridge regression (`linear_and_rbf`, `fit_ridge`) on the centred targets gives leave-one-out scores.
     3. A Gaussian discriminant of these scores gives logits (`class_discriminant`); numbers are the scores themselves.
 
-    In training, the ridge is learned. In use, the ridge has the smallest leave-one-out squared error, the logits are
-    divided by the temperature of the best leave-one-out likelihood, and this likelihood chooses between the kernel of
-    all features, that of the frozen features and their mean.
+    In training, the ridge is learned. In use, `fit_kernel_rule` chooses the ridge and the temperature that divides the
+    logits, by leave-one-out. The kernel is that of all features, unless the likelihood of the kernel of the frozen
+    features, or of the mean of both, is better by more than its standard error.
 
     The closed form leaves an item out of the regression and of the discriminant, but not of the weights of the
     features. With many features and few items its likelihood is thus too good. With `folds`, the temperature and the
@@ -108,7 +109,7 @@ class KernelRidge(Readout):
         candidates = self._candidates(support, targets, frozen_width, groups)
         if self.folds:
             candidates = self._judged_by_folds(candidates, support, targets, frozen_width, groups)
-        best = max(candidates, key=lambda candidate: candidate.fit.likelihood)  # of equal ones the first
+        best = candidates[better_by_standard_error([candidate.fit.likelihoods for candidate in candidates])]
         distances = distances_of_products(best.products).fill_diagonal_(torch.inf)
         nearest = distances.amin(1).sqrt()
         return self._fitted(
@@ -135,8 +136,12 @@ class KernelRidge(Readout):
             frozen_products = frozen_products / frozen_norm**2
             of_frozen = kernel_of_products(frozen_products)
             both = FeatureKernel(frozen_width, 1 / frozen_norm)
-            from_both = fit_kernel_rule((of_all + of_frozen) / 2, both, targets, self.balanced, groups=groups)
-            from_frozen = fit_kernel_rule(of_frozen, FeatureKernel(), targets, self.balanced, groups=groups)
+            mean = (of_all + of_frozen) / 2
+            ridges = (fit.ridge,)  # one choice of the ridge is enough, and fast
+            from_both = fit_kernel_rule(mean, both, targets, self.balanced, groups=groups, ridges=ridges)
+            from_frozen = fit_kernel_rule(
+                of_frozen, FeatureKernel(), targets, self.balanced, groups=groups, ridges=ridges
+            )
             candidates += [
                 _Candidate(scaling, features, products, from_both),
                 _Candidate(frozen_scaling, frozen / frozen_norm, frozen_products, from_frozen),

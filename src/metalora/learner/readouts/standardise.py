@@ -13,6 +13,7 @@ from metalora.learner.readouts.targets import Targets
 
 SMALLEST_DEVIATION = 1e-3
 SMALLEST_VARIANCE = 1e-20  # a feature below it is dead: its gradient would overflow in float32
+ROUNDING = 1e-5  # share of the size of a feature by which the arithmetic of a network in float32 lets a constant vary
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Centred(NamedTuple):
         mean: Means of the features, (d,).
         deviations: Features minus their mean, (n, d).
         variance: Mean squares of the deviations, (d,).
-        is_used: Which features vary, (d,).
+        is_used: Which features vary by more than rounding errors, (d,).
     """
 
     mean: Tensor
@@ -89,7 +90,9 @@ def centre(support: Tensor) -> Centred:
     deviations = support - mean
     variance = deviations.square().mean(0)
     smallest, largest = support.detach().aminmax(dim=0)  # the mean of a constant may be off in its last bit
-    is_used = (largest > smallest) & (variance > SMALLEST_VARIANCE)
+    size = torch.maximum(largest, -smallest)
+    # The error of the mean of such a feature is as large as its deviations, and looks as if the targets explained it.
+    is_used = (largest > smallest) & (variance > SMALLEST_VARIANCE) & (variance > (ROUNDING * size).square())
     return Centred(mean, deviations, variance, is_used)
 
 
