@@ -101,6 +101,21 @@ def test_every_class_is_trained_on_and_kept() -> None:
     assert torch.bincount(codes[kept]).tolist() == [12, 1, 2]
 
 
+def test_inputs_of_one_group_are_not_both_trained_on_and_kept() -> None:
+    codes, groups = torch.arange(120) % 2, torch.arange(120) // 4
+    trained, kept = stratified_split(codes, 0.2, 0, groups)
+    assert len(trained) + len(kept) == 120 and not set(groups[trained].tolist()) & set(groups[kept].tolist())
+    assert abs(len(kept) - 24) <= 4 and 0.4 < codes[kept].double().mean() < 0.6
+    x, y = example()
+    twins, labels = np.concatenate([x, x]), np.concatenate([y, y])  # a kept input would have a trained twin
+    model = finetune(network(), twins, labels, "head", groups=[f"twin {k % 120}" for k in range(240)], steps=1)
+    assert model.scores_.inputs == 48
+    with pytest.raises(ValueError, match="groups: 3 groups, but holdout_items 0.2 needs at least 5"):
+        stratified_split(codes, 0.2, 0, torch.arange(120) % 3)
+    with pytest.raises(ValueError, match="all inputs of a class are in one group"):
+        stratified_split(groups, 0.2, 0, groups)
+
+
 def test_novelty_is_high_far_from_the_training_inputs() -> None:
     model = tuned("head", steps=0)
     x = np.random.default_rng(5).normal(size=(40, WIDTH)).astype("float32")

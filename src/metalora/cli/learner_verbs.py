@@ -129,6 +129,9 @@ def finetune(
     images: Images = None,
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
+    group_column: Annotated[
+        str | None, tyro.conf.arg(help="examples with the same value are not both trained on and kept")
+    ] = None,
     adapter: Annotated[AdapterConfig, tyro.conf.arg(name="")] = AdapterConfig(),  # noqa: B008 (frozen)
     config: Annotated[FineTuneConfig, tyro.conf.arg(name="")] = FineTuneConfig(),  # noqa: B008 (frozen)
     json: Json = False,
@@ -143,8 +146,15 @@ def finetune(
     check_folder(out, FINETUNED)
     check_choice("method", adapter.method, (*METHODS, "full", "head"))
     columns = None if label_column is None else (label_column,)
-    pools = read_tasks(data, images=images, image_column=image_column, text_column=text_column, label_columns=columns)
-    inputs, labels, _ = _support_set(pools, data, "finetune")
+    pools = read_tasks(
+        data,
+        images=images,
+        image_column=image_column,
+        text_column=text_column,
+        label_columns=columns,
+        group_column=group_column,
+    )
+    inputs, labels, groups = _support_set(pools, data, "finetune")
     with progress(config.steps, f"fine-tuning {adapter.method}", quiet=json) as advance:
         tuned = tune(
             backbone,
@@ -153,6 +163,7 @@ def finetune(
             adapter,
             config,
             seed=adapter.seed,
+            groups=groups,
             on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"),
         )
     tuned.save_pretrained(out)

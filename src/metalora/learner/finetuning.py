@@ -21,7 +21,7 @@ from metalora.learner.features import to_device
 from metalora.learner.finetuning_config import FineTuneConfig
 from metalora.learner.finetuning_data import HeldOutScore, Scores, check_classes, stratified_split
 from metalora.learner.head import LinearHead, PooledFeatures
-from metalora.learner.labels import TaskLabels
+from metalora.learner.labels import TaskLabels, group_numbers
 from metalora.training.processes import default_device, process_index
 
 Array = np.ndarray[Any, Any]
@@ -157,6 +157,7 @@ def finetune(
     preprocessor: Preprocessor | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
+    groups: Sequence[Any] | None = None,
     on_step: OnStep | None = None,
     **settings: Any,
 ) -> FineTuned:
@@ -174,11 +175,12 @@ def finetune(
         preprocessor: The preparation of the inputs, for a network that does not tell it.
         device: Where the network runs; None: a GPU if there is one.
         seed: Seed of the split, the adapter and the batches.
+        groups: Group of each input: inputs of one thing are not both trained on and kept.
         on_step: Called after every step with its number and its loss.
         **settings: Single fields of `FineTuneConfig`, such as `steps=200`.
 
     Raises:
-        ValueError: Inputs and labels do not fit, an unknown method or setting, or labels that are no classes.
+        ValueError: Inputs, labels and groups do not fit, an unknown method or setting, or labels that are no classes.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -199,7 +201,8 @@ def finetune(
         raise ValueError(f"backbone {type(loaded.model).__name__} has an adapter already: detach it first")
     assert encoder.targets is not None
     loaded.check_inputs(items)
-    split = stratified_split(encoder.targets.codes, checked.holdout_items, seed)
+    group_codes = None if groups is None else group_numbers(groups, len(items))
+    split = stratified_split(encoder.targets.codes, checked.holdout_items, seed, group_codes)
     prepared = PreparedInputs(TaskPool(items, name="the inputs"), loaded.preprocessor)  # reads every input once
     loaded.model.to(device or default_device())
     name, adapter = _attach(loaded.model, method, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -85,19 +86,22 @@ def check_classes(labels: Any) -> Any:
     return labels
 
 
-def stratified_split(codes: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def stratified_split(codes: Tensor, share: float, seed: int, groups: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Split inputs into those that are trained on and those that are kept, class by class.
 
     Args:
         codes: Classes, (n,); every class has at least two inputs.
         share: Share of each class that is kept: at least one input, at most all but one.
         seed: Seed of the choice.
+        groups: Group of each input, (n,): the inputs of a group stay together, and the share is then rounded to
+            1 / 2, 1 / 3, ...
 
     Returns:
         The positions of both, sorted.
 
     Raises:
-        ValueError: The share is not between 0 and 1.
+        ValueError: The share is not between 0 and 1; or there are fewer groups than folds, or all inputs of a class
+            are in groups that are kept.
 
     Example:
         >>> trained, kept = stratified_split(torch.tensor([0, 0, 0, 0, 1, 1]), 0.25, seed=0)
@@ -106,6 +110,8 @@ def stratified_split(codes: Tensor, share: float, seed: int) -> tuple[Tensor, Te
     """
     if not 0 < share < 1:
         raise ValueError(f"holdout_items is {share}, expected a share between 0 and 1")
+    if groups is not None:
+        return _group_split(codes, share, seed, groups)
     generator = torch.Generator().manual_seed(seed)
     trained, kept = [], []
     for code in torch.unique(codes).tolist():
@@ -115,3 +121,21 @@ def stratified_split(codes: Tensor, share: float, seed: int) -> tuple[Tensor, Te
         kept.append(rows[:count])
         trained.append(rows[count:])
     return torch.cat(trained).sort().values, torch.cat(kept).sort().values
+
+
+def _group_split(codes: Tensor, share: float, seed: int, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Return positions that are trained on and kept, so that no group is in both; see `stratified_split`."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = max(2, round(1 / share))
+    count = len(torch.unique(groups))
+    if count < folds:
+        raise ValueError(f"groups: {count} groups, but holdout_items {share} needs at least {folds}")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # what matters of it is checked below
+        trained, kept = next(splitter.split(np.zeros(len(codes)), codes.numpy(), groups.numpy()))
+    missing = set(codes.tolist()) - set(codes[trained].tolist())
+    if missing:
+        raise ValueError("groups: all inputs of a class are in one group; a class needs a group to train on")
+    return torch.from_numpy(trained), torch.from_numpy(kept)

@@ -180,3 +180,21 @@ def _of_names(value: Any) -> bool:
 
 def _ones(row: Sequence[Any]) -> set[int]:
     return {number for number, value in enumerate(row) if value}
+
+
+def group_numbers(groups: Sequence[Any], items: int) -> Tensor:
+    """Return the number of the group of each input, int64 (n,).
+
+    Args:
+        groups: The groups, of any type that labels may have.
+        items: Number of inputs.
+
+    Raises:
+        ValueError: The numbers differ, or a group is missing.
+    """
+    codes = encode_labels(groups, "groups").codes
+    if len(codes) != items:
+        raise ValueError(f"{items} inputs but {len(codes)} groups")
+    if (codes < 0).any():
+        raise ValueError(f"groups: {int((codes < 0).sum())} of {items} are missing")
+    return codes

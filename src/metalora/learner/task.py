@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.conditioning.condition import Condition
-from metalora.learner.data import encode_labels
-from metalora.learner.labels import TaskLabels
+from metalora.learner.labels import TaskLabels, group_numbers
 from metalora.learner.readouts import FittedReadout
 from metalora.learner.swap import factors_in_use
 
@@ -222,24 +221,6 @@ def adapt_task(
         readout = learner.readout.fit(support, targets, frozen_width=learner.frozen_width, groups=group_codes)
     examples = LabelledItems(items, list(labels), None if groups is None else list(groups))
     return AdaptedTask(learner, readout, encoder, condition, factors, examples)
-
-
-def group_numbers(groups: Sequence[Any], items: int) -> Tensor:
-    """Return the number of the group of each input, int64 (n,).
-
-    Args:
-        groups: The groups, of any type that labels may have.
-        items: Number of inputs.
-
-    Raises:
-        ValueError: The numbers differ, or a group is missing.
-    """
-    codes = encode_labels(groups, "groups").codes
-    if len(codes) != items:
-        raise ValueError(f"{items} inputs but {len(codes)} groups")
-    if (codes < 0).any():
-        raise ValueError(f"groups: {int((codes < 0).sum())} of {items} are missing")
-    return codes
 
 
 @torch.no_grad()
