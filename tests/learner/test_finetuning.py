@@ -112,7 +112,7 @@ def test_inputs_of_one_group_are_not_both_trained_on_and_kept() -> None:
     assert model.scores_.inputs == 48
     with pytest.raises(ValueError, match="groups: 3 groups, but holdout_items 0.2 needs at least 5"):
         stratified_split(codes, 0.2, 0, torch.arange(120) % 3)
-    with pytest.raises(ValueError, match="all inputs of a class are in one group"):
+    with pytest.raises(ValueError, match="all inputs of 30 classes are in one group"):
         stratified_split(groups, 0.2, 0, groups)
 
 

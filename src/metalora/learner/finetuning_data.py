@@ -100,8 +100,7 @@ def stratified_split(codes: Tensor, share: float, seed: int, groups: Tensor | No
         The positions of both, sorted.
 
     Raises:
-        ValueError: The share is not between 0 and 1; or there are fewer groups than folds, or all inputs of a class
-            are in groups that are kept.
+        ValueError: The share is not between 0 and 1; there are fewer groups than folds; or a class has one group.
 
     Example:
         >>> trained, kept = stratified_split(torch.tensor([0, 0, 0, 0, 1, 1]), 0.25, seed=0)
@@ -127,7 +126,10 @@ def _group_split(codes: Tensor, share: float, seed: int, groups: Tensor) -> tupl
     """Return positions that are trained on and kept, so that no group is in both; see `stratified_split`."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    folds = max(2, round(1 / share))
+    single = [code for code in torch.unique(codes).tolist() if len(torch.unique(groups[codes == code])) < 2]
+    if single:
+        raise ValueError(f"groups: all inputs of {len(single)} classes are in one group; a class needs two groups")
+    folds = min(max(2, round(1 / share)), int(torch.bincount(codes).max()))
     count = len(torch.unique(groups))
     if count < folds:
         raise ValueError(f"groups: {count} groups, but holdout_items {share} needs at least {folds}")
@@ -137,5 +139,5 @@ def _group_split(codes: Tensor, share: float, seed: int, groups: Tensor) -> tupl
         trained, kept = next(splitter.split(np.zeros(len(codes)), codes.numpy(), groups.numpy()))
     missing = set(codes.tolist()) - set(codes[trained].tolist())
     if missing:
-        raise ValueError("groups: all inputs of a class are in one group; a class needs a group to train on")
+        raise ValueError(f"groups: {len(missing)} classes would have no input to train on; another seed may do")
     return torch.from_numpy(trained), torch.from_numpy(kept)
