@@ -45,14 +45,14 @@ def test_leave_one_out_scores_equal_refits_without_the_item():
     support, codes = gaussian_task()
     kernel, targets = linear_and_rbf(support, support), centred_classes(codes)
     fit = fit_ridge(kernel, targets, torch.tensor(0.1).double())
-    [chosen] = ridge_path(kernel, targets, (float(fit.ridge),))
+    chosen = ridge_path(kernel, targets, (float(fit.ridge),))
     for item in range(len(codes)):
         others = torch.arange(len(codes)) != item
         oracle = SklearnKernelRidge(alpha=float(fit.ridge), kernel="precomputed")
         oracle.fit(kernel[others][:, others].numpy(), targets[others].numpy())
         expected = torch.from_numpy(oracle.predict(kernel[item : item + 1, others].numpy()))[0]
         torch.testing.assert_close(fit.leave_one_out[item], expected)
-        torch.testing.assert_close(chosen.leave_one_out[item], expected)
+        torch.testing.assert_close(chosen.leave_one_out[0, item], expected)
 
 
 def test_the_ridge_of_numbers_has_the_smallest_leave_one_out_error():

@@ -81,27 +81,31 @@ def better_by_standard_error(likelihoods: Sequence[Tensor]) -> int:
     return best
 
 
-def best_temperature(logits: Tensor, targets: Targets, item_weights: Tensor) -> float:
+def best_temperature(logits: Tensor, targets: Targets, item_weights: Tensor) -> Tensor:
     """Return the temperature that maximises the likelihood of the targets under logits / temperature.
 
     It is the best of 30 values from 0.2 to 30 with equal ratios; 1 if no item counts, and for numbers.
 
     Args:
-        logits: Logits of items that the fit did not see, (n, count).
+        logits: Logits of items that the fit did not see, (..., n, count).
         targets: The targets of these items.
         item_weights: Weights of the items, (n,).
+
+    Returns:
+        The temperatures, (...).
 
     Example:
         >>> targets = Targets.classes(torch.tensor([0, 1]), count=2)
         >>> best_temperature(torch.tensor([[9.0, 0.0], [9.0, 0.0]]), targets, torch.ones(2))
-        30.0
+        tensor(30.)
     """
     if targets.kind == "numbers" or not item_weights.any():
-        return 1.0
+        return logits.new_ones(logits.shape[:-2])
     step = math.log(LARGEST_TEMPERATURE / SMALLEST_TEMPERATURE) / (TEMPERATURES - 1)
-    candidates = [SMALLEST_TEMPERATURE * math.exp(number * step) for number in range(TEMPERATURES)]
-    divided = logits / logits.new_tensor(candidates)[:, None, None]  # (temperatures, n, count)
-    return round(candidates[int(mean_log_likelihood(divided, targets, item_weights).argmax())], 6)
+    values = [round(SMALLEST_TEMPERATURE * math.exp(number * step), 6) for number in range(TEMPERATURES)]
+    candidates = logits.new_tensor(values)
+    divided = logits[..., None, :, :] / candidates[:, None, None]  # (..., temperatures, n, count)
+    return candidates[mean_log_likelihood(divided, targets, item_weights).argmax(-1)]
 
 
 def expected_calibration_error(probabilities: Tensor, codes: Tensor, bins: int = 10) -> float:

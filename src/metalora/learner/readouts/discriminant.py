@@ -1,7 +1,8 @@
 """From ridge scores to logits: a Gaussian discriminant in the space of the scores.
 
 A one-against-rest regression gives a class between two others a flat score (masking). A linear discriminant that is
-fitted on the leave-one-out scores of the support set undoes this. Shapes: n items, t scores, c classes.
+fitted on the leave-one-out scores of the support set undoes this. Shapes: n items, t scores, c classes; "..." are axes
+of several fits, such as one for each ridge.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ class Decision(NamedTuple):
     """An affine map from scores to logits, logits = scores @ slope + offset.
 
     Attributes:
-        slope: Slopes, (t, count).
-        offset: Offsets, (count,).
-        leave_one_out: Logits of each item of the support set without this item, (n, count).
+        slope: Slopes, (..., t, count).
+        offset: Offsets, (..., count).
+        leave_one_out: Logits of each item of the support set without this item, (..., n, count).
     """
 
     slope: Tensor
@@ -36,7 +37,7 @@ def decision(scores: Tensor, targets: Targets, balanced: bool) -> Decision:
     """Return the map from scores to logits (classes, labels) or to predictions (numbers).
 
     Args:
-        scores: Leave-one-out scores of the support set, (n, t).
+        scores: Leave-one-out scores of the support set, (..., n, t).
         targets: The targets of the support set.
         balanced: Whether to leave out how often classes (or labels) occur.
 
@@ -51,7 +52,8 @@ def decision(scores: Tensor, targets: Targets, balanced: bool) -> Decision:
     if targets.kind == "multilabel":
         return label_discriminants(scores, targets.matrix, balanced)
     mean, deviation = targets.matrix.mean(0), targets.deviation()
-    return Decision(torch.diag(deviation), mean, scores * deviation + mean)
+    fits = scores.shape[:-2]
+    return Decision(torch.diag(deviation).expand(*fits, -1, -1), mean.expand(*fits, -1), scores * deviation + mean)
 
 
 def class_discriminant(scores: Tensor, one_hot: Tensor, balanced: bool = False) -> Decision:
@@ -63,7 +65,7 @@ def class_discriminant(scores: Tensor, one_hot: Tensor, balanced: bool = False) 
     the class frequencies change. The scores of the other items stay, as do their standardisation and weights.
 
     Args:
-        scores: Scores, (n, t).
+        scores: Scores, (..., n, t).
         one_hot: Classes of the items, one-hot, (n, c).
         balanced: Whether to leave out the term log(n_k / n).
 
@@ -75,9 +77,9 @@ def class_discriminant(scores: Tensor, one_hot: Tensor, balanced: bool = False) 
     """
     items, classes = one_hot.shape
     counts = one_hot.sum(0)
-    means = one_hot.mT @ scores / counts[:, None]  # (c, t)
-    deviations = scores - one_hot @ means  # (n, t)
-    scatter = deviations.mT @ deviations
+    means = one_hot.mT @ scores / counts[:, None]  # (..., c, t)
+    deviations = scores - one_hot @ means  # (..., n, t)
+    scatter = deviations.mT @ deviations  # (..., t, t)
     slope, offset = _gaussian(means, _shrunk(scatter, items - classes))
     prior = class_prior(one_hot)
     logits = _class_logits_without_self(scores, one_hot, means, deviations, scatter, balanced)
@@ -102,21 +104,21 @@ def _shrunk(scatter: Tensor, degrees_of_freedom: int) -> Tensor:
 def _class_logits_without_self(
     scores: Tensor, one_hot: Tensor, means: Tensor, deviations: Tensor, scatter: Tensor, balanced: bool
 ) -> Tensor:
-    """Return the logits (n, c) of each item under the discriminant of the other items; see `class_discriminant`."""
+    """Return the logits (..., n, c) of each item by the discriminant of the other items; see `class_discriminant`."""
     items, classes = one_hot.shape
     counts = one_hot.sum(0)
     own_count = one_hot @ counts  # (n,)
     others = (own_count - 1).clamp_min(1)  # the mean of a class of one item stays
     logits = []
-    for chunk in torch.split(
-        torch.arange(items, device=scores.device), max(1, NUMBERS_AT_ONCE // scores.shape[1] ** 2)
-    ):
-        step = deviations[chunk]
-        removed = (own_count / others)[chunk, None, None] * step[:, :, None] * step[:, None, :]
-        mean_shift = one_hot[chunk, :, None] * (step / others[chunk, None])[:, None, :]
-        slope, offset = _gaussian(means - mean_shift, _shrunk(scatter - removed, items - 1 - classes))
-        logits.append((scores[chunk, None] @ slope)[:, 0] + offset)
-    joined = torch.cat(logits)
+    at_once = max(1, NUMBERS_AT_ONCE * items // max(scores.numel() * scores.shape[-1], 1))
+    for chunk in torch.split(torch.arange(items, device=scores.device), at_once):
+        step = deviations[..., chunk, :]
+        removed = (own_count / others)[chunk, None, None] * step[..., :, None] * step[..., None, :]
+        mean_shift = one_hot[chunk, :, None] * (step / others[chunk, None])[..., None, :]  # (..., chunk, c, t)
+        reduced = _shrunk(scatter[..., None, :, :] - removed, items - 1 - classes)
+        slope, offset = _gaussian(means[..., None, :, :] - mean_shift, reduced)
+        logits.append((scores[..., chunk, None, :] @ slope)[..., 0, :] + offset)
+    joined = torch.cat(logits, -2)
     return joined if balanced else joined + prior_without_self(one_hot)
 
 
@@ -130,18 +132,18 @@ def logits_without_group(
     Labels have the discriminant of all items, and numbers the scores themselves.
 
     Args:
-        scores: Leave-one-out scores, from which the discriminants are fitted, (n, t).
-        group_scores: Scores of each item by the regression on the other groups, (n, t).
+        scores: Leave-one-out scores, from which the discriminants are fitted, (..., n, t).
+        group_scores: Scores of each item by the regression on the other groups, (..., n, t).
         targets: The targets of the support set.
         balanced: Whether to leave out how often classes (or labels) occur.
         groups: Group of each item, (n,).
 
     Returns:
-        Logits or predictions, (n, count).
+        Logits or predictions, (..., n, count).
     """
     if targets.kind != "classes":
         fit = decision(scores, targets, balanced)
-        return group_scores @ fit.slope + fit.offset
+        return group_scores @ fit.slope + fit.offset[..., None, :]
     one_hot = targets.matrix
     means = one_hot.mT @ scores / one_hot.sum(0)[:, None]
     deviations = scores - one_hot @ means
@@ -150,15 +152,15 @@ def logits_without_group(
     member = torch.nn.functional.one_hot(group_of).to(scores)  # (n, groups)
     removed_counts = member.mT @ one_hot  # (groups, c)
     left = one_hot.sum(0) - removed_counts
-    sums = torch.einsum("ng,nc,nt->gct", member, one_hot, deviations)
+    sums = torch.einsum("ng,nc,...nt->...gct", member, one_hot, deviations)
     shift = -sums / left.clamp_min(1)[..., None] * (left > 0)[..., None]  # the mean of a class without items stays
-    squares = torch.einsum("ng,nt,nu->gtu", member, deviations, deviations)
-    reduced = scatter - squares - torch.einsum("gc,gct,gcu->gtu", left, shift, shift)
+    squares = torch.einsum("ng,...nt,...nu->...gtu", member, deviations, deviations)
+    reduced = scatter[..., None, :, :] - squares - torch.einsum("gc,...gct,...gcu->...gtu", left, shift, shift)
     degrees = (left.sum(1) - targets.count).clamp_min(1)[:, None, None]
-    slope, offset = _gaussian(means + shift, _shrunk(reduced / degrees, 1))
+    slope, offset = _gaussian(means[..., None, :, :] + shift, _shrunk(reduced / degrees, 1))
     if not balanced:
         offset = offset + (left.clamp_min(1) / left.sum(1, keepdim=True).clamp_min(1)).log()
-    logits: Tensor = (group_scores[:, None] @ slope[group_of])[:, 0] + offset[group_of]
+    logits: Tensor = (group_scores[..., None, :] @ slope[..., group_of, :, :])[..., 0, :] + offset[..., group_of, :]
     return logits
 
 
@@ -190,7 +192,7 @@ def label_discriminants(scores: Tensor, labels: Tensor, balanced: bool = False) 
     all or no items have gets the constant logit log((n_1 + 1/2) / (n_0 + 1/2)).
 
     Args:
-        scores: Scores, (n, labels).
+        scores: Scores, (..., n, labels).
         labels: 1 if an item has a label and 0 otherwise, (n, labels).
         balanced: Whether to leave out the term log(n_1 / n_0).
 
@@ -202,10 +204,10 @@ def label_discriminants(scores: Tensor, labels: Tensor, balanced: bool = False) 
     """
     items = len(labels)
     with_label, without_label = labels.sum(0), items - labels.sum(0)  # (labels,)
-    mean_with = (labels * scores).sum(0) / with_label.clamp_min(1)
-    mean_without = ((1 - labels) * scores).sum(0) / without_label.clamp_min(1)
-    deviations = scores - torch.where(labels > 0, mean_with, mean_without)  # (n, labels)
-    scatter = deviations.square().sum(0)
+    mean_with = (labels * scores).sum(-2, keepdim=True) / with_label.clamp_min(1)  # (..., 1, labels)
+    mean_without = ((1 - labels) * scores).sum(-2, keepdim=True) / without_label.clamp_min(1)
+    deviations = scores - torch.where(labels > 0, mean_with, mean_without)  # (..., n, labels)
+    scatter = deviations.square().sum(-2, keepdim=True)
     slope, offset = _two_classes(mean_with, mean_without, with_label, without_label, scatter, items - 2, balanced)
     own_count = torch.where(labels > 0, with_label, without_label)
     others = (own_count - 1).clamp_min(1)
@@ -218,7 +220,7 @@ def label_discriminants(scores: Tensor, labels: Tensor, balanced: bool = False) 
         items - 3,
         balanced,
     )
-    return Decision(torch.diag(slope), offset, scores * slopes + offsets)
+    return Decision(torch.diag_embed(slope[..., 0, :]), offset[..., 0, :], scores * slopes + offsets)
 
 
 def _two_classes(
@@ -230,7 +232,7 @@ def _two_classes(
     degrees_of_freedom: int,
     balanced: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return slope and offset of the discriminant of each label; all tensors are (labels,) or (n, labels)."""
+    """Return slope and offset of the discriminant of each label; all tensors can be broadcast to (..., n, labels)."""
     variance = scatter / max(degrees_of_freedom, 1) * (1 + SHRINKAGE) + SMALLEST_VARIANCE
     has_both = (with_label > 0) & (without_label > 0)
     slope = (mean_with - mean_without) / variance * has_both

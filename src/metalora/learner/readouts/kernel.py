@@ -94,13 +94,13 @@ class FeatureKernel:
 
 
 class RidgeFit(NamedTuple):
-    """A kernel ridge regression.
+    """A kernel ridge regression, or several with an axis "..." of ridges.
 
     Attributes:
-        coefficients: Dual coefficients (K + ridge I)^-1 Y, (n, t).
-        leave_one_out: Scores of each item by the regression on the other items, (n, t).
-        ridge: The ridge.
-        leave_group_out: Scores of each item by the regression on the other groups, (n, t); None without groups.
+        coefficients: Dual coefficients (K + ridge I)^-1 Y, (..., n, t).
+        leave_one_out: Scores of each item by the regression on the other items, (..., n, t).
+        ridge: The ridge, (...).
+        leave_group_out: Scores of each item by the regression on the other groups, (..., n, t); None without groups.
     """
 
     coefficients: Tensor
@@ -130,9 +130,7 @@ def fit_ridge(kernel: Tensor, targets: Tensor, ridge: Tensor) -> RidgeFit:
     return RidgeFit(coefficients, targets - coefficients / inverse.diagonal()[:, None], ridge)
 
 
-def ridge_path(
-    kernel: Tensor, targets: Tensor, ridges: tuple[float, ...], groups: Tensor | None = None
-) -> list[RidgeFit]:
+def ridge_path(kernel: Tensor, targets: Tensor, ridges: tuple[float, ...], groups: Tensor | None = None) -> RidgeFit:
     """Fit with each of several ridges, from one eigendecomposition.
 
     Args:
@@ -142,46 +140,21 @@ def ridge_path(
         groups: Group of each item, (n,). The fits then also have the scores of each group by the regression on the
             other groups, Y_g - H_gg^-1 a_g with H = (K + ridge I)^-1.
 
+    Returns:
+        The fits; the first axis of all tensors is that of the ridges.
+
     Example:
         >>> items = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
         >>> fits = ridge_path(linear_and_rbf(items, items), items, (0.001, 1.0))
-        >>> [round(float((fit.leave_one_out - items).square().mean()), 2) for fit in fits]
+        >>> [round(error, 2) for error in (fits.leave_one_out - items).square().mean((1, 2)).tolist()]
         [0.0, 0.03]
     """
     eigenvalues, vectors = torch.linalg.eigh(kernel)
-    eigenvalues = eigenvalues.clamp_min(0)
-    projected = vectors.mT @ targets
-    squares = vectors.square()
-    return [
-        _fit_from_eigenvectors(eigenvalues, vectors, projected, squares, targets, kernel.new_tensor(ridge), groups)
-        for ridge in ridges
-    ]
-
-
-def _fit_from_eigenvectors(
-    eigenvalues: Tensor,
-    vectors: Tensor,
-    projected: Tensor,
-    squares: Tensor,
-    targets: Tensor,
-    ridge: Tensor,
-    groups: Tensor | None,
-) -> RidgeFit:
-    """Return the fit with one ridge.
-
-    Args:
-        eigenvalues: Eigenvalues of the kernel, (n,).
-        vectors: Its eigenvectors, (n, n).
-        projected: Coordinates of the targets in them, (n, t).
-        squares: Squares of the eigenvectors, (n, n).
-        targets: Centred targets, (n, t).
-        ridge: The ridge, a scalar.
-        groups: Group of each item, (n,).
-    """
-    inverse = 1 / (eigenvalues + ridge)
-    coefficients = vectors @ (inverse[:, None] * projected)
-    leave_one_out = targets - coefficients / (squares @ inverse)[:, None]
+    candidates = kernel.new_tensor(ridges)
+    inverse = 1 / (eigenvalues.clamp_min(0)[None] + candidates[:, None])  # (ridges, n)
+    coefficients = vectors @ (inverse[..., None] * (vectors.mT @ targets))  # (ridges, n, t)
+    leave_one_out = targets - coefficients / (inverse @ vectors.square().mT)[..., None]
     if groups is None:
-        return RidgeFit(coefficients, leave_one_out, ridge)
-    blocks = (vectors * inverse) @ vectors.mT * (groups[:, None] == groups)  # of H, (n, n)
-    return RidgeFit(coefficients, leave_one_out, ridge, targets - torch.linalg.solve(blocks, coefficients))
+        return RidgeFit(coefficients, leave_one_out, candidates)
+    blocks = (vectors * inverse[:, None]) @ vectors.mT * (groups[:, None] == groups)  # of H, (ridges, n, n)
+    return RidgeFit(coefficients, leave_one_out, candidates, targets - torch.linalg.solve(blocks, coefficients))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metalora.learner.readouts.calibration import best_temperature, better_by_standard_error, log_likelihoods
 from metalora.learner.readouts.discriminant import decision, item_weights, logits_without_group
-from metalora.learner.readouts.kernel import FeatureKernel, RidgeFit, ridge_path
+from metalora.learner.readouts.kernel import FeatureKernel, ridge_path
 from metalora.learner.readouts.rules import KernelRule
 from metalora.learner.readouts.targets import Targets
 
@@ -51,11 +51,10 @@ class KernelFit(NamedTuple):
             balanced: Whether all classes weigh the same in sum.
             groups: Group of each item, (n,), that was left out.
         """
-        weights = item_weights(targets, balanced, groups)
-        temperature = best_temperature(held_out, targets, weights)
+        temperatures, likelihoods = _calibrated(held_out, targets, balanced, groups)
+        temperature = float(temperatures)
         ratio = self.temperature / temperature
         rule = replace(self.rule, coefficients=self.rule.coefficients * ratio, offset=self.rule.offset * ratio)
-        likelihoods = log_likelihoods(held_out / temperature, targets) * weights / weights.mean().clamp_min(1e-12)
         return KernelFit(rule, held_out / temperature, temperature, likelihoods, self.ridge)
 
 
@@ -99,32 +98,41 @@ def fit_kernel_rule(
     ridges = ridges or (RIDGES_OF_NUMBERS if is_numbers else RIDGES_OF_CLASSES)
     if representatives is None:
         path = ridge_path(values, targets.centred(), ridges, groups)
+        coefficients = path.coefficients
     else:
         to_chosen = values[:, representatives]  # (n, m)
         projection = to_chosen @ _inverse(to_chosen[representatives])  # (n, m)
-        path = [
-            fit._replace(coefficients=projection.mT @ fit.coefficients)
-            for fit in ridge_path(projection @ to_chosen.mT, targets.centred(), ridges, groups)
-        ]
-    fits = [_calibrated_rule(fit, kernel, targets, balanced, groups) for fit in path]
-    if is_numbers:
-        return max(fits, key=lambda fit: fit.likelihood)  # of equal ones that with the smallest ridge
-    return fits[better_by_standard_error([fit.likelihoods for fit in fits])]
+        path = ridge_path(projection @ to_chosen.mT, targets.centred(), ridges, groups)
+        coefficients = projection.mT @ path.coefficients
+    fit = decision(path.leave_one_out, targets, balanced)
+    held_out = fit.leave_one_out  # (ridges, n, count)
+    if groups is not None and path.leave_group_out is not None:
+        held_out = logits_without_group(path.leave_one_out, path.leave_group_out, targets, balanced, groups)
+    temperatures, likelihoods = _calibrated(held_out, targets, balanced, groups)
+    # Of the equal ones, the smallest ridge.
+    best = int(likelihoods.mean(1).argmax()) if is_numbers else better_by_standard_error(list(likelihoods))
+    temperature = float(temperatures[best])
+    slope, offset = fit.slope[best] / temperature, fit.offset[best] / temperature
+    rule = KernelRule(coefficients[best] @ slope, offset, kernel.frozen_width, kernel.frozen_scale)
+    return KernelFit(rule, held_out[best] / temperature, temperature, likelihoods[best], ridges[best])
 
 
-def _calibrated_rule(
-    ridge_fit: RidgeFit, kernel: FeatureKernel, targets: Targets, balanced: bool, groups: Tensor | None
-) -> KernelFit:
-    """Return the rule of a regression: the discriminant of its scores, and the temperature of its logits."""
-    fit = decision(ridge_fit.leave_one_out, targets, balanced)
-    held_out = fit.leave_one_out
-    if groups is not None and ridge_fit.leave_group_out is not None:
-        scores = ridge_fit.leave_one_out, ridge_fit.leave_group_out
-        held_out = logits_without_group(*scores, targets, balanced, groups)
-    coefficients = ridge_fit.coefficients @ fit.slope
-    rule = KernelRule(coefficients, fit.offset, kernel.frozen_width, kernel.frozen_scale)
-    unscaled = KernelFit(rule, held_out, 1.0, held_out.new_zeros(len(held_out)), float(ridge_fit.ridge))
-    return unscaled.calibrated(held_out, targets, balanced, groups)
+def _calibrated(held_out: Tensor, targets: Targets, balanced: bool, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the best temperatures of logits (..., n, count), and the log-likelihoods of the items with them.
+
+    Args:
+        held_out: Logits of items that a fit did not see, (..., n, count).
+        targets: Their targets.
+        balanced: Whether all classes weigh the same in sum.
+        groups: Group of each item, (n,), that was left out.
+
+    Returns:
+        Temperatures (...), and weighted log-likelihoods (..., n); the weights have the mean 1.
+    """
+    weights = item_weights(targets, balanced, groups)
+    temperatures = best_temperature(held_out, targets, weights)
+    likelihoods = log_likelihoods(held_out / temperatures[..., None, None], targets)
+    return temperatures, likelihoods * weights / weights.mean().clamp_min(1e-12)
 
 
 def folds_of(targets: Targets, count: int) -> Tensor:

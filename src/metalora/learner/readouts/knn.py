@@ -58,7 +58,7 @@ class SoftNeighbours(Readout):
         for factor in SCALES:
             rule = self._rule(targets, factor * self.log_scale.exp().to(support.dtype))
             logits = _without_self(fitted.support, rule)
-            temperature = best_temperature(logits, targets, weights)
+            temperature = float(best_temperature(logits, targets, weights))
             likelihood = float(mean_log_likelihood(logits / temperature, targets, weights))
             if likelihood > best_likelihood:
                 best_likelihood = likelihood

@@ -64,7 +64,7 @@ class DiscriminantAnalysis(Readout):
         best_likelihood = -float("inf")
         for shrinkage in SHRINKAGES:
             logits = without_self.logits(shrinkage)
-            temperature = best_temperature(logits, targets, weights)
+            temperature = float(best_temperature(logits, targets, weights))
             likelihood = float(mean_log_likelihood(logits / temperature, targets, weights))
             if likelihood > best_likelihood:
                 best_likelihood, best = likelihood, (shrinkage, temperature, logits / temperature)

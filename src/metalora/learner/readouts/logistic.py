@@ -72,7 +72,7 @@ class LogisticRegression(Readout):
             penalty = 1 / (inverse_l2 * used)
             slope, offset = converged_fit(features, targets.matrix, penalty)
             logits = self._unbiased(leave_one_out(features, targets.matrix, penalty, slope, offset), targets)
-            temperature = best_temperature(logits, targets, weights)
+            temperature = float(best_temperature(logits, targets, weights))
             likelihood = float(mean_log_likelihood(logits / temperature, targets, weights))
             if likelihood > best_likelihood:
                 best_likelihood, best_logits = likelihood, logits / temperature

@@ -64,7 +64,7 @@ class Prototype(Readout):
         fitted = self._fit_for_training(support, targets)
         rule = fitted.rule
         assert isinstance(rule, PrototypeRule)
-        temperature = best_temperature(fitted.leave_one_out, targets, self._item_weights(targets))
+        temperature = float(best_temperature(fitted.leave_one_out, targets, self._item_weights(targets)))
         rule = replace(rule, scale=rule.scale / temperature, offset=rule.offset / temperature)
         return replace(fitted, rule=rule, leave_one_out=fitted.leave_one_out / temperature)
 
