@@ -1,12 +1,16 @@
 """The pages of the papers: every Python block runs, and the tables hold the numbers of the rows."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
 from metalora.bench.store import RowStore
+from metalora.config import from_dict, read_yaml
+from metalora_papers.comparison import load_comparison
 from metalora_papers.config import TableConfig
+from metalora_papers.learner.config import LearnerTableConfig
 from metalora_papers.metalora.table import ImageComparison
 
 PAPERS = Path(__file__).parents[1]
@@ -60,7 +64,30 @@ def test_the_numbers_of_the_page_are_those_of_the_rows(suite, data, backbone):
         assert f"| {line} |" in text, cells
 
 
-def test_the_table_of_the_readme_is_in_the_page():
-    page, readme = ((PAPERS / name).read_text() for name in ("docs/metalora.md", "../README.md"))
-    table = re.search(r"\| ResNet \|.*?\n\n", readme, re.S)[0]
-    assert table.count("\n") > 5 and table in page
+def report_of(name, table, file):
+    comparison = load_comparison(name, table)
+    return comparison.report(comparison.rows_of(RowStore(PAPERS / "results" / file).rows()))
+
+
+def test_table_one_is_that_of_the_rows_in_the_readme_and_in_the_page():
+    found = report_of("metalora-1", TableConfig(data="fashion-mnist"), "attributes.jsonl").tables[0]
+    lines = [" | ".join(cells[1:]) for cells in found.cells if not cells[0].startswith("MoE")]
+    assert len(lines) == 6
+    for path in (PAPERS.parent / "README.md", PAPERS / "docs" / "metalora.md"):
+        text = path.read_text()
+        assert [line for line in lines if f"| {line} |" not in text] == []
+
+
+def test_the_emoji_are_those_of_the_rows_in_the_readme_and_in_the_page():
+    table = from_dict(LearnerTableConfig, read_yaml(PAPERS / "recipes" / "learner" / "emoji.yaml"))
+    table = dataclasses.replace(table, methods=("original", "lora"))
+    found = report_of("learner-emoji", table, "learner-emoji.jsonl").tables[0]
+    page, readme = (path.read_text() for path in (PAPERS / "docs" / "learners.md", PAPERS.parent / "README.md"))
+    trained, never = found.columns.index("trained"), found.columns.index("never trained")
+    for cells in found.cells:
+        in_page = [cell.split(" ")[0] for cell in cells[2:trained]]
+        means = f"| {cells[trained]} | {cells[never]} |"
+        if cells[0] not in ("logistic regression, last layer", "RBF-SVM, last layer"):
+            assert " | ".join(in_page) in page and means in page.replace("**", ""), cells
+        if cells[0] in ("k-NN, last layer", "LDA, all stages", "logistic regression, all stages", "lora"):
+            assert means in readme.replace("**", ""), cells
