@@ -91,3 +91,13 @@ def test_the_emoji_are_those_of_the_rows_in_the_readme_and_in_the_page():
             assert " | ".join(in_page) in page and means in page.replace("**", ""), cells
         if cells[0] in ("k-NN, last layer", "LDA, all stages", "logistic regression, all stages", "lora"):
             assert means in readme.replace("**", ""), cells
+
+
+def test_the_attributes_are_those_of_the_rows_in_the_page():
+    table = from_dict(LearnerTableConfig, read_yaml(PAPERS / "recipes" / "learner" / "attributes.yaml"))
+    table = dataclasses.replace(table, methods=("original", "lora"))
+    found = report_of("learner-attributes", table, "learner-attributes.jsonl").tables[0]
+    page = (PAPERS / "docs" / "learners.md").read_text().replace("**", "")
+    means = slice(found.columns.index("trained"), found.columns.index("unseen classes") + 1)
+    shown = [cells[0] for cells in found.cells if f"| {' | '.join(cells[means])} |" in page]
+    assert len(shown) == 7 and "lora" in shown
