@@ -109,7 +109,6 @@ def fit_kernel_rule(
     if groups is not None and path.leave_group_out is not None:
         held_out = logits_without_group(path.leave_one_out, path.leave_group_out, targets, balanced, groups)
     temperatures, likelihoods = _calibrated(held_out, targets, balanced, groups)
-    # Of the equal ones, the smallest ridge.
     best = int(likelihoods.mean(1).argmax()) if is_numbers else better_by_standard_error(list(likelihoods))
     temperature = float(temperatures[best])
     slope, offset = fit.slope[best] / temperature, fit.offset[best] / temperature
