@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,20 +141,11 @@ def finetune(
     --method is one of `metalora methods`; or full, which trains the whole network, or head, which trains a head alone.
     """
     from metalora.learner import finetune as tune
-    from metalora.learner import read_tasks
 
     check_folder(out, FINETUNED)
     check_choice("method", adapter.method, (*METHODS, "full", "head"))
-    columns = None if label_column is None else (label_column,)
-    pools = read_tasks(
-        data,
-        images=images,
-        image_column=image_column,
-        text_column=text_column,
-        label_columns=columns,
-        group_column=group_column,
-    )
-    inputs, labels, groups = _support_set(pools, data, "finetune")
+    columns = {"images": images, "image_column": image_column, "text_column": text_column, "group_column": group_column}
+    inputs, labels, groups = _one_task(data, "finetune", label_column, columns)
     with progress(config.steps, f"fine-tuning {adapter.method}", quiet=json) as advance:
         tuned = tune(
             backbone,
@@ -188,20 +179,12 @@ def adapt(
     json: Json = False,
 ) -> None:
     """Adapt a learner to a task: one forward pass of its labelled examples."""
-    from metalora.learner import MetaLearner, read_tasks
+    from metalora.learner import MetaLearner
     from metalora.learner.saving import TASK_FILE
 
     check_folder(out, TASK_FILE)
-    columns = None if label_column is None else (label_column,)
-    pools = read_tasks(
-        support,
-        images=images,
-        image_column=image_column,
-        text_column=text_column,
-        label_columns=columns,
-        group_column=group_column,
-    )
-    inputs, labels, groups = _support_set(pools, support, "adapt")
+    columns = {"images": images, "image_column": image_column, "text_column": text_column, "group_column": group_column}
+    inputs, labels, groups = _one_task(support, "adapt", label_column, columns)
     with status("adapting", quiet=json):
         task = MetaLearner.from_pretrained(learner).adapt(inputs, labels, groups=groups)
         task.save_pretrained(out, max_bytes=max_bytes)
@@ -210,8 +193,26 @@ def adapt(
     show(row, json, f"task of {learner}", ("task", "examples", "classes", "bytes"), [row])
 
 
-def _support_set(pools: Sequence[TaskPool], source: Path, verb: str) -> tuple[list[Any], list[Any], list[int] | None]:
-    """Return inputs, labels and groups of the only column of the only pool; inputs without a label are left out."""
+def _one_task(
+    source: Path, verb: str, label_column: str | None, columns: Mapping[str, Any]
+) -> tuple[list[Any], list[Any], list[int] | None]:
+    """Read the labelled examples of one task; those without a label are left out.
+
+    Args:
+        source: A table or a folder.
+        verb: Name of the command, for messages.
+        label_column: Column of the labels; None: the only one.
+        columns: Further arguments of `read_tasks`.
+
+    Returns:
+        Inputs, labels, and groups or None.
+
+    Raises:
+        ValueError: The source has no labels, or several columns of them.
+    """
+    from metalora.learner import read_tasks
+
+    pools = read_tasks(source, label_columns=None if label_column is None else (label_column,), **columns)
     if len(pools) != 1 or len(pools[0].columns) != 1:
         names = [name for pool in pools for name in pool.columns]
         ignored = [f"{name}: {reason}" for pool in pools for name, reason in pool.ignored.items()]
