@@ -24,6 +24,7 @@ from metalora.adapters.conditioning.features import (
 from metalora.adapters.conditioning.stages import stages as stages_of
 from metalora.adapters.layers import AdaptedLayer
 from metalora.adapters.targets import head_path
+from metalora.learner.length_parts import by_length
 
 
 class StageFeatures:
@@ -77,7 +78,7 @@ class StageFeatures:
             The statistics, (n, d), float32.
         """
         with contextlib.nullcontext() if self.adapter is None else self.adapter.disabled():
-            return self._record(inputs)
+            return by_length(self._record, inputs)
 
     @torch.no_grad()
     def last_layer(self, inputs: Inputs) -> Tensor:
@@ -104,10 +105,14 @@ class StageFeatures:
         recorder = Recorder()
         has_head = token_mask(inputs) is None and head_path(self.model) is not None
         handles = watch_head(self.model, recorder) if has_head else watch_stages(self.model, self.stages[-1:], recorder)
-        recorder.start(inputs)
+
+        def read(part: Inputs) -> Tensor:
+            recorder.start(part)
+            run(self.model, part)
+            return recorder.take()
+
         try:
-            run(self.model, inputs)
-            pooled = recorder.take()
+            pooled = by_length(read, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -126,11 +131,7 @@ class StageFeatures:
         if self.adapter is None:
             return torch.empty(batch_size(inputs), 0, device=next(self.model.parameters()).device)
         with contextlib.nullcontext() if condition is None else self.adapter.using(condition):
-            if not self.hidden:
-                return self._record(inputs)
-            with self._hidden.recording(token_mask(inputs)) as statistics:
-                stages = self._record(inputs)
-        return torch.cat([stages, *statistics.values()], 1)
+            return by_length(self._record_adapted if self.hidden else self._record, inputs)
 
     def hidden_statistics(self, inputs: Inputs, condition: Condition | None = None) -> dict[str, Tensor]:
         """Return the statistics of the hidden activations of each adapted layer: path -> (n, 2 * ranks).
@@ -144,6 +145,11 @@ class StageFeatures:
             with self._hidden.recording(token_mask(inputs)) as statistics:
                 run(self.model, inputs)
         return statistics
+
+    def _record_adapted(self, inputs: Inputs) -> Tensor:
+        with self._hidden.recording(token_mask(inputs)) as statistics:
+            stages = self._record(inputs)
+        return torch.cat([stages, *statistics.values()], 1)
 
     def _record(self, inputs: Inputs) -> Tensor:
         self._recorder.start(inputs)
