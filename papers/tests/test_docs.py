@@ -93,9 +93,13 @@ def test_the_emoji_are_those_of_the_rows_in_the_readme_and_in_the_page():
             assert means in readme.replace("**", ""), cells
 
 
-def test_the_attributes_are_those_of_the_rows_in_the_page():
+ATTRIBUTES = [{}, {"backbone": "mixer"}, {"data": "mnist-5k", "seeds": (0, 1, 2)}]
+
+
+@pytest.mark.parametrize("settings", ATTRIBUTES, ids=["fashion resnet", "fashion mixer", "mnist resnet"])
+def test_the_attributes_are_those_of_the_rows_in_the_page(settings):
     table = from_dict(LearnerTableConfig, read_yaml(PAPERS / "recipes" / "learner" / "attributes.yaml"))
-    table = dataclasses.replace(table, methods=("original", "lora"))
+    table = dataclasses.replace(table, methods=("original", "lora"), **settings)
     found = report_of("learner-attributes", table, "learner-attributes.jsonl").tables[0]
     page = (PAPERS / "docs" / "learners.md").read_text().replace("**", "")
     means = slice(found.columns.index("trained"), found.columns.index("unseen classes") + 1)
