@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from metalora.learner import ImagePreprocessor, MetaLearner, read_tasks
+from metalora.learner.evaluation import EpisodeFeatures
+from metalora.learner.features import StageFeatures
 from metalora.learner.html_report import collect, page, write_html
 from metalora.learner.readouts.calibration import error_of_confidence
 from metalora.learner.report import evaluate_pools
@@ -73,6 +75,30 @@ def test_the_page_of_arrays(learner: MetaLearner, tmp_path: Path) -> None:
     assert parser.count["table"] == 2 + 2 + 2  # methods, tasks; confusions and neighbours of two tasks
     mean = report.means()["this learner"]
     assert f"{100 * mean:.1f} ±" in text
+
+
+def test_tasks_of_several_pools_are_told_apart(learner: MetaLearner) -> None:
+    columns = arrays()
+    pools = read_tasks([(columns["x"], columns["a<b"]), (columns["x"], columns["three"])])
+    report = evaluate_pools(learner, pools, episodes=3)
+    assert {(score.task, len(score.accuracies)) for score in report.scores} == {("task 1", 3), ("task 2", 3)}
+    details = collect(learner, pools, episodes=3)
+    assert list(details.confusions) == ["task 1", "task 2"]
+    assert details.confusions["task 2"][0] == ["0", "1", "2"]
+
+
+def test_the_page_computes_no_features_again(learner: MetaLearner, monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = read_tasks(arrays())
+    features = EpisodeFeatures(learner, pools)
+    evaluate_pools(learner, pools, episodes=2, features=features)
+
+    def fails(*_: Any) -> None:
+        raise AssertionError("the network ran again")
+
+    monkeypatch.setattr(StageFeatures, "_record", fails)
+    assert collect(learner, pools, episodes=2, features=features).confusions
+    with pytest.raises(AssertionError, match="again"):
+        collect(learner, pools, episodes=2)
 
 
 def test_the_details_are_those_of_the_report(learner: MetaLearner) -> None:

@@ -340,6 +340,7 @@ def evaluate(
 ) -> None:
     """Compare a learner with its peers on tasks that it was not trained on: the same episodes for every method."""
     from metalora.learner import MetaLearner, read_tasks
+    from metalora.learner.evaluation import EpisodeFeatures
     from metalora.learner.report import evaluate_pools
 
     if html is not None and not html.absolute().parent.is_dir():
@@ -354,11 +355,13 @@ def evaluate(
     )
     with status("running the episodes", quiet=json):
         loaded = MetaLearner.from_pretrained(learner)
-        report = evaluate_pools(loaded, pools, episodes)
+        features = EpisodeFeatures(loaded, pools)
+        report = evaluate_pools(loaded, pools, episodes, features)
         if html is not None:
             from metalora.learner.html_report import write_html
 
-            write_html(loaded, pools, report, html, title=f"{learner.name} on {data.name}", episodes=episodes)
+            title = f"{learner.name} on {data.name}"
+            write_html(loaded, pools, report, html, title=title, episodes=episodes, features=features)
     _show_report(report, json, f"{learner} on {data}: accuracy")
 
 

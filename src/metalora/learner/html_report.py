@@ -57,6 +57,7 @@ def write_html(
     *,
     title: str = "Evaluation",
     episodes: int = EPISODES,
+    features: EpisodeFeatures | None = None,
 ) -> None:
     """Write the page of an evaluation, completely or not at all.
 
@@ -67,11 +68,12 @@ def write_html(
         path: The file.
         title: Its heading.
         episodes: Episodes of a task, as in the evaluation.
+        features: The features that `evaluate_pools` has computed; None: they are computed again.
 
     Raises:
         ValueError: The file could not be written.
     """
-    details = collect(learner, pools, episodes)
+    details = collect(learner, pools, episodes, features)
     write_atomically(path, page(report, details, title).encode())
 
 
@@ -102,19 +104,25 @@ def page(report: Report, details: Details, title: str) -> str:
 
 # ---- what is shown ---------------------------------------------------------------------------------------------------
 @torch.no_grad()
-def collect(learner: MetaLearner, pools: Sequence[TaskPool], episodes: int = EPISODES) -> Details:
+def collect(
+    learner: MetaLearner,
+    pools: Sequence[TaskPool],
+    episodes: int = EPISODES,
+    features: EpisodeFeatures | None = None,
+) -> Details:
     """Run the episodes of an evaluation again and keep what the page shows.
 
     Args:
         learner: The learner.
         pools: What it was evaluated on.
         episodes: Episodes of a task.
+        features: Features of the pools, if some are known.
     """
     named = named_by_pool(pools)
     config = learner.config
     tasks = [(number, name) for number, pool in enumerate(named) for name in pool.columns]
     drawn = draw_test_episodes(named, tasks, episodes, config.support, config.query, config.seed + REPORT_SEED)
-    features = EpisodeFeatures(learner, named)
+    features = features or EpisodeFeatures(learner, named)
     confidence, right = [], []
     confusions: dict[str, tuple[list[str], Tensor]] = {}
     neighbours: dict[str, list[str]] = {}

@@ -14,7 +14,7 @@ from metalora.learner.evaluation import EpisodeFeatures, TestEpisode, draw_test_
 from metalora.learner.peers import LAST, PEERS, STAGES, peer_predictions
 from metalora.learner.readouts import Targets
 from metalora.learner.readouts.calibration import error_of_confidence
-from metalora.learner.splits import Split
+from metalora.learner.splits import Split, named_by_pool
 
 if TYPE_CHECKING:
     from metalora.learner.learner import MetaLearner
@@ -140,37 +140,47 @@ class Report:
         return self.verdict
 
 
-def evaluate_pools(learner: MetaLearner, pools: Sequence[TaskPool], episodes: int = EPISODES) -> Report:
+def evaluate_pools(
+    learner: MetaLearner,
+    pools: Sequence[TaskPool],
+    episodes: int = EPISODES,
+    features: EpisodeFeatures | None = None,
+) -> Report:
     """Compare a learner with its peers on pools of tasks that it was not trained on.
 
     Args:
         learner: The learner.
         pools: The pools.
         episodes: Episodes of a task.
+        features: Features of these pools, which are kept for a further use; None: for this evaluation only.
 
     Raises:
         ValueError: No task has enough labels for an episode.
     """
-    names = tuple(name for pool in pools for name in pool.columns)
-    report = make_report(learner, Split([], list(pools), names), episodes)
+    named = named_by_pool(pools)
+    names = tuple(name for pool in named for name in pool.columns)
+    report = make_report(learner, Split([], named, names), episodes, features)
     if not report.scores:
         raise ValueError("no task has enough labels for an episode: two classes with three support items each")
     return report
 
 
-def make_report(learner: MetaLearner, split: Split, episodes: int = EPISODES) -> Report:
+def make_report(
+    learner: MetaLearner, split: Split, episodes: int = EPISODES, features: EpisodeFeatures | None = None
+) -> Report:
     """Compare a learner with its peers on the inputs that were kept; every method sees the same episodes.
 
     Args:
         learner: The learner.
         split: What was trained on and what was kept.
         episodes: Episodes of a task.
+        features: Features of the pools that were kept, if some are known.
     """
     config = learner.config
     drawn = draw_test_episodes(
         split.kept, split.tasks, episodes, config.support, config.query, config.seed + REPORT_SEED
     )
-    features = EpisodeFeatures(learner, split.kept)
+    features = features or EpisodeFeatures(learner, split.kept)
     accuracies: dict[tuple[str, str], list[float]] = {}
     probabilities, truths = [], []
     for episode in drawn:
