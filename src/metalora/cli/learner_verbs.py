@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,11 +28,34 @@ if TYPE_CHECKING:
 
 BACKBONES = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, st:FOLDER_OR_ID, minilm or efficientnet-lite0"
 LearnerFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LEARNER", help="folder of the learner")]
+LabelColumns = Annotated[tuple[str, ...] | None, tyro.conf.arg(help="columns of labels; all others if not given")]
 TaskFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TASK", help="folder of the task")]
-Images = Annotated[Path | None, tyro.conf.arg(help="folder that image paths are relative to; the table's if not given")]
-ImageColumn = Annotated[str | None, tyro.conf.arg(help="column of image paths; found by its values if not given")]
-TextColumn = Annotated[str | None, tyro.conf.arg(help="column of texts")]
 TABLES = "a table (.csv, .tsv, .jsonl, .parquet) or a folder of pictures"
+
+
+@dataclass(frozen=True)
+class InputColumns:
+    """Where a table has its inputs."""
+
+    images: Path | None = None
+    """folder that image paths are relative to; the table's if not given"""
+    image_column: str | None = None
+    """column of image paths; found by its values if not given"""
+    text_column: str | None = None
+    """column of texts"""
+
+
+@dataclass(frozen=True)
+class TaskColumns(InputColumns):
+    """Where a table has its inputs and their groups."""
+
+    group_column: str | None = None
+    """inputs with the same value are variants of one thing: a classifier that has learned from one is not judged by
+    another"""
+
+
+InputFlags = Annotated[InputColumns, tyro.conf.arg(name="")]
+TaskFlags = Annotated[TaskColumns, tyro.conf.arg(name="")]
 
 
 def fit(
@@ -41,13 +65,8 @@ def fit(
         Path,
         tyro.conf.arg(help=f"{TABLES}: in class folders, or without; without labels all notions are procedural"),
     ],
-    images: Images = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    label_columns: Annotated[tuple[str, ...] | None, tyro.conf.arg(help="columns of labels; all others")] = None,
-    group_column: Annotated[
-        str | None, tyro.conf.arg(help="inputs with the same value are never in a support set and in its queries")
-    ] = None,
+    columns: TaskFlags = TaskColumns(),  # noqa: B008 (frozen)
+    label_columns: LabelColumns = None,
     holdout: Annotated[
         int | None, tyro.conf.arg(help="how many tasks are kept for the report; a fifth of five or more")
     ] = None,
@@ -67,14 +86,7 @@ def fit(
     check_folder(learner, LEARNER_FILE)
     if no_adapter:
         config = dataclasses.replace(config, adapter=None)
-    pools = read_tasks(
-        data,
-        images=images,
-        image_column=image_column,
-        text_column=text_column,
-        label_columns=label_columns,
-        group_column=group_column,
-    )
+    pools = read_tasks(data, label_columns=label_columns, **vars(columns))
     with status("loading the backbone", quiet=json):
         trained = MetaLearner(backbone, config)
     if no_adapter:
@@ -126,12 +138,7 @@ def finetune(
     data: Annotated[Path, tyro.conf.arg(help=f"labelled examples of one task: {TABLES} in class folders")],
     out: Annotated[Path, tyro.conf.arg(help="folder of the fine-tuned network")],
     label_column: Annotated[str | None, tyro.conf.arg(help="column of the labels, if there are several")] = None,
-    images: Images = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    group_column: Annotated[
-        str | None, tyro.conf.arg(help="examples with the same value are not both trained on and kept")
-    ] = None,
+    columns: TaskFlags = TaskColumns(),  # noqa: B008 (frozen)
     adapter: Annotated[AdapterConfig, tyro.conf.arg(name="")] = AdapterConfig(),  # noqa: B008 (frozen)
     config: Annotated[FineTuneConfig, tyro.conf.arg(name="")] = FineTuneConfig(),  # noqa: B008 (frozen)
     json: Json = False,
@@ -144,7 +151,6 @@ def finetune(
 
     check_folder(out, FINETUNED)
     check_choice("method", adapter.method, (*METHODS, "full", "head"))
-    columns = {"images": images, "image_column": image_column, "text_column": text_column, "group_column": group_column}
     inputs, labels, groups = _one_task(data, "finetune", label_column, columns)
     with progress(config.steps, f"fine-tuning {adapter.method}", quiet=json) as advance:
         tuned = tune(
@@ -169,12 +175,7 @@ def adapt(
     support: Annotated[Path, tyro.conf.arg(help=f"labelled examples: {TABLES} in class folders")],
     out: Annotated[Path, tyro.conf.arg(help="folder of the task")],
     label_column: Annotated[str | None, tyro.conf.arg(help="column of the labels, if there are several")] = None,
-    images: Images = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    group_column: Annotated[
-        str | None, tyro.conf.arg(help="examples with the same value are variants of one thing; calibrates for others")
-    ] = None,
+    columns: TaskFlags = TaskColumns(),  # noqa: B008 (frozen)
     max_bytes: Annotated[int | None, tyro.conf.arg(help="largest size of the task's numbers, in bytes")] = None,
     json: Json = False,
 ) -> None:
@@ -183,7 +184,6 @@ def adapt(
     from metalora.learner.saving import TASK_FILE
 
     check_folder(out, TASK_FILE)
-    columns = {"images": images, "image_column": image_column, "text_column": text_column, "group_column": group_column}
     inputs, labels, groups = _one_task(support, "adapt", label_column, columns)
     with status("adapting", quiet=json):
         task = MetaLearner.from_pretrained(learner).adapt(inputs, labels, groups=groups)
@@ -194,7 +194,7 @@ def adapt(
 
 
 def _one_task(
-    source: Path, verb: str, label_column: str | None, columns: Mapping[str, Any]
+    source: Path, verb: str, label_column: str | None, columns: TaskColumns
 ) -> tuple[list[Any], list[Any], list[int] | None]:
     """Read the labelled examples of one task; those without a label are left out.
 
@@ -202,7 +202,7 @@ def _one_task(
         source: A table or a folder.
         verb: Name of the command, for messages.
         label_column: Column of the labels; None: the only one.
-        columns: Further arguments of `read_tasks`.
+        columns: Where a table has its inputs.
 
     Returns:
         Inputs, labels, and groups or None.
@@ -212,7 +212,7 @@ def _one_task(
     """
     from metalora.learner import read_tasks
 
-    pools = read_tasks(source, label_columns=None if label_column is None else (label_column,), **columns)
+    pools = read_tasks(source, label_columns=None if label_column is None else (label_column,), **vars(columns))
     if len(pools) != 1 or len(pools[0].columns) != 1:
         names = [name for pool in pools for name in pool.columns]
         ignored = [f"{name}: {reason}" for pool in pools for name, reason in pool.ignored.items()]
@@ -234,14 +234,12 @@ def predict(
     inputs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="INPUTS", help=f"{TABLES}, or one picture")],
     out: Annotated[Path | None, tyro.conf.arg(help="CSV file; printed if not given")] = None,
     learner: Annotated[Path | None, tyro.conf.arg(help="folder of the learner, if it has moved")] = None,
-    images: Images = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
+    columns: InputFlags = InputColumns(),  # noqa: B008 (frozen)
     json: Json = False,
 ) -> None:
     """Predict: for every input its label, the probability of the label, and how unlike the support set it is."""
     load = _loader(task, learner)  # a folder that holds no task is reported before inputs are read
-    pools = read_inputs(inputs, images, image_column, text_column)
+    pools = read_inputs(inputs, columns)
     items = [item for pool in pools for item in pool.inputs]
     with status(f"predicting {len(items)} inputs", quiet=json):
         rows = prediction_rows(load(), items)
@@ -278,9 +276,7 @@ def _loader(task: Path, learner: Path | None) -> Callable[[], AdaptedTask | Fine
     return load
 
 
-def read_inputs(
-    source: Path, images: Path | None, image_column: str | None, text_column: str | None
-) -> Sequence[TaskPool]:
+def read_inputs(source: Path, columns: InputColumns) -> Sequence[TaskPool]:
     """Read inputs without labels: those of a table, all pictures of a folder, or one picture.
 
     Raises:
@@ -293,7 +289,7 @@ def read_inputs(
         return [TaskPool([source], name=str(source))]
     if source.is_dir():
         return read_tasks(source)
-    return read_tasks(source, images=images, image_column=image_column, text_column=text_column, label_columns=())
+    return read_tasks(source, label_columns=(), **vars(columns))
 
 
 def prediction_rows(task: AdaptedTask | FineTuned, items: Sequence[Any]) -> list[dict[str, Any]]:
@@ -327,11 +323,8 @@ def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
 def evaluate(
     learner: LearnerFolder,
     data: Annotated[Path, tyro.conf.arg(help=f"{TABLES} in class folders: tasks with labels")],
-    images: Images = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    label_columns: Annotated[tuple[str, ...] | None, tyro.conf.arg(help="columns of labels; all others")] = None,
-    group_column: Annotated[str | None, tyro.conf.arg(help="as in fit")] = None,
+    columns: TaskFlags = TaskColumns(),  # noqa: B008 (frozen)
+    label_columns: LabelColumns = None,
     episodes: Annotated[int, tyro.conf.arg(help="support sets of each task")] = 12,
     html: Annotated[
         Path | None, tyro.conf.arg(help="a page with all tables, calibration, confusions and nearest neighbours")
@@ -345,14 +338,7 @@ def evaluate(
 
     if html is not None and not html.absolute().parent.is_dir():
         raise ValueError(f"--html {html}: there is no folder {html.parent}")
-    pools = read_tasks(
-        data,
-        images=images,
-        image_column=image_column,
-        text_column=text_column,
-        label_columns=label_columns,
-        group_column=group_column,
-    )
+    pools = read_tasks(data, label_columns=label_columns, **vars(columns))
     with status("running the episodes", quiet=json):
         loaded = MetaLearner.from_pretrained(learner)
         features = EpisodeFeatures(loaded, pools)
