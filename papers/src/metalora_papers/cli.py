@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any
 
 import tyro
 
@@ -19,79 +19,45 @@ from metalora_papers.learner.demo_config import DemoConfig
 from metalora_papers.registry import load_run
 
 ABOUT = "The tables and figures of MetaLoRA, MetaTT and TensLoRA."
-T = TypeVar("T", TableConfig, TextTableConfig, LearnerTableConfig)
 Config = Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")]
 Out = Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")]
 Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")]
 Workers = Annotated[int, tyro.conf.arg(help="processes, one thread each")]
-IMAGES = {
-    "metalora": (
-        TableConfig(),
-        "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN, on one network.",
-    ),
-    "metalora-1": (
-        TableConfig(data="fashion-mnist"),
-        "Table I of arXiv:2504.00460 in its own shape: the same methods on ResNet and MLP-Mixer, K = 5 and 10, stars.",
-    ),
-    "tenslora-vit": (
-        TableConfig(compare="tenslora", suite="natural", backbone="vit", rank=8, seeds=(0, 1, 2, 3, 4)),
-        "TensLoRA on a small ViT: its constructions at LoRA's rank and at its number of parameters.",
-    ),
+IMAGE_TABLES = {
+    "metalora": "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN, on one network.",
+    "metalora-1": "Table I of arXiv:2504.00460 in its own shape: the same on ResNet and MLP-Mixer, K = 5 and 10, stars.",
+    "tenslora-vit": "TensLoRA on a small ViT: its constructions at LoRA's rank and at its number of parameters.",
 }
-LEARNERS = {
+TABLE_SETTINGS: dict[str, Any] = {
+    "metalora": TableConfig(),
+    "metalora-1": TableConfig(data="fashion-mnist"),
+    "tenslora-vit": TableConfig(compare="tenslora", suite="natural", backbone="vit", rank=8, seeds=(0, 1, 2, 3, 4)),
+    **dict.fromkeys(TEXT_TABLES, TextTableConfig()),
     "learner-attributes": LearnerTableConfig(rank=12, cp_rank=9),
     "learner-emoji": LearnerTableConfig(data="", size=64, targets=("conv",), steps=1000),
     "learner-texts": LearnerTableConfig(data="", targets=("query", "value", "intermediate.dense", "output.dense")),
 }
+"""Name of a table -> its settings if no file and no flag changes them."""
 
 
-def _image_verb(name: str) -> Callable[..., None]:
-    default, description = IMAGES[name]
-
-    def verb(
-        table: Annotated[TableConfig, tyro.conf.arg(name="")] = default,
-        config: Config = None,
-        out: Out = Path(f"runs/{name}"),
-        rows: Rows = None,
-        workers: Workers = 2,
-        json: Json = False,
-    ) -> None:
-        settings = _over_file(table, config, default)
-        from metalora_papers.tables import run_table
-
-        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows)
-
-    verb.__doc__ = description
-    return verb
+def _about(name: str) -> str:
+    if name in TEXT_TABLES:
+        paper = "TensLoRA" if name == "tenslora" else "MetaTT (arXiv:2506.09105)"
+        return f"{paper} on text: {TEXT_TABLES[name]}."
+    if name in LEARNER_TABLES:
+        what = LEARNER_TABLES[name]
+        return f"Own tasks from a support set: {what}; frozen features and peers on the same tasks."
+    return IMAGE_TABLES[name]
 
 
-def _text_verb(name: str) -> Callable[..., None]:
-    paper = "TensLoRA" if name == "tenslora" else "MetaTT (arXiv:2506.09105)"
+def _table_verb(name: str) -> Callable[..., None]:
+    default = TABLE_SETTINGS[name]
+    folder = "metatt" if name in TEXT_TABLES else name  # the tables on text share their runs
 
     def verb(
-        table: Annotated[TextTableConfig, tyro.conf.arg(name="")] = TextTableConfig(),  # noqa: B008 (frozen)
+        table: Any = default,
         config: Config = None,
-        out: Out = Path("runs/metatt"),
-        rows: Rows = None,
-        workers: Workers = 2,
-        json: Json = False,
-    ) -> None:
-        from metalora_papers.tables import run_table
-
-        settings = _over_file(table, config, TextTableConfig())
-        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows)
-
-    verb.__doc__ = f"{paper} on text: {TEXT_TABLES[name]}."
-    return verb
-
-
-def _learner_verb(name: str) -> Callable[..., None]:
-    default = LEARNERS[name]
-
-    def verb(
-        table: Annotated[LearnerTableConfig, tyro.conf.arg(name="")] = default,
-        config: Config = None,
-        out: Out = Path(f"runs/{name}"),
+        out: Out = Path("runs") / folder,
         rows: Rows = None,
         workers: Workers = 2,
         json: Json = False,
@@ -101,11 +67,12 @@ def _learner_verb(name: str) -> Callable[..., None]:
         settings = _over_file(table, config, default)
         run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows)
 
-    verb.__doc__ = f"Own tasks from a support set: {LEARNER_TABLES[name]}; frozen features and peers on the same tasks."
+    verb.__annotations__["table"] = Annotated[type(default), tyro.conf.arg(name="")]
+    verb.__doc__ = _about(name)
     return verb
 
 
-def _over_file(table: T, path: Path | None, default: T) -> T:
+def _over_file(table: Any, path: Path | None, default: Any) -> Any:
     """Return the default settings, overridden by the fields of a file, overridden by the flags.
 
     A flag on the command line counts even if it is set to its default.
@@ -122,11 +89,7 @@ def _over_file(table: T, path: Path | None, default: T) -> T:
     return dataclasses.replace(default, **from_file | from_flags)
 
 
-TABLES: dict[str, Callable[..., None]] = {
-    **{name: _image_verb(name) for name in IMAGES},
-    **{name: _text_verb(name) for name in TEXT_TABLES},
-    **{name: _learner_verb(name) for name in LEARNERS},
-}
+TABLES: dict[str, Callable[..., None]] = {name: _table_verb(name) for name in TABLE_SETTINGS}
 
 
 def train(

@@ -7,7 +7,7 @@ import pytest
 
 from metalora.bench.store import RowStore, make_row, run_key
 from metalora.config import to_dict
-from metalora_papers.cli import LEARNERS
+from metalora_papers.cli import TABLE_SETTINGS
 from metalora_papers.learner.differences import paired_difference
 from metalora_papers.learner.line_up import FITTED, ORIGINAL, TRAINED_WITHOUT_VENDORS, methods_of
 from metalora_papers.learner.scores import FROZEN, method_rows
@@ -21,7 +21,7 @@ LORA_FITTED = "LoRA and head, all stages, fitted"
 
 
 def comparison(name=NAME, **settings):
-    return LearnerComparison(name, dataclasses.replace(LEARNERS[name], **settings))
+    return LearnerComparison(name, dataclasses.replace(TABLE_SETTINGS[name], **settings))
 
 
 def scores(value, episodes):
@@ -141,7 +141,7 @@ def test_the_runs_of_a_table():
     assert by_method["metalora-cp after static steps"].static_steps == 250
     assert by_method["metalora-cp"].adapter.condition.scope == "support"
     assert "metatt-4d" not in by_method and "metatt-4d" in methods_of(NAME, comparison(backbone="mixer").table)
-    assert "metatt-4+1d generated" in methods_of("learner-texts", LEARNERS["learner-texts"])
+    assert "metatt-4+1d generated" in methods_of("learner-texts", TABLE_SETTINGS["learner-texts"])
     without = comparison("learner-emoji", left_out_vendor="apple", methods=("lora",), seeds=(0,)).runs({})
     assert without[0].trained == TRAINED_WITHOUT_VENDORS and without[0].adapter.targets == "conv"
     with pytest.raises(ValueError, match="unknown row 'lorra'; did you mean 'lora'"):

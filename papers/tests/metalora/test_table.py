@@ -119,9 +119,9 @@ def test_static_methods_are_at_least_as_large_as_generated_ones(suite):
 
 
 def test_tenslora_on_the_attention_of_a_vit():
-    from metalora_papers.cli import IMAGES
+    from metalora_papers.cli import TABLE_SETTINGS
 
-    table = dataclasses.replace(IMAGES["tenslora-vit"][0], seeds=(0,))
+    table = dataclasses.replace(TABLE_SETTINGS["tenslora-vit"], seeds=(0,))
     found = {run.method: run for run in ImageComparison("tenslora-vit", table).runs({})}
     treatments, baselines = LINE_UPS[table.compare].treatments, LINE_UPS[table.compare].baselines
     assert set(found) == {"original", *treatments, *baselines} and len(found) == 16
