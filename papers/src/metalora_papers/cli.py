@@ -25,7 +25,7 @@ Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows;
 Workers = Annotated[int, tyro.conf.arg(help="processes, one thread each")]
 IMAGE_TABLES = {
     "metalora": "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN, on one network.",
-    "metalora-1": "Table I of arXiv:2504.00460 in its own shape: the same on ResNet and MLP-Mixer, K = 5 and 10, stars.",
+    "metalora-1": "Table I of arXiv:2504.00460 in its own shape: on ResNet and MLP-Mixer, K = 5 and 10, stars.",
     "tenslora-vit": "TensLoRA on a small ViT: its constructions at LoRA's rank and at its number of parameters.",
 }
 TABLE_SETTINGS: dict[str, Any] = {
