@@ -93,6 +93,21 @@ def test_the_emoji_are_those_of_the_rows_in_the_readme_and_in_the_page():
             assert means in readme.replace("**", ""), cells
 
 
+def test_the_texts_are_those_of_the_rows_in_the_page():
+    table = from_dict(LearnerTableConfig, read_yaml(PAPERS / "recipes" / "learner" / "texts.yaml"))
+    found = report_of(
+        "learner-texts", dataclasses.replace(table, methods=("original", "lora")), "learner-texts.jsonl"
+    ).tables[0]
+    page = (PAPERS / "docs" / "learners.md").read_text().replace("**", "")
+    never = found.columns.index("never trained")
+    lines = {
+        cells[0]: " | ".join([*(cell.split(" ")[0] for cell in cells[2 : never - 1]), *cells[never - 1 : never + 1]])
+        for cells in found.cells
+    }
+    shown = [method for method, line in lines.items() if f"| {line} |" in page]
+    assert len(shown) == 7 and "lora" in shown
+
+
 ATTRIBUTES = [{}, {"backbone": "mixer"}, {"data": "mnist-5k", "seeds": (0, 1, 2)}]
 
 
