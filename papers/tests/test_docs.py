@@ -120,3 +120,14 @@ def test_the_attributes_are_those_of_the_rows_in_the_page(settings):
     means = slice(found.columns.index("trained"), found.columns.index("unseen classes") + 1)
     shown = [cells[0] for cells in found.cells if f"| {' | '.join(cells[means])} |" in page]
     assert len(shown) == 7 and "lora" in shown
+
+
+def test_the_generated_adapters_are_those_of_the_rows_in_the_page():
+    table = from_dict(LearnerTableConfig, read_yaml(PAPERS / "recipes" / "learner" / "attributes.yaml"))
+    found = report_of("learner-attributes", table, "learner-attributes.jsonl").tables[0]
+    page = (PAPERS / "docs" / "learners.md").read_text().replace("**", "")
+    columns = [found.columns.index(name) for name in ("seeds", "trained", "never trained", "unseen classes")]
+    lines = {cells[0]: " | ".join(cells[column] for column in columns) for cells in found.cells}
+    shown = [method for method, line in lines.items() if f"| {line} |" in page]
+    assert [method for method in lines if method.startswith(("metalora", "film", "lora, one"))] == shown[1:]
+    assert len(shown) == 8 and shown[0] == "lora"
