@@ -78,10 +78,14 @@ def test_table_one_is_that_of_the_rows_in_the_readme_and_in_the_page():
         assert [line for line in lines if f"| {line} |" not in text] == []
 
 
+def learner_table(suite, **settings):
+    recipe = from_dict(LearnerTableConfig, read_yaml(PAPERS / "recipes" / "learner" / f"{suite}.yaml"))
+    name = f"learner-{suite}"
+    return report_of(name, dataclasses.replace(recipe, **settings), f"{name}.jsonl").tables[0]
+
+
 def test_the_emoji_are_those_of_the_rows_in_the_readme_and_in_the_page():
-    table = from_dict(LearnerTableConfig, read_yaml(PAPERS / "recipes" / "learner" / "emoji.yaml"))
-    table = dataclasses.replace(table, methods=("original", "lora"))
-    found = report_of("learner-emoji", table, "learner-emoji.jsonl").tables[0]
+    found = learner_table("emoji", methods=("original", "lora"))
     page, readme = (path.read_text() for path in (PAPERS / "docs" / "learners.md", PAPERS.parent / "README.md"))
     trained, never = found.columns.index("trained"), found.columns.index("never trained")
     for cells in found.cells:
@@ -94,10 +98,7 @@ def test_the_emoji_are_those_of_the_rows_in_the_readme_and_in_the_page():
 
 
 def test_the_texts_are_those_of_the_rows_in_the_page():
-    table = from_dict(LearnerTableConfig, read_yaml(PAPERS / "recipes" / "learner" / "texts.yaml"))
-    found = report_of(
-        "learner-texts", dataclasses.replace(table, methods=("original", "lora")), "learner-texts.jsonl"
-    ).tables[0]
+    found = learner_table("texts", methods=("original", "lora"))
     page = (PAPERS / "docs" / "learners.md").read_text().replace("**", "")
     never = found.columns.index("never trained")
     lines = {
@@ -113,9 +114,7 @@ ATTRIBUTES = [{}, {"backbone": "mixer"}, {"data": "mnist-5k", "seeds": (0, 1, 2)
 
 @pytest.mark.parametrize("settings", ATTRIBUTES, ids=["fashion resnet", "fashion mixer", "mnist resnet"])
 def test_the_attributes_are_those_of_the_rows_in_the_page(settings):
-    table = from_dict(LearnerTableConfig, read_yaml(PAPERS / "recipes" / "learner" / "attributes.yaml"))
-    table = dataclasses.replace(table, methods=("original", "lora"), **settings)
-    found = report_of("learner-attributes", table, "learner-attributes.jsonl").tables[0]
+    found = learner_table("attributes", methods=("original", "lora"), **settings)
     page = (PAPERS / "docs" / "learners.md").read_text().replace("**", "")
     means = slice(found.columns.index("trained"), found.columns.index("unseen classes") + 1)
     shown = [cells[0] for cells in found.cells if f"| {' | '.join(cells[means])} |" in page]
@@ -123,8 +122,7 @@ def test_the_attributes_are_those_of_the_rows_in_the_page(settings):
 
 
 def test_the_generated_adapters_are_those_of_the_rows_in_the_page():
-    table = from_dict(LearnerTableConfig, read_yaml(PAPERS / "recipes" / "learner" / "attributes.yaml"))
-    found = report_of("learner-attributes", table, "learner-attributes.jsonl").tables[0]
+    found = learner_table("attributes")
     page = (PAPERS / "docs" / "learners.md").read_text().replace("**", "")
     columns = [found.columns.index(name) for name in ("seeds", "trained", "never trained", "unseen classes")]
     lines = {cells[0]: " | ".join(cells[column] for column in columns) for cells in found.cells}

@@ -41,8 +41,8 @@ class LearnerConfig:
     forwards: int = 1
     """label sets of a step that such an adapter is trained on, each with a forward pass of its own"""
     hidden_statistics: bool = True
-    """also read the hidden activations x Left of the adapter: without them, an adapter of EfficientNet-Lite0 hardly
-    learned anything from emoji"""
+    """also read the hidden activations x Left of the adapter: without them, an adapter of EfficientNet-Lite0 was 13
+    points less accurate on the trained notions of emoji"""
     procedural: float = 0.5
     """probability that a task of a step is a procedural notion, which needs no label; 1 if there are no labels"""
     class_episodes: float = 0.2
