@@ -23,14 +23,16 @@ Config = Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, rea
 Out = Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")]
 Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")]
 Workers = Annotated[int, tyro.conf.arg(help="processes, one thread each")]
-IMAGE_TABLES = {
+ABOUT_TABLES = {
     "metalora": "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN, on one network.",
     "metalora-1": "Table I of arXiv:2504.00460 in its own shape: on ResNet and MLP-Mixer, K = 5 and 10, stars.",
+    "metalora-continuation": "MetaLoRA on a language model: texts that go on in the style of their prompts.",
     "tenslora-vit": "TensLoRA on a small ViT: its constructions at LoRA's rank and at its number of parameters.",
 }
 TABLE_SETTINGS: dict[str, Any] = {
     "metalora": TableConfig(),
     "metalora-1": TableConfig(data="fashion-mnist"),
+    "metalora-continuation": ContinuationTableConfig(),
     "tenslora-vit": TableConfig(compare="tenslora", suite="natural", backbone="vit", rank=8, seeds=(0, 1, 2, 3, 4)),
     **dict.fromkeys(TEXT_TABLES, TextTableConfig()),
     "learner-attributes": LearnerTableConfig(rank=12, cp_rank=9),
@@ -47,7 +49,7 @@ def _about(name: str) -> str:
     if name in LEARNER_TABLES:
         what = LEARNER_TABLES[name]
         return f"Own tasks from a support set: {what}; frozen features and peers on the same tasks."
-    return IMAGE_TABLES[name]
+    return ABOUT_TABLES[name]
 
 
 def _table_verb(name: str) -> Callable[..., None]:

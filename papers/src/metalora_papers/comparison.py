@@ -66,6 +66,7 @@ _LEARNER = "metalora_papers.learner.table:LearnerComparison"
 COMPARISONS = {
     "metalora": _IMAGES,
     "metalora-1": _TABLE_ONE,
+    "metalora-continuation": "metalora_papers.metalora.continuation_table:ContinuationComparison",
     "tenslora-vit": _IMAGES,
     **dict.fromkeys(TEXT_TABLES, _TEXT),
     **dict.fromkeys(LEARNER_TABLES, _LEARNER),

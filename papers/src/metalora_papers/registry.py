@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from metalora._util.suggest import nearest
 from metalora.config import from_dict, read_yaml
-from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
+from metalora_papers.config import CausalRunConfig, ContinuationRunConfig, RunConfig, TextRunConfig
 from metalora_papers.learner.config import LearnerRunConfig
 from metalora_papers.runs import Run
 
@@ -51,6 +51,7 @@ SUITES: dict[str, SuiteEntry] = {
     "news": _TEXT,
     "glue": _TEXT,
     "commonsense": _CAUSAL,
+    "continuation": SuiteEntry(ContinuationRunConfig, "metalora_papers.metalora.continuation:ContinuationSuite"),
     "learner-attributes": _ATTRIBUTES,
     "learner-emoji": SuiteEntry(LearnerRunConfig, "metalora_papers.learner.item_data:load_emoji_suite"),
     "learner-texts": SuiteEntry(LearnerRunConfig, "metalora_papers.learner.item_data:load_text_suite"),
