@@ -89,7 +89,17 @@ def _over_file(table: Any, path: Path | None, default: Any) -> Any:
     return dataclasses.replace(default, **from_file | from_flags)
 
 
+def _complexity(json: Json = False) -> None:
+    """MetaTT (arXiv:2506.09105): SVDs of LoRA's matrices next to a sweep (Table 19); computed from sizes, no runs."""
+    from metalora_papers.metatt.complexity import complexity_table
+
+    lines = complexity_table()
+    cells = [{name: f"{value:.1f}" if name != "rank" else value for name, value in line.items()} for line in lines]
+    show(lines, json, "cost of LoRA-SVD (eq. 8) as a multiple of MetaTT-SVD (eq. 9)", tuple(lines[0]), cells)
+
+
 TABLES: dict[str, Callable[..., None]] = {name: _table_verb(name) for name in TABLE_SETTINGS}
+TABLES["metatt-19"] = _complexity
 
 
 def train(
