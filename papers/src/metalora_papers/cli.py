@@ -151,7 +151,7 @@ def recipe(
             "name": entry.name,
             "model": entry.architecture,
             "method": entry.run.method,
-            "rank": entry.adapter.rank,
+            "rank": entry.run.adapter.rank if entry.run.adapter else "",
             "steps": entry.run.train.steps,
             "batch": entry.run.batch * entry.run.train.accumulate,
         }
