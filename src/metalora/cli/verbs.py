@@ -295,7 +295,7 @@ def bench(
     plot: Annotated[Path | None, tyro.conf.arg(help="PNG file of the result")] = None,
     json: Json = False,
 ) -> None:
-    """Time a training step and a forward, and measure memory, as ratios to the frozen model and next to PEFT."""
+    """Time a training step, its backward and a forward, and measure memory, as ratios to the frozen model."""
     from metalora.bench.report import run
 
     with status("timing; leave the machine alone", quiet=json):
@@ -307,18 +307,21 @@ def bench(
     cases = row["results"]["cases"]
     columns = [name for name in cases[0] if not name.endswith(("_low", "_high", "_seconds"))]
     rows = [{name: _with_spread(case, name) for name in columns} for case in cases]
-    show(row, json, f"{measurement}: cost as a ratio, ± half the distance of its quartiles", columns, rows)
+    title = f"{measurement}: cost as a ratio, ± half the distance of its quartiles, and its median time"
+    show(row, json, title, columns, rows)
     if not json and "exponents" in row["results"]:
         exponents = row["results"]["exponents"]
         show(exponents, json, "added seconds ~ value ** exponent", ("axis", "case", "exponent"), exponents)
 
 
 def _with_spread(case: dict[str, Any], name: str) -> str:
-    """A number as text, with half the distance of its quartiles if the case has them."""
+    """A number as text; with half the distance of its quartiles and with its seconds if the case has them."""
     value = case[name]
     if value is None:
         return ""
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
     if f"{name}_low" not in case:
         return text
-    return f"{text} ±{(case[f'{name}_high'] - case[f'{name}_low']) / 2:.3f}"
+    text += f" ±{(case[f'{name}_high'] - case[f'{name}_low']) / 2:.3f}"
+    seconds = case.get(f"{name}_seconds")
+    return text if seconds is None else f"{text}, {seconds:.4f} s"
