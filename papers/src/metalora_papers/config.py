@@ -289,6 +289,18 @@ class CausalRunConfig:
         return False
 
 
+@dataclass(frozen=True)
+class GridConfig:
+    """The values of a search of hyper-parameters; an empty one keeps what the run has."""
+
+    rank: tuple[int, ...] = ()
+    alpha: tuple[float, ...] = ()
+    lr: tuple[float, ...] = ()
+    """peak learning rates"""
+    batch: tuple[int, ...] = ()
+    """the number of steps changes with it, so that a run sees as many examples"""
+
+
 TEXT_TABLES = {
     "metatt-2": "one adapter a task (Tables 2, 15, 18)",
     "metatt-3": "one adapter for all tasks (Tables 3, 13; Figs. 3, 5)",
