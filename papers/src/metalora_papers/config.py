@@ -276,6 +276,8 @@ class CausalRunConfig:
     """questions of a task"""
     max_length: int = 256
     """tokens of a prompt with its response; a longer prompt loses its beginning"""
+    evaluate_every: int = 0
+    """also score after every so many steps of the optimiser (0: at the end only)"""
     seed: int = 0
     split: Literal["val", "test"] = "test"
 

@@ -135,6 +135,7 @@ def test_what_all_runs_on_glue_share():
         assert run.train.weight_decay == (0.01 if run.method.startswith("loretta") else 0)
         if isinstance(run, CausalRunConfig):
             assert run.batch * run.train.accumulate == 32 and run.adapter.seed == run.seed
+            assert run.evaluate_every == (84 if one.name.startswith("figure13") else 0)
             continue
         assert run.max_length == 256 and run.seed == one.seeds[0]
         assert run.classifier == ("trained" if run.full else "frozen")
