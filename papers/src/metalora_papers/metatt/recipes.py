@@ -315,7 +315,9 @@ def _table_4() -> Iterator[Recipe]:
     for model, row, trials in (("roberta-base", 16, 10), ("roberta-large", 32, 4)):
         batches = dict(zip(SIZES, by_task(TABLES_5_AND_6[model, "metatt-5d", row][2]), strict=True))
         for task in ("mrpc", "rte"):
-            cell = _Cell(task, 5e-4, int(batches[task] or 0))
+            batch = batches[task]
+            assert batch is not None
+            cell = _Cell(task, 5e-4, int(batch))
             for rank in (4, 6, 8, 10):
                 kind = "dmrg" if rank == 10 else f"adamw-r{rank}"
                 adapter = _adapter("metatt-5d", rank, 0.5)
