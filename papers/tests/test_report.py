@@ -88,6 +88,25 @@ def test_comparison_is_with_the_best_baseline_of_at_least_the_same_size():
     assert [one.p_holm for one in found] == pytest.approx([2 * p["cp"], max(2 * p["cp"], p["tr"])])
 
 
+def test_equal_differences_are_a_dash_and_count_in_the_family():
+    equal = [row("equal", seed, value + 0.01, 1) for seed, value in enumerate(ACCURACY["moe"][1])]
+    treatments = ["cp", "equal"]
+    found = compare_methods([*ROWS, *equal], metric="acc", treatment_methods=treatments, baseline_methods=["moe"])
+    cp, same = found
+    assert (same.p_value, same.p_holm, same.is_better) == (None, None, False) and same.difference > 0
+    assert cp.p_holm == pytest.approx(2 * cp.p_value) and cp.is_better
+    assert comparison_table(found).cells[1][5:7] == ("–", "–")
+
+
+@pytest.mark.parametrize(("seeds", "star"), [(2, False), (3, True)])
+def test_a_star_takes_three_seeds(seeds, star):
+    values = {"a": (0.9, 0.8, 0.85), "b": (0.5, 0.4001, 0.4501)}
+    rows = [row(name, seed, value, 1) for name, all_values in values.items() for seed, value in enumerate(all_values)]
+    rows = [one for one in rows if one["seed"] < seeds]
+    (found,) = compare_methods(rows, metric="acc", treatment_methods=["a"], baseline_methods=["b"])
+    assert found.p_value < 0.05 and found.is_better == star
+
+
 def test_where_lower_is_better_the_lowest_baseline_is_the_best():
     found = compare_methods(
         ROWS, metric="acc", treatment_methods=["cp"], baseline_methods=["lora", "moe"], higher_is_better=False

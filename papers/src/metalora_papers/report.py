@@ -19,7 +19,7 @@ from rich.table import Table as RichTable
 
 from metalora.bench.palette import PALETTE
 from metalora_papers.rows import Row
-from metalora_papers.statistics import Summary, bootstrap_interval, holm, paired_t_test, trials
+from metalora_papers.statistics import Summary, bootstrap_interval, holm, is_significant, paired_t_test, trials
 
 LEGEND_WIDTH = 96  # characters
 TOP_LEVEL = ("suite", "seed", "key", "commit")
@@ -55,7 +55,7 @@ class PairedComparison:
         difference: Mean of treatment - baseline.
         low: Lower bound of the 95 % bootstrap interval of the difference over seeds.
         high: Upper bound of that interval.
-        p_value: Of the two-sided paired t-test.
+        p_value: Of the two-sided paired t-test; None if all differences are equal.
         p_holm: The same, corrected for all treatments that are compared together.
         seeds: The seeds that both methods have.
     """
@@ -68,9 +68,14 @@ class PairedComparison:
     difference: float
     low: float
     high: float
-    p_value: float
-    p_holm: float
+    p_value: float | None
+    p_holm: float | None
     seeds: tuple[int, ...]
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the treatment gets a star: significantly above the baseline, before the correction."""
+        return self.difference > 0 and is_significant(self.p_value, len(self.seeds))
 
 
 @dataclass(frozen=True)
@@ -219,8 +224,14 @@ def compare_methods(
     sign = 1 if higher_is_better else -1
     pairs = [_compare(name, baseline_methods, values, sizes, metric, sign) for name in treatment_methods]
     # The family of Holm's correction is all treatments of this call: to compare them in several calls is no correction.
-    corrected = holm({pair.treatment: pair.p_value for pair in pairs})
-    return [replace(pair, p_holm=corrected[pair.treatment]) for pair in pairs]
+    return _corrected(pairs)
+
+
+def _corrected(pairs: Sequence[PairedComparison]) -> list[PairedComparison]:
+    """Return the comparisons with p-values corrected for all of them; one without a p-value counts in the family."""
+    p_values = {pair.treatment: 1.0 if pair.p_value is None else pair.p_value for pair in pairs}
+    corrected = holm(p_values)
+    return [pair if pair.p_value is None else replace(pair, p_holm=corrected[pair.treatment]) for pair in pairs]
 
 
 def summary_table(
@@ -298,10 +309,15 @@ def _comparison_cells(comparison: PairedComparison) -> tuple[str, ...]:
         comparison.baseline,
         f"{_number(comparison.treatment_mean)}, {_number(comparison.baseline_mean)}",
         f"{comparison.difference:+.3f} [{comparison.low:+.3f}, {comparison.high:+.3f}]",
-        f"{comparison.p_value:.2g}",
-        f"{comparison.p_holm:.2g}",
+        _p_text(comparison.p_value),
+        _p_text(comparison.p_holm),
         str(len(comparison.seeds)),
     )
+
+
+def _p_text(p_value: float | None) -> str:
+    """Return a p-value with two digits, or a dash if all differences are equal."""
+    return "–" if p_value is None else f"{p_value:.2g}"
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
