@@ -243,7 +243,10 @@ class TextTableConfig:
     ranks: tuple[int, ...] = (4, 8, 16, 32)
     """metatt-fig9"""
     evaluate_every: int = 0
-    """score along the way, for curves over the steps"""
+    """score along the way, for curves over the steps and for `report: best`"""
+    report: Literal["last", "best"] = "last"
+    """whose scores are in the table, and choose the rates. last: those after the last step; best: those of the best
+    evaluation of each run, which is chosen on the very texts that are reported, as in the paper"""
 
 
 @dataclass(frozen=True)

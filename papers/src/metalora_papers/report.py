@@ -19,7 +19,15 @@ from rich.table import Table as RichTable
 
 from metalora.bench.palette import PALETTE
 from metalora_papers.rows import Row
-from metalora_papers.statistics import Summary, bootstrap_interval, holm, is_significant, paired_t_test, trials
+from metalora_papers.statistics import (
+    Summary,
+    bootstrap_interval,
+    holm,
+    is_significant,
+    margin_of_error,
+    paired_t_test,
+    trials,
+)
 
 LEGEND_WIDTH = 96  # characters
 TOP_LEVEL = ("suite", "seed", "key", "commit")
@@ -105,11 +113,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text: title, column names, rows of cells, each row as long as `columns`."""
+    """A table of text: title, column names, rows of cells, each row as long as `columns`, and a note below."""
 
     title: str
     columns: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
+    note: str = ""
 
 
 @dataclass
@@ -241,6 +250,7 @@ def summary_table(
     by: str = "method",
     title: str = "",
     percent: bool = False,
+    note: str = "",
 ) -> Table:
     """Make a table with one line for each value of a field: its seeds, then each metric with its interval over seeds.
 
@@ -251,6 +261,7 @@ def summary_table(
         title: Title of the table.
         percent: Write fractions as "81.4 ±0.6", with half of the width of the 95 % interval, and counts as they are.
             By default a cell is "mean [low, high]".
+        note: A remark below the table.
 
     Returns:
         The table; a cell without the metric is a dash.
@@ -266,7 +277,34 @@ def summary_table(
         summaries = [column[name].summary if name in column else None for column in columns]
         cells = [write(summary) if summary else "–" for summary in summaries]
         lines.append((name, _seeds_text(summaries), *cells))
-    return Table(title, (by, "seeds", *labels.values()), tuple(lines))
+    return Table(title, (by, "seeds", *labels.values()), tuple(lines), note)
+
+
+def margin_table(
+    rows: Sequence[Row], metrics: Mapping[str, str], *, by: str = "method", title: str = "", note: str = ""
+) -> Table:
+    """Make a table of the margins of error over seeds, in per cent (MetaTT, arXiv:2506.09105, eq. 7, Table 15).
+
+    Args:
+        rows: Result rows.
+        metrics: A mapping from each metric, which is a fraction, to the name of its column.
+        by: The field whose values are the lines.
+        title: Title of the table.
+        note: A remark below the table.
+
+    Returns:
+        The table; a cell of fewer than two seeds is a dash.
+
+    Raises:
+        ValueError: As `summarise`.
+    """
+    columns = [_values_by_seed(rows, by, metric) for metric in metrics]
+    lines = [(name, *(_margin_text(column.get(name, {})) for column in columns)) for name in _names(rows, by)]
+    return Table(title, (by, *metrics.values()), tuple(lines), note)
+
+
+def _margin_text(by_seed: Mapping[int, float]) -> str:
+    return f"{100 * margin_of_error(list(by_seed.values())):.2f}" if len(by_seed) > 1 else "–"
 
 
 def _labels(metrics: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
@@ -331,7 +369,9 @@ def print_table(table: Table, console: Console | None = None) -> None:
     if not console.is_terminal:
         # Otherwise rich would fold the cells to 80 characters, and `grep` would not match them.
         console.width = max(console.width, 30 * len(table.columns))
-    drawn = RichTable(title=escape(table.title) or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    drawn = RichTable(
+        title=escape(table.title) or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=escape(table.note)
+    )
     for column in table.columns:
         longest_word = max(map(len, column.split() or [""]))
         drawn.add_column(escape(column), overflow="fold", min_width=longest_word)
@@ -345,7 +385,7 @@ def write_markdown(tables: Sequence[Table], path: str | Path) -> None:
     blocks = []
     for table in tables:
         lines = [table.columns, ("---",) * len(table.columns), *table.cells]
-        body = "\n".join(_markdown_line(cells) for cells in lines)
+        body = "\n".join(_markdown_line(cells) for cells in lines) + (f"\n\n{table.note}" if table.note else "")
         blocks.append(f"## {table.title}\n\n{body}" if table.title else body)
     Path(path).write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 

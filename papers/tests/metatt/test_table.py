@@ -126,7 +126,7 @@ def test_rates_are_chosen_by_row_and_task():
         assert run.split == "val" and run.seed == 1000 and run.left_out == ()
         better = (run.train.lr in (4e-3, 4e-5)) == (run.tasks[0] != "next")
         row = made_up(run)
-        row["results"]["mean"] = 0.6 + 0.1 * better
+        row["results"]["accuracy"] = {run.tasks[0]: 0.6 + 0.1 * better}
         rows.append(row)
     rates = chosen_rates(rows)
     assert rates["lora", "topic"] == 4e-3 and rates["lora", "next"] == 1e-3
@@ -134,6 +134,65 @@ def test_rates_are_chosen_by_row_and_task():
     chosen = {(run.method, run.tasks[0]): run.train.lr for run in runs("metatt-2", table, rates)}
     assert chosen["lora", "next"] == 1e-3 and chosen["every weight", "topic"] == pytest.approx(4e-5)
     assert choosing_runs("metatt-fig7", TABLE) == []
+
+
+GLUE = replace(TABLE, suite="glue", tasks=("cola", "stsb", "rte"), evaluate_every=10, methods=("lora", "metatt-4d"))
+
+
+def glue_row(run):
+    """A row whose accuracy of CoLA rises with the rate and with the steps, while Matthews' correlation falls."""
+    row = made_up(run)
+    low = run.train.lr * 10 + 0.001 * run.seed
+    first, last = (
+        {
+            "accuracy": {"cola": 0.8 + low + late, "rte": 0.6 + late},
+            "matthews": {"cola": 0.5 - 2 * late - low, "rte": 0.1},
+            "spearman": {"stsb": 0.7 - low},
+            "pearson": {"stsb": 0.75},
+        }
+        for late in (0, 0.1)
+    )
+    row["results"] |= {**last, "history": [first | {"step": 10, "rank": 8, "gradients": {}}]}
+    row["config"] |= {"tasks": run.tasks}
+    for scores in (row["results"], *row["results"]["history"]):
+        for name in ("accuracy", "matthews", "spearman", "pearson"):
+            scores[name] = {task: value for task, value in scores[name].items() if task in run.tasks}
+    return row
+
+
+@pytest.mark.parametrize(
+    ("report", "scores"),  # at the rate of 1e-3: last 0.3 - 0.01, best 0.5 - 0.01; joint, the best mean is that of last
+    [("last", ("29.0", "69.0", "70.0", "56.0")), ("best", ("49.0", "69.0", "70.0", "62.7"))],
+)
+def test_the_metrics_of_glue_judge_tasks_means_and_rates(report, scores):
+    table = replace(GLUE, report=report, seeds=(0,))
+    comparison = TextComparison("metatt-2", table)
+    choosing = [glue_row(run) for run in comparison.choosing_runs()]
+    assert {run.evaluate_every for run in comparison.choosing_runs()} == {10 if report == "best" else 0}
+    rates = comparison.chosen_rates(choosing)
+    assert rates["lora", "cola"] == rates["lora", "stsb"] == 1e-3  # the accuracy of CoLA is best at 4e-3
+    rows = [glue_row(run) for run in comparison.runs(rates)]
+    found = comparison.report(rows).tables[0]
+    assert found.columns[2:7] == ("cola, Matthews", "stsb, Spearman", "rte, accuracy", "mean", "stsb, Pearson")
+    assert found.cells[0][:6] == ("lora", "1", *scores) and found.cells[0][6] == "75.0"
+    assert ("best evaluation of each run" in found.note) == (report == "best")
+
+
+def test_the_best_evaluation_needs_evaluations():
+    with pytest.raises(ValueError, match="report best needs evaluations along the way; give evaluate_every"):
+        runs("metatt-2", replace(GLUE, report="best", evaluate_every=0))
+    table = replace(TABLE, report="best", evaluate_every=10)
+    with pytest.raises(ValueError, match="scored after the last step only"):
+        report("metatt-transfer", [made_up(run) for run in runs("metatt-transfer", table)], table)
+
+
+def test_margins_are_those_of_equation_7():
+    table = replace(TABLE, tasks=("topic",), methods=("lora",), seeds=(0, 1, 2))
+    rows = [made_up(run) for run in runs("metatt-2", table)]
+    for row, accuracy in zip(rows, (0.5, 0.6, 0.7), strict=True):
+        row["results"]["accuracy"] = {"topic": accuracy}
+    margins = report("metatt-2", rows, table)[1]
+    assert margins.cells == (("lora", "11.32", "11.32"),)  # 1.96 * 0.1 / sqrt(3)
 
 
 # A figure has a panel for each task, and drawing it is most of the time: that with two figures has all panels.
@@ -155,13 +214,15 @@ def test_a_report_and_its_figures(name, all_rows, tmp_path, capsys):
     run_table(name, table, tmp_path, workers=1, as_json=True, rows_file=all_rows)
     found = json.loads(capsys.readouterr().out)
     first = found["tables"][0]
-    assert first["columns"][2 : 2 + len(table.tasks) + 1] == [*table.tasks, "mean"]
+    assert first["columns"][2 : 2 + len(table.tasks) + 1] == [*(f"{task}, accuracy" for task in table.tasks), "mean"]
+    assert first["note"].startswith("Scores after the last step")
     assert (tmp_path / f"{name}.md").exists()
     wanted = dict.fromkeys(run.method for run in runs(name, table, {}))
     if name != "metatt-transfer":
         assert {cells[0] for cells in first["cells"]} == set(wanted)
         assert {cells[1] for cells in first["cells"]} == {"2"}
-        assert (len(found["tables"]) == 2) == bool(DESIGNS[name].reference)
+        assert "margin of error" in found["tables"][1]["title"]
+        assert (len(found["tables"]) == 3) == bool(DESIGNS[name].reference)
     for picture in found["plots"]:
         assert (tmp_path / picture).stat().st_size > 5_000
     assert len(found["plots"]) == (2 if name == "metatt-3" else 1)
@@ -193,7 +254,7 @@ def test_rows_of_several_settings_are_told_apart():
         report("metatt-2", rows, table)
     for run in choosing_runs("metatt-2", table):
         row = made_up(run)
-        row["results"]["mean"] = run.train.lr
+        row["results"]["accuracy"] = {"topic": run.train.lr}
         rows.append(row)
     assert [row["config"]["train"]["lr"] for row in rows_of("metatt-2", rows, table)] == [4e-3]
 
