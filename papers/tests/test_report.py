@@ -12,6 +12,7 @@ from metalora_papers.report import (
     Table,
     compare_methods,
     comparison_table,
+    margin_table,
     plot_bars,
     print_table,
     summarise,
@@ -180,6 +181,29 @@ def test_summary_table_shows_intervals_counts_and_gaps():
     assert (seeds, size) == ("6", "400") and other.startswith("0.205 [")
     low, high = map(float, acc.removeprefix("0.615 [").removesuffix("]").split(", "))
     assert 0.59 < low < 0.615 < high < 0.66
+
+
+def test_in_per_cent_a_count_of_one_stays_one():
+    rows = [row("a", seed, value, 1) for seed, value in enumerate((0.25, 0.75))] + [row("b", 0, 0.0, 0)]
+    for one in rows:
+        one["results"]["seconds"] = 1
+    found = summary_table(rows, ["acc", "num_params", "seconds"], percent=True, note="Of two seeds.")
+    assert found.cells == (("a", "2", "50.0 ±25.0", "1", "1"), ("b", "1", "0.0", "0", "1"))
+    console = Console(record=True, file=io.StringIO())
+    print_table(found, console)
+    assert "Of two seeds." in console.export_text()
+
+
+def test_a_note_is_below_its_table(tmp_path):
+    write_markdown([Table("T", ("a",), (("b",),), "Of two seeds."), Table("", ("c",), ())], tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text == "## T\n\n| a |\n| --- |\n| b |\n\nOf two seeds.\n\n| c |\n| --- |\n"
+
+
+def test_a_margin_of_one_seed_is_a_dash():
+    rows = [row("a", seed, value, 1) for seed, value in enumerate((0.5, 0.6, 0.7))] + [row("b", 0, 0.5, 1)]
+    found = margin_table(rows, {"acc": "accuracy"}, title="T")
+    assert found == Table("T", ("method", "accuracy"), (("a", "11.32"), ("b", "–")))  # 1.96 * 0.1 / sqrt(3)
 
 
 def test_tables_are_printed_and_written(tmp_path):

@@ -201,7 +201,7 @@ class TextTableConfig:
     """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
     tasks: tuple[str, ...] = ("topic", "same-article", "acceptable", "next")
     methods: tuple[str, ...] = ()
-    """rows to run (empty: all)"""
+    """rows to run (empty: all); further ones by name: a method such as vera, "lotr, rank 80", full, frozen"""
     model: str = "minilm"
     """minilm, or hf:FOLDER_OR_ID"""
     targets: tuple[str, ...] = ("query", "value")

@@ -7,7 +7,7 @@ or a dotted path into its "config" ("method"). A metric that a row lacks, or has
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from metalora_papers.statistics import (
 
 LEGEND_WIDTH = 96  # characters
 TOP_LEVEL = ("suite", "seed", "key", "commit")
+COUNTS = ("num_params", "seconds", "milliseconds")  # metrics that are never percentages, however small
 
 
 @dataclass(frozen=True)
@@ -271,11 +272,11 @@ def summary_table(
     """
     labels = _labels(metrics)
     columns = [_by_value(summarise(rows, (by,), metric=metric), by) for metric in labels]
-    write = _percent_text if percent else _interval_text
+    writers = [_writer(metric, percent) for metric in labels]
     lines = []
     for name in _names(rows, by):
         summaries = [column[name].summary if name in column else None for column in columns]
-        cells = [write(summary) if summary else "–" for summary in summaries]
+        cells = [write(summary) if summary else "–" for write, summary in zip(writers, summaries, strict=True)]
         lines.append((name, _seeds_text(summaries), *cells))
     return Table(title, (by, "seeds", *labels.values()), tuple(lines), note)
 
@@ -305,6 +306,13 @@ def margin_table(
 
 def _margin_text(by_seed: Mapping[int, float]) -> str:
     return f"{100 * margin_of_error(list(by_seed.values())):.2f}" if len(by_seed) > 1 else "–"
+
+
+def _writer(metric: str, percent: bool) -> Callable[[Summary], str]:
+    """Return what writes the cells of a metric."""
+    if not percent:
+        return _interval_text
+    return _count_text if metric in COUNTS else _percent_text
 
 
 def _labels(metrics: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
@@ -631,9 +639,13 @@ def _interval_text(summary: Summary) -> str:
     return f"{_number(summary.mean)} [{_number(summary.low)}, {_number(summary.high)}]"
 
 
+def _count_text(summary: Summary) -> str:
+    return _number(summary.mean)
+
+
 def _percent_text(summary: Summary) -> str:
-    """Return "81.4 ±0.6" for a fraction, and a count as it is."""
-    if abs(summary.mean) > 1 or summary.mean == 0:
+    """Return "81.4 ±0.6" for a fraction, and another number as it is."""
+    if abs(summary.mean) > 1:
         return _number(summary.mean)
     if not summary.low < summary.high:
         return f"{100 * summary.mean:.1f}"

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -228,6 +229,47 @@ def test_a_report_and_its_figures(name, all_rows, tmp_path, capsys):
     assert len(found["plots"]) == (2 if name == "metatt-3" else 1)
 
 
+def drawn(monkeypatch, name, table, row=made_up):
+    """The figure that a comparison draws from made-up rows."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *path, **options: figures.append(self))
+    rows = [row(run) for run in runs(name, table)]
+    TextComparison(name, table).plot(rows, Path("."))
+    return figures[0]
+
+
+def test_sweeps_are_arrows_with_the_rank_after_them(monkeypatch):
+    table = replace(TABLE, tasks=("topic",), steps=20, sweeps=2, sweep_between=(0.5, 0.75))
+    figure = drawn(monkeypatch, "metatt-4", table)
+    arrows = [text for text in figure.axes[0].texts if text.arrow_patch is not None]
+    assert [(text.get_text(), text.xy[0]) for text in arrows] == [("r=7", 10), ("r=4", 15)]
+    swept = 0.9 - 0.01 * len("metatt-4d, rank 8 swept to 4") + 0.005 * len("metatt-4d, rank 8 swept to 4") / 10
+    assert [text.xy[1] for text in arrows] == pytest.approx([swept, swept])
+
+
+@pytest.mark.parametrize("tasks", [("topic",), ("topic", "next")])
+def test_the_legend_lies_within_the_figure(monkeypatch, tasks):
+    figure = drawn(monkeypatch, "metatt-4", replace(TABLE, tasks=tasks, method="metatt-5d"))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    left, right = legend.get_window_extent().intervalx
+    assert 0 <= left < right <= figure.bbox.width and len(legend.get_texts()) == 3
+    bottom, top = legend.get_window_extent().intervaly
+    assert 0 <= bottom < top <= figure.bbox.height
+
+
+def test_a_figure_has_a_line_for_every_method_and_the_metric_on_its_axis(monkeypatch):
+    methods = ("head alone", "lora", "metatt-4d", "metatt-5d", "vera", "lotr", "lorta", "dora", "pissa", "adalora")
+    table = replace(GLUE, tasks=("cola", "rte"), methods=methods, seeds=(0,))
+    axes = drawn(monkeypatch, "metatt-2", table, glue_row).axes
+    assert [one.get_ylabel() for one in axes] == ["Matthews", "accuracy"]
+    lines = [container.lines[0] for container in axes[0].containers]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(methods)
+    assert lines[0].get_ydata() == pytest.approx([0.5 - 0.01])  # Matthews' of the first evaluation, not the accuracy
+
+
 def test_the_reference_of_transfer_is_the_best_single_task_adapter():
     rows = [made_up(run) for run in runs("metatt-transfer", TABLE, {})]
     for row in rows:
@@ -270,6 +312,8 @@ def test_what_has_a_row_is_not_run_again(tmp_path):
     "changes, message",
     [
         (dict(methods=("metatt-4",)), "unknown row 'metatt-4'; did you mean 'metatt-4d'"),
+        (dict(methods=("verra",)), "unknown row 'verra'; did you mean 'vera'"),
+        (dict(methods=("metatt-4d, rank x",)), "unknown row 'metatt-4d, rank x'; did you mean 'metatt-4d'"),
         (dict(tasks=("topics",)), "unknown text task 'topics'; did you mean 'topic'"),
     ],
 )
@@ -278,6 +322,46 @@ def test_unknown_names(changes, message):
         runs("metatt-2", replace(TABLE, **changes), {})
 
 
-def test_an_unknown_train():
-    with pytest.raises(ValueError, match="unknown method 'metatt-4'; did you mean 'metatt-4d'"):
-        runs("metatt-4", replace(TABLE, method="metatt-4"), {})
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("metatt-4", dict(method="metatt-4"), "unknown method 'metatt-4'; did you mean 'metatt-4d'"),
+        ("metatt-fig4", dict(method="lora"), "lora has no train of cores .* one are metatt-4d, metatt-5d, metatt-4.1d"),
+        ("metatt-fig4", dict(method="metatt-4"), "unknown method 'metatt-4'; did you mean 'metatt-4d'"),
+        ("metatt-fig7", dict(lr_grid=()), "a point for every learning rate; give lr_grid"),
+        ("metatt-transfer", dict(methods=("vera",)), "table metatt-transfer: unknown row 'vera'"),
+        ("metatt-fig9", dict(methods=("full",)), "table metatt-fig9: unknown row 'every weight'"),
+    ],
+)
+def test_what_a_table_refuses(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        runs(name, replace(TABLE, **changes))
+
+
+@pytest.mark.parametrize(
+    "name, asked, found",
+    [
+        ("metatt-2", ("vera", "lora"), {"lora", "vera"}),
+        ("metatt-2", ("full", "frozen"), {"every weight", "frozen"}),
+        ("metatt-4", ("adalora", "metatt-4d, rank 4"), {"metatt-4d, rank 4", "adalora"}),
+        ("metatt-fig4", ("metatt-4d, ze-id-id-id", "lora"), {"metatt-4d, ze-id-id-id", "lora"}),
+        ("metatt-fig7", ("vera", "full"), {"vera, lr 0.001", "vera, lr 0.004", "every weight, lr 1e-05",
+                                           "every weight, lr 4e-05"}),
+        ("metatt-fig9", ("vera",), {f"vera, rank {rank}" for rank in (4, 8, 16, 32)}),
+        ("tenslora", ("tenslora-qkv-depth-tt", "lora on q, k, v"), {"tenslora-qkv-depth-tt", "lora on q, k, v"}),
+    ],
+)  # fmt: skip
+def test_further_rows_by_name(name, asked, found):
+    assert {run.method for run in runs(name, replace(TABLE, methods=asked, tasks=("topic",)))} == found
+
+
+def test_a_further_construction_of_tenslora_has_the_targets_and_the_scale_of_the_others():
+    asked = ("tenslora-qkv-depth-tt", "tenslora-qkv-depth, isorank")
+    rows = runs("tenslora", replace(TABLE, methods=asked, tasks=("topic",), seeds=(0,)))
+    found = {run.method: (run.adapter.targets, run.adapter.alpha, run.adapter.rank) for run in rows}
+    assert set(found.values()) == {(TABLE.qkv_targets, 2.0, 8)} and set(found) == set(asked)
+
+
+def test_nothing_is_chosen_for_a_row_that_trains_nothing():
+    table = replace(TABLE, methods=("frozen", "lora"))
+    assert {run.method for run in choosing_runs("metatt-2", table)} == {"lora"}

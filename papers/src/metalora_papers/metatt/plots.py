@@ -121,10 +121,11 @@ def _draw_curve(axes: Any, points: dict[float, list[float]], look: dict[str, str
             xy=(step, float(np.interp(step, abscissae, means))),
             xytext=(0, ARROW),
             textcoords="offset points",
-            arrowprops={"arrowstyle": "->", "color": look["color"]},
-            color=look["color"],
+            arrowprops={"arrowstyle": "-|>", "color": look["color"], "linewidth": 2, "shrinkB": 1},
+            bbox={"facecolor": "white", "edgecolor": look["color"], "pad": 1.5},
             horizontalalignment="center",
             fontsize="small",
+            zorder=5,
         )
     if sweeps:
         axes.margins(y=0.15)  # room for the arrows

@@ -12,7 +12,8 @@ from metalora.config import TrainConfig
 from metalora_papers.comparison import RateKey
 from metalora_papers.config import TEXT_TABLES, TextRunConfig, TextTableConfig
 from metalora_papers.metatt import plots
-from metalora_papers.metatt.jobs import DESIGNS, FULL, Job, jobs_of
+from metalora_papers.metatt.jobs import DESIGNS, Job, jobs_of
+from metalora_papers.metatt.line_up import FULL_LR_RATIO
 from metalora_papers.metatt.scores import METRICS, mean_score, metrics_of, reported
 from metalora_papers.metatt.transfer import transfer_rows
 from metalora_papers.rates import at_chosen_rates, best_rates
@@ -20,7 +21,6 @@ from metalora_papers.report import Report, compare_methods, comparison_table, ma
 from metalora_papers.rows import Row, latest
 
 CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
-FULL_LR_RATIO = 0.01  # training every weight takes a hundredth of an adapter's learning rate
 TRANSFER = "metatt-transfer"
 MARGIN = "margin of error (MetaTT, eq. 7), %"
 REPORTED = {
@@ -66,8 +66,12 @@ class TextComparison:
         """Return the runs on the validation split from which the rate of every row is chosen, task by task."""
         if not self.table.lr_grid:
             return []
-        jobs = [dataclasses.replace(job, left_out=()) for job in jobs_of(self.name, self.table) if job.lr is None]
-        return [_run(self.table, job, CHOOSING_SEED, lr, "val") for lr in self.table.lr_grid for job in jobs]
+        jobs = [job for job in jobs_of(self.name, self.table) if job.lr is None and job.trained.heads]
+        return [
+            _run(self.table, dataclasses.replace(job, left_out=()), CHOOSING_SEED, lr, "val")
+            for lr in self.table.lr_grid
+            for job in jobs
+        ]
 
     # ---- rows --------------------------------------------------------------------------------------------------------
     def chosen_rates(self, rows: Sequence[Row]) -> dict[RateKey, float]:
@@ -201,7 +205,7 @@ def _learning_rate(row: Row) -> float:
 def _run(
     table: TextTableConfig, job: Job, seed: int, lr: float, split: Literal["val", "test"] = "test"
 ) -> TextRunConfig:
-    full = job.name == FULL
+    trained = job.trained
     return TextRunConfig(
         suite=table.suite,
         data_root=table.data_root,
@@ -209,17 +213,19 @@ def _run(
         left_out=job.left_out,
         model=table.model,
         method=job.name,
-        full=full,
-        classifier=table.classifier,
+        full=trained.full,
+        classifier=table.classifier if trained.heads else "frozen",
         seed=seed,
-        adapter=None if job.adapter is None else dataclasses.replace(job.adapter, seed=seed),
+        adapter=None if trained.adapter is None else dataclasses.replace(trained.adapter, seed=seed),
         train=TrainConfig(
             steps=table.steps,
-            lr=lr * (FULL_LR_RATIO if full else 1.0),
+            lr=lr * trained.lr_ratio,
             schedule="linear",
             warmup=0.06,
+            weight_decay=trained.weight_decay,
             mixed_precision=table.mixed_precision,
-            rank_schedule=job.rank_schedule,
+            rank_schedule=trained.rank_schedule,
+            rank_budget=trained.rank_budget,
         ),
         batch=table.batch,
         examples=table.examples,
