@@ -293,7 +293,7 @@ class CausalRunConfig:
 
 
 TEXT_TABLES = {
-    "metatt-2": "one adapter a task (Tables 2, 15, 18)",
+    "metatt-2": "one adapter a task (Tables 2, 15, 16, 18; Figs. 6, 12)",
     "metatt-3": "one adapter for all tasks (Tables 3, 13; Figs. 3, 5)",
     "metatt-4": "AdamW and AdamW + sweeps (Table 4, Fig. 2)",
     "metatt-fig4": "initialisations (Fig. 4)",
