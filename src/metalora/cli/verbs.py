@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from metalora.methods.registry import METHODS
 from metalora.methods.table import methods_table
 
 if TYPE_CHECKING:
+    from metalora.adapters.skipped import SkippedWeight
     from metalora.cost import CostSummary
 
 Adapter = Annotated[AdapterConfig, tyro.conf.arg(name="")]
@@ -94,12 +96,14 @@ def _inspect_model(model: str, config: AdapterConfig, json: bool) -> None:
     from metalora.cost import describe
     from metalora.zoo import load_model
 
-    description = dataclasses.asdict(describe(load_model(model, weights=False), config))
+    described = describe(load_model(model, weights=False), config)
+    description = dataclasses.asdict(described)
     columns = ("target", "shape", "left", "mid", "right", "k", "parameters")
     rows = description["targets"]
     show(description, json, f"{config.method} on {model}", columns, rows)
     if not json:
         print(f"{description['parameters']:,} parameters at {len(rows)} targets, about {description['bytes']:,} bytes")
+        _print_skipped(described.skipped)
 
 
 def plan(
@@ -150,11 +154,19 @@ def _print_summary(summary: CostSummary, model: str) -> None:
     for name, shape in summary.factors.items():
         print(f"  {name:<10} {shape}")
     print(f"{summary.parameters:,} parameters at {summary.targets} targets ({share:.4%} of the base)")
+    _print_skipped(summary.skipped)
     print(f"file about {summary.bytes:,} bytes; {summary.training_bytes:,} bytes in training (Adam, float32)")
     print(
         f"{summary.multiply_adds:,} multiply-adds a token, in addition to the targets' "
         f"{summary.base_multiply_adds:,} (+{summary.overhead:.2%}); none after merging"
     )
+
+
+def _print_skipped(skipped: Sequence[SkippedWeight]) -> None:
+    from metalora.adapters.skipped import skipped_sentences
+
+    for sentence in skipped_sentences(skipped):
+        print(f"  skipped {sentence}")
 
 
 def merge(
