@@ -60,14 +60,26 @@ def inspect(
     images: Annotated[Path | None, tyro.conf.arg(help="for a table: folder that image paths are relative to")] = None,
     image_column: Annotated[str | None, tyro.conf.arg(help="for a table: column of image paths")] = None,
     text_column: Annotated[str | None, tyro.conf.arg(help="for a table: column of texts")] = None,
+    draw: Annotated[
+        Path | None, tyro.conf.arg(help="SVG file: draw --method as a tensor diagram; works without --model")
+    ] = None,
+    sizes: Annotated[
+        dict[str, int] | None, tyro.conf.arg(help="for --draw without --model: modes and sizes, such as in 768 out 768")
+    ] = None,
     adapter: Adapter = AdapterConfig(),  # noqa: B008 (frozen)
     json: Json = False,
 ) -> None:
-    """Say what a file or a folder is, or show an adapter before it is attached to --model.
+    """Say what a file or a folder is, show an adapter before it is attached to --model, or draw a method (--draw).
 
     PATH is an adapter file, a condition file, a folder of a learner, a task, a fine-tuned model or a LoRA, a file of
     results, a table or a folder of pictures.
     """
+    if draw is not None:
+        if path is not None or file is not None:
+            raise ValueError("inspect: --draw takes a method or --model, not a file")
+        return _draw(draw, model, adapter, sizes, json)
+    if sizes is not None:
+        raise ValueError("inspect: --sizes are for --draw, which is not given")
     if sum(given is not None for given in (path, model, file)) != 1:
         raise ValueError("inspect takes either --model or --file, or else a file or folder")
     if model is not None:
@@ -90,6 +102,23 @@ def _inspect_file(file: Path) -> None:
     description["bytes"] = file.stat().st_size
     description["tensors"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
     print_json(description)
+
+
+def _draw(out: Path, model: str | None, config: AdapterConfig, sizes: dict[str, int] | None, json: bool) -> None:
+    from metalora._util.files import write_atomically
+    from metalora.diagram.draw import draw, draw_on_model
+    from metalora.zoo import load_model
+
+    if model is None:
+        picture = draw(config, sizes)
+    elif sizes is not None:
+        raise ValueError("inspect: --sizes are for a method without --model, which has sizes of its own")
+    else:
+        picture = draw_on_model(load_model(model, weights=False), config)
+    write_atomically(out, picture.encode())
+    if json:
+        return print_json({"drawing": str(out), "method": config.method})
+    print(f"{out}: the network of {config.method}")
 
 
 def _inspect_model(model: str, config: AdapterConfig, json: bool) -> None:
