@@ -19,6 +19,7 @@ from metalora.adapters.conditioning.features import Inputs, Recorder
 from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.forward_state import ForwardState
 from metalora.adapters.layout import Layout, ranks_by_path
+from metalora.adapters.skipped import SkippedWeight, skipped_sentences
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.methods.resolve import ResolvedMethod, resolve
@@ -39,6 +40,7 @@ class Adapter(nn.Module):
         layout: Which factors are stored, and what every target reads of them.
         targets: Path -> target.
         layers: Path -> adapted layer.
+        skipped: What the preset of the targets left out, and why; empty for targets by name.
         state: What lives while a forward runs, for each thread its own.
         weight_first: Let layers form W + Delta W if the cost model says so; False: never.
         fused: Let the adapter's products share passes with the base's; False: plain autograd, the reference.
@@ -74,6 +76,7 @@ class Adapter(nn.Module):
         self.weight_first = True
         self.fused = True
         self.layers: dict[str, AdaptedLayer | BottleneckLayer] = {}
+        self.skipped: tuple[SkippedWeight, ...] = ()
         self.hooks: list[Any] = []  # handles of the hooks of the condition's source
         self.required_grad: dict[str, bool] = {}  # what `detach` restores
         self.frozen_norms: list[nn.Module] = []  # batch normalisation, whose statistics belong to the frozen base
@@ -398,7 +401,7 @@ class Adapter(nn.Module):
 
     # ---- shown -----------------------------------------------------------------------------------------------------
     def description(self) -> dict[str, str]:
-        """What `print(adapter)` and the notebook view show: method, targets, parameters, condition, state."""
+        """What `print(adapter)` and the notebook view show: method, targets, condition, state and what is skipped."""
         config = self.config
         source = "none (static)"
         if self.conditional:
@@ -408,7 +411,7 @@ class Adapter(nn.Module):
             source = f"{config.tasks} tasks" + (f"; {source}" if self.conditional else "")
         roles = dict.fromkeys(target.role or path for path, target in self.targets.items())
         names = ", ".join(list(roles)[:4]) + (", ..." if len(roles) > 4 else "")
-        return {
+        description = {
             "method": f"{self.method.name}, {' '.join(self.method.formula.split())}",
             "rank": str(config.rank),
             "targets": f"{len(self.targets)} ({names})",
@@ -416,6 +419,9 @@ class Adapter(nn.Module):
             "condition": source,
             "merged": "yes" if self.merged else "no",
         }
+        if self.skipped:
+            description["skipped"] = "; ".join(skipped_sentences(self.skipped))
+        return description
 
     def __repr__(self) -> str:
         lines = (f"  {name}: {value}" for name, value in self.description().items())
