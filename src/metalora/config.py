@@ -64,6 +64,10 @@ class ConditionConfig:
     """module paths whose outputs are the stages; empty: chosen by the architecture of the model"""
     stem: str | None = None
     """for source=stem: path of the module"""
+    tokens: Literal["prompt", "all"] = "prompt"
+    """for scope=sample on a language model that answers (a causal one, or an encoder-decoder): which tokens make the
+    condition. prompt: those before the answer, in training as in decoding; all: also those of the answer, which gives
+    the answer away in training"""
     feature_size: int | None = None
     """number of features per example; required for source=tensor, otherwise measured on an example input"""
 

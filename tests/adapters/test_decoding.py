@@ -25,6 +25,7 @@ def decoder(source="stages", **stem):
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.normal_(0, 0.5)
+    adapter.requires_grad_(False)  # nothing is trained here, so the inputs are prompts
     return model, adapter
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from metalora_papers.metatt.causal import (  # noqa: E402 (after the skip)
     samples,
 )
 
+GENERATED = AdapterConfig("metalora-cp", 2, targets="q_proj,v_proj")
 CONSTANT = ConditionConfig(scope="constant")
 METATT = AdapterConfig("metatt-4d", 4, alpha=1.0, targets="q_proj,v_proj", init="ze-no-no-id", condition=CONSTANT)
 TASKS = AdapterConfig("metatt-4+1d", 4, targets="q_proj,v_proj", init="ze-no-id-no-id", condition=CONSTANT, tasks=2)
@@ -84,7 +86,7 @@ def test_a_batch_with_padding_is_each_alone(experiment):
 def test_the_loss_is_the_cross_entropy_of_the_responses(accumulate, config):
     train = replace(config.train, accumulate=accumulate)
     experiment = CausalSuite(replace(config, batch=4 // accumulate, train=train))
-    adapter = type("NoTasks", (), {"task_keys": {}})()
+    adapter = SimpleNamespace(task_keys={}, conditional=False, reads_prompt=False)
     experiment.prepare(adapter, training=True)
     pool = experiment.train_samples()
     with torch.no_grad():
@@ -117,6 +119,7 @@ RUNS = {
     "metatt": {},
     "frozen": {"adapter": None, "method": "frozen"},
     "lora": {"adapter": AdapterConfig("lora", 2, targets="q_proj,v_proj", condition=CONSTANT)},
+    "generated": {"adapter": GENERATED, "method": "metalora-cp"},
     "tasks": {"adapter": TASKS, "by_task": True},
     "validation": {"split": "val"},
     "validation by task": {"split": "val", "by_task": True},
@@ -194,8 +197,29 @@ def test_tasks_are_told_apart(config):
         texts = samples(plain.tokenizer, [(one.prompt, one.choices[0]) for one in questions], 99)
         numbered = experiment._of_task(task, texts)
         with torch.no_grad():
-            found = log_likelihoods(experiment.model, numbered, plain.pad, True)
+            found = log_likelihoods(experiment.model, numbered, plain.pad, adapter)
             assert torch.allclose(found, log_likelihoods(plain.model, texts, plain.pad), atol=1e-4) == same
+
+
+def test_every_choice_of_a_question_is_scored_by_the_adapter_of_its_prompt(config):
+    _, adapter, _ = execute(replace(config, adapter=GENERATED))
+    suite = CausalSuite(replace(config, adapter=GENERATED))
+    suite.model = adapter.model
+    conditioner = adapter.conditioner
+    assert conditioner.mean.abs().max() > 0  # calibrated
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_(0, 0.3)
+    made = []
+    conditioner.register_forward_hook(lambda module, args, condition: made.append(condition.vector()))
+    (question,) = suite.corpus.questions("winogrande", "test", 1, 0)
+    suite.answers("winogrande", [question], adapter)
+    prompt = torch.tensor(suite.tokenizer([question.prompt])["input_ids"])
+    with torch.no_grad():
+        expected = adapter.condition({"input_ids": prompt}).vector()
+    for vector in made[0]:
+        torch.testing.assert_close(vector[None], expected, rtol=1e-4, atol=1e-5)
+    assert len(made[0]) == len(question.choices)
 
 
 ERRORS = {

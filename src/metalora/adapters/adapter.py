@@ -17,6 +17,7 @@ from metalora.adapters.conditioning.condition import Condition, Values, task_ind
 from metalora.adapters.conditioning.condition_cache import ConditionCache
 from metalora.adapters.conditioning.features import Inputs, Recorder
 from metalora.adapters.conditioning.mapping_net import Conditioner
+from metalora.adapters.conditioning.prompt import check_prompt_is_known, prompt_inputs
 from metalora.adapters.forward_state import ForwardState
 from metalora.adapters.layout import Layout, ranks_by_path
 from metalora.adapters.skipped import SkippedWeight, skipped_sentences
@@ -71,6 +72,7 @@ class Adapter(nn.Module):
         self.extractor: tuple[nn.Module, ...] = ()  # a tuple: frozen, not ours to save
         self.recorder = Recorder()
         self.condition_cache = ConditionCache()
+        self.reads_prompt = False  # whether a condition is made from the prompt of a causal language model
         self.fixed_condition: Condition | None = None
         self.state = ForwardState()
         self.weight_first = True
@@ -258,16 +260,19 @@ class Adapter(nn.Module):
         """Make a condition from inputs: one per example, or one for a (labelled) support set, as the config says.
 
         Args:
-            inputs: What the model takes; for condition source "tensor" the features (n, d).
+            inputs: What the model takes; for condition source "tensor" the features (n, d). Of a causal language model
+                the tokens before the first label that is not -100, or those of `prompt_mask`, (n, tokens).
             labels: Integers (n,), for a label-aware condition.
 
         Returns:
             The condition; differentiable with respect to the mapping net.
 
         Raises:
-            ValueError: A static adapter, features that are not finite, missing labels.
+            ValueError: A static adapter, features that are not finite, missing labels, an unknown prompt.
         """
         assert self.required_conditioner is not None  # raises a ValueError for a static adapter
+        if self.reads_prompt:
+            check_prompt_is_known(self, inputs)
         return self.condition_from(self.features(inputs), labels)
 
     def condition_from(self, features: Tensor, labels: Tensor | None = None) -> Condition:
@@ -305,6 +310,8 @@ class Adapter(nn.Module):
         """Return the raw features (n, d), float32, of inputs under the frozen network, in eval mode."""
         if self.config.condition.source == "tensor":
             return inputs.float()  # type: ignore[union-attr]
+        if self.reads_prompt:
+            inputs = prompt_inputs(inputs)
         with self.disabled():  # features are those of the base, whatever the adapter has learned
             return self.recorder.features_of(self.extractor[0] if self.extractor else self.model, inputs)
 

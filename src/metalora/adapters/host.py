@@ -40,7 +40,7 @@ def begin_forward(
         condition: The condition that the caller has passed, or None.
         task_ids: The task ids that the caller has passed, or None.
         args: The positional arguments of the model's forward.
-        kwargs: Its other arguments.
+        kwargs: Its other arguments, and `prompt_mask` for a condition that is made from a prompt.
     """
     adapter.state.begin_forward(adapter)
     if adapter.per_example:
@@ -70,7 +70,7 @@ class AttachedHost:
     def before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Take `condition=` and `task_ids=` out of the arguments, and enter the forward.
+        """Take `condition=`, `task_ids=` and `prompt_mask=` out of the arguments, and enter the forward.
 
         Raises:
             ValueError: The adapter is merged, and the caller has passed a condition or task ids.
@@ -80,8 +80,11 @@ class AttachedHost:
             norm.training = False
         condition = kwargs.pop("condition", None)
         task_ids = kwargs.pop("task_ids", None) if adapter.task_keys else None
+        inputs = dict(kwargs)
+        if adapter.reads_prompt:
+            kwargs.pop("prompt_mask", None)
         if adapter.state.enabled and not adapter.merged:
-            begin_forward(adapter, condition, task_ids, args, kwargs)
+            begin_forward(adapter, condition, task_ids, args, inputs)
         elif adapter.merged and not (condition is None and task_ids is None):
             raise ValueError("the adapter is merged, so a forward takes no condition and no task_ids; unmerge it first")
         return args, kwargs

@@ -44,6 +44,10 @@ def trained(model, std=0.5):
     return model
 
 
+def served(model, std=0.3):
+    return trained(model, std).eval().requires_grad_(False)  # nothing is trained, so the inputs are prompts
+
+
 def tasks_of(base, kind, targets):
     return mp.wrap(trained(get_peft_model(base, task_config(target_modules=targets, task_type=kind))).eval())
 
@@ -92,7 +96,7 @@ def test_generate_gives_every_example_its_task_and_its_adapter(base, kind, targe
 
 def test_generate_under_conditions_made_from_the_inputs():
     config = mp.MetaLoRAConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
-    model = mp.wrap(trained(get_peft_model(gpt(), config), 0.3).eval())
+    model = mp.wrap(served(get_peft_model(gpt(), config)))
     condition = mp.adapter_of(model).condition({"input_ids": IDS})
     torch.testing.assert_close(model(input_ids=IDS).logits, model(input_ids=IDS, condition=condition).logits)
     options = dict(max_new_tokens=4, min_new_tokens=4, num_beams=2, do_sample=False, pad_token_id=0)
@@ -105,7 +109,7 @@ def test_generate_under_conditions_made_from_the_inputs():
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generate_makes_the_condition_once_from_the_prompt(beams):
     config = mp.MetaLoRAConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
-    model = trained(get_peft_model(gpt(), config), 0.3).eval()
+    model = served(get_peft_model(gpt(), config))
     adapter, conditions = mp.adapter_of(model), []
     adapter.conditioner.register_forward_hook(lambda module, args, output: conditions.append(output))
     options = dict(max_new_tokens=4, min_new_tokens=4, num_beams=beams, do_sample=False, pad_token_id=0)
@@ -122,7 +126,7 @@ def test_conditions_of_two_adapters_by_name():
     model = get_peft_model(gpt(), config, adapter_name="cp")
     config = mp.MetaLoRAConfig(method="metalora-tr", r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
     model.add_adapter("ring", config)
-    mp.wrap(trained(model, 0.3)).eval()
+    mp.wrap(served(model))
     conditions = {name: mp.adapter_of(model, name).condition({"input_ids": IDS}) for name in ("cp", "ring")}
     mixed = model(input_ids=IDS, adapter_names=["cp", "ring", "cp"], condition=conditions).logits
     for k, name in enumerate(["cp", "ring", "cp"]):
@@ -166,7 +170,8 @@ def test_checkpointing_is_exact_with_two_forwards_before_a_backward(tasks, use_r
     def gradients():
         model.zero_grad()
         more = [{"task_ids": ids} if tasks else {} for _, ids in batches]
-        losses = [model(input_ids=x, labels=x, **m).loss for (x, _), m in zip(batches, more, strict=True)]
+        answers = [x.where(torch.arange(5) > 1, -100) for x, _ in batches]
+        losses = [model(input_ids=x, labels=y, **m).loss for (x, _), y, m in zip(batches, answers, more, strict=True)]
         sum(losses).backward()
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
 

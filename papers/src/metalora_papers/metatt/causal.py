@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.conditioning.prompt import IGNORED
 from metalora.methods.registry import get_method
 from metalora.zoo import architectures
 from metalora_papers.config import CausalRunConfig
 from metalora_papers.metatt.commonsense import Commonsense, Question
 
 TRAIN_SEED, TEST_SEED = 0, 9_000_000
-IGNORED = -100  # a label that no loss sees
+CALIBRATION = 128  # training questions that the features of a condition are standardised by
 
 
 @dataclass(frozen=True)
@@ -143,28 +144,35 @@ def padded(batch: Sequence[Sample], pad: int, device: torch.device) -> tuple[dic
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}, labels.to(device)
 
 
-def log_likelihoods(model: nn.Module, batch: Sequence[Sample], pad: int, by_task: bool = False) -> Tensor:
+def log_likelihoods(model: nn.Module, batch: Sequence[Sample], pad: int, adapter: Adapter | None = None) -> Tensor:
     """Return the sum of log p(token | tokens before it) over every response.
 
     Args:
         model: A causal language model.
         batch: The samples.
         pad: Id of the padding token.
-        by_task: The adapter needs the task of every sample.
+        adapter: Its adapter, which may need the tasks and the prompts of the samples; None: the model is frozen.
 
     Returns:
         Log-likelihoods, float32 (batch,).
     """
     inputs, labels = padded(batch, pad, next(model.parameters()).device)
-    task_ids = {"task_ids": torch.tensor([sample.task for sample in batch])} if by_task else {}
+    if adapter is not None and adapter.task_keys:
+        inputs["task_ids"] = torch.tensor([sample.task for sample in batch])
+    if adapter is not None and adapter.reads_prompt:  # no choice may make an adapter of its own
+        inputs["prompt_mask"] = _prompt_mask(inputs, labels)
     # The logits at a position predict the token after it.
-    logits = model(**inputs, **task_ids, use_cache=False).logits[:, :-1]  # (batch, token - 1, vocabulary)
+    logits = model(**inputs, use_cache=False).logits[:, :-1]  # (batch, token - 1, vocabulary)
     targets = labels[:, 1:]
     in_response = targets != IGNORED
     # Only the rows of responses are turned to float32: the table of a whole batch is the largest tensor of a run.
     losses = F.cross_entropy(logits[in_response].float(), targets[in_response], reduction="none")  # (response token,)
     rows = in_response.nonzero()[:, 0]
     return -torch.zeros(len(batch), device=losses.device).index_add(0, rows, losses)
+
+
+def _prompt_mask(inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    return inputs["attention_mask"] * (labels == IGNORED)
 
 
 class CausalSuite:
@@ -196,7 +204,11 @@ class CausalSuite:
         return self.model
 
     def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
-        """Before training, read the training questions; ValueError if they are fewer than a step takes."""
+        """Before training, read the training questions and calibrate the adapter on the prompts of some of them.
+
+        Raises:
+            ValueError: There are fewer questions than a step takes.
+        """
         if not training or adapter is None:
             return
         self._training_samples = self.train_samples()
@@ -205,6 +217,15 @@ class CausalSuite:
                 f"commonsense: {len(self._training_samples)} training questions are less than a step of "
                 f"{self.step_size}"
             )
+        if adapter.conditional:
+            adapter.calibrate(self._calibration_batches())
+
+    def _calibration_batches(self) -> Iterator[dict[str, Tensor]]:
+        device = next(self.model.parameters()).device
+        chosen = self._training_samples[:: max(1, len(self._training_samples) // CALIBRATION)]  # of all tasks
+        for first in range(0, len(chosen), self.config.batch):
+            inputs, labels = padded(chosen[first : first + self.config.batch], self.pad, device)
+            yield {**inputs, "prompt_mask": _prompt_mask(inputs, labels)}
 
     @property
     def step_size(self) -> int:
@@ -223,8 +244,7 @@ class CausalSuite:
         # A long response counts as many times as it has tokens: batches are not weighted equally.
         tokens = sum(len(sample.ids) - sample.start for sample in chosen) / accumulate
         batch = chosen[batch_number * batch_size : (batch_number + 1) * batch_size]
-        by_task = adapter is not None and bool(adapter.task_keys)
-        return -log_likelihoods(self.model, batch, self.pad, by_task).sum() / tokens
+        return -log_likelihoods(self.model, batch, self.pad, adapter).sum() / tokens
 
     def after_step(self, adapter: Adapter | None, step: int, loss: float) -> None:
         """Every `evaluate_every` steps, record the scores; an interrupted run has only those since it continued."""
@@ -294,12 +314,11 @@ class CausalSuite:
         Raises:
             ValueError: Log-likelihoods that are not finite.
         """
-        by_task = adapter is not None and bool(adapter.task_keys)
         pairs = [(question.prompt, choice) for question in questions for choice in question.choices]
         all_samples = self._of_task(task, samples(self.tokenizer, pairs, self.config.max_length))
         size = self.config.batch
         batches = [all_samples[first : first + size] for first in range(0, len(all_samples), size)]
-        scores = torch.cat([log_likelihoods(self.model, batch, self.pad, by_task) for batch in batches])  # (choice,)
+        scores = torch.cat([log_likelihoods(self.model, batch, self.pad, adapter) for batch in batches])  # (choice,)
         if not torch.isfinite(scores).all():
             # argmax would answer NaN with the first choice, and the accuracy would look like that of chance.
             raise ValueError(f"{task}: log-likelihoods are not finite in {self.config.dtype}; try another dtype")

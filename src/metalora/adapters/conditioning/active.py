@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from metalora.adapters.conditioning.condition import Condition, Values, merge_values
-from metalora.adapters.conditioning.features import Inputs
+from metalora.adapters.conditioning.prompt import check_prompt_is_known, forward_inputs, prompt_inputs
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -49,8 +49,12 @@ def _from_inputs(
 ) -> Values:
     """The values that a forward starts with; `continued` are those of the sequences that it continues."""
     config = adapter.config.condition
+    inputs = forward_inputs(adapter.model, args, kwargs)
     if config.source == "stem":  # the stem's hook replaces c0 as soon as the stem has run
-        adapter.recorder.start(kwargs)
+        if continued is None and adapter.reads_prompt:
+            check_prompt_is_known(adapter, inputs)
+            inputs = prompt_inputs(inputs)
+        adapter.recorder.start(inputs)
         adapter.state.pending_values = continued
         return merge_values(continued or {}, adapter.neutral().values)
     if continued is not None:
@@ -61,8 +65,6 @@ def _from_inputs(
             f"this adapter's condition comes from {source}: make it with adapter.condition(...) and call "
             "model(..., condition=condition)"
         )
-    # Keyword arguments next to positional ones are not passed to the feature source.
-    inputs: Inputs = kwargs if not args else args[0] if len(args) == 1 and not kwargs else args
     return adapter.condition(inputs).values
 
 

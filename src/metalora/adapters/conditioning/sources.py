@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,10 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.active import after_stem
 from metalora.adapters.conditioning.features import Inputs, example_input, watch_head, watch_stages
 from metalora.adapters.conditioning.mapping_net import Conditioner
-from metalora.adapters.conditioning.stages import stages
+from metalora.adapters.conditioning.prompt import is_causal
+from metalora.adapters.conditioning.stages import encoder_path, modules_of_answer, stages
+from metalora.adapters.targets import head_path
+from metalora.config import ConditionConfig
 
 
 def prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None, extractor: nn.Module | None) -> None:
@@ -41,6 +45,8 @@ def prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None
     shapes = adapter.layout.shapes_of(adapter.resolved.generated)
     if not shapes:
         return
+    if condition.scope == "sample" and condition.source != "tensor" and condition.tokens == "prompt":
+        adapter.reads_prompt = is_causal(model)
     size = condition.feature_size
     if condition.source == "tensor":
         if size is None:
@@ -71,6 +77,7 @@ def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> n
         paths = [condition.stem]
     # An extractor gives its pooled last layer, unless stages are named.
     elif condition.source == "pooled" or (condition.source == "extractor" and not condition.stages):
+        _check_no_answer(condition, network, [head_path(network) or ""])
         adapter.hooks += watch_head(network, adapter.recorder)
         return network
     else:
@@ -79,10 +86,24 @@ def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> n
     for path in paths:
         if path not in modules:
             raise ValueError(f"condition: {type(network).__name__} has no module {path!r}{nearest(path, modules)}")
+    _check_no_answer(condition, network, paths)
     adapter.hooks += watch_stages(network, paths, adapter.recorder)
     if condition.source == "stem":
         adapter.hooks.append(network.get_submodule(paths[0]).register_forward_hook(partial(after_stem, adapter)))
     return network
+
+
+def _check_no_answer(condition: ConditionConfig, network: nn.Module, paths: Sequence[str]) -> None:
+    """Raise a ValueError if a condition per example is to be read where an encoder-decoder writes its answer."""
+    if condition.tokens == "all" or condition.scope != "sample":
+        return
+    answer = modules_of_answer(network)
+    inside = [path for path in paths if path in answer]
+    if inside:
+        raise ValueError(
+            f"condition: {inside[0]!r} of {type(network).__name__} reads the answer, which a condition would give away "
+            f"in training: read modules of {encoder_path(network)!r} alone (source 'stages' does)"
+        )
 
 
 def _timm_extractor(name: str | None) -> nn.Module:

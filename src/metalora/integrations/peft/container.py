@@ -211,19 +211,22 @@ class AdapterContainer(TunerLayer, nn.Module):
     def before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Take the condition and the task ids out of a model's arguments, and prepare the adapters."""
+        """Take the condition, the task ids and the prompt mask out of a model's arguments, and prepare the adapters."""
         condition, task_ids = self.call_condition, self.call_task_ids
         adapters = self.adapters_by_name().values()
         if any(adapter.per_example for adapter in adapters):
             condition = kwargs.pop("condition", condition)
         if any(adapter.task_keys for adapter in adapters):
             task_ids = kwargs.pop("task_ids", task_ids)
+        inputs = dict(kwargs)
+        if any(adapter.reads_prompt for adapter in adapters):
+            kwargs.pop("prompt_mask", None)
         if self.is_base_only:
             return args, kwargs
         for name, adapter in self.running_adapters().items():
             own_condition = _condition_of(condition, name, adapter)
             _check_tasks(name, adapter, own_condition, task_ids)
-            begin_forward(adapter, own_condition, task_ids if adapter.task_keys else None, args, kwargs)
+            begin_forward(adapter, own_condition, task_ids if adapter.task_keys else None, args, inputs)
         self._pass_conditions_to_checkpoints(module)
         return args, kwargs
 
