@@ -18,7 +18,7 @@ from metalora.config import AdapterConfig, ConditionConfig, RankBudgetConfig, Ra
 from metalora.methods.registry import get_method
 from metalora.zoo import architectures
 from metalora_papers.config import CausalRunConfig, TextRunConfig
-from metalora_papers.metatt.jobs import FULL
+from metalora_papers.metatt.line_up import FULL
 from metalora_papers.metatt.printed_settings import (
     COMMONSENSE,
     EPOCHS,
