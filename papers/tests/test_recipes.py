@@ -7,12 +7,13 @@ import pytest
 
 from metalora.config import from_dict, read_yaml, to_dict
 from metalora_papers.cli import TABLES
-from metalora_papers.config import RunConfig, TableConfig, TextTableConfig
+from metalora_papers.config import GridConfig, RunConfig, TableConfig, TextTableConfig
 from metalora_papers.learner.config import LearnerTableConfig
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "papers" / "recipes").glob("*/*.yaml"))
-KINDS = {f"# {kind.__name__}": kind for kind in (RunConfig, TableConfig, TextTableConfig, LearnerTableConfig)}
+CLASSES = (RunConfig, TableConfig, TextTableConfig, LearnerTableConfig, GridConfig)
+KINDS = {f"# {kind.__name__}": kind for kind in CLASSES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
@@ -25,10 +26,10 @@ def test_a_recipe_loads(path):
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_the_commands_of_a_recipe_name_verbs_tables_and_files_that_exist(path):
     comments = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
-    commands = re.findall(r"(metalora\S*) (table|train) (\S+)", comments)
+    commands = re.findall(r"(metalora\S*) (table|train|grid) (\S+)", comments)
     assert commands and {command for command, _, _ in commands} == {"metalora-papers"}
     assert {name for _, verb, name in commands if verb == "table"} <= set(TABLES)
-    files = re.findall(r"\S+\.yaml", comments)
+    files = set(re.findall(r"\S+\.yaml", comments)) - {"run.yaml"}  # that file is the user's
     assert files and all((REPOSITORY / file).exists() for file in files)
 
 

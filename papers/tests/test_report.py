@@ -12,6 +12,7 @@ from metalora_papers.report import (
     Table,
     compare_methods,
     comparison_table,
+    margin_table,
     plot_bars,
     print_table,
     summarise,
@@ -88,6 +89,25 @@ def test_comparison_is_with_the_best_baseline_of_at_least_the_same_size():
     assert [one.p_holm for one in found] == pytest.approx([2 * p["cp"], max(2 * p["cp"], p["tr"])])
 
 
+def test_equal_differences_are_a_dash_and_count_in_the_family():
+    equal = [row("equal", seed, value + 0.01, 1) for seed, value in enumerate(ACCURACY["moe"][1])]
+    treatments = ["cp", "equal"]
+    found = compare_methods([*ROWS, *equal], metric="acc", treatment_methods=treatments, baseline_methods=["moe"])
+    cp, same = found
+    assert (same.p_value, same.p_holm, same.is_better) == (None, None, False) and same.difference > 0
+    assert cp.p_holm == pytest.approx(2 * cp.p_value) and cp.is_better
+    assert comparison_table(found).cells[1][5:7] == ("–", "–")
+
+
+@pytest.mark.parametrize(("seeds", "star"), [(2, False), (3, True)])
+def test_a_star_takes_three_seeds(seeds, star):
+    values = {"a": (0.9, 0.8, 0.85), "b": (0.5, 0.4001, 0.4501)}
+    rows = [row(name, seed, value, 1) for name, all_values in values.items() for seed, value in enumerate(all_values)]
+    rows = [one for one in rows if one["seed"] < seeds]
+    (found,) = compare_methods(rows, metric="acc", treatment_methods=["a"], baseline_methods=["b"])
+    assert found.p_value < 0.05 and found.is_better == star
+
+
 def test_where_lower_is_better_the_lowest_baseline_is_the_best():
     found = compare_methods(
         ROWS, metric="acc", treatment_methods=["cp"], baseline_methods=["lora", "moe"], higher_is_better=False
@@ -161,6 +181,29 @@ def test_summary_table_shows_intervals_counts_and_gaps():
     assert (seeds, size) == ("6", "400") and other.startswith("0.205 [")
     low, high = map(float, acc.removeprefix("0.615 [").removesuffix("]").split(", "))
     assert 0.59 < low < 0.615 < high < 0.66
+
+
+def test_in_per_cent_a_count_of_one_stays_one():
+    rows = [row("a", seed, value, 1) for seed, value in enumerate((0.25, 0.75))] + [row("b", 0, 0.0, 0)]
+    for one in rows:
+        one["results"]["seconds"] = 1
+    found = summary_table(rows, ["acc", "num_params", "seconds"], percent=True, note="Of two seeds.")
+    assert found.cells == (("a", "2", "50.0 ±25.0", "1", "1"), ("b", "1", "0.0", "0", "1"))
+    console = Console(record=True, file=io.StringIO())
+    print_table(found, console)
+    assert "Of two seeds." in console.export_text()
+
+
+def test_a_note_is_below_its_table(tmp_path):
+    write_markdown([Table("T", ("a",), (("b",),), "Of two seeds."), Table("", ("c",), ())], tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text == "## T\n\n| a |\n| --- |\n| b |\n\nOf two seeds.\n\n| c |\n| --- |\n"
+
+
+def test_a_margin_of_one_seed_is_a_dash():
+    rows = [row("a", seed, value, 1) for seed, value in enumerate((0.5, 0.6, 0.7))] + [row("b", 0, 0.5, 1)]
+    found = margin_table(rows, {"acc": "accuracy"}, title="T")
+    assert found == Table("T", ("method", "accuracy"), (("a", "11.32"), ("b", "–")))  # 1.96 * 0.1 / sqrt(3)
 
 
 def test_tables_are_printed_and_written(tmp_path):

@@ -11,6 +11,8 @@ import torch
 from metalora_papers.statistics import (
     bootstrap_interval,
     holm,
+    is_significant,
+    margin_of_error,
     paired_t_test,
     right_counts,
     trials,
@@ -35,10 +37,37 @@ def test_t_test_equals_scipy(n):
     assert (found.statistic, found.p_value) == pytest.approx((expected.statistic, expected.pvalue))
 
 
-def test_t_test_of_differences_without_variance():
-    assert paired_t_test([1, 2], [1, 2]).p_value == 1
-    found = paired_t_test([1, 2, 3], [2, 3, 4])
-    assert (found.p_value, found.statistic) == (0, -math.inf)
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([1, 2], [1, 2]),
+        ([1, 2, 3], [2, 3, 4]),
+        ([0.825, 0.625], [0.8, 0.6]),  # 0.025 and 0.02499999999999999
+        ([float(np.float32(x)) for x in (0.81, 0.61, 0.71)], [0.8, 0.6, 0.7]),  # 0.01 but for 2e-8
+    ],
+)
+def test_equal_differences_have_no_p_value_and_no_star(a, b):
+    found = paired_t_test(a, b)
+    assert (found.statistic, found.p_value, found.n) == (None, None, len(a))
+    assert found.difference == pytest.approx(np.mean(a) - np.mean(b), abs=1e-7)
+    assert not is_significant(found.p_value, found.n)
+
+
+def test_two_pairs_have_a_p_value_and_no_star():
+    found = paired_t_test([0.9, 0.8], [0.5, 0.4001])
+    assert found.p_value < 0.001 and not is_significant(found.p_value, found.n)
+    assert is_significant(found.p_value, 3) and not is_significant(0.05, 3)
+
+
+def test_margin_of_error_by_hand():
+    # deviations from 0.6: -0.1, 0, 0.1; their squares add to 0.02; sigma = sqrt(0.02 / 2) = 0.1; 1.96 * 0.1 / sqrt(3)
+    assert margin_of_error([0.5, 0.6, 0.7]) == pytest.approx(0.1131606528, abs=1e-9)
+
+
+def test_margin_of_error_is_that_of_the_normal_distribution():
+    values = np.random.default_rng(3).normal(size=9)
+    low, high = scipy.stats.norm.interval(0.95, scale=scipy.stats.sem(values))
+    assert margin_of_error(values) == pytest.approx((high - low) / 2, rel=1e-4)  # 1.96 is rounded
 
 
 def test_holm_rejects_exactly_what_the_step_down_procedure_rejects():
@@ -166,6 +195,8 @@ def test_variance_shares_of_extreme_channels():
         (lambda: paired_t_test([1, 2], [1, 2, 3]), "one length"),
         (lambda: paired_t_test([1], [2]), "at least 2 pairs, not 1"),
         (lambda: paired_t_test([1, math.nan], [1, 2]), "finite"),
+        (lambda: margin_of_error([1.0]), "at least 2 values"),
+        (lambda: margin_of_error([1.0, math.nan]), "values must be finite"),
         (lambda: holm({"a": 0.1, "b": math.nan}), "p-value of 'b'"),
         (lambda: holm({"a": 1.1}), "p-value of 'a'"),
         (lambda: bootstrap_interval([]), "values is empty"),

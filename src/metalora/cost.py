@@ -11,6 +11,7 @@ from torch import nn
 
 from metalora.adapters.layout import Layout, TargetLayout, build_layout
 from metalora.adapters.plan import plan_form
+from metalora.adapters.skipped import SkippedWeight, skipped_weights
 from metalora.adapters.targets import find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
@@ -41,6 +42,7 @@ class CostSummary:
         multiply_adds: Multiply-adds that the adapter adds at one token, or at one position of an image.
         base_multiply_adds: Multiply-adds of the adapted weights themselves at one token or position.
         overhead: `multiply_adds` / `base_multiply_adds`.
+        skipped: What the preset of the targets leaves out, and why.
     """
 
     method: str
@@ -55,6 +57,7 @@ class CostSummary:
     multiply_adds: int
     base_multiply_adds: int
     overhead: float
+    skipped: tuple[SkippedWeight, ...]
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class AdapterDescription:
         targets: One description per adapted weight.
         parameters: Learned numbers; a shared factor counts once.
         bytes: Size of the adapter file in float32, estimated.
+        skipped: What the preset of the targets leaves out, and why.
     """
 
     method: str
@@ -97,6 +101,7 @@ class AdapterDescription:
     targets: list[TargetDescription]
     parameters: int
     bytes: int
+    skipped: tuple[SkippedWeight, ...]
 
 
 def match_parameters(
@@ -236,6 +241,7 @@ def summarise(model: nn.Module, config: AdapterConfig) -> CostSummary:
         multiply_adds=added,
         base_multiply_adds=base,
         overhead=added / base,
+        skipped=skipped_weights(model, config.targets, config.exclude),
     )
 
 
@@ -264,6 +270,7 @@ def describe(model: nn.Module, config: AdapterConfig) -> AdapterDescription:
         targets=[_describe_target(layout, target_layout) for target_layout in layout.targets.values()],
         parameters=layout.num_params(),
         bytes=_file_bytes(layout),
+        skipped=skipped_weights(model, config.targets, config.exclude),
     )
 
 

@@ -72,7 +72,7 @@ BAD_ATTACH = {
     "one of two targets": (config(targets=("conv", "nothing.*")), "target 'nothing.\\*' matches no module"),
     "everything excluded": (config(exclude=("*",)), "match nothing in Net"),
     "grouped convolution": (config(targets=("depthwise",)), "target 'depthwise' .*groups=6"),
-    "out_proj of attention": (config(targets=("out_proj",)), "nn.MultiheadAttention reads this layer's weight itself"),
+    "out_proj of attention": (config(targets=("out_proj",)), "nn.MultiheadAttention reads this weight itself"),
     "a norm": (config(targets=("norm",)), "BatchNorm2d is not a layer that can be adapted"),
     "a container": (config(targets=("attention",)), "MultiheadAttention is not a layer"),
     "unknown generated": (config(generated=("C",)), "generated names factor 'C' .known: A, B"),

@@ -1,9 +1,11 @@
 """Interleaved timing: what is counted, and how a ratio is formed. No clock is asserted on."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from metalora.bench.store import RowStore
 from metalora.bench.tasks import tasks_in_a_batch
 from metalora.bench.timing import interleaved, ratio
 from metalora.config import ConditionConfig
+from support.command import metalora_command
 
 TINY = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=50)
 
@@ -102,6 +105,33 @@ def test_every_way_computes_the_same(model, targets, monkeypatch):
     assert (outputs["lora"] - outputs[cases.FLOOR]).abs().max() > 1e-3
     for way in (cases.PLAIN, cases.DENSE):
         torch.testing.assert_close(outputs["lora" + way], outputs["lora"], rtol=1e-4, atol=1e-4)
+
+
+def test_each_method_at_its_rank_on_a_well_known_model(monkeypatch):
+    """Table 20 of MetaTT: a bench of roberta-base needs no weights, and prints the seconds of forward and backward."""
+    pytest.importorskip("transformers"), pytest.importorskip("peft")
+    sizes = {**TINY, "num_hidden_layers": 2}
+    monkeypatch.setattr(cases, "build_architecture", partial(cases.build_architecture, **sizes))
+    monkeypatch.setattr(cases, "load_model", lambda *_, **__: pytest.fail("weights were asked for"))
+    monkeypatch.setattr(memory, "peak_bytes", lambda config, name: 2**20)
+    flags = "--model roberta-base --targets query value --methods lora vera metatt-4d --peers vera --rank 2"
+    flags += " --batch 2 --tokens 3 --rounds 1 --no-clip-rank --no-keep-memory --ranks vera 5 metatt-4d 3"
+    code, out, _ = metalora_command("bench", *flags.split(), "peft: vera", 4, "--json")
+    rows = {row["case"]: row for row in json.loads(out)["results"]["cases"]}
+    ranks = {"frozen model": None, "peft: vera": 4, "lora": 2, "vera": 5, "metatt-4d": 3}
+    assert code == 0 and {name: row["rank"] for name, row in rows.items()} == ranks
+    counts = {"frozen model": 0, "peft: vera": 4 * 20, "lora": 4 * 2 * 32, "vera": 4 * 21, "metatt-4d": 3 * 32 + 9 * 4}
+    assert {name: row["num_params"] for name, row in rows.items()} == counts
+    for row in rows.values():
+        assert 0 < row["backward_seconds"] < row["step_seconds"] and row["forward_seconds"] > 0
+    code, out, _ = metalora_command("bench", *flags.split(), "peft: vera", 4)
+    printed = re.findall(r"\d\.\d{3} ±\d\.\d{3}, \d\.\d{4} s", out)
+    assert code == 0 and len(printed) == 3 * len(rows) and "backward" in out
+
+
+def test_scaling_sets_the_rank_itself():
+    with pytest.raises(ValueError, match="--what scaling times every method at the same ranks and takes no --ranks"):
+        run(BenchConfig(ranks={"lora": 4}), "scaling", None)
 
 
 def test_the_dense_way_takes_one_delta_for_all(monkeypatch):
@@ -209,6 +239,7 @@ def test_peak_memory_is_that_of_a_process_of_its_own():
     "changes, message",
     [
         (dict(peers=("lor",)), "unknown tuner of PEFT 'lor'; did you mean 'lora'"),
+        (dict(ranks={"metatt4d": 2}), "ranks names 'metatt4d', which is not timed; did you mean 'metatt-4d'"),
         (dict(methods=("metat-4d",)), "unknown method 'metat-4d'; did you mean 'metatt-4d'"),
     ],
 )

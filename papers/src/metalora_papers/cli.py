@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,10 @@ import tyro
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, flatten, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
-from metalora_papers.config import TEXT_TABLES, TableConfig, TextTableConfig
+from metalora_papers.config import TEXT_TABLES, GridConfig, TableConfig, TextTableConfig
 from metalora_papers.learner.config import LEARNER_TABLES, LearnerTableConfig
 from metalora_papers.learner.demo_config import DemoConfig
+from metalora_papers.metalora.continuation_config import ContinuationTableConfig
 from metalora_papers.registry import load_run
 
 ABOUT = "The tables and figures of MetaLoRA, MetaTT and TensLoRA."
@@ -91,7 +93,17 @@ def _over_file(table: Any, path: Path | None, default: Any) -> Any:
     return dataclasses.replace(default, **from_file | from_flags)
 
 
+def _complexity(json: Json = False) -> None:
+    """MetaTT (arXiv:2506.09105): SVDs of LoRA's matrices next to a sweep (Table 19); computed from sizes, no runs."""
+    from metalora_papers.metatt.complexity import complexity_table
+
+    lines = complexity_table()
+    cells = [{name: f"{value:.1f}" if name != "rank" else value for name, value in line.items()} for line in lines]
+    show(lines, json, "cost of LoRA-SVD (eq. 8) as a multiple of MetaTT-SVD (eq. 9)", tuple(lines[0]), cells)
+
+
 TABLES: dict[str, Callable[..., None]] = {name: _table_verb(name) for name in TABLE_SETTINGS}
+TABLES["metatt-19"] = _complexity
 
 
 def train(
@@ -143,13 +155,38 @@ def recipe(
             "name": entry.name,
             "model": entry.architecture,
             "method": entry.run.method,
-            "rank": entry.adapter.rank,
+            "rank": entry.run.adapter.rank if entry.run.adapter else "",
             "steps": entry.run.train.steps,
             "batch": entry.run.batch * entry.run.train.accumulate,
         }
         for entry in metatt_paper.recipes().values()
     ]
     show(rows, json, "recipes", ("name", "model", "method", "rank", "steps", "batch"), rows)
+
+
+def grid(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN.yaml")],
+    values: Annotated[GridConfig, tyro.conf.arg(name="")] = GridConfig(),  # noqa: B008 (frozen)
+    config: Config = None,
+    out: Annotated[Path, tyro.conf.arg(help="folder of the rows and adapters")] = Path("runs/grid"),
+    workers: Workers = 2,
+    dry_run: Annotated[bool, tyro.conf.arg(help="list the runs, and run nothing")] = False,
+    json: Json = False,
+) -> None:
+    """Try every combination of hyper-parameters around RUN.yaml on the validation split, and print the best first."""
+    from metalora_papers.grid import grid_runs, settings_of
+    from metalora_papers.scheduler import run_all
+
+    runs = grid_runs(load_run(run), _over_file(values, config, GridConfig()))
+    lines = [settings_of(point) for point in runs]
+    if not dry_run:
+        with progress(len(runs), "runs", quiet=json) as advance:
+            numbers = itertools.count(1)
+            rows = run_all(runs, out, workers=workers, on_done=lambda point: advance(next(numbers)))
+        scored = [line | {"mean": row["results"]["mean"]} for line, row in zip(lines, rows, strict=True)]
+        lines = sorted(scored, key=lambda line: line["mean"], reverse=True)
+    cells = [line | {"lr": f"{line['lr']:g}"} for line in lines]
+    show(lines, json, f"{run}: {len(lines)} runs on the validation split", tuple(lines[0]), cells)
 
 
 def fetch(
@@ -190,6 +227,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "eval": evaluate,
     "recipe": recipe,
+    "grid": grid,
     "fetch": fetch,
     "demo": demo,
 }

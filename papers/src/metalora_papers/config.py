@@ -201,7 +201,7 @@ class TextTableConfig:
     """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
     tasks: tuple[str, ...] = ("topic", "same-article", "acceptable", "next")
     methods: tuple[str, ...] = ()
-    """rows to run (empty: all)"""
+    """rows to run (empty: all); further ones by name: a method such as vera, "lotr, rank 80", full, frozen"""
     model: str = "minilm"
     """minilm, or hf:FOLDER_OR_ID"""
     targets: tuple[str, ...] = ("query", "value")
@@ -243,7 +243,10 @@ class TextTableConfig:
     ranks: tuple[int, ...] = (4, 8, 16, 32)
     """metatt-fig9"""
     evaluate_every: int = 0
-    """score along the way, for curves over the steps"""
+    """score along the way, for curves over the steps and for `report: best`"""
+    report: Literal["last", "best"] = "last"
+    """whose scores are in the table, and choose the rates. last: those after the last step; best: those of the best
+    evaluation of each run, which is chosen on the very texts that are reported, as in the paper"""
 
 
 @dataclass(frozen=True)
@@ -276,6 +279,8 @@ class CausalRunConfig:
     """questions of a task"""
     max_length: int = 256
     """tokens of a prompt with its response; a longer prompt loses its beginning"""
+    evaluate_every: int = 0
+    """also score after every so many steps of the optimiser (0: at the end only)"""
     seed: int = 0
     split: Literal["val", "test"] = "test"
 
@@ -290,81 +295,19 @@ class CausalRunConfig:
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """A small decoder of characters (Llama's layers), pre-trained on news articles."""
+class GridConfig:
+    """The values of a search of hyper-parameters; an empty one keeps what the run has."""
 
-    width: int = 128
-    layers: int = 3
-    heads: int = 4
-    context: int = 128
-    """characters of a text"""
-    steps: int = 3000
-    batch: int = 16
-    lr: float = 3e-3
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class ContinuationRunConfig:
-    """One run of a decoder that goes on with texts in the style of their prompts."""
-
-    suite: Literal["continuation"] = "continuation"
-    data_root: str | None = None
-    """folder of the articles; None: the package"""
-    model: str = ""
-    """hf:FOLDER_OR_ID; empty: the small decoder, pre-trained here and cached"""
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    method: str = "frozen"
-    """name of the row in tables"""
-    adapter: AdapterConfig | None = None
-    """None: the model as it is"""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=600, lr=5e-3, schedule="onecycle"))
-    batch: int = 16
-    """texts of a step"""
-    prompt: int = 64
-    """tokens before the continuation"""
-    response: int = 64
-    """tokens of the continuation"""
-    test_examples: int = 32
-    """texts of a style"""
-    seed: int = 0
-    split: Literal["val", "test"] = "test"
-
-    @property
-    def shared_backbone(self) -> str | None:
-        """A name of what several runs share and the first of them trains and caches: the small decoder."""
-        return None if self.model else repr((self.suite, self.decoder))
-
-    def trains_unsaved_weights(self, adapter_is_given: bool) -> bool:
-        """Return whether the scores need trained weights that no file holds: never, as only the adapter is trained."""
-        return False
-
-
-@dataclass(frozen=True)
-class ContinuationTableConfig:
-    """MetaLoRA on a language model: LoRA and generated adapters on texts in many styles."""
-
-    model: str = ""
-    """hf:FOLDER_OR_ID; empty: the small decoder, pre-trained here and cached"""
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    methods: tuple[str, ...] = ()
-    """rows to run (empty: all)"""
-    targets: str = "linear"
-    seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 600
-    lr: float = 5e-3
-    lr_grid: tuple[float, ...] = (5e-3, 1.5e-2)
-    """rates to choose from on the validation split, per method (empty: `lr` for all)"""
-    rank: int = 12
-    """rank of LoRA, which then has more parameters than the generated adapters"""
-    cp_rank: int = 8
-    ring_rank: int = 3
-    hidden: int = 16
-    """width of the mapping net"""
+    rank: tuple[int, ...] = ()
+    alpha: tuple[float, ...] = ()
+    lr: tuple[float, ...] = ()
+    """peak learning rates"""
+    batch: tuple[int, ...] = ()
+    """the number of steps changes with it, so that a run sees as many examples"""
 
 
 TEXT_TABLES = {
-    "metatt-2": "one adapter a task (Tables 2, 15, 18)",
+    "metatt-2": "one adapter a task (Tables 2, 15, 16, 18; Figs. 6, 12)",
     "metatt-3": "one adapter for all tasks (Tables 3, 13; Figs. 3, 5)",
     "metatt-4": "AdamW and AdamW + sweeps (Table 4, Fig. 2)",
     "metatt-fig4": "initialisations (Fig. 4)",

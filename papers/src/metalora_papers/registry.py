@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from metalora._util.suggest import nearest
 from metalora.config import from_dict, read_yaml
-from metalora_papers.config import CausalRunConfig, ContinuationRunConfig, RunConfig, TextRunConfig
+from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
 from metalora_papers.learner.config import LearnerRunConfig
+from metalora_papers.metalora.continuation_config import ContinuationRunConfig
 from metalora_papers.runs import Run
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ or a dotted path into its "config" ("method"). A metric that a row lacks, or has
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,19 @@ from rich.table import Table as RichTable
 
 from metalora.bench.palette import PALETTE
 from metalora_papers.rows import Row
-from metalora_papers.statistics import Summary, bootstrap_interval, holm, paired_t_test, trials
+from metalora_papers.statistics import (
+    Summary,
+    bootstrap_interval,
+    holm,
+    is_significant,
+    margin_of_error,
+    paired_t_test,
+    trials,
+)
 
 LEGEND_WIDTH = 96  # characters
 TOP_LEVEL = ("suite", "seed", "key", "commit")
+COUNTS = ("num_params", "seconds", "milliseconds")  # metrics that are never percentages, however small
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class PairedComparison:
         difference: Mean of treatment - baseline.
         low: Lower bound of the 95 % bootstrap interval of the difference over seeds.
         high: Upper bound of that interval.
-        p_value: Of the two-sided paired t-test.
+        p_value: Of the two-sided paired t-test; None if all differences are equal.
         p_holm: The same, corrected for all treatments that are compared together.
         seeds: The seeds that both methods have.
     """
@@ -68,9 +77,14 @@ class PairedComparison:
     difference: float
     low: float
     high: float
-    p_value: float
-    p_holm: float
+    p_value: float | None
+    p_holm: float | None
     seeds: tuple[int, ...]
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the treatment gets a star: significantly above the baseline, before the correction."""
+        return self.difference > 0 and is_significant(self.p_value, len(self.seeds))
 
 
 @dataclass(frozen=True)
@@ -100,11 +114,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text: title, column names, rows of cells, each row as long as `columns`."""
+    """A table of text: title, column names, rows of cells, each row as long as `columns`, and a note below."""
 
     title: str
     columns: tuple[str, ...]
     cells: tuple[tuple[str, ...], ...]
+    note: str = ""
 
 
 @dataclass
@@ -219,8 +234,14 @@ def compare_methods(
     sign = 1 if higher_is_better else -1
     pairs = [_compare(name, baseline_methods, values, sizes, metric, sign) for name in treatment_methods]
     # The family of Holm's correction is all treatments of this call: to compare them in several calls is no correction.
-    corrected = holm({pair.treatment: pair.p_value for pair in pairs})
-    return [replace(pair, p_holm=corrected[pair.treatment]) for pair in pairs]
+    return _corrected(pairs)
+
+
+def _corrected(pairs: Sequence[PairedComparison]) -> list[PairedComparison]:
+    """Return the comparisons with p-values corrected for all of them; one without a p-value counts in the family."""
+    p_values = {pair.treatment: 1.0 if pair.p_value is None else pair.p_value for pair in pairs}
+    corrected = holm(p_values)
+    return [pair if pair.p_value is None else replace(pair, p_holm=corrected[pair.treatment]) for pair in pairs]
 
 
 def summary_table(
@@ -230,6 +251,7 @@ def summary_table(
     by: str = "method",
     title: str = "",
     percent: bool = False,
+    note: str = "",
 ) -> Table:
     """Make a table with one line for each value of a field: its seeds, then each metric with its interval over seeds.
 
@@ -240,6 +262,7 @@ def summary_table(
         title: Title of the table.
         percent: Write fractions as "81.4 ±0.6", with half of the width of the 95 % interval, and counts as they are.
             By default a cell is "mean [low, high]".
+        note: A remark below the table.
 
     Returns:
         The table; a cell without the metric is a dash.
@@ -249,13 +272,47 @@ def summary_table(
     """
     labels = _labels(metrics)
     columns = [_by_value(summarise(rows, (by,), metric=metric), by) for metric in labels]
-    write = _percent_text if percent else _interval_text
+    writers = [_writer(metric, percent) for metric in labels]
     lines = []
     for name in _names(rows, by):
         summaries = [column[name].summary if name in column else None for column in columns]
-        cells = [write(summary) if summary else "–" for summary in summaries]
+        cells = [write(summary) if summary else "–" for write, summary in zip(writers, summaries, strict=True)]
         lines.append((name, _seeds_text(summaries), *cells))
-    return Table(title, (by, "seeds", *labels.values()), tuple(lines))
+    return Table(title, (by, "seeds", *labels.values()), tuple(lines), note)
+
+
+def margin_table(
+    rows: Sequence[Row], metrics: Mapping[str, str], *, by: str = "method", title: str = "", note: str = ""
+) -> Table:
+    """Make a table of the margins of error over seeds, in per cent (MetaTT, arXiv:2506.09105, eq. 7, Table 15).
+
+    Args:
+        rows: Result rows.
+        metrics: A mapping from each metric, which is a fraction, to the name of its column.
+        by: The field whose values are the lines.
+        title: Title of the table.
+        note: A remark below the table.
+
+    Returns:
+        The table; a cell of fewer than two seeds is a dash.
+
+    Raises:
+        ValueError: As `summarise`.
+    """
+    columns = [_values_by_seed(rows, by, metric) for metric in metrics]
+    lines = [(name, *(_margin_text(column.get(name, {})) for column in columns)) for name in _names(rows, by)]
+    return Table(title, (by, *metrics.values()), tuple(lines), note)
+
+
+def _margin_text(by_seed: Mapping[int, float]) -> str:
+    return f"{100 * margin_of_error(list(by_seed.values())):.2f}" if len(by_seed) > 1 else "–"
+
+
+def _writer(metric: str, percent: bool) -> Callable[[Summary], str]:
+    """Return what writes the cells of a metric."""
+    if not percent:
+        return _interval_text
+    return _count_text if metric in COUNTS else _percent_text
 
 
 def _labels(metrics: Sequence[str] | Mapping[str, str]) -> Mapping[str, str]:
@@ -298,10 +355,15 @@ def _comparison_cells(comparison: PairedComparison) -> tuple[str, ...]:
         comparison.baseline,
         f"{_number(comparison.treatment_mean)}, {_number(comparison.baseline_mean)}",
         f"{comparison.difference:+.3f} [{comparison.low:+.3f}, {comparison.high:+.3f}]",
-        f"{comparison.p_value:.2g}",
-        f"{comparison.p_holm:.2g}",
+        _p_text(comparison.p_value),
+        _p_text(comparison.p_holm),
         str(len(comparison.seeds)),
     )
+
+
+def _p_text(p_value: float | None) -> str:
+    """Return a p-value with two digits, or a dash if all differences are equal."""
+    return "–" if p_value is None else f"{p_value:.2g}"
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
@@ -315,7 +377,9 @@ def print_table(table: Table, console: Console | None = None) -> None:
     if not console.is_terminal:
         # Otherwise rich would fold the cells to 80 characters, and `grep` would not match them.
         console.width = max(console.width, 30 * len(table.columns))
-    drawn = RichTable(title=escape(table.title) or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    drawn = RichTable(
+        title=escape(table.title) or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=escape(table.note)
+    )
     for column in table.columns:
         longest_word = max(map(len, column.split() or [""]))
         drawn.add_column(escape(column), overflow="fold", min_width=longest_word)
@@ -329,7 +393,7 @@ def write_markdown(tables: Sequence[Table], path: str | Path) -> None:
     blocks = []
     for table in tables:
         lines = [table.columns, ("---",) * len(table.columns), *table.cells]
-        body = "\n".join(_markdown_line(cells) for cells in lines)
+        body = "\n".join(_markdown_line(cells) for cells in lines) + (f"\n\n{table.note}" if table.note else "")
         blocks.append(f"## {table.title}\n\n{body}" if table.title else body)
     Path(path).write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
 
@@ -575,9 +639,13 @@ def _interval_text(summary: Summary) -> str:
     return f"{_number(summary.mean)} [{_number(summary.low)}, {_number(summary.high)}]"
 
 
+def _count_text(summary: Summary) -> str:
+    return _number(summary.mean)
+
+
 def _percent_text(summary: Summary) -> str:
-    """Return "81.4 ±0.6" for a fraction, and a count as it is."""
-    if abs(summary.mean) > 1 or summary.mean == 0:
+    """Return "81.4 ±0.6" for a fraction, and another number as it is."""
+    if abs(summary.mean) > 1:
         return _number(summary.mean)
     if not summary.low < summary.high:
         return f"{100 * summary.mean:.1f}"

@@ -9,6 +9,10 @@ import numpy as np
 from torch import Tensor
 
 DRAWN_AT_ONCE = 4_000_000  # numbers of a bootstrap that are in memory together: 32 MB
+ROUNDING = 4 * float(np.finfo(np.float32).eps)  # accuracies are counted in float32: a relative difference below is none
+SIGNIFICANT = 0.05
+LEAST_PAIRS = 3  # two differences are close to each other too often for a star
+CRITICAL = 1.96  # of the standard normal distribution, two-sided, 95 %
 Tree = list[Any] | np.ndarray  # nested values: seeds, then domains or episodes, then images
 
 
@@ -37,22 +41,22 @@ class PairedTest:
 
     Attributes:
         difference: Mean of a - b.
-        statistic: Student's t.
-        p_value: Two-sided.
+        statistic: Student's t; None if all differences are equal.
+        p_value: Two-sided; None if all differences are equal.
         n: Number of pairs.
     """
 
     difference: float
-    statistic: float
-    p_value: float
+    statistic: float | None
+    p_value: float | None
     n: int
 
 
 def paired_t_test(a: Sequence[float], b: Sequence[float]) -> PairedTest:
     """Test by Student's paired t-test, two-sided, whether the mean of a - b is zero.
 
-    t = mean(a - b) / (std(a - b) / sqrt(n)) with n - 1 degrees of freedom (Student 1908). If all differences are equal,
-    p is 0, or 1 if they are all zero.
+    t = mean(a - b) / (std(a - b) / sqrt(n)) with n - 1 degrees of freedom (Student 1908). If all differences are equal
+    but for rounding, the test is undefined: it divides by zero.
 
     Args:
         a: Values (n,).
@@ -63,15 +67,20 @@ def paired_t_test(a: Sequence[float], b: Sequence[float]) -> PairedTest:
 
     Raises:
         ValueError: Unequal lengths, fewer than two pairs, NaN or infinite values.
+
+    Example:
+        >>> paired_t_test([1.0, 2.0], [2.0, 3.0]).p_value is None
+        True
     """
     from scipy.special import stdtr
 
-    differences = _differences(a, b)
+    first, second = _paired(a, b)
+    differences = first - second
     n = len(differences)
     mean = float(differences.mean())
-    if np.ptp(differences) == 0:
-        # Not std == 0: the standard deviation of equal numbers may be a rounding error above zero.
-        return _test_without_variance(mean, n)
+    largest = float(max(np.abs(first).max(), np.abs(second).max()))
+    if np.ptp(differences) <= ROUNDING * largest:
+        return PairedTest(mean, statistic=None, p_value=None, n=n)
     error = float(differences.std(ddof=1)) / math.sqrt(n)
     statistic = mean / error
     # Two tails of the t-distribution; the lower tail at -|t| keeps its digits, 1 - (upper one) would cancel them.
@@ -79,11 +88,35 @@ def paired_t_test(a: Sequence[float], b: Sequence[float]) -> PairedTest:
     return PairedTest(mean, statistic, p_value, n)
 
 
-def _test_without_variance(difference: float, n: int) -> PairedTest:
-    """Return the limit of the test for a variance of zero."""
-    if difference == 0:
-        return PairedTest(difference, statistic=0.0, p_value=1.0, n=n)
-    return PairedTest(difference, statistic=math.copysign(math.inf, difference), p_value=0.0, n=n)
+def is_significant(p_value: float | None, pairs: int) -> bool:
+    """Return whether a difference gets a star: p < 0.05, of at least three pairs.
+
+    Example:
+        >>> is_significant(0.04, pairs=3), is_significant(0.04, pairs=2), is_significant(None, pairs=9)
+        (True, False, False)
+    """
+    return p_value is not None and p_value < SIGNIFICANT and pairs >= LEAST_PAIRS
+
+
+def margin_of_error(values: Sequence[float]) -> float:
+    """Return half of the width of the 95 % interval of a mean, for normal values.
+
+    1.96 sigma / sqrt(n), with sigma the standard deviation, n - 1 in its denominator (MetaTT, arXiv:2506.09105, eq. 7).
+
+    Args:
+        values: A value for each seed, (n,).
+
+    Raises:
+        ValueError: Fewer than two values, NaN or infinite ones.
+
+    Example:
+        >>> round(margin_of_error([0.5, 0.6, 0.7]), 4)
+        0.1132
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 1 or len(numbers) < 2:
+        raise ValueError(f"a margin of error needs at least 2 values (n,), not shape {numbers.shape}")
+    return CRITICAL * float(_finite(numbers, "values").std(ddof=1)) / math.sqrt(len(numbers))
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
@@ -205,8 +238,8 @@ def _scatter(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     return between, total
 
 
-def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    """Return a - b (n,) in float64, or raise a ValueError."""
+def _paired(a: Sequence[float], b: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the two samples (n,) in float64, or raise a ValueError."""
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.ndim != 1 or first.shape != second.shape:
         raise ValueError(f"paired samples must have one length, not shapes {first.shape} and {second.shape}")
@@ -214,7 +247,7 @@ def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
         raise ValueError(f"a paired test needs at least 2 pairs, not {len(first)}")
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("paired samples must be finite; some are NaN or infinite")
-    return first - second
+    return first, second
 
 
 def _tree(values: Any, name: str) -> Tree:

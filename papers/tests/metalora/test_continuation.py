@@ -7,8 +7,8 @@ import torch
 
 from metalora import AdapterConfig
 from metalora.config import TrainConfig
-from metalora_papers.config import ContinuationRunConfig, ContinuationTableConfig, DecoderConfig
 from metalora_papers.metalora.continuation import ContinuationSuite
+from metalora_papers.metalora.continuation_config import ContinuationRunConfig, ContinuationTableConfig, DecoderConfig
 from metalora_papers.metalora.continuation_table import ContinuationComparison
 from metalora_papers.metalora.decoder import character_tokenizer, pretrained_decoder
 from metalora_papers.metalora.styles import ALL, STYLES, Style

@@ -10,7 +10,7 @@ from papers_oracles.commonsense import write_folder, write_model
 from papers_oracles.encoder import write_encoder
 
 from metalora import AdapterConfig, ConditionConfig
-from metalora.config import TrainConfig
+from metalora.config import RankScheduleConfig, TrainConfig
 from metalora_papers.config import CausalRunConfig
 from support.command import metalora_command, papers_command
 
@@ -152,6 +152,19 @@ def test_a_run(changes, config, fresh_accelerate):
     assert (results["loss"] is None) == (run.adapter is None)
     if run.adapter is METATT:
         assert results["num_params"] == 4 * (32 + 32 + 16) + 16 * (2 + 2)  # v is half as wide: a core of its own
+
+
+def test_scores_along_the_way_do_not_change_the_run(config):
+    sweep = RankScheduleConfig(steps=(3,), ranks=(2,), mode="paper")
+    train = replace(config.train, steps=4, rank_schedule=sweep, store="float32")
+    adapter = replace(METATT, dropout=0.5)  # a run left in evaluation mode would train on without dropout
+    plain = execute(replace(config, train=train, adapter=adapter)).row["results"]
+    results = execute(replace(config, train=train, adapter=adapter, evaluate_every=2)).row["results"]
+    history = results.pop("history")
+    assert plain.pop("history") == [] and results == plain
+    assert [point["step"] for point in history] == [2, 4]
+    assert [point["rank"] for point in history] == [4, 2]
+    assert history[-1]["accuracy"] == results["accuracy"] and history[-1]["mean"] == results["mean"]
 
 
 def test_the_same_run_gives_the_same_row(config):

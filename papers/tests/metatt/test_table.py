@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -126,7 +127,7 @@ def test_rates_are_chosen_by_row_and_task():
         assert run.split == "val" and run.seed == 1000 and run.left_out == ()
         better = (run.train.lr in (4e-3, 4e-5)) == (run.tasks[0] != "next")
         row = made_up(run)
-        row["results"]["mean"] = 0.6 + 0.1 * better
+        row["results"]["accuracy"] = {run.tasks[0]: 0.6 + 0.1 * better}
         rows.append(row)
     rates = chosen_rates(rows)
     assert rates["lora", "topic"] == 4e-3 and rates["lora", "next"] == 1e-3
@@ -134,6 +135,65 @@ def test_rates_are_chosen_by_row_and_task():
     chosen = {(run.method, run.tasks[0]): run.train.lr for run in runs("metatt-2", table, rates)}
     assert chosen["lora", "next"] == 1e-3 and chosen["every weight", "topic"] == pytest.approx(4e-5)
     assert choosing_runs("metatt-fig7", TABLE) == []
+
+
+GLUE = replace(TABLE, suite="glue", tasks=("cola", "stsb", "rte"), evaluate_every=10, methods=("lora", "metatt-4d"))
+
+
+def glue_row(run):
+    """A row whose accuracy of CoLA rises with the rate and with the steps, while Matthews' correlation falls."""
+    row = made_up(run)
+    low = run.train.lr * 10 + 0.001 * run.seed
+    first, last = (
+        {
+            "accuracy": {"cola": 0.8 + low + late, "rte": 0.6 + late},
+            "matthews": {"cola": 0.5 - 2 * late - low, "rte": 0.1},
+            "spearman": {"stsb": 0.7 - low},
+            "pearson": {"stsb": 0.75},
+        }
+        for late in (0, 0.1)
+    )
+    row["results"] |= {**last, "history": [first | {"step": 10, "rank": 8, "gradients": {}}]}
+    row["config"] |= {"tasks": run.tasks}
+    for scores in (row["results"], *row["results"]["history"]):
+        for name in ("accuracy", "matthews", "spearman", "pearson"):
+            scores[name] = {task: value for task, value in scores[name].items() if task in run.tasks}
+    return row
+
+
+@pytest.mark.parametrize(
+    ("report", "scores"),  # at the rate of 1e-3: last 0.3 - 0.01, best 0.5 - 0.01; joint, the best mean is that of last
+    [("last", ("29.0", "69.0", "70.0", "56.0")), ("best", ("49.0", "69.0", "70.0", "62.7"))],
+)
+def test_the_metrics_of_glue_judge_tasks_means_and_rates(report, scores):
+    table = replace(GLUE, report=report, seeds=(0,))
+    comparison = TextComparison("metatt-2", table)
+    choosing = [glue_row(run) for run in comparison.choosing_runs()]
+    assert {run.evaluate_every for run in comparison.choosing_runs()} == {10 if report == "best" else 0}
+    rates = comparison.chosen_rates(choosing)
+    assert rates["lora", "cola"] == rates["lora", "stsb"] == 1e-3  # the accuracy of CoLA is best at 4e-3
+    rows = [glue_row(run) for run in comparison.runs(rates)]
+    found = comparison.report(rows).tables[0]
+    assert found.columns[2:7] == ("cola, Matthews", "stsb, Spearman", "rte, accuracy", "mean", "stsb, Pearson")
+    assert found.cells[0][:6] == ("lora", "1", *scores) and found.cells[0][6] == "75.0"
+    assert ("best evaluation of each run" in found.note) == (report == "best")
+
+
+def test_the_best_evaluation_needs_evaluations():
+    with pytest.raises(ValueError, match="report best needs evaluations along the way; give evaluate_every"):
+        runs("metatt-2", replace(GLUE, report="best", evaluate_every=0))
+    table = replace(TABLE, report="best", evaluate_every=10)
+    with pytest.raises(ValueError, match="scored after the last step only"):
+        report("metatt-transfer", [made_up(run) for run in runs("metatt-transfer", table)], table)
+
+
+def test_margins_are_those_of_equation_7():
+    table = replace(TABLE, tasks=("topic",), methods=("lora",), seeds=(0, 1, 2))
+    rows = [made_up(run) for run in runs("metatt-2", table)]
+    for row, accuracy in zip(rows, (0.5, 0.6, 0.7), strict=True):
+        row["results"]["accuracy"] = {"topic": accuracy}
+    margins = report("metatt-2", rows, table)[1]
+    assert margins.cells == (("lora", "11.32", "11.32"),)  # 1.96 * 0.1 / sqrt(3)
 
 
 # A figure has a panel for each task, and drawing it is most of the time: that with two figures has all panels.
@@ -155,16 +215,59 @@ def test_a_report_and_its_figures(name, all_rows, tmp_path, capsys):
     run_table(name, table, tmp_path, workers=1, as_json=True, rows_file=all_rows)
     found = json.loads(capsys.readouterr().out)
     first = found["tables"][0]
-    assert first["columns"][2 : 2 + len(table.tasks) + 1] == [*table.tasks, "mean"]
+    assert first["columns"][2 : 2 + len(table.tasks) + 1] == [*(f"{task}, accuracy" for task in table.tasks), "mean"]
+    assert first["note"].startswith("Scores after the last step")
     assert (tmp_path / f"{name}.md").exists()
     wanted = dict.fromkeys(run.method for run in runs(name, table, {}))
     if name != "metatt-transfer":
         assert {cells[0] for cells in first["cells"]} == set(wanted)
         assert {cells[1] for cells in first["cells"]} == {"2"}
-        assert (len(found["tables"]) == 2) == bool(DESIGNS[name].reference)
+        assert "margin of error" in found["tables"][1]["title"]
+        assert (len(found["tables"]) == 3) == bool(DESIGNS[name].reference)
     for picture in found["plots"]:
         assert (tmp_path / picture).stat().st_size > 5_000
     assert len(found["plots"]) == (2 if name == "metatt-3" else 1)
+
+
+def drawn(monkeypatch, name, table, row=made_up):
+    """The figure that a comparison draws from made-up rows."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *path, **options: figures.append(self))
+    rows = [row(run) for run in runs(name, table)]
+    TextComparison(name, table).plot(rows, Path("."))
+    return figures[0]
+
+
+def test_sweeps_are_arrows_with_the_rank_after_them(monkeypatch):
+    table = replace(TABLE, tasks=("topic",), steps=20, sweeps=2, sweep_between=(0.5, 0.75))
+    figure = drawn(monkeypatch, "metatt-4", table)
+    arrows = [text for text in figure.axes[0].texts if text.arrow_patch is not None]
+    assert [(text.get_text(), text.xy[0]) for text in arrows] == [("r=7", 10), ("r=4", 15)]
+    swept = 0.9 - 0.01 * len("metatt-4d, rank 8 swept to 4") + 0.005 * len("metatt-4d, rank 8 swept to 4") / 10
+    assert [text.xy[1] for text in arrows] == pytest.approx([swept, swept])
+
+
+@pytest.mark.parametrize("tasks", [("topic",), ("topic", "next")])
+def test_the_legend_lies_within_the_figure(monkeypatch, tasks):
+    figure = drawn(monkeypatch, "metatt-4", replace(TABLE, tasks=tasks, method="metatt-5d"))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    left, right = legend.get_window_extent().intervalx
+    assert 0 <= left < right <= figure.bbox.width and len(legend.get_texts()) == 3
+    bottom, top = legend.get_window_extent().intervaly
+    assert 0 <= bottom < top <= figure.bbox.height
+
+
+def test_a_figure_has_a_line_for_every_method_and_the_metric_on_its_axis(monkeypatch):
+    methods = ("head alone", "lora", "metatt-4d", "metatt-5d", "vera", "lotr", "lorta", "dora", "pissa", "adalora")
+    table = replace(GLUE, tasks=("cola", "rte"), methods=methods, seeds=(0,))
+    axes = drawn(monkeypatch, "metatt-2", table, glue_row).axes
+    assert [one.get_ylabel() for one in axes] == ["Matthews", "accuracy"]
+    lines = [container.lines[0] for container in axes[0].containers]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(methods)
+    assert lines[0].get_ydata() == pytest.approx([0.5 - 0.01])  # Matthews' of the first evaluation, not the accuracy
 
 
 def test_the_reference_of_transfer_is_the_best_single_task_adapter():
@@ -193,7 +296,7 @@ def test_rows_of_several_settings_are_told_apart():
         report("metatt-2", rows, table)
     for run in choosing_runs("metatt-2", table):
         row = made_up(run)
-        row["results"]["mean"] = run.train.lr
+        row["results"]["accuracy"] = {"topic": run.train.lr}
         rows.append(row)
     assert [row["config"]["train"]["lr"] for row in rows_of("metatt-2", rows, table)] == [4e-3]
 
@@ -209,6 +312,8 @@ def test_what_has_a_row_is_not_run_again(tmp_path):
     "changes, message",
     [
         (dict(methods=("metatt-4",)), "unknown row 'metatt-4'; did you mean 'metatt-4d'"),
+        (dict(methods=("verra",)), "unknown row 'verra'; did you mean 'vera'"),
+        (dict(methods=("metatt-4d, rank x",)), "unknown row 'metatt-4d, rank x'; did you mean 'metatt-4d'"),
         (dict(tasks=("topics",)), "unknown text task 'topics'; did you mean 'topic'"),
     ],
 )
@@ -217,6 +322,46 @@ def test_unknown_names(changes, message):
         runs("metatt-2", replace(TABLE, **changes), {})
 
 
-def test_an_unknown_train():
-    with pytest.raises(ValueError, match="unknown method 'metatt-4'; did you mean 'metatt-4d'"):
-        runs("metatt-4", replace(TABLE, method="metatt-4"), {})
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("metatt-4", dict(method="metatt-4"), "unknown method 'metatt-4'; did you mean 'metatt-4d'"),
+        ("metatt-fig4", dict(method="lora"), "lora has no train of cores .* one are metatt-4d, metatt-5d, metatt-4.1d"),
+        ("metatt-fig4", dict(method="metatt-4"), "unknown method 'metatt-4'; did you mean 'metatt-4d'"),
+        ("metatt-fig7", dict(lr_grid=()), "a point for every learning rate; give lr_grid"),
+        ("metatt-transfer", dict(methods=("vera",)), "table metatt-transfer: unknown row 'vera'"),
+        ("metatt-fig9", dict(methods=("full",)), "table metatt-fig9: unknown row 'every weight'"),
+    ],
+)
+def test_what_a_table_refuses(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        runs(name, replace(TABLE, **changes))
+
+
+@pytest.mark.parametrize(
+    "name, asked, found",
+    [
+        ("metatt-2", ("vera", "lora"), {"lora", "vera"}),
+        ("metatt-2", ("full", "frozen"), {"every weight", "frozen"}),
+        ("metatt-4", ("adalora", "metatt-4d, rank 4"), {"metatt-4d, rank 4", "adalora"}),
+        ("metatt-fig4", ("metatt-4d, ze-id-id-id", "lora"), {"metatt-4d, ze-id-id-id", "lora"}),
+        ("metatt-fig7", ("vera", "full"), {"vera, lr 0.001", "vera, lr 0.004", "every weight, lr 1e-05",
+                                           "every weight, lr 4e-05"}),
+        ("metatt-fig9", ("vera",), {f"vera, rank {rank}" for rank in (4, 8, 16, 32)}),
+        ("tenslora", ("tenslora-qkv-depth-tt", "lora on q, k, v"), {"tenslora-qkv-depth-tt", "lora on q, k, v"}),
+    ],
+)  # fmt: skip
+def test_further_rows_by_name(name, asked, found):
+    assert {run.method for run in runs(name, replace(TABLE, methods=asked, tasks=("topic",)))} == found
+
+
+def test_a_further_construction_of_tenslora_has_the_targets_and_the_scale_of_the_others():
+    asked = ("tenslora-qkv-depth-tt", "tenslora-qkv-depth, isorank")
+    rows = runs("tenslora", replace(TABLE, methods=asked, tasks=("topic",), seeds=(0,)))
+    found = {run.method: (run.adapter.targets, run.adapter.alpha, run.adapter.rank) for run in rows}
+    assert set(found.values()) == {(TABLE.qkv_targets, 2.0, 8)} and set(found) == set(asked)
+
+
+def test_nothing_is_chosen_for_a_row_that_trains_nothing():
+    table = replace(TABLE, methods=("frozen", "lora"))
+    assert {run.method for run in choosing_runs("metatt-2", table)} == {"lora"}

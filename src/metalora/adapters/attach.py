@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.features import Inputs
 from metalora.adapters.conditioning.sources import prepare_condition
@@ -18,6 +19,7 @@ from metalora.adapters.init import initial_factors
 from metalora.adapters.layers import LAYERS, AdaptedLayer, BottleneckLayer
 from metalora.adapters.layout import build_layout
 from metalora.adapters.plan import Form, plan_forms
+from metalora.adapters.skipped import skipped_weights, warning_of
 from metalora.adapters.targets import Target, find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.resolve import resolve
@@ -45,6 +47,10 @@ def attach(
         ValueError: The model has an adapter already; an unknown method, factor or target; a rank that a target's modes
             do not allow. Nothing is changed then.
 
+    Warns:
+        UserWarning: A preset of targets leaves out weights of its kind, because they cannot be adapted; one warning
+            for all, which `adapter.skipped` lists.
+
     Example:
         >>> import torch, metalora
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
@@ -55,9 +61,14 @@ def attach(
     if adapter_of(model) is not None:
         raise ValueError(f"{type(model).__name__} already has an adapter: detach it first")
     targets = find_targets(model, config.targets, config.exclude)
+    skipped = skipped_weights(model, config.targets, config.exclude)
     bases = {target.path: model.get_submodule(target.path) for target in targets}
-    # All that may raise an error is done before the model is touched.
+    # All that may raise an error is done before the model is touched; a warning may be one too.
+    warning = warning_of(skipped, str(config.targets), type(model).__name__)
+    if warning is not None:
+        warn_user(warning)
     adapter = build(model, config, targets, bases, example=example, extractor=extractor)
+    adapter.skipped = skipped
     adapter.required_grad = {name: p.requires_grad for name, p in model.named_parameters()}
     model.requires_grad_(False)
     # One owner, so that .to(), .train() and .parameters() of the model reach the adapter once.

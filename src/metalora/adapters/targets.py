@@ -110,27 +110,57 @@ def _weight(module: nn.Module) -> torch.Tensor:
     return cast(torch.Tensor, module.weight)
 
 
-def refusal(model: nn.Module, path: str, module: nn.Module) -> str | None:
+QUANTISED = "quantised weights are not adapted"
+READ_BY_ATTENTION = "nn.MultiheadAttention reads this weight itself, so a wrapper would never run"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a layer cannot be a target.
+
+    Attributes:
+        message: What is wrong with this layer.
+        reason: The same without its numbers, so that all layers of its kind have one reason.
+    """
+
+    message: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def refusal(model: nn.Module, path: str, module: nn.Module) -> Refusal | None:
     """Why a layer cannot be a target; None if it can.
 
     Args:
         model: The model that the layer is in.
         path: Its path there.
         module: The layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(6, 6, 3, groups=6))
+        >>> str(refusal(model, "0", model[0]))
+        'Conv2d has groups=6; grouped and depthwise convolutions are not adapted'
     """
+    class_name = type(module).__name__
     if kind_of(module) is None:
-        return f"{type(module).__name__} is not a layer that can be adapted (Linear, Conv1d, Conv2d, Conv1D, Embedding)"
+        reason = f"{class_name} is not a layer that can be adapted"
+        return Refusal(f"{reason} (Linear, Conv1d, Conv2d, Conv1D, Embedding)", reason)
     groups = getattr(module, "groups", 1)
     if groups != 1:
-        return f"{type(module).__name__} has groups={groups}; grouped and depthwise convolutions are not adapted"
+        reason = "grouped and depthwise convolutions are not adapted"
+        return Refusal(f"{class_name} has groups={groups}; {reason}", reason)
     weight = module.weight
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
-        return f"its weight is {getattr(weight, 'dtype', type(weight).__name__)}; quantised weights are not adapted"
+        dtype = getattr(weight, "dtype", type(weight).__name__)
+        return Refusal(f"its weight is {dtype}; {QUANTISED}", QUANTISED)
     parent = model.get_submodule(path.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads this layer's weight itself, so a wrapper would never run"
+        return Refusal(READ_BY_ATTENTION, READ_BY_ATTENTION)
     if isinstance(parent, nn.TransformerEncoderLayer):
-        return "nn.TransformerEncoderLayer reads this layer's weight itself in eval mode"
+        reason = "nn.TransformerEncoderLayer reads this weight itself in eval mode"
+        return Refusal(reason, reason)
     return None
 
 
@@ -168,7 +198,8 @@ def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude
         model: The model.
         targets: A preset, or glob patterns of module paths or of their last components ("layer1.*.conv1", "query");
             several patterns in one string are separated by commas. The presets "all", "linear" and "conv" take every
-            supported layer except the output head and embeddings, and leave out grouped convolutions.
+            supported layer except the output head and embeddings, and leave out what cannot be adapted; `attach` warns
+            of it, and `metalora.adapters.skipped.skipped_weights` lists it.
         exclude: Patterns of paths that are left out.
 
     Returns:

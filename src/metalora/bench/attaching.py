@@ -14,7 +14,7 @@ import peft
 import metalora.peft  # registers the tuner
 from metalora.adapters.attach import attach
 from metalora.adapters.targets import find_targets
-from metalora.bench.cases import PEFT, Inputs, adapt_by_peft, adapter_config, build_model, check_names
+from metalora.bench.cases import PEFT, Inputs, adapt_by_peft, adapter_config, build_model, check_names, rank_of
 from metalora.bench.config import BenchConfig
 from metalora.bench.timing import Ratio, interleaved, ratio
 from metalora.config import AdapterConfig, to_dict
@@ -40,7 +40,7 @@ def attaching(config: BenchConfig) -> list[Ratio]:
     names = _names_for_peft(base, config)
     cases: dict[str, AdaptModel] = {}
     for peer in config.peers:
-        cases[PEFT + peer] = partial(adapt_by_peft, peer=peer, rank=config.rank, names=names)
+        cases[PEFT + peer] = partial(adapt_by_peft, peer=peer, rank=rank_of(PEFT + peer, config), names=names)
     with tempfile.TemporaryDirectory() as folder:
         for method in config.methods:
             file = Path(folder) / f"{method}.safetensors"

@@ -95,7 +95,7 @@ def first_output(output: Any) -> Tensor:
 
 # ---- names ---------------------------------------------------------------------------------------------------------
 def check_names(config: BenchConfig) -> None:
-    """Check the names of methods and tuners before anything is built.
+    """Check the names of methods and tuners, also of those with a rank of their own, before anything is built.
 
     Raises:
         ValueError: A name is not known.
@@ -105,6 +105,10 @@ def check_names(config: BenchConfig) -> None:
             raise ValueError(f"bench: unknown tuner of PEFT {peer!r}{nearest(peer, PEERS)}")
     for method in config.methods:
         get_method(method)
+    known = [*(PEFT + peer for peer in config.peers), *config.methods]
+    for name in config.ranks:
+        if name not in known:
+            raise ValueError(f"bench: ranks names {name!r}, which is not timed{nearest(name, known)}")
 
 
 def case_names(config: BenchConfig) -> list[str]:
@@ -170,7 +174,7 @@ def build_case(name: str, base: nn.Module, inputs: Inputs, config: BenchConfig) 
     start = time.perf_counter()
     if name.startswith(PEFT):
         paths = [target.path for target in find_targets(model, config.targets)]
-        model = adapt_by_peft(model, name.removeprefix(PEFT), config.rank, paths)
+        model = adapt_by_peft(model, name.removeprefix(PEFT), rank_of(name, config), paths)
     elif name != FLOOR:
         inputs = _attach(model, name, inputs, config)
     seconds = time.perf_counter() - start
@@ -187,12 +191,17 @@ def build_case(name: str, base: nn.Module, inputs: Inputs, config: BenchConfig) 
 
 
 # ---- adapters ------------------------------------------------------------------------------------------------------
+def rank_of(name: str, config: BenchConfig) -> int:
+    """The rank of a case: that of its method or tuner in `ranks`, otherwise `rank`."""
+    return config.ranks.get(name.partition(", ")[0], config.rank)
+
+
 def adapter_config(name: str, config: BenchConfig) -> AdapterConfig:
     """The adapter of a case; its scale is 1 at every rank."""
     method = get_method(name.partition(", ")[0])
     return AdapterConfig(
         method.name,
-        config.rank,
+        rank_of(name, config),
         targets=config.targets,
         clip_rank=config.clip_rank,
         condition=config.condition if method.generated else ConditionConfig(scope="constant"),

@@ -16,8 +16,10 @@ class BenchConfig:
     """minilm, timm:NAME or a known architecture (roberta-base), all with random weights, or hf:FOLDER"""
     methods: tuple[str, ...] = ("lora", "metatt-4d", "metatt-5d", "lotr", "tenslora-qkv-depth")
     peers: tuple[str, ...] = ("lora",)
-    """tuners of PEFT, at the same rank and targets: lora, vera, lokr, loha"""
+    """tuners of PEFT, at the same targets: lora, vera, lokr, loha"""
     rank: int = 8
+    ranks: dict[str, int] = field(default_factory=dict)
+    """ranks of single methods and tuners by name, such as vera 1024 'peft: vera' 1024; the others have `rank`"""
     clip_rank: bool = True
     """lower a rank to what the sizes of the modes allow; otherwise a published rank may exceed them"""
     targets: str | tuple[str, ...] = ("query", "key", "value")

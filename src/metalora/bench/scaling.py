@@ -34,7 +34,12 @@ def scaling(config: BenchConfig) -> tuple[list[dict[str, Any]], list[dict[str, A
         "predicted" is the ratio of a step by multiply-adds alone: a step of the frozen model costs two products with
         all its linear weights (forward, and backward through the activations), and the adapter adds three products
         with its own factors.
+
+    Raises:
+        ValueError: The configuration has ranks of single methods.
     """
+    if config.ranks:
+        raise ValueError("bench: --what scaling times every method at the same ranks and takes no --ranks")
     cases = []
     for axis, value, point in points(config):
         base, _ = build_model(point)

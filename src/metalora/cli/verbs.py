@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ from metalora.methods.registry import METHODS
 from metalora.methods.table import methods_table
 
 if TYPE_CHECKING:
+    from metalora.adapters.skipped import SkippedWeight
     from metalora.cost import CostSummary
 
 Adapter = Annotated[AdapterConfig, tyro.conf.arg(name="")]
@@ -58,14 +60,26 @@ def inspect(
     images: Annotated[Path | None, tyro.conf.arg(help="for a table: folder that image paths are relative to")] = None,
     image_column: Annotated[str | None, tyro.conf.arg(help="for a table: column of image paths")] = None,
     text_column: Annotated[str | None, tyro.conf.arg(help="for a table: column of texts")] = None,
+    draw: Annotated[
+        Path | None, tyro.conf.arg(help="SVG file: draw --method as a tensor diagram; works without --model")
+    ] = None,
+    sizes: Annotated[
+        dict[str, int] | None, tyro.conf.arg(help="for --draw without --model: modes and sizes, such as in 768 out 768")
+    ] = None,
     adapter: Adapter = AdapterConfig(),  # noqa: B008 (frozen)
     json: Json = False,
 ) -> None:
-    """Say what a file or a folder is, or show an adapter before it is attached to --model.
+    """Say what a file or a folder is, show an adapter before it is attached to --model, or draw a method (--draw).
 
     PATH is an adapter file, a condition file, a folder of a learner, a task, a fine-tuned model or a LoRA, a file of
     results, a table or a folder of pictures.
     """
+    if draw is not None:
+        if path is not None or file is not None:
+            raise ValueError("inspect: --draw takes a method or --model, not a file")
+        return _draw(draw, model, adapter, sizes, json)
+    if sizes is not None:
+        raise ValueError("inspect: --sizes are for --draw, which is not given")
     if sum(given is not None for given in (path, model, file)) != 1:
         raise ValueError("inspect takes either --model or --file, or else a file or folder")
     if model is not None:
@@ -90,16 +104,35 @@ def _inspect_file(file: Path) -> None:
     print_json(description)
 
 
+def _draw(out: Path, model: str | None, config: AdapterConfig, sizes: dict[str, int] | None, json: bool) -> None:
+    from metalora._util.files import write_atomically
+    from metalora.diagram.draw import draw, draw_on_model
+    from metalora.zoo import load_model
+
+    if model is None:
+        picture = draw(config, sizes)
+    elif sizes is not None:
+        raise ValueError("inspect: --sizes are for a method without --model, which has sizes of its own")
+    else:
+        picture = draw_on_model(load_model(model, weights=False), config)
+    write_atomically(out, picture.encode())
+    if json:
+        return print_json({"drawing": str(out), "method": config.method})
+    print(f"{out}: the network of {config.method}")
+
+
 def _inspect_model(model: str, config: AdapterConfig, json: bool) -> None:
     from metalora.cost import describe
     from metalora.zoo import load_model
 
-    description = dataclasses.asdict(describe(load_model(model, weights=False), config))
+    described = describe(load_model(model, weights=False), config)
+    description = dataclasses.asdict(described)
     columns = ("target", "shape", "left", "mid", "right", "k", "parameters")
     rows = description["targets"]
     show(description, json, f"{config.method} on {model}", columns, rows)
     if not json:
         print(f"{description['parameters']:,} parameters at {len(rows)} targets, about {description['bytes']:,} bytes")
+        _print_skipped(described.skipped)
 
 
 def plan(
@@ -150,11 +183,19 @@ def _print_summary(summary: CostSummary, model: str) -> None:
     for name, shape in summary.factors.items():
         print(f"  {name:<10} {shape}")
     print(f"{summary.parameters:,} parameters at {summary.targets} targets ({share:.4%} of the base)")
+    _print_skipped(summary.skipped)
     print(f"file about {summary.bytes:,} bytes; {summary.training_bytes:,} bytes in training (Adam, float32)")
     print(
         f"{summary.multiply_adds:,} multiply-adds a token, in addition to the targets' "
         f"{summary.base_multiply_adds:,} (+{summary.overhead:.2%}); none after merging"
     )
+
+
+def _print_skipped(skipped: Sequence[SkippedWeight]) -> None:
+    from metalora.adapters.skipped import skipped_sentences
+
+    for sentence in skipped_sentences(skipped):
+        print(f"  skipped {sentence}")
 
 
 def merge(
@@ -295,7 +336,7 @@ def bench(
     plot: Annotated[Path | None, tyro.conf.arg(help="PNG file of the result")] = None,
     json: Json = False,
 ) -> None:
-    """Time a training step and a forward, and measure memory, as ratios to the frozen model and next to PEFT."""
+    """Time a training step, its backward and a forward, and measure memory, as ratios to the frozen model."""
     from metalora.bench.report import run
 
     with status("timing; leave the machine alone", quiet=json):
@@ -307,18 +348,21 @@ def bench(
     cases = row["results"]["cases"]
     columns = [name for name in cases[0] if not name.endswith(("_low", "_high", "_seconds"))]
     rows = [{name: _with_spread(case, name) for name in columns} for case in cases]
-    show(row, json, f"{measurement}: cost as a ratio, ± half the distance of its quartiles", columns, rows)
+    title = f"{measurement}: cost as a ratio, ± half the distance of its quartiles, and its median time"
+    show(row, json, title, columns, rows)
     if not json and "exponents" in row["results"]:
         exponents = row["results"]["exponents"]
         show(exponents, json, "added seconds ~ value ** exponent", ("axis", "case", "exponent"), exponents)
 
 
 def _with_spread(case: dict[str, Any], name: str) -> str:
-    """A number as text, with half the distance of its quartiles if the case has them."""
+    """A number as text; with half the distance of its quartiles and with its seconds if the case has them."""
     value = case[name]
     if value is None:
         return ""
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
     if f"{name}_low" not in case:
         return text
-    return f"{text} ±{(case[f'{name}_high'] - case[f'{name}_low']) / 2:.3f}"
+    text += f" ±{(case[f'{name}_high'] - case[f'{name}_low']) / 2:.3f}"
+    seconds = case.get(f"{name}_seconds")
+    return text if seconds is None else f"{text}, {seconds:.4f} s"

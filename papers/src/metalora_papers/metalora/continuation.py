@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
-from metalora_papers.config import ContinuationRunConfig
+from metalora_papers.metalora.continuation_config import ContinuationRunConfig
 from metalora_papers.metalora.decoder import pretrained_decoder
 from metalora_papers.metalora.styles import STYLES, Style
 from metalora_papers.metatt.causal import Sample, load_causal, log_likelihoods, padded

@@ -9,7 +9,7 @@ from typing import Literal
 from metalora._util.suggest import check_choice
 from metalora.config import AdapterConfig, ConditionConfig, TrainConfig
 from metalora_papers.comparison import RateKey
-from metalora_papers.config import ContinuationRunConfig, ContinuationTableConfig
+from metalora_papers.metalora.continuation_config import ContinuationRunConfig, ContinuationTableConfig
 from metalora_papers.rates import at_chosen_rates, best_rates
 from metalora_papers.report import Report, compare_methods, comparison_table, plot_bars, summary_table
 from metalora_papers.rows import Row, latest, result

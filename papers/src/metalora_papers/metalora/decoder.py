@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from metalora_papers.config import DecoderConfig
+from metalora_papers.metalora.continuation_config import DecoderConfig
 
 RECIPE = 1  # raise it whenever the same configuration would give other weights
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 CASES = ("as written", "lower", "upper")
-VOWELS = {
+VOWELS: dict[str, Mapping[int, int | None]] = {
     "all vowels": {},
     "no vowels": dict.fromkeys(map(ord, "aeiouAEIOU")),
     "digits": str.maketrans("aeiouAEIOU", "4310743107"),

@@ -12,6 +12,7 @@ from metalora_papers.config import RunConfig, TableConfig
 from metalora_papers.metalora.table import STATISTICS_BASELINE, ImageComparison, primary_columns, statistics_rows
 from metalora_papers.report import PairedComparison, Report, Table, compare_methods, comparison_table
 from metalora_papers.rows import Row, result
+from metalora_papers.statistics import LEAST_PAIRS, SIGNIFICANT
 
 BACKBONES: dict[Literal["resnet", "mixer"], str] = {"resnet": "ResNet", "mixer": "MLP-Mixer"}
 NEIGHBOURS = (5, 10)
@@ -24,8 +25,6 @@ LINES = {
     "moe-lora": "MoE-LoRA (not in the paper)",
     STATISTICS_BASELINE: "stage statistics + LDA, no training (not in the paper)",
 }
-SIGNIFICANT = 0.05
-LEAST_SEEDS = 3  # two differences that happen to be equal would be significant at any level
 
 
 class TableOne:
@@ -106,7 +105,7 @@ class TableOne:
         methods = {row["config"]["method"] for row in rows}
         treatments = [name for name in line_up.treatments if name in methods]
         baselines = [name for name in line_up.baselines if name in methods]
-        if not treatments or not baselines or len({row["seed"] for row in rows}) < LEAST_SEEDS:
+        if not treatments or not baselines or len({row["seed"] for row in rows}) < LEAST_PAIRS:
             return []
         return compare_methods(
             rows, metric=metric, treatment_methods=treatments, baseline_methods=baselines, size=line_up.size
@@ -118,9 +117,7 @@ class TableOne:
         present = [float(value) for value in values if value is not None]
         if not present:
             return "–"
-        is_better = any(
-            test.treatment == method and test.difference > 0 and test.p_value < SIGNIFICANT for test in tests
-        )
+        is_better = any(test.treatment == method and test.is_better for test in tests)
         return f"{100 * sum(present) / len(present):.2f}{'*' if is_better else ''}"
 
 

@@ -196,6 +196,7 @@ class CausalSuite:
         pad = self.tokenizer.pad_token_id
         self.pad = self.tokenizer.eos_token_id if pad is None else pad
         self._training_samples: list[Sample] = []
+        self.history: list[dict[str, Any]] = []
 
     @property
     def trained_model(self) -> nn.Module:
@@ -246,11 +247,18 @@ class CausalSuite:
         return -log_likelihoods(self.model, batch, self.pad, adapter).sum() / tokens
 
     def after_step(self, adapter: Adapter | None, step: int, loss: float) -> None:
-        """Record nothing."""
+        """Every `evaluate_every` steps, record the scores; an interrupted run has only those since it continued."""
+        every = self.config.evaluate_every
+        if adapter is None or not every or (step + 1) % every:
+            return
+        adapter.eval()
+        scores = self.evaluate(adapter)
+        adapter.train()
+        self.history.append({"step": step + 1, "loss": loss, "rank": adapter.rank, **scores})
 
     def training_results(self, adapter: Adapter | None) -> dict[str, Any]:
-        """Report nothing in addition to the scores."""
-        return {}
+        """Return the records of the training."""
+        return {"history": self.history}
 
     def extra_modules(self) -> None:
         """Nothing is saved with the adapter."""

@@ -25,6 +25,7 @@ class GlueTask:
         labels: The labels in the order of their numbers; empty for scores.
         dev: Name of the file of the published dev set.
         headless: The files have no line of column names; `columns` and `label` are numbers.
+        metrics: GLUE's metrics of the task that tables show, by their names in a row; the first judges it.
     """
 
     folder: str
@@ -34,15 +35,18 @@ class GlueTask:
     labels: tuple[str, ...] = ("0", "1")
     dev: str = "dev"
     headless: bool = False
+    metrics: tuple[str, ...] = ("accuracy",)
 
 
 ENTAILMENT = ("entailment", "not_entailment")
 TASKS = {
-    "cola": GlueTask("CoLA", ("3",), "1", ("sentence",), headless=True),
+    "cola": GlueTask("CoLA", ("3",), "1", ("sentence",), headless=True, metrics=("matthews",)),
     "sst2": GlueTask("SST-2", ("sentence",), "label", ("sentence",)),
     "mrpc": GlueTask("MRPC", ("#1 String", "#2 String"), "Quality", ("sentence1", "sentence2")),
     "qqp": GlueTask("QQP", ("question1", "question2"), "is_duplicate", ("question1", "question2")),
-    "stsb": GlueTask("STS-B", ("sentence1", "sentence2"), "score", ("sentence1", "sentence2"), labels=()),
+    "stsb": GlueTask(
+        "STS-B", ("sentence1", "sentence2"), "score", ("sentence1", "sentence2"), (), metrics=("spearman", "pearson"),
+    ),
     "mnli": GlueTask(
         "MNLI", ("sentence1", "sentence2"), "gold_label", ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"), "dev_matched",

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from metalora._util.suggest import check_choice, nearest
-from metalora.config import AdapterConfig, ConditionConfig, RankScheduleConfig
+from metalora.config import AdapterConfig, ConditionConfig
+from metalora.methods.registry import METHODS
 from metalora_papers.comparison import RateKey
 from metalora_papers.config import TextTableConfig
 from metalora_papers.metatt import glue, news
+from metalora_papers.metatt.line_up import (
+    ALIASES,
+    FROZEN,
+    FULL,
+    HEAD,
+    Trained,
+    adapter_for,
+    core_codes,
+    is_row,
+    trained_by,
+)
 from metalora_papers.metatt.text import encoder_without_weights
 from metalora_papers.tenslora import table as tenslora_table
 
 TASKS = {"news": tuple(news.TASKS), "glue": tuple(glue.TASKS)}
-HEAD, FULL, GENERATED, WIDE = "head alone", "every weight", "metatt-4+1d generated", "metatt-4d, more targets"
+GENERATED, WIDE = "metatt-4+1d generated", "metatt-4d, more targets"
 LORA_QKV = "lora on q, k, v"
+Rows = Mapping[str, Trained]
+"""Name of a row -> what it trains."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +40,13 @@ class Job:
 
     name: str
     tasks: tuple[str, ...]
-    adapter: AdapterConfig | None
+    trained: Trained
     lr: float | None = None
     """None: the table's, or the one that validation chose"""
-    rank_schedule: RankScheduleConfig | None = None
     left_out: tuple[str, ...] = ()
     """tasks that are only scored, from a few labelled examples"""
+    series: str = ""
+    """of a point of a curve over a setting: the name of the curve"""
 
     @property
     def rate_key(self) -> RateKey:
@@ -44,129 +59,125 @@ class Design:
     """What one table or figure of the paper compares.
 
     Attributes:
-        jobs: From the settings of the table to its jobs.
+        jobs: From the settings of the table, and further rows that were asked for by name, to its jobs.
         reference: The row that the others are measured against, with the fields of the settings in braces.
+        joint: The tasks are trained together.
+        open: It takes further rows: any method by name.
     """
 
-    jobs: Callable[[TextTableConfig], list[Job]]
+    jobs: Callable[[TextTableConfig, Rows], list[Job]]
     reference: str = ""
+    joint: bool = False
+    open: bool = True
 
 
-# ---- adapters -------------------------------------------------------------------------------------------------------
-def _adapter(table: TextTableConfig, method: str, *, rank: int = 0, init: str = "", tasks: int = 1) -> AdapterConfig:
-    """Return the adapter of a row; the tensor trains share `table.alpha`, LoRA has a scale of two."""
-    rank, constant = rank or table.rank, ConditionConfig(scope="constant")
-    if method == "lora":
-        return AdapterConfig("lora", rank, alpha=2.0 * rank, targets=table.targets, condition=constant)
-    zero, first, *rest = (init or table.init).split("-")
-    codes = {
-        "metatt-4d": [zero, first, *rest],
-        "metatt-5d": [zero, first, *rest[:1], "id", *rest[1:]],
-        "metatt-4+1d": [zero, first, "id", *rest],
-    }
-    if method not in codes:
-        raise ValueError(f"table: unknown method {method!r}{nearest(method, codes)}")
-    return AdapterConfig(
-        method,
-        rank,
-        alpha=table.alpha,
-        init="-".join(codes[method]),
-        tasks=tasks,
-        targets=table.targets,
-        condition=constant,
-    )
-
-
-def _rows(table: TextTableConfig, joint: bool) -> dict[str, AdapterConfig | None]:
-    """Row name -> adapter: the head alone, LoRA, the tensor trains, and (of joint training) a task core."""
-    rows: dict[str, AdapterConfig | None] = {HEAD: None}
-    rows |= {name: _adapter(table, name) for name in ("lora", "metatt-4d", "metatt-5d")}
-    if joint:
-        rows["metatt-4+1d"] = _adapter(table, "metatt-4+1d", tasks=len(table.tasks))
+# ---- rows -----------------------------------------------------------------------------------------------------------
+def _rows(table: TextTableConfig, joint: bool) -> dict[str, Trained]:
+    """The head alone, LoRA, the tensor trains, and (of joint training) a task core."""
+    names = [HEAD, "lora", "metatt-4d", "metatt-5d", *(["metatt-4+1d"] if joint else [])]
+    rows = {name: trained_by(table, name, len(table.tasks)) for name in names}
     if table.wide_targets:
-        rows[WIDE] = dataclasses.replace(_adapter(table, "metatt-4d"), targets=table.wide_targets)
+        rows[WIDE] = Trained(dataclasses.replace(adapter_for(table, "metatt-4d"), targets=table.wide_targets))
     if table.full:
-        rows[FULL] = None
+        rows[FULL] = trained_by(table, FULL)
     return rows
+
+
+def _each_task(table: TextTableConfig, rows: Rows) -> list[Job]:
+    return [Job(name, (task,), trained) for task in table.tasks for name, trained in rows.items()]
 
 
 def _generated(table: TextTableConfig) -> AdapterConfig:
     """MetaTT-(4+1)D whose task core a mapping net makes from a labelled support set."""
     condition = ConditionConfig(scope="support", hidden=16)
-    return dataclasses.replace(_adapter(table, "metatt-4+1d"), generated=("G3",), condition=condition)
+    return dataclasses.replace(adapter_for(table, "metatt-4+1d"), generated=("G3",), condition=condition)
 
 
 # ---- the comparisons ------------------------------------------------------------------------------------------------
-def _single(table: TextTableConfig) -> list[Job]:
-    return [
-        Job(name, (task,), adapter, left_out=_others(table, task))
-        for task in table.tasks
-        for name, adapter in _rows(table, joint=False).items()
-    ]
+def _single(table: TextTableConfig, further: Rows) -> list[Job]:
+    jobs = _each_task(table, {**_rows(table, joint=False), **further})
+    return [dataclasses.replace(job, left_out=_others(table, job.tasks[0])) for job in jobs]
 
 
-def _joint(table: TextTableConfig) -> list[Job]:
-    return [Job(name, table.tasks, adapter) for name, adapter in _rows(table, joint=True).items()]
+def _joint(table: TextTableConfig, further: Rows) -> list[Job]:
+    rows = {**_rows(table, joint=True), **further}
+    return [Job(name, table.tasks, trained) for name, trained in rows.items()]
 
 
-def _sweeps(table: TextTableConfig) -> list[Job]:
+def _sweeps(table: TextTableConfig, further: Rows) -> list[Job]:
     low, high, steps = table.final_rank, table.rank, table.steps
     first, last = table.sweep_between
     after = (round(steps * (first + (last - first) * k / max(1, table.sweeps - 1))) for k in range(table.sweeps))
     schedule = dataclasses.replace(table.sweep, steps=tuple(after), final=low)
-    jobs = []
-    for task in table.tasks:
-        jobs += [
-            Job(f"{table.method}, rank {low}", (task,), _adapter(table, table.method, rank=low)),
-            Job(f"{table.method}, rank {high}", (task,), _adapter(table, table.method)),
-            Job(f"{table.method}, rank {high} swept to {low}", (task,), _adapter(table, table.method), None, schedule),
-        ]
-    return jobs
+    adapter = adapter_for(table, table.method, rank=high)
+    rows = {
+        f"{table.method}, rank {low}": Trained(adapter_for(table, table.method, rank=low)),
+        f"{table.method}, rank {high}": Trained(adapter),
+        f"{table.method}, rank {high} swept to {low}": Trained(adapter, rank_schedule=schedule),
+    }
+    return _each_task(table, {**rows, **further})
 
 
-def _inits(table: TextTableConfig) -> list[Job]:
+def _inits(table: TextTableConfig, further: Rows) -> list[Job]:
+    trains = core_codes(table.init)
+    if table.method in METHODS and table.method not in trains:
+        raise ValueError(
+            f"table metatt-fig4: {table.method} has no train of cores that could start in several ways; "
+            f"the methods that have one are {', '.join(trains)}"
+        )
+    rows = {f"{table.method}, {init}": Trained(adapter_for(table, table.method, init=init)) for init in table.inits}
+    return _each_task(table, {**rows, **further})
+
+
+def _rates(table: TextTableConfig, further: Rows) -> list[Job]:
+    if not table.lr_grid:
+        raise ValueError("table metatt-fig7: it has a point for every learning rate; give lr_grid")
+    rows = {**_rows(table, joint=False), **further}
     return [
-        Job(f"{table.method}, {init}", (task,), _adapter(table, table.method, init=init))
+        Job(f"{name}, lr {lr * trained.lr_ratio:g}", (task,), trained, lr, series=name)
         for task in table.tasks
-        for init in table.inits
-    ]
-
-
-def _rates(table: TextTableConfig) -> list[Job]:
-    return [
-        Job(f"{name}, lr {lr:g}", (task,), adapter, lr)
-        for task in table.tasks
-        for name, adapter in _rows(table, joint=False).items()
+        for name, trained in rows.items()
         for lr in table.lr_grid
-        if adapter is not None
+        if name not in (HEAD, FROZEN)
     ]
 
 
-def _ranks(table: TextTableConfig) -> list[Job]:
+def _ranks(table: TextTableConfig, further: Rows) -> list[Job]:
+    methods = ("lora", "metatt-4d", "metatt-5d", *(name for name in further if name in METHODS))
     return [
-        Job(f"{name}, rank {rank}", (task,), _adapter(table, name, rank=rank))
+        Job(f"{name}, rank {rank}", (task,), trained_by(table, f"{name}, rank {rank}"), series=name)
         for task in table.tasks
-        for name in ("lora", "metatt-4d", "metatt-5d")
+        for name in methods
         for rank in table.ranks
     ]
 
 
-def _transfer(table: TextTableConfig) -> list[Job]:
-    jobs = [job for job in _single(table) if job.name in (HEAD, "lora", "metatt-4d")]
+def _transfer(table: TextTableConfig, further: Rows) -> list[Job]:
+    jobs = [job for job in _single(table, {}) if job.name in (HEAD, "lora", "metatt-4d")]
     for task in table.tasks:
-        jobs.append(Job("metatt-4d", _others(table, task), _adapter(table, "metatt-4d"), left_out=(task,)))
-        jobs.append(Job(GENERATED, _others(table, task), _generated(table), left_out=(task,)))
+        others = _others(table, task)
+        jobs.append(Job("metatt-4d", others, Trained(adapter_for(table, "metatt-4d")), left_out=(task,)))
+        jobs.append(Job(GENERATED, others, Trained(_generated(table)), left_out=(task,)))
     return jobs
 
 
 @cache
 def _protocols(table: TextTableConfig) -> dict[str, AdapterConfig]:
-    lora = dataclasses.replace(_adapter(table, "lora"), targets=table.qkv_targets)
+    lora = dataclasses.replace(adapter_for(table, "lora"), targets=table.qkv_targets)
     return {LORA_QKV: lora, **tenslora_table.protocol_rows(encoder_without_weights(table.model), lora)}
 
 
-def _tenslora(table: TextTableConfig) -> list[Job]:
-    return [Job(name, (task,), adapter) for task in table.tasks for name, adapter in _protocols(table).items()]
+def _tenslora(table: TextTableConfig, further: Rows) -> list[Job]:
+    rows = {name: Trained(adapter) for name, adapter in _protocols(table).items()}
+    rows |= {name: _retargeted(trained, table) for name, trained in further.items()}
+    return _each_task(table, rows)
+
+
+def _retargeted(trained: Trained, table: TextTableConfig) -> Trained:
+    """Return the row on the queries, keys and values, unless its adapter has targets of its own."""
+    if trained.adapter is None or trained.adapter.targets != table.targets:
+        return trained
+    return dataclasses.replace(trained, adapter=dataclasses.replace(trained.adapter, targets=table.qkv_targets))
 
 
 def _others(table: TextTableConfig, task: str) -> tuple[str, ...]:
@@ -175,24 +186,45 @@ def _others(table: TextTableConfig, task: str) -> tuple[str, ...]:
 
 DESIGNS = {
     "metatt-2": Design(_single, "lora"),
-    "metatt-3": Design(_joint, "metatt-4d"),
+    "metatt-3": Design(_joint, "metatt-4d", joint=True),
     "metatt-4": Design(_sweeps, "{method}, rank {final_rank}"),
     "metatt-fig4": Design(_inits, "{method}, ze-id-id-id"),
     "metatt-fig7": Design(_rates),
     "metatt-fig9": Design(_ranks),
-    "metatt-transfer": Design(_transfer),
+    "metatt-transfer": Design(_transfer, open=False),
     "tenslora": Design(_tenslora, LORA_QKV),
 }
 
 
 # ---- by name ---------------------------------------------------------------------------------------------------------
 def jobs_of(name: str, table: TextTableConfig) -> list[Job]:
-    """Return the jobs of a table or figure that its settings ask for; ValueError for a name that does not exist."""
+    """Return the jobs of a table or figure that its settings ask for.
+
+    Rows that a table does not have by default are added by name: any method, "METHOD, rank R", every weight, frozen.
+
+    Args:
+        name: Name of the table or figure.
+        table: Its settings.
+
+    Raises:
+        ValueError: A name that does not exist.
+    """
     for task in table.tasks:
         check_choice("text task", task, TASKS[table.suite])
-    jobs = DESIGNS[name].jobs(table)
-    names = dict.fromkeys(job.name for job in jobs)
-    for method in table.methods:
+    design = DESIGNS[name]
+    chosen = [ALIASES.get(method, method) for method in table.methods]
+    known = _names(design.jobs(table, {}))
+    tasks = len(table.tasks) if design.joint else 1
+    further = {method: trained_by(table, method, tasks) for method in chosen if method not in known and is_row(method)}
+    jobs = design.jobs(table, further)
+    names = _names(jobs)
+    for method in chosen:
         if method not in names:
-            raise ValueError(f"table {name}: unknown row {method!r}{nearest(method, names)}")
-    return [job for job in jobs if not table.methods or job.name in table.methods]
+            choices = {*names, *METHODS, FROZEN, FULL} if design.open else names
+            raise ValueError(f"table {name}: unknown row {method!r}{nearest(method, choices - {method})}")
+    return [job for job in jobs if not chosen or not {job.name, job.series}.isdisjoint(chosen)]
+
+
+def _names(jobs: list[Job]) -> set[str]:
+    """Return what `methods` may hold: the names of rows and of curves."""
+    return {name for job in jobs for name in (job.name, job.series) if name}

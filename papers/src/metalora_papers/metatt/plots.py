@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metalora.bench.palette import PALETTE
+from metalora.config import RankScheduleConfig, from_dict
+from metalora.ranks.schedule import ranks_by_step
 from metalora_papers.config import TextTableConfig
+from metalora_papers.metatt.scores import METRICS, judged, metrics_of
 from metalora_papers.rows import Row
 
-Curves = dict[str, dict[str, dict[float, list[float]]]]  # task -> method -> abscissa -> accuracy of every seed
+Curves = dict[str, dict[str, dict[float, list[float]]]]  # task -> method -> abscissa -> score of every seed
+Sweeps = dict[str, dict[int, int]]  # method -> step of a sweep -> rank after it
 OVER_A_SETTING = {"metatt-fig7": ("lr", "learning rate"), "metatt-fig9": ("rank", "rank")}
+STYLES = ("-", "--", ":")  # for more methods than the palette has colours
+PANEL_WIDTH, PANEL_HEIGHT = 4.2, 3.4  # inches
+ARROW = 26  # points, from its text to the curve
+LETTER, HANDLE, LEGEND_LINE = (
+    0.08,
+    0.8,
+    0.22,
+)  # inches of a legend: a letter, a line with its gaps, the height of a line
 
 
 def plot(name: str, rows: Sequence[Row], table: TextTableConfig, out: Path) -> list[Path]:
@@ -30,39 +45,44 @@ def plot(name: str, rows: Sequence[Row], table: TextTableConfig, out: Path) -> l
 
 
 def _over_steps(rows: Sequence[Row], table: TextTableConfig, path: Path) -> Path:
-    """Draw accuracy over steps: the mean over seeds and its standard error, a panel for each task (Figs. 2, 4)."""
+    """Draw scores over steps: the mean over seeds and its standard error, a panel for each task (Figs. 2, 4, 6)."""
     curves: Curves = {task: {} for task in table.tasks}
+    sweeps: Sweeps = {}
     for row in rows:
         method = row["config"]["method"]
         for point in row["results"].get("history", ()):
-            for task, accuracy in point["accuracy"].items():
+            for task, score in judged(point, row["config"]["tasks"]).items():
                 curve = curves[task].setdefault(method, {})
-                curve.setdefault(point["step"], []).append(accuracy)
-    return _panels(curves, path, "optimiser steps")
+                curve.setdefault(point["step"], []).append(score)
+        if row["config"]["train"]["rank_schedule"]:
+            schedule = from_dict(RankScheduleConfig, row["config"]["train"]["rank_schedule"])
+            sweeps[method] = ranks_by_step(schedule, row["config"]["adapter"]["rank"])
+    return _panels(curves, path, "optimiser steps", sweeps=sweeps)
 
 
 def _over_setting(name: str, rows: Sequence[Row], table: TextTableConfig, path: Path) -> Path:
-    """Draw the final accuracy of "method, rank 8" over the number in the row's name, a line for each method."""
+    """Draw the final score of "method, rank 8" over the number in the row's name, a line for each method."""
     setting, label = OVER_A_SETTING[name]
     curves: Curves = {task: {} for task in table.tasks}
     for row in rows:
         match = re.fullmatch(rf"(.+), {setting} (\S+)", row["config"]["method"])
         assert match is not None, "the jobs of these figures name the method and the setting"
         method, number = match.groups()
-        for task, accuracy in row["results"]["accuracy"].items():
+        for task, score in judged(row["results"], row["config"]["tasks"]).items():
             curve = curves[task].setdefault(method, {})
-            curve.setdefault(float(number), []).append(accuracy)
+            curve.setdefault(float(number), []).append(score)
     return _panels(curves, path, label, log=True)
 
 
-def _panels(curves: Curves, path: Path, label: str, log: bool = False) -> Path:
+def _panels(curves: Curves, path: Path, label: str, *, log: bool = False, sweeps: Sweeps | None = None) -> Path:
     """Draw a panel for each task with a line for each method.
 
     Args:
-        curves: The accuracies.
+        curves: The scores.
         path: The PNG file.
         label: Label of the abscissa.
         log: Make the abscissa logarithmic.
+        sweeps: Sweeps of methods, which are drawn as arrows with the rank after them.
 
     Returns:
         The path.
@@ -70,20 +90,46 @@ def _panels(curves: Curves, path: Path, label: str, log: bool = False) -> Path:
     # Figure, not pyplot: pyplot keeps every figure, and needs a display or a choice of backend.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(curves), 3.6), layout="constrained")
+    names = list(dict.fromkeys(method for by_method in curves.values() for method in by_method))
+    width = PANEL_WIDTH * len(curves)
+    legend_columns = min(len(names), max(1, int(width / (HANDLE + LETTER * max(map(len, names))))))
+    height = PANEL_HEIGHT + LEGEND_LINE * math.ceil(len(names) / legend_columns)
+    figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    lines: dict[str, Any] = {}  # a method has the same line in all panels, and one entry in the legend
     for axes, (task, by_method) in zip(panels, curves.items(), strict=True):
-        for colour, (method, points) in zip(PALETTE, by_method.items(), strict=False):
-            abscissae = sorted(points)
-            means, errors = zip(*(_mean_and_error(points[x]) for x in abscissae), strict=True)
-            axes.errorbar(abscissae, means, errors, color=colour, label=method, marker="o", markersize=3, capsize=2)
-        axes.set(title=task, xlabel=label, ylabel="accuracy", xscale="log" if log else "linear")
+        for method, points in by_method.items():
+            style, colour = divmod(names.index(method), len(PALETTE))
+            look = {"color": PALETTE[colour], "linestyle": STYLES[style % len(STYLES)]}
+            lines[method] = _draw_curve(axes, points, look, (sweeps or {}).get(method, {}))
+        axes.set(title=task, xlabel=label, ylabel=METRICS[metrics_of(task)[0]], xscale="log" if log else "linear")
         axes.grid(color="0.9")
-    # All panels have the same methods in the same order: one legend serves all.
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    in_order = [lines[name] for name in names]
+    figure.legend(in_order, names, loc="outside lower center", ncols=legend_columns, frameon=False)
     figure.savefig(path, dpi=150)
     return path
+
+
+def _draw_curve(axes: Any, points: dict[float, list[float]], look: dict[str, str], sweeps: dict[int, int]) -> Any:
+    """Draw the means and standard errors of one method, with an arrow and the new rank at every sweep."""
+    abscissae = sorted(points)
+    means, errors = zip(*(_mean_and_error(points[x]) for x in abscissae), strict=True)
+    line = axes.errorbar(abscissae, means, errors, marker="o", markersize=3, capsize=2, **look)
+    for step, rank in sweeps.items():
+        axes.annotate(
+            f"r={rank}",
+            xy=(step, float(np.interp(step, abscissae, means))),
+            xytext=(0, ARROW),
+            textcoords="offset points",
+            arrowprops={"arrowstyle": "-|>", "color": look["color"], "linewidth": 2, "shrinkB": 1},
+            bbox={"facecolor": "white", "edgecolor": look["color"], "pad": 1.5},
+            horizontalalignment="center",
+            fontsize="small",
+            zorder=5,
+        )
+    if sweeps:
+        axes.margins(y=0.15)  # room for the arrows
+    return line
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -95,7 +141,7 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _heat_map(row: dict[str, Any], path: Path) -> Path:
-    """Draw |grad G|_F / sqrt(|G|) of every factor over training, with the accuracies above it (Figs. 3, 5)."""
+    """Draw |grad G|_F / sqrt(|G|) of every factor over training, with the scores above it (Figs. 3, 5)."""
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
@@ -106,10 +152,10 @@ def _heat_map(row: dict[str, Any], path: Path) -> Path:
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
     for colour, task in zip(PALETTE, tasks, strict=False):
-        accuracies = [point["accuracy"][task] for point in points]
+        scores = [judged(point, tasks)[task] for point in points]
         # Over the number of the point, not over its step: the columns of the picture below have that abscissa.
-        above.plot(range(len(points)), accuracies, color=colour, label=task)
-    above.set_ylabel("accuracy")
+        above.plot(range(len(points)), scores, color=colour, label=f"{task}, {METRICS[metrics_of(task)[0]]}")
+    above.set_ylabel("score")
     above.legend(ncols=4, frameon=False, fontsize="small")
     sizes = [[point["gradients"][factor] for point in points] for factor in factors]  # (factor, point)
     image = below.imshow(sizes, aspect="auto", norm=LogNorm(), cmap="viridis")

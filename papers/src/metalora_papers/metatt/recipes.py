@@ -14,61 +14,122 @@ from functools import cache
 from typing import Any
 
 from metalora._util.suggest import closest, nearest
-from metalora.config import AdapterConfig, ConditionConfig, RankScheduleConfig, TrainConfig
+from metalora.config import AdapterConfig, ConditionConfig, RankBudgetConfig, RankScheduleConfig, TrainConfig
+from metalora.methods.registry import get_method
 from metalora.zoo import architectures
 from metalora_papers.config import CausalRunConfig, TextRunConfig
+from metalora_papers.metatt.line_up import FULL
+from metalora_papers.metatt.printed_settings import (
+    COMMONSENSE,
+    EPOCHS,
+    JOINT,
+    JOINT_METHODS,
+    LARGE_TASKS,
+    SEEDS,
+    SIZES,
+    STABILITY_SEEDS,
+    TABLE_1,
+    TABLE_12,
+    TABLE_17_ADALORA,
+    TABLES_5_AND_6,
+    TABLES_8_9_AND_11,
+    TABLES_14_AND_17,
+    UNPRINTED,
+    by_task,
+)
 
-# In the order of Tables 5 and 6; training texts as published, and texts of the published dev set, which is `test`.
-SIZES = {
-    "cola": (8551, 1043), "mnli": (392702, 9815), "mrpc": (3668, 408), "qnli": (104743, 5463),
-    "qqp": (363846, 40430), "rte": (2490, 277), "sst2": (67349, 872), "stsb": (5749, 1500),
-}  # fmt: skip
-SEEDS = {"roberta-base": (33305628, 2025, 42), "roberta-large": (56346, 2025, 42)}
-EPOCHS, COMMONSENSE = 20, 170420
 VAL_SHARES = {"glue": 0.1, "commonsense": 0.01}  # as data.glue and data.commonsense part them
 SHOWN = ("suite", "method", "rank", "alpha", "batch", "examples", "seed")  # in a file even where they are the default
-# (model, method, rank) -> alpha, learning rate in thousandths and batch, task by task
-TABLES_5_AND_6 = {
-    ("roberta-base", "metatt-4d", 8): ("4 4 .5 4 4 4 .5 4", "1 1 1 1 1 1 1 1", "8 8 8 8 16 16 8 8"),
-    ("roberta-base", "metatt-4d", 24): ("4 4 4 .5 .5 .5 4 .5", ".5 1 .5 1 1 1 .5 1", "8 32 16 16 32 16 32 16"),
-    ("roberta-base", "metatt-4d", 64): (
-        ".5 .5 .5 .5 .5 .5 .5 .5", "1 .5 .5 1 1 .5 1 .5", "32 8 32 16 32 8 8 8",
-    ),
-    ("roberta-large", "metatt-4d", 16): (".5 .5 .5 .5 .5 .5 4 .5", "1 1 .5 1 1 .5 1 1", "8 32 32 32 16 8 16 32"),
-    ("roberta-large", "metatt-4d", 32): (
-        "4 .5 .5 .5 .5 .5 4 .5", ".5 1 1 1 .5 .5 .5 1", "32 16 32 32 8 32 32 16",
-    ),
-    ("roberta-base", "metatt-5d", 16): (".5 .5 .5 .5 .5 .5 .5 .5", ".5 1 1 1 1 1 .5 1", "32 16 8 8 8 8 16 8"),
-    ("roberta-base", "metatt-5d", 64): (
-        ".5 .5 .5 .5 .5 .5 .5 .5", ".5 .5 1 1 .5 .5 1 1", "32 8 16 16 16 32 16 8",
-    ),
-    ("roberta-large", "metatt-5d", 32): (
-        ".5 .5 .5 .5 .5 .5 .5 .5", "1 1 .5 1 1 .5 .5 1", "32 8 32 32 16 8 8 16",
-    ),
-    ("roberta-large", "metatt-5d", 64): (
-        ".5 .5 .5 .5 .5 .5 .5 .5", ".5 1 .5 .5 .5 .5 .5 .5", "16 32 16 16 16 16 16 8",
-    ),
-}  # fmt: skip
-# (table, model, task) -> rank, alpha, learning rate, batch
-TABLES_14_AND_17 = {
-    ("table14", "roberta-base", "cola"): (4, 8, 5e-4, 16), ("table14", "roberta-base", "mrpc"): (32, 64, 2e-4, 8),
-    ("table14", "roberta-base", "rte"): (8, 16, 2e-4, 16), ("table14", "roberta-large", "cola"): (64, 128, 2e-4, 16),
-    ("table14", "roberta-large", "mrpc"): (32, 64, 2e-4, 8), ("table14", "roberta-large", "rte"): (8, 16, 2e-4, 16),
-    ("table17", "roberta-base", "cola"): (4, 8, 5e-4, 16), ("table17", "roberta-base", "mrpc"): (4, 8, 2e-4, 8),
-    ("table17", "roberta-base", "rte"): (4, 8, 2e-4, 16), ("table17", "roberta-large", "cola"): (4, 8, 2e-4, 16),
-    ("table17", "roberta-large", "mrpc"): (4, 8, 2e-4, 8), ("table17", "roberta-large", "rte"): (4, 8, 2e-4, 16),
-}  # fmt: skip
-JOINT = {"table3": ("cola", "mrpc", "rte"), "table13": ("cola", "mrpc", "rte", "qnli")}
-TABLE_1 = (
-    ("llama-2-7b", "lora", 8), ("llama-2-7b", "lora", 16), ("llama-2-7b", "metatt-4d", 16),
-    ("llama-2-7b", "metatt-4d", 256), ("llama-2-13b", "lora", 8), ("llama-2-13b", "lora", 32),
-    ("llama-2-13b", "metatt-4d", 16), ("llama-2-13b", "metatt-4d", 64),
-)  # fmt: skip
-GLUE_NOTE = (
+QUERY_VALUE = "query,value"
+FROZEN_HEAD = (
     "Head: the mean over tokens and one linear layer, drawn at random and frozen; the paper's is RoBERTa's own.",
+)
+TRAINED_HEAD = ("Head: the mean over tokens and one linear layer, trained; the paper's is RoBERTa's own.",)
+GLUE_NOTE = (
     "A tenth of the training texts is kept as `val` and the published dev set is `test`; the paper reports the best of",
     "its epochs on that set, this run its last step.",
 )
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a method of Table 2 has in common at all models, ranks and tasks.
+
+    Attributes:
+        table: The table that a recipe is named after.
+        targets: The adapted matrices.
+        decay: Weight decay.
+        ten_epochs: Tasks of ten epochs instead of twenty.
+        trials: Trials of a large task.
+        note: What the paper does not print.
+    """
+
+    table: str = "table2"
+    targets: str = QUERY_VALUE
+    decay: float = 0.0
+    ten_epochs: tuple[str, ...] = ()
+    trials: int = 2
+    note: tuple[str, ...] = ()
+
+
+PROTOCOLS = {
+    "metatt-4d": Protocol(),
+    "metatt-5d": Protocol(),
+    "vera": Protocol(),
+    "loretta-adp": Protocol(
+        targets="output.dense",  # attention.output.dense ends so, too
+        decay=0.01,
+        ten_epochs=("mnli", "qqp"),
+    ),
+    "loretta-rep": Protocol(
+        table="table9",
+        decay=0.01,
+        ten_epochs=("mnli", "qqp"),
+        note=("LoRA's rank inside the trains is not printed: here 8. Table 2 has no row of this method.",),
+    ),
+    "lorta": Protocol(
+        targets="query,key,value,attention.output.dense",
+        ten_epochs=LARGE_TASKS,
+        trials=3,
+        note=(
+            "Alpha is of {0.5, 1, 2, 8} and the batch of {32, 64} (Table 10), which of them is not printed. Four",
+            "matrices: the parameters of Table 2 say so (9.1k of the large model), appendix D.2 says two.",
+        ),
+    ),
+    "lotr": Protocol(
+        note=(
+            "The paper quotes LoTR's own paper and prints no settings: alpha and rate are those that it prints for",
+            "LoTR on Llama, the batch is that of its other baselines.",
+        ),
+    ),
+    "lora": Protocol(
+        note=("The paper quotes LoTR's paper and prints no settings: here those of Table 14 at rank 8 (RTE).",),
+    ),
+    "full": Protocol(
+        note=("The paper prints no settings: rate and batch are of the grid of RoBERTa's paper.",),
+    ),
+}
+ROW_NOTES = {
+    ("roberta-base", "metatt-4d", 8): ("Table 5 prints this row as rank 4; its parameters and Table 2 say 8.",),
+    ("roberta-large", "loretta-adp", 5): ("Table 9 prints no rates of the large model: here those of the base model.",),
+}
+JOINT_NOTE = ("A batch is of every task; an epoch is that of the largest.",)
+JOINT_NOTES = {
+    "lora": ("LoRA's alpha is not printed: here twice the rank, as elsewhere in the paper.",),
+    "mtl-lora": (
+        "Alpha is not printed: here twice the rank. Nor is the number of up-projections: three give the parameters of",
+        "Table 3. The rate is that of Table 12, which is about Table 3.",
+    ),
+    "moe-lora-task": (
+        "Alpha is not printed: here twice the rank, which is 8 of all four experts together: Table 3 and its",
+        "parameters say so, the text says 4. The rate is that of Table 12, which is about Table 3.",
+    ),
+}
+CAUSAL_STARTS = {"vera": (None, ""), "lotr": (2.0, "ze-no-id"), "metatt-4d": (1.0, "ze-no-no-id")}  # alpha and start
+LORETTA_DIGITS = {  # in the counts of Table 2
+    "roberta-base": {"in": "8 8 12", "out": "12 8 8", "hidden": "8 8"},
+    "roberta-large": {"in": "4 16 4 4", "out": "4 4 16 4", "hidden": "4 4 4"},
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +140,7 @@ class Recipe:
         name: Its name.
         architecture: The architecture it is for, a key of `metalora.zoo.architectures()`.
         run: The configuration, with the first seed.
-        seeds: The paper's seeds.
+        seeds: As many seeds as the paper has trials; the first ones are printed there.
         note: What the paper does not print and what is done in another way, line by line.
     """
 
@@ -88,12 +149,6 @@ class Recipe:
     run: TextRunConfig | CausalRunConfig
     seeds: tuple[int, ...]
     note: tuple[str, ...]
-
-    @property
-    def adapter(self) -> AdapterConfig:
-        """The adapter of the run; every recipe has one."""
-        assert self.run.adapter is not None
-        return self.run.adapter
 
     def yaml(self, seed: int | None = None) -> str:
         """Return the file of the run: its note, then what differs from the defaults.
@@ -122,16 +177,17 @@ def recipe(name: str) -> Recipe:
 @cache
 def recipes() -> dict[str, Recipe]:
     """Return all recipes by name, TABLE-MODEL-METHOD..., in the order of the tables."""
-    in_order = [*_table_1(), *_table_2(), *_joint(), *_table_4(), *_lora(), *_figure_13()]
+    in_order = [*_table_1(), *_table_2(), *_joint(), *_table_4(), *_lora(), *_adalora(), *_figure_13()]
     return {item.name: item for item in in_order}
 
 
 def seeded(run: Any, seed: int) -> Any:
     """Return the same run with another seed of the batches and of the adapter."""
-    return dataclasses.replace(run, seed=seed, adapter=dataclasses.replace(run.adapter, seed=seed))
+    adapter = None if run.adapter is None else dataclasses.replace(run.adapter, seed=seed)
+    return dataclasses.replace(run, seed=seed, adapter=adapter)
 
 
-def _adapter(method: str, rank: int, alpha: float, targets: str) -> AdapterConfig:
+def _adapter(method: str, rank: int, alpha: float | None, targets: str = QUERY_VALUE) -> AdapterConfig:
     return AdapterConfig(method, rank, alpha=alpha, targets=targets, condition=ConditionConfig(scope="constant"))
 
 
@@ -145,56 +201,109 @@ def _without_val(suite: str, n: int) -> int:
     return n - round(VAL_SHARES[suite] * n)
 
 
-def _single(name: str, model: str, adapter: AdapterConfig, task: str, lr: float, batch: int, *note: str) -> Recipe:
-    """Return the run of one GLUE task: all its training texts, twenty epochs."""
-    published, test = SIZES[task]
+@dataclass(frozen=True)
+class _Cell:
+    """The settings of one task in a row of a table."""
+
+    task: str
+    lr: float
+    batch: int
+    epochs: int = EPOCHS
+    decay: float = 0.0
+
+
+def _single(name: str, model: str, adapter: AdapterConfig | None, cell: _Cell, trials: int, *note: str) -> Recipe:
+    """Return the run of one GLUE task on all its training texts; without an adapter the whole encoder is trained."""
+    published, test = SIZES[cell.task]
     examples = _without_val("glue", published)
-    steps = EPOCHS * (examples // batch)
+    train = _schedule(cell.epochs * (examples // cell.batch), cell.lr)
     run = TextRunConfig(
-        suite="glue", tasks=(task,), model=f"hf:{architectures()[model]['hub']}", method=adapter.method,
-        adapter=adapter, classifier="frozen", train=_schedule(steps, lr), batch=batch, examples=examples,
-        test_examples=test, max_length=256,
+        suite="glue", tasks=(cell.task,), model=f"hf:{architectures()[model]['hub']}",
+        method=FULL if adapter is None else adapter.method, adapter=adapter, full=adapter is None,
+        classifier="trained" if adapter is None else "frozen", batch=cell.batch, examples=examples,
+        test_examples=test, max_length=256, train=dataclasses.replace(train, weight_decay=cell.decay),
     )  # fmt: skip
-    seeds = SEEDS[model]
-    return Recipe(name, model, seeded(run, seeds[0]), seeds, (*note, *GLUE_NOTE))
+    seeds, head = _seeds(model, trials), TRAINED_HEAD if adapter is None else FROZEN_HEAD
+    if trials > len(SEEDS[model]):
+        note = (*note, "The paper prints three seeds; those after them are not the paper's.")
+    return Recipe(name, model, seeded(run, seeds[0]), seeds, (*note, *head, *GLUE_NOTE))
+
+
+def _seeds(model: str, trials: int) -> tuple[int, ...]:
+    """Return that many seeds: the printed ones, then 1, 2, ..."""
+    return (*SEEDS[model], *range(1, trials))[:trials]
 
 
 def _table_2() -> Iterator[Recipe]:
-    """MetaTT on single GLUE tasks, with the hyper-parameters of Tables 5 and 6."""
-    for (model, method, rank), rows in TABLES_5_AND_6.items():
-        note = ("Table 5 prints this row as rank 4; its parameters and Table 2 say 8.",) if rank == 8 else ()
-        columns = [row.split() for row in rows]  # alphas, learning rates, batches, each task by task
-        for task, *cells in zip(SIZES, *columns, strict=True):
-            alpha, lr, batch = map(float, cells)
-            name = f"table2-{model}-{method}-r{rank}-{task}"
-            adapter = _adapter(method, rank, alpha, "query,value")
-            yield _single(name, model, adapter, task, round(lr * 1e-3, 4), int(batch), *note)
+    """All methods on single GLUE tasks, and LoRETTA_rep of Table 9."""
+    for (model, method, rank), row in (TABLES_5_AND_6 | TABLES_8_9_AND_11 | UNPRINTED).items():
+        for cells in zip(SIZES, *map(by_task, row), strict=True):
+            task, alpha, lr, batch = cells
+            if lr is None:
+                continue  # the paper has no result on this task
+            assert batch is not None
+            protocol = PROTOCOLS[method]
+            cell = _Cell(task, lr, int(batch), 10 if task in protocol.ten_epochs else EPOCHS, protocol.decay)
+            name = "-".join([protocol.table, model, method, *([f"r{rank}"] if rank else []), task])
+            note = ROW_NOTES.get((model, method, rank), ()) + protocol.note
+            adapter = _adapter_of_table_2(model, method, rank, alpha)
+            yield _single(name, model, adapter, cell, protocol.trials if task in LARGE_TASKS else 3, *note)
+
+
+def _adapter_of_table_2(model: str, method: str, rank: int, alpha: float | None) -> AdapterConfig | None:
+    """Return the adapter of a row; None for full fine-tuning."""
+    if method == "full":
+        return None
+    adapter = _adapter(method, rank, alpha, PROTOCOLS[method].targets)
+    if method == "loretta-adp":
+        return dataclasses.replace(adapter, digits=LORETTA_DIGITS[model])
+    if method == "loretta-rep":
+        return dataclasses.replace(adapter, rank=(rank, rank, rank, 8, rank, rank, rank))  # the fourth bond is LoRA's
+    return adapter
 
 
 def _lora() -> Iterator[Recipe]:
-    """LoRA on single GLUE tasks."""
+    """LoRA on single GLUE tasks: Table 14 over eight seeds, Table 17 over three."""
     for (table, model, task), (rank, alpha, lr, batch) in TABLES_14_AND_17.items():
-        adapter = _adapter("lora", rank, float(alpha), "query,value")
-        yield _single(f"{table}-{model}-lora-{task}", model, adapter, task, lr, batch)
+        adapter = _adapter("lora", rank, float(alpha))
+        entry = _single(f"{table}-{model}-lora-{task}", model, adapter, _Cell(task, lr, batch), 3)
+        if table == "table14":
+            run = seeded(entry.run, STABILITY_SEEDS[0])
+            entry = dataclasses.replace(entry, seeds=STABILITY_SEEDS, run=run)
+        yield entry
+
+
+def _adalora() -> Iterator[Recipe]:
+    """AdaLoRA of Tables 16 and 17: from rank 8 to 4 within 2000 steps."""
+    note = (
+        "2000 steps, as the paper prints for AdaLoRA; its other runs have twenty epochs. The weight of the penalty is",
+        "not printed: here 0.5, the default of PEFT. The batch is that of Table 17 (the text says 32).",
+    )
+    budget = RankBudgetConfig(final=4, start=200, hold=1000, every=10, beta1=0.85, beta2=0.85, orthogonality=0.5)
+    for (model, task), (lr, batch) in TABLE_17_ADALORA.items():
+        adapter = _adapter("adalora", 8, 16.0)
+        entry = _single(f"table17-{model}-adalora-{task}", model, adapter, _Cell(task, lr, batch), 3, *note)
+        yield _with_train(entry, dataclasses.replace(entry.run.train, steps=2000, rank_budget=budget))
 
 
 def _joint() -> Iterator[Recipe]:
-    """Tables 3 and 13: at most 5000 texts of a task, each step a batch of every task, the sum of their losses."""
-    note = (
-        "LoRA's alpha is not printed (here twice the rank, as elsewhere in the paper). A batch is of every task; an",
-        "epoch is that of the largest. MoE-LoRA and MTL-LoRA of the table are other networks than those here.",
-    )
+    """Tables 3, 12 and 13: at most 5000 texts of a task, each step a batch of every task, the sum of their losses."""
     for table, tasks in JOINT.items():
         for model, seeds in SEEDS.items():
-            for method in ("lora", "metatt-4d", "metatt-4+1d"):
-                adapter = _adapter(method, 8, 16.0 if method == "lora" else 2.0, "query,value")
-                adapter = dataclasses.replace(adapter, tasks=len(tasks) if method == "metatt-4+1d" else 1)
+            for method, (rank, alpha, batch) in JOINT_METHODS.items():
+                adapter = _adapter(method, rank, alpha)
+                is_by_task = "task" in get_method(method).network.modes
+                adapter = dataclasses.replace(adapter, tasks=len(tasks) if is_by_task else 1)
+                if method == "mtl-lora":
+                    adapter = dataclasses.replace(adapter, experts=3)
+                train = _schedule(EPOCHS * (5000 // batch), TABLE_12.get((model, method), 5e-4))
                 run = TextRunConfig(
                     suite="glue", tasks=tasks, model=f"hf:{architectures()[model]['hub']}", method=method,
-                    adapter=adapter, classifier="frozen", batch=16, examples=5000, test_examples=500, max_length=256,
-                    train=dataclasses.replace(_schedule(EPOCHS * (5000 // 16), 5e-4), clip=3.0),
+                    adapter=adapter, classifier="frozen", batch=batch, examples=5000, test_examples=500,
+                    max_length=256, train=dataclasses.replace(train, clip=3.0),
                 )  # fmt: skip
-                yield Recipe(f"{table}-{model}-{method}", model, seeded(run, seeds[0]), seeds, (*note, *GLUE_NOTE))
+                note = (*JOINT_NOTES.get(method, ()), *JOINT_NOTE, *FROZEN_HEAD, *GLUE_NOTE)
+                yield Recipe(f"{table}-{model}-{method}", model, seeded(run, seeds[0]), seeds, note)
 
 
 def _table_4() -> Iterator[Recipe]:
@@ -203,34 +312,38 @@ def _table_4() -> Iterator[Recipe]:
         "Alpha and batch are not printed; they are those of Table 6 (rank 16 of the base model, 32 of the large one).",
         "The epochs of the sweeps are arrows in Fig. 2: here 8, 6 and 4 after epochs 5, 10 and 15.",
     )
-    for model, row in (("roberta-base", 16), ("roberta-large", 32)):
-        batches = dict(zip(SIZES, map(int, TABLES_5_AND_6[model, "metatt-5d", row][2].split()), strict=True))
+    for model, row, trials in (("roberta-base", 16, 10), ("roberta-large", 32, 4)):
+        batches = dict(zip(SIZES, by_task(TABLES_5_AND_6[model, "metatt-5d", row][2]), strict=True))
         for task in ("mrpc", "rte"):
             batch = batches[task]
+            assert batch is not None
+            cell = _Cell(task, 5e-4, int(batch))
             for rank in (4, 6, 8, 10):
                 kind = "dmrg" if rank == 10 else f"adamw-r{rank}"
-                adapter = _adapter("metatt-5d", rank, 0.5, "query,value")
-                unswept = _single(f"table4-{model}-{kind}-{task}", model, adapter, task, 5e-4, batch, *note)
-                yield _at_ends_of_epochs(unswept, batch, SIZES[task][0]) if rank == 10 else unswept
+                adapter = _adapter("metatt-5d", rank, 0.5)
+                unswept = _single(f"table4-{model}-{kind}-{task}", model, adapter, cell, trials, *note)
+                yield _at_ends_of_epochs(unswept, cell) if rank == 10 else unswept
 
 
-def _at_ends_of_epochs(unswept: Recipe, batch: int, published: int) -> Recipe:
+def _at_ends_of_epochs(unswept: Recipe, cell: _Cell) -> Recipe:
     """Return the recipe with sweeps after epochs 5, 10 and 15."""
-    epoch = _without_val("glue", published) // batch  # steps
+    epoch = unswept.run.examples // cell.batch  # steps
     ranks = RankScheduleConfig(steps=(5 * epoch, 10 * epoch, 15 * epoch), ranks=(8, 6, 4), mode="paper")
-    return _with_sweeps(unswept, ranks)
+    return _with_train(unswept, dataclasses.replace(unswept.run.train, rank_schedule=ranks))
 
 
-def _with_sweeps(unswept: Recipe, ranks: RankScheduleConfig) -> Recipe:
-    train = dataclasses.replace(unswept.run.train, rank_schedule=ranks)
-    return dataclasses.replace(unswept, run=dataclasses.replace(unswept.run, train=train))
+def _with_train(entry: Recipe, train: TrainConfig) -> Recipe:
+    return dataclasses.replace(entry, run=dataclasses.replace(entry.run, train=train))
 
 
-def _commonsense(name: str, model: str, method: str, rank: int, n: int, epochs: int, *note: str) -> Recipe:
+def _commonsense(
+    name: str, model: str, method: str, rank: int, n: int, epochs: int, *note: str, seeds: tuple[int, ...] = (0,)
+) -> Recipe:
     """Return a run with batches of 32 questions, eight at a time, and frozen weights in bfloat16."""
-    adapter = _adapter(method, rank, 2.0 * rank if method == "lora" else 1.0, "q_proj,v_proj")
-    if method != "lora":
-        adapter = dataclasses.replace(adapter, init="ze-no-no-id")
+    alpha, init = CAUSAL_STARTS.get(method, (2.0 * rank, ""))
+    adapter = _adapter(method, rank, alpha, "q_proj,v_proj")
+    if init:
+        adapter = dataclasses.replace(adapter, init=init)
     examples = min(n, _without_val("commonsense", COMMONSENSE))
     run = CausalRunConfig(
         model=f"hf:{architectures()[model]['hub']}", dtype="bfloat16", method=method, adapter=adapter, batch=8,
@@ -241,31 +354,39 @@ def _commonsense(name: str, model: str, method: str, rank: int, n: int, epochs: 
         "Answers are ranked by log-likelihood in the training prompt; the paper's numbers are lm-evaluation-harness's:",
         "merge into a folder for that (docs/metatt.md). The paper prints no seed, length or precision.",
     )
-    return Recipe(name, model, run, (0,), (*note, *common))
+    return Recipe(name, model, run, seeds, (*note, *common))
 
 
 def _table_1() -> Iterator[Recipe]:
     """LoRA and MetaTT on Commonsense170k, two epochs."""
     note = (
-        "The chosen alpha and rate are not printed: alpha is of {1, 2, 3}, the rate of {1, 2, 5}e-4; LoRA's alpha is",
-        "2r, its rates are printed as 1e-1, 1e-2, 1e-5 (a slip, it seems). The paper reports the best of two epochs.",
+        "The chosen settings are not printed. MetaTT: alpha is of {1, 2, 3}, the rate of {1, 2, 5}e-4; VeRA and LoTR:",
+        "the rate is of {2, 5}e-4; LoRA: its rates are printed as 1e-1, 1e-2, 1e-5 (a slip, it seems), alpha is 2r.",
+        "The paper reports the best of two epochs.",
     )
     for model, method, rank in TABLE_1:
         yield _commonsense(f"table1-{model}-{method}-r{rank}", model, method, rank, COMMONSENSE, 2, *note)
 
 
 def _figure_13() -> Iterator[Recipe]:
-    """Commonsense15k, one epoch; ranks 40 to 20 by r(i) = 20 + 20 (1 - (i/5)^2)."""
+    """Commonsense15k, one epoch; ranks 40 to 20 by r(i) = 20 + 20 (1 - (i/5)^2), and AdaLoRA's from 16 to 8."""
     note = (
         "15000 questions drawn from the 170k; rates tried were 2e-4 and 5e-4. The steps of the sweeps are stars in",
-        "Fig. 13: here those of its AdaLoRA (every 84).",
+        "Fig. 13: here those of its AdaLoRA (every 84), after which the run is scored, too.",
     )
-    model, n = "llama-2-7b", 15_000
-    for method, rank in (("lora", 16), ("metatt-4d", 20), ("metatt-4d", 40)):
-        yield _commonsense(f"figure13-{model}-{method}-r{rank}", model, method, rank, n, 1, *note)
-    unswept = _commonsense(f"figure13-{model}-metatt-4d-dmrg", model, "metatt-4d", 40, n, 1, *note)
-    ranks = RankScheduleConfig(steps=(84, 168, 252, 336, 420), final=20, gamma=2.0, mode="paper")
-    yield _with_sweeps(unswept, ranks)
+    sweeps = RankScheduleConfig(steps=(84, 168, 252, 336, 420), final=20, gamma=2.0, mode="paper")
+    budget = RankBudgetConfig(final=8, start=84, hold=39, every=84, beta1=0.85, beta2=0.85, orthogonality=0.1)
+    for name, method, rank, schedule, masks in (
+        ("lora-r16", "lora", 16, None, None),
+        ("metatt-4d-r20", "metatt-4d", 20, None, None),
+        ("metatt-4d-r40", "metatt-4d", 40, None, None),
+        ("metatt-4d-dmrg", "metatt-4d", 40, sweeps, None),
+        ("adalora", "adalora", 16, None, budget),
+    ):
+        full_name = f"figure13-llama-2-7b-{name}"
+        entry = _commonsense(full_name, "llama-2-7b", method, rank, 15_000, 1, *note, seeds=(0, 1, 2, 3, 4))
+        train = dataclasses.replace(entry.run.train, rank_schedule=schedule, rank_budget=masks)
+        yield dataclasses.replace(entry, run=dataclasses.replace(entry.run, train=train, evaluate_every=84))
 
 
 def _changed(config: Any) -> dict[str, Any]:

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from metalora.config import TrainConfig
 from metalora_papers.comparison import RateKey
 from metalora_papers.config import TEXT_TABLES, TextRunConfig, TextTableConfig
 from metalora_papers.metatt import plots
-from metalora_papers.metatt.jobs import DESIGNS, FULL, Job, jobs_of
+from metalora_papers.metatt.jobs import DESIGNS, Job, jobs_of
+from metalora_papers.metatt.line_up import FULL_LR_RATIO
+from metalora_papers.metatt.scores import METRICS, mean_score, metrics_of, reported
 from metalora_papers.metatt.transfer import transfer_rows
 from metalora_papers.rates import at_chosen_rates, best_rates
-from metalora_papers.report import Report, compare_methods, comparison_table, summary_table
+from metalora_papers.report import Report, compare_methods, comparison_table, margin_table, summary_table
 from metalora_papers.rows import Row, latest
 
 CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
-FULL_LR_RATIO = 0.01  # training every weight takes a hundredth of an adapter's learning rate
 TRANSFER = "metatt-transfer"
+MARGIN = "margin of error (MetaTT, eq. 7), %"
+REPORTED = {
+    "last": "Scores after the last step",
+    "best": "Scores of the best evaluation of each run, chosen on the texts that are reported",
+}
 
 
 class TextComparison:
@@ -47,6 +54,8 @@ class TextComparison:
     def runs(self, rates: Mapping[RateKey, float]) -> list[TextRunConfig]:
         """Return every run, seeds outermost; `rates` is by row and by the tasks that are trained together."""
         jobs = jobs_of(self.name, self.table)
+        if self.table.report == "best" and not self.table.evaluate_every:
+            raise ValueError(f"table {self.name}: report best needs evaluations along the way; give evaluate_every")
         return [
             _run(self.table, job, seed, job.lr or rates.get(job.rate_key, self.table.lr))
             for seed in self.table.seeds
@@ -57,13 +66,17 @@ class TextComparison:
         """Return the runs on the validation split from which the rate of every row is chosen, task by task."""
         if not self.table.lr_grid:
             return []
-        jobs = [dataclasses.replace(job, left_out=()) for job in jobs_of(self.name, self.table) if job.lr is None]
-        return [_run(self.table, job, CHOOSING_SEED, lr, "val") for lr in self.table.lr_grid for job in jobs]
+        jobs = [job for job in jobs_of(self.name, self.table) if job.lr is None and job.trained.heads]
+        return [
+            _run(self.table, dataclasses.replace(job, left_out=()), CHOOSING_SEED, lr, "val")
+            for lr in self.table.lr_grid
+            for job in jobs
+        ]
 
     # ---- rows --------------------------------------------------------------------------------------------------------
     def chosen_rates(self, rows: Sequence[Row]) -> dict[RateKey, float]:
-        """Return, by row and tasks, the learning rate of the best mean accuracy on the validation split."""
-        return best_rates(rows, _rate_key, _mean_accuracy, _learning_rate)
+        """Return, by row and tasks, the learning rate of the best mean score on the validation split."""
+        return best_rates(rows, _rate_key, self._mean_score, _learning_rate)
 
     def rows_of(self, rows: Sequence[Row]) -> list[Row]:
         """Return the test rows of this model and these tasks; ValueError if there is none."""
@@ -81,34 +94,59 @@ class TextComparison:
 
     # ---- reports -----------------------------------------------------------------------------------------------------
     def report(self, rows: Sequence[Row]) -> Report:
-        """Return the accuracies by task and their mean, and each row against the reference, paired by seed."""
-        own_rows, tasks = self.rows_of(rows), self.table.tasks
-        columns = {f"accuracy.{task}": task for task in tasks} | {"mean": "mean"}
+        """Return the scores by task and their mean, their margins, and each row against the reference by seed."""
+        tasks = self.table.tasks
+        columns = {f"{metrics_of(task)[0]}.{task}": _heading(task, metrics_of(task)[0]) for task in tasks}
+        columns |= {"mean": "mean"}
+        further: dict[str, str] = {}
         if self.name == TRANSFER:
-            merged, reference = transfer_rows(own_rows, tasks)
+            merged, reference = transfer_rows(self._reported(rows), tasks)
         else:
-            merged = by_seed(own_rows, tasks)
+            merged = by_seed(self._reported(rows), tasks)
             reference = DESIGNS[self.name].reference.format(**dataclasses.asdict(self.table))
-            columns |= {"num_params": "parameters", "seconds": "seconds a run"}
+            further = {f"{name}.{task}": _heading(task, name) for task in tasks for name in metrics_of(task)[1:]}
+            further |= {"num_params": "parameters", "seconds": "seconds a run"}
         title = f"{self.title}, {self.table.model}"
-        report = Report([summary_table(merged, columns, title=f"{title}: accuracy, %", percent=True)])
-        names = list(dict.fromkeys(row["config"]["method"] for row in merged))
-        others = [name for name in names if name != reference]
-        if reference in names and others and len({row["seed"] for row in merged}) > 1:
-            for metric in ("mean", *(f"accuracy.{task}" for task in tasks)):
-                report.comparisons += compare_methods(
-                    merged, metric=metric, treatment_methods=others, baseline_methods=(reference,), size=None
-                )
-            report.tables.append(comparison_table(report.comparisons, title=f"{title}: against {reference}"))
+        report = Report([summary_table(merged, columns | further, title=f"{title}: %", percent=True, note=self._note)])
+        if len({row["seed"] for row in merged}) > 1:
+            report.tables.append(margin_table(merged, columns, title=f"{title}: {MARGIN}"))
+            self._compare(report, merged, ["mean", *(name for name in columns if name != "mean")], reference)
         return report
+
+    def _compare(self, report: Report, rows: Sequence[Row], metrics: Sequence[str], reference: str) -> None:
+        """Add the comparisons of all rows with the reference, if it is among them."""
+        names = list(dict.fromkeys(row["config"]["method"] for row in rows))
+        others = [name for name in names if name != reference]
+        if reference not in names or not others:
+            return
+        for metric in metrics:
+            report.comparisons += compare_methods(
+                rows, metric=metric, treatment_methods=others, baseline_methods=(reference,), size=None
+            )
+        title = f"{self.title}, {self.table.model}: against {reference}"
+        report.tables.append(comparison_table(report.comparisons, title=title))
+
+    def _reported(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows with the scores of the evaluation that the settings ask for."""
+        if self.table.report == "best" and self.name == TRANSFER:
+            raise ValueError(f"table {TRANSFER}: left-out tasks are scored after the last step only; report is last")
+        return [reported(row, self.table.report) for row in rows]
+
+    def _mean_score(self, row: Row) -> float:
+        return mean_score(reported(row, self.table.report)["results"], row["config"]["tasks"])
+
+    @property
+    def _note(self) -> str:
+        """What a cell is, for below the table."""
+        return f"{REPORTED[self.table.report]}. ±: half of the 95 % bootstrap interval over seeds."
 
     def plot(self, rows: Sequence[Row], folder: Path) -> list[Path]:
         """Draw the figures of the paper that these rows hold."""
-        return plots.plot(self.name, rows, self.table, folder)
+        return plots.plot(self.name, self._reported(rows), self.table, folder)
 
 
 def by_seed(rows: Sequence[Row], tasks: Sequence[str]) -> list[Row]:
-    """Merge the rows of a method and a seed, which are of single tasks, into one row with all accuracies.
+    """Merge the rows of a method and a seed, which are of single tasks, into one row with all scores.
 
     Args:
         rows: Test rows.
@@ -125,34 +163,37 @@ def by_seed(rows: Sequence[Row], tasks: Sequence[str]) -> list[Row]:
         groups.setdefault((row["config"]["method"], row["seed"]), []).append(row)
     merged_rows = []
     for (method, seed), members in groups.items():
-        accuracy: dict[str, float] = {}
-        for row in members:
-            for task, value in row["results"]["accuracy"].items():
-                if task in accuracy:
-                    raise ValueError(f"{method!r} has seed {seed} on {task!r} twice: the rows are of several settings")
-                accuracy[task] = value
-        if set(accuracy) >= set(tasks):
-            merged_rows.append(_merged(members, {task: accuracy[task] for task in tasks}))
+        twice = [task for task, n in Counter(_tasks_of(members)).items() if n > 1]
+        if twice:
+            raise ValueError(f"{method!r} has seed {seed} on {twice[0]!r} twice: the rows are of several settings")
+        if set(_tasks_of(members)) >= set(tasks):
+            merged_rows.append(_merged(members, tasks))
     if not merged_rows:
         raise ValueError(f"no method has a row on each of {', '.join(tasks)}")
     return merged_rows
 
 
-def _merged(members: Sequence[Row], accuracy: dict[str, float]) -> Row:
+def _tasks_of(rows: Sequence[Row]) -> list[str]:
+    return [task for row in rows for task in row["config"]["tasks"]]
+
+
+def _merged(members: Sequence[Row], tasks: Sequence[str]) -> Row:
     """One row that stands for several of one method and seed."""
+    scores: dict[str, dict[str, float]] = {name: {} for name in METRICS}
+    for row in members:
+        for name, values in scores.items():
+            values |= row["results"].get(name, {})
     seconds = round(sum(row["time"]["seconds"] for row in members) / len(members))
-    mean = sum(accuracy.values()) / len(accuracy)
-    results: dict[str, Any] = {**members[0]["results"], "accuracy": accuracy, "mean": mean, "seconds": seconds}
+    results = {**members[0]["results"], **scores, "mean": mean_score(scores, tasks), "seconds": seconds}
     return {**members[0], "results": results}
+
+
+def _heading(task: str, metric: str) -> str:
+    return f"{task}, {METRICS[metric]}"
 
 
 def _rate_key(row: Row) -> RateKey:
     return row["config"]["method"], "+".join(row["config"]["tasks"])
-
-
-def _mean_accuracy(row: Row) -> float:
-    mean: float = row["results"]["mean"]
-    return mean
 
 
 def _learning_rate(row: Row) -> float:
@@ -164,7 +205,7 @@ def _learning_rate(row: Row) -> float:
 def _run(
     table: TextTableConfig, job: Job, seed: int, lr: float, split: Literal["val", "test"] = "test"
 ) -> TextRunConfig:
-    full = job.name == FULL
+    trained = job.trained
     return TextRunConfig(
         suite=table.suite,
         data_root=table.data_root,
@@ -172,22 +213,24 @@ def _run(
         left_out=job.left_out,
         model=table.model,
         method=job.name,
-        full=full,
-        classifier=table.classifier,
+        full=trained.full,
+        classifier=table.classifier if trained.heads else "frozen",
         seed=seed,
-        adapter=None if job.adapter is None else dataclasses.replace(job.adapter, seed=seed),
+        adapter=None if trained.adapter is None else dataclasses.replace(trained.adapter, seed=seed),
         train=TrainConfig(
             steps=table.steps,
-            lr=lr * (FULL_LR_RATIO if full else 1.0),
+            lr=lr * trained.lr_ratio,
             schedule="linear",
             warmup=0.06,
+            weight_decay=trained.weight_decay,
             mixed_precision=table.mixed_precision,
-            rank_schedule=job.rank_schedule,
+            rank_schedule=trained.rank_schedule,
+            rank_budget=trained.rank_budget,
         ),
         batch=table.batch,
         examples=table.examples,
         test_examples=table.test_examples,
         max_length=table.max_length,
         split=split,
-        evaluate_every=table.evaluate_every if split == "test" else 0,
+        evaluate_every=table.evaluate_every if split == "test" or table.report == "best" else 0,
     )

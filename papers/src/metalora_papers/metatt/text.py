@@ -19,6 +19,7 @@ from metalora.zoo import load_model
 from metalora_papers.config import TextRunConfig
 from metalora_papers.metatt.glue import Glue
 from metalora_papers.metatt.news import News
+from metalora_papers.metatt.scores import METRICS, mean_score, measured, metrics_of
 from metalora_papers.metatt.text_corpus import TextCorpus
 
 TRAIN_SEED, TEST_SEED, LEFT_OUT_SEED = 0, 9_000_000, 5_000_000
@@ -214,7 +215,8 @@ class TextSuite:
         if adapter is not None:
             record["gradients"], record["rank"] = gradient_sizes(adapter), adapter.rank
             adapter.eval()
-        record["accuracy"] = self.evaluate(adapter)["accuracy"]
+        scores = self.evaluate(adapter)
+        record |= {name: scores[name] for name in METRICS}
         if adapter is not None:
             adapter.train()
         self.history.append(record)
@@ -253,39 +255,30 @@ class TextSuite:
 
     @torch.no_grad()
     def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
-        """Accuracy of every task (of scores: Spearman's correlation), Matthews' of those with two labels, the mean."""
-        from scipy.stats import spearmanr
-        from sklearn.metrics import matthews_corrcoef
-
-        accuracy, matthews = {}, {}
+        """Return every metric of every task (metric -> task -> value), and the mean of those that judge the tasks."""
+        scores: dict[str, Any] = {name: {} for name in METRICS}
         for k, task in enumerate(self.config.tasks):
             tokens, labels = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
             condition = self._condition(adapter, task) if adapter is not None and self.support else None
-            outputs = self.classifier.heads[task](self._embedded(tokens, adapter, k, condition)).cpu()
-            labels = labels.cpu()
-            if not self.classes[task]:
-                accuracy[task] = float(spearmanr(outputs[:, 0], labels).statistic)
-                continue
-            predicted = outputs.argmax(-1)
-            accuracy[task] = float((predicted == labels).float().mean())
-            if self.classes[task] == 2:
-                matthews[task] = float(matthews_corrcoef(labels, predicted))
-        return {"accuracy": accuracy, "matthews": matthews, "mean": sum(accuracy.values()) / len(accuracy)}
+            outputs = self.classifier.heads[task](self._embedded(tokens, adapter, k, condition))
+            classes = self.classes[task]
+            predicted = outputs.argmax(-1) if classes else outputs[:, 0]
+            for name, value in measured(predicted.cpu().numpy(), labels.cpu().numpy(), classes).items():
+                scores[name][task] = value
+        return {**scores, "mean": mean_score(scores, self.config.tasks)}
 
     def left_out(self, adapter: Adapter | None) -> dict[str, float]:
-        """Accuracy on tasks that were not trained: a logistic regression on the features of `support` examples.
+        """Scores on tasks that were not trained: a linear model fitted to the features of `support` examples.
 
-        The mean over a few support sets; a generated adapter is made anew from each. An indexed task mode has no
-        slice for such a task: ValueError.
+        A logistic regression, of scores a ridge regression; the mean over a few support sets. A generated adapter is
+        made anew from each. An indexed task mode has no slice for such a task: ValueError.
         """
-        from sklearn.linear_model import LogisticRegression
-
         if adapter is not None and _by_task(adapter) and self.config.left_out:
             raise ValueError(f"{adapter.method.name} has a slice for each trained task, and none for one left out")
-        accuracy = {}
+        scores = {}
         for task in self.config.left_out:
             asked, answers = self._set(task, self.config.split, self.config.test_examples, TEST_SEED)
-            queries, right = None, []
+            queries, found = None, []
             for draw in range(DRAWS):
                 support, labels = self._set(task, "train", self.config.support, LEFT_OUT_SEED + draw)
                 condition = None
@@ -294,10 +287,18 @@ class TextSuite:
                 if queries is None or condition is not None:
                     queries = self._embedded(asked, adapter, 0, condition).cpu()
                 features = self._embedded(support, adapter, 0, condition).cpu()
-                classifier = LogisticRegression(max_iter=2000).fit(features, labels.cpu())
-                right.append(classifier.score(queries, answers.cpu()))
-            accuracy[task] = sum(right) / DRAWS
-        return accuracy
+                predicted = _linear_model(self.classes[task]).fit(features, labels.cpu()).predict(queries)
+                metrics = measured(predicted, answers.cpu().numpy(), self.classes[task])
+                found.append(metrics[metrics_of(task)[0]])
+            scores[task] = sum(found) / DRAWS
+        return scores
+
+
+def _linear_model(classes: int) -> Any:
+    """Return scikit-learn's classifier, or its regressor of scores."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    return LogisticRegression(max_iter=2000) if classes else Ridge()
 
 
 def gradient_sizes(adapter: Adapter) -> dict[str, float]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from metalora_papers.metatt.scores import by_metric
 from metalora_papers.rows import Row
 
 SINGLE = "best single-task adapter"
-Scores = dict[str, dict[int, float]]  # task -> seed -> accuracy
+Scores = dict[str, dict[int, float]]  # task -> seed -> what judges the task
 
 
 def transfer_rows(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[list[Row], str]:
-    """Return rows of accuracies on left-out tasks, and the name of the reference among them.
+    """Return rows of scores on left-out tasks, and the name of the reference among them.
 
     For every left-out task, the reference takes the adapter (method and task that it was trained on) with the best
     mean over seeds on that very task. No one could choose it in practice: it is a hard baseline.
@@ -34,7 +35,7 @@ def transfer_rows(rows: Sequence[Row], tasks: Sequence[str]) -> tuple[list[Row],
 
 
 def _scores_by_source(rows: Sequence[Row]) -> dict[tuple[str, str], Scores]:
-    """Return (method, tasks that it was trained on) -> accuracies on left-out tasks."""
+    """Return (method, tasks that it was trained on) -> scores on left-out tasks."""
     scores: dict[tuple[str, str], Scores] = {}
     for row in rows:
         source = (row["config"]["method"], "+".join(row["config"]["tasks"]))
@@ -52,8 +53,8 @@ def _name(method: str, trained_on: str) -> str:
 def _rows(example: Row, name: str, by_task: Scores, tasks: Sequence[str]) -> Iterator[Row]:
     """Yield a row for every seed that all tasks have."""
     for seed in sorted(set.intersection(*(set(by_task[task]) for task in tasks))):
-        accuracy = {task: by_task[task][seed] for task in tasks}
-        results = {"accuracy": accuracy, "mean": _mean(accuracy.values())}
+        scores = {task: by_task[task][seed] for task in tasks}
+        results = {**by_metric(scores), "mean": _mean(scores.values())}
         yield {**example, "seed": seed, "config": {**example["config"], "method": name}, "results": results}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +12,10 @@ import torch
 from metalora.bench.cases import FLOOR, Case
 from metalora.bench.device import synchronize
 from metalora.bench.gpu.budget import Budget, OutOfTime
+from metalora.bench.phases import Phases
 from metalora.bench.timing import ratio
 
 WARM = 2  # rounds that do not count: the optimiser makes its moments, the libraries choose their kernels
-Phases = dict[str, float]  # phase of a measurement -> its seconds
 
 
 @dataclass
@@ -108,30 +107,6 @@ def measure(cases: Mapping[str, Callable[[], Phases]], rounds: int, budget: Budg
             if number >= WARM:
                 result.add(name, phases)
     return result
-
-
-def training_phases(case: Case) -> Phases:
-    """Run a training step.
-
-    Returns:
-        The seconds of "forward" (which records the graph), "backward" and "step" (both, and AdamW's update).
-    """
-    case.model.train()
-    synchronize()  # a card works asynchronously: without it a phase would contain the one before
-    start = time.perf_counter()
-    loss = case.loss()
-    synchronize()
-    forward_end = time.perf_counter()
-    torch.autograd.backward(loss)
-    synchronize()
-    backward_end = time.perf_counter()
-    case.update()
-    synchronize()
-    return {
-        "forward": forward_end - start,
-        "backward": backward_end - forward_end,
-        "step": time.perf_counter() - start,
-    }
 
 
 def step_peak_bytes(case: Case) -> int | None:

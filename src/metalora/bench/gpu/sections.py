@@ -18,13 +18,12 @@ from metalora.bench.gpu.budget import Budget, OutOfTime
 from metalora.bench.gpu.laws import CASES, LAYERS, LawCase, check_laws
 from metalora.bench.gpu.measure import (
     Measurements,
-    Phases,
     build_all,
     describe_error,
     measure,
     step_peak_bytes,
-    training_phases,
 )
+from metalora.bench.phases import Phases, training_phases
 from metalora.config import ConditionConfig
 from metalora.zoo import build_architecture
 

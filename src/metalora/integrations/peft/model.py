@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import build
+from metalora.adapters.skipped import warning_of
 from metalora.adapters.targets import Target
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.container import (
@@ -30,7 +32,14 @@ from metalora.integrations.peft.layers import LAYER_CLASSES, AdaptedModule
 from metalora.integrations.peft.peft_api import BaseTuner
 from metalora.integrations.peft.registration import PREFIX
 from metalora.integrations.peft.saved_layout import check_frozen_factors, saved_values
-from metalora.integrations.peft.target_resolution import ranks_by_path, resolve_targets
+from metalora.integrations.peft.target_resolution import (
+    ALL_LINEAR,
+    is_all_linear,
+    ranks_by_path,
+    resolve_targets,
+    skipped_by_all_linear,
+    without_refused,
+)
 
 TASK_IDS_KEYWORD = "metalora_task_ids"
 """Keyword under which a wrapped PeftModel passes `task_ids` on: PeftModels of language tasks drop the name itself."""
@@ -58,7 +67,16 @@ class TensorNetworkModel(BaseTuner):
         # Otherwise `_create_and_replace` would take the adapter that is there for the new one.
         if container is not None and adapter_name in container.adapters_by_name():
             container.delete_adapter(adapter_name)
+        config = cast(Mapping[str, Any], self.peft_config)[adapter_name]
+        # Before PEFT replaces "all-linear" by names and the layers by adapted ones.
+        self._all_linear = is_all_linear(config)
+        skipped = skipped_by_all_linear(model, config) if self._all_linear else ()
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        adapter = required_container(model).adapters_by_name()[adapter_name]
+        adapter.skipped = tuple(weight for weight in skipped if weight.path not in adapter.targets)
+        warning = warning_of(adapter.skipped, ALL_LINEAR, type(model).__name__)
+        if warning is not None:
+            warn_user(warning)
 
     @staticmethod
     def _check_target_module_exists(config: TensorNetworkConfig, key: str) -> Any:
@@ -86,6 +104,8 @@ class TensorNetworkModel(BaseTuner):
         """Adapt one target. The adapter's first target makes the adapter, because its targets share factors."""
         container = self._container_with(adapter_name, config)
         adapter = container.adapters_by_name()[adapter_name]
+        if self._all_linear and current_key not in adapter.targets:
+            return  # a layer that cannot be adapted; `inject_adapter` warns of it
         module = target
         if not isinstance(module, AdaptedModule):
             resolved_target = adapter.targets[current_key]
@@ -137,6 +157,8 @@ class TensorNetworkModel(BaseTuner):
             for path, target in container.targets.items()
             if path and self._check_target_module_exists(config, path)
         }
+        if self._all_linear:
+            matched = without_refused(self.model, matched)
         return resolve_targets(self.model, config, matched)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
-from metalora.adapters.targets import Target, refusal
+from metalora.adapters.skipped import SkippedWeight, skipped_weights
+from metalora.adapters.targets import Refusal, Target, refusal
 from metalora.integrations.peft.compat import resolve_quantization_backend
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.saved_layout import check_same_targets
 from metalora.io.lora.format import patterned
 from metalora.methods.registry import get_method
 
+ALL_LINEAR = "all-linear"
 NO_NUMBERED_LAYER: tuple[int, ...] = ()
 """The layer coordinate of targets that are in no numbered layer, such as a pooler; it sorts before all others."""
 
@@ -47,13 +51,57 @@ def resolve_targets(
 
 def _adaptable(model: nn.Module, path: str, target: Target | None) -> Target:
     """Return the target; ValueError if its layer cannot be adapted."""
-    module = model.get_submodule(path)
-    base = getattr(module, "base_layer", module)
-    reason = refusal(model, path, base)
-    # A quantised weight is refused in general, but PEFT may have a backend that can read and write it.
-    if target is None or (reason and resolve_quantization_backend(base) is None):
+    reason = _refusal(model, path)
+    if target is None or reason is not None:
         raise ValueError(f"Target module {path!r} is not supported: {reason}")
     return target
+
+
+def _refusal(model: nn.Module, path: str) -> Refusal | None:
+    """Why a layer cannot be a target, whether or not there is an adapter around it."""
+    module = model.get_submodule(path)
+    base = getattr(module, "base_layer", module)
+    # A quantised weight is refused in general, but PEFT may have a backend that can read and write it.
+    return None if resolve_quantization_backend(base) is not None else refusal(model, path, base)
+
+
+def is_all_linear(config: TensorNetworkConfig) -> bool:
+    """Whether the configuration takes all linear layers by PEFT's word for them.
+
+    Example:
+        >>> is_all_linear(TensorNetworkConfig(target_modules="all-linear"))
+        True
+    """
+    return isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR
+
+
+def without_refused(model: nn.Module, matched: Mapping[str, Target | None]) -> dict[str, Target | None]:
+    """Return the matched modules that can be adapted, for "all-linear", whose names the user did not choose.
+
+    Args:
+        model: The base model.
+        matched: Path -> target, as in `resolve_targets`.
+    """
+    return {path: target for path, target in matched.items() if _refusal(model, path) is None}
+
+
+def skipped_by_all_linear(model: nn.Module, config: TensorNetworkConfig) -> tuple[SkippedWeight, ...]:
+    """Return what "all-linear" leaves out, without what the configuration excludes.
+
+    Args:
+        model: The base model.
+        config: The configuration, before PEFT replaces "all-linear" by names.
+    """
+    return tuple(weight for weight in skipped_weights(model, "linear") if not _is_excluded(config, weight.path))
+
+
+def _is_excluded(config: TensorNetworkConfig, path: str) -> bool:
+    """Whether the configuration excludes a path or a module above it."""
+    words = path.split(".")
+    names = [".".join(words[:depth]) for depth in range(1, len(words) + 1)]
+    matching_all = copy(config)
+    matching_all.target_modules = names
+    return not all(check_target_module_exists(matching_all, name) for name in names)
 
 
 def ranks_by_path(config: TensorNetworkConfig, paths: Sequence[str]) -> dict[str, int]:
