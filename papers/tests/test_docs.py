@@ -1,7 +1,9 @@
-"""The pages of the papers: every Python block runs, and the tables hold the numbers of the rows."""
+"""The pages of the papers and the docstrings: every example runs, and the tables hold the numbers of the rows."""
 
 import dataclasses
+import doctest
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,20 @@ def test_there_are_blocks():
 def test_a_block_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "block", "exec"), {"__name__": "__main__"})
+
+
+SOURCE = PAPERS / "src"
+MODULES = [
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    for path in sorted(SOURCE.glob("metalora_papers/**/*.py"))
+    if ">>> " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_examples_of_a_module_run(module):
+    result = doctest.testmod(import_module(module))
+    assert result.attempted and not result.failed
 
 
 @pytest.mark.parametrize("name", ["learners", "metalora", "metatt", "tenslora"])
