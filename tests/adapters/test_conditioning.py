@@ -401,3 +401,31 @@ def test_padding_is_no_part_of_the_features():
 def test_a_channel_that_is_as_good_as_dead_has_no_share():
     x = torch.tensor([[1e-33], [-1e-33], [2e-33], [0.0]])
     assert between_class_share(x, torch.tensor([0, 0, 1, 1])).tolist() == [0.0]
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def forward(self, x, scale=1.0):
+        return self.body(x * scale)
+
+
+class Unnamed(Scaled):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [Scaled, Unnamed])
+def test_a_condition_is_made_from_all_arguments_that_have_names(kind):
+    torch.manual_seed(0)
+    model = kind()
+    adapter = attach(model, AdapterConfig("metalora-cp", 2, targets="body.0"), example=torch.rand(2, 4))
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.normal_()
+    x = torch.rand(3, 4)
+    seen = x if kind is Unnamed else 3 * x
+    expected = model(x, scale=3.0, condition=adapter.condition(seen))
+    torch.testing.assert_close(model(x, scale=3.0), expected)

@@ -111,6 +111,12 @@ def test_padding_and_answer_are_left_out_together(side):
     torch.testing.assert_close(found, adapter.condition(batch).vector(), rtol=1e-5, atol=1e-5)
 
 
+def test_labels_next_to_a_positional_argument_count():
+    model, adapter = adapted()
+    batch = batch_of_random_answers(torch.Generator().manual_seed(0), size=2)
+    assert torch.equal(model(batch["input_ids"], labels=batch["labels"]).logits, model(**batch).logits)
+
+
 REFUSALS = {
     "no labels": (lambda ids: {}, "pass labels .* or prompt_mask .* or run under torch.no_grad"),
     "no prompt": (lambda ids: {"labels": ids}, "example 0 has no prompt: its first token is an answer"),

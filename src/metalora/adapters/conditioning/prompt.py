@@ -45,16 +45,20 @@ def forward_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         kwargs: Its other arguments.
 
     Returns:
-        The only argument; the positional arguments if there are no others; or all of them by name.
+        The only argument; all of them by name; or the positional ones if there are no others, or if they have no names
+        (`*args`).
 
     Example:
         >>> forward_inputs(nn.Bilinear(2, 2, 2), ("left",), {"input2": "right"})
         {'input1': 'left', 'input2': 'right'}
     """
-    if not kwargs:
-        return args[0] if len(args) == 1 else args
-    names = inspect.signature(model.forward).parameters if args else ()
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    if not args:
+        return kwargs
+    if kwargs:
+        parameters = list(inspect.signature(model.forward).parameters.values())[: len(args)]
+        if all(parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
+            return {**{parameter.name: value for parameter, value in zip(parameters, args, strict=True)}, **kwargs}
+    return args[0] if len(args) == 1 else args
 
 
 def prompt_inputs(inputs: Inputs) -> Inputs:
