@@ -137,11 +137,17 @@ def test_the_attributes_are_those_of_the_rows_in_the_page(settings):
     assert len(shown) == 7 and "lora" in shown
 
 
-def test_the_generated_adapters_are_those_of_the_rows_in_the_page():
-    found = learner_table("attributes")
+MEANS = ("seeds", "trained", "never trained")
+
+
+@pytest.mark.parametrize(
+    "suite, names, count", [("attributes", (*MEANS, "unseen classes"), 8), ("emoji", (*MEANS, "parameters"), 4)]
+)
+def test_the_generated_adapters_are_those_of_the_rows_in_the_page(suite, names, count):
+    found = learner_table(suite)
     page = (PAPERS / "docs" / "learners.md").read_text().replace("**", "")
-    columns = [found.columns.index(name) for name in ("seeds", "trained", "never trained", "unseen classes")]
+    columns = [found.columns.index(name) for name in names]
     lines = {cells[0]: " | ".join(cells[column] for column in columns) for cells in found.cells}
     shown = [method for method, line in lines.items() if f"| {line} |" in page]
     assert [method for method in lines if method.startswith(("metalora", "film", "lora, one"))] == shown[1:]
-    assert len(shown) == 8 and shown[0] == "lora"
+    assert len(shown) == count and shown[0] == "lora"
