@@ -156,6 +156,11 @@ class RankScheduleConfig:
     state: Literal["reset", "carry"] = "reset"
     """what a sweep does with the moments of the optimiser: reset them to zero, or carry them over to the smaller
     factors; those of a tensor ring cannot be carried"""
+    importance: Literal["magnitude", "sensitivity"] = "magnitude"
+    """which singular values s stay. magnitude: the largest; sensitivity: those with the largest s |dL/ds|, the mean
+    over the last steps before the sweep; not for rings, nor with mode paper"""
+    importance_steps: int = 16
+    """for sensitivity: the number of optimiser steps before a sweep whose gradients count"""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from metalora.adapters.resize import resize
 from metalora.config import AdapterConfig
 from metalora.methods.resolve import resolve
 from metalora.ranks.groups import FactorGroup, factor_groups
+from metalora.ranks.sensitivity import LossSensitivity
 from metalora.tensornet.topology import bond_sizes
 from metalora.tensornet.truncation.gauge import Gauge
 from metalora.tensornet.truncation.moments import transport_moments
@@ -64,6 +65,7 @@ def sweep(
     gauge: Gauge = "left",
     optimizer: Optimizer | None = None,
     state: State = "reset",
+    importance: LossSensitivity | None = None,
 ) -> SweepReport:
     """Truncate an adapter's factors to ranks, to a relative error, or to a number of parameters.
 
@@ -84,13 +86,17 @@ def sweep(
         optimizer: Its moments of the factors are dropped (state="reset", as in the paper) or carried over by the change
             of basis (state="carry": exact for the mean if nothing is truncated, diagonal for the square).
         state: What becomes of the moments.
+        importance: The sensitivity of the loss: the singular values (columns of CP) with the highest scores s |dL/ds|
+            stay, not the largest, and what stays is not fitted afterwards. A budget goes to the highest scores of all
+            bonds. Not for rings, nor with mode="paper".
 
     Returns:
         The ranks and numbers of parameters before and after, and the error.
 
     Raises:
         ValueError: The model has no adapter, or it is merged, untrained or has a rank_pattern; factors of another
-            topology; state="carry" for a ring; ranks that grow. Nothing is changed then.
+            topology; state="carry" or importance for a ring; ranks that grow; an importance of another adapter, or
+            without a batch since the last sweep. Nothing is changed then.
 
     Example:
         >>> from metalora import AdapterConfig, attach
@@ -105,6 +111,8 @@ def sweep(
     adapter = _ready_adapter(model)
     groups = factor_groups(adapter)
     _check_groups(adapter, groups, state, needs_one=bool(tolerance) or budget is not None)
+    if importance is not None and importance.adapter is not adapter:
+        raise ValueError("sweep: the importance was recorded for another adapter")
     sizes_before, params_before, scale_before = _rank_sizes(adapter), adapter.num_params(), adapter.scale
     free_bonds = {bond for group in groups for bonds in group.factor_bonds for bond in bonds}
     wanted = None if rank is None else _wanted_ranks(rank, sizes_before, free_bonds)
@@ -113,8 +121,9 @@ def sweep(
         budget -= params_before - _num_params(adapter, groups[0])
     moments = _optimizer_moments(optimizer, adapter.learned) if state == "carry" else {}
     truncation = _Truncation(adapter, moments)
-    for group in groups:
-        truncation.add(group, wanted, tolerance, budget, mode, gauge)
+    for number, group in enumerate(groups):
+        gradients = None if importance is None else importance.of_group(number)
+        truncation.add(group, wanted, tolerance, budget, mode, gauge, gradients)
     absent = {bond: 1 for bond in adapter.method.rank_bonds if bond not in sizes_before}  # a component without targets
     config = replace(adapter.config, rank={**absent, **sizes_before, **truncation.sizes})
     factors, new_moments = truncation.padded(config)
@@ -155,6 +164,7 @@ class _Truncation:
         budget: int | None,
         mode: Mode,
         gauge: Gauge,
+        gradients: Mapping[str, Tensor] | None,
     ) -> None:
         """Truncate a group."""
         factors = self.adapter.factors
@@ -163,7 +173,7 @@ class _Truncation:
         if wanted is not None:
             # a target that is narrower than the wanted rank keeps the rank that it has
             ranks = {bond: min(wanted[bond], size) for bond, size in bond_sizes(group.factor_bonds, tensors).items()}
-        truncated = _truncate_group(group, tensors, ranks, tolerance, budget, mode, gauge)
+        truncated = _truncate_group(group, tensors, ranks, tolerance, budget, mode, gauge, gradients)
         self.error = max(self.error, truncated.error)
         self.factors |= group.scatter(truncated.tensors, factors)
         for name, moments in self.moments.items():
@@ -222,11 +232,19 @@ def _truncate_group(
     budget: int | None,
     mode: Mode,
     gauge: Gauge,
+    gradients: Mapping[str, Tensor] | None,
 ) -> TruncatedNetwork:
     """`truncate`, its errors with the name of the group; under torch.distributed, the result of process 0."""
     try:
         truncated = truncate(
-            group.factor_bonds, tensors, ranks=ranks, tolerance=tolerance, budget=budget, mode=mode, gauge=gauge
+            group.factor_bonds,
+            tensors,
+            ranks=ranks,
+            tolerance=tolerance,
+            budget=budget,
+            mode=mode,
+            gauge=gauge,
+            gradients=gradients,
         )
     except ValueError as problem:
         raise ValueError(f"sweep of {group}: {problem}") from None
