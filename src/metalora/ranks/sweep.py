@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from metalora.tensornet.truncation.moments import transport_moments
 from metalora.tensornet.truncation.truncate import Mode, TruncatedNetwork, truncate
 
 State = Literal["reset", "carry"]
+Result = TypeVar("Result")
 TensorsByKey = dict[str, Tensor]
 
 MEAN, SQUARE = "exp_avg", "exp_avg_sq"  # the names of Adam's moments in an optimiser's state
@@ -108,12 +109,12 @@ def sweep(
         >>> report.before, report.after, report.params_after
         ({'r': 4}, {'r': 2}, 64)
     """
-    adapter = _ready_adapter(model)
+    adapter = ready_adapter(model, "sweep")
     groups = factor_groups(adapter)
     _check_groups(adapter, groups, state, needs_one=bool(tolerance) or budget is not None)
     if importance is not None and importance.adapter is not adapter:
         raise ValueError("sweep: the importance was recorded for another adapter")
-    sizes_before, params_before, scale_before = _rank_sizes(adapter), adapter.num_params(), adapter.scale
+    sizes_before, params_before, scale_before = rank_sizes(adapter), adapter.num_params(), adapter.scale
     free_bonds = {bond for group in groups for bonds in group.factor_bonds for bond in bonds}
     wanted = None if rank is None else _wanted_ranks(rank, sizes_before, free_bonds)
     if budget is not None:
@@ -201,14 +202,28 @@ class _Truncation:
         return factors, moments
 
 
-def _ready_adapter(model: nn.Module) -> Adapter:
+def ready_adapter(model: nn.Module, verb: str) -> Adapter:
+    """Return the adapter of a model if its ranks can be changed.
+
+    Args:
+        model: The model.
+        verb: What is about to change them, for the message.
+
+    Raises:
+        ValueError: There is no adapter, or it is merged or has a rank_pattern.
+
+    Example:
+        >>> ready_adapter(nn.Linear(2, 2), "sweep")
+        Traceback (most recent call last):
+        ValueError: sweep: Linear has no adapter
+    """
     adapter = adapter_of(model)
     if adapter is None:
-        raise ValueError(f"sweep: {type(model).__name__} has no adapter")
+        raise ValueError(f"{verb}: {type(model).__name__} has no adapter")
     if adapter.merged:
-        raise ValueError("sweep: the adapter is merged; unmerge it first")
+        raise ValueError(f"{verb}: the adapter is merged; unmerge it first")
     if adapter.config.rank_pattern:
-        raise ValueError("sweep: the adapter has a rank_pattern, and a sweep knows one rank a bond")
+        raise ValueError(f"{verb}: the adapter has a rank_pattern, and a {verb} knows one rank a bond")
     return adapter
 
 
@@ -248,12 +263,23 @@ def _truncate_group(
         )
     except ValueError as problem:
         raise ValueError(f"sweep of {group}: {problem}") from None
+    return of_process_0(truncated)
+
+
+def of_process_0(result: Result) -> Result:
+    """Return what process 0 has computed; without torch.distributed, the result itself.
+
+    The last bits of a decomposition differ between machines, and so could the ranks that they lead to.
+
+    Example:
+        >>> of_process_0(3)
+        3
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # the last bits of a decomposition differ between machines, and so could the ranks that they lead to
-        results = [truncated]
+        results = [result]
         torch.distributed.broadcast_object_list(results, src=0)
-        truncated = results[0]
-    return truncated
+        result = results[0]
+    return result
 
 
 def _pad(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -276,8 +302,14 @@ def _keep_delta(
                 tensors[key] = tensors[key] / ratio**power
 
 
-def _rank_sizes(adapter: Adapter) -> dict[str, int]:
-    """Bond -> its size, the largest over all stored factors."""
+def rank_sizes(adapter: Adapter) -> dict[str, int]:
+    """Bond -> its size, the largest over all stored factors.
+
+    Example:
+        >>> from metalora import AdapterConfig, attach
+        >>> rank_sizes(attach(nn.Sequential(nn.Linear(8, 8)), AdapterConfig("lora", rank=4, targets=("0",))))
+        {'r': 4}
+    """
     sizes: dict[str, int] = {}
     for param in adapter.layout.params.values():
         for mode, size in zip(param.modes, param.shape, strict=True):
