@@ -160,6 +160,11 @@ class RankScheduleConfig:
     state: Literal["reset", "carry"] = "reset"
     """what a sweep does with the moments of the optimiser: reset them to zero, or carry them over to the smaller
     factors; those of a tensor ring cannot be carried"""
+    importance: Literal["magnitude", "sensitivity"] = "magnitude"
+    """which singular values s stay. magnitude: the largest; sensitivity: those with the largest s |dL/ds|, the mean
+    over the last steps before the sweep; not for rings, nor with mode paper"""
+    importance_steps: int = 16
+    """for sensitivity: the number of optimiser steps before a sweep whose gradients count"""
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,29 @@ class RankBudgetConfig:
     """weight of the past in the running mean of the uncertainty of the sensitivity"""
     orthogonality: float = 0.5
     """gamma: weight of the penalty on singular vectors that are not orthonormal"""
+
+
+@dataclass(frozen=True)
+class TwoSiteConfig:
+    """Two-site DMRG: the bonds of a tensor train are trained one after another (future work of arXiv:2506.09105).
+
+    Example:
+        >>> TwoSiteConfig(bond_steps=100, tolerance=0.01).sweeps
+        1
+    """
+
+    bond_steps: int = 50
+    """number of optimiser steps on the merged tensor of two neighbouring cores before it is split"""
+    sweeps: int = 1
+    """number of sweeps over all bonds, to the right and back"""
+    start: int = 0
+    """number of first steps in which all cores are trained together"""
+    rank: int = 0
+    """largest size of a bond after its split; 0: what each bond has when training starts"""
+    tolerance: float = 0.0
+    """a split discards at most this part of the norm, if the largest size allows it; 0: that size alone counts"""
+    svd: Literal["exact", "randomised"] = "exact"
+    """how a merged tensor is split. randomised: in a random range a little above the largest size, with a fixed seed"""
 
 
 @dataclass(frozen=True)
@@ -217,6 +245,8 @@ class TrainConfig:
     """lower the ranks while training, by sweeps"""
     rank_budget: RankBudgetConfig | None = None
     """lower the ranks while training, by masks of singular values"""
+    two_site: TwoSiteConfig | None = None
+    """train the bonds of a tensor train one after another, with ranks that follow"""
     clip: float = 1.0
     """largest norm of the gradient; a larger gradient is scaled down to it; 0: no limit"""
     accumulate: int = 1

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
 from metalora.config import RankScheduleConfig
+from metalora.ranks.sensitivity import LossSensitivity
 from metalora.ranks.sweep import SweepReport, sweep
 
 ROUNDINGS: dict[str, Callable[[float], int]] = {"round": round, "floor": math.floor, "ceil": math.ceil}
@@ -63,14 +64,16 @@ def _ranks_by_formula(schedule: RankScheduleConfig, rank: int) -> list[int]:
 class RankSchedule:
     """Truncates a model's adapter at the steps of a schedule.
 
-    The rank that the adapter has is all that it needs to remember, so that a run that goes on needs no state.
+    With importance "sensitivity" it records the gradients of the last steps before each sweep. Otherwise the rank that
+    the adapter has is all that it needs to remember, so that a run that goes on needs no state.
 
     Args:
         model: A model with an adapter.
         schedule: The steps and the ranks.
 
     Raises:
-        ValueError: The model has no adapter, or the schedule is refused by `ranks_by_step`.
+        ValueError: The model has no adapter, the schedule is refused by `ranks_by_step`, or importance "sensitivity" is
+            asked of a ring or of mode "paper".
 
     Example:
         >>> from metalora import AdapterConfig, attach
@@ -86,6 +89,14 @@ class RankSchedule:
     def __init__(self, model: nn.Module, schedule: RankScheduleConfig):
         self.model, self.schedule = model, schedule
         self.ranks = ranks_by_step(schedule, self._adapter.rank)
+        self.sensitivity = self._sensitivity()
+
+    def _sensitivity(self) -> LossSensitivity | None:
+        if self.schedule.importance == "magnitude":
+            return None
+        if self.schedule.mode == "paper":
+            raise ValueError("rank schedule: mode 'paper' keeps the largest values; use importance 'magnitude' with it")
+        return LossSensitivity(self.model, self.schedule.importance_steps)
 
     @property
     def _adapter(self) -> Adapter:
@@ -98,12 +109,15 @@ class RankSchedule:
         """Sweep if it is time; to be called after every optimiser step, before any evaluation.
 
         Args:
-            step: The number of optimiser steps so far.
+            step: The number of optimiser steps so far. The gradients of the last one are still there if sensitivity
+                counts; the factors have made that step since, as in AdaLoRA's controller.
             optimizer: The optimiser, whose moments are reset or carried over.
 
         Returns:
             The report of the sweep, or None.
         """
+        if self.sensitivity is not None and self._is_before_a_sweep(step):
+            self.sensitivity.record()
         if step not in self.ranks:
             return None
         return sweep(
@@ -113,14 +127,21 @@ class RankSchedule:
             gauge=self.schedule.gauge,
             optimizer=optimizer,
             state=self.schedule.state,
+            importance=self.sensitivity,
         )
+
+    def _is_before_a_sweep(self, step: int) -> bool:
+        """Whether the gradients of this step count for a sweep."""
+        return any(sweep_step - self.schedule.importance_steps < step <= sweep_step for sweep_step in self.ranks)
 
     def penalty(self) -> None:
         """Nothing is added to the loss."""
 
     def state(self) -> dict[str, Any]:
-        """Nothing in addition to the adapter's own rank."""
-        return {}
+        """What a checkpoint stores in addition to the adapter's own rank: the gradients for the next sweep, if any."""
+        return {} if self.sensitivity is None else {"recorded": self.sensitivity.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Nothing is to be restored."""
+        """Go on from what `state` returned."""
+        if self.sensitivity is not None:
+            self.sensitivity.restore(state["recorded"])

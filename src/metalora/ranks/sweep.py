@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,14 @@ from metalora.adapters.resize import resize
 from metalora.config import AdapterConfig
 from metalora.methods.resolve import resolve
 from metalora.ranks.groups import FactorGroup, factor_groups
+from metalora.ranks.sensitivity import LossSensitivity
 from metalora.tensornet.topology import bond_sizes
 from metalora.tensornet.truncation.gauge import Gauge
 from metalora.tensornet.truncation.moments import transport_moments
 from metalora.tensornet.truncation.truncate import Mode, TruncatedNetwork, truncate
 
 State = Literal["reset", "carry"]
+Result = TypeVar("Result")
 TensorsByKey = dict[str, Tensor]
 
 MEAN, SQUARE = "exp_avg", "exp_avg_sq"  # the names of Adam's moments in an optimiser's state
@@ -64,6 +66,7 @@ def sweep(
     gauge: Gauge = "left",
     optimizer: Optimizer | None = None,
     state: State = "reset",
+    importance: LossSensitivity | None = None,
 ) -> SweepReport:
     """Truncate an adapter's factors to ranks, to a relative error, or to a number of parameters.
 
@@ -84,13 +87,17 @@ def sweep(
         optimizer: Its moments of the factors are dropped (state="reset", as in the paper) or carried over by the change
             of basis (state="carry": exact for the mean if nothing is truncated, diagonal for the square).
         state: What becomes of the moments.
+        importance: The sensitivity of the loss: the singular values (columns of CP) with the highest scores s |dL/ds|
+            stay, not the largest, and what stays is not fitted afterwards. A budget goes to the highest scores of all
+            bonds. Not for rings, nor with mode="paper".
 
     Returns:
         The ranks and numbers of parameters before and after, and the error.
 
     Raises:
         ValueError: The model has no adapter, or it is merged, untrained or has a rank_pattern; factors of another
-            topology; state="carry" for a ring; ranks that grow. Nothing is changed then.
+            topology; state="carry" or importance for a ring; ranks that grow; an importance of another adapter, or
+            without a batch since the last sweep. Nothing is changed then.
 
     Example:
         >>> from metalora import AdapterConfig, attach
@@ -102,10 +109,12 @@ def sweep(
         >>> report.before, report.after, report.params_after
         ({'r': 4}, {'r': 2}, 64)
     """
-    adapter = _ready_adapter(model)
+    adapter = ready_adapter(model, "sweep")
     groups = factor_groups(adapter)
     _check_groups(adapter, groups, state, needs_one=bool(tolerance) or budget is not None)
-    sizes_before, params_before, scale_before = _rank_sizes(adapter), adapter.num_params(), adapter.scale
+    if importance is not None and importance.adapter is not adapter:
+        raise ValueError("sweep: the importance was recorded for another adapter")
+    sizes_before, params_before, scale_before = rank_sizes(adapter), adapter.num_params(), adapter.scale
     free_bonds = {bond for group in groups for bonds in group.factor_bonds for bond in bonds}
     wanted = None if rank is None else _wanted_ranks(rank, sizes_before, free_bonds)
     if budget is not None:
@@ -113,8 +122,9 @@ def sweep(
         budget -= params_before - _num_params(adapter, groups[0])
     moments = _optimizer_moments(optimizer, adapter.learned) if state == "carry" else {}
     truncation = _Truncation(adapter, moments)
-    for group in groups:
-        truncation.add(group, wanted, tolerance, budget, mode, gauge)
+    for number, group in enumerate(groups):
+        gradients = None if importance is None else importance.of_group(number)
+        truncation.add(group, wanted, tolerance, budget, mode, gauge, gradients)
     absent = {bond: 1 for bond in adapter.method.rank_bonds if bond not in sizes_before}  # a component without targets
     config = replace(adapter.config, rank={**absent, **sizes_before, **truncation.sizes})
     factors, new_moments = truncation.padded(config)
@@ -155,6 +165,7 @@ class _Truncation:
         budget: int | None,
         mode: Mode,
         gauge: Gauge,
+        gradients: Mapping[str, Tensor] | None,
     ) -> None:
         """Truncate a group."""
         factors = self.adapter.factors
@@ -163,7 +174,7 @@ class _Truncation:
         if wanted is not None:
             # a target that is narrower than the wanted rank keeps the rank that it has
             ranks = {bond: min(wanted[bond], size) for bond, size in bond_sizes(group.factor_bonds, tensors).items()}
-        truncated = _truncate_group(group, tensors, ranks, tolerance, budget, mode, gauge)
+        truncated = _truncate_group(group, tensors, ranks, tolerance, budget, mode, gauge, gradients)
         self.error = max(self.error, truncated.error)
         self.factors |= group.scatter(truncated.tensors, factors)
         for name, moments in self.moments.items():
@@ -191,14 +202,28 @@ class _Truncation:
         return factors, moments
 
 
-def _ready_adapter(model: nn.Module) -> Adapter:
+def ready_adapter(model: nn.Module, verb: str) -> Adapter:
+    """Return the adapter of a model if its ranks can be changed.
+
+    Args:
+        model: The model.
+        verb: What is about to change them, for the message.
+
+    Raises:
+        ValueError: There is no adapter, or it is merged or has a rank_pattern.
+
+    Example:
+        >>> ready_adapter(nn.Linear(2, 2), "sweep")
+        Traceback (most recent call last):
+        ValueError: sweep: Linear has no adapter
+    """
     adapter = adapter_of(model)
     if adapter is None:
-        raise ValueError(f"sweep: {type(model).__name__} has no adapter")
+        raise ValueError(f"{verb}: {type(model).__name__} has no adapter")
     if adapter.merged:
-        raise ValueError("sweep: the adapter is merged; unmerge it first")
+        raise ValueError(f"{verb}: the adapter is merged; unmerge it first")
     if adapter.config.rank_pattern:
-        raise ValueError("sweep: the adapter has a rank_pattern, and a sweep knows one rank a bond")
+        raise ValueError(f"{verb}: the adapter has a rank_pattern, and a {verb} knows one rank a bond")
     return adapter
 
 
@@ -222,20 +247,39 @@ def _truncate_group(
     budget: int | None,
     mode: Mode,
     gauge: Gauge,
+    gradients: Mapping[str, Tensor] | None,
 ) -> TruncatedNetwork:
     """`truncate`, its errors with the name of the group; under torch.distributed, the result of process 0."""
     try:
         truncated = truncate(
-            group.factor_bonds, tensors, ranks=ranks, tolerance=tolerance, budget=budget, mode=mode, gauge=gauge
+            group.factor_bonds,
+            tensors,
+            ranks=ranks,
+            tolerance=tolerance,
+            budget=budget,
+            mode=mode,
+            gauge=gauge,
+            gradients=gradients,
         )
     except ValueError as problem:
         raise ValueError(f"sweep of {group}: {problem}") from None
+    return of_process_0(truncated)
+
+
+def of_process_0(result: Result) -> Result:
+    """Return what process 0 has computed; without torch.distributed, the result itself.
+
+    The last bits of a decomposition differ between machines, and so could the ranks that they lead to.
+
+    Example:
+        >>> of_process_0(3)
+        3
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # the last bits of a decomposition differ between machines, and so could the ranks that they lead to
-        results = [truncated]
+        results = [result]
         torch.distributed.broadcast_object_list(results, src=0)
-        truncated = results[0]
-    return truncated
+        result = results[0]
+    return result
 
 
 def _pad(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -258,8 +302,14 @@ def _keep_delta(
                 tensors[key] = tensors[key] / ratio**power
 
 
-def _rank_sizes(adapter: Adapter) -> dict[str, int]:
-    """Bond -> its size, the largest over all stored factors."""
+def rank_sizes(adapter: Adapter) -> dict[str, int]:
+    """Bond -> its size, the largest over all stored factors.
+
+    Example:
+        >>> from metalora import AdapterConfig, attach
+        >>> rank_sizes(attach(nn.Sequential(nn.Linear(8, 8)), AdapterConfig("lora", rank=4, targets=("0",))))
+        {'r': 4}
+    """
     sizes: dict[str, int] = {}
     for param in adapter.layout.params.values():
         for mode, size in zip(param.modes, param.shape, strict=True):

@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from metalora.config import RankBudgetConfig, RankScheduleConfig, TrainConfig
+from metalora.config import RankBudgetConfig, RankScheduleConfig, TrainConfig, TwoSiteConfig
 from metalora.ranks.budget import RankBudget
 from metalora.ranks.schedule import RankSchedule
+from metalora.ranks.two_site import TwoSite
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 
+Rule = RankScheduleConfig | RankBudgetConfig | TwoSiteConfig
+
+
 class Controller(Protocol):
-    """A rule of training: `RankSchedule` lowers ranks by sweeps, `RankBudget` masks singular values."""
+    """A rule of training: `RankSchedule` lowers ranks by sweeps, `RankBudget` masks singular values, and `TwoSite`
+    trains bond by bond."""
 
     def penalty(self) -> Tensor | None:
         """Return a scalar () with a gradient that is added to the loss, or None."""
@@ -43,22 +48,29 @@ def controllers(model: nn.Module, config: TrainConfig) -> list[Controller]:
     """Return the controllers that a configuration asks for.
 
     Raises:
-        ValueError: The configuration has both a rank schedule and a rank budget, or the adapter of the model does not
-            allow the one that it has.
+        ValueError: The configuration has more than one of a rank schedule, a rank budget and two-site training, or the
+            adapter of the model does not allow the one that it has.
 
     Example:
         >>> controllers(nn.Linear(2, 2), TrainConfig())
         []
     """
-    if config.rank_schedule is not None and config.rank_budget is not None:
-        raise ValueError("train: rank_schedule and rank_budget both lower ranks, by sweeps and by masks; give one")
-    rules = [config.rank_schedule, config.rank_budget]
-    return [_controller(model, rule, config.steps) for rule in rules if rule is not None]
+    rules: dict[str, Rule | None] = {
+        "rank_schedule": config.rank_schedule,
+        "rank_budget": config.rank_budget,
+        "two_site": config.two_site,
+    }
+    asked = {name: rule for name, rule in rules.items() if rule is not None}
+    if len(asked) > 1:
+        raise ValueError(f"train: {' and '.join(asked)} all change ranks while training; give one of them")
+    return [_controller(model, rule, config.steps) for rule in asked.values()]
 
 
-def _controller(model: nn.Module, rule: RankScheduleConfig | RankBudgetConfig, steps: int) -> Controller:
+def _controller(model: nn.Module, rule: Rule, steps: int) -> Controller:
     if isinstance(rule, RankBudgetConfig):
         return RankBudget(model, rule, steps)
+    if isinstance(rule, TwoSiteConfig):
+        return TwoSite(model, rule, steps)
     return RankSchedule(model, rule)
 
 
@@ -77,7 +89,7 @@ def total_penalty(rules: Sequence[Controller]) -> Tensor | None:
     return total
 
 
-def trainer_callback(rule: RankScheduleConfig | RankBudgetConfig) -> TrainerCallback:
+def trainer_callback(rule: Rule) -> TrainerCallback:
     """Return a controller as a callback, for `transformers.Trainer(callbacks=[...])`.
 
     Its penalty joins the gradients before each optimiser step. The Trainer trains the model that has the adapter.

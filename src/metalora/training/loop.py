@@ -39,8 +39,9 @@ def fit(
     """Train an adapter, and whatever else requires a gradient in `extra_module`.
 
     The backbone stays frozen and in evaluation mode. A step of the optimiser uses the mean gradient of
-    n = config.accumulate micro-steps k = step·n, ..., step·n + n - 1. Controllers (a rank schedule, a rank budget) act
-    after a step. With several processes each makes its own batches, and the gradients are averaged.
+    n = config.accumulate micro-steps k = step·n, ..., step·n + n - 1. Controllers (a rank schedule, a rank budget,
+    two-site training) act after a step. With several processes each makes its own batches, and the gradients are
+    averaged.
 
     Args:
         model: The model to train, with or without an adapter.

@@ -11,6 +11,7 @@ def largest_values_first(
     *,
     largest_ranks: Mapping[str, int] | None = None,
     negligible: float = 0.0,
+    relative: bool = True,
 ) -> dict[str, int]:
     """Raise ranks from one, the relatively largest next singular value first, as far as there is room.
 
@@ -22,6 +23,7 @@ def largest_values_first(
         fits: Whether there is room for these ranks.
         largest_ranks: Bond -> the largest rank that is offered; all of its values if None.
         negligible: Values at or below this fraction of the bond's largest one are not offered.
+        relative: False: s_b[j] itself is offered, for values of all bonds in one unit; `negligible` is in it, too.
 
     Returns:
         Bond -> rank, at least one.
@@ -35,14 +37,15 @@ def largest_values_first(
     steps: list[tuple[float, str]] = []
     for bond, values in singular_values.items():
         last = len(values) if largest_ranks is None else largest_ranks[bond]
-        largest = values[0].clamp_min(1e-300)  # a bond of zeros (float64) offers zeros, not NaN
+        # a bond of zeros (float64) offers zeros, not NaN
+        unit = values[0].clamp_min(1e-300) if relative else values.new_ones(())
         # the first value is not offered: every bond has rank one from the start
-        steps += [(float(value / largest), bond) for value in values[1:last]]
+        steps += [(float(value / unit), bond) for value in values[1:last]]
     ranks = dict.fromkeys(singular_values, 1)
     # values of one bond descend, so its steps come in their order; of equal values of several bonds, the bond comes
     # first whose name sorts last. A bond that did not fit once does not fit later, since ranks only grow.
-    for relative_value, bond in sorted(steps, reverse=True):
+    for value, bond in sorted(steps, reverse=True):
         larger = {**ranks, bond: ranks[bond] + 1}
-        if relative_value > negligible and fits(larger):
+        if value > negligible and fits(larger):
             ranks = larger
     return ranks

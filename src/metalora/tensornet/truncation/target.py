@@ -35,12 +35,20 @@ class TruncationTarget:
     discarded_per_bond: float = 0.0
     budget: int | None = None
 
-    def choose(self, singular_values: Mapping[str, Tensor], share: float = 1.0) -> dict[str, int]:
+    def choose(
+        self,
+        singular_values: Mapping[str, Tensor],
+        share: float = 1.0,
+        scores: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, int]:
         """Choose the ranks.
 
         Args:
-            singular_values: Bond -> its singular values (n,), the largest first.
+            singular_values: Bond -> its singular values (n,) in the order in which they are kept, the largest first if
+                there are no scores.
             share: A factor of `discarded_per_bond`.
+            scores: Bond -> the score (n,) of each value, the largest first and in one unit for all bonds; a budget goes
+                to the largest scores instead of the relatively largest values.
 
         Returns:
             Bond -> rank, feasible for the network.
@@ -50,7 +58,8 @@ class TruncationTarget:
         """
         ranks = {bond: min(self.ranks[bond], len(values)) for bond, values in singular_values.items()}
         if self.budget is not None:
-            ranks = self._within_budget(singular_values, ranks, self.budget)
+            offered, relative = (singular_values, True) if scores is None else (scores, False)
+            ranks = self._within_budget(offered, ranks, relative, self.budget)
         elif self.discarded_per_bond > 0:
             limit = share * self.discarded_per_bond
             for bond, values in singular_values.items():
@@ -67,12 +76,15 @@ class TruncationTarget:
         )
 
     def _within_budget(
-        self, singular_values: Mapping[str, Tensor], largest_ranks: Mapping[str, int], budget: int
+        self, values: Mapping[str, Tensor], largest_ranks: Mapping[str, int], relative: bool, budget: int
     ) -> dict[str, int]:
-        """Bond -> rank, the relatively largest singular values first, as far as the budget goes."""
-        smallest = self.num_params(dict.fromkeys(singular_values, 1))  # rank one at every bond
+        """Bond -> rank, the largest values first, as far as the budget goes."""
+        smallest = self.num_params(dict.fromkeys(values, 1))  # rank one at every bond
         if smallest > budget:
             raise ValueError(f"a budget of {budget} numbers is below {smallest}, that of rank one")
         return largest_values_first(
-            singular_values, lambda ranks: self.num_params(ranks) <= budget, largest_ranks=largest_ranks
+            values,
+            lambda ranks: self.num_params(ranks) <= budget,
+            largest_ranks=largest_ranks,
+            relative=relative,
         )

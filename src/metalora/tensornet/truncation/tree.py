@@ -118,14 +118,38 @@ def orthogonalize(factor_bonds: FactorBonds, tensors: Sequence[Tensor], root: in
         >>> [round(float(factor.norm()), 4) for factor in factors]
         [1.0, 6.0]
     """
+    return orthogonalize_with_bases(factor_bonds, tensors, root)[0]
+
+
+def orthogonalize_with_bases(
+    factor_bonds: FactorBonds, tensors: Sequence[Tensor], root: int
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """`orthogonalize`, and the old basis of every bond in the new one.
+
+    Args:
+        factor_bonds: The bonds of every factor.
+        tensors: The factors, (n, *bonds) each.
+        root: The number of the factor that keeps the norm of the tensor.
+
+    Returns:
+        The factors, and bond -> R (new bond, old bond): everything beyond the bond, seen from the root, was Q R and is
+        Q now, with orthonormal columns.
+
+    Example:
+        >>> _, bases = orthogonalize_with_bases([["r"], ["r"]], [torch.ones(4, 1), torch.ones(9, 1)], root=1)
+        >>> round(float(bases["r"].abs()), 4)
+        2.0
+    """
     factors = list(tensors)
+    bases: dict[str, Tensor] = {}
     for child, bond, parent in leaf_to_root_edges(factor_bonds, root):
         child_axis = bond_axis(factor_bonds[child], bond)
         columns = factors[child].movedim(child_axis, -1)  # (n, *other bonds, bond)
         q, r = torch.linalg.qr(columns.flatten(0, -2))  # (n · other bonds, k), (k, bond)
         factors[child] = q.reshape(*columns.shape[:-1], q.shape[1]).movedim(-1, child_axis)
         factors[parent] = mode_product(factors[parent], bond_axis(factor_bonds[parent], bond), r.mT)
-    return factors
+        bases[bond] = r
+    return factors, bases
 
 
 def bond_decompositions(

@@ -19,6 +19,7 @@ from metalora.tensornet.topology import (
 )
 from metalora.tensornet.truncation.columns import truncate_columns
 from metalora.tensornet.truncation.gauge import Gauge, columns_in_gauge, ring_in_gauge, tree_in_gauge
+from metalora.tensornet.truncation.importance import truncate_columns_by_importance, truncate_tree_by_importance
 from metalora.tensornet.truncation.metatt_sweep import metatt_algorithm_1
 from metalora.tensornet.truncation.ring import truncate_ring
 from metalora.tensornet.truncation.target import TruncationTarget
@@ -28,6 +29,8 @@ from metalora.tensornet.truncation.tree import tree_singular_values, truncate_tr
 Mode = Literal["round", "paper"]
 TruncationResult = tuple[list[Tensor], dict[str, float]]
 TruncationAlgorithm = Callable[[FactorBonds, Sequence[Tensor], TruncationTarget], TruncationResult]
+BondGradients = Mapping[str, Tensor]
+ImportanceAlgorithm = Callable[[FactorBonds, Sequence[Tensor], TruncationTarget, BondGradients], TruncationResult]
 GaugeAlgorithm = Callable[[FactorBonds, Sequence[Tensor], Gauge], list[Tensor]]
 
 TRUNCATIONS: dict[Topology, TruncationAlgorithm] = {
@@ -35,6 +38,12 @@ TRUNCATIONS: dict[Topology, TruncationAlgorithm] = {
     "tree": truncate_tree,
     "ring": truncate_ring,
     "shared bond": truncate_columns,
+}
+# not of a ring: it has no singular values of its own, and the fit that its truncation ends with undoes a choice
+BY_IMPORTANCE: dict[Topology, ImportanceAlgorithm] = {
+    "chain": truncate_tree_by_importance,
+    "tree": truncate_tree_by_importance,
+    "shared bond": truncate_columns_by_importance,
 }
 GAUGES: dict[Topology, GaugeAlgorithm] = {
     "chain": tree_in_gauge,
@@ -75,6 +84,7 @@ def truncate(
     budget: int | None = None,
     mode: Mode = "round",
     gauge: Gauge = "left",
+    gradients: BondGradients | None = None,
 ) -> TruncatedNetwork:
     """Truncate a network to ranks, to a relative error or to a number of parameters.
 
@@ -91,6 +101,8 @@ def truncate(
         mode: "paper": MetaTT's Algorithm 1 as printed, for chains only.
         gauge: Where the norm of the tensor is in the result: in the last factor ("left"), in the first ("right"),
             shared by all ("balanced"); see `gauge`.
+        gradients: Bond -> gradients of the loss, (batch, bond, bond) (`importance.bond_gradients`): what matters most
+            to the loss stays instead of what is largest. A budget goes to the highest scores of all bonds.
 
     Returns:
         The truncated factors in the dtype of the old ones, with the measured error.
@@ -98,7 +110,7 @@ def truncate(
     Raises:
         ValueError: A topology that is none of the four, a zero or not finite network, ranks that grow, a budget below
             the number of parameters at rank one, more than one of ranks, tolerance and budget, mode "paper" for another
-            topology than a chain.
+            topology than a chain, gradients with a ring, with mode "paper", or with a tolerance and one shared bond.
 
     Example:
         >>> import torch
@@ -114,16 +126,17 @@ def truncate(
         )
     if (ranks is not None) + (tolerance > 0) + (budget is not None) > 1:
         raise ValueError("a network is truncated to ranks, to a tolerance or to a budget: give one of them")
-    if mode == "paper" and topology != "chain":
-        raise ValueError(f"mode {mode!r} is an algorithm of chains, and this is a {topology}: use mode 'round'")
+    _check_mode(topology, mode, by_importance=gradients is not None)
     reference = [tensor.detach().double() for tensor in tensors]  # Gram matrices square the condition number
     wanted_ranks = {**bond_sizes(factor_bonds, tensors), **(ranks or {})}
     _check(topology, factor_bonds, reference, wanted_ranks)  # before any decomposition: NaN would make it fail
     if topology == "chain":
-        factors, discarded = _truncate_chain(factor_bonds, reference, wanted_ranks, tolerance, budget, mode, gauge)
+        factors, discarded = _truncate_chain(
+            factor_bonds, reference, wanted_ranks, tolerance, budget, mode, gauge, gradients
+        )
     else:
         target = _target(factor_bonds, reference, wanted_ranks, tolerance, budget)
-        factors, discarded = _truncate_network(topology, factor_bonds, reference, target, gauge)
+        factors, discarded = _truncate_network(topology, factor_bonds, reference, target, gauge, gradients)
     result = [factor.to(tensor.dtype) for factor, tensor in zip(factors, tensors, strict=True)]
     # measured on the rounded result, so that the error of bfloat16 is part of it
     error = distance(factor_bonds, reference, [tensor.double() for tensor in result])
@@ -147,13 +160,21 @@ def _target(
 
 
 def _truncate_network(
-    topology: Topology, factor_bonds: FactorBonds, tensors: Sequence[Tensor], target: TruncationTarget, gauge: Gauge
+    topology: Topology,
+    factor_bonds: FactorBonds,
+    tensors: Sequence[Tensor],
+    target: TruncationTarget,
+    gauge: Gauge,
+    gradients: BondGradients | None,
 ) -> TruncationResult:
     """The truncated factors (n, *bonds) in a gauge, and the norm that each bond discarded."""
     short_factors, columns = qr_compress(tensors)
     # a best approximation lies in the span of the columns, so the algorithms see short factors only; the gauge
     # needs the long ones, whose largest entries decide the signs
-    short_factors, discarded = TRUNCATIONS[topology](factor_bonds, short_factors, target)
+    if gradients is None:
+        short_factors, discarded = TRUNCATIONS[topology](factor_bonds, short_factors, target)
+    else:
+        short_factors, discarded = BY_IMPORTANCE[topology](factor_bonds, short_factors, target, gradients)
     return GAUGES[topology](factor_bonds, qr_expand(short_factors, columns), gauge), discarded
 
 
@@ -165,6 +186,7 @@ def _truncate_chain(
     budget: int | None,
     mode: Mode,
     gauge: Gauge,
+    gradients: BondGradients | None,
 ) -> TruncationResult:
     """Truncate a chain from end to end, so that the result does not depend on the order in which it is declared."""
     declared = TrainOrder.of_chain(factor_bonds)  # its factors may be declared in any order
@@ -175,8 +197,18 @@ def _truncate_chain(
     if mode == "paper":
         factors, discarded = _truncate_as_printed(standard_bonds, factors, target, gauge)
     else:
-        factors, discarded = _truncate_network("chain", standard_bonds, factors, target, gauge)
+        in_order = None if gradients is None else _from_left(declared, factor_bonds, gradients)
+        factors, discarded = _truncate_network("chain", standard_bonds, factors, target, gauge, in_order)
     return declared.factors_of(factor_bonds, standard.cores(standard_bonds, factors)), discarded
+
+
+def _from_left(order: TrainOrder, factor_bonds: FactorBonds, gradients: BondGradients) -> BondGradients:
+    """The gradients of matrices on the side of each bond's left factor instead of the one that is declared first."""
+    declared_first = {bond: ends[0] for bond, ends in edges(factor_bonds).items()}
+    left_factor = dict(zip(order.bonds, order.factors[:-1], strict=True))
+    return {
+        bond: matrix if declared_first[bond] == left_factor[bond] else matrix.mT for bond, matrix in gradients.items()
+    }
 
 
 def _truncate_as_printed(
@@ -195,6 +227,19 @@ def _truncate_as_printed(
     if gauge != "right":
         factors = tree_in_gauge(factor_bonds, factors, gauge)
     return factors, dict(zip(order.bonds, discarded, strict=True))
+
+
+def _check_mode(topology: Topology, mode: Mode, by_importance: bool) -> None:
+    """Raise ValueError for an algorithm that the topology does not have."""
+    if mode == "paper" and topology != "chain":
+        raise ValueError(f"mode {mode!r} is an algorithm of chains, and this is a {topology}: use mode 'round'")
+    if by_importance and mode == "paper":
+        raise ValueError("mode 'paper' keeps the largest singular values: importance needs mode 'round'")
+    if by_importance and topology not in BY_IMPORTANCE:
+        raise ValueError(
+            f"a {topology} has no singular values, and the fit that its truncation ends with undoes a choice by "
+            "importance; truncate it without"
+        )
 
 
 def _check(topology: Topology, factor_bonds: FactorBonds, tensors: Sequence[Tensor], ranks: Mapping[str, int]) -> None:
