@@ -67,6 +67,9 @@ class ConditionConfig:
     models of timm do; of another backbone, the extractor gets the images as they are, with a warning"""
     image_std: tuple[float, ...] | None = None
     """for source=extractor: standard deviation of each channel by which they are divided"""
+    image_size: int | None = None
+    """for source=extractor: height and width to which its images are resized; none: as they are, or the fixed size of
+    the extractor"""
     stages: tuple[str, ...] = ()
     """module paths whose outputs are the stages; empty: chosen by the architecture of the model"""
     stem: str | None = None

@@ -128,7 +128,7 @@ def _timm(name: str, weights: bool) -> nn.Module:
         if checkpoint:
             timm.models.load_checkpoint(model, checkpoint)
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         hint = "" if checkpoint else f"; timm:{architecture}@CHECKPOINT reads a file"
         raise ValueError(f"model timm:{name}: no weights: {reason}{hint}") from None
     return cast(nn.Module, model.eval())

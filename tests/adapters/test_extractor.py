@@ -157,6 +157,11 @@ def test_the_statistics_of_the_user_come_before_those_of_the_backbone():
     assert seen.unique().tolist() == [1.0]
 
 
+def test_images_are_resized_to_the_size_of_the_user():
+    backbone, images = network("test_efficientnet"), torch.rand(1, 3, 8, 8)
+    assert seen_by(network(), backbone, images, image_size=24).shape == (1, 3, 24, 24)
+
+
 def test_a_backbone_that_states_nothing_hands_its_images_over_with_a_warning():
     backbone, images = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), torch.rand(1, 3, 8, 8)
     with pytest.warns(UserWarning, match="Sequential does not state how its images are normalised"):
@@ -164,17 +169,19 @@ def test_a_backbone_that_states_nothing_hands_its_images_over_with_a_warning():
 
 
 PLAIN = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 4))
-BAD_STATISTICS = {
+BAD_SETTINGS = {
     "a mean without a deviation": (network(), {"image_mean": (0.0, 0.0, 0.0)}, "expected a number for each channel"),
     "unequal lengths": (network(), {"image_mean": (0.0,), "image_std": (1.0, 1.0)}, "expected a number for each"),
     "a deviation of zero": (network(), {"image_mean": (0.0,), "image_std": (0.0,)}, "of image_std positive"),
     "another number of channels": (network(), {"image_mean": (0.0,), "image_std": (1.0,)}, "have 1 channels, those of"),
+    "a size that is not the fixed one": (network("test_vit"), {"image_size": 32}, "32: .* takes 160x160 only"),
+    "no pixel": (network(), {"image_size": 0}, "expected at least one pixel, got 0"),
     "an extractor that states nothing": (PLAIN, {"image_mean": (0.0,), "image_std": (1.0,)}, "has no effect"),
 }
 
 
-@pytest.mark.parametrize("extractor, settings, message", BAD_STATISTICS.values(), ids=BAD_STATISTICS)
-def test_statistics_that_cannot_be_are_refused(extractor, settings, message):
+@pytest.mark.parametrize("extractor, settings, message", BAD_SETTINGS.values(), ids=BAD_SETTINGS)
+def test_settings_that_cannot_work_are_refused(extractor, settings, message):
     with pytest.raises(ValueError, match=message):
         image_conversion(network(), extractor, ConditionConfig(source="extractor", **settings))
 
@@ -182,6 +189,7 @@ def test_statistics_that_cannot_be_are_refused(extractor, settings, message):
 IGNORED = {
     "a name": ({"extractor": NAME}, None, "condition.extractor"),
     "statistics": ({"image_mean": (0.0,)}, None, "condition.image_mean"),
+    "a size": ({"image_size": 32}, None, "condition.image_size"),
     "a network": ({}, PLAIN, "attach"),
 }
 

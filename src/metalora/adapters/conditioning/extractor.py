@@ -93,10 +93,12 @@ def image_conversion(backbone: nn.Module, extractor: nn.Module, condition: Condi
     Args:
         backbone: The network that the adapter is for; a model of timm states its mean and standard deviation.
         extractor: The network that makes the features, likewise.
-        condition: Its `image_mean` and `image_std` take the place of what the backbone states.
+        condition: Its `image_mean` and `image_std` take the place of what the backbone states, its `image_size` that of
+            a size of the extractor that is not fixed.
 
     Raises:
-        ValueError: `image_mean` or `image_std` is missing, is not of the right length, or has no effect.
+        ValueError: `image_mean` or `image_std` is missing, is not of the right length, or has no effect; `image_size`
+            is not the fixed size of the extractor.
 
     Example:
         >>> from types import SimpleNamespace
@@ -107,7 +109,7 @@ def image_conversion(backbone: nn.Module, extractor: nn.Module, condition: Condi
         ((2.0,), (-1.0,))
     """
     taken = _stated(extractor)
-    size, interpolation = _fixed_size(extractor, taken), taken.get("interpolation")
+    size, interpolation = _size(extractor, taken, condition.image_size), taken.get("interpolation")
     mode = interpolation if interpolation in INTERPOLATIONS else "bicubic"
     theirs, ours = _statistics(taken), _of_condition(condition) or _statistics(_stated(backbone))
     if theirs is None:
@@ -154,10 +156,17 @@ def _of_condition(condition: ConditionConfig) -> tuple[Sequence[float], Sequence
     return mean, std
 
 
-def _fixed_size(network: nn.Module, stated: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the height and width that a network asks for; None if it takes any."""
+def _size(network: nn.Module, stated: dict[str, Any], wanted: int | None) -> tuple[int, int] | None:
+    """Return the height and width of the images of a network; None if they stay as they are."""
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"condition.image_size: expected at least one pixel, got {wanted}")
+    asked = None if wanted is None else (wanted, wanted)
     if not stated.get("fixed_input_size"):
-        return None
+        return asked
     # A network may have been built for another size than that of its weights.
     height, width = image_size_of(network) or stated["input_size"][1:]
+    if asked not in (None, (height, width)):
+        raise ValueError(
+            f"condition.image_size {wanted}: the extractor {type(network).__name__} takes {height}x{width} only"
+        )
     return height, width

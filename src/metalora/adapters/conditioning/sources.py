@@ -93,7 +93,7 @@ def _check_extractor_settings(condition: ConditionConfig, extractor: nn.Module |
     """Raise a ValueError for a setting of an extractor that another source would ignore."""
     if condition.source == "extractor":
         return
-    names = ("extractor", "image_mean", "image_std")
+    names = ("extractor", "image_mean", "image_std", "image_size")
     settings = [f"condition.{name}" for name in names if getattr(condition, name) is not None]
     settings += ["attach(extractor=...)"] if extractor is not None else []
     if settings:
