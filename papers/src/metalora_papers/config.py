@@ -82,7 +82,8 @@ class RunConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """the small backbone that is pre-trained on seen classes and cached"""
     model: str = ""
-    """a pre-trained model instead of the small backbone: timm:NAME or efficientnet-lite0 (suite attributes)"""
+    """a pre-trained model instead of the small backbone: timm:NAME, timm:NAME@CHECKPOINT or efficientnet-lite0 (suite
+    attributes)"""
     train: TrainConfig = field(default_factory=TrainConfig)
     episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
     domains: DomainConfig = field(default_factory=DomainConfig)
@@ -111,7 +112,8 @@ class TableConfig:
     data_root: str | None = None
     backbone: Literal["resnet", "mixer", "vit"] = "resnet"
     model: str = ""
-    """a pre-trained model instead of the small backbone: timm:NAME or efficientnet-lite0 (suite attributes)"""
+    """a pre-trained model instead of the small backbone: timm:NAME, timm:NAME@CHECKPOINT or efficientnet-lite0 (suite
+    attributes); table metalora-1 then has this one network"""
     size: int = 32
     """image size of suite attributes"""
     methods: tuple[str, ...] = ()
@@ -124,6 +126,19 @@ class TableConfig:
     """suite attributes: training episodes of the class task draw this many of the seen classes (0: all)"""
     blended_classes: float = 0.5
     """suite attributes: share of the training episodes of the class task whose classes are pairs of seen classes"""
+    test_episodes: int = 12
+    """suite attributes: test episodes of each notion"""
+    source: Literal["stages", "pooled", "extractor", "stem", "readout"] = "stages"
+    """where the features come from that generated adapters are made from. stages: mean and standard deviation of each
+    channel at each stage of the frozen backbone; pooled: its last layer; extractor: the last layer of the network
+    `extractor`, as in the paper; stem: the first stage, in the same forward pass (not for suite attributes). readout is
+    refused: it is the table learner-attributes"""
+    extractor: str = ""
+    """for source=extractor: a pretrained model of timm, such as resnet18 or timm:resnet18; the same with the weights of
+    a file, such as resnet18@weights.pth or timm:resnet18@weights.safetensors; or efficientnet-lite0"""
+    extractor_size: int | None = None
+    """for source=extractor: height and width to which its images are resized (none: as they are, or its fixed size);
+    networks for large pictures see little in 32 pixels"""
     descriptor_dropout: float = 0.0
     """of the condition of the generated methods"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)

@@ -14,7 +14,7 @@ METHODS = {"original": 0.3, "lora": 0.5, "multi-lora": 0.52, "moe-lora": 0.51, "
 
 def made_up(method, seed, backbone, score):
     results = {f"k{count}": {"trained_mean": score + count / 1000} for count in (5, 10)}
-    config = {"method": method, "backbone": {"architecture": backbone}}
+    config = {"method": method, "adapter": None, "backbone": {"architecture": backbone}}
     key = f"{method}-{seed}-{backbone}"
     return {"suite": "attributes", "seed": seed, "key": key, "config": config, "results": results | {"num_params": 9}}
 
@@ -88,3 +88,14 @@ def test_the_rates_of_a_network_are_its_own():
         row["config"]["train"]["lr"] = 1e-3 if row["config"]["backbone"]["architecture"] == "mixer" else 2e-3
     found = TableOne("metalora-1", replace(TableConfig(), seeds=(0,))).chosen_rates(rows)
     assert found == {("resnet", "lora"): 2e-3, ("mixer", "lora"): 1e-3}
+
+
+def test_a_method_of_two_seeds_has_no_star_in_a_table_of_three():
+    """Its test is over the seeds that it shares with the baseline."""
+    rows = [row for row in table_rows() if (row["config"]["method"], row["seed"]) != ("metalora-cp", 2)]
+    with pytest.warns(UserWarning, match="seed"):
+        report = TableOne("metalora-1", TableConfig()).report(rows)
+    lines = {line[0]: line[1:] for line in report.tables[0].cells}
+    tests = [test for test in report.comparisons if test.treatment == "metalora-cp"]
+    assert all(test.seeds == (0, 1) and test.p_value < 0.05 for test in tests)
+    assert lines["Meta-LoRA CP"] == ("71.10", "71.60", "71.10", "71.60")

@@ -15,6 +15,7 @@ from metalora.adapters.batched_fold import BatchedFold, batched_folds
 from metalora.adapters.bound_target import LEARNED_MODULE, slot_of
 from metalora.adapters.conditioning.condition import Condition, Values, task_index
 from metalora.adapters.conditioning.condition_cache import ConditionCache
+from metalora.adapters.conditioning.extractor import ImageConversion
 from metalora.adapters.conditioning.features import Inputs, Recorder
 from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.prompt import check_prompt_is_known, prompt_inputs
@@ -70,6 +71,7 @@ class Adapter(nn.Module):
         self.rank_dropout = nn.Dropout(self.dropout)
         self.conditioner: Conditioner | None = None
         self.extractor: tuple[nn.Module, ...] = ()  # a tuple: frozen, not ours to save
+        self.extractor_images = ImageConversion()
         self.recorder = Recorder()
         self.condition_cache = ConditionCache()
         self.reads_prompt = False  # whether a condition is made from the prompt of a causal language model
@@ -313,7 +315,9 @@ class Adapter(nn.Module):
         if self.reads_prompt:
             inputs = prompt_inputs(inputs)
         with self.disabled():  # features are those of the base, whatever the adapter has learned
-            return self.recorder.features_of(self.extractor[0] if self.extractor else self.model, inputs)
+            if self.extractor:
+                return self.recorder.features_of(self.extractor[0], self.extractor_images(inputs))
+            return self.recorder.features_of(self.model, inputs)
 
     def calibrate(self, inputs: Inputs | Iterable[Inputs]) -> None:
         """Freeze the mean and standard deviation that features are standardised by, from training inputs.

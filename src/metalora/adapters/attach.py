@@ -41,7 +41,8 @@ def attach(
         model: Any torch model.
         config: Which method, on which targets, at which size.
         example: Inputs to learn the width of the features from; guessed for images and Hugging Face models.
-        extractor: The frozen network of condition source "extractor"; otherwise timm makes config.condition.extractor.
+        extractor: The frozen network of condition source "extractor"; otherwise the one that
+            config.condition.extractor names.
 
     Raises:
         ValueError: The model has an adapter already; an unknown method, factor or target; a rank that a target's modes

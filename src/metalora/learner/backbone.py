@@ -23,9 +23,6 @@ from metalora.learner.data.pictures import is_picture_path
 from metalora.learner.data.pool import modality_of
 from metalora.zoo import LIBRARIES, load_model, load_tokenizer, sentence_encoder
 
-EFFICIENTNET_LITE0 = ImagePreprocessor(
-    size=(224, 224), resize=256, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic"
-)  # as zoo.efficientnet_transform
 KINDS = {"images": "a picture", "text": "a text", "arrays": "an array"}
 TAKES = {"images": "pictures", "text": "texts", "arrays": "arrays"}
 MAX_LENGTH = 128  # tokens of a text, if neither the user nor the tokenizer says otherwise
@@ -125,8 +122,6 @@ def _preprocessor_of(
         if hasattr(tokenizer, "image_mean"):
             return _of_image_processor(tokenizer, image_size)
         return TextPreprocessor(tokenizer, max_length or MAX_LENGTH)
-    if name == "efficientnet-lite0":
-        return _with_size(EFFICIENTNET_LITE0, image_size)
     if hasattr(model, "pretrained_cfg"):
         return timm_preprocessor(model, image_size)
     if name is not None and name.startswith("torchvision:"):

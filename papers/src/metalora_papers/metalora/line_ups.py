@@ -11,7 +11,7 @@ import torch
 
 from metalora._util.suggest import nearest
 from metalora.adapters.attach import attach, detach
-from metalora.config import AdapterConfig, ConditionConfig
+from metalora.config import AdapterConfig
 from metalora.cost import match_parameters
 from metalora.methods.records import SplitRank
 from metalora.methods.registry import get_method
@@ -19,6 +19,7 @@ from metalora.zoo import load_model
 from metalora_papers.config import TableConfig
 from metalora_papers.metalora.backbones import build
 from metalora_papers.metalora.domain_suite import IMAGE_SIZE
+from metalora_papers.metalora.feature_source import generated_condition, static_condition
 from metalora_papers.tenslora import table as tenslora_table
 
 GENERATED = ("metalora-cp", "metalora-tr")
@@ -54,16 +55,6 @@ def adapters(table: TableConfig) -> Adapters:
     return {name: every_row[name] for name in table.methods or every_row}
 
 
-def condition(table: TableConfig) -> ConditionConfig:
-    """Return the condition of the generated methods: a labelled support set for attributes, otherwise the input."""
-    return ConditionConfig(
-        scope="support" if table.suite == "attributes" else "sample",
-        hidden=table.hidden,
-        heads=table.heads,
-        descriptor_dropout=table.descriptor_dropout,
-    )
-
-
 def _backbone(table: TableConfig) -> torch.nn.Module:
     """Return the untrained backbone without its classifier: it has the sizes of the trained one."""
     if table.model:
@@ -80,21 +71,22 @@ def _image_size(table: TableConfig) -> int:
 
 
 def _tenslora(table: TableConfig) -> Adapters:
-    constant = ConditionConfig(scope="constant")
+    constant = static_condition(table)
     lora = AdapterConfig("lora", table.rank, alpha=2.0 * table.rank, targets=("attn.qkv",), condition=constant)
     return {"original": None, "lora": lora, **tenslora_table.protocol_rows(_backbone(table), lora)}
 
 
 def _table_one(table: TableConfig) -> Adapters:
     """Return every static method at the smallest rank whose count reaches those of CP and TR."""
-    cp = AdapterConfig("metalora-cp", table.rank, condition=condition(table), clip_rank=True)
-    ring = AdapterConfig("metalora-tr", table.ring_rank, condition=condition(table), clip_rank=True)
     model = _backbone(table)
+    condition = generated_condition(table, model)
+    cp = AdapterConfig("metalora-cp", table.rank, condition=condition, clip_rank=True)
+    ring = AdapterConfig("metalora-tr", table.ring_rank, condition=condition, clip_rank=True)
     # The larger of both counts: no baseline has fewer parameters than either of the methods that are measured.
     budget = max(_count_attached(model, config, _image_size(table)) for config in (cp, ring))
     rows: Adapters = {"original": None, "metalora-cp": cp, "metalora-tr": ring}
     for name in STATIC:
-        config = AdapterConfig(name, clip_rank=True, condition=ConditionConfig(scope="constant"))
+        config = AdapterConfig(name, clip_rank=True, condition=static_condition(table))
         rows[name] = match_parameters(model, config, budget, at_least=True)
         if table.equal_rank:
             same_rank = dataclasses.replace(config, rank=_equal_rank(config, table.rank))

@@ -11,6 +11,7 @@ from typing import Literal
 from metalora.config import AdapterConfig, TrainConfig
 from metalora_papers.comparison import RateKey
 from metalora_papers.config import BackboneConfig, DomainConfig, EpisodeConfig, RunConfig, TableConfig
+from metalora_papers.metalora.feature_source import check_source, is_of_source, source_label
 from metalora_papers.metalora.line_ups import AT_RANK, LINE_UPS, adapters
 from metalora_papers.rates import at_chosen_rates, best_rates
 from metalora_papers.report import Report, compare_methods, comparison_table, plot_bars, summary_table
@@ -28,23 +29,37 @@ class ImageComparison:
     Args:
         name: "metalora" or "tenslora-vit".
         table: The settings.
+
+    Raises:
+        ValueError: A setting cannot work, or has no effect.
     """
 
     def __init__(self, name: str, table: TableConfig):
+        _check(table)
         self.name, self.table = name, table
         self.line_up = LINE_UPS[table.compare]
         self.data = "" if table.suite == "natural" else table.data  # natural has sets of its own
 
     @property
     def title(self) -> str:
-        """Suite and backbone."""
-        return f"suite {self.table.suite}, {self.table.backbone}"
+        """Suite and network."""
+        return f"suite {self.table.suite}, {self.network}"
+
+    @property
+    def network(self) -> str:
+        """The name of the pre-trained model, or else of the small backbone."""
+        return self.table.model or self.table.backbone
 
     @property
     def file_stem(self) -> str:
-        """Suite, data and backbone."""
-        data = "sets" if self.table.suite == "natural" else re.sub(r"[^A-Za-z0-9.]+", "-", self.table.data)
-        return f"{self.table.suite}-{data}-{self.table.backbone}"
+        """Suite, data, source and network."""
+        return f"{self.data_stem}-{_slug(self.network)}"
+
+    @property
+    def data_stem(self) -> str:
+        """The same without the network."""
+        data = "sets" if self.table.suite == "natural" else self.table.data
+        return _slug(f"{self.table.suite}-{data} {source_label(self.table)}".strip())
 
     # ---- runs --------------------------------------------------------------------------------------------------------
     def runs(self, rates: Mapping[RateKey, float]) -> list[RunConfig]:
@@ -79,12 +94,13 @@ class ImageComparison:
         return best_rates(rows, _rate_key, value, _learning_rate)
 
     def rows_of(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the test rows of this suite, data, backbone and trained notions; ValueError if there is none."""
+        """Return the test rows of this suite, data, network, source and notions; ValueError if there is none."""
         own_rows = [row for row in latest(rows) if self._is_own(row)]
         test_rows = at_chosen_rates(own_rows, self.chosen_rates(own_rows), _rate_key, _learning_rate)
         if not test_rows:
             raise ValueError(
-                f"no test row of suite {self.table.suite!r}, data {self.data!r}, backbone {self.table.backbone!r}"
+                f"no test row of suite {self.table.suite!r}, data {self.data!r}, backbone {self.network!r}"
+                + (f", source {source_label(self.table)!r}" if source_label(self.table) else "")
             )
         return test_rows
 
@@ -96,6 +112,7 @@ class ImageComparison:
             (row["suite"], config["data"]) == (table.suite, self.data)
             and config["backbone"]["architecture"] == table.backbone
             and config.get("model", "") == table.model  # rows of before that field have none
+            and is_of_source(table, config)
             and _method(config["method"]) in methods
             and (not table.methods or config["method"] in table.methods)
             and (table.suite != "attributes" or tuple(config["episodes"]["trained"]) == table.trained)
@@ -150,7 +167,8 @@ class ImageComparison:
     @property
     def _data_title(self) -> str:
         data = "real sets" if self.table.suite == "natural" else self.table.data
-        return f"suite {self.table.suite}, {data}, {self.table.backbone}"
+        source = source_label(self.table)
+        return ", ".join([f"suite {self.table.suite}", data, self.network, *([f"source {source}"] if source else [])])
 
 
 def primary_columns(suite: str) -> dict[str, str]:
@@ -208,6 +226,15 @@ def _statistics_row(row: Row) -> Row:
     }
 
 
+def _check(table: TableConfig) -> None:
+    """Raise a ValueError for settings that cannot work or have no effect."""
+    check_source(table)
+    if table.model and table.backbone != TableConfig.backbone:
+        raise ValueError(f"backbone {table.backbone!r} has no effect: the network is model {table.model!r}")
+    if table.suite != "attributes" and table.test_episodes != TableConfig.test_episodes:
+        raise ValueError(f"test_episodes: suite {table.suite!r} has no episodes")
+
+
 def _run(
     table: TableConfig, name: str, adapter: AdapterConfig | None, seed: int, lr: float, split: Literal["val", "test"]
 ) -> RunConfig:
@@ -226,6 +253,7 @@ def _run(
             size=table.size,
             class_ways=table.class_ways,
             blended_classes=table.blended_classes,
+            test_episodes=table.test_episodes,
         ),
         domains=_domains(table),
         seed=seed,
@@ -237,6 +265,11 @@ def _domains(table: TableConfig) -> DomainConfig:
     if table.suite == "natural":
         return DomainConfig(loss=table.loss or "contrastive", per_class=NATURAL_PER_CLASS, queries=NATURAL_QUERIES)
     return DomainConfig(loss=table.loss or "distillation")
+
+
+def _slug(text: str) -> str:
+    """Return a text as a part of the name of a file."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text)
 
 
 def _method(row_name: str) -> str:

@@ -24,6 +24,7 @@ from metalora_papers.metalora.natural import NaturalImages
 from metalora_papers.metalora.shift import ShiftImages
 
 PRETRAINING_SEED = 50_000_000  # batch k of the pre-training is drawn with this seed plus k
+CHECKED_IMAGES = 8  # whose features must differ
 LABEL_SAMPLE = 4096  # images that are looked at to find the labels of the seen classes
 
 
@@ -52,7 +53,21 @@ def load_episodes(config: RunConfig) -> EpisodeSuite:
 
     data_key = f"attributes/{config.data}/{episodes.size}/{','.join(sorted(drawn))}/seen={tuple(seen)}"
     model, _ = _backbone_and_head(config, sample, data_key, len(seen), episodes.size)
-    return EpisodeSuite(images, model, config, sample, _normalisation(model) if config.model else None)
+    suite = EpisodeSuite(images, model, config, sample, _normalisation(model) if config.model else None)
+    if config.model:
+        _check_features(config, model, suite.normalised(sample(0)[0][:CHECKED_IMAGES]))
+    return suite
+
+
+@torch.no_grad()
+def _check_features(config: RunConfig, model: nn.Module, images: Tensor) -> None:
+    """Raise a ValueError if a pre-trained model sees nothing in images of this size."""
+    features = model(images)
+    if (features == features[0]).all():
+        raise ValueError(
+            f"model {config.model!r}: its features are the same for all images of {config.episodes.size} pixels; "
+            "set a larger size"
+        )
 
 
 def load_domains(config: RunConfig) -> DomainSuite:

@@ -356,12 +356,27 @@ def example_input(model: nn.Module) -> Inputs:
     if dummy is not None:
         return {key: value.to(device) for key, value in dummy.items() if isinstance(value, Tensor)}
     first = next((module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Conv1d, nn.Linear))), None)
-    image_sizes = (getattr(module, "img_size", None) for module in model.modules())
-    image_size: tuple[int, ...] | None = next((size for size in image_sizes if isinstance(size, tuple)), None)
     if isinstance(first, nn.Conv2d):
-        return torch.zeros(1, first.in_channels, *(image_size or (64, 64)), device=device, dtype=dtype)
+        return torch.zeros(1, first.in_channels, *(image_size_of(model) or (64, 64)), device=device, dtype=dtype)
     if isinstance(first, nn.Conv1d):
         return torch.zeros(1, first.in_channels, 64, device=device, dtype=dtype)
     if isinstance(first, nn.Linear):
         return torch.zeros(1, first.in_features, device=device, dtype=dtype)
     raise ValueError(f"cannot guess an input of {type(model).__name__}: pass attach(..., example=inputs)")
+
+
+def image_size_of(model: nn.Module) -> tuple[int, ...] | None:
+    """Return the height and width that a network was built for.
+
+    Args:
+        model: The network; the parts of timm's transformers and Mixers know the size.
+
+    Returns:
+        The size in pixels; None if no part states it.
+
+    Example:
+        >>> image_size_of(nn.Conv2d(3, 8, 3)) is None
+        True
+    """
+    sizes = (getattr(module, "img_size", None) for module in model.modules())
+    return next((size for size in sizes if isinstance(size, tuple)), None)

@@ -155,11 +155,17 @@ class Conditioner(nn.Module):
             features: Features of training data, (n, d), n at least 2.
 
         Raises:
-            ValueError: The features have another shape, are not finite, or are of fewer than 2 examples.
+            ValueError: The features have another shape, are not finite, are of fewer than 2 examples, or are the same
+                for all of them, as those of images that are too small for a network may be.
         """
         _check(features, self.feature_size)
         if len(features) < 2:
             raise ValueError(f"calibration needs at least 2 examples, got {len(features)}")
+        if (features == features[0]).all():
+            raise ValueError(
+                f"the features of the condition are the same for all {len(features)} examples, so that no condition "
+                "can depend on them; are the images too small for the network?"
+            )
         self.mean.copy_(features.mean(0))
         self.std.copy_(features.std(0).clamp_min(1e-3))  # a feature that hardly varies would be blown up otherwise
 

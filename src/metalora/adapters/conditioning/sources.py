@@ -11,6 +11,7 @@ from torch import nn
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.active import after_stem
+from metalora.adapters.conditioning.extractor import image_conversion, load_extractor
 from metalora.adapters.conditioning.features import Inputs, example_input, watch_head, watch_stages
 from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.prompt import is_causal
@@ -27,7 +28,7 @@ def prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None
             are set.
         model: The model that the adapter is for.
         example: Inputs to measure the number of features on; None: they are guessed.
-        extractor: The network of source "extractor"; None: timm makes it by the name in the configuration.
+        extractor: The network of source "extractor"; None: the one that the configuration names.
 
     Raises:
         ValueError: The configuration of the condition is not complete, or it does not fit the model.
@@ -47,6 +48,7 @@ def prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None
         return
     if condition.scope == "sample" and condition.source != "tensor" and condition.tokens == "prompt":
         adapter.reads_prompt = is_causal(model)
+    _check_extractor_settings(condition, extractor)
     size = condition.feature_size
     if condition.source == "tensor":
         if size is None:
@@ -66,9 +68,10 @@ def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> n
     """Add the hooks of the feature source to its network, and return this network."""
     condition, network = adapter.config.condition, model
     if condition.source == "extractor":
-        network = extractor if extractor is not None else _timm_extractor(condition.extractor)
+        network = extractor if extractor is not None else load_extractor(condition.extractor)
         network.requires_grad_(False).eval()
         adapter.extractor = (network,)
+        adapter.extractor_images = image_conversion(model, network, condition)
     if condition.source == "stem":
         if condition.scope != "sample":
             raise ValueError("condition source 'stem' is read in the same forward pass, so its scope must be 'sample'")
@@ -106,13 +109,12 @@ def _check_no_answer(condition: ConditionConfig, network: nn.Module, paths: Sequ
         )
 
 
-def _timm_extractor(name: str | None) -> nn.Module:
-    """Return the pretrained timm model of a name."""
-    if name is None:
-        raise ValueError(
-            "condition source 'extractor' needs condition.extractor (a timm name) or attach(extractor=...)"
-        )
-    import timm  # only here: timm is an optional package
-
-    model: nn.Module = timm.create_model(name, pretrained=True)
-    return model
+def _check_extractor_settings(condition: ConditionConfig, extractor: nn.Module | None) -> None:
+    """Raise a ValueError for a setting of an extractor that another source would ignore."""
+    if condition.source == "extractor":
+        return
+    names = ("extractor", "image_mean", "image_std", "image_size")
+    settings = [f"condition.{name}" for name in names if getattr(condition, name) is not None]
+    settings += ["attach(extractor=...)"] if extractor is not None else []
+    if settings:
+        raise ValueError(f"{settings[0]} is for condition source 'extractor', and the source is {condition.source!r}")

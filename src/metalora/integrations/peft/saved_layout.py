@@ -86,7 +86,10 @@ def saved_values(adapter: Adapter) -> dict[str, Any]:
         "r": dict(rank) if isinstance(rank, Mapping) else list(rank) if isinstance(rank, tuple) else rank,
         "tasks": adapter.config.tasks,
         "seed": adapter.config.seed,
-        "condition": vars(adapter.config.condition) | {"stages": list(adapter.config.condition.stages)},
+        "condition": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(adapter.config.condition).items()
+        },
         "placement": {
             "targets": {path: dict(target.sizes) for path, target in adapter.targets.items()},
             "coords": {path: target_layout.coords for path, target_layout in adapter.layout.targets.items()},
