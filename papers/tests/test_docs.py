@@ -13,6 +13,7 @@ from metalora.config import from_dict, read_yaml
 from metalora_papers.comparison import load_comparison
 from metalora_papers.config import TableConfig
 from metalora_papers.learner.config import LearnerTableConfig
+from metalora_papers.metalora.continuation_config import ContinuationTableConfig
 from metalora_papers.metalora.table import ImageComparison
 
 PAPERS = Path(__file__).parents[1]
@@ -92,6 +93,13 @@ def test_table_one_is_that_of_the_rows_in_the_readme_and_in_the_page():
     for path in (PAPERS.parent / "README.md", PAPERS / "docs" / "metalora.md"):
         text = path.read_text()
         assert [line for line in lines if f"| {line} |" not in text] == []
+
+
+def test_the_continuations_are_those_of_the_rows_in_the_page():
+    found = report_of("metalora-continuation", ContinuationTableConfig(), "continuation.jsonl").tables[0]
+    page = (PAPERS / "docs" / "metalora.md").read_text().replace("**", "")
+    lines = [" | ".join(cells[2:]) for cells in found.cells]
+    assert len(lines) == 4 and [line for line in lines if f"| {line} |" not in page] == []
 
 
 def learner_table(suite, **settings):
