@@ -313,6 +313,7 @@ TEXT_TABLES = {
     "metatt-fig4": "initialisations (Fig. 4)",
     "metatt-fig7": "learning rates (Figs. 7, 8)",
     "metatt-fig9": "ranks (Figs. 9, 10)",
+    "metatt-fig11": "starts of LoRA: Gaussian, PiSSA, OLoRA (Fig. 11)",
     "metatt-transfer": "a task that was left out of training",
     "tenslora": "TensLoRA's constructions at LoRA's rank and at its number of parameters",
 }

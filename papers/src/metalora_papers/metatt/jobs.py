@@ -30,6 +30,7 @@ from metalora_papers.tenslora import table as tenslora_table
 TASKS = {"news": tuple(news.TASKS), "glue": tuple(glue.TASKS)}
 GENERATED, WIDE = "metatt-4+1d generated", "metatt-4d, more targets"
 LORA_QKV = "lora on q, k, v"
+GAUSSIAN = "lora, gaussian"
 Rows = Mapping[str, Trained]
 """Name of a row -> what it trains."""
 
@@ -129,6 +130,22 @@ def _inits(table: TextTableConfig, further: Rows) -> list[Job]:
     return _each_task(table, {**rows, **further})
 
 
+def _lora_starts(table: TextTableConfig, further: Rows) -> list[Job]:
+    """LoRA that starts as normal numbers of deviation 1 / rank (PEFT's "gaussian") and zeros, PiSSA, and OLoRA."""
+    default = TextTableConfig()
+    if table.method not in ("lora", default.method):
+        raise ValueError(f"table metatt-fig11: it compares starts of lora; method {table.method!r} does not apply")
+    if table.inits != default.inits:
+        raise ValueError(
+            "table metatt-fig11: inits are those of a train of cores, for metatt-fig4; "
+            f"the starts of lora are methods: {GAUSSIAN!r}, 'pissa', 'olora'"
+        )
+    lora = adapter_for(table, "lora")
+    gaussian = dataclasses.replace(lora, init={"A": f"normal:{1 / table.rank}"})
+    rows = {GAUSSIAN: Trained(gaussian), **{name: trained_by(table, name) for name in ("pissa", "olora")}}
+    return _each_task(table, {**rows, **further})
+
+
 def _rates(table: TextTableConfig, further: Rows) -> list[Job]:
     if not table.lr_grid:
         raise ValueError("table metatt-fig7: it has a point for every learning rate; give lr_grid")
@@ -191,6 +208,7 @@ DESIGNS = {
     "metatt-fig4": Design(_inits, "{method}, ze-id-id-id"),
     "metatt-fig7": Design(_rates),
     "metatt-fig9": Design(_ranks),
+    "metatt-fig11": Design(_lora_starts, GAUSSIAN),
     "metatt-transfer": Design(_transfer, open=False),
     "tenslora": Design(_tenslora, LORA_QKV),
 }
