@@ -37,6 +37,9 @@ TABLE_SETTINGS: dict[str, Any] = {
     "metalora-continuation": ContinuationTableConfig(),
     "tenslora-vit": TableConfig(compare="tenslora", suite="natural", backbone="vit", rank=8, seeds=(0, 1, 2, 3, 4)),
     **dict.fromkeys(TEXT_TABLES, TextTableConfig()),
+    # Of Table 17: rank 4, alpha 8, the rate; eight trials (appendix H.4).
+    "metatt-fig11": TextTableConfig(rank=4, lr=2e-4, seeds=tuple(range(8)), evaluate_every=30),
+    "metatt-sequential": TextTableConfig(tasks=("same-article", "next")),
     "learner-attributes": LearnerTableConfig(rank=12, cp_rank=9),
     "learner-emoji": LearnerTableConfig(data="", size=64, targets=("conv",), steps=1000),
     "learner-texts": LearnerTableConfig(data="", targets=("query", "value", "intermediate.dense", "output.dense")),

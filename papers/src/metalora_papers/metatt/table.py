@@ -12,17 +12,20 @@ from metalora.config import TrainConfig
 from metalora_papers.comparison import RateKey
 from metalora_papers.config import TEXT_TABLES, TextRunConfig, TextTableConfig
 from metalora_papers.metatt import plots
-from metalora_papers.metatt.jobs import DESIGNS, Job, jobs_of
+from metalora_papers.metatt.jobs import DESIGNS, Job, jobs_of, tasks_key
 from metalora_papers.metatt.line_up import FULL_LR_RATIO
 from metalora_papers.metatt.scores import METRICS, mean_score, metrics_of, reported
+from metalora_papers.metatt.sequential import FORGETTING, sequential_columns, sequential_rows
 from metalora_papers.metatt.transfer import transfer_rows
 from metalora_papers.rates import at_chosen_rates, best_rates
 from metalora_papers.report import Report, compare_methods, comparison_table, margin_table, summary_table
 from metalora_papers.rows import Row, latest
 
 CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
-TRANSFER = "metatt-transfer"
+TRANSFER, SEQUENTIAL = "metatt-transfer", "metatt-sequential"
+SIZES = {"num_params": "parameters", "seconds": "seconds a run"}
 MARGIN = "margin of error (MetaTT, eq. 7), %"
+BY_PHASE = "Scores after each phase; forgetting: the first task after phase 1 minus after phase 2"
 REPORTED = {
     "last": "Scores after the last step",
     "best": "Scores of the best evaluation of each run, chosen on the texts that are reported",
@@ -95,6 +98,9 @@ class TextComparison:
     # ---- reports -----------------------------------------------------------------------------------------------------
     def report(self, rows: Sequence[Row]) -> Report:
         """Return the scores by task and their mean, their margins, and each row against the reference by seed."""
+        if self.name == SEQUENTIAL:
+            columns = sequential_columns(rows[0]["config"]["phases"])
+            return self._report(sequential_rows(rows), columns, SIZES, list(columns), DESIGNS[self.name].reference)
         tasks = self.table.tasks
         columns = {f"{metrics_of(task)[0]}.{task}": _heading(task, metrics_of(task)[0]) for task in tasks}
         columns |= {"mean": "mean"}
@@ -105,12 +111,26 @@ class TextComparison:
             merged = by_seed(self._reported(rows), tasks)
             reference = DESIGNS[self.name].reference.format(**dataclasses.asdict(self.table))
             further = {f"{name}.{task}": _heading(task, name) for task in tasks for name in metrics_of(task)[1:]}
-            further |= {"num_params": "parameters", "seconds": "seconds a run"}
+            further |= SIZES
+        metrics = ["mean", *(name for name in columns if name != "mean")]
+        return self._report(merged, columns, further, metrics, reference)
+
+    def _report(
+        self,
+        rows: Sequence[Row],
+        columns: Mapping[str, str],
+        further: Mapping[str, str],
+        metrics: Sequence[str],
+        reference: str,
+    ) -> Report:
+        """Return the table of all columns, the margins of the first ones, and the comparisons of the metrics."""
         title = f"{self.title}, {self.table.model}"
-        report = Report([summary_table(merged, columns | further, title=f"{title}: %", percent=True, note=self._note)])
-        if len({row["seed"] for row in merged}) > 1:
-            report.tables.append(margin_table(merged, columns, title=f"{title}: {MARGIN}"))
-            self._compare(report, merged, ["mean", *(name for name in columns if name != "mean")], reference)
+        report = Report(
+            [summary_table(rows, {**columns, **further}, title=f"{title}: %", percent=True, note=self._note)]
+        )
+        if len({row["seed"] for row in rows}) > 1:
+            report.tables.append(margin_table(rows, columns, title=f"{title}: {MARGIN}"))
+            self._compare(report, rows, metrics, reference)
         return report
 
     def _compare(self, report: Report, rows: Sequence[Row], metrics: Sequence[str], reference: str) -> None:
@@ -121,8 +141,9 @@ class TextComparison:
             return
         for metric in metrics:
             report.comparisons += compare_methods(
-                rows, metric=metric, treatment_methods=others, baseline_methods=(reference,), size=None
-            )
+                rows, metric=metric, treatment_methods=others, baseline_methods=(reference,), size=None,
+                higher_is_better=metric != FORGETTING,
+            )  # fmt: skip
         title = f"{self.title}, {self.table.model}: against {reference}"
         report.tables.append(comparison_table(report.comparisons, title=title))
 
@@ -138,7 +159,8 @@ class TextComparison:
     @property
     def _note(self) -> str:
         """What a cell is, for below the table."""
-        return f"{REPORTED[self.table.report]}. ±: half of the 95 % bootstrap interval over seeds."
+        what = BY_PHASE if self.name == SEQUENTIAL else REPORTED[self.table.report]
+        return f"{what}. ±: half of the 95 % bootstrap interval over seeds."
 
     def plot(self, rows: Sequence[Row], folder: Path) -> list[Path]:
         """Draw the figures of the paper that these rows hold."""
@@ -193,7 +215,8 @@ def _heading(task: str, metric: str) -> str:
 
 
 def _rate_key(row: Row) -> RateKey:
-    return row["config"]["method"], "+".join(row["config"]["tasks"])
+    # A row from before there were phases has none.
+    return row["config"]["method"], tasks_key(row["config"]["tasks"], row["config"].get("phases", ()))
 
 
 def _learning_rate(row: Row) -> float:
@@ -210,6 +233,7 @@ def _run(
         suite=table.suite,
         data_root=table.data_root,
         tasks=job.tasks,
+        phases=job.phases,
         left_out=job.left_out,
         model=table.model,
         method=job.name,
@@ -218,9 +242,9 @@ def _run(
         seed=seed,
         adapter=None if trained.adapter is None else dataclasses.replace(trained.adapter, seed=seed),
         train=TrainConfig(
-            steps=table.steps,
+            steps=table.steps * max(1, len(job.phases)),
             lr=lr * trained.lr_ratio,
-            schedule="linear",
+            schedule="constant" if job.phases else "linear",  # every phase trains at the same rate
             warmup=0.06,
             weight_decay=trained.weight_decay,
             mixed_precision=table.mixed_precision,

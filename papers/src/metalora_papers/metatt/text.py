@@ -106,6 +106,7 @@ class TextSuite:
     def __init__(self, config: TextRunConfig):
         if config.full and config.adapter is not None:
             raise ValueError("full: true trains the encoder itself, so there can be no adapter")
+        _check_phases(config)
         self.config = config
         self.corpus: TextCorpus = CORPORA[config.suite](config.data_root)
         self.classes = {task: self.corpus.classes(task) for task in (*config.tasks, *config.left_out)}
@@ -172,20 +173,45 @@ class TextSuite:
         return {name: value.to(self.device) for name, value in tokens.items()}, labels.to(self.device)
 
     def batch(self, step: int) -> tuple[dict[str, Tensor], Tensor, list[Tensor]]:
-        """Tokens of all tasks together, the task of every example, and the labels task by task."""
-        config, parts, labels = self.config, [], []
-        for k, (tokens, y) in enumerate(self.train_sets.values()):
+        """Tokens of the tasks of the step together, the task of every example, and the labels task by task."""
+        config, parts, labels, numbers = self.config, [], [], []
+        for task in self.tasks_of(step):
+            k, (tokens, y) = config.tasks.index(task), self.train_sets[task]
+            numbers.append(k)
             epoch, place = divmod(step, len(y) // config.batch)
             rows = _epoch(tokens["attention_mask"].sum(1).cpu(), config.batch, config.seed * 10_007 + epoch * 101, k)[
                 place
             ]
             parts.append({name: value[rows] for name, value in tokens.items()})
             labels.append(y[rows])
-        ids = torch.arange(len(parts), device=self.device).repeat_interleave(config.batch)
+        ids = torch.tensor(numbers, device=self.device).repeat_interleave(config.batch)
         return _joined(parts), ids, labels
+
+    def tasks_of(self, step: int) -> tuple[str, ...]:
+        """Return the tasks of batch number `step`: all of them, or that of its phase."""
+        if not self.config.phases:
+            return self.config.tasks
+        finished = sum(end * self.config.train.accumulate <= step for end in self.phase_ends)
+        return (self.config.phases[finished],)
+
+    @property
+    def phase_ends(self) -> range:
+        """The number of optimiser steps after each phase."""
+        steps, phases = self.config.train.steps, len(self.config.phases)
+        return range(steps // phases, steps + 1, steps // phases) if phases else range(0)
+
+    def _check_history(self, step: int) -> None:
+        """Raise a ValueError if an earlier phase was in a process that was interrupted: its scores are gone."""
+        recorded = {point["step"] for point in self.history}
+        if any(end * self.config.train.accumulate <= step and end not in recorded for end in self.phase_ends):
+            raise ValueError(
+                "a run in phases cannot go on from a checkpoint behind its first phase, which lacks the scores after "
+                "it; delete the checkpoint (in the folder checkpoints of the rows), and the run starts again"
+            )
 
     def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
         """Return the sum over tasks of cross-entropy, or of the squared error of scores (MetaTT: L = sum_k L_k)."""
+        self._check_history(step)
         tokens, ids, labels = self.batch(step)
         penalty: Tensor | float = 0.0
         if adapter is not None and self.support:
@@ -196,20 +222,19 @@ class TextSuite:
         else:
             features = self.classifier.embed(tokens, ids if _by_task(adapter) else None)
         features_by_task = features.split([len(task_labels) for task_labels in labels])
-        heads = self.classifier.heads.values()
         losses = [
-            _loss(head(task_features), task_labels)
-            for head, task_features, task_labels in zip(heads, features_by_task, labels, strict=True)
+            _loss(self.classifier.heads[task](task_features), task_labels)
+            for task, task_features, task_labels in zip(self.tasks_of(step), features_by_task, labels, strict=True)
         ]
         return torch.stack(losses).sum() + penalty
 
     def after_step(self, adapter: Adapter | None, step: int, loss: float) -> None:
-        """Every `evaluate_every` steps, record scores and the sizes of gradients (MetaTT, appendix B).
+        """Every `evaluate_every` steps and after each phase, record scores and sizes of gradients (MetaTT, appendix B).
 
         A run that was interrupted has only the records since it continued.
         """
         every = self.config.evaluate_every
-        if not every or (step + 1) % every:
+        if not (every and (step + 1) % every == 0) and step + 1 not in self.phase_ends:
             return
         record: dict[str, Any] = {"step": step + 1, "loss": loss}
         if adapter is not None:
@@ -292,6 +317,18 @@ class TextSuite:
                 found.append(metrics[metrics_of(task)[0]])
             scores[task] = sum(found) / DRAWS
         return scores
+
+
+def _check_phases(config: TextRunConfig) -> None:
+    if not config.phases:
+        return
+    phases, tasks = ", ".join(config.phases), ", ".join(config.tasks)
+    if set(config.phases) != set(config.tasks):
+        raise ValueError(f"phases: expected each of the tasks ({tasks}) and no other, got {phases}")
+    if config.train.steps % len(config.phases):
+        raise ValueError(f"train.steps: {config.train.steps} steps cannot be parted into {len(config.phases)} phases")
+    if config.adapter is not None and config.adapter.generated:
+        raise ValueError("phases: not with a generated adapter, whose mapping net sees all tasks in every step")
 
 
 def _linear_model(classes: int) -> Any:
