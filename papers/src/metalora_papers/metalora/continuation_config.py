@@ -72,7 +72,7 @@ class ContinuationTableConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 600
     lr: float = 5e-3
-    lr_grid: tuple[float, ...] = (5e-3, 1.5e-2)
+    lr_grid: tuple[float, ...] = (1.5e-3, 5e-3, 1.5e-2)
     """rates to choose from on the validation split, per method (empty: `lr` for all)"""
     rank: int = 12
     """rank of LoRA, which then has more parameters than the generated adapters"""
