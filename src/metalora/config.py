@@ -279,6 +279,29 @@ def to_dict(config: DataclassInstance) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+LATER_CONDITION_FIELDS = ("tokens", "image_mean", "image_std", "image_size")
+"""Fields of a condition that the first files of adapters did not have."""
+
+
+def condition_in_file(condition: ConditionConfig) -> dict[str, Any]:
+    """Return a condition's configuration as files of adapters hold it.
+
+    A field that the first files did not have is left out at its default, so that earlier versions read the file.
+
+    Example:
+        >>> "tokens" in condition_in_file(ConditionConfig())
+        False
+        >>> condition_in_file(ConditionConfig(tokens="all"))["tokens"]
+        'all'
+    """
+    default = ConditionConfig()
+    return {
+        name: value
+        for name, value in to_dict(condition).items()
+        if name not in LATER_CONDITION_FIELDS or value != getattr(default, name)
+    }
+
+
 def from_dict(cls: type[Config], values: Mapping[str, Any], place: str = "") -> Config:
     """Build a configuration from plain values, such as those of a YAML file.
 

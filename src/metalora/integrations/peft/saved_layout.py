@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.targets import Target
+from metalora.config import condition_in_file
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.container import layers_of, weight_of
 from metalora.io.fingerprint import fingerprint, frozen_digest
@@ -88,7 +89,7 @@ def saved_values(adapter: Adapter) -> dict[str, Any]:
         "seed": adapter.config.seed,
         "condition": {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in vars(adapter.config.condition).items()
+            for name, value in condition_in_file(adapter.config.condition).items()
         },
         "placement": {
             "targets": {path: dict(target.sizes) for path, target in adapter.targets.items()},
