@@ -130,7 +130,7 @@ def test_an_interrupted_training_leaves_no_file(tmp_path, monkeypatch):
     def full_disk(source, target):
         raise OSError("no space left")
 
-    monkeypatch.setattr(backbones.os, "replace", full_disk)
+    monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(OSError, match="no space left"):
         backbones.pretrained(TINY, sample_batch, "noise", tmp_path)
     assert not list(tmp_path.iterdir())

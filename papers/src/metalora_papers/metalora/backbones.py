@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from metalora._util.digest import tensor_digest, typed_label
 from metalora._util.files import replace_file
+from metalora_papers.cache import cache_folder
 from metalora_papers.config import BackboneConfig
 
 RECIPE = 1  # raise it whenever the same config would give other weights
@@ -123,18 +123,12 @@ def pretrained(
     `$METALORA_CACHE/backbones`, else `~/.cache/metalora/backbones`. ValueError: a damaged cache file.
     """
     identity = json.dumps({"recipe": RECIPE, "data": data_key, **dataclasses.asdict(config)}, sort_keys=True)
-    path = _cache_folder(cache_dir) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors"
+    path = cache_folder("backbones", cache_dir) / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.safetensors"
     if path.exists():
         return _frozen(_load(path, config))
     model = pretrain(config, sample_batch)
     _store(path, model, identity)
     return model
-
-
-def _cache_folder(cache_dir: str | Path | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir)
-    return Path(os.environ.get("METALORA_CACHE") or Path.home() / ".cache" / "metalora") / "backbones"
 
 
 def _store(path: Path, model: nn.Module, identity: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import random
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from metalora_papers.cache import cache_folder
 from metalora_papers.metalora.continuation_config import DecoderConfig
 
 RECIPE = 1  # raise it whenever the same configuration would give other weights
@@ -32,8 +32,7 @@ def pretrained_decoder(config: DecoderConfig, texts: Sequence[str], cache: str |
         cache: The folder of all decoders.
     """
     identity = json.dumps({"recipe": RECIPE, "texts": _digest(texts), **dataclasses.asdict(config)}, sort_keys=True)
-    home = Path(os.environ.get("METALORA_CACHE") or Path.home() / ".cache" / "metalora") / "decoders"
-    folder = (home if cache is None else Path(cache)) / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    folder = cache_folder("decoders", cache) / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if folder.exists():
         return folder
     model, tokenizer = pretrain(config, texts)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from metalora._util.files import replace_file
 from metalora._util.suggest import check_choice
+from metalora_papers.cache import cache_folder
 from metalora_papers.metalora.emoji_colours import Colours, measure
 
 SIZE = 64  # pixels of a side
@@ -106,9 +107,7 @@ class Drawings:
 
 def emoji_folder(folder: str | Path | None = None) -> Path:
     """Return where the drawings are kept: `folder`, `$METALORA_CACHE/emoji` or `~/.cache/metalora/emoji`."""
-    if folder is not None:
-        return Path(folder)
-    return Path(os.environ.get("METALORA_CACHE") or Path.home() / ".cache" / "metalora") / "emoji"
+    return cache_folder("emoji", folder)
 
 
 # ---- fetch ----------------------------------------------------------------------------------------------------------
