@@ -79,6 +79,8 @@ class RunConfig:
     """name of the row in tables"""
     adapter: AdapterConfig | None = None
     """None: the frozen backbone as it is"""
+    full: bool = False
+    """train every weight of the backbone: the reference, without an adapter"""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """the small backbone that is pre-trained on seen classes and cached"""
     model: str = ""
@@ -97,8 +99,8 @@ class RunConfig:
         return repr((self.suite, self.data, self.backbone, self.episodes))
 
     def trains_unsaved_weights(self, adapter_is_given: bool) -> bool:
-        """Return whether the scores need trained weights that no file holds: never, as only the adapter is trained."""
-        return False
+        """Return whether the scores need trained weights that no file holds: a whole backbone."""
+        return self.full
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class TableConfig:
     size: int = 32
     """image size of suite attributes"""
     methods: tuple[str, ...] = ()
-    """rows to run (empty: all)"""
+    """rows to run (empty: all but full); full: every weight of the backbone is trained, at a hundredth of the rate"""
     trained: tuple[str, ...] = ("class", "hue", "rotation", "frame", "position")
     """suite attributes: the notions that are tasks in training"""
     held_out: tuple[str, ...] = ("scale", "noise")
@@ -288,6 +290,8 @@ class CausalRunConfig:
     """name of the row in tables"""
     adapter: AdapterConfig | None = None
     """None: the model as it is"""
+    full: bool = False
+    """train every weight of the model: the reference, without an adapter; needs dtype float32"""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, lr=2e-4, schedule="linear", warmup=0.06))
     batch: int = 8
     """questions at once; a step of the optimiser takes train.accumulate times as many"""
@@ -308,8 +312,8 @@ class CausalRunConfig:
         return None
 
     def trains_unsaved_weights(self, adapter_is_given: bool) -> bool:
-        """Return whether the scores need trained weights that no file holds: never, as only the adapter is trained."""
-        return False
+        """Return whether the scores need trained weights that no file holds: a whole model."""
+        return self.full
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from metalora_papers.metalora.backbones import tensors_hash
 from metalora_papers.registry import open_suite
 from metalora_papers.rows import Row
 from metalora_papers.runs import Run
-from metalora_papers.suite import Suite
+from metalora_papers.suite import Suite, count_trained
 
 UNUSED_CONDITION = 0.02  # a condition of another task that costs less accuracy than this is not used
 OnStep = Callable[[int, float], None]
@@ -100,7 +100,7 @@ def _train(
 def _results(suite: Suite, adapter: Adapter | None, losses: list[float]) -> dict[str, Any]:
     last = losses[-suite.averaged_losses :]
     results = suite.evaluate(adapter)
-    results["num_params"] = adapter.num_params() if adapter is not None else 0
+    results["num_params"] = count_trained(suite.model) if adapter is None else adapter.num_params()
     results["loss"] = sum(last) / len(last) if last else None
     return results | suite.training_results(adapter)
 

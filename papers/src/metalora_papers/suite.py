@@ -59,3 +59,13 @@ class Suite(Protocol):
 
     def extra_modules(self) -> nn.Module | None:
         """Return the trained modules that are saved in the adapter's file, such as heads; None if there are none."""
+
+
+def count_trained(module: nn.Module) -> int:
+    """Return how many numbers of a module are trained.
+
+    Example:
+        >>> count_trained(nn.Linear(3, 2)), count_trained(nn.Linear(3, 2).requires_grad_(False))
+        (8, 0)
+    """
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -21,6 +21,7 @@ def comparison(**settings):
 
 
 METHODS = ("original", "metalora-cp", "metalora-tr", "lora", "multi-lora", "moe-lora")
+FULL = "every weight"
 GENERATED = ("metalora-cp", "metalora-tr")
 CELLS = [f"{d}_domain_{c}_class" for d in ("seen", "unseen") for c in ("seen", "unseen")]
 
@@ -28,7 +29,7 @@ CELLS = [f"{d}_domain_{c}_class" for d in ("seen", "unseen") for c in ("seen", "
 def made_up(method, seed, suite="attributes", score=None, split="test", lr=5e-3):
     """A row as a run would have written it; CP scores 0.8, TR 0.7, every static method less, seeds a little apart."""
     score = {"metalora-cp": 0.8, "metalora-tr": 0.7, "lora": 0.5}.get(method, 0.4) if score is None else score
-    score += 0.01 * seed * (1 + METHODS.index(method))
+    score += 0.01 * seed * (1 + [*METHODS, FULL].index(method))
     summary = {"trained_mean": score, "unseen_class": score / 2, "held_out_mean": score / 4, "per_task": {"hue": score}}
     by_cell = {"k5": {cell: score / (k + 1) for k, cell in enumerate(CELLS)}}
     results = {
@@ -38,7 +39,8 @@ def made_up(method, seed, suite="attributes", score=None, split="test", lr=5e-3)
     if method in GENERATED and suite == "attributes":
         results = results | {"other_support": {"trained_mean": 0.3}, "selected": summary}
     results = results | {"num_params": 0 if method == "original" else 1000 + (method not in GENERATED), "loss": None}
-    config = to_dict(RunConfig(suite=suite, method=method, seed=seed, split=split, train=TrainConfig(lr=lr)))
+    run = RunConfig(suite=suite, method=method, full=method == FULL, seed=seed, split=split, train=TrainConfig(lr=lr))
+    config = to_dict(run)
     key = run_key(config)
     return make_row(key=key, suite=suite, config=config, seed=seed, results=results, seconds=1.0)
 
@@ -148,6 +150,19 @@ def test_rates_are_chosen_on_another_split_and_seed():
     found = ImageComparison("metalora", table).choosing_runs()
     assert {run.split for run in found} == {"val"} and not {run.seed for run in found} & set(table.seeds)
     assert len(found) == 10 and {run.train.lr for run in found} == {0.1, 0.2}
+
+
+def test_full_is_a_row_by_name_at_a_hundredth_of_the_rate():
+    named = TableConfig(seeds=(0,), methods=("original", "full"), lr_grid=(0.1, 0.2))
+    found = ImageComparison("metalora", named)
+    first, whole = found.runs({("every weight",): 0.2})
+    assert (first.method, first.full, whole.method, whole.full) == ("original", False, "every weight", True)
+    assert whole.adapter is None and whole.train.lr == pytest.approx(0.002)
+    assert [run.train.lr for run in found.choosing_runs()] == pytest.approx([0.001, 0.002])
+    rows = [made_up("original", 0), made_up("every weight", 0, lr=0.002)]
+    assert found.rows_of(rows) == rows and not any(run.full for run in comparison(seeds=(0,)).runs({}))
+    with pytest.raises(ValueError, match="unknown row 'ful'; did you mean 'full'"):
+        adapters(TableConfig(methods=("ful",)))
 
 
 def test_the_condition_fits_the_suite():

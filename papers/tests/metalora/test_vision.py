@@ -127,6 +127,20 @@ def test_the_same_config_gives_the_same_row(suite, method):
     assert other["results"]["loss"] != row["results"]["loss"] and other["key"] != row["key"]
 
 
+@pytest.mark.parametrize("suite", METRICS)
+def test_every_weight_of_the_backbone_is_trained(suite):
+    run = dataclasses.replace(tiny(suite, "original"), method="every weight", full=True)
+    frozen, opened = open_suite(run), open_suite(run)
+    row, adapter, extra = execute(run, suite=opened)
+    before, after = frozen.model.state_dict(), opened.model.state_dict()
+    assert adapter is None and extra is None and row["results"]["loss"] is not None
+    assert row["results"]["num_params"] == sum(parameter.numel() for parameter in frozen.model.parameters())
+    assert all(not torch.equal(before[name], after[name]) for name, _ in frozen.model.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name, _ in frozen.model.named_buffers())
+    if suite == "attributes":  # the baseline on the statistics of the frozen backbone is that of every row
+        assert row["results"]["stats_lda"] == row_of(suite, "original")[0]["results"]["stats_lda"]
+
+
 def test_every_method_is_judged_on_the_same_episodes():
     """What does not depend on the adapter is equal, number by number: the statistics of the frozen backbone."""
     scores = [row_of("attributes", method)[0]["results"]["stats_lda"] for method in ("original", "lora", "metalora-cp")]
@@ -376,6 +390,7 @@ def test_a_backbone_belongs_to_the_images_it_was_trained_on(tmp_path):
 BAD_SETTINGS = {
     "an unknown method": {"adapter": AdapterConfig("metalora-pc")},
     "an unknown loss": {"episodes": EpisodeConfig(loss="matchin")},
+    "every weight beside an adapter": {"full": True},
     "a pre-trained model on a suite of domains": {"suite": "cue", "model": "timm:resnet18"},
 }
 

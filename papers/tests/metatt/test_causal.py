@@ -118,6 +118,7 @@ def test_the_answer_is_the_most_likely_choice(experiment):
 RUNS = {
     "metatt": {},
     "frozen": {"adapter": None, "method": "frozen"},
+    "every weight": {"adapter": None, "full": True, "evaluate_every": 2},
     "lora": {"adapter": AdapterConfig("lora", 2, targets="q_proj,v_proj", condition=CONSTANT)},
     "generated": {"adapter": GENERATED, "method": "metalora-cp"},
     "tasks": {"adapter": TASKS, "by_task": True},
@@ -148,8 +149,10 @@ def test_a_run(changes, config, fresh_accelerate):
     results = row["results"]
     sources = ("mixed",) if run.split == "val" and not run.by_task else run.tasks
     assert tuple(results["accuracy"]) == sources and 0 <= results["mean"] <= 1
-    assert results["num_params"] == (adapter.num_params() if adapter else 0) and row["suite"] == "commonsense"
-    assert (results["loss"] is None) == (run.adapter is None)
+    whole = sum(parameter.numel() for parameter in load_causal(run.model)[0].parameters()) if run.full else 0
+    assert results["num_params"] == (adapter.num_params() if adapter else whole) and row["suite"] == "commonsense"
+    assert (results["loss"] is None) == (run.adapter is None and not run.full)
+    assert [point["step"] for point in results["history"]] == ([2] if run.evaluate_every else [])
     if run.adapter is METATT:
         assert results["num_params"] == 4 * (32 + 32 + 16) + 16 * (2 + 2)  # v is half as wide: a core of its own
 
@@ -226,6 +229,10 @@ ERRORS = {
     "no model": ({"model": ""}, "model '': expected hf:FOLDER_OR_ID or a known name"),
     "a misspelt model": ({"model": "llama-2-7"}, "did you mean 'llama-2-7b'?"),
     "a folder that is not there": ({"model": "hf:/no/such/folder"}, "model 'hf:/no/such/folder': "),
+    "every weight beside an adapter": ({"full": True}, "full: true trains the frozen network itself"),
+    "every weight in 16 bits": (
+        {"adapter": None, "full": True, "dtype": "bfloat16"}, "dtype is bfloat16, expected float32",
+    ),
     "no data": ({"data_root": "/no/such"}, "/no/such/.*json: no such file"),
     "too few questions": ({"examples": 3}, "3 training questions are less than a step of 4"),
     "a task that is not there": ({"tasks": ("bolq",)}, "unknown commonsense task 'bolq'; did you mean 'boolq'?"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from typing import Any
 
 import torch
@@ -46,11 +48,12 @@ class DomainSuite:
     ):
         self.images, self.model, self.head, self.class_index = images, model, head, class_index
         self.config, self.seed, self.split = run.domains, run.seed, run.split
-        self.penalty = run.train.penalty
+        self.full, self.penalty = run.full, run.train.penalty
+        self.frozen = model  # a copy in a run that trains every weight
 
     @property
     def trained_model(self) -> nn.Module:
-        """The backbone; nothing but the adapter is trained."""
+        """The backbone; nothing but the adapter is trained, unless the run trains every weight."""
         return self.model
 
     @property
@@ -59,7 +62,10 @@ class DomainSuite:
         return torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
 
     def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
-        """Before training, standardise the features that a generated adapter is made from."""
+        """Before training, standardise the features that a generated adapter is made from; say what is trained."""
+        if training and self.full:
+            self.frozen = copy.deepcopy(self.model)
+            self.model.requires_grad_(True)
         if training and adapter is not None and adapter.conditional:
             adapter.calibrate([self._batch(CALIBRATION_STEP + k).shifted for k in range(CALIBRATION_BATCHES)])
 
@@ -69,9 +75,8 @@ class DomainSuite:
 
     def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
         """Return the loss of batch `step`; every example makes its own condition."""
-        assert adapter is not None, "without an adapter nothing is trained"
         batch = self._batch(step)
-        condition = adapter.condition(batch.shifted) if adapter.conditional else None
+        condition = adapter.condition(batch.shifted) if adapter is not None and adapter.conditional else None
         features = self._embed(batch.shifted, condition)
         loss = self._loss(features, batch, adapter)
         return loss if condition is None else loss + self.penalty * condition.penalty
@@ -86,15 +91,20 @@ class DomainSuite:
     def extra_modules(self) -> None:
         """Nothing is saved with the adapter."""
 
-    def _loss(self, features: Tensor, batch: DomainBatch, adapter: Adapter) -> Tensor:
+    def _loss(self, features: Tensor, batch: DomainBatch, adapter: Adapter | None) -> Tensor:
         if self.config.loss == "distillation":
-            with torch.no_grad(), adapter.disabled():
-                teacher = self.model(batch.clean)
-            return distillation_loss(features, teacher)
+            return distillation_loss(features, self._clean_features(batch, adapter))
         if self.config.loss == "contrastive":
             return supervised_contrastive_loss(features, batch.labels)
         targets = torch.tensor([self.class_index[int(label)] for label in batch.labels])
         return F.cross_entropy(self.head(features), targets)
+
+    @torch.no_grad()
+    def _clean_features(self, batch: DomainBatch, adapter: Adapter | None) -> Tensor:
+        """Return the features of the clean images by the backbone as it was before the training."""
+        with contextlib.nullcontext() if adapter is None else adapter.disabled():
+            features: Tensor = self.frozen(batch.clean)
+        return features
 
     def _embed(self, images: Tensor, condition: Condition | None) -> Tensor:
         features: Tensor = self.model(images) if condition is None else self.model(images, condition=condition)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,12 +51,13 @@ class EpisodeSuite:
     ):
         self.images, self.model = images, model
         self.config, self.seed, self.split = run.episodes, run.seed, run.split
-        self.penalty = run.train.penalty
+        self.full, self.penalty = run.full, run.train.penalty
+        self.frozen = model  # a copy in a run that trains every weight
         self.sample, self.normalisation = sample, normalisation
 
     @property
     def trained_model(self) -> nn.Module:
-        """The backbone; nothing but the adapter is trained."""
+        """The backbone; nothing but the adapter is trained, unless the run trains every weight."""
         return self.model
 
     @property
@@ -76,18 +78,22 @@ class EpisodeSuite:
         return replace(episode, support_x=support_x, query_x=query_x)
 
     def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
-        """Before training, standardise the features that a generated adapter is made from."""
+        """Before training, standardise the features that a generated adapter is made from; say what is trained."""
+        if training and self.full:
+            self.frozen = copy.deepcopy(self.model)
+            self.model.requires_grad_(True)
         if training and adapter is not None and adapter.conditional:
             steps = range(CALIBRATION_STEP, CALIBRATION_STEP + CALIBRATION_BATCHES)
             adapter.calibrate([self.normalised(self.sample(step)[0]) for step in steps])
 
     def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
         """Return the loss of episode `step`: the support set makes the condition, the queries judge it."""
-        assert adapter is not None, "without an adapter nothing is trained"
         names = self.config.trained
         attribute = names[int(torch.randint(len(names), ()))]
         episode = self.train_episode(attribute, self.seed * 10**6 + step)
-        condition = adapter.condition(episode.support_x, episode.support_y) if adapter.conditional else None
+        condition = None
+        if adapter is not None and adapter.conditional:
+            condition = adapter.condition(episode.support_x, episode.support_y)
         support, query = self.embed(episode, condition)
         loss = self._metric_loss(support, episode.support_y, query, episode.query_y)
         return loss if condition is None else loss + self.penalty * condition.penalty
@@ -192,7 +198,7 @@ class EpisodeSuite:
         labels = (episode.support_y, episode.query_y)
         found = {f"k{k}": knn_accuracy(support, labels[0], query, labels[1], k) for k in (5, 10, 20)}
         with adapter.disabled() if adapter is not None else contextlib.nullcontext():
-            statistics = stage_statistics(self.model, torch.cat([episode.support_x, episode.query_x]))
+            statistics = stage_statistics(self.frozen, torch.cat([episode.support_x, episode.query_x]))
         plain = statistics[: len(support)], statistics[len(support) :]
         metrics: dict[str, Metric] = {
             "adapted": lambda fit, y, *parts: tuple(part[0] for part in parts),

@@ -20,6 +20,7 @@ from metalora_papers.config import TableConfig
 from metalora_papers.metalora.backbones import build
 from metalora_papers.metalora.domain_suite import IMAGE_SIZE
 from metalora_papers.metalora.feature_source import generated_condition, static_condition
+from metalora_papers.runs import ALIASES, FULL
 from metalora_papers.tenslora import table as tenslora_table
 
 GENERATED = ("metalora-cp", "metalora-tr")
@@ -49,10 +50,11 @@ class LineUp:
 def adapters(table: TableConfig) -> Adapters:
     """Return the rows that a table asks for, by name; ValueError for a name that it does not have."""
     every_row = LINE_UPS[table.compare].adapters(table)
+    named = every_row | {FULL: None}
     for name in table.methods:
-        if name not in every_row:
-            raise ValueError(f"table: unknown row {name!r}{nearest(name, every_row)}")
-    return {name: every_row[name] for name in table.methods or every_row}
+        if ALIASES.get(name, name) not in named:
+            raise ValueError(f"table: unknown row {name!r}{nearest(name, [*named, *ALIASES])}")
+    return {name: named[name] for name in (ALIASES.get(name, name) for name in table.methods or every_row)}
 
 
 def _backbone(table: TableConfig) -> torch.nn.Module:

@@ -16,6 +16,7 @@ from metalora_papers.metalora.line_ups import AT_RANK, LINE_UPS, adapters
 from metalora_papers.rates import at_chosen_rates, best_rates
 from metalora_papers.report import Report, compare_methods, comparison_table, plot_bars, summary_table
 from metalora_papers.rows import Row, latest, result
+from metalora_papers.runs import ALIASES, FULL, FULL_LR_RATIO
 
 STATISTICS_BASELINE = "stats + LDA"
 CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
@@ -80,7 +81,7 @@ class ImageComparison:
             _run(self.table, name, adapter, CHOOSING_SEED, lr, "val")
             for lr in self.table.lr_grid
             for name, adapter in rows.items()
-            if adapter is not None
+            if adapter is not None or name == FULL
         ]
 
     # ---- rows --------------------------------------------------------------------------------------------------------
@@ -107,14 +108,14 @@ class ImageComparison:
     def _is_own(self, row: Row) -> bool:
         """Return whether a row, of any split and learning rate, belongs to this table."""
         table, config = self.table, row["config"]
-        methods = {"original", *self.line_up.treatments, *self.line_up.baselines}
+        methods = {"original", FULL, *self.line_up.treatments, *self.line_up.baselines}
         return (
             (row["suite"], config["data"]) == (table.suite, self.data)
             and config["backbone"]["architecture"] == table.backbone
             and config.get("model", "") == table.model  # rows of before that field have none
             and is_of_source(table, config)
             and _method(config["method"]) in methods
-            and (not table.methods or config["method"] in table.methods)
+            and (not table.methods or config["method"] in [ALIASES.get(name, name) for name in table.methods])
             and (table.suite != "attributes" or tuple(config["episodes"]["trained"]) == table.trained)
         )
 
@@ -246,7 +247,8 @@ def _run(
         adapter=None if adapter is None else dataclasses.replace(adapter, seed=seed),
         backbone=BackboneConfig(architecture=table.backbone, steps=table.pretrain_steps),
         model=table.model,
-        train=TrainConfig(steps=table.steps, lr=lr),
+        full=name == FULL,
+        train=TrainConfig(steps=table.steps, lr=lr * (FULL_LR_RATIO if name == FULL else 1.0)),
         episodes=EpisodeConfig(
             trained=table.trained,
             held_out=table.held_out,
@@ -283,7 +285,7 @@ def _rate_key(row: Row) -> RateKey:
 
 def _learning_rate(row: Row) -> float:
     rate: float = row["config"]["train"]["lr"]
-    return rate
+    return rate / (FULL_LR_RATIO if row["config"].get("full") else 1.0)
 
 
 def _present(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from metalora_papers.metalora.feature_source import source_label
 from metalora_papers.metalora.table import STATISTICS_BASELINE, ImageComparison, primary_columns, statistics_rows
 from metalora_papers.report import PairedComparison, Report, Table, compare_methods, comparison_table
 from metalora_papers.rows import Row, result
+from metalora_papers.runs import FULL
 from metalora_papers.statistics import LEAST_PAIRS, SIGNIFICANT
 
 Backbone = Literal["resnet", "mixer"]
@@ -25,6 +26,7 @@ LINES = {
     "metalora-cp": "Meta-LoRA CP",
     "metalora-tr": "Meta-LoRA TR",
     "moe-lora": "MoE-LoRA (not in the paper)",
+    FULL: "Full fine-tuning (not in the paper)",
     STATISTICS_BASELINE: "stage statistics + LDA, no training (not in the paper)",
 }
 

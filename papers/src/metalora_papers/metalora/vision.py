@@ -22,6 +22,7 @@ from metalora_papers.metalora.domain_suite import IMAGE_SIZE, DomainSuite
 from metalora_papers.metalora.episode_suite import EpisodeSuite
 from metalora_papers.metalora.natural import NaturalImages
 from metalora_papers.metalora.shift import ShiftImages
+from metalora_papers.runs import check_full
 
 PRETRAINING_SEED = 50_000_000  # batch k of the pre-training is drawn with this seed plus k
 CHECKED_IMAGES = 8  # whose features must differ
@@ -31,6 +32,7 @@ LABEL_SAMPLE = 4096  # images that are looked at to find the labels of the seen 
 def check(config: RunConfig) -> None:
     """Raise a ValueError for settings that cannot work, before anything is loaded or trained."""
     from_dict(RunConfig, to_dict(config))
+    check_full(config)
     if config.adapter is not None:
         get_method(config.adapter.method).bond_sizes(config.adapter.rank, config.adapter.experts)
     if config.model and config.suite != "attributes":

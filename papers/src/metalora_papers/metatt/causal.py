@@ -18,6 +18,7 @@ from metalora.methods.registry import get_method
 from metalora.zoo import architectures
 from metalora_papers.config import CausalRunConfig
 from metalora_papers.metatt.commonsense import Commonsense, Question
+from metalora_papers.runs import check_full
 
 TRAIN_SEED, TEST_SEED = 0, 9_000_000
 CALIBRATION = 128  # training questions that the features of a condition are standardised by
@@ -200,7 +201,7 @@ class CausalSuite:
 
     @property
     def trained_model(self) -> nn.Module:
-        """The model; nothing but the adapter is trained."""
+        """The model; nothing but the adapter is trained, unless the run trains every weight."""
         return self.model
 
     def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
@@ -209,15 +210,17 @@ class CausalSuite:
         Raises:
             ValueError: There are fewer questions than a step takes.
         """
-        if not training or adapter is None:
+        if not training or (adapter is None and not self.config.full):
             return
+        if self.config.full:
+            self.model.requires_grad_(True)
         self._training_samples = self.train_samples()
         if len(self._training_samples) < self.step_size:
             raise ValueError(
                 f"commonsense: {len(self._training_samples)} training questions are less than a step of "
                 f"{self.step_size}"
             )
-        if adapter.conditional:
+        if adapter is not None and adapter.conditional:
             adapter.calibrate(self._calibration_batches())
 
     def _calibration_batches(self) -> Iterator[dict[str, Tensor]]:
@@ -249,7 +252,10 @@ class CausalSuite:
     def after_step(self, adapter: Adapter | None, step: int, loss: float) -> None:
         """Every `evaluate_every` steps, record the scores; an interrupted run has only those since it continued."""
         every = self.config.evaluate_every
-        if adapter is None or not every or (step + 1) % every:
+        if not every or (step + 1) % every:
+            return
+        if adapter is None:
+            self.history.append({"step": step + 1, "loss": loss, **self.evaluate(None)})
             return
         adapter.eval()
         scores = self.evaluate(adapter)
@@ -328,6 +334,9 @@ class CausalSuite:
 
 def check(config: CausalRunConfig) -> None:
     """Raise a ValueError for settings that cannot work, before anything is loaded."""
+    check_full(config)
+    if config.full and config.dtype != "float32":
+        raise ValueError(f"full: true trains the weights themselves: dtype is {config.dtype}, expected float32")
     adapter = config.adapter
     if adapter is None or adapter.tasks == 1 or "task" not in get_method(adapter.method).network.modes:
         return

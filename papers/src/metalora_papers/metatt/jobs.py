@@ -14,9 +14,7 @@ from metalora_papers.comparison import RateKey
 from metalora_papers.config import TextTableConfig
 from metalora_papers.metatt import glue, news
 from metalora_papers.metatt.line_up import (
-    ALIASES,
     FROZEN,
-    FULL,
     HEAD,
     Trained,
     adapter_for,
@@ -25,6 +23,7 @@ from metalora_papers.metatt.line_up import (
     trained_by,
 )
 from metalora_papers.metatt.text import encoder_without_weights
+from metalora_papers.runs import ALIASES, FULL
 from metalora_papers.tenslora import table as tenslora_table
 
 TASKS = {"news": tuple(news.TASKS), "glue": tuple(glue.TASKS)}

@@ -10,9 +10,9 @@ from metalora.config import AdapterConfig, ConditionConfig, RankBudgetConfig, Ra
 from metalora.methods.method import Method
 from metalora.methods.registry import METHODS, get_method
 from metalora_papers.config import TextTableConfig
+from metalora_papers.runs import FULL, FULL_LR_RATIO
 
-FROZEN, HEAD, FULL = "frozen", "head alone", "every weight"
-ALIASES = {"full": FULL}
+FROZEN, HEAD = "frozen", "head alone"
 RANKED = re.compile(r"(.+), rank (\d+)")
 BEHIND_BLOCKS = ("attention.output.dense", "output.dense")
 TRAIN_RANKS = dict.fromkeys(("a1", "a2", "a3", "b1", "b2", "b3"), 5)
@@ -34,7 +34,6 @@ PUBLISHED = {
 }
 """Method -> rank, alpha, start, experts, and targets if they are not the table's; of RoBERTa-base."""
 WEIGHT_DECAY = {"loretta-adp": 0.01, "loretta-rep": 0.01}  # D.5.3; 0 for all others
-FULL_LR_RATIO = 0.01  # training every weight takes a hundredth of an adapter's learning rate
 TIMES_FINAL_RANK = 2  # AdaLoRA starts with twice the rank that its budget leaves (Table 17)
 
 

@@ -18,7 +18,6 @@ from metalora.config import AdapterConfig, ConditionConfig, RankBudgetConfig, Ra
 from metalora.methods.registry import get_method
 from metalora.zoo import architectures
 from metalora_papers.config import CausalRunConfig, TextRunConfig
-from metalora_papers.metatt.line_up import FULL
 from metalora_papers.metatt.printed_settings import (
     COMMONSENSE,
     EPOCHS,
@@ -37,6 +36,7 @@ from metalora_papers.metatt.printed_settings import (
     UNPRINTED,
     by_task,
 )
+from metalora_papers.runs import FULL
 
 VAL_SHARES = {"glue": 0.1, "commonsense": 0.01}  # as data.glue and data.commonsense part them
 SHOWN = ("suite", "method", "rank", "alpha", "batch", "examples", "seed")  # in a file even where they are the default

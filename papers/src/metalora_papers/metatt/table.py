@@ -13,13 +13,13 @@ from metalora_papers.comparison import RateKey
 from metalora_papers.config import TEXT_TABLES, TextRunConfig, TextTableConfig
 from metalora_papers.metatt import plots
 from metalora_papers.metatt.jobs import DESIGNS, Job, jobs_of, tasks_key
-from metalora_papers.metatt.line_up import FULL_LR_RATIO
 from metalora_papers.metatt.scores import METRICS, mean_score, metrics_of, reported
 from metalora_papers.metatt.sequential import FORGETTING, sequential_columns, sequential_rows
 from metalora_papers.metatt.transfer import transfer_rows
 from metalora_papers.rates import at_chosen_rates, best_rates
 from metalora_papers.report import Report, compare_methods, comparison_table, margin_table, summary_table
 from metalora_papers.rows import Row, latest
+from metalora_papers.runs import FULL_LR_RATIO
 
 CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
 TRANSFER, SEQUENTIAL = "metatt-transfer", "metatt-sequential"

@@ -21,6 +21,8 @@ from metalora_papers.metatt.glue import Glue
 from metalora_papers.metatt.news import News
 from metalora_papers.metatt.scores import METRICS, mean_score, measured, metrics_of
 from metalora_papers.metatt.text_corpus import TextCorpus
+from metalora_papers.runs import check_full
+from metalora_papers.suite import count_trained
 
 TRAIN_SEED, TEST_SEED, LEFT_OUT_SEED = 0, 9_000_000, 5_000_000
 EVALUATED_AT_ONCE = 128
@@ -104,8 +106,7 @@ class TextSuite:
     example = None
 
     def __init__(self, config: TextRunConfig):
-        if config.full and config.adapter is not None:
-            raise ValueError("full: true trains the encoder itself, so there can be no adapter")
+        check_full(config)
         _check_phases(config)
         self.config = config
         self.corpus: TextCorpus = CORPORA[config.suite](config.data_root)
@@ -248,14 +249,11 @@ class TextSuite:
 
     def training_results(self, adapter: Adapter | None) -> dict[str, Any]:
         """Return the scores on left-out tasks, the records of the training, and what was trained without an adapter."""
-        results = {
+        return {
             "left_out": self.left_out(adapter),
             "history": self.history,
-            "head_params": _count_trained(self.classifier.heads),
+            "head_params": count_trained(self.classifier.heads),
         }
-        if self.config.full:
-            results["num_params"] = sum(parameter.numel() for parameter in self.model.parameters())
-        return results
 
     def _condition(self, adapter: Adapter, task: str, step: int | None = None) -> Condition:
         """From `support` examples of a task's pool that the step draws; without a step from all of them."""
@@ -350,10 +348,6 @@ def gradient_sizes(adapter: Adapter) -> dict[str, float]:
             parts = {f"{key}[{k}]": part for k, part in enumerate(parameter.grad.unbind(axis))}
         sizes |= {name: float(part.square().mean().sqrt()) for name, part in parts.items()}
     return sizes
-
-
-def _count_trained(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 def _loss(output: Tensor, labels: Tensor) -> Tensor:
