@@ -119,6 +119,10 @@ class AdapterConfig:
     """what a shared network does with weights of unequal width. per_shape: a boundary factor per width; max_slice: one
     boundary factor of the largest width, of which narrower weights use a slice; chunk: weights are cut into squares,
     and each square is a projection of its own"""
+    stacks: Literal["successive", "aligned"] = "successive"
+    """how a shared network counts the layers of several module stacks, such as a text and a vision tower, or encoder
+    and decoder. successive: one stack after another, so that no two layers share a slice, and a projection of the same
+    name is the same in every stack; aligned: layer k of every stack is one layer, with the projections of them all"""
     head_dim: int | None = None
     """size of an attention head, for a method with a head mode, if the model does not tell it"""
     digits: dict[str, str] = field(default_factory=dict)
@@ -300,6 +304,29 @@ def condition_in_file(condition: ConditionConfig) -> dict[str, Any]:
         for name, value in to_dict(condition).items()
         if name not in LATER_CONDITION_FIELDS or value != getattr(default, name)
     }
+
+
+STACKS_WITHOUT_FIELD: Literal["aligned"] = "aligned"
+"""What `AdapterConfig.stacks` is in a file without this field, as in all that were written before there was one."""
+
+
+def adapter_in_file(config: AdapterConfig, stacks: int) -> dict[str, Any]:
+    """Return a configuration as files of adapters hold it, without later fields where they change nothing.
+
+    Args:
+        config: The configuration.
+        stacks: Number of the stacks whose layers are counted; below two, `config.stacks` changes nothing.
+
+    Example:
+        >>> "stacks" in adapter_in_file(AdapterConfig("metatt-4d"), stacks=1)
+        False
+        >>> adapter_in_file(AdapterConfig("metatt-4d"), stacks=2)["stacks"]
+        'successive'
+    """
+    values = to_dict(config) | {"condition": condition_in_file(config.condition)}
+    if stacks < 2 or config.stacks == STACKS_WITHOUT_FIELD:
+        del values["stacks"]
+    return values
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], place: str = "") -> Config:

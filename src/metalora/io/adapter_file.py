@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from metalora._util.files import write_atomically
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, detach
-from metalora.config import AdapterConfig, condition_in_file, from_dict, to_dict
+from metalora.adapters.layout import counted_stacks
+from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, adapter_in_file, from_dict
 from metalora.io.described_file import checksum, parse_described
 from metalora.io.fingerprint import fingerprint, frozen_digest
 
@@ -97,10 +98,11 @@ def _description(adapter: Adapter) -> dict[str, Any]:
         sizes = {**target_layout.sizes, **target.sizes}
         targets[path] = {"kind": target.kind, "sizes": sizes, "coords": target_layout.coords}
     base = adapter.model
+    stacks = len(counted_stacks(adapter.targets.values(), adapter.method))
     return {
         "format": FORMAT,
         "version": VERSION,
-        "config": to_dict(adapter.config) | {"condition": condition_in_file(adapter.config.condition)},
+        "config": adapter_in_file(adapter.config, stacks),
         "method": {"name": adapter.method.name, "factors": dict(adapter.method.factors)},
         "targets": targets,
         "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,
@@ -194,7 +196,8 @@ def load(
         _check_extra(extra_module, extra_tensors, path)
     if adapter_of(model) is not None:
         raise ValueError(f"{path}: {type(model).__name__} already has an adapter: detach it first")
-    config = from_dict(AdapterConfig, description["config"], f"{path}: config")  # refuses unknown fields
+    values = {"stacks": STACKS_WITHOUT_FIELD, **description["config"]}
+    config = from_dict(AdapterConfig, values, f"{path}: config")  # refuses unknown fields
     _check_base(model, description, path)
     try:
         adapter = attach(model, config, extractor=extractor)

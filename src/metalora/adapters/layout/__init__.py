@@ -2,6 +2,7 @@
 
 from metalora.adapters.layout.bonds import ranks_by_path
 from metalora.adapters.layout.build import build_layout
+from metalora.adapters.layout.coordinates import counted_stacks
 from metalora.adapters.layout.records import FactorParam, FactorSlice, Index, Layout, TargetLayout, read_slice
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Layout",
     "TargetLayout",
     "build_layout",
+    "counted_stacks",
     "ranks_by_path",
     "read_slice",
 ]

@@ -100,12 +100,14 @@ def locate_targets(
         ValueError: A target outside of the numbered layers, or a weight that cannot be cut or folded.
     """
     method = resolved.method
-    layers = _layer_numbers(targets, method)
+    layers = _layer_numbers(targets, resolved)
+    projection_names = _projection_names(targets, resolved)
     cuts = {target.path: _cut_axis(target, _chunk_width(targets, resolved), method) for target in targets}
-    first_projections, projections = _number_projections(targets, cuts)
+    first_projections, projections = _number_projections(projection_names, cuts)
     located = {}
     for target in targets:
-        coords: dict[str, Index] = {"layer": layers[target.path], "proj": first_projections[target.role]}
+        first_projection = first_projections[projection_names[target.path]]
+        coords: dict[str, Index] = {"layer": layers[target.path], "proj": first_projection}
         located[target.path] = _locate(target, cuts[target.path], coords, resolved)
     counts = {
         "layer": len(set(layers.values())),
@@ -136,10 +138,37 @@ def _locate(
     return LocatedTarget(target, sizes, folds, coords, transposed)
 
 
-def _layer_numbers(targets: Sequence[Target], method: Method) -> dict[str, int]:
+def counted_stacks(targets: Iterable[Target], method: Method) -> tuple[str, ...]:
+    """The module stacks whose layers a method counts, in the order of the targets.
+
+    A stack is named by its path up to the number of the layer. The targets outside of the layers, which only PEFT's
+    patterns match, are a stack "" before all others.
+
+    Example:
+        >>> from torch import nn
+        >>> from metalora.adapters.targets import find_targets
+        >>> from metalora.methods.registry import METHODS
+        >>> towers = {name: nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]) for name in ("text", "vision")}
+        >>> counted_stacks(find_targets(nn.ModuleDict(towers), "*"), METHODS["metatt-4d"])
+        ('text.*', 'vision.*')
+    """
+    if "layer" not in method.coordinates:
+        return ()
+    stacks = dict.fromkeys(_stack(target) for target in targets)
+    return tuple(sorted(stacks, key=bool))  # the sort is stable: it only moves "" to the front
+
+
+def _stack(target: Target) -> str:
+    prefix, star, _ = target.role.partition("*")
+    return prefix + star if star else ""
+
+
+def _layer_numbers(targets: Sequence[Target], resolved: ResolvedMethod) -> dict[str, int]:
     """Path -> layer coordinate, 0 for the first layer that has a target."""
+    method = resolved.method
     if "layer" not in method.coordinates:
         return {target.path: 0 for target in targets}
+    stacks = counted_stacks(targets, method)
     layers: dict[str, tuple[int, ...]] = {}
     for target in targets:
         if target.layer is None:
@@ -147,21 +176,35 @@ def _layer_numbers(targets: Sequence[Target], method: Method) -> dict[str, int]:
                 f"target {target.path!r}: method {method.name!r} numbers the layers, and this path has no number of a "
                 "layer; exclude it or name targets inside the layers"
             )
-        layers[target.path] = target.layer
+        first = (stacks.index(_stack(target)),) if resolved.config.stacks == "successive" else ()
+        layers[target.path] = (*first, *target.layer)
     # In the order of their own numbers, whatever the order of the targets is.
     numbers = {layer: number for number, layer in enumerate(sorted({*layers.values()}))}
     return {path: numbers[layer] for path, layer in layers.items()}
 
 
-def _number_projections(targets: Sequence[Target], cuts: Mapping[str, Mapping[str, int]]) -> tuple[dict[str, int], int]:
-    """Role -> its first projection, and the number of all; a role has as many as its most finely cut weight."""
-    projections_of_role: dict[str, int] = {}
-    for target in targets:
-        count = prod(cuts[target.path].values())  # 1 for a weight that is not cut
-        projections_of_role[target.role] = max(projections_of_role.get(target.role, 0), count)
+def _projection_names(targets: Sequence[Target], resolved: ResolvedMethod) -> dict[str, str]:
+    """Path -> name of the projection: its role, without the stack if the layers of each stack are counted anew."""
+    if resolved.config.stacks == "aligned" or "layer" not in resolved.method.coordinates:
+        return {target.path: target.role for target in targets}
+    # A role outside of the layers stays whole: it has no "*", so that it is no name inside of a layer.
+    return {target.path: "".join(target.role.partition("*")[1:]) or target.role for target in targets}
+
+
+def _number_projections(names: Mapping[str, str], cuts: Mapping[str, Mapping[str, int]]) -> tuple[dict[str, int], int]:
+    """Name -> its first projection, and the number of all; a name has as many as its most finely cut weight.
+
+    Args:
+        names: Path -> name of the projection.
+        cuts: Path -> the axis that is cut, and into how many.
+    """
+    projections_of_name: dict[str, int] = {}
+    for path, name in names.items():
+        count = prod(cuts[path].values())  # 1 for a weight that is not cut
+        projections_of_name[name] = max(projections_of_name.get(name, 0), count)
     first_projections, total = {}, 0
-    for role, count in projections_of_role.items():
-        first_projections[role] = total
+    for name, count in projections_of_name.items():
+        first_projections[name] = total
         total += count
     return first_projections, total
 

@@ -9,7 +9,7 @@ import torch
 from peft.utils import PeftType
 
 from metalora._util.suggest import nearest
-from metalora.config import AdapterConfig, from_dict
+from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, from_dict
 from metalora.integrations.peft.card import add_loading_instructions
 from metalora.integrations.peft.peft_api import PeftConfig
 from metalora.integrations.peft.registration import NAME
@@ -63,6 +63,8 @@ class TensorNetworkConfig(PeftConfig):
     experts: int = 4
     tasks: int = 1
     widths: str = "per_shape"
+    stacks: str | None = None
+    """None means "successive", and for a saved adapter without this field "aligned", as it was trained."""
     head_dim: int | None = None
     digits: dict[str, str] = field(default_factory=dict)
     generated: list[str] | None = None
@@ -109,6 +111,8 @@ class TensorNetworkConfig(PeftConfig):
             ValueError: A value of the wrong type, or an unknown field of the condition.
         """
         values = {name: getattr(self, name) for name in SHARED_FIELDS}
+        default = "successive" if self.placement is None else STACKS_WITHOUT_FIELD
+        values["stacks"] = default if self.stacks is None else self.stacks
         values |= {"rank": self.r, "targets": paths, "rank_pattern": ranks or {}}
         if self.seed is None and paths:  # without targets this only checks the values, which must draw nothing
             values["seed"] = int(torch.randint(2**31, ()))
@@ -138,7 +142,10 @@ class TensorNetworkConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, with their values in the adapter if it is being saved."""
-        return {**super().to_dict(), **self._saved_values}
+        values = {**super().to_dict(), **self._saved_values}
+        if values["stacks"] is None:  # earlier versions do not know it
+            del values["stacks"]
+        return values
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and add to a model card in the folder how to load the adapter."""
