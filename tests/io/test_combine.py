@@ -147,6 +147,16 @@ def test_the_error_of_all_targets_is_that_of_the_dense_updates(pool):
     assert 0.01 < report.error == pytest.approx((lost / sum(float(w.square().sum()) for w in wanted.values())) ** 0.5)
 
 
+def test_updates_do_not_change_with_the_adapter():
+    adapter = trained(net(), 0, method="lora")
+    updates = metalora.low_rank_updates(adapter)
+    before = {path: (update.up @ update.down).clone() for path, update in updates.items()}
+    for parameter in adapter.parameters():
+        parameter.data.fill_(1.0)
+    assert all(torch.equal(update.up @ update.down, before[path]) for path, update in updates.items())
+    assert not any(tensor.requires_grad for update in updates.values() for tensor in update)
+
+
 # ---- folders of PEFT ------------------------------------------------------------------------------------------------
 def bert():
     torch.manual_seed(0)

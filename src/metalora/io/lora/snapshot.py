@@ -50,7 +50,8 @@ def low_rank_updates(
         if not (torch.isfinite(left).all() and torch.isfinite(right).all()):
             raise ValueError(f"{verb}: the factors of target {path!r} are not finite")
         dtype = torch.promote_types(left.dtype, torch.float32)
-        updates[path] = LowRankUpdate(left.to(dtype), right.mT.to(dtype))
+        # copies: Left of a LoRA is the factor itself, which training would change
+        updates[path] = LowRankUpdate(left.detach().to(dtype, copy=True), right.detach().mT.to(dtype, copy=True))
     return updates
 
 
