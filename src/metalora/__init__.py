@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from metalora.adapters.targets import Target, find_targets
     from metalora.cost import summarise as plan
     from metalora.io.adapter_file import load, save
+    from metalora.io.lora.combine import combine
     from metalora.io.lora.convert import convert as convert_loras
     from metalora.io.lora.import_ import load_lora
+    from metalora.io.lora.snapshot import low_rank_updates
     from metalora.knn import knn_predict
     from metalora.ranks.sweep import SweepReport, sweep
     from metalora.training.loop import fit
@@ -34,6 +36,7 @@ _HOMES = {  # public name -> its module, and its name there
     "attach": ("metalora.adapters.attach", "attach"),
     "checkpoint": ("metalora.adapters.checkpointing", "checkpoint"),
     "checkpointing": ("metalora.adapters.checkpointing", "checkpointing"),
+    "combine": ("metalora.io.lora.combine", "combine"),
     "convert_loras": ("metalora.io.lora.convert", "convert"),
     "count_params": ("metalora.adapters.attach", "count_params"),
     "detach": ("metalora.adapters.attach", "detach"),
@@ -42,6 +45,7 @@ _HOMES = {  # public name -> its module, and its name there
     "knn_predict": ("metalora.knn", "knn_predict"),
     "load": ("metalora.io.adapter_file", "load"),
     "load_lora": ("metalora.io.lora.import_", "load_lora"),
+    "low_rank_updates": ("metalora.io.lora.snapshot", "low_rank_updates"),
     "merge": ("metalora.adapters.merge", "merge"),
     "new_task": ("metalora.adapters.new_task", "new_task"),
     "plan": ("metalora.cost", "summarise"),
@@ -62,6 +66,7 @@ __all__ = [
     "attach",
     "checkpoint",
     "checkpointing",
+    "combine",
     "convert_loras",
     "count_params",
     "detach",
@@ -70,6 +75,7 @@ __all__ = [
     "knn_predict",
     "load",
     "load_lora",
+    "low_rank_updates",
     "merge",
     "methods",
     "new_task",

@@ -237,7 +237,7 @@ GENERATED = AdapterConfig("lora", 2, targets=("fc",), exclude=("a.fc",), conditi
 REFUSED = {  # make, config, keywords, message
     "no condition": (block, GENERATED, {}, "lora makes 'fc.A' from a condition, pass condition="),
     "a condition for nothing": (block, lora(), {"condition": 2}, "no generated factors here"),
-    "no task": (gpt2, TASKS, {}, "has 3 tasks: name one, or all of them"),
+    "no task": (gpt2, TASKS, {}, "has 3 tasks: name one; export_lora also writes all"),
     "another task": (gpt2, TASKS, {"task": 3}, "task 3: expected 0..2"),
     "a task of none": (block, lora(), {"task": 0}, "no tasks"),
     "all tasks of none": (block, lora(), {"task": "all"}, "lora with tasks=1 has no tasks"),

@@ -1,20 +1,28 @@
-"""The work of `metalora convert` and `metalora import`: trained LoRAs and their base become one adapter file."""
+"""The work of `metalora convert`, `import` and `combine`: trained adapters and their base become one adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import nn
 
+from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.layers.base import AdaptedLayer
+from metalora.cli.merging import load_named_base
 from metalora.config import AdapterConfig
-from metalora.io.adapter_file import save
+from metalora.fitting.combination import CombinationRule, How, Sign, check_arguments
+from metalora.io.adapter_file import is_adapter_file, read, save
+from metalora.io.lora.combine import combine, read_updates
 from metalora.io.lora.convert import convert
+from metalora.io.lora.export import export_lora
 from metalora.io.lora.format import TENSORS
 from metalora.io.lora.import_ import load_lora
+from metalora.zoo import load_model
+
+Value = TypeVar("Value")
 
 
 def convert_files(
@@ -71,3 +79,75 @@ def import_file(lora: Path, model: nn.Module, out: Path) -> dict[str, Any]:
         "parameters": adapter.num_params(),
         "bytes": out.stat().st_size,
     }
+
+
+def combine_files(
+    sources: Sequence[Path],
+    out: str,
+    *,
+    model: str,
+    weights: Sequence[float],
+    how: How,
+    density: float | None,
+    rank: int | None,
+    sign: Sign,
+    seed: int,
+    tasks: Sequence[int | None] | None,
+    conditions: Sequence[Path | None] | None,
+) -> dict[str, Any]:
+    """Combine trained adapters and write the LoRA that comes out.
+
+    Args:
+        sources: Adapter files, folders in PEFT's format, or files of kohya or LyCORIS.
+        out: The adapter file; if it ends in "/", a folder in PEFT's format.
+        model: Name of the base of all of them, as `metalora.zoo.load_model` takes it.
+        weights: One for each source; see `metalora.io.lora.combine.combine`, as for the arguments that follow.
+        how: The rule.
+        density: What is kept of each update.
+        rank: The largest rank.
+        sign: How signs are elected.
+        seed: Of what is dropped at random.
+        tasks: One number for each source, None for a source without tasks.
+        conditions: One condition file for each source, None for a source without generated factors.
+
+    Returns:
+        The relative errors of truncation and the ranks (over all, by target), and the bytes that were written.
+
+    Raises:
+        ValueError: Another number of tasks or conditions than of sources, and what
+            `metalora.io.lora.combine.combine` refuses; nothing is written.
+    """
+    check_arguments(len(sources), weights, CombinationRule(how, density, sign, seed), rank)  # before a long loading
+    tasks = _one_for_each(sources, tasks, "tasks")
+    files = _one_for_each(sources, conditions, "conditions")
+    base = _load_common_base(sources, model)
+    updates = []
+    for path, file, task in zip(sources, files, tasks, strict=True):
+        condition = None if file is None else Condition.load(file)
+        updates.append(read_updates(base, path, condition, task))
+    adapter, report = combine(base, updates, weights, how, density, rank, sign, seed)
+    if out.endswith("/"):
+        [exported] = export_lora(adapter, out)
+        size = exported.bytes
+    else:
+        save(base, out)
+        size = Path(out).stat().st_size
+    targets = {path: {"rank": report.ranks[path], "error": error} for path, error in report.errors.items()}
+    return {"out": out, "error": report.error, "targets": targets, "parameters": adapter.num_params(), "bytes": size}
+
+
+def _one_for_each(sources: Sequence[Path], values: Sequence[Value | None] | None, name: str) -> Sequence[Value | None]:
+    """Return one value for each source, None for all if none are given."""
+    if values is not None and len(values) != len(sources):
+        raise ValueError(f"combine: {len(values)} {name} for {len(sources)} adapters; write None where there is none")
+    return [None] * len(sources) if values is None else values
+
+
+def _load_common_base(sources: Sequence[Path], model: str) -> nn.Module:
+    """Load the base in the class that the first adapter file was trained on; LoRAs of other libraries name none."""
+    for path in sources:
+        if is_adapter_file(path):
+            description, _ = read(path)
+            base, _ = load_named_base(model, description["base"]["class"])
+            return base
+    return load_model(model)

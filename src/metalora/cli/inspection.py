@@ -156,9 +156,13 @@ def _inspect_lora(folder: Path) -> Finding:
 # ---- files -----------------------------------------------------------------------------------------------------------
 def _inspect_tensors(path: Path) -> Finding:
     from metalora.io.adapter_file import FORMAT
+    from metalora.io.described_file import description_in
     from metalora.learner.saving import TASK_FORMAT
 
-    description = _description_in(path)
+    try:
+        description = description_in(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     if description.get("kind") == "condition":
         return _inspect_condition(path)
     if description.get("format") == TASK_FORMAT:
@@ -166,21 +170,6 @@ def _inspect_tensors(path: Path) -> Finding:
     if description.get("format") == FORMAT:
         return _inspect_adapter(path)
     return _inspect_checkpoint(path)
-
-
-def _description_in(path: Path) -> dict[str, Any]:
-    """Return what this library wrote into the header of a safetensors file; empty if another program wrote it."""
-    from metalora.io.described_file import header_of
-
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        description = json.loads(header_of(content)["__metadata__"]["metalora"])
-    except (ValueError, KeyError, TypeError):
-        return {}
-    return description if isinstance(description, dict) else {}
 
 
 def _inspect_adapter(path: Path) -> Finding:

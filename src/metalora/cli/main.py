@@ -22,6 +22,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "export": verbs.export,
     "convert": verbs.convert,
     "import": verbs.import_lora,
+    "combine": verbs.combine,
     "bench": verbs.bench,
 }
 

@@ -52,7 +52,7 @@ def merge_file(
     chosen = None if condition is None else Condition.load(condition)
     if is_folder and not _may_be_transformers(model):
         raise ValueError(f"merge --out {out}: a folder is written for an hf: model only; name a file")
-    base, tokenizer = _load_base(model, description["base"]["class"])
+    base, tokenizer = load_named_base(model, description["base"]["class"])
     attached = load(base, adapter)
     if task is not None:
         chosen = attached.task(task)
@@ -93,7 +93,7 @@ def export_file(
     """
     description, _ = read(adapter)
     chosen = None if condition is None else Condition.load(condition)
-    base, _ = _load_base(model, description["base"]["class"])
+    base, _ = load_named_base(model, description["base"]["class"])
     return export_lora(load(base, adapter), out, chosen, task, max_rank, runtime, max_lora_rank)
 
 
@@ -101,8 +101,13 @@ def _may_be_transformers(model: str) -> bool:
     return not model.startswith(("timm:", "torchvision:")) and model != "efficientnet-lite0"
 
 
-def _load_base(model: str, class_name: str) -> tuple[nn.Module, Any]:
-    """Load the base and its tokenizer; a model of transformers in the class that the adapter was trained on."""
+def load_named_base(model: str, class_name: str) -> tuple[nn.Module, Any]:
+    """Load a base and its tokenizer; a model of transformers in the class that the adapter was trained on.
+
+    Args:
+        model: Name of the base, as `metalora.zoo.load_model` takes it.
+        class_name: Name of the class, from the adapter file.
+    """
     hub_names = architectures()
     if model in hub_names:
         return load_base(hub_names[model]["hub"], class_name)

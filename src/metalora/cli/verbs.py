@@ -322,6 +322,61 @@ def import_lora(
         print(f"{result['parameters']:,} parameters at {len(rows)} targets, {result['bytes']:,} bytes")
 
 
+def combine(
+    adapters: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="ADAPTER...", help="adapter files, folders in PEFT's format, files of kohya or LyCORIS"),
+    ],
+    weights: Annotated[tuple[float, ...], tyro.conf.arg(help="one for each adapter; negative ones subtract")],
+    model: Annotated[str, tyro.conf.arg(help=f"the base model of all adapters: {MODELS}")],
+    out: Annotated[str, tyro.conf.arg(help="the adapter file, or DIR/ for a folder in PEFT's format")],
+    how: Annotated[
+        Literal["sum", "ties", "dare_linear", "dare_ties", "magnitude_prune"],
+        tyro.conf.arg(help="sum: the weighted sum; the others prune the numbers of each Delta W first"),
+    ] = "sum",
+    density: Annotated[float | None, tyro.conf.arg(help="part of the numbers that pruning keeps, such as 0.5")] = None,
+    rank: Annotated[
+        int | None, tyro.conf.arg(help="largest rank of the result; a sum without it is exact, its ranks add")
+    ] = None,
+    sign: Annotated[
+        Literal["total", "frequency"], tyro.conf.arg(help="elect a sign by the sum of the numbers or by their count")
+    ] = "total",
+    seed: Annotated[int, tyro.conf.arg(help="of what DARE drops")] = 0,
+    tasks: Annotated[
+        tuple[int | None, ...] | None, tyro.conf.arg(help="task of each adapter, None for one without tasks")
+    ] = None,
+    conditions: Annotated[
+        tuple[Path | None, ...] | None, tyro.conf.arg(help="condition file of each adapter, None for one without")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Combine trained adapters of any methods into one plain LoRA: their weighted sum, TIES or DARE.
+
+    A sum is exact. A rank that is lowered, and the other rules, lose something; the relative error is printed.
+    """
+    from metalora.cli.conversion import combine_files
+
+    with status("reading the adapters and combining", quiet=json):
+        result = combine_files(
+            adapters,
+            out,
+            model=model,
+            weights=weights,
+            how=how,
+            density=density,
+            rank=rank,
+            sign=sign,
+            seed=seed,
+            tasks=tasks,
+            conditions=conditions,
+        )
+    rows = [{"target": path, **numbers} for path, numbers in result["targets"].items()]
+    show(result, json, f"lora, {out}", ("target", "rank", "error"), rows)
+    if not json:
+        print(f"relative error {result['error']:.4g}; {result['parameters']:,} parameters, {result['bytes']:,} bytes")
+
+
 def bench(
     config: Annotated[BenchConfig, tyro.conf.arg(name="")] = BenchConfig(),  # noqa: B008 (frozen)
     measurement: Annotated[

@@ -19,7 +19,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, detach
 from metalora.adapters.layout import counted_stacks
 from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, adapter_in_file, from_dict
-from metalora.io.described_file import checksum, parse_described
+from metalora.io.described_file import checksum, description_in, parse_described
 from metalora.io.fingerprint import fingerprint, frozen_digest
 
 FORMAT = "metalora-adapter"
@@ -157,6 +157,16 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except IsADirectoryError:
         raise ValueError(f"{path}: a directory, expected an adapter file") from None
     return parse_described(path, content, FORMAT, VERSION, "adapter file")
+
+
+def is_adapter_file(path: str | Path) -> bool:
+    """Return whether a path is an adapter file, by what its header says; it may still be damaged.
+
+    Example:
+        >>> is_adapter_file("no-such-file")
+        False
+    """
+    return Path(path).is_file() and description_in(Path(path).read_bytes()).get("format") == FORMAT
 
 
 def load(

@@ -27,6 +27,15 @@ def header_of(content: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", json.loads(content[8 : 8 + size]))
 
 
+def description_in(content: bytes) -> dict[str, Any]:
+    """Return what this library wrote into the header of a safetensors file; empty if another program wrote it."""
+    try:
+        description = json.loads(header_of(content)["__metadata__"]["metalora"])
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return description if isinstance(description, dict) else {}
+
+
 def parse_described(
     path: str | Path, content: bytes, file_format: str, version: int, noun: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:

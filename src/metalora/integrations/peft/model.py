@@ -17,6 +17,8 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import build
 from metalora.adapters.skipped import warning_of
 from metalora.adapters.targets import Target
+from metalora.fitting.combination import Sign, combine_updates
+from metalora.fitting.updates import LowRankUpdate
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.container import (
     BASE_NAME,
@@ -40,6 +42,8 @@ from metalora.integrations.peft.target_resolution import (
     skipped_by_all_linear,
     without_refused,
 )
+from metalora.integrations.peft.weighted import lora_config, parse_type, updates_by_name
+from metalora.io.lora.import_ import set_factors
 
 TASK_IDS_KEYWORD = "metalora_task_ids"
 """Keyword under which a wrapped PeftModel passes `task_ids` on: PeftModels of language tasks drop the name itself."""
@@ -173,6 +177,71 @@ class TensorNetworkModel(BaseTuner):
         model = super()._unload_and_optionally_merge(*args, **kwargs)
         required_container(model).remove_from(model)
         return model
+
+    # ---- several adapters as one -----------------------------------------------------------------------------------
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        svd_full_matrices: bool = True,
+        svd_driver: str | None = None,
+        density: float | None = None,
+        majority_sign_method: Sign = "total",
+    ) -> None:
+        """Add an adapter that combines others of any methods by their Delta W, with PEFT's arguments.
+
+        The new adapter is a LoRA; it is frozen and not active, as PEFT leaves it.
+
+        Args:
+            adapters: Names of adapters of this model.
+            weights: One for each.
+            adapter_name: Name of the new adapter.
+            combination_type: "cat" (exact, the ranks add), "svd" (the same, truncated), "ties_svd", "dare_linear_svd",
+                "dare_ties_svd" or "magnitude_prune_svd".
+            svd_rank: Largest rank of the new adapter; None: the largest rank of the others.
+            svd_clamp: Not supported: clamped factors are no combination of Delta W.
+            svd_full_matrices: Has no effect on the result, as in PEFT.
+            svd_driver: Not supported.
+            density: The part of the numbers that a type with pruning keeps.
+            majority_sign_method: How TIES elects signs.
+
+        Raises:
+            ValueError: A type that combines A and B ("linear", "ties", ...), a name that is unknown or taken, an
+                adapter with tasks, without a fixed condition or with modules_to_save, or an argument that means
+                nothing to the type.
+
+        Example:
+            >>> import peft, torch, metalora.peft
+            >>> base = torch.nn.Sequential(torch.nn.Linear(6, 4))
+            >>> model = peft.get_peft_model(base, metalora.peft.LoTRConfig(r=2, target_modules=["0"]), "first")
+            >>> config = metalora.peft.TensorNetworkConfig(method="vera", r=2, target_modules=["0"])
+            >>> model.add_adapter("second", config)
+            >>> model.add_weighted_adapter(["first", "second"], [0.7, 0.3], "both", combination_type="cat")
+            >>> metalora.peft.adapter_of(model, "both").config.rank
+            4
+        """
+        if svd_clamp is not None or svd_driver is not None:
+            raise ValueError("add_weighted_adapter: svd_clamp and svd_driver are not supported; leave them out")
+        if combination_type == "cat" and svd_rank is not None:
+            raise ValueError("add_weighted_adapter: svd_rank means nothing to 'cat', whose ranks add; choose 'svd'")
+        configs = cast(dict[str, TensorNetworkConfig], self.peft_config)
+        if adapter_name in configs:
+            raise ValueError(f"add_weighted_adapter: there is an adapter {adapter_name!r} already; delete it first")
+        rule = parse_type(combination_type, density, majority_sign_method)
+        updates = updates_by_name(adapters, required_container(self.model).adapters_by_name(), configs)
+        if combination_type == "svd" and svd_rank is None:
+            svd_rank = max((len(update.down) for by_path in updates for update in by_path.values()), default=None)
+        products = combine_updates(updates, weights, rule, svd_rank)
+        combined = {path: LowRankUpdate(product.left, product.right.mT) for path, product in products.items()}
+        configs[adapter_name] = lora_config(combined, configs[adapters[0]])
+        self.inject_adapter(self.model, adapter_name)
+        adapter = required_container(self.model).adapters_by_name()[adapter_name]
+        set_factors(adapter, combined)
+        adapter.requires_grad_(False)
 
     # ---- a call of the model ---------------------------------------------------------------------------------------
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from metalora.adapters.layers.base import AdaptedLayer
 from metalora.io.lora.card import card
 from metalora.io.lora.exportable import check_runtime, exportable_layers
 from metalora.io.lora.format import BIAS, CONFIG, PREFIX, TENSORS
+from metalora.io.lora.snapshot import snapshot
 from metalora.io.lora.write import lora_config, lora_tensors
-from metalora.tensornet.truncation.truncated_svd import TruncatedProduct, truncated_svd
+from metalora.tensornet.truncation.truncated_svd import TruncatedProduct, relative_error, truncated_svd
 
 
 @dataclass(frozen=True)
@@ -104,49 +104,6 @@ def export_lora(
     return reports
 
 
-def snapshot(adapter: Adapter, condition: Condition | None, task: int | None) -> dict[str, Tensor]:
-    """Return the values of all factors that differ by example, for one condition and one task.
-
-    Args:
-        adapter: The adapter.
-        condition: The condition of one example; None takes the one that the adapter is fixed to, if there is one.
-        task: Number of the task, or None.
-
-    Returns:
-        Factor key -> value, (1, *shape of the factor).
-
-    Raises:
-        ValueError: See `export_lora`.
-    """
-    method = adapter.method.name
-    if condition is not None and not adapter.per_example:
-        raise ValueError(f"export: {method} has no generated factors here, so a condition means nothing")
-    if condition is None:
-        condition = adapter.fixed_condition
-    if condition is not None and len(condition) != 1:
-        raise ValueError(f"export: the condition is for {len(condition)} examples; export one (condition.mean())")
-    values = {} if condition is None else dict(condition.values)
-    if task is not None:
-        values |= adapter.task(task).values
-    _check_generated(adapter, values)
-    if any(key not in values for key in adapter.task_keys):
-        raise ValueError(f"export: {method} has {adapter.config.tasks} tasks: name one, or all of them")
-    return values
-
-
-def _check_generated(adapter: Adapter, values: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError unless the values hold every generated factor in its shape."""
-    shapes = adapter.conditioner.shapes if adapter.conditioner is not None else {}
-    for key, shape in shapes.items():
-        if key not in values:
-            raise ValueError(
-                f"export: {adapter.method.name} makes {key!r} from a condition, pass condition=... "
-                "(adapter.condition(inputs) makes one per example, .mean() of it is one for all)"
-            )
-        if values[key].shape[1:] != torch.Size(shape):
-            raise ValueError(f"export: the condition has {key!r} of shape {tuple(values[key].shape[1:])}, not {shape}")
-
-
 @dataclass(frozen=True)
 class _Lora:
     """A LoRA of all targets: truncated pairs, and biases if the method has them, by module path."""
@@ -186,13 +143,11 @@ class _Lora:
 
     @property
     def errors(self) -> dict[str, float]:
-        return {path: pair.discarded / pair.norm if pair.norm else 0.0 for path, pair in self.pairs.items()}
+        return {path: pair.error for path, pair in self.pairs.items()}
 
     @property
     def error(self) -> float:
-        norm = math.hypot(*(pair.norm for pair in self.pairs.values()))
-        discarded = math.hypot(*(pair.discarded for pair in self.pairs.values()))
-        return discarded / norm if norm else 0.0
+        return relative_error(self.pairs.values())
 
     @property
     def has_biases(self) -> bool:

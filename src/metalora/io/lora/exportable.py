@@ -31,6 +31,28 @@ class Runtime:
 RUNTIMES = {"vllm": Runtime(("linear", "embedding"), 16)}  # 16 is vLLM's own default of max_lora_rank
 
 
+def linear_layers(adapter: Adapter, verb: str) -> dict[str, AdaptedLayer]:
+    """Return the adapted layers by module path, all of which add a Delta W.
+
+    Args:
+        adapter: The adapter.
+        verb: What they are for, the first word of errors.
+
+    Raises:
+        ValueError: The adapter is merged, or a layer is not linear in its input.
+    """
+    if adapter.merged:
+        raise ValueError(f"{verb}: the adapter is merged; unmerge it first")
+    layers = {}
+    for path, layer in adapter.layers.items():
+        if not isinstance(layer, AdaptedLayer):
+            raise ValueError(
+                f"{verb}: target {path!r}: {type(layer).__name__} is not linear, so that no LoRA equals it"
+            )
+        layers[path] = layer
+    return layers
+
+
 def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
     """Return the adapted layers by module path.
 
@@ -38,15 +60,7 @@ def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
         ValueError: PEFT's LoRA cannot repeat the adapter: it is merged, a layer is not linear in its input, weights
             are tied, a layer has several names, or PEFT computes its LoRA in another way.
     """
-    if adapter.merged:
-        raise ValueError("export: the adapter is merged; unmerge it first")
-    layers = {}
-    for path, layer in adapter.layers.items():
-        if not isinstance(layer, AdaptedLayer):
-            raise ValueError(
-                f"export: target {path!r}: {type(layer).__name__} is not linear, so that no LoRA equals it"
-            )
-        layers[path] = layer
+    layers = linear_layers(adapter, "export")
     check_untied(adapter, "export")
     modules = adapter.model.named_modules(remove_duplicate=False)  # a module with two names comes twice
     name_counts = Counter(id(module) for _, module in modules)

@@ -15,6 +15,7 @@ from metalora.adapters.attach import attach
 from metalora.config import AdapterConfig
 from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.format import in_model, read_lora, read_tensors
+from metalora.tensornet.truncation.truncated_svd import truncated_svd
 
 PREFIXES = ("lora_unet_", "lora_te1_", "lora_te2_", "lora_te_", "lycoris_", "lora_")
 SUFFIXES = ("lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha")
@@ -49,9 +50,39 @@ def load_lora(model: nn.Module, path: str | Path) -> Adapter:
         >>> torch.allclose(base(x), model(x))
         True
     """
+    updates = read_any_lora(model, path)
+    check_shapes(model, updates, path)
+    return attach_updates(model, updates)
+
+
+def read_any_lora(model: nn.Module, path: str | Path) -> dict[str, LowRankUpdate]:
+    """Read a trained LoRA by the module paths of its base; see `load_lora`."""
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file or folder")
-    updates = read_locon(path, model) if Path(path).is_file() else in_model(read_lora(path), model, path)
+    return read_locon(path, model) if Path(path).is_file() else in_model(read_lora(path), model, path)
+
+
+def attach_updates(model: nn.Module, updates: Mapping[str, LowRankUpdate]) -> Adapter:
+    """Attach updates as an adapter of method "lora", exactly.
+
+    Args:
+        model: The base model, without an adapter.
+        updates: Module path -> update of the shape of the module's weight. Targets may have unequal ranks; a rank
+            above the smaller side of a weight becomes that side, by an SVD that loses nothing.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        ValueError: A module cannot be adapted, or the model has an adapter.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4))
+        >>> adapter = attach_updates(model, {"0": LowRankUpdate(down=torch.ones(1, 8), up=torch.ones(4, 1))})
+        >>> adapter.delta("0").sum().item()
+        32.0
+    """
+    updates = {target: _within_full_rank(update) for target, update in updates.items()}
     ranks = {target: len(update.down) for target, update in updates.items()}
     largest = max(ranks.values())
     config = AdapterConfig(
@@ -60,24 +91,43 @@ def load_lora(model: nn.Module, path: str | Path) -> Adapter:
         rank_pattern={target: rank for target, rank in ranks.items() if rank != largest},
         targets=tuple(updates),
     )
-    _check_shapes(model, updates, path)
     adapter = attach(model, config)
-    factors = adapter.learned
-    with torch.no_grad():
-        for target, update in updates.items():
-            factors[f"{target}.A"].copy_(update.down.movedim((0, 1), (-1, -2)))  # (r, in, kh, kw) -> (kh, kw, in, r)
-            factors[f"{target}.B"].copy_(update.up.mT)  # (out, r) -> (r, out)
+    set_factors(adapter, updates)
     return adapter
 
 
-def _check_shapes(model: nn.Module, updates: Mapping[str, LowRankUpdate], path: str | Path) -> None:
+@torch.no_grad()
+def set_factors(adapter: Adapter, updates: Mapping[str, LowRankUpdate]) -> None:
+    """Copy updates into the factors of an adapter of method "lora" that has their ranks.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4))
+        >>> adapter = attach(model, AdapterConfig("lora", rank=1, targets=("0",)))
+        >>> set_factors(adapter, {"0": LowRankUpdate(down=torch.ones(1, 8), up=torch.ones(4, 1))})
+        >>> adapter.delta("0").sum().item()
+        32.0
+    """
+    factors = adapter.learned
+    for target, update in updates.items():
+        factors[f"{target}.A"].copy_(update.down.movedim((0, 1), (-1, -2)))  # (r, in, kh, kw) -> (kh, kw, in, r)
+        factors[f"{target}.B"].copy_(update.up.mT)  # (out, r) -> (r, out)
+
+
+def _within_full_rank(update: LowRankUpdate) -> LowRankUpdate:
+    """Return an update whose rank is not above the smaller side of its weight."""
+    product = truncated_svd(update.down, update.up.mT, min(len(update.up), update.down[0].numel()))
+    return LowRankUpdate(product.left, product.right.mT)
+
+
+def check_shapes(model: nn.Module, updates: Mapping[str, LowRankUpdate], path: str | Path) -> None:
     """Raise a ValueError for an update that has not the shape of its module's weight."""
     for target, update in updates.items():
         module = model.get_submodule(target)
         weight = getattr(module, "weight", None)
         stored = () if weight is None else tuple(weight.shape)
         shape = (len(update.up), *update.down.shape[1:])
-        is_transposed = type(module).__name__ == "Conv1D"  # the linear layer of GPT-2 stores (in, out)
+        # the linear layer of GPT-2 and an embedding store (in, out)
+        is_transposed = type(module).__name__ == "Conv1D" or isinstance(module, nn.Embedding)
         if stored != (shape[::-1] if is_transposed else shape):
             raise ValueError(f"{path}: {target!r} has an update for a weight of {shape}, the model's is {stored}")
 

@@ -1,6 +1,8 @@
 """The truncated singular value decomposition of a product of two matrices, which is not formed (Eckart-Young)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import hypot
 
 import torch
 from torch import Tensor
@@ -21,6 +23,24 @@ class TruncatedProduct:
     right: Tensor
     norm: float
     discarded: float
+
+    @property
+    def error(self) -> float:
+        """The norm of what was discarded over that of the product; 0 for a product that was zero."""
+        return self.discarded / self.norm if self.norm else 0.0
+
+
+def relative_error(products: Iterable[TruncatedProduct]) -> float:
+    """Return |discarded| / |product| over several products together.
+
+    Example:
+        >>> kept, cut = torch.ones(1, 1), torch.zeros(1, 1)
+        >>> round(relative_error([TruncatedProduct(kept, kept, 3.0, 0.0), TruncatedProduct(cut, cut, 4.0, 4.0)]), 6)
+        0.8
+    """
+    products = list(products)
+    norm = hypot(*(product.norm for product in products))
+    return hypot(*(product.discarded for product in products)) / norm if norm else 0.0
 
 
 def truncated_svd(left: Tensor, right: Tensor, rank: int) -> TruncatedProduct:
