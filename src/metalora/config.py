@@ -140,6 +140,9 @@ class AdapterConfig:
     """seed of the initial factors, of the frozen factors and of the mapping net"""
     condition: ConditionConfig = field(default_factory=ConditionConfig)
     """how generated factors are made"""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """alpha of single targets: glob patterns of module paths, as in `targets`, and their alphas; the other targets have
+    `alpha`, which must be set too"""
 
 
 @dataclass(frozen=True)
@@ -281,6 +284,30 @@ def to_dict(config: DataclassInstance) -> dict[str, Any]:
 
 LATER_CONDITION_FIELDS = ("tokens", "image_mean", "image_std", "image_size")
 """Fields of a condition that the first files of adapters did not have."""
+
+
+LATER_FIELDS = ("alpha_pattern",)
+"""Fields of an adapter that the first files of adapters did not have."""
+
+
+def config_in_file(config: AdapterConfig) -> dict[str, Any]:
+    """Return an adapter's configuration as files of adapters hold it.
+
+    A field that the first files did not have is left out at its default, so that earlier versions read the file.
+
+    Example:
+        >>> "alpha_pattern" in config_in_file(AdapterConfig())
+        False
+        >>> config_in_file(AdapterConfig(alpha=1.0, alpha_pattern={"query": 2.0}))["alpha_pattern"]
+        {'query': 2.0}
+    """
+    default = AdapterConfig()
+    values = {
+        name: value
+        for name, value in to_dict(config).items()
+        if name not in LATER_FIELDS or value != getattr(default, name)
+    }
+    return values | {"condition": condition_in_file(config.condition)}
 
 
 def condition_in_file(condition: ConditionConfig) -> dict[str, Any]:

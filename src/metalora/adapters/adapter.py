@@ -20,7 +20,7 @@ from metalora.adapters.conditioning.features import Inputs, Recorder
 from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.prompt import check_prompt_is_known, prompt_inputs
 from metalora.adapters.forward_state import ForwardState
-from metalora.adapters.layout import Layout, ranks_by_path
+from metalora.adapters.layout import Layout, scales_by_path
 from metalora.adapters.skipped import SkippedWeight, skipped_sentences
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
@@ -95,7 +95,7 @@ class Adapter(nn.Module):
     def _index_layout(self) -> None:
         """Derive from the layout what every forward needs."""
         self.stack_axes = self.layout.stack_axes()
-        self._ranks = ranks_by_path(self.targets, self.config)
+        self._scales = scales_by_path(self.targets, self.resolved)
         self.task_keys = self._task_keys()
         self.per_example = self.resolved.per_example
         self._folds: list[BatchedFold] | None = None  # to be found anew, since the forms change with the layout
@@ -161,8 +161,8 @@ class Adapter(nn.Module):
         return self.resolved.scale_for(self.rank)
 
     def scale_of(self, path: str) -> float:
-        """The scale of a target, by its own rank if `rank_pattern` gives it one."""
-        return self.resolved.scale_for(self._ranks.get(path, self.rank))
+        """The scale of a target, by its own rank and alpha if `rank_pattern` or `alpha_pattern` give it one."""
+        return self._scales[path]
 
     @property
     def rank(self) -> int:

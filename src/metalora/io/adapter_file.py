@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from metalora._util.files import write_atomically
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, detach
-from metalora.config import AdapterConfig, condition_in_file, from_dict, to_dict
+from metalora.config import AdapterConfig, config_in_file, from_dict
 from metalora.io.described_file import checksum, parse_described
 from metalora.io.fingerprint import fingerprint, frozen_digest
 
@@ -100,7 +100,7 @@ def _description(adapter: Adapter) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "config": to_dict(adapter.config) | {"condition": condition_in_file(adapter.config.condition)},
+        "config": config_in_file(adapter.config),
         "method": {"name": adapter.method.name, "factors": dict(adapter.method.factors)},
         "targets": targets,
         "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,

@@ -60,17 +60,21 @@ class ResolvedMethod:
             return rank
         return max(rank.values() if isinstance(rank, Mapping) else rank)
 
-    def scale_for(self, rank: int) -> float:
+    def scale_for(self, rank: int, alpha: float | None = None) -> float:
         """The factor that multiplies ΔW at a target of that rank: alpha / r, alpha / sqrt(r) or alpha.
 
         It is 1 if `config.alpha` is None.
+
+        Args:
+            rank: The rank.
+            alpha: The target's own alpha; None: that of the configuration.
 
         Example:
             >>> from metalora import AdapterConfig
             >>> resolve(AdapterConfig("lora", rank=4, alpha=8.0)).scale_for(4)
             2.0
         """
-        alpha = self.config.alpha
+        alpha = self.config.alpha if alpha is None else alpha
         if alpha is None:
             return 1.0
         rule = self.config.scale or self.method.scale
@@ -124,6 +128,8 @@ def resolve(config: AdapterConfig) -> ResolvedMethod:
     for factor in sorted(frozen & {*generated}):
         raise ValueError(f"method {method.name!r}: factor {factor!r} is both frozen and generated")
     _check_tasks(config, method, generated)
+    if config.alpha_pattern and config.alpha is None:
+        raise ValueError(f"method {method.name!r}: alpha_pattern is set and alpha, that of all other targets, is not")
     return ResolvedMethod(config, method, tuple(generated), frozen, _resolved_inits(config, method))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, ClassVar
 
@@ -9,10 +10,11 @@ import torch
 from peft.utils import PeftType
 
 from metalora._util.suggest import nearest
-from metalora.config import AdapterConfig, from_dict
+from metalora.config import LATER_FIELDS, AdapterConfig, from_dict
 from metalora.integrations.peft.card import add_loading_instructions
 from metalora.integrations.peft.peft_api import PeftConfig
 from metalora.integrations.peft.registration import NAME
+from metalora.io.lora.format import patterned
 from metalora.methods.registry import METHODS, get_method
 
 SHARED_FIELDS = (
@@ -78,6 +80,8 @@ class TensorNetworkConfig(PeftConfig):
     """Fields of metalora.ConditionConfig."""
     placement: dict[str, Any] | None = None
     """Written by save_pretrained: the adapted targets, the adapter's tensors and the base; see saved_layout.py."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Regular expression of a path -> its alpha; `alpha`, that of the other targets, must be set too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,12 +99,11 @@ class TensorNetworkConfig(PeftConfig):
         self.adapter_config()  # checks the values
         self._saved_values: dict[str, Any] = {}
 
-    def adapter_config(self, paths: tuple[str, ...] = (), ranks: dict[str, int] | None = None) -> AdapterConfig:
+    def adapter_config(self, paths: tuple[str, ...] = ()) -> AdapterConfig:
         """Return the library's own configuration of the same adapter.
 
         Args:
             paths: Paths of the targets.
-            ranks: Path -> rank, for the targets whose rank is not `r`.
 
         Returns:
             The configuration, with a seed that is drawn if `seed` is None and there are targets.
@@ -109,7 +112,9 @@ class TensorNetworkConfig(PeftConfig):
             ValueError: A value of the wrong type, or an unknown field of the condition.
         """
         values = {name: getattr(self, name) for name in SHARED_FIELDS}
-        values |= {"rank": self.r, "targets": paths, "rank_pattern": ranks or {}}
+        values |= {"rank": self.r, "targets": paths}
+        for name in ("rank_pattern", "alpha_pattern"):
+            values[name] = by_path(getattr(self, name), paths)
         if self.seed is None and paths:  # without targets this only checks the values, which must draw nothing
             values["seed"] = int(torch.randint(2**31, ()))
         else:
@@ -138,9 +143,30 @@ class TensorNetworkConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, with their values in the adapter if it is being saved."""
-        return {**super().to_dict(), **self._saved_values}
+        values = {**super().to_dict(), **self._saved_values}
+        # A field that earlier folders did not have is only there if it is set.
+        return {name: value for name, value in values.items() if name not in LATER_FIELDS or value}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and add to a model card in the folder how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
         add_loading_instructions(save_directory)
+
+
+def by_path(patterns: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """Return the values that PEFT's patterns, such as `rank_pattern`, give to paths.
+
+    Args:
+        patterns: Regular expression of the end of a path -> value.
+        paths: Paths of the targets.
+
+    Returns:
+        Path -> value, by the first pattern that the path ends with, as PEFT matches them; without the paths that no
+        pattern matches.
+
+    Example:
+        >>> by_path({"query": 4}, ["layer.0.query", "layer.0.value"])
+        {'layer.0.query': 4}
+    """
+    values = {path: patterned(patterns, path, None) for path in paths}
+    return {path: value for path, value in values.items() if value is not None}

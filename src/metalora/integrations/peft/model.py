@@ -35,7 +35,6 @@ from metalora.integrations.peft.saved_layout import check_frozen_factors, saved_
 from metalora.integrations.peft.target_resolution import (
     ALL_LINEAR,
     is_all_linear,
-    ranks_by_path,
     resolve_targets,
     skipped_by_all_linear,
     without_refused,
@@ -140,7 +139,7 @@ class TensorNetworkModel(BaseTuner):
         for target in targets:
             module = self.model.get_submodule(target.path)
             bases[target.path] = getattr(module, "base_layer", module)  # another adapter may be there already
-        adapter_config = config.adapter_config(tuple(bases), ranks_by_path(config, list(bases)))
+        adapter_config = config.adapter_config(tuple(bases))
         with container.base_only():  # the width of a condition's features is found by a forward of the base
             adapter = build(self.model, adapter_config, targets, bases)
         check_frozen_factors(config, adapter)
