@@ -143,6 +143,10 @@ class AdapterConfig:
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """alpha of single targets: glob patterns of module paths, as in `targets`, and their alphas; the other targets have
     `alpha`, which must be set too"""
+    bias: Literal["none", "adapted", "all"] = "none"
+    """biases of the base that are trained along; the adapter has their changes, and the base keeps its own. adapted:
+    those of the targets (lora_only in PEFT), of which a target without a bias has none; all: those of all layers that
+    `exclude` does not name"""
 
 
 @dataclass(frozen=True)
@@ -286,7 +290,7 @@ LATER_CONDITION_FIELDS = ("tokens", "image_mean", "image_std", "image_size")
 """Fields of a condition that the first files of adapters did not have."""
 
 
-LATER_FIELDS = ("alpha_pattern",)
+LATER_FIELDS = ("alpha_pattern", "bias")
 """Fields of an adapter that the first files of adapters did not have."""
 
 

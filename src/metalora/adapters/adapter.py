@@ -28,6 +28,7 @@ from metalora.methods.resolve import ResolvedMethod, resolve
 
 if TYPE_CHECKING:
     from metalora.adapters.layers import AdaptedLayer, BottleneckLayer
+    from metalora.adapters.trained_biases import OutsideBias
     from metalora.ranks.sweep import SweepReport
 
 
@@ -66,6 +67,8 @@ class Adapter(nn.Module):
         self._frozen = nn.Module()  # a buffer for each frozen factor: made from the seed, so never saved
         for key in factors.keys() - learned.keys():
             self._frozen.register_buffer(slot_of(key), factors[key], persistent=False)
+        self.biases = nn.ParameterDict()  # changes of the base's biases, by "path/bias"; see `bias_changes`
+        self.outside_biases: dict[str, OutsideBias] = {}  # of layers that are no targets
         self.pending_task = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
         self.dropout = resolved.config.dropout  # a plain number, which every layer reads in every forward
         self.rank_dropout = nn.Dropout(self.dropout)
@@ -140,6 +143,11 @@ class Adapter(nn.Module):
         parameters = self.learned_by_slot
         return {key: parameters[slot_of(key)] for key, param in self.layout.params.items() if not param.frozen}
 
+    @property
+    def bias_changes(self) -> dict[str, nn.Parameter]:
+        """Path of a layer -> change of its bias, of the biases that are trained along (`config.bias`)."""
+        return {slot.removesuffix("/bias").replace("/", "."): change for slot, change in self.biases.items()}
+
     def stored_value(self, key: str) -> Tensor:
         """The stored factor of a key, (*shape) as the layout says it."""
         slot = slot_of(key)
@@ -195,9 +203,10 @@ class Adapter(nn.Module):
         return {key: param.modes.index("task") for key, param in params if "task" in param.modes}
 
     def num_params(self) -> int:
-        """Count the trainable numbers: the factors of every target and the mapping net."""
+        """Count the trainable numbers: the factors of every target, the biases and the mapping net."""
         generated = self.conditioner.parameters() if self.conditioner is not None else ()
-        return sum(parameter.numel() for parameter in (*self.learned_by_slot.parameters(), *generated))
+        learned = (*self.learned_by_slot.parameters(), *self.biases.parameters(), *generated)
+        return sum(parameter.numel() for parameter in learned)
 
     def parameter_groups(
         self, lr: float, mapping_lr_ratio: float = 0.2, factor_lr_ratio: Mapping[str, float] | None = None
@@ -205,7 +214,7 @@ class Adapter(nn.Module):
         """Make optimiser groups: the factors at `lr`, some at a ratio of it, the mapping net at `mapping_lr_ratio`.
 
         Args:
-            lr: Learning rate of the factors.
+            lr: Learning rate of the factors and biases.
             mapping_lr_ratio: Learning rate of the mapping net, divided by `lr`.
             factor_lr_ratio: Factor of the method -> its learning rate, divided by `lr`.
 
@@ -221,6 +230,8 @@ class Adapter(nn.Module):
             for key, param in self.layout.params.items():
                 if slot_of(key) in parameters:
                     groups.setdefault(ratios.get(param.factor, 1.0), []).append(parameters[slot_of(key)])
+        if len(self.biases):
+            groups.setdefault(1.0, []).extend(self.biases.values())
         if self.conditioner is not None:
             groups.setdefault(mapping_lr_ratio, []).extend(self.conditioner.parameters())
         return [{"params": members, "lr": lr * ratio} for ratio, members in groups.items()]
@@ -427,6 +438,7 @@ class Adapter(nn.Module):
             "rank": str(config.rank),
             "targets": f"{len(self.targets)} ({names})",
             "parameters": f"{self.num_params():,}",
+            **({"biases": f"{len(self.biases)} ({config.bias})"} if len(self.biases) else {}),
             "condition": source,
             "merged": "yes" if self.merged else "no",
         }

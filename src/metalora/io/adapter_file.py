@@ -1,6 +1,7 @@
 """The adapter file: one safetensors file whose header holds a versioned description as JSON.
 
-Tensors are named "factors/KEY", "conditioner/NAME" (the mapping net) and "also/NAME" (the state of an extra module).
+Tensors are named "factors/KEY", "biases/PATH" (the changes of the base's biases), "conditioner/NAME" (the mapping net)
+and "also/NAME" (the state of an extra module).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from metalora.io.fingerprint import fingerprint, frozen_digest
 FORMAT = "metalora-adapter"
 VERSION = 1
 FACTORS = "factors/"
+BIASES = "biases/"
 CONDITIONER = "conditioner/"
 EXTRA = "also/"  # the word is part of version 1 of the format
 
@@ -111,8 +113,9 @@ def _description(adapter: Adapter) -> dict[str, Any]:
 
 
 def _adapter_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return the learned factors and the state of the mapping net by their names in the file, on the CPU."""
+    """Return the learned factors, the biases and the mapping net's state by their names in the file, on the CPU."""
     tensors: dict[str, Tensor] = {FACTORS + key: value for key, value in adapter.learned.items()}
+    tensors |= {BIASES + path: value for path, value in adapter.bias_changes.items()}
     if adapter.conditioner is not None:
         for name, value in adapter.conditioner.state_dict().items():
             tensors[CONDITIONER + name] = value
@@ -264,6 +267,8 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
     with torch.no_grad():  # `copy_` also converts: the file may be in float16, and the model on a GPU
         for key, parameter in adapter.learned.items():
             parameter.copy_(tensors[FACTORS + key])
+        for path, change in adapter.bias_changes.items():
+            change.copy_(tensors[BIASES + path])
     if adapter.conditioner is not None:
         adapter.conditioner.load_state_dict(_without_prefix(tensors, CONDITIONER))
 

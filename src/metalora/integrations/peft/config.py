@@ -82,6 +82,8 @@ class TensorNetworkConfig(PeftConfig):
     """Written by save_pretrained: the adapted targets, the adapter's tensors and the base; see saved_layout.py."""
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     """Regular expression of a path -> its alpha; `alpha`, that of the other targets, must be set too."""
+    bias: str = "none"
+    """lora_only (or adapted): the biases of the targets are trained along. PEFT's all is refused, see docs/peft.md."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +98,7 @@ class TensorNetworkConfig(PeftConfig):
                 setattr(self, name, set(getattr(self, name)))
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"{type(self).__name__}: layers_pattern needs layers_to_transform; set both")
+        self.bias = _bias_in_peft(self.bias)
         self.adapter_config()  # checks the values
         self._saved_values: dict[str, Any] = {}
 
@@ -113,6 +116,7 @@ class TensorNetworkConfig(PeftConfig):
         """
         values = {name: getattr(self, name) for name in SHARED_FIELDS}
         values |= {"rank": self.r, "targets": paths}
+        values["bias"] = "none" if self.bias == "none" else "adapted"
         for name in ("rank_pattern", "alpha_pattern"):
             values[name] = by_path(getattr(self, name), paths)
         if self.seed is None and paths:  # without targets this only checks the values, which must draw nothing
@@ -145,12 +149,24 @@ class TensorNetworkConfig(PeftConfig):
         """Return all fields, with their values in the adapter if it is being saved."""
         values = {**super().to_dict(), **self._saved_values}
         # A field that earlier folders did not have is only there if it is set.
-        return {name: value for name, value in values.items() if name not in LATER_FIELDS or value}
+        return {name: value for name, value in values.items() if name not in LATER_FIELDS or value not in ({}, "none")}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and add to a model card in the folder how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
         add_loading_instructions(save_directory)
+
+
+def _bias_in_peft(bias: str) -> str:
+    """Return PEFT's word for the biases that are trained; ValueError for what the tuner cannot train."""
+    if bias == "all":
+        raise ValueError(
+            "bias='all' trains biases outside of the adapted layers, which the adapters of one PeftModel would share: "
+            "take bias='lora_only', or metalora.attach with bias='all'"
+        )
+    if bias not in ("none", "adapted", "lora_only"):
+        raise ValueError(f"bias {bias!r}{nearest(bias, ('none', 'lora_only', 'adapted'))}")
+    return "none" if bias == "none" else "lora_only"
 
 
 def by_path(patterns: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -159,6 +160,22 @@ class TensorNetworkModel(BaseTuner):
         if self._all_linear:
             matched = without_refused(self.model, matched)
         return resolve_targets(self.model, config, matched)
+
+    def _check_new_adapter_config(self, config: TensorNetworkConfig) -> None:
+        """Accept several adapters with `bias`, which PEFT refuses: here every adapter has changes of its own."""
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        super()._mark_only_adapters_as_trainable(model)
+        # PEFT would train the base's own biases for `bias="lora_only"`; here the adapter has their changes.
+        for module in model.modules():
+            if isinstance(module, AdaptedModule):
+                module.base_layer.requires_grad_(False)
+
+    def disable_adapter_layers(self) -> None:
+        """Run the base alone; the biases of adapters are off too, so that PEFT's warning of them would be wrong."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias")
+            super().disable_adapter_layers()
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
