@@ -23,7 +23,7 @@ from metalora.adapters.forward_state import ForwardState
 from metalora.adapters.layout import Layout, scales_by_path
 from metalora.adapters.skipped import SkippedWeight, skipped_sentences
 from metalora.config import AdapterConfig
-from metalora.methods.method import Method
+from metalora.methods.method import FROM_DATA, Method
 from metalora.methods.resolve import ResolvedMethod, resolve
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Adapter(nn.Module):
         targets: Path -> target.
         layers: Path -> adapted layer.
         skipped: What the preset of the targets left out, and why; empty for targets by name.
+        started: False while a start from data has not got its data.
         state: What lives while a forward runs, for each thread its own.
         weight_first: Let layers form W + Delta W if the cost model says so; False: never.
         fused: Let the adapter's products share passes with the base's; False: plain autograd, the reference.
@@ -80,6 +81,7 @@ class Adapter(nn.Module):
         self.reads_prompt = False  # whether a condition is made from the prompt of a causal language model
         self.fixed_condition: Condition | None = None
         self.state = ForwardState()
+        self.started = FROM_DATA not in resolved.inits.values()
         self.weight_first = True
         self.fused = True
         self.layers: dict[str, AdaptedLayer | BottleneckLayer] = {}
@@ -252,6 +254,13 @@ class Adapter(nn.Module):
         if target not in self.layers:
             raise ValueError(f"unknown target {target!r}{nearest(target, self.layers)}")
         return self.layers[target].delta(self.values_of(condition, "delta"))
+
+    def check_started(self) -> None:
+        """Raise a ValueError if the adapter starts from data and has not got any."""
+        if not self.started:
+            raise ValueError(
+                f"init={self.config.init!r} starts from data: call metalora.start_from_data(model, batches) first"
+            )
 
     def values_of(self, condition: Condition | None, verb: str) -> Values | None:
         """The values of a condition, or of the fixed one; ValueError if the adapter needs one and has none."""

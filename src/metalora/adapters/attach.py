@@ -82,7 +82,7 @@ def attach(
         adapter.hooks.append(module.register_forward_hook(adapter.outside_biases[path]))
     _replace(model, {layer.base: layer for layer in adapter.layers.values()})
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    if adapter.per_example or adapter.frozen_norms or adapter.shares_factors:
+    if adapter.per_example or adapter.frozen_norms or adapter.shares_factors or not adapter.started:
         adapter.hooks += guard_forward(model, AttachedHost(adapter, adapter.frozen_norms))
     adapter.train(model.training)
     return adapter

@@ -32,7 +32,7 @@ from torch import Tensor
 from metalora._util.suggest import nearest
 from metalora.adapters.layout import Layout, scales_by_path
 from metalora.adapters.targets import TRANSPOSED, Target
-from metalora.methods.method import FROM_WEIGHT, INITS
+from metalora.methods.method import FROM_DATA, FROM_WEIGHT, INITS
 from metalora.methods.resolve import ResolvedMethod
 from metalora.tensornet.network import Network
 from metalora.tensornet.spec import COORDINATE_MODES, KERNEL_MODES
@@ -150,7 +150,7 @@ def initial_value(
     elif kind == "orthogonal":
         several_bonds = sum(mode in network.bonds for mode in modes) > 1
         _fill_orthogonal(value, modes, several_bonds, generator)
-    elif kind != "zeros":
+    elif kind not in ("zeros", FROM_DATA):  # zeros until the data come
         value.normal_(0, _deviation(kind, number, modes, shape, network, sizes), generator=generator)
     return value
 
@@ -158,7 +158,7 @@ def initial_value(
 def _parse_kind(kind: str, key: str) -> tuple[str, float]:
     """ "normal:0.02" -> the kind and its number."""
     name, _, number = kind.partition(":")
-    if name not in INITS:
+    if name not in (*INITS, FROM_DATA):
         raise ValueError(f"factor {key!r}: unknown initialisation {kind!r}{nearest(name, INITS)}")
     try:
         if number and name not in DEFAULT_NUMBERS:

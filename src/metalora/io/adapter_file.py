@@ -59,6 +59,7 @@ def save(
     adapter = adapter_of(model)
     if adapter is None:
         raise ValueError(f"save: {type(model).__name__} has no adapter")
+    adapter.check_started()
     tensors = _adapter_tensors(adapter, dtype) | _extra_tensors(extra_module)
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
@@ -269,6 +270,7 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
             parameter.copy_(tensors[FACTORS + key])
         for path, change in adapter.bias_changes.items():
             change.copy_(tensors[BIASES + path])
+    adapter.started = True
     if adapter.conditioner is not None:
         adapter.conditioner.load_state_dict(_without_prefix(tensors, CONDITIONER))
 

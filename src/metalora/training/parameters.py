@@ -87,6 +87,7 @@ class TrainedParameters:
         if self.adapter is not None:
             # A rank schedule may have lowered the rank before the checkpoint was written.
             resize(self.adapter, replace(self.adapter.config, rank=state["rank"]), state["factors"])
+            self.adapter.started = True
             self.adapter.pending_task.load_state_dict(state["fresh"])
             self.adapter.biases.load_state_dict(state.get("biases", {}))  # checkpoints of before have none
             if self.adapter.conditioner is not None:

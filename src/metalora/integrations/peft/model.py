@@ -144,6 +144,7 @@ class TensorNetworkModel(BaseTuner):
         with container.base_only():  # the width of a condition's features is found by a forward of the base
             adapter = build(self.model, adapter_config, targets, bases)
         check_frozen_factors(config, adapter)
+        adapter.started = adapter.started or config.placement is not None  # a saved adapter has had its data
         if adapter_name in {part for key in adapter.state_dict() for part in key.split(".")}:
             raise ValueError(
                 f"adapter name {adapter_name!r}: a part of the factors' names, so PEFT would leave factors of other "
@@ -259,7 +260,9 @@ class TensorNetworkModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """The tensors of an adapter's file. PEFT writes the configuration next, so its values are set here."""
-        config.set_saved_values(saved_values(required_container(model).adapters_by_name()[adapter_name]))
+        adapter = required_container(model).adapters_by_name()[adapter_name]
+        adapter.check_started()
+        config.set_saved_values(saved_values(adapter))
         prefix = _key_prefix(adapter_name)
         # `in` and not `startswith`: before the prefix stand the names of the wrappers around the model.
         return {key: value for key, value in state_dict.items() if prefix in key}
