@@ -58,7 +58,7 @@ def test_yaml_is_read_as_written(tmp_path):
 BAD_YAML = {
     "an unknown key": ("rnak: 4", "unknown key 'rnak'; did you mean 'rank'?"),
     "an unknown key below": ("condition: {sorce: stem}", "condition: unknown key 'sorce'; did you mean 'source'?"),
-    "a key that is near to none": ("zzzzzz: 4", "unknown key 'zzzzzz' (known: alpha, clip_rank"),
+    "a key that is near to none": ("zzzzzz: 4", "unknown key 'zzzzzz' (known: alpha, alpha_pattern, "),
     "a key that is a number": ("4: rank", "unknown key 4"),
     "a string for a number": ("alpha: big", "alpha: expected float, got 'big'"),
     "a fraction for a rank": ("rank: 2.5", "rank: expected int, got 2.5"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from metalora.adapters.new_task import new_task
     from metalora.adapters.targets import Target, find_targets
     from metalora.cost import summarise as plan
+    from metalora.fitting.data_start import start_from_data
     from metalora.io.adapter_file import load, save
     from metalora.io.lora.combine import combine
     from metalora.io.lora.convert import convert as convert_loras
@@ -50,6 +51,7 @@ _HOMES = {  # public name -> its module, and its name there
     "new_task": ("metalora.adapters.new_task", "new_task"),
     "plan": ("metalora.cost", "summarise"),
     "save": ("metalora.io.adapter_file", "save"),
+    "start_from_data": ("metalora.fitting.data_start", "start_from_data"),
     "sweep": ("metalora.ranks.sweep", "sweep"),
     "unmerge": ("metalora.adapters.merge", "unmerge"),
 }
@@ -81,6 +83,7 @@ __all__ = [
     "new_task",
     "plan",
     "save",
+    "start_from_data",
     "sweep",
     "unmerge",
 ]

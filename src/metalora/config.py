@@ -135,7 +135,7 @@ class AdapterConfig:
     """names of factors that are not learned, in addition to those of the method: made from the seed and never saved"""
     init: str | dict[str, str] = field(default_factory=dict)
     """initialisation of factors, instead of the method's own: by factor, such as kaiming or normal:0.02; or one code
-    with two letters per factor, such as ze-id-id-id"""
+    with two letters per factor, such as ze-id-id-id; or a start of LoRA: pissa, olora or eva (which needs data)"""
     clip_rank: bool = False
     """lower a rank that is larger than the modes of a target allow, instead of raising an error"""
     dropout: float = 0.0
@@ -144,6 +144,13 @@ class AdapterConfig:
     """seed of the initial factors, of the frozen factors and of the mapping net"""
     condition: ConditionConfig = field(default_factory=ConditionConfig)
     """how generated factors are made"""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """alpha of single targets: glob patterns of module paths, as in `targets`, and their alphas; the other targets have
+    `alpha`, which must be set too"""
+    bias: Literal["none", "adapted", "all"] = "none"
+    """biases of the base that are trained along; the adapter has their changes, and the base keeps its own. adapted:
+    those of the targets (lora_only in PEFT), of which a target without a bias has none; all: those of all layers that
+    `exclude` does not name"""
 
 
 @dataclass(frozen=True)
@@ -287,6 +294,36 @@ LATER_CONDITION_FIELDS = ("tokens", "image_mean", "image_std", "image_size")
 """Fields of a condition that the first files of adapters did not have."""
 
 
+LATER_FIELDS = ("alpha_pattern", "bias", "stacks")
+"""Fields of an adapter that the first files of adapters did not have."""
+
+
+def config_in_file(config: AdapterConfig, stacks: int = 1) -> dict[str, Any]:
+    """Return an adapter's configuration as files of adapters hold it.
+
+    A field that the first files did not have is left out where it changes nothing, so that earlier versions read the
+    file.
+
+    Args:
+        config: The configuration.
+        stacks: Number of the stacks whose layers are counted; below two, `config.stacks` changes nothing.
+
+    Example:
+        >>> "alpha_pattern" in config_in_file(AdapterConfig())
+        False
+        >>> config_in_file(AdapterConfig(alpha=1.0, alpha_pattern={"query": 2.0}))["alpha_pattern"]
+        {'query': 2.0}
+        >>> config_in_file(AdapterConfig("metatt-4d"), stacks=2)["stacks"]
+        'successive'
+    """
+    values = to_dict(config)
+    unchanged = {name for name in LATER_FIELDS if name != "stacks" and values[name] == getattr(AdapterConfig(), name)}
+    if stacks < 2 or config.stacks == STACKS_WITHOUT_FIELD:
+        unchanged.add("stacks")
+    kept = {name: value for name, value in values.items() if name not in unchanged}
+    return kept | {"condition": condition_in_file(config.condition)}
+
+
 def condition_in_file(condition: ConditionConfig) -> dict[str, Any]:
     """Return a condition's configuration as files of adapters hold it.
 
@@ -308,25 +345,6 @@ def condition_in_file(condition: ConditionConfig) -> dict[str, Any]:
 
 STACKS_WITHOUT_FIELD: Literal["aligned"] = "aligned"
 """What `AdapterConfig.stacks` is in a file without this field, as in all that were written before there was one."""
-
-
-def adapter_in_file(config: AdapterConfig, stacks: int) -> dict[str, Any]:
-    """Return a configuration as files of adapters hold it, without later fields where they change nothing.
-
-    Args:
-        config: The configuration.
-        stacks: Number of the stacks whose layers are counted; below two, `config.stacks` changes nothing.
-
-    Example:
-        >>> "stacks" in adapter_in_file(AdapterConfig("metatt-4d"), stacks=1)
-        False
-        >>> adapter_in_file(AdapterConfig("metatt-4d"), stacks=2)["stacks"]
-        'successive'
-    """
-    values = to_dict(config) | {"condition": condition_in_file(config.condition)}
-    if stacks < 2 or config.stacks == STACKS_WITHOUT_FIELD:
-        del values["stacks"]
-    return values
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], place: str = "") -> Config:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
@@ -12,7 +12,8 @@ from torch import nn
 from metalora.adapters.layout import Layout, TargetLayout, build_layout
 from metalora.adapters.plan import plan_form
 from metalora.adapters.skipped import SkippedWeight, skipped_weights
-from metalora.adapters.targets import find_targets
+from metalora.adapters.targets import Target, find_targets
+from metalora.adapters.trained_biases import bias_shapes
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.methods.records import AnyRank, SplitRank
@@ -222,12 +223,14 @@ def summarise(model: nn.Module, config: AdapterConfig) -> CostSummary:
     """
     resolved = resolve(config)
     method = resolved.method
-    layout = build_layout(find_targets(model, config.targets, config.exclude), resolved)
+    targets = find_targets(model, config.targets, config.exclude)
+    layout = build_layout(targets, resolved)
     target_layouts = layout.targets.values()
     # planned without batched factors: the cost of an input whose examples share one condition
     added = sum(plan_form(target_layout, ()).macs_per_token for target_layout in target_layouts)
     base = sum(_base_multiply_adds(target_layout) for target_layout in target_layouts)
-    parameters = layout.num_params()
+    biases = _bias_numbers(model, config, targets)
+    parameters = layout.num_params() + biases
     return CostSummary(
         method=method.name,
         formula=" ".join(method.formula.split()),
@@ -236,7 +239,7 @@ def summarise(model: nn.Module, config: AdapterConfig) -> CostSummary:
         factors=_shared_factors(layout),
         parameters=parameters,
         base_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        bytes=_file_bytes(layout),
+        bytes=_file_bytes(layout, biases),
         training_bytes=ADAM_BYTES * parameters,
         multiply_adds=added,
         base_multiply_adds=base,
@@ -263,13 +266,14 @@ def describe(model: nn.Module, config: AdapterConfig) -> AdapterDescription:
     """
     resolved = resolve(config)
     method = resolved.method
-    layout = build_layout(find_targets(model, config.targets, config.exclude), resolved)
+    targets = find_targets(model, config.targets, config.exclude)
+    layout, biases = build_layout(targets, resolved), _bias_numbers(model, config, targets)
     return AdapterDescription(
         method=method.name,
         formula=" ".join(method.formula.split()),
         targets=[_describe_target(layout, target_layout) for target_layout in layout.targets.values()],
-        parameters=layout.num_params(),
-        bytes=_file_bytes(layout),
+        parameters=layout.num_params() + biases,
+        bytes=_file_bytes(layout, biases),
         skipped=skipped_weights(model, config.targets, config.exclude),
     )
 
@@ -316,7 +320,13 @@ def _base_multiply_adds(target_layout: TargetLayout) -> int:
     return sizes["out"] * prod(sizes.get(mode, 1) for mode in INPUT_MODES)  # a Linear has no kh and kw
 
 
-def _file_bytes(layout: Layout) -> int:
+def _bias_numbers(model: nn.Module, config: AdapterConfig, targets: Sequence[Target]) -> int:
+    """Numbers of the biases that are trained along."""
+    bases = {target.path: model.get_submodule(target.path) for target in targets}
+    return sum(shape.numel() for shape in bias_shapes(model, config, bases).values())
+
+
+def _file_bytes(layout: Layout, biases: int) -> int:
     learned_factors = sum(not factor.frozen for factor in layout.params.values())
     header = HEADER_PER_FACTOR * learned_factors + HEADER_PER_TARGET * len(layout.targets) + HEADER_REST
-    return 4 * layout.num_params() + header  # float32
+    return 4 * (layout.num_params() + biases) + header  # float32

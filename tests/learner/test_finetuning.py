@@ -33,7 +33,16 @@ def tuned(method: str | AdapterConfig, **settings: Any) -> FineTuned:
     return finetune(network(), *example(), method, **({"steps": 30, "validate_every": 10} | settings))
 
 
-@pytest.mark.parametrize("method", ["full", "head", AdapterConfig("lora", rank=4, targets=("0", "2"))], ids=str)
+METHODS = {
+    "full": "full",
+    "head": "head",
+    "lora": AdapterConfig("lora", rank=4, targets=("0", "2")),
+    "eva": AdapterConfig("lora", rank=4, targets=("0", "2"), init="eva"),
+    "biases": AdapterConfig("lora", rank=4, targets=("0", "2"), bias="all"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_training_is_never_worse_than_the_head_alone(method: str | AdapterConfig, tmp_path: Path) -> None:
     model = tuned(method, steps=60)
     scores = model.scores_

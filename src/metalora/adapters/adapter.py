@@ -20,14 +20,15 @@ from metalora.adapters.conditioning.features import Inputs, Recorder
 from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.prompt import check_prompt_is_known, prompt_inputs
 from metalora.adapters.forward_state import ForwardState
-from metalora.adapters.layout import Layout, ranks_by_path
+from metalora.adapters.layout import Layout, scales_by_path
 from metalora.adapters.skipped import SkippedWeight, skipped_sentences
 from metalora.config import AdapterConfig
-from metalora.methods.method import Method
+from metalora.methods.method import FROM_DATA, Method
 from metalora.methods.resolve import ResolvedMethod, resolve
 
 if TYPE_CHECKING:
     from metalora.adapters.layers import AdaptedLayer, BottleneckLayer
+    from metalora.adapters.trained_biases import OutsideBias
     from metalora.ranks.sweep import SweepReport
 
 
@@ -43,6 +44,7 @@ class Adapter(nn.Module):
         targets: Path -> target.
         layers: Path -> adapted layer.
         skipped: What the preset of the targets left out, and why; empty for targets by name.
+        started: False while a start from data has not got its data.
         state: What lives while a forward runs, for each thread its own.
         weight_first: Let layers form W + Delta W if the cost model says so; False: never.
         fused: Let the adapter's products share passes with the base's; False: plain autograd, the reference.
@@ -66,6 +68,8 @@ class Adapter(nn.Module):
         self._frozen = nn.Module()  # a buffer for each frozen factor: made from the seed, so never saved
         for key in factors.keys() - learned.keys():
             self._frozen.register_buffer(slot_of(key), factors[key], persistent=False)
+        self.biases = nn.ParameterDict()  # changes of the base's biases, by "path/bias"; see `bias_changes`
+        self.outside_biases: dict[str, OutsideBias] = {}  # of layers that are no targets
         self.pending_task = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
         self.dropout = resolved.config.dropout  # a plain number, which every layer reads in every forward
         self.rank_dropout = nn.Dropout(self.dropout)
@@ -77,6 +81,7 @@ class Adapter(nn.Module):
         self.reads_prompt = False  # whether a condition is made from the prompt of a causal language model
         self.fixed_condition: Condition | None = None
         self.state = ForwardState()
+        self.started = FROM_DATA not in resolved.inits.values()
         self.weight_first = True
         self.fused = True
         self.layers: dict[str, AdaptedLayer | BottleneckLayer] = {}
@@ -95,7 +100,7 @@ class Adapter(nn.Module):
     def _index_layout(self) -> None:
         """Derive from the layout what every forward needs."""
         self.stack_axes = self.layout.stack_axes()
-        self._ranks = ranks_by_path(self.targets, self.config)
+        self._scales = scales_by_path(self.targets, self.resolved)
         self.task_keys = self._task_keys()
         self.per_example = self.resolved.per_example
         self._folds: list[BatchedFold] | None = None  # to be found anew, since the forms change with the layout
@@ -140,6 +145,11 @@ class Adapter(nn.Module):
         parameters = self.learned_by_slot
         return {key: parameters[slot_of(key)] for key, param in self.layout.params.items() if not param.frozen}
 
+    @property
+    def bias_changes(self) -> dict[str, nn.Parameter]:
+        """Path of a layer -> change of its bias, of the biases that are trained along (`config.bias`)."""
+        return {slot.removesuffix("/bias").replace("/", "."): change for slot, change in self.biases.items()}
+
     def stored_value(self, key: str) -> Tensor:
         """The stored factor of a key, (*shape) as the layout says it."""
         slot = slot_of(key)
@@ -161,8 +171,8 @@ class Adapter(nn.Module):
         return self.resolved.scale_for(self.rank)
 
     def scale_of(self, path: str) -> float:
-        """The scale of a target, by its own rank if `rank_pattern` gives it one."""
-        return self.resolved.scale_for(self._ranks.get(path, self.rank))
+        """The scale of a target, by its own rank and alpha if `rank_pattern` or `alpha_pattern` give it one."""
+        return self._scales[path]
 
     @property
     def rank(self) -> int:
@@ -195,9 +205,10 @@ class Adapter(nn.Module):
         return {key: param.modes.index("task") for key, param in params if "task" in param.modes}
 
     def num_params(self) -> int:
-        """Count the trainable numbers: the factors of every target and the mapping net."""
+        """Count the trainable numbers: the factors of every target, the biases and the mapping net."""
         generated = self.conditioner.parameters() if self.conditioner is not None else ()
-        return sum(parameter.numel() for parameter in (*self.learned_by_slot.parameters(), *generated))
+        learned = (*self.learned_by_slot.parameters(), *self.biases.parameters(), *generated)
+        return sum(parameter.numel() for parameter in learned)
 
     def parameter_groups(
         self, lr: float, mapping_lr_ratio: float = 0.2, factor_lr_ratio: Mapping[str, float] | None = None
@@ -205,7 +216,7 @@ class Adapter(nn.Module):
         """Make optimiser groups: the factors at `lr`, some at a ratio of it, the mapping net at `mapping_lr_ratio`.
 
         Args:
-            lr: Learning rate of the factors.
+            lr: Learning rate of the factors and biases.
             mapping_lr_ratio: Learning rate of the mapping net, divided by `lr`.
             factor_lr_ratio: Factor of the method -> its learning rate, divided by `lr`.
 
@@ -221,6 +232,8 @@ class Adapter(nn.Module):
             for key, param in self.layout.params.items():
                 if slot_of(key) in parameters:
                     groups.setdefault(ratios.get(param.factor, 1.0), []).append(parameters[slot_of(key)])
+        if len(self.biases):
+            groups.setdefault(1.0, []).extend(self.biases.values())
         if self.conditioner is not None:
             groups.setdefault(mapping_lr_ratio, []).extend(self.conditioner.parameters())
         return [{"params": members, "lr": lr * ratio} for ratio, members in groups.items()]
@@ -241,6 +254,13 @@ class Adapter(nn.Module):
         if target not in self.layers:
             raise ValueError(f"unknown target {target!r}{nearest(target, self.layers)}")
         return self.layers[target].delta(self.values_of(condition, "delta"))
+
+    def check_started(self) -> None:
+        """Raise a ValueError if the adapter starts from data and has not got any."""
+        if not self.started:
+            raise ValueError(
+                f"init={self.config.init!r} starts from data: call metalora.start_from_data(model, batches) first"
+            )
 
     def values_of(self, condition: Condition | None, verb: str) -> Values | None:
         """The values of a condition, or of the fixed one; ValueError if the adapter needs one and has none."""
@@ -427,6 +447,7 @@ class Adapter(nn.Module):
             "rank": str(config.rank),
             "targets": f"{len(self.targets)} ({names})",
             "parameters": f"{self.num_params():,}",
+            **({"biases": f"{len(self.biases)} ({config.bias})"} if len(self.biases) else {}),
             "condition": source,
             "merged": "yes" if self.merged else "no",
         }

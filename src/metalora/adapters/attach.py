@@ -12,6 +12,7 @@ from torch import nn
 
 from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.bound_target import slot_of
 from metalora.adapters.conditioning.features import Inputs
 from metalora.adapters.conditioning.sources import prepare_condition
 from metalora.adapters.host import AttachedHost, guard_forward, unguard_forward
@@ -21,6 +22,7 @@ from metalora.adapters.layout import build_layout
 from metalora.adapters.plan import Form, plan_forms
 from metalora.adapters.skipped import skipped_weights, warning_of
 from metalora.adapters.targets import Target, find_targets
+from metalora.adapters.trained_biases import OutsideBias, bias_shapes
 from metalora.config import AdapterConfig
 from metalora.methods.resolve import resolve
 from metalora.tensornet.forms.bottleneck import Bottleneck
@@ -74,9 +76,13 @@ def attach(
     model.requires_grad_(False)
     # One owner, so that .to(), .train() and .parameters() of the model reach the adapter once.
     next(iter(adapter.layers.values())).adapter = adapter
+    for path in [path for path in adapter.bias_changes if path not in adapter.layers]:
+        module = model.get_submodule(path)
+        adapter.outside_biases[path] = OutsideBias(adapter, path, module)
+        adapter.hooks.append(module.register_forward_hook(adapter.outside_biases[path]))
     _replace(model, {layer.base: layer for layer in adapter.layers.values()})
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    if adapter.per_example or adapter.frozen_norms or adapter.shares_factors:
+    if adapter.per_example or adapter.frozen_norms or adapter.shares_factors or not adapter.started:
         adapter.hooks += guard_forward(model, AttachedHost(adapter, adapter.frozen_norms))
     adapter.train(model.training)
     return adapter
@@ -98,7 +104,10 @@ def build(
     resolved = resolve(config)
     layout = build_layout(targets, resolved)
     weights = {path: cast(torch.Tensor, base.weight) for path, base in bases.items()}
+    shapes = bias_shapes(model, config, bases)
     adapter = Adapter(resolved, layout, initial_factors(resolved, layout, weights))
+    for path, shape in shapes.items():
+        adapter.biases[slot_of(f"{path}.bias")] = nn.Parameter(torch.zeros(shape))
     adapter._model = (model,)
     try:
         prepare_condition(adapter, model, example, extractor)
@@ -216,13 +225,16 @@ def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size:
         feature_size: Number of features; None: the mapping net, which makes generated factors, is not counted.
 
     Raises:
-        ValueError: The configuration does not fit the targets.
+        ValueError: The configuration does not fit the targets, or it also trains biases, which targets do not show:
+            `metalora.plan(model, config)` counts these.
 
     Example:
         >>> targets = find_targets(nn.Sequential(nn.Linear(8, 4)), "0")
         >>> count_params(AdapterConfig("lora", rank=2), targets)
         24
     """
+    if config.bias != "none":
+        raise ValueError(f"count_params: bias={config.bias!r} needs the model: metalora.plan(model, config) counts it")
     resolved = resolve(config)
     layout = build_layout(targets, resolved)
     total = layout.num_params()

@@ -54,17 +54,17 @@ class BatchedFold:
 def batched_folds(adapter: Adapter) -> list[BatchedFold]:
     """Return the folds of the targets that can be folded together.
 
-    These are several targets of one form that has a Mid, if no factor of Mid and Right differs by example and all are
-    read as they are stored.
+    These are several targets of one scale and one form that has a Mid, if no factor of Mid and Right differs by example
+    and all are read as they are stored.
 
     Args:
         adapter: The adapter, with its layers.
     """
-    by_form: dict[int, dict[str, AdaptedLayer]] = {}  # targets that are planned alike share one form object
+    by_plan: dict[tuple[int, float], dict[str, AdaptedLayer]] = {}  # targets of one plan share one form object
     for path, layer in adapter.layers.items():
         form = layer.form
         if isinstance(layer, BottleneckLayer):
             continue
         if isinstance(form, LowRankForm) and form.mid and not form.fold_batched and layer.bound.reads_as_stored:
-            by_form.setdefault(id(form), {})[path] = layer
-    return [BatchedFold(layers) for layers in by_form.values() if len(layers) > 1]
+            by_plan.setdefault((id(form), layer.bound.scale), {})[path] = layer
+    return [BatchedFold(layers) for layers in by_plan.values() if len(layers) > 1]

@@ -62,6 +62,9 @@ class BoundTarget:
         self.scale = adapter.scale_of(path)
         self.handlers = target_layout.handlers
         self.bias_factors = target_layout.bias_factors
+        bias_slot = slot_of(f"{path}.bias")
+        self.bias_slot = bias_slot if bias_slot in adapter.biases else None
+        self.has_biases = bool(self.bias_factors) or self.bias_slot is not None
         self.rescalers = tuple(handler for handler in self.handlers if handler.rescales())
         self.reads_as_stored = target_layout.reads_as_stored
         readers = {name: _reader(adapter, name, part) for name, part in target_layout.views.items()}

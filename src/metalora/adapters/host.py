@@ -41,7 +41,11 @@ def begin_forward(
         task_ids: The task ids that the caller has passed, or None.
         args: The positional arguments of the model's forward.
         kwargs: Its other arguments, and `prompt_mask` for a condition that is made from a prompt.
+
+    Raises:
+        ValueError: The adapter starts from data and has not got any.
     """
+    adapter.check_started()
     adapter.state.begin_forward(adapter)
     if adapter.per_example:
         adapter.state.values = values_of_forward(adapter, condition, task_ids, args, kwargs)

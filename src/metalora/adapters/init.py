@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from metalora._util.suggest import nearest
-from metalora.adapters.layout import Layout, ranks_by_path
+from metalora.adapters.layout import Layout, scales_by_path
 from metalora.adapters.targets import TRANSPOSED, Target
-from metalora.methods.method import FROM_WEIGHT, INITS
+from metalora.methods.method import FROM_DATA, FROM_WEIGHT, INITS
 from metalora.methods.resolve import ResolvedMethod
 from metalora.tensornet.network import Network
 from metalora.tensornet.spec import COORDINATE_MODES, KERNEL_MODES
@@ -69,7 +69,7 @@ def initial_factors(resolved: ResolvedMethod, layout: Layout, weights: Mapping[s
 
 def _values_from_weights(resolved: ResolvedMethod, layout: Layout, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Key -> value of the factors that a mechanism computes from the weights."""
-    patterned_ranks = ranks_by_path(layout.targets, resolved.config)
+    scales = scales_by_path(layout.targets, resolved)
     values: dict[str, Tensor] = {}
     for path, target in layout.targets.items():
         weight = weights[path]
@@ -78,9 +78,8 @@ def _values_from_weights(resolved: ResolvedMethod, layout: Layout, weights: Mapp
                 f"target {path!r}: method {resolved.name!r} computes its start from the weight, and this one is "
                 f"{weight.dtype}: it must not be quantised"
             )
-        scale = resolved.scale_for(patterned_ranks.get(path, resolved.rank))
         for handler in target.handlers:
-            for factor, value in handler.values_from_weight(_input_rows(weight, target.target), scale).items():
+            for factor, value in handler.values_from_weight(_input_rows(weight, target.target), scales[path]).items():
                 if resolved.inits[factor] == FROM_WEIGHT:  # the configuration may say otherwise
                     key = target.views[factor].key
                     values[key] = value.reshape(layout.params[key].shape)
@@ -151,7 +150,7 @@ def initial_value(
     elif kind == "orthogonal":
         several_bonds = sum(mode in network.bonds for mode in modes) > 1
         _fill_orthogonal(value, modes, several_bonds, generator)
-    elif kind != "zeros":
+    elif kind not in ("zeros", FROM_DATA):  # zeros until the data come
         value.normal_(0, _deviation(kind, number, modes, shape, network, sizes), generator=generator)
     return value
 
@@ -159,7 +158,7 @@ def initial_value(
 def _parse_kind(kind: str, key: str) -> tuple[str, float]:
     """ "normal:0.02" -> the kind and its number."""
     name, _, number = kind.partition(":")
-    if name not in INITS:
+    if name not in (*INITS, FROM_DATA):
         raise ValueError(f"factor {key!r}: unknown initialisation {kind!r}{nearest(name, INITS)}")
     try:
         if number and name not in DEFAULT_NUMBERS:

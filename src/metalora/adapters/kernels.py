@@ -106,7 +106,7 @@ def _fused(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
     y, hidden = layer.fused(x, down, hidden, layer.up(state.values))
     if down is not None and bound.shares_input:
         state.shared.keep(bound.left_key, x, bound.path, hidden)
-    return layer.add_biases(y, state.values) if bound.bias_factors else y
+    return layer.add_biases(y, state.values) if bound.has_biases else y
 
 
 def _fused_steps(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
@@ -125,7 +125,7 @@ def _fused_steps(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
     h = layer.with_dropout(layer.tokens_first(hidden, x))  # (b, t, k)
     h, up = layer.mix_or_fold(h, x, state.values, conditions)
     y = layer.add_in_place(y, h, up, x)
-    return layer.add_biases(y, state.values) if bound.bias_factors else y
+    return layer.add_biases(y, state.values) if bound.has_biases else y
 
 
 def _plain(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
@@ -135,7 +135,7 @@ def _plain(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
 def _weight_first(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
     values = layer.owner[0].state.values
     y = layer.apply_weight(x, layer.adapted_weight(values))
-    return layer.add_biases(y, values) if layer.bound.bias_factors else y
+    return layer.add_biases(y, values) if layer.bound.has_biases else y
 
 
 def add_update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None) -> Tensor:
@@ -157,10 +157,9 @@ def add_update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None)
     conditions = bound.num_conditions(values)
     layer.check_batch(x, conditions)
     repeat = layer.repeats(x, conditions)
-    if bound.bias_factors:
-        y = layer.add_biases(y, values, repeat)
     update = _update(layer, x, y, values, conditions, repeat)
-    return layer.rescaled(y, update, values, repeat) if bound.rescalers else y + update
+    y = layer.rescaled(y, update, values, repeat) if bound.rescalers else y + update
+    return layer.add_biases(y, values, repeat) if bound.has_biases else y
 
 
 def _update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None, conditions: int, repeat: int) -> Tensor:

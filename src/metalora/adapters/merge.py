@@ -78,6 +78,8 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
         layer.original = layer.base.weight.detach().clone()
         layer.base.weight.data.copy_(merged[path])
         layer.merge_bias(shifts[path])
+    for bias in adapter.outside_biases.values():
+        bias.merge()
 
 
 @torch.no_grad()
@@ -104,8 +106,11 @@ def unmerge(model: nn.Module) -> None:
         >>> torch.equal(base.weight, weight)
         True
     """
-    for layer in merged_layers(required_adapter(model, "unmerge")).values():
+    adapter = required_adapter(model, "unmerge")
+    for layer in merged_layers(adapter).values():
         if layer.original is not None:
             layer.base.weight.data.copy_(layer.original)
             layer.original = None
             layer.unmerge_bias()
+    for bias in adapter.outside_biases.values():
+        bias.unmerge()

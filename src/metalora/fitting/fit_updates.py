@@ -174,8 +174,10 @@ def _check_sides(adapter: Adapter) -> None:
 def _check(adapter: Adapter, updates: Sequence[Mapping[str, LowRankUpdate]]) -> None:
     if adapter.merged:
         raise ValueError("fit: the adapter is merged; unmerge it first")
-    if adapter.config.rank_pattern and adapter.config.alpha is not None:
-        raise ValueError("fit: rank_pattern and alpha give every target a scale of its own; leave alpha out")
+    if adapter.config.alpha_pattern or (adapter.config.rank_pattern and adapter.config.alpha is not None):
+        raise ValueError(
+            "fit: rank_pattern with alpha, and alpha_pattern, give targets scales of their own; leave alpha out"
+        )
     if adapter.scale == 0:
         raise ValueError("fit: alpha is 0, so every update would be zero")
     if len(updates) != adapter.config.tasks:

@@ -1,6 +1,7 @@
 """The adapter file: one safetensors file whose header holds a versioned description as JSON.
 
-Tensors are named "factors/KEY", "conditioner/NAME" (the mapping net) and "also/NAME" (the state of an extra module).
+Tensors are named "factors/KEY", "biases/PATH" (the changes of the base's biases), "conditioner/NAME" (the mapping net)
+and "also/NAME" (the state of an extra module).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from metalora._util.files import write_atomically
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, detach
 from metalora.adapters.layout import counted_stacks
-from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, adapter_in_file, from_dict
+from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, config_in_file, from_dict
 from metalora.io.described_file import checksum, description_in, parse_described
 from metalora.io.fingerprint import fingerprint, frozen_digest
 
 FORMAT = "metalora-adapter"
 VERSION = 1
 FACTORS = "factors/"
+BIASES = "biases/"
 CONDITIONER = "conditioner/"
 EXTRA = "also/"  # the word is part of version 1 of the format
 
@@ -58,6 +60,7 @@ def save(
     adapter = adapter_of(model)
     if adapter is None:
         raise ValueError(f"save: {type(model).__name__} has no adapter")
+    adapter.check_started()
     tensors = _adapter_tensors(adapter, dtype) | _extra_tensors(extra_module)
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
@@ -102,7 +105,7 @@ def _description(adapter: Adapter) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "config": adapter_in_file(adapter.config, stacks),
+        "config": config_in_file(adapter.config, stacks),
         "method": {"name": adapter.method.name, "factors": dict(adapter.method.factors)},
         "targets": targets,
         "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,
@@ -113,8 +116,9 @@ def _description(adapter: Adapter) -> dict[str, Any]:
 
 
 def _adapter_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return the learned factors and the state of the mapping net by their names in the file, on the CPU."""
+    """Return the learned factors, the biases and the mapping net's state by their names in the file, on the CPU."""
     tensors: dict[str, Tensor] = {FACTORS + key: value for key, value in adapter.learned.items()}
+    tensors |= {BIASES + path: value for path, value in adapter.bias_changes.items()}
     if adapter.conditioner is not None:
         for name, value in adapter.conditioner.state_dict().items():
             tensors[CONDITIONER + name] = value
@@ -277,6 +281,9 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
     with torch.no_grad():  # `copy_` also converts: the file may be in float16, and the model on a GPU
         for key, parameter in adapter.learned.items():
             parameter.copy_(tensors[FACTORS + key])
+        for path, change in adapter.bias_changes.items():
+            change.copy_(tensors[BIASES + path])
+    adapter.started = True
     if adapter.conditioner is not None:
         adapter.conditioner.load_state_dict(_without_prefix(tensors, CONDITIONER))
 

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
 from metalora.config import AdapterConfig, TrainConfig, from_dict
+from metalora.fitting.data_start import start_from_data
 from metalora.learner.backbone import Backbone, load_backbone
 from metalora.learner.data import PreparedInputs, Preprocessor, TaskPool
 from metalora.learner.features import to_device
@@ -242,6 +243,8 @@ class _Training:
         self.trained, self.kept = split
         self.penalty = TrainConfig().penalty
         device = next(backbone.model.parameters()).device
+        if adapter is not None and not adapter.started:
+            start_from_data(backbone.model, (to_device(batch, device) for batch in self._batches(self.trained)))
         if adapter is not None and adapter.conditional:
             adapter.calibrate(to_device(batch, device) for batch in self._batches(self.trained))
         self.features = PooledFeatures(backbone.model, adapter, backbone.preprocessor.kind == "text")

@@ -22,6 +22,7 @@ from metalora.tensornet.formats import tt
 from metalora.tensornet.network import Form, Network
 
 FROM_WEIGHT = "from_weight"  # the initialisation of factors that a mechanism computes from the base's weight
+FROM_DATA = "from_data"  # that of factors that `metalora.start_from_data` computes
 INITS = ("zeros", "ones", "identity", "kaiming", "normal", "xavier", "orthogonal", "by_rank", "gate", "unit", "tiled")
 
 ScaleRule = Literal["alpha/r", "alpha/sqrt(r)", "alpha"]
@@ -39,7 +40,8 @@ class Method:
         source: Paper or code that the method comes from.
         formula: ΔW as printed in its paper, with the number of the equation.
         factors: Factor -> spec string, such as {"A": "in r", "B": "r out"}; bonds are ranks.
-        init: Factor -> one of `INITS`, or one with its number such as "normal:0.02", or `FROM_WEIGHT`.
+        init: Factor -> one of `INITS`, or one with its number such as "normal:0.02", `FROM_WEIGHT` or
+            `FROM_DATA`.
         count: Closed form of the trainable numbers of one network, in I, O, K (kernel size), R (rank), N (experts),
             L (layers), M (projections), H (heads), J (head size), T (tasks), and the sizes of digits by name.
         export: Closed form of the rank of the exact LoRA export at a wide target, or "none" if there is no ΔW.

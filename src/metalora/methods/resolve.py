@@ -10,6 +10,7 @@ from metalora._util.suggest import nearest
 from metalora.config import AdapterConfig
 from metalora.methods.method import INITS, Method
 from metalora.methods.registry import get_method
+from metalora.methods.starts import STARTS, with_start
 
 INIT_CODES = {kind[:2]: kind for kind in INITS}  # "ze", "id", ... as in the paper of MetaTT; all distinct
 
@@ -60,17 +61,21 @@ class ResolvedMethod:
             return rank
         return max(rank.values() if isinstance(rank, Mapping) else rank)
 
-    def scale_for(self, rank: int) -> float:
+    def scale_for(self, rank: int, alpha: float | None = None) -> float:
         """The factor that multiplies ΔW at a target of that rank: alpha / r, alpha / sqrt(r) or alpha.
 
         It is 1 if `config.alpha` is None.
+
+        Args:
+            rank: The rank.
+            alpha: The target's own alpha; None: that of the configuration.
 
         Example:
             >>> from metalora import AdapterConfig
             >>> resolve(AdapterConfig("lora", rank=4, alpha=8.0)).scale_for(4)
             2.0
         """
-        alpha = self.config.alpha
+        alpha = self.config.alpha if alpha is None else alpha
         if alpha is None:
             return 1.0
         rule = self.config.scale or self.method.scale
@@ -124,12 +129,16 @@ def resolve(config: AdapterConfig) -> ResolvedMethod:
     for factor in sorted(frozen & {*generated}):
         raise ValueError(f"method {method.name!r}: factor {factor!r} is both frozen and generated")
     _check_tasks(config, method, generated)
+    if config.alpha_pattern and config.alpha is None:
+        raise ValueError(f"method {method.name!r}: alpha_pattern is set and alpha, that of all other targets, is not")
     return ResolvedMethod(config, method, tuple(generated), frozen, _resolved_inits(config, method))
 
 
 def _configured_method(config: AdapterConfig) -> Method:
     """The method with the digits, the order of its chain or the order of its heads that the configuration asks for."""
     method = get_method(config.method).with_digits(config.digits)
+    if isinstance(config.init, str) and config.init in STARTS:
+        method = with_start(method, config.init)
     order: str | tuple[str, ...] | None = config.order
     if isinstance(order, tuple) and len(order) == 1:  # a file or a flag may give a list: order: [tenslora]
         order = order[0]
@@ -183,13 +192,15 @@ def _resolved_inits(config: AdapterConfig, method: Method) -> dict[str, str]:
 def _configured_inits(config: AdapterConfig, method: Method) -> dict[str, str]:
     """The initialisations that the configuration names, by factor or by a code such as "ze-id-id-id"."""
     chosen = config.init
+    if isinstance(chosen, str) and chosen in STARTS:
+        return {}
     if isinstance(chosen, str):
         words = chosen.split("-")
         if len(words) != len(method.factors) or any(word not in INIT_CODES for word in words):
             known_codes = ", ".join(f"{code} {kind}" for code, kind in INIT_CODES.items())
             raise ValueError(
                 f"method {method.name!r}: init {chosen!r} is not a code of one word for each of "
-                f"{', '.join(method.factors)} (known: {known_codes})"
+                f"{', '.join(method.factors)} (known: {known_codes}) or one of {', '.join(STARTS)}"
             )
         chosen = {factor: INIT_CODES[word] for factor, word in zip(method.factors, words, strict=True)}
     for factor in chosen:

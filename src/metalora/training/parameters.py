@@ -74,6 +74,7 @@ class TrainedParameters:
             state["rank"] = self.adapter.config.rank
             state["factors"] = {key: value.detach() for key, value in self.adapter.learned.items()}
             state["fresh"] = self.adapter.pending_task.state_dict()  # the slices of a task that is being added
+            state["biases"] = self.adapter.biases.state_dict()
             if self.adapter.conditioner is not None:
                 state["conditioner"] = self.adapter.conditioner.state_dict()
         return state
@@ -86,6 +87,8 @@ class TrainedParameters:
         if self.adapter is not None:
             # A rank schedule may have lowered the rank before the checkpoint was written.
             resize(self.adapter, replace(self.adapter.config, rank=state["rank"]), state["factors"])
+            self.adapter.started = True
             self.adapter.pending_task.load_state_dict(state["fresh"])
+            self.adapter.biases.load_state_dict(state.get("biases", {}))  # checkpoints of before have none
             if self.adapter.conditioner is not None:
                 self.adapter.conditioner.load_state_dict(state["conditioner"])

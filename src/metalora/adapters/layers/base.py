@@ -370,7 +370,7 @@ class AdaptedLayer(nn.Module, ABC):
 
     # ---- biases ----------------------------------------------------------------------------------------------------
     def add_biases(self, y: Tensor, values: Values | None, repeat: int = 1) -> Tensor:
-        """Return y + scale . bias, of a method that has biases; y is (b, .., o) or (b, o, *positions)."""
+        """Return y + scale . bias of a method with biases + the change of the base's; y (b, .., o) or (b, o, *pos)."""
         for bias in self._scaled_biases(values, repeat):
             shape = [bias.shape[0], *[1] * (y.ndim - 1)]  # (b or 1, o), with an axis of 1 for each axis of positions
             shape[self.channels] = bias.shape[1]
@@ -378,19 +378,23 @@ class AdaptedLayer(nn.Module, ABC):
         return y
 
     def _scaled_biases(self, values: Values | None, repeat: int = 1) -> list[Tensor]:
-        """Return the scaled biases, each (b or 1, o)."""
-        factors = self.bound.read(values, self.bound.bias_factors, repeat)
-        out = self.target.sizes["out"]
-        return [self.scaled(factors[name]).reshape(-1, out) for name in self.bound.bias_factors]
+        """Return the scaled biases of the method and the change of the base's bias, each (b or 1, o)."""
+        out, biases = self.target.sizes["out"], []
+        if self.bound.bias_factors:
+            factors = self.bound.read(values, self.bound.bias_factors, repeat)
+            biases = [self.scaled(factors[name]).reshape(-1, out) for name in self.bound.bias_factors]
+        if self.bound.bias_slot is not None:
+            biases.append(self.owner[0].biases[self.bound.bias_slot].reshape(1, out))
+        return biases
 
     def shift(self, values: Values | None) -> Tensor | None:
-        """Return the scaled bias of one condition (o,); None if the method has no biases."""
-        if not self.bound.bias_factors:
+        """Return what is added to the base's bias for one condition (o,); None if nothing is."""
+        if not self.bound.has_biases:
             return None
         return torch.stack([bias[0] for bias in self._scaled_biases(values)]).sum(0)
 
     def bias_to_merge(self, values: Values | None) -> Tensor | None:
-        """Return `shift` (o,), or None if the method has no biases.
+        """Return `shift` (o,), or None if there is nothing to add to the base's bias.
 
         Raises:
             ValueError: The method has biases, and the base has no bias that they could be added to.

@@ -92,6 +92,8 @@ class BottleneckLayer(nn.Module):
         repeat = self._repeats(len(y), conditions)
         factors = self.bound.read(values, repeat=repeat)
         tokens = y.movedim(self.axis, -1)  # (b, .., o), whatever the layout of the base
+        if self.bound.bias_slot is not None:  # before the bottleneck, which reads the base's output
+            tokens = tokens + self.owner[0].biases[self.bound.bias_slot].to(tokens.dtype)
         change = self.change(tokens.reshape(len(y), -1, tokens.shape[-1]), factors).view_as(tokens)
         y = (tokens + self.bound.scale * change).movedim(-1, self.axis)
         return y[0] if single else y

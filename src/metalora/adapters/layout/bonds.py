@@ -1,8 +1,9 @@
-"""The sizes of bonds: the configured ranks, `rank_pattern`, and what the modes allow."""
+"""The sizes of bonds and the scales of targets: ranks, `rank_pattern`, `alpha_pattern`, and what the modes allow."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import TypeVar
 
 from metalora._util.suggest import nearest
 from metalora.adapters.layout.coordinates import LocatedTarget, group_by_owner, largest_sizes
@@ -11,6 +12,8 @@ from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.methods.records import AnyRank
 from metalora.methods.resolve import ResolvedMethod
+
+Value = TypeVar("Value")
 
 
 def bond_sizes(
@@ -58,15 +61,37 @@ def ranks_by_path(paths: Collection[str], config: AdapterConfig) -> dict[str, in
         >>> ranks_by_path(["0.query", "0.value", "1.query"], AdapterConfig("lora", rank_pattern={"0.*": 4}))
         {'0.query': 4, '0.value': 4}
     """
-    ranks: dict[str, int] = {}
-    for pattern, rank in config.rank_pattern.items():
+    return _values_by_path(paths, config.rank_pattern, "rank_pattern")
+
+
+def scales_by_path(paths: Collection[str], resolved: ResolvedMethod) -> dict[str, float]:
+    """The scale of every target, by its own rank and its own alpha if `rank_pattern` or `alpha_pattern` give it one.
+
+    Raises:
+        ValueError: A pattern that matches no path.
+
+    Example:
+        >>> from metalora.methods.resolve import resolve
+        >>> config = AdapterConfig("lora", rank=4, alpha=4.0, alpha_pattern={"0.query": 8.0})
+        >>> scales_by_path(["0.query", "0.value"], resolve(config))
+        {'0.query': 2.0, '0.value': 1.0}
+    """
+    ranks = ranks_by_path(paths, resolved.config)
+    alphas = _values_by_path(paths, resolved.config.alpha_pattern, "alpha_pattern")
+    return {path: resolved.scale_for(ranks.get(path, resolved.rank), alphas.get(path)) for path in paths}
+
+
+def _values_by_path(paths: Collection[str], patterns: Mapping[str, Value], setting: str) -> dict[str, Value]:
+    """Path -> the value of the first pattern that matches it; ValueError for a pattern that matches no path."""
+    values: dict[str, Value] = {}
+    for pattern, value in patterns.items():
         # An exact path counts as itself: as a pattern it would also match paths that end alike.
         matched = [pattern] if pattern in paths else [path for path in paths if matches(path, pattern)]
         if not matched:
-            raise ValueError(f"rank_pattern {pattern!r} matches no target{nearest(pattern, paths)[:300]}")
+            raise ValueError(f"{setting} {pattern!r} matches no target{nearest(pattern, paths)[:300]}")
         for path in matched:
-            ranks.setdefault(path, rank)
-    return ranks
+            values.setdefault(path, value)
+    return values
 
 
 def _fixed_sizes(target: LocatedTarget, method: Method) -> dict[str, int]:

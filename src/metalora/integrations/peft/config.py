@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, ClassVar
 
@@ -9,10 +10,11 @@ import torch
 from peft.utils import PeftType
 
 from metalora._util.suggest import nearest
-from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, from_dict
+from metalora.config import LATER_FIELDS, STACKS_WITHOUT_FIELD, AdapterConfig, from_dict
 from metalora.integrations.peft.card import add_loading_instructions
 from metalora.integrations.peft.peft_api import PeftConfig
 from metalora.integrations.peft.registration import NAME
+from metalora.io.lora.format import patterned
 from metalora.methods.registry import METHODS, get_method
 
 SHARED_FIELDS = (
@@ -80,6 +82,10 @@ class TensorNetworkConfig(PeftConfig):
     """Fields of metalora.ConditionConfig."""
     placement: dict[str, Any] | None = None
     """Written by save_pretrained: the adapted targets, the adapter's tensors and the base; see saved_layout.py."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Regular expression of a path -> its alpha; `alpha`, that of the other targets, must be set too."""
+    bias: str = "none"
+    """lora_only (or adapted): the biases of the targets are trained along. PEFT's all is refused, see docs/peft.md."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,15 +100,15 @@ class TensorNetworkConfig(PeftConfig):
                 setattr(self, name, set(getattr(self, name)))
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"{type(self).__name__}: layers_pattern needs layers_to_transform; set both")
+        self.bias = _bias_in_peft(self.bias)
         self.adapter_config()  # checks the values
         self._saved_values: dict[str, Any] = {}
 
-    def adapter_config(self, paths: tuple[str, ...] = (), ranks: dict[str, int] | None = None) -> AdapterConfig:
+    def adapter_config(self, paths: tuple[str, ...] = ()) -> AdapterConfig:
         """Return the library's own configuration of the same adapter.
 
         Args:
             paths: Paths of the targets.
-            ranks: Path -> rank, for the targets whose rank is not `r`.
 
         Returns:
             The configuration, with a seed that is drawn if `seed` is None and there are targets.
@@ -113,7 +119,10 @@ class TensorNetworkConfig(PeftConfig):
         values = {name: getattr(self, name) for name in SHARED_FIELDS}
         default = "successive" if self.placement is None else STACKS_WITHOUT_FIELD
         values["stacks"] = default if self.stacks is None else self.stacks
-        values |= {"rank": self.r, "targets": paths, "rank_pattern": ranks or {}}
+        values |= {"rank": self.r, "targets": paths}
+        values["bias"] = "none" if self.bias == "none" else "adapted"
+        for name in ("rank_pattern", "alpha_pattern"):
+            values[name] = by_path(getattr(self, name), paths)
         if self.seed is None and paths:  # without targets this only checks the values, which must draw nothing
             values["seed"] = int(torch.randint(2**31, ()))
         else:
@@ -143,11 +152,41 @@ class TensorNetworkConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, with their values in the adapter if it is being saved."""
         values = {**super().to_dict(), **self._saved_values}
-        if values["stacks"] is None:  # earlier versions do not know it
-            del values["stacks"]
-        return values
+        # A field that earlier folders did not have is only there if it is set.
+        return {name: value for name, value in values.items() if name not in LATER_FIELDS or value not in ({}, "none", None)}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and add to a model card in the folder how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
         add_loading_instructions(save_directory)
+
+
+def _bias_in_peft(bias: str) -> str:
+    """Return PEFT's word for the biases that are trained; ValueError for what the tuner cannot train."""
+    if bias == "all":
+        raise ValueError(
+            "bias='all' trains biases outside of the adapted layers, which the adapters of one PeftModel would share: "
+            "take bias='lora_only', or metalora.attach with bias='all'"
+        )
+    if bias not in ("none", "adapted", "lora_only"):
+        raise ValueError(f"bias {bias!r}{nearest(bias, ('none', 'lora_only', 'adapted'))}")
+    return "none" if bias == "none" else "lora_only"
+
+
+def by_path(patterns: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """Return the values that PEFT's patterns, such as `rank_pattern`, give to paths.
+
+    Args:
+        patterns: Regular expression of the end of a path -> value.
+        paths: Paths of the targets.
+
+    Returns:
+        Path -> value, by the first pattern that the path ends with, as PEFT matches them; without the paths that no
+        pattern matches.
+
+    Example:
+        >>> by_path({"query": 4}, ["layer.0.query", "layer.0.value"])
+        {'layer.0.query': 4}
+    """
+    values = {path: patterned(patterns, path, None) for path in paths}
+    return {path: value for path, value in values.items() if value is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -37,7 +38,6 @@ from metalora.integrations.peft.saved_layout import check_frozen_factors, saved_
 from metalora.integrations.peft.target_resolution import (
     ALL_LINEAR,
     is_all_linear,
-    ranks_by_path,
     resolve_targets,
     skipped_by_all_linear,
     without_refused,
@@ -144,10 +144,11 @@ class TensorNetworkModel(BaseTuner):
         for target in targets:
             module = self.model.get_submodule(target.path)
             bases[target.path] = getattr(module, "base_layer", module)  # another adapter may be there already
-        adapter_config = config.adapter_config(tuple(bases), ranks_by_path(config, list(bases)))
+        adapter_config = config.adapter_config(tuple(bases))
         with container.base_only():  # the width of a condition's features is found by a forward of the base
             adapter = build(self.model, adapter_config, targets, bases)
         check_frozen_factors(config, adapter)
+        adapter.started = adapter.started or config.placement is not None  # a saved adapter has had its data
         if adapter_name in {part for key in adapter.state_dict() for part in key.split(".")}:
             raise ValueError(
                 f"adapter name {adapter_name!r}: a part of the factors' names, so PEFT would leave factors of other "
@@ -164,6 +165,22 @@ class TensorNetworkModel(BaseTuner):
         if self._all_linear:
             matched = without_refused(self.model, matched)
         return resolve_targets(self.model, config, matched)
+
+    def _check_new_adapter_config(self, config: TensorNetworkConfig) -> None:
+        """Accept several adapters with `bias`, which PEFT refuses: here every adapter has changes of its own."""
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        super()._mark_only_adapters_as_trainable(model)
+        # PEFT would train the base's own biases for `bias="lora_only"`; here the adapter has their changes.
+        for module in model.modules():
+            if isinstance(module, AdaptedModule):
+                module.base_layer.requires_grad_(False)
+
+    def disable_adapter_layers(self) -> None:
+        """Run the base alone; the biases of adapters are off too, so that PEFT's warning of them would be wrong."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias")
+            super().disable_adapter_layers()
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
@@ -312,7 +329,9 @@ class TensorNetworkModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """The tensors of an adapter's file. PEFT writes the configuration next, so its values are set here."""
-        config.set_saved_values(saved_values(required_container(model).adapters_by_name()[adapter_name]))
+        adapter = required_container(model).adapters_by_name()[adapter_name]
+        adapter.check_started()
+        config.set_saved_values(saved_values(adapter))
         prefix = _key_prefix(adapter_name)
         # `in` and not `startswith`: before the prefix stand the names of the wrappers around the model.
         return {key: value for key, value in state_dict.items() if prefix in key}

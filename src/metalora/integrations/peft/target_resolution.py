@@ -1,8 +1,8 @@
-"""The targets and ranks that a PEFT configuration means in a model."""
+"""The targets that a PEFT configuration means in a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 
@@ -14,7 +14,6 @@ from metalora.adapters.targets import Refusal, Target, refusal
 from metalora.integrations.peft.compat import resolve_quantization_backend
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.saved_layout import check_same_targets
-from metalora.io.lora.format import patterned
 from metalora.methods.registry import get_method
 
 ALL_LINEAR = "all-linear"
@@ -102,27 +101,3 @@ def _is_excluded(config: TensorNetworkConfig, path: str) -> bool:
     matching_all = copy(config)
     matching_all.target_modules = names
     return not all(check_target_module_exists(matching_all, name) for name in names)
-
-
-def ranks_by_path(config: TensorNetworkConfig, paths: Sequence[str]) -> dict[str, int]:
-    """Return the ranks that `rank_pattern` gives.
-
-    Args:
-        config: The configuration.
-        paths: Paths of the targets.
-
-    Returns:
-        Path -> rank, by the first pattern that the path ends with, as PEFT matches them; a path that no pattern matches
-        is left out.
-
-    Example:
-        >>> config = TensorNetworkConfig(rank_pattern={"query": 4}, target_modules=["query", "value"])
-        >>> ranks_by_path(config, ["layer.0.query", "layer.0.value"])
-        {'layer.0.query': 4}
-    """
-    ranks = {}
-    for path in paths:
-        rank = patterned(config.rank_pattern, path, None)
-        if rank is not None:
-            ranks[path] = rank
-    return ranks

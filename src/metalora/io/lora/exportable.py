@@ -61,12 +61,17 @@ def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
             are tied, a layer has several names, or PEFT computes its LoRA in another way.
     """
     layers = linear_layers(adapter, "export")
+    if adapter.outside_biases:
+        first = next(iter(adapter.outside_biases))
+        raise ValueError(f"export: a LoRA has biases at its targets alone, and the bias of {first!r} is trained too")
     check_untied(adapter, "export")
     modules = adapter.model.named_modules(remove_duplicate=False)  # a module with two names comes twice
     name_counts = Counter(id(module) for _, module in modules)
     for path, layer in layers.items():
         if name_counts[id(layer)] > 1:
             raise ValueError(f"export: target {path!r} has several names in the model; PEFT would adapt one of them")
+        if layer.bound.bias_slot is not None and (layer.bound.rescalers or adapter.targets[path].kind == "embedding"):
+            raise ValueError(f"export: target {path!r} has a trained bias, and PEFT's LoRA there cannot have one")
         if adapter.method.has(Biased) and getattr(layer.base, "bias", None) is None:
             raise ValueError(f"export: {adapter.method.name} has biases, and target {path!r} none to add them to")
         assert isinstance(layer.base, nn.Module)
@@ -119,8 +124,8 @@ def check_runtime(
         return
     if runtime not in RUNTIMES:
         raise ValueError(f"export: unknown runtime {runtime!r}{nearest(runtime, RUNTIMES)}")
-    if any(layer.bound.bias_factors for layer in layers.values()):
-        raise ValueError(f"export: {adapter.method.name} has biases, and {runtime}'s LoRA has none")
+    if any(layer.bound.has_biases for layer in layers.values()):
+        raise ValueError(f"export: {adapter.method.name} has biases here, and {runtime}'s LoRA has none")
     limit = RUNTIMES[runtime].max_rank if max_lora_rank is None else max_lora_rank
     for path, layer in layers.items():
         kind = adapter.targets[path].kind
