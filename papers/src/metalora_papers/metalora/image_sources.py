@@ -205,9 +205,9 @@ def read_idx(path: Path, dims: int) -> Tensor:
     return torch.from_numpy(values).reshape(shape)
 
 
-def _class_files(root: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
+def class_files(root: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
     """Return the n image files of a folder of class subfolders, their labels (n,), and the names of the classes."""
-    folders = _subfolders(root)
+    folders = subfolders(root)
     if len(folders) < 2:
         raise ValueError(f"{root}: expected at least two class subfolders, found {len(folders)}")
     images, labels = [], []
@@ -220,7 +220,8 @@ def _class_files(root: Path) -> tuple[list[Path], Tensor, tuple[str, ...]]:
     return images, torch.tensor(labels), tuple(folder.name for folder in folders)
 
 
-def _subfolders(root: Path) -> list[Path]:
+def subfolders(root: Path) -> list[Path]:
+    """Return the folders in a folder by name; ValueError if it does not exist."""
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
     return sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
@@ -229,13 +230,13 @@ def _subfolders(root: Path) -> list[Path]:
 def _parted_folder(name: str, split: str, root: str | Path | None, size: int) -> ImageSet:
     """Read a folder with subfolders train and test, or one of classes, which is parted by seed."""
     path = Path(root or "", name.removeprefix(FOLDER))
-    parts = {folder.name for folder in _subfolders(path)}
+    parts = {folder.name for folder in subfolders(path)}
     if parts and parts <= PARTS:
         if not {"train", "test"} <= parts:
             raise ValueError(f"{path}: expected folders train and test, found {', '.join(sorted(parts))}")
         files, labels, names = _part_files(path, split)
     else:
-        files, labels, names = _class_files(path)
+        files, labels, names = class_files(path)
         rows = _parted(name, labels, names)[split]
         files, labels = [files[row] for row in rows.tolist()], labels[rows]
     return ImageSet(name, torch.stack([_read_image(file, size) for file in files]), labels, names)
@@ -243,7 +244,7 @@ def _parted_folder(name: str, split: str, root: str | Path | None, size: int) ->
 
 def _part_files(path: Path, split: str) -> tuple[list[Path], Tensor, tuple[str, ...]]:
     """Return files, labels (n,) and names of the classes of a part; both parts must have the same classes."""
-    parts = {part: _class_files(path / part) for part in ("train", "test")}
+    parts = {part: class_files(path / part) for part in ("train", "test")}
     train_names, test_names = parts["train"][2], parts["test"][2]
     if train_names != test_names:
         different = ", ".join(sorted(set(train_names) ^ set(test_names)))
@@ -280,8 +281,8 @@ def _pixels(image: Any, size: int) -> Tensor:
 def _hub(name: str, split: str, root: str | Path | None, size: int) -> ImageSet:
     """Load a set of the Hugging Face hub: its parts train and test (or validation), or its only one, parted by seed."""
     repository, _, column = name.removeprefix(HUB).partition(":")
-    parts = _hub_parts(name, repository, root)
-    image, label = _hub_columns(name, next(iter(parts.values())).features, column)
+    parts = hub_parts(name, repository, root)
+    image, label = hub_columns(name, next(iter(parts.values())).features, column)
     test = next((part for part in ("test", "validation") if part in parts), "")
     has_parts = "train" in parts and bool(test)
     if not has_parts and len(parts) != 1:
@@ -290,7 +291,7 @@ def _hub(name: str, split: str, root: str | Path | None, size: int) -> ImageSet:
         table = parts["train" if split == "train" else test]
     else:
         table = next(iter(parts.values()))
-    labels, names = _hub_labels(name, table, parts, label)
+    labels, names = hub_labels(name, table, parts, label)
     if not has_parts:
         rows = _parted(name, labels, names)[split]
         table, labels = table.select(rows.tolist()), labels[rows]
@@ -298,7 +299,8 @@ def _hub(name: str, split: str, root: str | Path | None, size: int) -> ImageSet:
     return ImageSet(name, images, labels, names)
 
 
-def _hub_parts(name: str, repository: str, root: str | Path | None) -> Mapping[str, Any]:
+def hub_parts(name: str, repository: str, root: str | Path | None) -> Mapping[str, Any]:
+    """Return the parts of a set of the hub, or of a folder that `datasets` can read, by name, or a ValueError."""
     try:
         import datasets
     except ImportError:
@@ -311,7 +313,7 @@ def _hub_parts(name: str, repository: str, root: str | Path | None) -> Mapping[s
         raise ValueError(f"{name}: could not be loaded from the hub or its cache ({reason})") from error
 
 
-def _hub_columns(name: str, features: Mapping[str, Any], wanted: str) -> tuple[str, str]:
+def hub_columns(name: str, features: Mapping[str, Any], wanted: str) -> tuple[str, str]:
     """Return the columns of images and labels.
 
     The column of labels is `wanted`; otherwise the only ClassLabel, otherwise the one with a usual name.
@@ -334,7 +336,7 @@ def _hub_columns(name: str, features: Mapping[str, Any], wanted: str) -> tuple[s
     return images[0], labels[0] if len(labels) == 1 else usual[0]
 
 
-def _hub_labels(name: str, rows: Any, parts: Mapping[str, Any], column: str) -> tuple[Tensor, tuple[str, ...]]:
+def hub_labels(name: str, rows: Any, parts: Mapping[str, Any], column: str) -> tuple[Tensor, tuple[str, ...]]:
     """Return labels (n,) as 0..classes-1, and the names of the classes.
 
     A column without declared classes has those that occur in it, in any part: both parts must number them alike.

@@ -16,7 +16,7 @@ from metalora_papers.metalora.line_ups import AT_RANK, LINE_UPS, adapters
 from metalora_papers.rates import at_chosen_rates, best_rates
 from metalora_papers.report import Report, compare_methods, comparison_table, plot_bars, summary_table
 from metalora_papers.rows import Row, latest, result
-from metalora_papers.runs import ALIASES, FULL, FULL_LR_RATIO
+from metalora_papers.runs import ALIASES, FULL, FULL_LR_RATIO, rate_of_table
 
 STATISTICS_BASELINE = "stats + LDA"
 CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
@@ -284,8 +284,7 @@ def _rate_key(row: Row) -> RateKey:
 
 
 def _learning_rate(row: Row) -> float:
-    rate: float = row["config"]["train"]["lr"]
-    return rate / (FULL_LR_RATIO if row["config"].get("full") else 1.0)
+    return rate_of_table(row["config"])
 
 
 def _present(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, str]:

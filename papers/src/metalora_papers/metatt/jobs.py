@@ -203,7 +203,8 @@ def _transfer(table: TextTableConfig, further: Rows) -> list[Job]:
 @cache
 def _protocols(table: TextTableConfig) -> dict[str, AdapterConfig]:
     lora = dataclasses.replace(adapter_for(table, "lora"), targets=table.qkv_targets)
-    return {LORA_QKV: lora, **tenslora_table.protocol_rows(encoder_without_weights(table.model), lora)}
+    encoder = encoder_without_weights(table.model)
+    return {LORA_QKV: lora, **tenslora_table.protocol_rows(encoder, lora, table.methods)}
 
 
 def _tenslora(table: TextTableConfig, further: Rows) -> list[Job]:

@@ -1,15 +1,15 @@
-"""What the rows of the tables on text train: any method by name, with the settings that MetaTT's paper gives it."""
+"""What rows of tables on text and on pictures train: any method by name, with the settings of MetaTT's paper."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Protocol
 
 from metalora.config import AdapterConfig, ConditionConfig, RankBudgetConfig, RankScheduleConfig
 from metalora.methods.method import Method
 from metalora.methods.registry import METHODS, get_method
-from metalora_papers.config import TextTableConfig
 from metalora_papers.runs import FULL, FULL_LR_RATIO
 
 FROZEN, HEAD = "frozen", "head alone"
@@ -35,6 +35,30 @@ PUBLISHED = {
 """Method -> rank, alpha, start, experts, and targets if they are not the table's; of RoBERTa-base."""
 WEIGHT_DECAY = {"loretta-adp": 0.01, "loretta-rep": 0.01}  # D.5.3; 0 for all others
 TIMES_FINAL_RANK = 2  # AdaLoRA starts with twice the rank that its budget leaves (Table 17)
+
+
+class LineUpSettings(Protocol):
+    """What a table's settings say of its rows."""
+
+    @property
+    def rank(self) -> int:
+        """The rank of a method that the paper has none for."""
+
+    @property
+    def alpha(self) -> float:
+        """Alpha of the tensor trains."""
+
+    @property
+    def init(self) -> str:
+        """Initialisation codes of MetaTT-4D, core by core."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What is adapted."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of training."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +98,7 @@ def is_row(name: str) -> bool:
     return name in (FROZEN, HEAD, FULL) or (ranked[1] if ranked else name) in METHODS
 
 
-def trained_by(table: TextTableConfig, name: str, tasks: int = 1) -> Trained:
+def trained_by(table: LineUpSettings, name: str, tasks: int = 1) -> Trained:
     """Return what a row trains.
 
     Args:
@@ -99,7 +123,7 @@ def trained_by(table: TextTableConfig, name: str, tasks: int = 1) -> Trained:
     return Trained(adapter, weight_decay=WEIGHT_DECAY.get(method, 0.0), rank_budget=budget)
 
 
-def adapter_for(table: TextTableConfig, method: str, *, rank: int = 0, init: str = "", tasks: int = 1) -> AdapterConfig:
+def adapter_for(table: LineUpSettings, method: str, *, rank: int = 0, init: str = "", tasks: int = 1) -> AdapterConfig:
     """Return the adapter of a method: with the paper's settings where it prints them, otherwise with the table's.
 
     The tensor trains share the table's alpha. A method that divides alpha by the rank and TensLoRA's constructions have

@@ -19,7 +19,7 @@ from metalora_papers.metatt.transfer import transfer_rows
 from metalora_papers.rates import at_chosen_rates, best_rates
 from metalora_papers.report import Report, compare_methods, comparison_table, margin_table, summary_table
 from metalora_papers.rows import Row, latest
-from metalora_papers.runs import FULL_LR_RATIO
+from metalora_papers.runs import rate_of_table
 
 CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
 TRANSFER, SEQUENTIAL = "metatt-transfer", "metatt-sequential"
@@ -220,9 +220,7 @@ def _rate_key(row: Row) -> RateKey:
 
 
 def _learning_rate(row: Row) -> float:
-    """The learning rate of the table that a row was run at."""
-    rate: float = row["config"]["train"]["lr"]
-    return rate / (FULL_LR_RATIO if row["config"]["full"] else 1.0)
+    return rate_of_table(row["config"])
 
 
 def _run(

@@ -153,7 +153,9 @@ class TensorNetworkConfig(PeftConfig):
         """Return all fields, with their values in the adapter if it is being saved."""
         values = {**super().to_dict(), **self._saved_values}
         # A field that earlier folders did not have is only there if it is set.
-        return {name: value for name, value in values.items() if name not in LATER_FIELDS or value not in ({}, "none", None)}
+        return {
+            name: value for name, value in values.items() if name not in LATER_FIELDS or value not in ({}, "none", None)
+        }
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and add to a model card in the folder how to load the adapter."""

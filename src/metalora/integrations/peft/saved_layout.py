@@ -16,7 +16,7 @@ from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.layout import counted_stacks
 from metalora.adapters.targets import Target
-from metalora.config import adapter_in_file
+from metalora.config import config_in_file
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.container import layers_of, weight_of
 from metalora.io.fingerprint import fingerprint, frozen_digest
@@ -84,7 +84,7 @@ def saved_values(adapter: Adapter) -> dict[str, Any]:
         and its layout as `placement`.
     """
     rank = adapter.config.rank
-    values = adapter_in_file(adapter.config, len(counted_stacks(adapter.targets.values(), adapter.method)))
+    values = config_in_file(adapter.config, len(counted_stacks(adapter.targets.values(), adapter.method)))
     return {  # JSON has neither tuples nor mappings of other kinds
         "r": dict(rank) if isinstance(rank, Mapping) else list(rank) if isinstance(rank, tuple) else rank,
         "tasks": adapter.config.tasks,
