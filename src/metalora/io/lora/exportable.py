@@ -43,9 +43,7 @@ def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
     layers = {}
     for path, layer in adapter.layers.items():
         if not isinstance(layer, AdaptedLayer):
-            raise ValueError(
-                f"export: target {path!r}: {type(layer).__name__} is not linear, so that no LoRA equals it"
-            )
+            raise ValueError(f"export: target {path!r}: {type(layer).__name__} {layer.not_a_lora}")
         layers[path] = layer
     check_untied(adapter, "export")
     modules = adapter.model.named_modules(remove_duplicate=False)  # a module with two names comes twice
