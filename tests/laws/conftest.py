@@ -11,16 +11,19 @@ def pytest_generate_tests(metafunc):
     """Parametrise the laws marked `every_cell` by (case, layer).
 
     With --every-cell by all pairs; otherwise linear and conv2d for every case, and a quarter of the others.
-    every_cell(delta=True) selects the methods that have a Delta W, every_cell(delta=False) the bottlenecks.
+    every_cell(delta=True) selects the methods that have a Delta W, every_cell(delta=False) the bottlenecks, and
+    every_cell(pair=True) the methods whose Delta W is a LoRA.
     """
     marker = metafunc.definition.get_closest_marker("every_cell")
     if marker is None:
         return
     all_pairs = metafunc.config.getoption("every_cell")
-    delta = marker.kwargs.get("delta")
+    delta, pair = marker.kwargs.get("delta"), marker.kwargs.get("pair")
     cells = {}
     for case_number, (name, case) in enumerate(CASES.items()):
         if delta is not None and case.has_delta is not delta:
+            continue
+        if pair is not None and case.has_pair is not pair:
             continue
         for layer_number, (kind, layer) in enumerate(LAYERS.items()):
             in_sample = kind in ALWAYS or (layer_number + case_number) % SAMPLE == 0

@@ -25,6 +25,7 @@ COMPILED = {
         "quanta",
         "quanta-T13",
         "loretta-adp-U2",
+        "film-gamma-beta",
         "cara",
         "moe-lora-task-tasks",
         "tenslora-att-qkv",

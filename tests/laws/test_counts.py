@@ -40,7 +40,7 @@ def test_10_num_params_is_the_closed_form(case, layer):
         method = METHODS[case.method]
         [method] = [part.method for part in method.components if part.accepts(target.heads)] or [method]
         assert count_params(config, [target]) == eval(method.count, numbers)
-        if case.has_delta:
+        if case.has_pair:
             assert model[0].form.rank <= eval(method.export, numbers)
 
 

@@ -11,9 +11,7 @@ from metalora import (
 )
 from support.adapters import assert_close
 from support.cases import CASES, OUTPUT_AXIS, attach_case, oracle_delta
-from support.laws import (
-    EVERY_DELTA,
-)
+from support.laws import EVERY_PAIR
 from support.layers import LAYERS, Layer
 
 
@@ -23,7 +21,7 @@ def lora_pair(model, condition):
     return [t.detach() for t in model[0].pair(values)]
 
 
-@EVERY_DELTA
+@EVERY_PAIR
 def test_7_the_pair_reproduces_delta(case, layer):
     model, adapter, x, condition = attach_case(case, layer)
     left, right = lora_pair(model, condition)

@@ -34,6 +34,20 @@ def dora_of_lora(weight, dense, d, out_axis):
     return change
 
 
+def film(weight, out_axis, gamma, beta=None):
+    """FiLM, arXiv:1709.07871 eq. 2, as (1 + gamma) z + beta, and IA3: the change of the weight, output by output."""
+    change = torch.empty_like(weight)
+    for k, number in enumerate(gamma.flatten()):
+        change.select(out_axis, k).copy_(number * weight.select(out_axis, k))
+    return change
+
+
+def film_shift(bias, gamma, beta=None):
+    """What FiLM adds to the outputs of a layer beyond the change of its weight."""
+    scaled = torch.zeros(()) if bias is None else gamma.flatten() * bias
+    return scaled if beta is None else scaled + beta.flatten()
+
+
 def multi_lora(A, B, s):
     """MultiLoRA, arXiv:2311.11501: sum_n A_n B_n diag(s_n)."""
     return sum(lora(A[n], B[n]) * s[n] for n in range(len(s)))
@@ -360,7 +374,8 @@ DENSE = {
     "metatt-6d": chain,
 }
 DENSE |= {name: _tenslora(name) for name in (f"tenslora-{c}{f}" for f in ("", "-cp", "-tt", "-ring") for c in TENSLORA)}
-BIASES = {"cara": ("b",)}
+FEATURE_WISE = ("film", "ia3")
+BIASES = {"cara": ("b",), "film": ("beta",)}
 OVER_RANK = {"lora", "conv-lora", "multi-lora", "moe-lora", "metalora-cp", "metalora-tr", "metalora-square"}
 OVER_RANK |= {
     "lotr",

@@ -6,7 +6,7 @@ import torch
 
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.methods.registry import METHODS
-from oracles.dense import BIASES, delta, dora_of_lora, to_base_layout
+from oracles.dense import BIASES, FEATURE_WISE, delta, dora_of_lora, film, film_shift, to_base_layout
 from support.adapters import randomise
 
 FEATURES = 7
@@ -34,6 +34,11 @@ class Case:
     def has_delta(self) -> bool:
         """Whether the method is a change of the weight."""
         return METHODS[self.method].form != "bottleneck"
+
+    @property
+    def has_pair(self) -> bool:
+        """Whether the change of the weight is a LoRA."""
+        return METHODS[self.method].export != "none"
 
     @property
     def per_example(self) -> bool:
@@ -155,6 +160,12 @@ CASES = {
     "moe-lora-task-tasks": Case("moe-lora-task", 4, 7.0, tasks=3),
     "moe-lora-task-G": Case("moe-lora-task", 4, None, ("G",)),
     "moe-lora-shared-g": Case("moe-lora-shared", 4, 7.0, ("g",)),
+    "film": Case("film", 1),
+    "film-gamma-beta": Case("film", 1, 0.7, ("gamma", "beta"), heads="shared"),
+    "film-gamma": Case("film", 1, None, ("gamma",)),
+    "film-tasks": Case("film", 1, 0.7, tasks=3),
+    "ia3": Case("ia3", 1, 0.7),
+    "ia3-gamma": Case("ia3", 1, None, ("gamma",)),
     "tenslora-att-qkv-core": Case("tenslora-att-qkv", (3, 2, 2, 2), None, ("core",)),
 }
 
@@ -199,15 +210,20 @@ def factors_of(adapter, target: str, condition=None, example: int = 0) -> dict[s
 def oracle_bias(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:
     """What the adapter adds to the output of target "0" in addition to x Delta W: `(out, 1, ...)`."""
     factors = factors_of(adapter, "0", condition, example)
-    total = sum((factors[name] for name in BIASES.get(case.method, ())), torch.zeros(()))
+    if case.method in FEATURE_WISE:
+        total = film_shift(getattr(adapter.layers["0"].base, "bias", None), **factors)
+    else:
+        total = sum((factors[name] for name in BIASES.get(case.method, ())), torch.zeros(()))
     return (case.alpha or 1.0) * total.reshape(-1, *[1] * {"conv1d": 1, "conv2d": 2}.get(layer.kind, 0))
 
 
 def oracle_delta(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:
     """Delta W of target "0" for one example, in the base weight's layout."""
     factors = factors_of(adapter, "0", condition, example)
+    weight, out_axis = adapter.layers["0"].base.weight.detach(), OUTPUT_AXIS.get(layer.kind, 0)
+    if case.method in FEATURE_WISE:
+        return (case.alpha or 1.0) * film(weight, out_axis, **factors)
     dense = to_base_layout(layer.kind, delta(case.method, factors, case.alpha, case.rank))
     if case.method != "dora":
         return dense
-    weight = adapter.layers["0"].base.weight.detach()
-    return dora_of_lora(weight, dense, factors["d"], OUTPUT_AXIS.get(layer.kind, 0))
+    return dora_of_lora(weight, dense, factors["d"], out_axis)

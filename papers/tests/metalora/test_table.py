@@ -120,6 +120,14 @@ def test_static_methods_are_at_least_as_large_as_generated_ones(suite):
     assert all(largest <= counts[name] < 1.35 * largest for name in counts if name not in GENERATED)
 
 
+@pytest.mark.parametrize("name, generated", [("film", True), ("film, static", False)])
+def test_film_is_a_row_of_a_table_that_names_it(name, generated):
+    [run] = comparison(methods=(name,), seeds=(0,)).runs({})
+    assert run.adapter.method == "film"
+    assert (run.adapter.condition.scope != "constant") is generated
+    assert name not in {run.method for run in comparison(methods=(), seeds=(0,)).runs({})}
+
+
 def test_tenslora_on_the_attention_of_a_vit():
     from metalora_papers.cli import TABLE_SETTINGS
 

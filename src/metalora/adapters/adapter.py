@@ -27,7 +27,7 @@ from metalora.methods.method import FROM_DATA, Method
 from metalora.methods.resolve import ResolvedMethod, resolve
 
 if TYPE_CHECKING:
-    from metalora.adapters.layers import AdaptedLayer, BottleneckLayer
+    from metalora.adapters.layers import AdaptedLayer, OutputLayer
     from metalora.adapters.trained_biases import OutsideBias
     from metalora.ranks.sweep import SweepReport
 
@@ -84,7 +84,7 @@ class Adapter(nn.Module):
         self.started = FROM_DATA not in resolved.inits.values()
         self.weight_first = True
         self.fused = True
-        self.layers: dict[str, AdaptedLayer | BottleneckLayer] = {}
+        self.layers: dict[str, AdaptedLayer | OutputLayer] = {}
         self.skipped: tuple[SkippedWeight, ...] = ()
         self.hooks: list[Any] = []  # handles of the hooks of the condition's source
         self.required_grad: dict[str, bool] = {}  # what `detach` restores

@@ -17,7 +17,7 @@ from metalora.adapters.conditioning.features import Inputs
 from metalora.adapters.conditioning.sources import prepare_condition
 from metalora.adapters.host import AttachedHost, guard_forward, unguard_forward
 from metalora.adapters.init import initial_factors
-from metalora.adapters.layers import LAYERS, AdaptedLayer, BottleneckLayer
+from metalora.adapters.layers import LAYERS, AdaptedLayer, BottleneckLayer, FeatureWiseLayer, OutputLayer
 from metalora.adapters.layout import build_layout
 from metalora.adapters.plan import Form, plan_forms
 from metalora.adapters.skipped import skipped_weights, warning_of
@@ -26,6 +26,7 @@ from metalora.adapters.trained_biases import OutsideBias, bias_shapes
 from metalora.config import AdapterConfig
 from metalora.methods.resolve import resolve
 from metalora.tensornet.forms.bottleneck import Bottleneck
+from metalora.tensornet.forms.feature_wise import FeatureWiseForm
 
 
 def attach(
@@ -121,10 +122,12 @@ def build(
     return adapter
 
 
-def _layer(adapter: Adapter, path: str, form: Form, base: nn.Module) -> AdaptedLayer | BottleneckLayer:
+def _layer(adapter: Adapter, path: str, form: Form, base: nn.Module) -> AdaptedLayer | OutputLayer:
     target = adapter.targets[path]
     if isinstance(form, Bottleneck):
-        layer: AdaptedLayer | BottleneckLayer = BottleneckLayer(base, target, form, adapter)
+        layer: AdaptedLayer | OutputLayer = BottleneckLayer(base, target, form, adapter)
+    elif isinstance(form, FeatureWiseForm):
+        layer = FeatureWiseLayer(base, target, form, adapter)
     else:
         layer = LAYERS[target.kind](base, target, form, adapter)
     layer.training = base.training

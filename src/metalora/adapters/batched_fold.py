@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.layers.base import AdaptedLayer
-from metalora.adapters.layers.bottleneck import BottleneckLayer
 from metalora.tensornet.forms.low_rank import LowRankForm
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def batched_folds(adapter: Adapter) -> list[BatchedFold]:
     by_plan: dict[tuple[int, float], dict[str, AdaptedLayer]] = {}  # targets of one plan share one form object
     for path, layer in adapter.layers.items():
         form = layer.form
-        if isinstance(layer, BottleneckLayer):
+        if not isinstance(layer, AdaptedLayer):
             continue
         if isinstance(form, LowRankForm) and form.mid and not form.fold_batched and layer.bound.reads_as_stored:
             by_plan.setdefault((id(form), layer.bound.scale), {})[path] = layer

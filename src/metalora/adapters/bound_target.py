@@ -13,6 +13,7 @@ from metalora.adapters.layout import FactorSlice, read_slice
 from metalora.adapters.mechanisms import materialize_factors
 from metalora.adapters.plan import Form
 from metalora.tensornet.forms.bottleneck import Bottleneck
+from metalora.tensornet.forms.feature_wise import FeatureWiseForm
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -83,7 +84,7 @@ class BoundTarget:
     @property
     def left_factors(self) -> tuple[str, ...]:
         """The factors of Left, in the order in which the form takes them."""
-        return () if isinstance(self.form, Bottleneck) else tuple(self.form.left)
+        return () if isinstance(self.form, Bottleneck | FeatureWiseForm) else tuple(self.form.left)
 
     @property
     def left_and_biases(self) -> tuple[str, ...]:
@@ -99,7 +100,7 @@ class BoundTarget:
         training. A circuit has its own numbers in place of k (s + o) and s k o. None means never.
         """
         self.weight_first_from: tuple[int | None, int | None] = (None, None)  # (inference, training)
-        if isinstance(self.form, Bottleneck):
+        if isinstance(self.form, Bottleneck | FeatureWiseForm):
             return
         sizes = self.target.sizes
         base_macs = sizes["out"] * sizes["in"] * sizes.get("kh", 1) * sizes.get("kw", 1)

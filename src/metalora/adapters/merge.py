@@ -10,7 +10,7 @@ from torch import nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import required_adapter
 from metalora.adapters.conditioning.condition import Condition
-from metalora.adapters.layers import AdaptedLayer
+from metalora.adapters.layers import MergeableLayer
 
 
 def check_untied(adapter: Adapter, verb: str) -> None:
@@ -24,9 +24,9 @@ def check_untied(adapter: Adapter, verb: str) -> None:
             )
 
 
-def merged_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
+def merged_layers(adapter: Adapter) -> dict[str, MergeableLayer]:
     """The layers that have a Delta W, by path; a bottleneck has none and is never merged."""
-    return {path: layer for path, layer in adapter.layers.items() if isinstance(layer, AdaptedLayer)}
+    return {path: layer for path, layer in adapter.layers.items() if isinstance(layer, MergeableLayer)}
 
 
 @torch.no_grad()

@@ -8,10 +8,11 @@ from typing import Any
 from metalora.adapters.layout import Layout, TargetLayout
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.circuit import Circuit
+from metalora.tensornet.forms.feature_wise import FeatureWiseForm
 from metalora.tensornet.forms.low_rank import LowRankForm
 from metalora.tensornet.forms.sum import SumForm
 
-Form = LowRankForm | SumForm | Circuit | Bottleneck
+Form = LowRankForm | SumForm | Circuit | Bottleneck | FeatureWiseForm
 
 
 def plan_form(target: TargetLayout, per_example: Sequence[str]) -> Form:
@@ -22,7 +23,8 @@ def plan_form(target: TargetLayout, per_example: Sequence[str]) -> Form:
         per_example: The stored factors that differ by example.
 
     Returns:
-        A circuit or a bottleneck if the network says so; otherwise a low-rank form, or the sum of several.
+        A circuit, a bottleneck or a feature-wise form if the network says so; otherwise a low-rank form, or the sum of
+        several.
 
     Example:
         >>> from torch import nn
@@ -40,6 +42,8 @@ def plan_form(target: TargetLayout, per_example: Sequence[str]) -> Form:
         return Circuit(target.network, target.sizes, batched)
     if target.network.form == "bottleneck":
         return Bottleneck(target.network, target.sizes, batched)
+    if target.network.form == "feature_wise":
+        return FeatureWiseForm(target.network, target.sizes)
     # Each term is split at its own cheapest place; their ranks add up.
     forms = [LowRankForm(term, target.sizes, batched) for term in target.network.split_terms()]
     return SumForm(forms) if len(forms) > 1 else forms[0]

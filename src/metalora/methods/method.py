@@ -44,7 +44,8 @@ class Method:
             `FROM_DATA`.
         count: Closed form of the trainable numbers of one network, in I, O, K (kernel size), R (rank), N (experts),
             L (layers), M (projections), H (heads), J (head size), T (tasks), and the sizes of digits by name.
-        export: Closed form of the rank of the exact LoRA export at a wide target, or "none" if there is no ΔW.
+        export: Closed form of the rank of the exact LoRA export at a wide target, or "none" if no LoRA equals
+            the method.
         folds: Axis of the weight -> the modes that it is cut into, slowest first: {"out": "head hdim"}.
         terms: Groups of factors whose products are added (a shared LoRA and one per task); empty: one product.
         replicated_over: The coordinates that have a copy of the factors each: "target", "layer proj", "layer", "proj",
@@ -100,7 +101,7 @@ class Method:
 
     @property
     def form(self) -> Form:
-        """How the network acts on an input: "low_rank", "circuit" or "bottleneck"."""
+        """How the network acts on an input: "low_rank", "circuit", "bottleneck" or "feature_wise"."""
         forms = [record.form for record in self.mechanisms if record.form != "low_rank"]
         return forms[0] if forms else "low_rank"
 

@@ -9,6 +9,7 @@ A record only says what a method has. What it does is written once:
 | `GateCircuit`         | `adapters/mechanisms/frozen_start.py`  |
 | `StartFromWeight`     | `adapters/mechanisms/weight_start.py`  |
 | `NonlinearBottleneck` | `adapters/layers/bottleneck.py`        |
+| `FeatureWise`         | `adapters/layers/feature_wise.py`      |
 | `Biased`              | `adapters/layers/base.py`              |
 | `Magnitude`           | `adapters/mechanisms/magnitude.py`     |
 | `Transposed`          | `adapters/layout/coordinates.py`       |
@@ -35,7 +36,7 @@ class Mechanism:
     """The base of all records: what the rest of the library may ask of any of them.
 
     Attributes:
-        form: How the network acts on an input: "low_rank", "circuit" or "bottleneck".
+        form: How the network acts on an input: "low_rank", "circuit", "bottleneck" or "feature_wise".
     """
 
     # a class variable, not a field: it is the same for all records of a kind, and never declared
@@ -176,6 +177,18 @@ class NonlinearBottleneck(Mechanism):
     hidden: int
     activation: str
     form: ClassVar[Form] = "bottleneck"
+
+
+@dataclass(frozen=True)
+class FeatureWise(Mechanism):
+    """The only factor of the product multiplies the features of the layer's output: y = z + γ ⊙ z, z = W x + b.
+
+    Example:
+        >>> FeatureWise().form
+        'feature_wise'
+    """
+
+    form: ClassVar[Form] = "feature_wise"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from metalora.methods import (
     cara,
     dora,
     fact,
+    film,
     lora,
     loretta,
     lorta,
@@ -78,6 +79,8 @@ METHODS: dict[str, Method] = {
         task_lora.TASK_LORA,
         moelora.MOE_LORA_SHARED,
         moelora.MOE_LORA_TASK,
+        film.FILM,
+        film.IA3,
     )
 }
 

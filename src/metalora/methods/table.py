@@ -9,7 +9,8 @@ INTRODUCTION = """# Methods
 
 - count: learned numbers of one network, in I (in), O (out), K (kernel size), R (rank), N (experts), L (layers),
   M (projections), H (heads), J (head size), T (tasks), and i1, o1, ... (digits of in and out)
-- export rank: rank of the exact LoRA pair at a target; none: there is an activation between two maps, so there is no ΔW
+- export rank: rank of the exact LoRA pair at a target; none: no LoRA equals the method, since
+  there is an activation between two maps, or since the outputs are scaled, which has full rank
 - one for each: what has a copy of the factors; for each factor if they differ
 - published counts, reproduced or not: `tests/golden/counts.json`
 """

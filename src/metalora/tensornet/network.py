@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal, TypeVar
 
-from metalora.tensornet.spec import INPUT_MODES, KNOWN_MODES, Modes, parse_factors, parse_folds
+from metalora.tensornet.spec import INPUT_MODES, KNOWN_MODES, SIDES, Modes, parse_factors, parse_folds
 
 T = TypeVar("T")
 Sizes = Mapping[str, int]
-Form = Literal["low_rank", "circuit", "bottleneck"]
+Form = Literal["low_rank", "circuit", "bottleneck", "feature_wise"]
 
 TRANSPOSED_AXES = {"in": "out", "out": "in"}
 
@@ -34,7 +34,8 @@ class Network:
         terms: Groups of factors; the groups' contractions are added. Empty: all factors are one product.
         form: What becomes of the terms. "low_rank": their sum is Delta W, split at its input side. "circuit": Delta W
             is the first term minus the second one, of too high a rank to be split. "bottleneck": there is no Delta W;
-            the second term follows the first one after an activation.
+            the second term follows the first one after an activation. "feature_wise": the only factor multiplies the
+            outputs, so that Delta W depends on W.
         biases: Factors that are added to the output, or before the activation, and take part in no contraction.
 
     Example:
@@ -76,7 +77,8 @@ class Network:
             factors_of_terms = [*biases, *(factor for term in terms for factor in term)]
             if sorted(factors_of_terms) != sorted(specs):
                 raise ValueError(f"terms {terms}: each of the factors {', '.join(specs)} is in one of them")
-        factors = parse_factors(specs, parsed_folds)
+        sides = {"output": "out"} if form == "feature_wise" else SIDES  # it scales the outputs, whatever the inputs
+        factors = parse_factors(specs, parsed_folds, sides)
         return cls(factors, parsed_folds, tuple(map(tuple, terms)), form, tuple(biases))
 
     @property

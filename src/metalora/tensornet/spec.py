@@ -9,6 +9,7 @@ from collections.abc import Mapping
 KERNEL_MODES = ("kh", "kw")
 INPUT_MODES = ("in", *KERNEL_MODES)
 OUTPUT_MODES = ("out",)
+SIDES = {"input": "in", "output": "out"}  # of a weight, and its axes
 COORDINATE_MODES = ("layer", "proj", "head", "task")
 # "expert" is mixed by a gate; "batch" is the leading axis of generated factors, and never written
 KNOWN_MODES = (*INPUT_MODES, *OUTPUT_MODES, *COORDINATE_MODES, "expert", "batch")
@@ -63,12 +64,15 @@ def parse_folds(folds: Mapping[str, str]) -> dict[str, Modes]:
     return {axis: parse_factor(f"fold of {axis}", spec) for axis, spec in folds.items()}
 
 
-def parse_factors(specs: Mapping[str, str], folds: Mapping[str, Modes]) -> dict[str, Modes]:
+def parse_factors(
+    specs: Mapping[str, str], folds: Mapping[str, Modes], sides: Mapping[str, str] = SIDES
+) -> dict[str, Modes]:
     """Parse all factors of a network.
 
     Args:
         specs: Factor -> its modes, separated by blanks.
         folds: Axis -> the modes that it is split into; these are known modes too.
+        sides: Side -> the axis of which some factor must have the modes.
 
     Raises:
         ValueError: A mode is ill-formed, a bond occurs in one factor only, or no factor has the modes of the input or
@@ -89,7 +93,7 @@ def parse_factors(specs: Mapping[str, str], folds: Mapping[str, Modes]) -> dict[
                     f"factor {name!r} ({specs[name]!r}): {mode!r} occurs in no other factor, so it is not a bond, "
                     f"and it is not a known mode either (known: {', '.join(known_modes)})"
                 )
-    for side, axis in (("input", "in"), ("output", "out")):
+    for side, axis in sides.items():
         for mode in folds.get(axis, (axis,)):  # a folded axis is replaced by its digits or heads
             if not any(mode in modes for modes in factors.values()):
                 raise ValueError(f"network {dict(specs)}: no factor has the {side} mode {mode!r}")

@@ -14,6 +14,7 @@ from metalora_papers.learner.config import LEARNER_TRAINING, LearnerRunConfig, L
 ORIGINAL, FITTED = "original", "fitted on the support set"
 STATIC, UNLABELLED, ONE_TASK = "lora", "lora, no labels", "lora, one task a step"
 SCALES = "film, scales alone"
+FILM, STATIC_FILM = "film", "film, static"
 NOT_TREATMENTS = (ORIGINAL, FITTED)
 EMOJI = "learner-emoji"
 TRAINED_WITHOUT_VENDORS = ("category", "hue", "filled")  # pictures of one vendor cannot be told apart by vendor
@@ -28,6 +29,7 @@ FITTED_PEERS = (
 )
 SETFIT = "SetFit"
 LORA_READOUT = "LoRA and readout"  # whose seconds are measured in the process of the peers above
+CONSTANT = ConditionConfig(scope="constant")  # of static adapters
 FITTED_RANK = 8  # of the LoRA that is fitted on a support set
 
 Change = Callable[[LearnerRunConfig], LearnerRunConfig]
@@ -51,6 +53,8 @@ def run_of(
 
 def methods_of(name: str, table: LearnerTableConfig) -> dict[str, Change]:
     """Return the rows of a table: name of the method -> what turns the run of the frozen network into its run.
+
+    The rows of FiLM are only in a table whose `methods` name them.
 
     Args:
         name: Name of the table.
@@ -76,10 +80,11 @@ def methods_of(name: str, table: LearnerTableConfig) -> dict[str, Change]:
         every_row["metatt-4d"] = _with(_train("metatt-4d", table))
         every_row["metatt-4+1d generated"] = _with(_generated_train(table))
     every_row[FITTED] = _fitted(name, table)
+    by_name = every_row | {FILM: _with(_film(table, _support(table))), STATIC_FILM: _with(_film(table))}
     for method in table.methods:
-        if method not in every_row:
-            raise ValueError(f"table {name}: unknown row {method!r}{nearest(method, every_row)}")
-    return {method: every_row[method] for method in table.methods or every_row}
+        if method not in by_name:
+            raise ValueError(f"table {name}: unknown row {method!r}{nearest(method, by_name)}")
+    return {method: by_name[method] for method in table.methods or every_row}
 
 
 def _with(adapter: AdapterConfig, **fields: Any) -> Change:
@@ -103,8 +108,7 @@ def _fitted(name: str, table: LearnerTableConfig) -> Change:
 
 # ---- adapters -------------------------------------------------------------------------------------------------------
 def _lora(table: LearnerTableConfig) -> AdapterConfig:
-    constant = ConditionConfig(scope="constant")
-    return AdapterConfig("lora", table.rank, targets=_targets(table), clip_rank=True, condition=constant)
+    return AdapterConfig("lora", table.rank, targets=_targets(table), clip_rank=True, condition=CONSTANT)
 
 
 def _targets(table: LearnerTableConfig) -> str | tuple[str, ...]:
@@ -121,10 +125,16 @@ def _generated(method: str, rank: int, table: LearnerTableConfig) -> AdapterConf
     return AdapterConfig(method, rank, targets=_targets(table), clip_rank=True, condition=_support(table))
 
 
+def _film(table: LearnerTableConfig, condition: ConditionConfig = CONSTANT) -> AdapterConfig:
+    """Return FiLM: generated from the support set as in CNAPs, or learned as in FiT if the condition is constant."""
+    return AdapterConfig("film", targets=_targets(table), condition=condition)
+
+
 def _scales(table: LearnerTableConfig) -> AdapterConfig:
     """Return the scales of FiLM (CNAPs, Requeima et al. 2019, arXiv:1906.07697), one for each channel of an output.
 
-    They are the magnitudes of DoRA, generated; the LoRA that comes with them has rank one. FiLM's shifts are missing.
+    They are the magnitudes of DoRA, generated; the LoRA that comes with them has rank one. The row `film` has FiLM's
+    shifts too, and no LoRA.
     """
     return dataclasses.replace(_generated("dora", 1, table), generated=("d",))
 
@@ -137,7 +147,7 @@ def _train(method: str, table: LearnerTableConfig) -> AdapterConfig:
         init=TRAIN_INIT[method],
         targets=_targets(table),
         exclude=TRAIN_EXCLUDES if table.backbone == "mixer" else (),
-        condition=ConditionConfig(scope="constant"),
+        condition=CONSTANT,
     )
 
 

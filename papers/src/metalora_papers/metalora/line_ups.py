@@ -25,6 +25,7 @@ from metalora_papers.tenslora import table as tenslora_table
 
 GENERATED = ("metalora-cp", "metalora-tr")
 STATIC = ("lora", "multi-lora", "moe-lora")
+FILM, STATIC_FILM = "film", "film, static"  # rows that a table has only if it names them
 AT_RANK = " at rank "  # part of the name of additional rows, which take the learning rate of their method
 SEEN_CLASSES = 6
 Adapters = dict[str, AdapterConfig | None]
@@ -79,7 +80,10 @@ def _tenslora(table: TableConfig) -> Adapters:
 
 
 def _table_one(table: TableConfig) -> Adapters:
-    """Return every static method at the smallest rank whose count reaches those of CP and TR."""
+    """Return every static method at the smallest rank whose count reaches those of CP and TR.
+
+    FiLM has no rank, so its rows, for a table that names them, have the count that it has.
+    """
     model = _backbone(table)
     condition = generated_condition(table, model)
     cp = AdapterConfig("metalora-cp", table.rank, condition=condition, clip_rank=True)
@@ -95,6 +99,8 @@ def _table_one(table: TableConfig) -> Adapters:
             rows[f"{name}{AT_RANK}{table.rank}"] = same_rank
     if table.equal_rank:
         rows[f"metalora-cp{AT_RANK}{table.ring_rank}"] = dataclasses.replace(cp, rank=table.ring_rank)
+    films = {FILM: condition, STATIC_FILM: static_condition(table)}
+    rows |= {name: AdapterConfig("film", condition=films[name]) for name in films if name in table.methods}
     return rows
 
 

@@ -4,7 +4,10 @@ from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.layers.bottleneck import BottleneckLayer
 from metalora.adapters.layers.conv import AdaptedConv
 from metalora.adapters.layers.embedding import AdaptedEmbedding
+from metalora.adapters.layers.feature_wise import FeatureWiseLayer
 from metalora.adapters.layers.linear import AdaptedLinear, AdaptedTransposedLinear
+from metalora.adapters.layers.mergeable import MergeableLayer
+from metalora.adapters.layers.output_layer import OutputLayer
 
 LAYERS: dict[str, type[AdaptedLayer]] = {
     "linear": AdaptedLinear,
@@ -22,4 +25,7 @@ __all__ = [
     "AdaptedLinear",
     "AdaptedTransposedLinear",
     "BottleneckLayer",
+    "FeatureWiseLayer",
+    "MergeableLayer",
+    "OutputLayer",
 ]

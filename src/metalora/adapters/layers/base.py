@@ -5,7 +5,7 @@ Legend: b batch · t token or position · n rows, b x t · k rank of the form ·
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from metalora.adapters.bound_target import BoundTarget
 from metalora.adapters.kernels import Kernel, add_update, choose
 from metalora.adapters.layers.base_layer import BaseLayer
+from metalora.adapters.layers.mergeable import MergeableLayer
 from metalora.adapters.plan import Form
 from metalora.adapters.targets import Target
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.circuit import Circuit
+from metalora.tensornet.forms.feature_wise import FeatureWiseForm
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
     from metalora.adapters.conditioning.condition import Values
 
 
-class AdaptedLayer(nn.Module, ABC):
+class AdaptedLayer(MergeableLayer):
     """y = base(x) + scale . ((x Left) Mid) Right.
 
     A kernel (`metalora.adapters.kernels`) does it; what differs between kinds of layers is abstract here and final in
@@ -48,8 +50,6 @@ class AdaptedLayer(nn.Module, ABC):
         super().__init__()
         self.base, self.target = cast(BaseLayer, base), target
         self.owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
-        self.original: Tensor | None = None  # the base's weight while merged
-        self.original_bias: Tensor | None = None
         # A subclass may have a forward of its own, which the fused kernels would not run.
         self.is_plain = any(type(base).forward is plain.forward for plain in self.plain_bases)
         self._positions_per_output = prod(getattr(base, "stride", (1,)))  # input positions for each output position
@@ -58,7 +58,7 @@ class AdaptedLayer(nn.Module, ABC):
 
     def bind(self, form: Form) -> None:
         """Resolve what the layer reads of its adapter, for this form of the adapter's layout."""
-        assert not isinstance(form, Bottleneck), "a bottleneck has a layer of its own"
+        assert not isinstance(form, Bottleneck | FeatureWiseForm), "these have layers of their own"
         self.form = form
         self.low_rank = None if isinstance(form, Circuit) else form  # a circuit is as wide as the weight
         self.bound = BoundTarget(self.owner[0], self.target.path, form)
@@ -392,33 +392,6 @@ class AdaptedLayer(nn.Module, ABC):
         if not self.bound.has_biases:
             return None
         return torch.stack([bias[0] for bias in self._scaled_biases(values)]).sum(0)
-
-    def bias_to_merge(self, values: Values | None) -> Tensor | None:
-        """Return `shift` (o,), or None if there is nothing to add to the base's bias.
-
-        Raises:
-            ValueError: The method has biases, and the base has no bias that they could be added to.
-        """
-        shift = self.shift(values)
-        if shift is not None and self.base.bias is None:
-            method = self.owner[0].method.name
-            raise ValueError(
-                f"merge: target {self.target.path!r} has no bias that the bias of {method!r} could be added to"
-            )
-        return shift
-
-    def merge_bias(self, shift: Tensor | None) -> None:
-        """Add a shift (o,) to the base's bias, whose bits are kept."""
-        bias = getattr(self.base, "bias", None)  # an embedding has no such attribute
-        if shift is not None and bias is not None:
-            self.original_bias = bias.detach().clone()
-            bias.data.add_(shift.to(bias.dtype))
-
-    def unmerge_bias(self) -> None:
-        """Restore the base's bias, bit for bit."""
-        if self.original_bias is not None and self.base.bias is not None:
-            self.base.bias.data.copy_(self.original_bias)
-            self.original_bias = None
 
     # ---- what differs between kinds of layers ----------------------------------------------------------------------
     embeds = False  # True for layers whose input is ids

@@ -205,7 +205,7 @@ def _index(
 def _check_biases(layout: Layout, resolved: ResolvedMethod) -> None:
     for path, target in layout.targets.items():
         # A bottleneck has its biases behind the activation, not in the base's bias.
-        if target.bias_factors and target.network.form == "low_rank" and target.target.kind == "embedding":
+        if target.bias_factors and target.network.form != "bottleneck" and target.target.kind == "embedding":
             raise ValueError(f"target {path!r}: method {resolved.name!r} has biases there, and an embedding has none")
 
 

@@ -46,9 +46,7 @@ def linear_layers(adapter: Adapter, verb: str) -> dict[str, AdaptedLayer]:
     layers = {}
     for path, layer in adapter.layers.items():
         if not isinstance(layer, AdaptedLayer):
-            raise ValueError(
-                f"{verb}: target {path!r}: {type(layer).__name__} is not linear, so that no LoRA equals it"
-            )
+            raise ValueError(f"{verb}: target {path!r}: {type(layer).__name__} {layer.not_a_lora}")
         layers[path] = layer
     return layers
 

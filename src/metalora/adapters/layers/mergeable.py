@@ -1,0 +1,75 @@
+"""What layers have whose update can be added to the weight and the bias of their base."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from metalora.adapters.layers.base_layer import BaseLayer
+from metalora.adapters.targets import Target
+
+if TYPE_CHECKING:
+    from metalora.adapters.adapter import Adapter
+    from metalora.adapters.conditioning.condition import Values
+
+
+class MergeableLayer(nn.Module, ABC):
+    """A layer with a Delta W, and perhaps a shift of the bias.
+
+    Attributes:
+        original: The base's weight while merged; None otherwise.
+        original_bias: The base's bias while merged.
+    """
+
+    base: BaseLayer
+    target: Target
+    owner: tuple[Adapter]
+    original: Tensor | None = None
+    original_bias: Tensor | None = None
+
+    @abstractmethod
+    def delta(self, values: Values | None) -> Tensor:
+        """Return the dense Delta W in the base weight's layout.
+
+        Args:
+            values: The values that differ by example; None if none do.
+
+        Returns:
+            (*base weight), or (b, *base weight) if the factors differ by example.
+
+        Raises:
+            RuntimeError: A factor differs by example and `values` is None.
+        """
+
+    @abstractmethod
+    def shift(self, values: Values | None) -> Tensor | None:
+        """Return what is added to the output in addition to x Delta W, (o,), of one condition; None if nothing is."""
+
+    def bias_to_merge(self, values: Values | None) -> Tensor | None:
+        """Return `shift` (o,), or None if the method has no biases.
+
+        Raises:
+            ValueError: The method has biases, and the base has no bias that they could be added to.
+        """
+        shift = self.shift(values)
+        if shift is not None and self.base.bias is None:
+            method = self.owner[0].method.name
+            raise ValueError(
+                f"merge: target {self.target.path!r} has no bias that the bias of {method!r} could be added to"
+            )
+        return shift
+
+    def merge_bias(self, shift: Tensor | None) -> None:
+        """Add a shift (o,) to the base's bias, whose bits are kept."""
+        bias = getattr(self.base, "bias", None)  # an embedding has no such attribute
+        if shift is not None and bias is not None:
+            self.original_bias = bias.detach().clone()
+            bias.data.add_(shift.to(bias.dtype))
+
+    def unmerge_bias(self) -> None:
+        """Restore the base's bias, bit for bit."""
+        if self.original_bias is not None and self.base.bias is not None:
+            self.base.bias.data.copy_(self.original_bias)
+            self.original_bias = None
