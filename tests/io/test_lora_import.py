@@ -70,10 +70,11 @@ def locon(tmp_path):
     LycorisNetwork.apply_preset({"target_module": ["Net"], "target_name": []})
     model = net()
     network = create_lycoris(model, 1.0, linear_dim=4, linear_alpha=2.0, conv_dim=3, algo="locon", use_tucker=True)
+    network.apply_to()  # before it the network has no parameters
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0, 0.3)
-    network.apply_to()
+        assert (model(X) - net()(X)).abs().max() > 0.01
     path = tmp_path / "locon.safetensors"
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
     with torch.no_grad():
@@ -113,7 +114,8 @@ def with_tensor(name, *shape):
 
 REFUSALS = {
     "an unknown module": (with_tensor("lycoris_outt.alpha"), "'lycoris_outt' names no module.*'out'"),
-    "another algorithm": (with_tensor("lycoris_out.hada_w1_a", 2), "'lycoris_out.hada_w1_a' is not a part of a LoCon"),
+    "another algorithm": (with_tensor("lycoris_out.hada_w1_a", 2), "'lycoris_out' has lora_.* next to hada_w1_a"),
+    "an unknown algorithm": (with_tensor("lycoris_out.oft_blocks", 2), "'lycoris_out.oft_blocks' is not a part of"),
     "half a pair": (changed(lambda t: t.pop("lycoris_out.lora_up.weight")), "'lycoris_out' has lora_down alone"),
     "another width": (with_tensor("lycoris_out.lora_down.weight", 4, 9), r"weight of \(5, 9\), .* is \(5, 8\)"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-9]), "truncated or damaged"),

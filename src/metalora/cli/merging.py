@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from metalora.adapters.conditioning.condition import Condition
 from metalora.io.adapter_file import load, read
 from metalora.io.lora.export import Exported, export_lora
+from metalora.io.lora.export_kohya import KohyaFile, export_kohya
 from metalora.io.merged_model import save_merged
 from metalora.io.transformers_folder import load_base, save_merged_folder
 from metalora.zoo import architectures, load_model, plugin
@@ -95,6 +97,37 @@ def export_file(
     chosen = None if condition is None else Condition.load(condition)
     base, _ = load_named_base(model, description["base"]["class"])
     return export_lora(load(base, adapter), out, chosen, task, max_rank, runtime, max_lora_rank)
+
+
+def export_kohya_file(
+    adapter: Path,
+    out: str,
+    *,
+    model: str,
+    condition: Path | None,
+    task: int | None,
+    prefix: str,
+    store: Literal["float32", "float16", "bfloat16"],
+) -> KohyaFile:
+    """Write an adapter file as a file of kohya's scripts or LyCORIS.
+
+    Args:
+        adapter: The adapter file.
+        out: The file.
+        model: Name of the base, as `metalora.zoo.load_model` takes it.
+        condition: A condition file, for a generated adapter.
+        task: Number of the task, for an adapter with tasks.
+        prefix: What stands before the names of modules.
+        store: Data type of the tensors in the file.
+
+    Raises:
+        ValueError: The base is another one than the adapter's, and what `metalora.io.lora.export_kohya.export_kohya`
+            refuses.
+    """
+    description, _ = read(adapter)
+    chosen = None if condition is None else Condition.load(condition)
+    base, _ = load_named_base(model, description["base"]["class"])
+    return export_kohya(load(base, adapter), out, chosen, task, prefix, getattr(torch, store))
 
 
 def _may_be_transformers(model: str) -> bool:

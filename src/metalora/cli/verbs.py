@@ -222,8 +222,14 @@ def merge(
 
 def export(
     adapter: AdapterFile,
-    to: Annotated[Literal["lora"], tyro.conf.arg(help="plain LoRA in PEFT's format")],
-    out: Annotated[str, tyro.conf.arg(help="folder; with --all-tasks it gets the folders task0, task1, ...")],
+    to: Annotated[
+        Literal["lora", "kohya"],
+        tyro.conf.arg(help="plain LoRA in PEFT's format, or a file as kohya and LyCORIS have it"),
+    ],
+    out: Annotated[
+        str,
+        tyro.conf.arg(help="folder, with --all-tasks of the folders task0, task1, ...; for kohya a safetensors file"),
+    ],
     model: Base,
     condition: ConditionFile = None,
     task: Task = None,
@@ -235,14 +241,27 @@ def export(
         Literal["vllm"] | None, tyro.conf.arg(name="for", help="refuse what this runtime does not serve")
     ] = None,
     max_lora_rank: Annotated[int | None, tyro.conf.arg(help="the runtime's limit (vllm: 16 if not given)")] = None,
+    prefix: Annotated[
+        str | None, tyro.conf.arg(help="kohya: lora_unet (if not given), lora_te, lora_te1, lora_te2 or lycoris")
+    ] = None,
+    store: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        tyro.conf.arg(help="kohya: data type of the file (float32 if not given)"),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write an adapter as a plain LoRA that PEFT loads: exact and without an SVD; its rank is that of Delta W's form.
+    """Write an adapter as a plain LoRA that PEFT loads, or as a file of kohya: exact and without an SVD.
 
     A generated adapter is exported for one condition (a snapshot), an adapter with tasks for one task or for all.
     """
     if task is not None and all_tasks:
         raise ValueError("export takes either --task or --all-tasks")
+    if to == "kohya":
+        if all_tasks or max_rank is not None or runtime is not None or max_lora_rank is not None:
+            raise ValueError("export --to kohya takes no --all-tasks, --max-rank, --for or --max-lora-rank")
+        return _export_kohya(adapter, out, model, condition, task, prefix or "lora_unet", store or "float32", json)
+    if prefix is not None or store is not None:
+        raise ValueError("export: --prefix and --store are for --to kohya")
     from metalora.cli.merging import export_file
 
     exports = export_file(
@@ -268,6 +287,23 @@ def export(
     ]
     value = [dataclasses.asdict(exported) for exported in exports]
     show(value, json, f"plain {to}", ("folder", "targets", "rank", "error", "worst target", "bytes"), rows)
+
+
+def _export_kohya(
+    adapter: Path,
+    out: str,
+    model: str,
+    condition: Path | None,
+    task: int | None,
+    prefix: str,
+    store: Literal["float32", "float16", "bfloat16"],
+    json: bool,
+) -> None:
+    from metalora.cli.merging import export_kohya_file
+
+    written = export_kohya_file(adapter, out, model=model, condition=condition, task=task, prefix=prefix, store=store)
+    row = {"file": written.path, "algorithm": written.algorithm, "targets": len(written.ranks), "bytes": written.bytes}
+    show(dataclasses.asdict(written), json, "file of kohya", list(row), [row])
 
 
 def convert(
@@ -305,7 +341,7 @@ def import_lora(
     lora: Annotated[
         Path,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="LORA", help="a folder in PEFT's format, or a LoCon file of kohya or LyCORIS"),
+        tyro.conf.arg(metavar="LORA", help="a folder in PEFT's format, or a file of kohya or LyCORIS"),
     ],
     model: Annotated[str, tyro.conf.arg(help=f"the base model of the LoRA: {MODELS}")],
     out: Annotated[Path, tyro.conf.arg(help="the adapter file")],
