@@ -6,7 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from metalora.config import AdapterConfig, ConditionConfig, RankBudgetConfig, RankScheduleConfig
+from metalora.config import AdapterConfig, ConditionConfig, RankBudgetConfig, RankScheduleConfig, TwoSiteConfig
 from metalora.methods.method import Method
 from metalora.methods.registry import METHODS, get_method
 from metalora_papers.config import TextTableConfig
@@ -49,6 +49,7 @@ class Trained:
         weight_decay: Of AdamW.
         rank_schedule: Sweeps.
         rank_budget: Masks of singular values.
+        two_site: Bonds that are trained one after another.
     """
 
     adapter: AdapterConfig | None = None
@@ -57,6 +58,7 @@ class Trained:
     weight_decay: float = 0.0
     rank_schedule: RankScheduleConfig | None = None
     rank_budget: RankBudgetConfig | None = None
+    two_site: TwoSiteConfig | None = None
 
     @property
     def lr_ratio(self) -> float:
