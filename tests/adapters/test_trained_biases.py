@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import metalora.peft as mp
-from metalora import AdapterConfig, TrainConfig, attach, detach, fit, load, plan, save
+from metalora import AdapterConfig, ConditionConfig, TrainConfig, attach, detach, fit, load, plan, save
 
 
 class Network(nn.Module):
@@ -32,6 +32,7 @@ class Network(nn.Module):
 
 
 TARGETS = ("conv", "bare", "line")
+CONSTANT = ConditionConfig(scope="constant")
 BIASES = {
     "adapted": {"conv": 8, "line": 8},
     "all": dict.fromkeys(("conv", "line", "batch", "up", "group", "norm"), 8),
@@ -94,6 +95,21 @@ def test_a_bottleneck_reads_the_changed_output():
     for key, value in adapter.learned.items():
         other.learned[key].data = value.data
     torch.testing.assert_close(model(X), changed(X))
+
+
+@pytest.mark.parametrize("method", ["film", "ia3"])
+def test_a_scaled_output_has_the_changed_bias_in_it(method):
+    model, changed = Network(), Network()
+    adapter = fill(attach(model, AdapterConfig(method, targets=("conv", "line"), bias="adapted", condition=CONSTANT)))
+    for path, change in adapter.bias_changes.items():
+        changed.get_submodule(path).bias.data += change.detach()
+    other = attach(changed, AdapterConfig(method, targets=("conv", "line"), condition=CONSTANT))
+    for key, value in adapter.learned.items():
+        other.learned[key].data = value.data
+    expected = changed(X)
+    torch.testing.assert_close(model(X), expected)
+    adapter.merge()
+    torch.testing.assert_close(model(X), expected)
 
 
 @pytest.mark.parametrize("bias", BIASES)

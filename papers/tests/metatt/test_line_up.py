@@ -88,7 +88,8 @@ def test_every_method_is_a_row():
 FURTHER = {
     "metatt-2": ("vera", "lotr", "lorta", "loretta-adp", "loretta-rep", "adalora", "mtl-lora", "full", "frozen"),
     "metatt-3": ("mtl-lora", "moe-lora-task", "moe-lora-shared", "full", "frozen"),
-    "metatt-4": ("adalora", "metatt-4d, rank 6"),
+    "metatt-4": ("adalora", "metatt-4d, rank 6", "metatt-4d, by spectra"),
+    "tenslora": ("tenslora-qkv-depth-ring, by spectra", "metatt-4d, isoparameters"),
 }
 
 

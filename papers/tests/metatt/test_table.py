@@ -6,11 +6,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from papers_oracles.encoder import write_encoder
 
 from metalora.adapters.attach import count_params
 from metalora.adapters.targets import find_targets
 from metalora.bench.store import RowStore, make_row, run_key
-from metalora.config import RankScheduleConfig, to_dict
+from metalora.config import RankScheduleConfig, TwoSiteConfig, to_dict
 from metalora_papers.config import TEXT_TABLES, TextTableConfig
 from metalora_papers.metatt.jobs import DESIGNS
 from metalora_papers.metatt.table import TextComparison
@@ -336,6 +337,12 @@ def test_unknown_names(changes, message):
         ("metatt-sequential", dict(tasks=("topic", "topic")), "give two tasks, got topic, topic"),
         ("metatt-sequential", dict(tasks=TASKS[:2], report="best"), "those after each phase; report is last"),
         ("metatt-transfer", dict(methods=("vera",)), "table metatt-transfer: unknown row 'vera'"),
+        (
+            "tenslora",
+            dict(methods=("tenslora-qkv-depth-cp, by spectra",)),
+            "one rank, so that there is nothing to share",
+        ),
+        ("metatt-4", dict(methods=("metatt-4d, rank 3, two-site",)), "unknown row 'metatt-4d, rank 3, two-site'"),
         ("metatt-fig9", dict(methods=("full",)), "table metatt-fig9: unknown row 'every weight'"),
     ],
 )
@@ -361,6 +368,53 @@ def test_what_a_table_refuses(name, changes, message):
 def test_further_rows_by_name(name, asked, found):
     tasks = TASKS[:2] if name == "metatt-sequential" else ("topic",)
     assert {run.method for run in runs(name, replace(TABLE, methods=asked, tasks=tasks))} == found
+
+
+SWEPT = "metatt-4d, rank 8 swept to 2"
+FUTURES = {
+    "metatt-4d, rank 2": (2, None, None),
+    SWEPT: (8, RankScheduleConfig(steps=(120, 200, 280, 360), final=2), None),
+    f"{SWEPT} by importance": (
+        8, RankScheduleConfig(steps=(120, 200, 280, 360), final=2, importance="sensitivity"), None,
+    ),
+    "metatt-4d, rank 2, two-site": (2, None, TwoSiteConfig(bond_steps=48, start=120, rank=2)),
+    f"{SWEPT}, two-site": (8, None, TwoSiteConfig(bond_steps=48, start=120, rank=2)),  # 3 bonds: 5 visits
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def test_one_command_compares_the_futures_that_the_paper_names(encoder):
+    names = (*FUTURES, "metatt-4d, by spectra")
+    table = replace(TABLE, model=encoder, steps=600, final_rank=2, methods=names, tasks=("topic",), seeds=(0,))
+    by_name = {run.method: run for run in runs("metatt-4", table)}
+    assert set(by_name) == set(names)
+    for name, settings in FUTURES.items():
+        run = by_name[name]
+        assert (run.adapter.rank, run.train.rank_schedule, run.train.two_site) == settings
+    targets = find_targets(encoder_without_weights(encoder), TABLE.targets)
+    count, budget = (count_params(by_name[name].adapter, targets) for name in (names[-1], names[0]))
+    ranks = by_name[names[-1]].adapter.rank
+    assert budget - 32 - 2 * ranks["r2"] < count <= budget  # not even an outer bond can be raised once more
+
+
+@pytest.mark.parametrize("form", ["", "-cp", "-tt", "-ring"])
+def test_constructions_of_every_form_at_the_rank_and_at_the_parameters_of_lora(form, encoder):
+    method = f"tenslora-qkv-depth{form}"
+    names = [f"{method}, isorank", f"{method}, isoparameters"] + [f"{method}, by spectra"] * (form != "-cp")
+    table = replace(TABLE, model=encoder, methods=("lora on q, k, v", *names), tasks=("topic",), seeds=(0,))
+    by_name = {run.method: run.adapter for run in runs("tenslora", table)}
+    targets = find_targets(encoder_without_weights(encoder), TABLE.qkv_targets)
+    counts = {name: count_params(adapter, targets) for name, adapter in by_name.items()}
+    assert set(counts) == {"lora on q, k, v", *names} and by_name[names[0]].rank == 8
+    assert all(0 < counts[name] <= counts["lora on q, k, v"] for name in names[1:])
+    if form != "-cp":
+        assert len(set(by_name[names[2]].rank.values())) > 1  # of bonds whose modes have 32, 2, 3 and 32 entries
+    scales = {(adapter.targets, adapter.alpha) for name, adapter in by_name.items() if name in names}
+    assert scales == {(TABLE.qkv_targets, 2.0)}
 
 
 def test_a_further_construction_of_tenslora_has_the_targets_and_the_scale_of_the_others():

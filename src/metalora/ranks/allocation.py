@@ -1,33 +1,42 @@
-"""Ranks for a number of parameters, mode by mode, from the singular values of what a Tucker network stacks."""
+"""Ranks for a number of parameters, bond by bond, from the singular values of what a network stacks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from math import prod
+from dataclasses import dataclass, replace
+from math import log, prod
 
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.layout import FactorParam, Layout, TargetLayout, build_layout, read_slice
-from metalora.adapters.targets import TRANSPOSED, find_targets
+from metalora.adapters.layout import Layout, build_layout
+from metalora.adapters.targets import find_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
-from metalora.methods.resolve import resolve
-from metalora.tensornet.truncation.greedy import largest_values_first
+from metalora.methods.resolve import ResolvedMethod, resolve
+from metalora.ranks.spectra import Cut, network_cuts, network_owners, open_size, spectra
+from metalora.tensornet.topology import classify_topology
 
-NEGLIGIBLE_VALUE = 1e-7  # of a mode's largest singular value: the rounding of a Gram matrix; such values get no rank
+NEGLIGIBLE_VALUE = 1e-7  # of a cut's largest singular value: the rounding of a Gram matrix; such values get no rank
 
 
 @torch.no_grad()
 def ranks_by_spectra(
     model: nn.Module, config: AdapterConfig, params: int, tensors: Mapping[str, Tensor] | None = None
 ) -> AdapterConfig:
-    """Choose a rank for every mode of a Tucker method, for a number of parameters.
+    """Choose a rank for every bond of a tensor train, a Tucker network or a ring, for a number of parameters.
 
-    T is the tensor that a network of the method stacks (in x out x layer, say), made of the targets' weights; s_m are
-    its singular values unfolded along mode m (those of HOSVD), over all networks of the method. From rank one
-    everywhere, the largest next value s_m[j] / s_m[0] is accepted if there is room for it, until none is left.
+    T is the tensor that a network of the method stacks (in x out x layer, say), made of the targets' weights; s_c are
+    its singular values, unfolded at cut c of the network, over all networks of the method. A cut of a train is at one
+    bond, as in TT-SVD, of a Tucker network between one mode and all others, as in HOSVD, and of a ring at two bonds,
+    whose sizes multiply. With n the size of the bond, or the product of the two sizes, no more than the share
+
+        k_c = (s_c[1]^2 + ... + s_c[n]^2) / |T|^2
+
+    of the squared norm of T can be kept. From rank one everywhere, the bond is raised that makes the product of all k_c
+    grow by the largest factor for each parameter that it adds (in logarithms), until there is no room for any. Bonds
+    without which a raise would be of no use are raised with it: a bond is not larger than the product of the other axes
+    of a factor. In a ring one raise counts at every cut that has the bond.
 
     Args:
         model: The base model.
@@ -40,153 +49,127 @@ def ranks_by_spectra(
         The configuration with a rank for every bond.
 
     Raises:
-        ValueError: A method that is not a Tucker network, fewer parameters than rank one has, or a tensor that is
-            missing or has another shape.
+        ValueError: A method of another network or of a single rank, fewer parameters than rank one has, or a tensor
+            that is missing or has another shape.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-        >>> config = AdapterConfig("fact-tk", targets="all")
-        >>> sorted(ranks_by_spectra(net, config, params=60).rank)
-        ['r1', 'r2', 'r3']
+        >>> ranks_by_spectra(net, AdapterConfig("metatt-4d", targets="all"), params=16).rank
+        {'r1': 1, 'r2': 1, 'r3': 1}
     """
     resolved = resolve(replace(config, rank=1, clip_rank=False))  # the open axes do not depend on the rank
     method, targets = resolved.method, find_targets(model, config.targets, config.exclude)
-    leaves = _leaf_factors(method)
+    cuts = _cuts(resolved)
     layout = build_layout(targets, resolved)
     if layout.num_params() > params:
         raise ValueError(f"ranks: {method.name!r} has {layout.num_params()} numbers at rank one, above {params}")
     stacked = {target.path: _stacked_tensor(model, target.path, tensors) for target in targets}
-    ranks = largest_values_first(
-        spectra(layout, leaves, stacked),
-        lambda ranks: _num_params(layout, ranks) <= params,
-        negligible=NEGLIGIBLE_VALUE,
-    )
-    return replace(config, rank=ranks, clip_rank=False)
+    values = spectra(layout, cuts, stacked)
+    kept = [torch.where(s > NEGLIGIBLE_VALUE * s[0], s.square(), 0).cumsum(0).tolist() for s in values]
+    return replace(config, rank=_Growth(layout, method, cuts, kept).ranks(params), clip_rank=False)
 
 
-def _num_params(layout: Layout, ranks: Mapping[str, int]) -> int:
-    """The numbers in all stored factors if the bonds have these sizes."""
-    return sum(
-        prod(ranks.get(mode, size) for mode, size in zip(param.modes, param.shape, strict=True))
-        for param in layout.params.values()
-    )
+@dataclass(frozen=True)
+class _Growth:
+    """Ranks that grow from one, the raise first that is worth most for each parameter.
+
+    Attributes:
+        layout: The layout at rank one.
+        method: The method.
+        cuts: The cuts of its network.
+        kept: For every cut the sums of the first 1, 2, ... squared singular values.
+    """
+
+    layout: Layout
+    method: Method
+    cuts: Sequence[Cut]
+    kept: Sequence[Sequence[float]]
+
+    def ranks(self, params: int) -> dict[str, int]:
+        """The ranks for a number of parameters."""
+        ranks = dict.fromkeys(self.method.rank_bonds, 1)
+        open_sizes = {
+            factor: min(open_size(self.layout, factor, owner) for owner in network_owners(self.layout))
+            for factor in self.method.network.factors
+        }
+        while True:
+            offers: list[tuple[float, dict[str, int]]] = []
+            for bond in ranks:
+                larger = self._raised(ranks, bond, open_sizes)
+                if larger is not None and self._num_params(larger) <= params:
+                    added = self._num_params(larger) - self._num_params(ranks)
+                    offers.append((self._gain(ranks, larger) / added, larger))
+            worth, best = max(offers, key=lambda offer: offer[0], default=(0.0, ranks))
+            if worth == 0:
+                return ranks
+            ranks = best
+
+    def _raised(self, ranks: Mapping[str, int], bond: str, open_sizes: Mapping[str, int]) -> dict[str, int] | None:
+        """The next larger rank of a bond, with what it needs of the others; None if no other can give it."""
+        larger = {**ranks, bond: ranks[bond] + 1}
+        while (partners := self._too_small(larger, open_sizes)) is not None:
+            gains = {other: self._gain(larger, {**larger, other: larger[other] + 1}) for other in partners}
+            best = max(partners, key=lambda other: gains[other], default=None)
+            if best is None or gains[best] == 0:
+                return None
+            larger[best] += 1
+        return larger
+
+    def _too_small(self, ranks: Mapping[str, int], open_sizes: Mapping[str, int]) -> list[str] | None:
+        """The other bonds of a factor that is too small for one of its bonds; None if there is no such factor."""
+        for factor, modes in self.method.network.factors.items():
+            bonds = [mode for mode in modes if mode in ranks]
+            for bond in bonds:
+                others = [other for other in bonds if other != bond]
+                if ranks[bond] > open_sizes[factor] * prod(ranks[other] for other in others):
+                    return others
+        return None
+
+    def _gain(self, ranks: Mapping[str, int], larger: Mapping[str, int]) -> float:
+        """The logarithm of how many times as much the larger ranks keep at all cuts together."""
+        gain = 0.0
+        for cut, kept in zip(self.cuts, self.kept, strict=True):
+            before, after = (min(prod(sizes[bond] for bond in cut.bonds), len(kept)) for sizes in (ranks, larger))
+            if kept[0] > 0:  # tensors of zeros keep nothing at any rank
+                gain += log(kept[after - 1] / kept[before - 1])
+        return gain
+
+    def _num_params(self, ranks: Mapping[str, int]) -> int:
+        """The learned numbers in all stored factors if the bonds have these sizes."""
+        return sum(
+            prod(ranks.get(mode, size) for mode, size in zip(param.modes, param.shape, strict=True))
+            for param in self.layout.params.values()
+            if not param.frozen
+        )
 
 
-def _leaf_factors(method: Method) -> dict[str, str]:
-    """Bond -> the factor that it joins to the core.
+def _cuts(resolved: ResolvedMethod) -> list[Cut]:
+    """The cuts of the method's network.
 
     Raises:
-        ValueError: The method is not a Tucker network.
+        ValueError: Its ranks do not follow from unfoldings.
     """
-    num_bonds = len(method.rank_bonds)
-    cores: list[str] = []
-    leaves: dict[str, str] = {}
-    for factor, modes in method.network.factors.items():
-        bonds = [mode for mode in modes if mode in method.rank_bonds]
-        if len(bonds) == len(modes) == num_bonds:  # bonds alone, and all of them
-            cores.append(factor)
-        elif len(bonds) == 1:
-            leaves[bonds[0]] = factor
-    is_complete = len(method.network.factors) == num_bonds + 1
-    has_other_factors = method.non_trainable or method.composites
-    # a frozen factor or a product of factors is neither a leaf nor the core
-    if len(cores) != 1 or len(leaves) != num_bonds or not is_complete or has_other_factors:
+    method, factors = resolved.method, resolved.method.network.factors
+    bonds_of_factor = {
+        name: [mode for mode in modes if mode in method.network.bonds] for name, modes in factors.items()
+    }
+    cuts = network_cuts(bonds_of_factor)
+    if len(method.rank_bonds) == 1 and (cuts or classify_topology(list(bonds_of_factor.values())) == "shared bond"):
         raise ValueError(
-            f"ranks: {method.name!r} is not a Tucker network (a factor for every mode, and a core), so it has no "
-            "spectra"
+            f"ranks: {method.name!r} has one rank, so that there is nothing to share out among bonds, and singular "
+            "values of unfoldings say only from which rank on a sum of so many products can be exact, not which rank "
+            "is enough; --match-params alone (metalora.match_parameters) chooses the largest rank"
         )
-    return leaves
-
-
-def spectra(layout: Layout, leaves: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Compute the singular values of the stacked tensors, unfolded along the modes of every leaf factor.
-
-    Args:
-        layout: The layout of the method at rank one.
-        leaves: Bond -> the factor that it joins to the core.
-        tensors: Path -> a tensor of the shape of the target's weight.
-
-    Returns:
-        Bond -> singular values (n,), the largest first, as the root of the sum of squares over all networks.
-
-    Example:
-        >>> from metalora.methods.resolve import resolve
-        >>> model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4))
-        >>> resolved = resolve(AdapterConfig("fact-tk", rank=1))
-        >>> layout = build_layout(find_targets(model, ("0", "1"), ()), resolved)
-        >>> values = spectra(layout, {"r2": "V"}, {"0": model[0].weight, "1": model[1].weight})
-        >>> values["r2"].shape
-        torch.Size([4])
-    """
-    by_modes = {path: _by_modes(layout.targets[path], tensor) for path, tensor in tensors.items()}
-    values: dict[str, Tensor] = {}
-    for bond, factor in leaves.items():
-        squares: list[Tensor] = []
-        for key, param in layout.params.items():
-            if param.factor == factor:
-                # the unfolding of all targets is never formed: the eigenvalues of its Gram matrix (n, n) are the
-                # squares of its singular values
-                gram = _gram(key, _shape_without(param, bond), factor, layout, by_modes)
-                squares.append(torch.linalg.eigvalsh(gram).flip(0).clamp_min(0))  # (n,), the largest first
-        longest = max(len(square) for square in squares)
-        # networks of unequal widths have unequally many values
-        padded = [nn.functional.pad(square, (0, longest - len(square))) for square in squares]
-        values[bond] = torch.stack(padded).sum(0).sqrt()
-    return values
-
-
-def _shape_without(param: FactorParam, bond: str) -> tuple[int, ...]:
-    """The factor's shape, its bond being of size one."""
-    return tuple(1 if mode == bond else size for mode, size in zip(param.modes, param.shape, strict=True))
-
-
-def _gram(key: str, shape: Sequence[int], factor: str, layout: Layout, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The Gram matrix X X' (n, n) of the unfolding X (n, everything else), n being the flat axis of a stored factor.
-
-    Each target fills the rows that it reads; two targets have a common product only if they are in the same place along
-    all modes that the factor does not have.
-    """
-    size = prod(shape)
-    gram = torch.zeros(size, size, dtype=torch.float64)  # it squares the condition number
-    entries = torch.arange(size).reshape(*shape)
-    readers = [target for target in layout.targets.values() if target.views[factor].key == key]
-    rows = {reader.target.path: read_slice(entries, reader.views[factor]).flatten() for reader in readers}
-    for first in readers:
-        for second in readers:
-            if not _same_elsewhere(first, second, factor):
-                continue
-            x = _unfolded(first, factor, tensors[first.target.path])  # (rows of the first target, everything else)
-            y = _unfolded(second, factor, tensors[second.target.path])  # (rows of the second, everything else)
-            if x.shape[1:] == y.shape[1:]:  # targets of unequal widths have no common columns
-                gram[rows[first.target.path][:, None], rows[second.target.path]] += x @ y.mT
-    return gram
-
-
-def _same_elsewhere(first: TargetLayout, second: TargetLayout, factor: str) -> bool:
-    """Whether two targets read the same of all factors but one."""
-    other_factors = [name for name in first.views if name != factor]
-    return all(
-        first.views[name].key == second.views[name].key
-        and dict(first.views[name].index) == dict(second.views[name].index)
-        for name in other_factors
+    is_plain_product = method.form == "low_rank" and not (
+        method.non_trainable or method.composites or method.components or method.separate_factors
     )
-
-
-def _unfolded(layout: TargetLayout, factor: str, tensor: Tensor) -> Tensor:
-    """(what the target has of the factor's modes, everything else)."""
-    modes = [*layout.network.inputs, *layout.network.outputs]
-    factor_axes = [modes.index(mode) for mode in layout.network.factors[factor] if mode in modes]
-    other_axes = [axis for axis in range(len(modes)) if axis not in factor_axes]
-    num_rows = prod(tensor.shape[axis] for axis in factor_axes)
-    return tensor.permute(*factor_axes, *other_axes).reshape(num_rows, -1)
-
-
-def _by_modes(layout: TargetLayout, tensor: Tensor) -> Tensor:
-    """A tensor in the layout of the weight -> (*modes of the input side, *modes of the output side), in float64."""
-    tensor = tensor.detach().double().cpu()
-    if layout.target.kind not in TRANSPOSED:
-        tensor = tensor.movedim(0, -1)  # (out, in, kh, kw) -> (in, kh, kw, out)
-    return tensor.reshape(*(layout.sizes[mode] for mode in (*layout.network.inputs, *layout.network.outputs)))
+    has_one_network = len({method.replication_of(factor) for factor in factors}) == 1 and not method.network.terms
+    if not cuts or not is_plain_product or not has_one_network or method.fixed_bonds or resolved.config.frozen:
+        raise ValueError(
+            f"ranks: {method.name!r} is not a tensor train, a Tucker network or a ring of learned factors with common "
+            "owners, so it has no spectra"
+        )
+    return cuts
 
 
 def _stacked_tensor(model: nn.Module, path: str, tensors: Mapping[str, Tensor] | None) -> Tensor:

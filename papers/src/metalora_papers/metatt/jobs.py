@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from metalora._util.suggest import check_choice, nearest
-from metalora.config import AdapterConfig, ConditionConfig
-from metalora.methods.registry import METHODS
+from metalora.adapters.attach import count_params
+from metalora.adapters.targets import find_targets
+from metalora.config import AdapterConfig, ConditionConfig, TwoSiteConfig
+from metalora.methods.registry import METHODS, get_method
+from metalora.ranks.allocation import ranks_by_spectra
+from metalora.ranks.two_site import bond_visits
 from metalora_papers.comparison import RateKey
 from metalora_papers.config import TextTableConfig
 from metalora_papers.metatt import glue, news
@@ -22,7 +26,7 @@ from metalora_papers.metatt.line_up import (
     is_row,
     trained_by,
 )
-from metalora_papers.metatt.text import encoder_without_weights
+from metalora_papers.metatt.text import encoder_without_weights, load_encoder
 from metalora_papers.runs import ALIASES, FULL
 from metalora_papers.tenslora import table as tenslora_table
 
@@ -30,6 +34,7 @@ TASKS = {"news": tuple(news.TASKS), "glue": tuple(glue.TASKS)}
 GENERATED, WIDE = "metatt-4+1d generated", "metatt-4d, more targets"
 LORA_QKV = "lora on q, k, v"
 GAUSSIAN = "lora, gaussian"
+TWO_SITE = "two-site"
 Rows = Mapping[str, Trained]
 """Name of a row -> what it trains."""
 
@@ -75,12 +80,15 @@ class Design:
         reference: The row that the others are measured against, with the fields of the settings in braces.
         joint: One adapter has all tasks.
         open: It takes further rows: any method by name.
+        named: From the settings and the name of a row that this table alone has, if it is asked for, to what the row
+            trains; None for another name.
     """
 
     jobs: Callable[[TextTableConfig, Rows], list[Job]]
     reference: str = ""
     joint: bool = False
     open: bool = True
+    named: Callable[[TextTableConfig, str], Trained | None] = lambda table, name: None
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -117,17 +125,54 @@ def _joint(table: TextTableConfig, further: Rows) -> list[Job]:
 
 
 def _sweeps(table: TextTableConfig, further: Rows) -> list[Job]:
-    low, high, steps = table.final_rank, table.rank, table.steps
-    first, last = table.sweep_between
-    after = (round(steps * (first + (last - first) * k / max(1, table.sweeps - 1))) for k in range(table.sweeps))
-    schedule = dataclasses.replace(table.sweep, steps=tuple(after), final=low)
-    adapter = adapter_for(table, table.method, rank=high)
-    rows = {
-        f"{table.method}, rank {low}": Trained(adapter_for(table, table.method, rank=low)),
-        f"{table.method}, rank {high}": Trained(adapter),
-        f"{table.method}, rank {high} swept to {low}": Trained(adapter, rank_schedule=schedule),
-    }
+    low, high, plain, swept = _sweep_rows(table)
+    rows = {low: plain, high: Trained(swept.adapter), f"{high} swept to {table.final_rank}": swept}
     return _each_task(table, {**rows, **further})
+
+
+def _sweep_rows(table: TextTableConfig) -> tuple[str, str, Trained, Trained]:
+    """The names of the rows at the final and at the first rank, AdamW at the final rank, and sweeps down to it."""
+    first, last = table.sweep_between
+    shares = (first + (last - first) * k / max(1, table.sweeps - 1) for k in range(table.sweeps))
+    after = tuple(round(table.steps * share) for share in shares)
+    schedule = dataclasses.replace(table.sweep, steps=after, final=table.final_rank)
+    plain = Trained(adapter_for(table, table.method, rank=table.final_rank))
+    swept = Trained(adapter_for(table, table.method, rank=table.rank), rank_schedule=schedule)
+    return f"{table.method}, rank {table.final_rank}", f"{table.method}, rank {table.rank}", plain, swept
+
+
+def _future_row(table: TextTableConfig, name: str) -> Trained | None:
+    """What the paper leaves to future work: sweeps by importance, two-site DMRG, and ranks of each bond."""
+    low, high, plain, swept = _sweep_rows(table)
+    down = f"{high} swept to {table.final_rank}"
+    assert swept.rank_schedule is not None
+    if name == f"{down} by importance":
+        return dataclasses.replace(
+            swept, rank_schedule=dataclasses.replace(swept.rank_schedule, importance="sensitivity")
+        )
+    if name == f"{low}, {TWO_SITE}":
+        return dataclasses.replace(plain, two_site=_two_site(table))
+    if name == f"{down}, {TWO_SITE}":
+        return dataclasses.replace(swept, rank_schedule=None, two_site=_two_site(table))
+    if name == f"{table.method}, {tenslora_table.BY_SPECTRA}":
+        return _by_spectra(table)
+    return None
+
+
+def _two_site(table: TextTableConfig) -> TwoSiteConfig:
+    """All bonds to the right and back while other rows are swept, each for as many steps, down to the final rank."""
+    first, last = table.sweep_between
+    visits = len(bond_visits(len(get_method(table.method).rank_bonds), sweeps=1))
+    bond_steps = round(table.steps * (last - first)) // visits
+    return TwoSiteConfig(bond_steps=bond_steps, start=round(table.steps * first), rank=table.final_rank)
+
+
+@cache
+def _by_spectra(table: TextTableConfig) -> Trained:
+    """Ranks that the spectra of the weights choose for the number of parameters of the row at the final rank."""
+    adapter, model = adapter_for(table, table.method, rank=table.final_rank), load_encoder(table.model)[0]
+    budget = count_params(adapter, find_targets(model, adapter.targets))
+    return Trained(ranks_by_spectra(model, adapter, budget))
 
 
 def _inits(table: TextTableConfig, further: Rows) -> list[Job]:
@@ -202,15 +247,32 @@ def _transfer(table: TextTableConfig, further: Rows) -> list[Job]:
 
 @cache
 def _protocols(table: TextTableConfig) -> dict[str, AdapterConfig]:
-    lora = dataclasses.replace(adapter_for(table, "lora"), targets=table.qkv_targets)
-    encoder = encoder_without_weights(table.model)
-    return {LORA_QKV: lora, **tenslora_table.protocol_rows(encoder, lora, table.methods)}
+    lora = _lora_qkv(table)
+    return {LORA_QKV: lora, **tenslora_table.protocol_rows(encoder_without_weights(table.model), lora)}
+
+
+def _lora_qkv(table: TextTableConfig) -> AdapterConfig:
+    return dataclasses.replace(adapter_for(table, "lora"), targets=table.qkv_targets)
 
 
 def _tenslora(table: TextTableConfig, further: Rows) -> list[Job]:
     rows = {name: Trained(adapter) for name, adapter in _protocols(table).items()}
     rows |= {name: _retargeted(trained, table) for name, trained in further.items()}
     return _each_task(table, rows)
+
+
+@cache
+def _protocol_row(table: TextTableConfig, name: str) -> Trained | None:
+    """Any method at the rank or at the number of parameters of LoRA on the queries, keys and values."""
+    parts = tenslora_table.split_protocol(name)
+    if parts is None:
+        return None
+    method, protocol = parts
+    by_spectra = protocol == tenslora_table.BY_SPECTRA
+    model = load_encoder(table.model)[0] if by_spectra else encoder_without_weights(table.model)
+    trained = _retargeted(trained_by(table, method), table)
+    adapter = tenslora_table.protocol_row(model, _lora_qkv(table), name, trained.adapter)
+    return dataclasses.replace(trained, adapter=adapter)
 
 
 def _retargeted(trained: Trained, table: TextTableConfig) -> Trained:
@@ -227,14 +289,14 @@ def _others(table: TextTableConfig, task: str) -> tuple[str, ...]:
 DESIGNS = {
     "metatt-2": Design(_single, "lora"),
     "metatt-3": Design(_joint, "metatt-4d", joint=True),
-    "metatt-4": Design(_sweeps, "{method}, rank {final_rank}"),
+    "metatt-4": Design(_sweeps, "{method}, rank {final_rank}", named=_future_row),
     "metatt-fig4": Design(_inits, "{method}, ze-id-id-id"),
     "metatt-fig7": Design(_rates),
     "metatt-fig9": Design(_ranks),
     "metatt-fig11": Design(_lora_starts, GAUSSIAN),
     "metatt-sequential": Design(_sequential, "lora", joint=True),
     "metatt-transfer": Design(_transfer, open=False),
-    "tenslora": Design(_tenslora, LORA_QKV),
+    "tenslora": Design(_tenslora, LORA_QKV, named=_protocol_row),
 }
 
 
@@ -256,8 +318,9 @@ def jobs_of(name: str, table: TextTableConfig) -> list[Job]:
     design = DESIGNS[name]
     chosen = [ALIASES.get(method, method) for method in table.methods]
     known = _names(design.jobs(table, {}))
-    tasks = len(table.tasks) if design.joint else 1
-    further = {method: trained_by(table, method, tasks) for method in chosen if method not in known and is_row(method)}
+    further = {
+        method: trained for method in chosen if method not in known and (trained := _by_name(design, table, method))
+    }
     jobs = design.jobs(table, further)
     names = _names(jobs)
     for method in chosen:
@@ -265,6 +328,13 @@ def jobs_of(name: str, table: TextTableConfig) -> list[Job]:
             choices = {*names, *METHODS, FROZEN, FULL} if design.open else names
             raise ValueError(f"table {name}: unknown row {method!r}{nearest(method, choices - {method})}")
     return [job for job in jobs if not chosen or not {job.name, job.series}.isdisjoint(chosen)]
+
+
+def _by_name(design: Design, table: TextTableConfig, name: str) -> Trained | None:
+    """Return what a row trains that a table does not have by default; None for an unknown name."""
+    if is_row(name):
+        return trained_by(table, name, len(table.tasks) if design.joint else 1)
+    return design.named(table, name)
 
 
 def _names(jobs: list[Job]) -> set[str]:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from metalora.config import AdapterConfig, ConditionConfig, RankBudgetConfig, RankScheduleConfig
+from metalora.config import AdapterConfig, ConditionConfig, RankBudgetConfig, RankScheduleConfig, TwoSiteConfig
 from metalora.methods.method import Method
 from metalora.methods.registry import METHODS, get_method
 from metalora_papers.runs import FULL, FULL_LR_RATIO
@@ -72,6 +72,7 @@ class Trained:
         weight_decay: Of AdamW.
         rank_schedule: Sweeps.
         rank_budget: Masks of singular values.
+        two_site: Bonds that are trained one after another.
     """
 
     adapter: AdapterConfig | None = None
@@ -80,6 +81,7 @@ class Trained:
     weight_decay: float = 0.0
     rank_schedule: RankScheduleConfig | None = None
     rank_budget: RankBudgetConfig | None = None
+    two_site: TwoSiteConfig | None = None
 
     @property
     def lr_ratio(self) -> float:

@@ -248,6 +248,7 @@ def _run(
             mixed_precision=table.mixed_precision,
             rank_schedule=trained.rank_schedule,
             rank_budget=trained.rank_budget,
+            two_site=trained.two_site,
         ),
         batch=table.batch,
         examples=table.examples,

@@ -1,4 +1,4 @@
-"""Ranks by the largest singular values: one greedy choice for truncation and for the allocation of ranks."""
+"""Ranks by the largest singular values, for a truncation within a budget."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,7 +10,6 @@ def largest_values_first(
     fits: Callable[[Mapping[str, int]], bool],
     *,
     largest_ranks: Mapping[str, int] | None = None,
-    negligible: float = 0.0,
     relative: bool = True,
 ) -> dict[str, int]:
     """Raise ranks from one, the relatively largest next singular value first, as far as there is room.
@@ -22,8 +21,7 @@ def largest_values_first(
         singular_values: Bond -> its singular values (n,), the largest first.
         fits: Whether there is room for these ranks.
         largest_ranks: Bond -> the largest rank that is offered; all of its values if None.
-        negligible: Values at or below this fraction of the bond's largest one are not offered.
-        relative: False: s_b[j] itself is offered, for values of all bonds in one unit; `negligible` is in it, too.
+        relative: False: s_b[j] itself is offered, for values of all bonds in one unit.
 
     Returns:
         Bond -> rank, at least one.
@@ -46,6 +44,6 @@ def largest_values_first(
     # first whose name sorts last. A bond that did not fit once does not fit later, since ranks only grow.
     for value, bond in sorted(steps, reverse=True):
         larger = {**ranks, bond: ranks[bond] + 1}
-        if value > negligible and fits(larger):
+        if value > 0 and fits(larger):
             ranks = larger
     return ranks
