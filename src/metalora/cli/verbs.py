@@ -18,6 +18,7 @@ from metalora.methods.table import methods_table
 if TYPE_CHECKING:
     from metalora.adapters.skipped import SkippedWeight
     from metalora.cost import CostSummary
+    from metalora.io.lora.export import Exported
 
 Adapter = Annotated[AdapterConfig, tyro.conf.arg(name="")]
 MODELS = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0 or a well-known name such as roberta-base"
@@ -274,6 +275,10 @@ def export(
         runtime=runtime,
         max_lora_rank=max_lora_rank,
     )
+    _show_exports(exports, json)
+
+
+def _show_exports(exports: Sequence[Exported], json: bool) -> None:
     rows = [
         {
             "folder": exported.folder,
@@ -286,7 +291,7 @@ def export(
         for exported in exports
     ]
     value = [dataclasses.asdict(exported) for exported in exports]
-    show(value, json, f"plain {to}", ("folder", "targets", "rank", "error", "worst target", "bytes"), rows)
+    show(value, json, "plain lora", ("folder", "targets", "rank", "error", "worst target", "bytes"), rows)
 
 
 def _export_kohya(
