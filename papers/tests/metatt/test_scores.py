@@ -14,6 +14,12 @@ def matthews(predicted, answers):
     return (tp * tn - fp * fn) / np.sqrt(float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
 
 
+def f1(predicted, answers):
+    hits = ((predicted == 1) & (answers == 1)).sum()
+    precision, recall = hits / (predicted == 1).sum(), hits / (answers == 1).sum()
+    return 2 * precision * recall / (precision + recall)
+
+
 def drawn(classes, n=60):
     rng = np.random.default_rng(classes)
     answers = rng.integers(0, classes or 6, n)
@@ -26,7 +32,7 @@ def test_metrics_are_those_of_the_textbook(classes):
     predicted, answers = drawn(classes)
     expected = {"accuracy": sum(predicted == answers) / len(answers)}
     if classes == 2:
-        expected["matthews"] = matthews(predicted, answers)
+        expected |= {"f1": f1(predicted, answers), "matthews": matthews(predicted, answers)}
     if classes == 0:
         ranks = scipy.stats.rankdata(predicted), scipy.stats.rankdata(answers)
         expected = {"spearman": np.corrcoef(*ranks)[0, 1], "pearson": np.corrcoef(predicted, answers)[0, 1]}
@@ -36,7 +42,10 @@ def test_metrics_are_those_of_the_textbook(classes):
 
 def test_constant_predictions_have_no_correlation():
     assert measured(np.zeros(4), np.array([0.5, 1, 2, 3]), 0) == {"spearman": 0, "pearson": 0}
-    assert measured(np.ones(4, int), np.array([0, 1, 1, 1]), 2) == {"accuracy": 0.75, "matthews": 0}
+    assert measured(np.ones(4, int), np.array([0, 1, 1, 1]), 2) == {
+        "accuracy": 0.75, "f1": pytest.approx(6 / 7), "matthews": 0,
+    }  # fmt: skip
+    assert measured(np.zeros(4, int), np.zeros(4, int), 2) == {"accuracy": 1, "f1": 0, "matthews": 0}
 
 
 EVALUATION = {
@@ -53,6 +62,7 @@ def test_cola_is_judged_by_matthews_and_sts_b_by_spearman():
     assert judged(EVALUATION, tasks) == scores
     assert mean_score(EVALUATION, tasks) == pytest.approx(1.3 / 3)
     assert by_metric(scores) == {"matthews": {"cola": 0.3}, "accuracy": {"rte": 0.6}, "spearman": {"stsb": 0.4}}
+    assert metrics_of("mrpc") == metrics_of("qqp") == ("accuracy", "f1")  # as GLUE; accuracy judges
     assert metrics_of("topic") == metrics_of("mnli") == ("accuracy",)
 
 

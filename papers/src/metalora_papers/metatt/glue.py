@@ -39,11 +39,16 @@ class GlueTask:
 
 
 ENTAILMENT = ("entailment", "not_entailment")
+WITH_F1 = ("accuracy", "f1")
 TASKS = {
     "cola": GlueTask("CoLA", ("3",), "1", ("sentence",), headless=True, metrics=("matthews",)),
     "sst2": GlueTask("SST-2", ("sentence",), "label", ("sentence",)),
-    "mrpc": GlueTask("MRPC", ("#1 String", "#2 String"), "Quality", ("sentence1", "sentence2")),
-    "qqp": GlueTask("QQP", ("question1", "question2"), "is_duplicate", ("question1", "question2")),
+    "mrpc": GlueTask(
+        "MRPC", ("#1 String", "#2 String"), "Quality", ("sentence1", "sentence2"), metrics=WITH_F1,
+    ),
+    "qqp": GlueTask(
+        "QQP", ("question1", "question2"), "is_duplicate", ("question1", "question2"), metrics=WITH_F1,
+    ),
     "stsb": GlueTask(
         "STS-B", ("sentence1", "sentence2"), "score", ("sentence1", "sentence2"), (), metrics=("spearman", "pearson"),
     ),

@@ -11,7 +11,9 @@ import numpy as np
 from metalora_papers.metatt import glue
 from metalora_papers.rows import Row
 
-METRICS = {"accuracy": "accuracy", "matthews": "Matthews", "spearman": "Spearman", "pearson": "Pearson"}
+METRICS = {
+    "accuracy": "accuracy", "f1": "F1", "matthews": "Matthews", "spearman": "Spearman", "pearson": "Pearson",
+}  # fmt: skip
 """Key in the results of a row -> what headings and axes say."""
 
 
@@ -19,8 +21,8 @@ def metrics_of(task: str) -> tuple[str, ...]:
     """Return the metrics of a task that a table shows; the first judges it.
 
     Example:
-        >>> metrics_of("stsb"), metrics_of("rte")
-        (('spearman', 'pearson'), ('accuracy',))
+        >>> metrics_of("stsb"), metrics_of("mrpc"), metrics_of("rte")
+        (('spearman', 'pearson'), ('accuracy', 'f1'), ('accuracy',))
     """
     return glue.TASKS[task].metrics if task in glue.TASKS else ("accuracy",)
 
@@ -28,8 +30,8 @@ def metrics_of(task: str) -> tuple[str, ...]:
 def measured(predicted: np.ndarray, answers: np.ndarray, classes: int) -> dict[str, float]:
     """Return all metrics of predictions.
 
-    Accuracy of labels, Matthews' correlation of two of them; of scores (classes = 0) Spearman's and Pearson's. A
-    correlation with constant predictions is undefined and counts as 0.
+    Accuracy of labels; of two of them also F1 of label 1 and Matthews' correlation; of scores (classes = 0) Spearman's
+    and Pearson's. F1 without any label 1, and a correlation with constant predictions, are undefined and count as 0.
 
     Args:
         predicted: Labels or scores (n,).
@@ -38,14 +40,17 @@ def measured(predicted: np.ndarray, answers: np.ndarray, classes: int) -> dict[s
 
     Example:
         >>> measured(np.array([0, 1, 1]), np.array([0, 1, 1]), classes=2)
-        {'accuracy': 1.0, 'matthews': 1.0}
+        {'accuracy': 1.0, 'f1': 1.0, 'matthews': 1.0}
     """
     from scipy.stats import pearsonr, spearmanr
-    from sklearn.metrics import matthews_corrcoef
+    from sklearn.metrics import f1_score, matthews_corrcoef
 
     if classes:
         found = {"accuracy": float((predicted == answers).mean())}
-        return found | ({"matthews": float(matthews_corrcoef(answers, predicted))} if classes == 2 else {})
+        if classes == 2:
+            found["f1"] = float(f1_score(answers, predicted, zero_division=0))
+            found["matthews"] = float(matthews_corrcoef(answers, predicted))
+        return found
     if np.ptp(predicted) == 0:
         return {"spearman": 0.0, "pearson": 0.0}
     correlations = {"spearman": spearmanr(predicted, answers), "pearson": pearsonr(predicted, answers)}
