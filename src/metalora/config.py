@@ -135,7 +135,8 @@ class AdapterConfig:
     """names of factors that are not learned, in addition to those of the method: made from the seed and never saved"""
     init: str | dict[str, str] = field(default_factory=dict)
     """initialisation of factors, instead of the method's own: by factor, such as kaiming or normal:0.02; or one code
-    with two letters per factor, such as ze-id-id-id; or a start of LoRA: pissa, olora or eva (which needs data)"""
+    with two letters per factor, such as ze-id-id-id; or a start of LoRA: pissa, olora, and eva and corda, which
+    need data"""
     clip_rank: bool = False
     """lower a rank that is larger than the modes of a target allow, instead of raising an error"""
     dropout: float = 0.0

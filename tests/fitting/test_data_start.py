@@ -1,15 +1,19 @@
 """Starts of LoRA by one word, and EVA's from data, next to PEFT's."""
 
 import copy
+import dataclasses
+import sys
 
 import peft
 import pytest
 import torch
 from peft import EvaConfig, LoraConfig, get_eva_state_dict
+from peft.tuners.lora.config import CordaConfig
 from torch import nn
 
 import metalora.peft as mp
 from metalora import AdapterConfig, TrainConfig, attach, detach, fit, load, save, start_from_data
+from metalora.training.parameters import TrainedParameters
 
 TARGETS = ("first", "second", "third")
 
@@ -58,6 +62,37 @@ def test_eva_has_the_directions_and_ranks_of_peft(rho):
     torch.testing.assert_close(model(X), Network()(X))  # B is zero
 
 
+def corda_of_peft(method, monkeypatch):
+    """PEFT's start, the part of the weight (out, in) of every target, at the scale 2."""
+    # PEFT imports a decorator from a package that it does not require
+    monkeypatch.setitem(sys.modules, "attr", dataclasses)
+    from peft.tuners.lora.corda import preprocess_corda
+
+    config = LoraConfig(
+        r=3,
+        lora_alpha=6,
+        target_modules=list(TARGETS),
+        init_lora_weights="corda",
+        corda_config=CordaConfig(corda_method=method),
+    )
+    model = Network()
+    preprocess_corda(model, config, run_model=lambda: model(X))
+    wrapped = peft.get_peft_model(model, config)
+    return {path: wrapped.get_submodule(f"base_model.model.{path}").get_delta_weight("default") for path in TARGETS}
+
+
+@pytest.mark.parametrize("method, part", [("ipm", "first"), ("kpm", "last")])
+def test_corda_has_the_part_of_the_weight_of_peft(method, part, monkeypatch):
+    model = Network()
+    adapter = attach(model, config_of("corda", alpha=6.0))
+    start_from_data(model, X, part=part)
+    for path, expected in corda_of_peft(method, monkeypatch).items():
+        assert expected.abs().max() > 1e-3
+        left, right = adapter.factors[f"{path}.A_0"], adapter.factors[f"{path}.B_0"]
+        torch.testing.assert_close(2.0 * (left @ right).T, expected, rtol=2e-3, atol=2e-4)
+    torch.testing.assert_close(model(X), Network()(X), rtol=0, atol=0)  # the changes of A and B are zero
+
+
 def test_tokens_outside_of_the_mask_do_not_count():
     x = X.reshape(8, 8, 12)
     mask = torch.ones(8, 8, dtype=torch.long)
@@ -91,18 +126,45 @@ def test_without_its_data_it_does_not_run():
     assert model(X).requires_grad
 
 
-@pytest.mark.parametrize("rho", [1.0, 2.0])
-def test_files_keep_it(rho, tmp_path):
+KEPT = {"eva": ("eva", {}), "eva, other ranks": ("eva", dict(rho=2.0)), "corda": ("corda", {})}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_files_and_exports_keep_it(name, tmp_path):
+    init, options = KEPT[name]
     model = Network()
-    adapter = attach(model, config_of(alpha=6.0))
-    start_from_data(model, X, rho=rho)
+    adapter = attach(model, config_of(init, alpha=6.0))
+    start_from_data(model, X, **options)
     for factor in adapter.learned.values():
         factor.data += 0.1
+    assert (model(X) - Network()(X)).abs().max() > 0.1
     save(model, tmp_path / "adapter")
     loaded = Network()
     load(loaded, tmp_path / "adapter")
     assert torch.equal(loaded(X), model(X))
     assert torch.equal(copy.deepcopy(model)(X), model(X))
+    adapter.export_lora(tmp_path / "lora")
+    torch.testing.assert_close(peft.PeftModel.from_pretrained(Network(), tmp_path / "lora")(X), model(X))
+
+
+@pytest.mark.parametrize("init", ["eva", "corda"])
+def test_a_checkpoint_of_training_has_the_start(init):
+    model, resumed = Network(), Network()
+    adapter, other = attach(model, config_of(init)), attach(resumed, config_of(init))
+    start_from_data(model, X)
+    for factor in adapter.learned.values():
+        factor.data += 0.1
+    TrainedParameters(other, None).restore(TrainedParameters(adapter, None).state())
+    assert torch.equal(resumed(X), model(X))
+
+
+def test_corda_in_peft(tmp_path):
+    model = peft.get_peft_model(Network(), mp.TensorNetworkConfig(r=3, target_modules=list(TARGETS), init="corda"))
+    start_from_data(model, X)
+    for factor in mp.adapter_of(model).learned.values():
+        factor.data += 0.1
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(mp.load(Network(), tmp_path)(X), model(X))
 
 
 def test_in_peft(tmp_path):
@@ -143,10 +205,14 @@ REFUSED = {
         lambda: attach(Network(), AdapterConfig("lotr", 2, targets=TARGETS, init="eva")),
         "a start of lora",
     ),
-    "an unknown word": (lambda: attach(Network(), config_of("pisa")), "or one of pissa, olora, eva"),
+    "an unknown word": (lambda: attach(Network(), config_of("pisa")), "or one of pissa, olora, eva, corda"),
     "no such adapter": (lambda: start_from_data(Network(), X), "no adapter with init='eva'"),
     "too few inputs": (lambda: started(Network(), X[:3]), "3 inputs of target 'first' for its rank 3"),
     "a rho below one": (lambda: started(Network(), X, rho=0.5), "rho is 0.5, expected at least 1"),
+    "a rho for CorDA": (lambda: started(Network(), X, init="corda", rho=2.0), "only EVA shares ranks out"),
+    "a part for EVA": (lambda: started(Network(), X, part="last"), "part is 'last', which only CorDA has"),
+    "an unknown part": (lambda: started(Network(), X, part="middle"), "expected 'first' or 'last'"),
+    "no scale": (lambda: started(Network(), X, init="corda", alpha=0.0), "CorDA needs a scale above zero"),
     "a convolution": (
         lambda: started(nn.ModuleDict({name: nn.Conv2d(4, 4, 3) for name in TARGETS}), X),
         "target 'first' is a conv2d, expected linear layers",
@@ -154,9 +220,9 @@ REFUSED = {
 }
 
 
-def started(model, *data, **options):
-    """Attach EVA and start it."""
-    attach(model, config_of())
+def started(model, *data, init="eva", alpha=None, **options):
+    """Attach an adapter and start it."""
+    attach(model, config_of(init, alpha=alpha))
     return start_from_data(model, *data, **options)
 
 

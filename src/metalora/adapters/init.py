@@ -79,17 +79,21 @@ def _values_from_weights(resolved: ResolvedMethod, layout: Layout, weights: Mapp
                 f"{weight.dtype}: it must not be quantised"
             )
         for handler in target.handlers:
-            for factor, value in handler.values_from_weight(_input_rows(weight, target.target), scales[path]).items():
+            for factor, value in handler.values_from_weight(input_rows(weight, target.target), scales[path]).items():
                 if resolved.inits[factor] == FROM_WEIGHT:  # the configuration may say otherwise
                     key = target.views[factor].key
                     values[key] = value.reshape(layout.params[key].shape)
     return values
 
 
-def _input_rows(weight: Tensor, target: Target) -> Tensor:
+def input_rows(weight: Tensor, target: Target) -> Tensor:
     """A base's weight as `(inputs, out)`, the inputs being the axes of the kernel followed by `in`.
 
     It is in float64 on the CPU, so that the same weight gives the same factors on every device.
+
+    Args:
+        weight: The weight, as the base stores it.
+        target: The target.
     """
     weight = weight.detach()
     if not weight.is_meta:  # a decomposition of meta tensors has the right shapes

@@ -1,4 +1,4 @@
-"""Starts from data: EVA's A from the inputs of every target (arXiv:2410.07170)."""
+"""Starts from the inputs of every target: EVA's A (arXiv:2410.07170), CorDA's A0 and B0 (arXiv:2406.05223)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.features import Inputs, run, token_mask
+from metalora.adapters.init import input_rows
 from metalora.adapters.resize import resize
 from metalora.config import AdapterConfig
 
 KINDS = ("linear", "conv1d_gpt2")
+DAMPING = 0.01  # of CorDA: what is added to the covariance, as a share of the mean of its diagonal
 
 
 class InputMoments:
@@ -48,25 +50,31 @@ class InputMoments:
 
 
 @torch.no_grad()
-def start_from_data(model: nn.Module, batches: Inputs | Iterable[Inputs], *, rho: float = 1.0) -> dict[str, int]:
-    """Start the A of an adapter with `init="eva"` at the directions in which the inputs of its targets vary most.
+def start_from_data(
+    model: nn.Module, batches: Inputs | Iterable[Inputs], *, rho: float = 1.0, part: Literal["first", "last"] = "first"
+) -> dict[str, int]:
+    """Start an adapter with `init="eva"` or "corda" from the inputs of its targets; the model starts as the base.
 
-    The columns of A are the r leading principal directions of the inputs x, and B is zero, so that the model starts as
-    the base. With rho > 1 the ranks are shared out anew: each target has at most round(rho r) directions, and of all of
-    them those that explain the largest part of the variance at their target stay, as many as before (EVA, section 3.2).
-    Every target keeps at least one; the scale of each stays as it is.
+    EVA: the columns of A are the r leading principal directions of the inputs x, and B is zero. With rho > 1 the ranks
+    are shared out anew: each target has at most round(rho r) directions, and of all of them those that explain the
+    largest part of the variance at their target stay, as many as before. Every target keeps at least one; the scale of
+    each stays as it is.
+
+    CorDA: W C = U S V^T with C = mean of x x^T, and s B0^T A0^T = U_r S_r (V^T C^-1)_r for r of the singular values:
+    the first, to learn the task better (the paper's IPM), or the last, to keep what the base knows (KPM).
 
     Args:
         model: A model with an adapter that starts from data, or a PeftModel with one.
         batches: Inputs of the model: one batch, or several. Tokens outside of `attention_mask` do not count.
-        rho: The largest rank of a target, as a multiple of the configured one; 1: all keep it.
+        rho: Of EVA: the largest rank of a target, as a multiple of the configured one; 1: all keep it.
+        part: Of CorDA: which singular values.
 
     Returns:
         Path -> rank.
 
     Raises:
-        ValueError: The model has no such adapter, a target is not linear, there are too few inputs for a rank, or rho
-            does not fit. Nothing is changed then.
+        ValueError: The model has no such adapter, a target is not linear, there are too few inputs for a rank, or `rho`
+            or `part` does not fit. Nothing is changed then.
 
     Example:
         >>> from metalora import AdapterConfig, attach
@@ -76,36 +84,80 @@ def start_from_data(model: nn.Module, batches: Inputs | Iterable[Inputs], *, rho
         {'0': 2, '2': 2}
     """
     adapter = _adapter_to_start(model)
-    _check(adapter, rho)
+    _check(adapter, rho, part)
     single = isinstance(batches, Tensor) or hasattr(batches, "keys")
     moments = {path: InputMoments(target.sizes["in"]) for path, target in adapter.targets.items()}
     with _counted(adapter, moments) as state, adapter.disabled():
         for batch in cast(Iterable[Inputs], [batches] if single else batches):
             state["mask"] = token_mask(batch)
             run(model, batch)
-    directions = {path: _principal_directions(path, of_path) for path, of_path in moments.items()}
     ranks = {path: adapter.factors[f"{path}.A"].shape[-1] for path in adapter.targets}
     for path, rank in ranks.items():
         if moments[path].count <= rank:
             raise ValueError(f"start_from_data: {moments[path].count} inputs of target {path!r} for its rank {rank}")
+    if adapter.config.init == "corda":
+        _start_corda(adapter, moments, part)
+    else:
+        ranks = _start_eva(adapter, moments, ranks, rho)
+    adapter.started = True
+    return ranks
+
+
+def _start_eva(
+    adapter: Adapter, moments: Mapping[str, InputMoments], ranks: dict[str, int], rho: float
+) -> dict[str, int]:
+    """Set every A, and return the ranks by path."""
+    directions = {path: _principal_directions(of_path) for path, of_path in moments.items()}
     if rho != 1:
         ranks = _shared_out(ranks, {path: shares for path, (_, shares) in directions.items()}, rho)
         _take_ranks(adapter, ranks)
     for path, (columns, _) in directions.items():
         adapter.learned[f"{path}.A"].copy_(columns[:, : ranks[path]])
-    adapter.started = True
     return ranks
+
+
+def _start_corda(adapter: Adapter, moments: Mapping[str, InputMoments], part: str) -> None:
+    """Set every A0 and B0."""
+    starts: dict[str, Tensor] = {}
+    for path, target in adapter.targets.items():
+        weight = adapter.layers[path].get_submodule("base").weight
+        assert isinstance(weight, Tensor)
+        rank = adapter.factors[f"{path}.A_0"].shape[-1]
+        factors = _corda_factors(input_rows(weight, target), moments[path], rank, part, adapter.scale_of(path))
+        starts |= dict(zip((f"{path}.A_0", f"{path}.B_0"), factors, strict=True))
+    for key, value in starts.items():
+        adapter.data_starts[key].copy_(value)
+
+
+def _corda_factors(weight: Tensor, moments: InputMoments, rank: int, part: str, scale: float) -> tuple[Tensor, Tensor]:
+    """A0 (in, rank) and B0 (rank, out) of a weight (in, out), by CorDA, eq. 3 to 5."""
+    if scale <= 0:
+        raise ValueError(f"start_from_data: CorDA needs a scale above zero, got {scale}: set alpha")
+    covariance = moments.products / moments.products.diagonal().mean()
+    # A direction without inputs would have no inverse; PEFT adds the same share of the mean.
+    covariance = covariance + DAMPING * torch.eye(len(covariance), dtype=covariance.dtype)
+    u, s, v = torch.linalg.svd(weight.mT @ covariance, full_matrices=False)  # (out, n), (n,), (n, in)
+    chosen = slice(rank) if part == "first" else slice(len(s) - rank, None)
+    roots = (s[chosen] / scale).sqrt()  # the scale multiplies A0 B0
+    return torch.linalg.solve(covariance, v[chosen].mT) * roots, roots[:, None] * u[:, chosen].mT
 
 
 def _adapter_to_start(model: nn.Module) -> Adapter:
     """The adapter of a model that waits for its data."""
     adapters = [module for module in model.modules() if isinstance(module, Adapter) and not module.started]
     if not adapters:
-        raise ValueError(f"start_from_data: {type(model).__name__} has no adapter with init='eva' that waits for data")
+        name = type(model).__name__
+        raise ValueError(f"start_from_data: {name} has no adapter with init='eva' or 'corda' that waits for data")
     return adapters[0]
 
 
-def _check(adapter: Adapter, rho: float) -> None:
+def _check(adapter: Adapter, rho: float, part: str) -> None:
+    if rho != 1 and adapter.config.init != "eva":
+        raise ValueError(f"start_from_data: rho is {rho}, expected 1: only EVA shares ranks out")
+    if part not in ("first", "last"):
+        raise ValueError(f"start_from_data: part is {part!r}, expected 'first' or 'last'")
+    if part != "first" and adapter.config.init != "corda":
+        raise ValueError(f"start_from_data: part is {part!r}, which only CorDA has")
     for path, target in adapter.targets.items():
         if target.kind not in KINDS:
             raise ValueError(f"start_from_data: target {path!r} is a {target.kind}, expected linear layers")
@@ -146,10 +198,8 @@ def _count(moments: InputMoments, state: Mapping[str, Tensor | None], module: nn
     moments.add(x.reshape(-1, x.shape[-1]))
 
 
-def _principal_directions(path: str, moments: InputMoments) -> tuple[Tensor, Tensor]:
+def _principal_directions(moments: InputMoments) -> tuple[Tensor, Tensor]:
     """The principal directions of the inputs as columns (in, in), and the share of the variance of each (in,)."""
-    if not moments.count:
-        raise ValueError(f"start_from_data: target {path!r} got no input")
     variances, columns = torch.linalg.eigh(moments.covariance())  # in ascending order
     variances = variances.flip(0).clamp_min(0)
     return columns.flip(1), variances / variances.sum().clamp_min(torch.finfo(torch.float64).tiny)

@@ -88,7 +88,7 @@ def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
         0.0999755859375
     """
     buffers = adapter.conditioner.buffers() if adapter.conditioner is not None else ()
-    for tensor in (*adapter.parameters(), *buffers):
+    for tensor in (*adapter.parameters(), *adapter.data_starts.values(), *buffers):
         tensor.data.copy_(tensor.data.to(dtype))
 
 
@@ -117,7 +117,8 @@ def _description(adapter: Adapter) -> dict[str, Any]:
 
 def _adapter_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Return the learned factors, the biases and the mapping net's state by their names in the file, on the CPU."""
-    tensors: dict[str, Tensor] = {FACTORS + key: value for key, value in adapter.learned.items()}
+    factors: dict[str, Tensor] = {**adapter.learned, **adapter.data_starts}
+    tensors = {FACTORS + key: value for key, value in factors.items()}
     tensors |= {BIASES + path: value for path, value in adapter.bias_changes.items()}
     if adapter.conditioner is not None:
         for name, value in adapter.conditioner.state_dict().items():
@@ -279,8 +280,8 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
         if tensors[name].shape != value.shape:
             raise ValueError(f"{path}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
     with torch.no_grad():  # `copy_` also converts: the file may be in float16, and the model on a GPU
-        for key, parameter in adapter.learned.items():
-            parameter.copy_(tensors[FACTORS + key])
+        for key, value in (*adapter.learned.items(), *adapter.data_starts.items()):
+            value.copy_(tensors[FACTORS + key])
         for path, change in adapter.bias_changes.items():
             change.copy_(tensors[BIASES + path])
     adapter.started = True

@@ -135,19 +135,20 @@ class StartFromWeight(Mechanism):
     """The two factors of a LoRA start from a decomposition of the base's weight, and the base stays as it is.
 
     ΔW = (A0 + A) (B0 + B) − A0 B0 = A0 B + A (B0 + B): the frozen A0 and B0 are computed from the base's weight W, so
-    they are never saved; the learned A and B are changes that start at zero. With W − s A0 B0 as the frozen weight this
+    they are not saved; the learned A and B are changes that start at zero. With W − s A0 B0 as the frozen weight this
     is LoRA that starts at s A0 B0, as published; s is the scale.
 
     Attributes:
         decomposition: "svd": s A0 B0 is the part of the r largest singular values of W, each factor with the square
-            roots of these (PiSSA); "qr": A0 and B0 are the first r rows of R and columns of Q, W^T = Q R (OLoRA).
+            roots of these (PiSSA); "qr": A0 and B0 are the first r rows of R and columns of Q, W^T = Q R (OLoRA);
+            "data": they come from W and the inputs (CorDA, `metalora.start_from_data`), and they are saved.
 
     Example:
         >>> StartFromWeight("svd").terms(["A", "B"])
         (('A_0', 'B'), ('A', 'B_0'))
     """
 
-    decomposition: Literal["svd", "qr"]
+    decomposition: Literal["svd", "qr", "data"]
 
     def frozen_starts(self, factors: Sequence[str]) -> dict[str, str]:
         """A0 -> A and B0 -> B."""

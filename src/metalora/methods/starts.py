@@ -8,10 +8,21 @@ from metalora.methods.lora import LORA
 from metalora.methods.method import FROM_DATA, Method
 from metalora.methods.olora import OLORA
 from metalora.methods.pissa import PISSA
+from metalora.methods.records import StartFromWeight
 
 EVA = replace(LORA, title="EVA", source="arXiv:2410.07170", init={"A": FROM_DATA, "B": "zeros"})
 
-STARTS = {"pissa": PISSA, "olora": OLORA, "eva": EVA}
+CORDA = replace(
+    PISSA,
+    title="CorDA",
+    source="arXiv:2406.05223",
+    formula="ΔW = A B - A_0 B_0,  A_0 B_0 = (C^-1 V)_r S_r U_r^T,  W C = U S V^T, C the covariance of the inputs",
+    init={"A": FROM_DATA, "B": FROM_DATA},
+    mechanisms=(StartFromWeight("data"),),
+    notes="The base keeps its weight: changes of A and B are learned, and saved with their start.",
+)
+
+STARTS = {"pissa": PISSA, "olora": OLORA, "eva": EVA, "corda": CORDA}
 """Word -> LoRA with this start."""
 
 

@@ -41,7 +41,9 @@ class WeightStartHandler(Handler):
         return (self.right_start,) if self.right_change in names else ()
 
     def values_from_weight(self, weight: Tensor, scale: float) -> dict[str, Tensor]:
-        """A0, `(inputs, rank)`, and B0, `(rank, out)`."""
+        """A0, `(inputs, rank)`, and B0, `(rank, out)`; nothing if the data that they come from are still to come."""
+        if self.record.decomposition == "data":
+            return {}
         if self.record.decomposition == "svd":
             left, right = _principal_factors(weight, self.rank, scale)
         else:
