@@ -10,7 +10,7 @@ from metalora.bench.store import RowStore, make_row, run_key
 from metalora.config import AdapterConfig, ConditionConfig, TrainConfig, to_dict
 from metalora_papers.cli import main
 from metalora_papers.config import RunConfig, TableConfig
-from metalora_papers.metalora.line_ups import LINE_UPS, adapters
+from metalora_papers.metalora.line_ups import adapters
 from metalora_papers.metalora.table import ImageComparison, primary_columns
 
 pytest.importorskip("timm")
@@ -116,18 +116,6 @@ def test_static_methods_are_at_least_as_large_as_generated_ones(suite):
     assert set(counts) == set(METHODS) - {"original"}
     largest = max(counts[name] for name in GENERATED)
     assert all(largest <= counts[name] < 1.35 * largest for name in counts if name not in GENERATED)
-
-
-def test_tenslora_on_the_attention_of_a_vit():
-    from metalora_papers.cli import TABLE_SETTINGS
-
-    table = dataclasses.replace(TABLE_SETTINGS["tenslora-vit"], seeds=(0,))
-    found = {run.method: run for run in ImageComparison("tenslora-vit", table).runs({})}
-    treatments, baselines = LINE_UPS[table.compare].treatments, LINE_UPS[table.compare].baselines
-    assert set(found) == {"original", *treatments, *baselines} and len(found) == 16
-    assert {run.suite for run in found.values()} == {"natural"} and found["lora"].adapter.targets == ("attn.qkv",)
-    with pytest.raises(ValueError, match="target 'attn.qkv' matches no module of ResNet"):
-        ImageComparison("tenslora-vit", dataclasses.replace(table, backbone="resnet")).runs({})
 
 
 def test_runs_differ_in_method_and_seed_only_and_whole_seeds_come_first():
