@@ -1,6 +1,8 @@
 """The recipes of TensLoRA: their sizes on the real architectures, without weights."""
 
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from metalora.adapters.targets import find_targets
 from metalora.zoo import load_model
 from metalora_papers.recipes import recipe
 from metalora_papers.registry import load_run
+from metalora_papers.tenslora.config import ImageRunConfig
 from metalora_papers.tenslora.recipes import ISO_RANKS, recipes
 from metalora_papers.tenslora.table import NAMES, protocol_rows
 
@@ -66,3 +69,12 @@ def test_what_the_recipes_share():
         assert one.yaml().startswith("# TensLoRA") and "not" in "".join(one.note)
     assert recipe("dtd-vit-base-lora").run.train.steps == 150  # 1000 pictures, 15 batches of 64
     assert recipe("mrpc-roberta-base-lora").run.train.steps == 10 * (3301 // 16)
+
+
+def test_the_run_in_the_documentation_loads(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "tenslora.md").read_text()
+    (tmp_path / "run.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.S)[1])
+    run = load_run(tmp_path / "run.yaml")
+    assert isinstance(run, ImageRunConfig) and run.adapter.method == "tenslora-qkv-depth"
+    assert run.train.steps == 10 * (1880 // run.batch)  # ten epochs of DTD's 1880 training pictures
+    assert f"{len(recipes())} in all" in text
