@@ -9,10 +9,11 @@ from metalora.config import from_dict, read_yaml, to_dict
 from metalora_papers.cli import TABLES
 from metalora_papers.config import GridConfig, RunConfig, TableConfig, TextTableConfig
 from metalora_papers.learner.config import LearnerTableConfig
+from metalora_papers.tenslora.config import ImageRunConfig, ImageTableConfig
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "papers" / "recipes").glob("*/*.yaml"))
-CLASSES = (RunConfig, TableConfig, TextTableConfig, LearnerTableConfig, GridConfig)
+CLASSES = (RunConfig, TableConfig, TextTableConfig, LearnerTableConfig, GridConfig, ImageRunConfig, ImageTableConfig)
 KINDS = {f"# {kind.__name__}": kind for kind in CLASSES}
 
 

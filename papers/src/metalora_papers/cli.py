@@ -31,14 +31,12 @@ ABOUT_TABLES = {
     "metalora-1": "Table I of arXiv:2504.00460 in its own shape: on ResNet and MLP-Mixer, K = 5 and 10, stars.",
     "metalora-continuation": "MetaLoRA on a language model: texts that go on in the style of their prompts.",
     "tenslora-vision": "TensLoRA on image classification: its constructions at LoRA's rank and number of parameters.",
-    "tenslora-vit": "TensLoRA on a small ViT: its constructions at LoRA's rank and at its number of parameters.",
 }
 TABLE_SETTINGS: dict[str, Any] = {
     "metalora": TableConfig(),
     "metalora-1": TableConfig(data="fashion-mnist"),
     "metalora-continuation": ContinuationTableConfig(),
     "tenslora-vision": ImageTableConfig(),
-    "tenslora-vit": TableConfig(compare="tenslora", suite="natural", backbone="vit", rank=8, seeds=(0, 1, 2, 3, 4)),
     **dict.fromkeys(TEXT_TABLES, TextTableConfig()),
     # Of Table 17: rank 4, alpha 8, the rate; eight trials (appendix H.4).
     "metatt-fig11": TextTableConfig(rank=4, lr=2e-4, seeds=tuple(range(8)), evaluate_every=30),
@@ -150,11 +148,11 @@ def recipe(
     seed: Annotated[int | None, tyro.conf.arg(help="a seed other than the first of the paper's")] = None,
     json: Json = False,
 ) -> None:
-    """Print an experiment of the MetaTT paper at its own scale as a RUN.yaml for `train`, or list all of them."""
-    from metalora_papers.metatt import recipes as metatt_paper
+    """Print an experiment of MetaTT or TensLoRA at its own scale as a RUN.yaml for `train`, or list all of them."""
+    from metalora_papers import recipes
 
     if name:
-        print(metatt_paper.recipe(name).yaml(seed), end="")
+        print(recipes.recipe(name).yaml(seed), end="")
         return
     rows = [
         {
@@ -165,7 +163,7 @@ def recipe(
             "steps": entry.run.train.steps,
             "batch": entry.run.batch * entry.run.train.accumulate,
         }
-        for entry in metatt_paper.recipes().values()
+        for entry in recipes.all_recipes().values()
     ]
     show(rows, json, "recipes", ("name", "model", "method", "rank", "steps", "batch"), rows)
 

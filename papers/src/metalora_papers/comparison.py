@@ -59,16 +59,14 @@ class Comparison(Protocol):
         """Draw the figures and return their PNG files."""
 
 
-_IMAGES = "metalora_papers.metalora.table:ImageComparison"
 _TABLE_ONE = "metalora_papers.metalora.table_one:TableOne"
 _TEXT = "metalora_papers.metatt.table:TextComparison"
 _LEARNER = "metalora_papers.learner.table:LearnerComparison"
 COMPARISONS = {
-    "metalora": _IMAGES,
+    "metalora": "metalora_papers.metalora.table:ImageComparison",
     "metalora-1": _TABLE_ONE,
     "metalora-continuation": "metalora_papers.metalora.continuation_table:ContinuationComparison",
     "tenslora-vision": "metalora_papers.tenslora.vision_table:VisionComparison",
-    "tenslora-vit": _IMAGES,
     **dict.fromkeys(TEXT_TABLES, _TEXT),
     **dict.fromkeys(LEARNER_TABLES, _LEARNER),
 }

@@ -107,8 +107,6 @@ class RunConfig:
 class TableConfig:
     """Which comparison: the same grid, steps and batches for every method."""
 
-    compare: Literal["metalora", "tenslora"] = "metalora"
-    """MetaLoRA's Table I, or TensLoRA's constructions on the attention of the backbone vit"""
     suite: Literal["attributes", "cue", "shift", "natural"] = "attributes"
     data: str = "mnist-5k"
     data_root: str | None = None

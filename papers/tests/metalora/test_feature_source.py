@@ -71,7 +71,6 @@ REFUSED = {
     "a name without the source": ({"extractor": "resnet18"}, "'resnet18' is for source 'extractor'"),
     "a size without the source": ({"source": "pooled", "extractor_size": 64}, "64 is for .* source is 'pooled'"),
     "a stem and a support set": ({"source": "stem"}, "suite 'attributes' are made from a support set before it"),
-    "nothing generated": ({"compare": "tenslora", "source": "pooled"}, "has no generated adapter"),
     "episodes of a suite of domains": ({"suite": "cue", "test_episodes": 3}, "suite 'cue' has no episodes"),
     "two networks at once": ({"backbone": "vit", "model": "timm:resnet18"}, "backbone 'vit' has no effect"),
 }

@@ -20,8 +20,6 @@ def check_source(table: TableConfig) -> None:
             "source 'readout': this table judges by k-NN; `metalora-papers table learner-attributes` judges static and "
             "generated adapters by the readout of a support set"
         )
-    if table.compare != "metalora" and table.source != "stages":
-        raise ValueError(f"source {table.source!r}: the comparison {table.compare!r} has no generated adapter")
     if table.source == "extractor" and not table.extractor:
         raise ValueError("source 'extractor' needs the name of a network in extractor, such as timm:resnet18")
     for name in ("extractor", "extractor_size"):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,40 +19,24 @@ from metalora_papers.metalora.backbones import build
 from metalora_papers.metalora.domain_suite import IMAGE_SIZE
 from metalora_papers.metalora.feature_source import generated_condition, static_condition
 from metalora_papers.runs import ALIASES, FULL
-from metalora_papers.tenslora import table as tenslora_table
 
 GENERATED = ("metalora-cp", "metalora-tr")
 STATIC = ("lora", "multi-lora", "moe-lora")
-FILM, STATIC_FILM = "film", "film, static"  # rows that a table has only if it names them
+FILM, STATIC_FILM = "film", "film, static"
+BY_NAME = (FILM, STATIC_FILM, FULL)
+"""Rows that a table has only if it names them."""
 AT_RANK = " at rank "  # part of the name of additional rows, which take the learning rate of their method
 SEEN_CLASSES = 6
 Adapters = dict[str, AdapterConfig | None]
 
 
-@dataclass(frozen=True)
-class LineUp:
-    """What one comparison on images compares.
-
-    Attributes:
-        adapters: From the settings of a table to its rows: name -> adapter, None for the frozen backbone.
-        treatments: The rows that are measured.
-        baselines: The rows that they are measured against.
-        size: The metric in which a baseline must be at least as large as a treatment; None if any baseline will do.
-    """
-
-    adapters: Callable[[TableConfig], Adapters]
-    treatments: tuple[str, ...]
-    baselines: tuple[str, ...]
-    size: str | None
-
-
 def adapters(table: TableConfig) -> Adapters:
     """Return the rows that a table asks for, by name; ValueError for a name that it does not have."""
-    every_row = LINE_UPS[table.compare].adapters(table)
+    every_row = _table_one(table)
     named = every_row | {FULL: None}
     for name in table.methods:
         if ALIASES.get(name, name) not in named:
-            raise ValueError(f"table: unknown row {name!r}{nearest(name, [*named, *ALIASES])}")
+            raise ValueError(f"table: unknown row {name!r}{nearest(name, [*named, *BY_NAME, *ALIASES])}")
     return {name: named[name] for name in (ALIASES.get(name, name) for name in table.methods or every_row)}
 
 
@@ -71,12 +53,6 @@ def _backbone(table: TableConfig) -> torch.nn.Module:
 
 def _image_size(table: TableConfig) -> int:
     return table.size if table.suite == "attributes" else IMAGE_SIZE
-
-
-def _tenslora(table: TableConfig) -> Adapters:
-    constant = static_condition(table)
-    lora = AdapterConfig("lora", table.rank, alpha=2.0 * table.rank, targets=("attn.qkv",), condition=constant)
-    return {"original": None, "lora": lora, **tenslora_table.protocol_rows(_backbone(table), lora)}
 
 
 def _table_one(table: TableConfig) -> Adapters:
@@ -119,9 +95,3 @@ def _count_attached(model: torch.nn.Module, config: AdapterConfig, size: int) ->
     count = attach(model, config, example=torch.zeros(1, 3, size, size)).num_params()
     detach(model)
     return count
-
-
-LINE_UPS = {
-    "metalora": LineUp(_table_one, GENERATED, STATIC, "num_params"),
-    "tenslora": LineUp(_tenslora, tenslora_table.NAMES, ("lora",), None),
-}

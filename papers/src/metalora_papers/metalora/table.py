@@ -1,4 +1,4 @@
-"""The tables on images: Table I of MetaLoRA and TensLoRA on a ViT, on data that can be rerun."""
+"""The table of MetaLoRA on images, on data that can be rerun."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metalora.config import AdapterConfig, TrainConfig
 from metalora_papers.comparison import RateKey
 from metalora_papers.config import BackboneConfig, DomainConfig, EpisodeConfig, RunConfig, TableConfig
 from metalora_papers.metalora.feature_source import check_source, is_of_source, source_label
-from metalora_papers.metalora.line_ups import AT_RANK, LINE_UPS, adapters
+from metalora_papers.metalora.line_ups import AT_RANK, BY_NAME, GENERATED, STATIC, adapters
 from metalora_papers.rates import at_chosen_rates, best_rates
 from metalora_papers.report import Report, compare_methods, comparison_table, plot_bars, summary_table
 from metalora_papers.rows import Row, latest, result
@@ -28,7 +28,7 @@ class ImageComparison:
     """A table on images; a `metalora_papers.comparison.Comparison`.
 
     Args:
-        name: "metalora" or "tenslora-vit".
+        name: "metalora".
         table: The settings.
 
     Raises:
@@ -38,7 +38,6 @@ class ImageComparison:
     def __init__(self, name: str, table: TableConfig):
         _check(table)
         self.name, self.table = name, table
-        self.line_up = LINE_UPS[table.compare]
         self.data = "" if table.suite == "natural" else table.data  # natural has sets of its own
 
     @property
@@ -108,7 +107,7 @@ class ImageComparison:
     def _is_own(self, row: Row) -> bool:
         """Return whether a row, of any split and learning rate, belongs to this table."""
         table, config = self.table, row["config"]
-        methods = {"original", FULL, *self.line_up.treatments, *self.line_up.baselines}
+        methods = {"original", *GENERATED, *STATIC, *BY_NAME}
         return (
             (row["suite"], config["data"]) == (table.suite, self.data)
             and config["backbone"]["architecture"] == table.backbone
@@ -133,7 +132,7 @@ class ImageComparison:
             ]
         )
         names = {row["config"]["method"] for row in rows}
-        complete = names >= {*self.line_up.treatments, *self.line_up.baselines}
+        complete = names >= {*GENERATED, *STATIC}
         if complete and len({row["seed"] for row in rows}) > 1:
             for metric in list(columns)[:COMPARED_COLUMNS]:
                 self._compare(report, rows, metric, STATISTICS_BASELINE in names)
@@ -142,19 +141,17 @@ class ImageComparison:
 
     def _compare(self, report: Report, rows: Sequence[Row], metric: str, with_statistics: bool) -> None:
         """Add the comparisons of one metric: with the best baseline, and with the statistics if there are any."""
-        line_up = self.line_up
         report.comparisons += compare_methods(
             rows,
             metric=metric,
-            treatment_methods=line_up.treatments,
-            baseline_methods=line_up.baselines,
-            size=line_up.size,
+            treatment_methods=GENERATED,
+            baseline_methods=STATIC,
         )
         if with_statistics:
             report.comparisons += compare_methods(
                 rows,
                 metric=metric,
-                treatment_methods=line_up.treatments,
+                treatment_methods=GENERATED,
                 baseline_methods=(STATISTICS_BASELINE,),
                 size=None,
             )

@@ -10,6 +10,7 @@ from typing import Literal
 from metalora_papers.comparison import RateKey
 from metalora_papers.config import RunConfig, TableConfig
 from metalora_papers.metalora.feature_source import source_label
+from metalora_papers.metalora.line_ups import FILM, GENERATED, STATIC, STATIC_FILM
 from metalora_papers.metalora.table import STATISTICS_BASELINE, ImageComparison, primary_columns, statistics_rows
 from metalora_papers.report import PairedComparison, Report, Table, compare_methods, comparison_table
 from metalora_papers.rows import Row, result
@@ -26,6 +27,8 @@ LINES = {
     "metalora-cp": "Meta-LoRA CP",
     "metalora-tr": "Meta-LoRA TR",
     "moe-lora": "MoE-LoRA (not in the paper)",
+    FILM: "FiLM, generated (not in the paper)",
+    STATIC_FILM: "FiLM, static (not in the paper)",
     FULL: "Full fine-tuning (not in the paper)",
     STATISTICS_BASELINE: "stage statistics + LDA, no training (not in the paper)",
 }
@@ -122,15 +125,12 @@ class TableOne:
 
     def _tests(self, rows: Sequence[Row], metric: str) -> list[PairedComparison]:
         """Return the paired tests of one column: each generated method against the best baseline of its size."""
-        line_up = self.parts["resnet"].line_up
         methods = {row["config"]["method"] for row in rows}
-        treatments = [name for name in line_up.treatments if name in methods]
-        baselines = [name for name in line_up.baselines if name in methods]
+        treatments = [name for name in GENERATED if name in methods]
+        baselines = [name for name in STATIC if name in methods]
         if not treatments or not baselines or len({row["seed"] for row in rows}) < LEAST_PAIRS:
             return []
-        return compare_methods(
-            rows, metric=metric, treatment_methods=treatments, baseline_methods=baselines, size=line_up.size
-        )
+        return compare_methods(rows, metric=metric, treatment_methods=treatments, baseline_methods=baselines)
 
     def _cell(self, rows: Sequence[Row], method: str, metric: str, tests: Sequence[PairedComparison]) -> str:
         """Return the mean over seeds in per cent, with a star if it is significantly above the best baseline."""

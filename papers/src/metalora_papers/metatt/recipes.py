@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from metalora._util.suggest import closest, nearest
 from metalora.config import AdapterConfig, ConditionConfig, RankBudgetConfig, RankScheduleConfig, TrainConfig
 from metalora.methods.registry import get_method
 from metalora.zoo import architectures
@@ -37,6 +36,7 @@ from metalora_papers.metatt.printed_settings import (
     by_task,
 )
 from metalora_papers.runs import FULL
+from metalora_papers.tenslora.config import ImageRunConfig
 
 VAL_SHARES = {"glue": 0.1, "commonsense": 0.01}  # as data.glue and data.commonsense part them
 SHOWN = ("suite", "method", "rank", "alpha", "batch", "examples", "seed")  # in a file even where they are the default
@@ -134,7 +134,7 @@ LORETTA_DIGITS = {  # in the counts of Table 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """A run of the paper by name.
+    """A run of a paper by name.
 
     Attributes:
         name: Its name.
@@ -142,13 +142,15 @@ class Recipe:
         run: The configuration, with the first seed.
         seeds: As many seeds as the paper has trials; the first ones are printed there.
         note: What the paper does not print and what is done in another way, line by line.
+        paper: Name of the paper.
     """
 
     name: str
     architecture: str
-    run: TextRunConfig | CausalRunConfig
+    run: TextRunConfig | CausalRunConfig | ImageRunConfig
     seeds: tuple[int, ...]
     note: tuple[str, ...]
+    paper: str = "MetaTT (arXiv:2506.09105)"
 
     def yaml(self, seed: int | None = None) -> str:
         """Return the file of the run: its note, then what differs from the defaults.
@@ -160,18 +162,9 @@ class Recipe:
 
         run = self.run if seed is None else seeded(self.run, seed)
         seeds = ", ".join(map(str, self.seeds))
-        comments = [f"MetaTT (arXiv:2506.09105), {self.name}; seeds {seeds}", *self.note]
+        comments = [f"{self.paper}, {self.name}; seeds {seeds}", *self.note]
         head = "".join(f"# {line}\n" for line in comments)
         return head + yaml.safe_dump(_changed(run), sort_keys=False, width=120)
-
-
-def recipe(name: str) -> Recipe:
-    """Return the recipe of that name; ValueError names the nearest ones."""
-    by_name = recipes()
-    if name not in by_name:
-        suggestion = nearest(name, closest(name, by_name, count=3, cutoff=0.3))
-        raise ValueError(f"unknown recipe {name!r}{suggestion}; `metalora-papers recipe` lists all {len(by_name)}")
-    return by_name[name]
 
 
 @cache
@@ -385,8 +378,10 @@ def _figure_13() -> Iterator[Recipe]:
     ):
         full_name = f"figure13-llama-2-7b-{name}"
         entry = _commonsense(full_name, "llama-2-7b", method, rank, 15_000, 1, *note, seeds=(0, 1, 2, 3, 4))
-        train = dataclasses.replace(entry.run.train, rank_schedule=schedule, rank_budget=masks)
-        yield dataclasses.replace(entry, run=dataclasses.replace(entry.run, train=train, evaluate_every=84))
+        run = entry.run
+        assert isinstance(run, CausalRunConfig)
+        train = dataclasses.replace(run.train, rank_schedule=schedule, rank_budget=masks)
+        yield dataclasses.replace(entry, run=dataclasses.replace(run, train=train, evaluate_every=84))
 
 
 def _changed(config: Any) -> dict[str, Any]:
