@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from metalora.io.adapter_file import load, save
     from metalora.io.lora.convert import convert as convert_loras
     from metalora.io.lora.import_ import load_lora
+    from metalora.io.mixture import mixture
     from metalora.knn import knn_predict
     from metalora.ranks.sweep import SweepReport, sweep
     from metalora.training.loop import fit
@@ -43,6 +44,7 @@ _HOMES = {  # public name -> its module, and its name there
     "load": ("metalora.io.adapter_file", "load"),
     "load_lora": ("metalora.io.lora.import_", "load_lora"),
     "merge": ("metalora.adapters.merge", "merge"),
+    "mixture": ("metalora.io.mixture", "mixture"),
     "new_task": ("metalora.adapters.new_task", "new_task"),
     "plan": ("metalora.cost", "summarise"),
     "save": ("metalora.io.adapter_file", "save"),
@@ -72,6 +74,7 @@ __all__ = [
     "load_lora",
     "merge",
     "methods",
+    "mixture",
     "new_task",
     "plan",
     "save",

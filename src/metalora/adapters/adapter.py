@@ -63,9 +63,10 @@ class Adapter(nn.Module):
         learned = {key: value for key, value in factors.items() if not layout.params[key].frozen}
         parameters = {slot_of(key): nn.Parameter(value) for key, value in learned.items()}
         self.add_module(LEARNED_MODULE, nn.ParameterDict(parameters))
-        self._frozen = nn.Module()  # a buffer for each frozen factor: made from the seed, so never saved
+        self._frozen = nn.Module()  # a buffer for each frozen factor: made from the seed, so never saved, or in `given`
         for key in factors.keys() - learned.keys():
             self._frozen.register_buffer(slot_of(key), factors[key], persistent=False)
+        self.given: tuple[str, ...] = ()  # keys of frozen factors that were not made from the seed: these are saved
         self.pending_task = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
         self.dropout = resolved.config.dropout  # a plain number, which every layer reads in every forward
         self.rank_dropout = nn.Dropout(self.dropout)

@@ -38,6 +38,7 @@ def save(
         model: A model with an adapter.
         path: The file to write; an existing one is replaced, or stays as it is if the new one cannot be written.
         dtype: The dtype of the adapter's numbers in the file. None writes them as they are; float16 halves the file.
+            The frozen experts of a `metalora.mixture` are written as they are.
         extra_module: A module that was trained with the adapter, such as a head. Its state goes into the same file,
             unrounded.
 
@@ -72,7 +73,7 @@ def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
 
     Args:
         adapter: The adapter whose parameters and mapping net are rounded in place. Frozen factors stay as they are:
-            they are not in the file.
+            they are not in the file, or in it unrounded.
         dtype: The dtype of the file.
 
     Example:
@@ -97,7 +98,8 @@ def _description(adapter: Adapter) -> dict[str, Any]:
         sizes = {**target_layout.sizes, **target.sizes}
         targets[path] = {"kind": target.kind, "sizes": sizes, "coords": target_layout.coords}
     base = adapter.model
-    return {
+    given = {"given": list(adapter.given)} if adapter.given else {}
+    return given | {
         "format": FORMAT,
         "version": VERSION,
         "config": to_dict(adapter.config) | {"condition": condition_in_file(adapter.config.condition)},
@@ -111,12 +113,15 @@ def _description(adapter: Adapter) -> dict[str, Any]:
 
 
 def _adapter_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return the learned factors and the state of the mapping net by their names in the file, on the CPU."""
+    """Return the learned and given factors and the state of the mapping net by their names in the file, on the CPU."""
     tensors: dict[str, Tensor] = {FACTORS + key: value for key, value in adapter.learned.items()}
     if adapter.conditioner is not None:
         for name, value in adapter.conditioner.state_dict().items():
             tensors[CONDITIONER + name] = value
-    return {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
+    rounded = {name: value.detach().to("cpu", dtype).contiguous() for name, value in tensors.items()}
+    # Given factors stay unrounded, since the digest of the frozen factors is that of their bits.
+    factors = adapter.factors
+    return rounded | {FACTORS + key: factors[key].to("cpu").contiguous() for key in adapter.given}
 
 
 def _extra_tensors(extra_module: nn.Module | None) -> dict[str, Tensor]:
@@ -251,10 +256,7 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
     if factors != saved_factors:
         # In another version a method of this name may have had other factors.
         raise ValueError(f"{path}: its {adapter.method.name} is wired {saved_factors}, in this version it is {factors}")
-    if description.get("frozen") != frozen_digest(adapter):
-        raise ValueError(
-            f"{path}: its frozen factors are not those that seed {adapter.config.seed} makes in this version of torch"
-        )
+    adapter.given = tuple(description.get("given", ()))
     expected = _adapter_tensors(adapter)
     for name in sorted(set(expected) ^ set(tensors)):
         raise ValueError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not expected'}")
@@ -262,10 +264,15 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
         if tensors[name].shape != value.shape:
             raise ValueError(f"{path}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
     with torch.no_grad():  # `copy_` also converts: the file may be in float16, and the model on a GPU
-        for key, parameter in adapter.learned.items():
-            parameter.copy_(tensors[FACTORS + key])
+        stored = adapter.factors
+        for key in (*adapter.learned, *adapter.given):
+            stored[key].copy_(tensors[FACTORS + key])
     if adapter.conditioner is not None:
         adapter.conditioner.load_state_dict(_without_prefix(tensors, CONDITIONER))
+    if description.get("frozen") != frozen_digest(adapter):
+        raise ValueError(
+            f"{path}: its frozen factors are not those that seed {adapter.config.seed} makes in this version of torch"
+        )
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
