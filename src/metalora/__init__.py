@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from metalora.io.lora.convert import convert as convert_loras
     from metalora.io.lora.import_ import load_lora
     from metalora.io.lora.snapshot import low_rank_updates
+    from metalora.io.mixture import mixture
     from metalora.knn import knn_predict
     from metalora.ranks.sweep import SweepReport, sweep
     from metalora.training.loop import fit
@@ -48,6 +49,7 @@ _HOMES = {  # public name -> its module, and its name there
     "load_lora": ("metalora.io.lora.import_", "load_lora"),
     "low_rank_updates": ("metalora.io.lora.snapshot", "low_rank_updates"),
     "merge": ("metalora.adapters.merge", "merge"),
+    "mixture": ("metalora.io.mixture", "mixture"),
     "new_task": ("metalora.adapters.new_task", "new_task"),
     "plan": ("metalora.cost", "summarise"),
     "save": ("metalora.io.adapter_file", "save"),
@@ -80,6 +82,7 @@ __all__ = [
     "low_rank_updates",
     "merge",
     "methods",
+    "mixture",
     "new_task",
     "plan",
     "save",

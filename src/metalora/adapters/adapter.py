@@ -65,10 +65,11 @@ class Adapter(nn.Module):
         learned = {key: value for key, value in factors.items() if not layout.params[key].frozen}
         parameters = {slot_of(key): nn.Parameter(value) for key, value in learned.items()}
         self.add_module(LEARNED_MODULE, nn.ParameterDict(parameters))
-        self._frozen = nn.Module()  # a buffer for each frozen factor: made from the seed, so not saved
+        self._frozen = nn.Module()  # a buffer for each frozen factor
         for key in factors.keys() - learned.keys():
-            kept = resolved.inits[layout.params[key].factor] == FROM_DATA  # of data, which a seed cannot give again
-            self._frozen.register_buffer(slot_of(key), factors[key], persistent=kept)
+            from_data = resolved.inits[layout.params[key].factor] == FROM_DATA
+            self._frozen.register_buffer(slot_of(key), factors[key], persistent=from_data)
+        self.given: tuple[str, ...] = ()  # keys of frozen factors that were handed over, not made from the seed
         self.biases = nn.ParameterDict()  # changes of the base's biases, by "path/bias"; see `bias_changes`
         self.outside_biases: dict[str, OutsideBias] = {}  # of layers that are no targets
         self.pending_task = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
@@ -147,11 +148,14 @@ class Adapter(nn.Module):
         return {key: parameters[slot_of(key)] for key, param in self.layout.params.items() if not param.frozen}
 
     @property
-    def data_starts(self) -> dict[str, Tensor]:
-        """The frozen factors that were computed from data, which are saved as the learned ones are."""
+    def kept_frozen(self) -> dict[str, Tensor]:
+        """The frozen factors that no seed makes again, since they were computed from data or given; files have them."""
         from_data = {factor for factor, kind in self.resolved.inits.items() if kind == FROM_DATA}
-        frozen = {key: param for key, param in self.layout.params.items() if param.frozen}
-        return {key: self.stored_value(key) for key, param in frozen.items() if param.factor in from_data}
+        return {
+            key: self.stored_value(key)
+            for key, param in self.layout.params.items()
+            if param.frozen and (param.factor in from_data or key in self.given)
+        }
 
     @property
     def bias_changes(self) -> dict[str, nn.Parameter]:

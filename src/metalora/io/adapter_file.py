@@ -41,6 +41,7 @@ def save(
         model: A model with an adapter.
         path: The file to write; an existing one is replaced, or stays as it is if the new one cannot be written.
         dtype: The dtype of the adapter's numbers in the file. None writes them as they are; float16 halves the file.
+            The frozen experts of a `metalora.mixture` are written as they are.
         extra_module: A module that was trained with the adapter, such as a head. Its state goes into the same file,
             unrounded.
 
@@ -75,8 +76,8 @@ def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
     """Round every number to what a file in `dtype` would hold, so that the adapter that is scored is the saved one.
 
     Args:
-        adapter: The adapter whose parameters and mapping net are rounded in place. Frozen factors stay as they are:
-            they are not in the file.
+        adapter: The adapter whose parameters and mapping net are rounded in place. Frozen factors that a seed
+            makes stay as they are: they are not in the file.
         dtype: The dtype of the file.
 
     Example:
@@ -88,7 +89,7 @@ def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
         0.0999755859375
     """
     buffers = adapter.conditioner.buffers() if adapter.conditioner is not None else ()
-    for tensor in (*adapter.parameters(), *adapter.data_starts.values(), *buffers):
+    for tensor in (*adapter.parameters(), *adapter.kept_frozen.values(), *buffers):
         tensor.data.copy_(tensor.data.to(dtype))
 
 
@@ -102,7 +103,8 @@ def _description(adapter: Adapter) -> dict[str, Any]:
         targets[path] = {"kind": target.kind, "sizes": sizes, "coords": target_layout.coords}
     base = adapter.model
     stacks = len(counted_stacks(adapter.targets.values(), adapter.method))
-    return {
+    given = {"given": list(adapter.given)} if adapter.given else {}
+    return given | {
         "format": FORMAT,
         "version": VERSION,
         "config": config_in_file(adapter.config, stacks),
@@ -116,8 +118,8 @@ def _description(adapter: Adapter) -> dict[str, Any]:
 
 
 def _adapter_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Return the learned factors, the biases and the mapping net's state by their names in the file, on the CPU."""
-    factors: dict[str, Tensor] = {**adapter.learned, **adapter.data_starts}
+    """Return the saved factors, the biases and the mapping net's state by their names in the file, on the CPU."""
+    factors: dict[str, Tensor] = {**adapter.learned, **adapter.kept_frozen}
     tensors = {FACTORS + key: value for key, value in factors.items()}
     tensors |= {BIASES + path: value for path, value in adapter.bias_changes.items()}
     if adapter.conditioner is not None:
@@ -269,6 +271,7 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
     if factors != saved_factors:
         # In another version a method of this name may have had other factors.
         raise ValueError(f"{path}: its {adapter.method.name} is wired {saved_factors}, in this version it is {factors}")
+    adapter.given = tuple(description.get("given", ()))
     if description.get("frozen") != frozen_digest(adapter):
         raise ValueError(
             f"{path}: its frozen factors are not those that seed {adapter.config.seed} makes in this version of torch"
@@ -280,7 +283,7 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
         if tensors[name].shape != value.shape:
             raise ValueError(f"{path}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
     with torch.no_grad():  # `copy_` also converts: the file may be in float16, and the model on a GPU
-        for key, value in (*adapter.learned.items(), *adapter.data_starts.items()):
+        for key, value in (*adapter.learned.items(), *adapter.kept_frozen.items()):
             value.copy_(tensors[FACTORS + key])
         for path, change in adapter.bias_changes.items():
             change.copy_(tensors[BIASES + path])

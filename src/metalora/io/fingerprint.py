@@ -54,7 +54,7 @@ def frozen_digest(adapter: Adapter) -> str | None:
     """
     labelled = []
     for key, param in adapter.layout.params.items():
-        if param.frozen and key not in adapter.data_starts:  # these are saved
+        if param.frozen and key not in adapter.kept_frozen:  # these are saved
             value = adapter.factors[key]
             # In float32, so that a model in float64 has the same digest.
             labelled.append((f"{key} {tuple(value.shape)}", value.to("cpu", torch.float32)))

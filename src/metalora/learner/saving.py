@@ -203,7 +203,7 @@ def learner_fingerprint(learner: MetaLearner) -> str:
     paths = weighted if adapter is None else list(adapter.targets)
     tensors = {name: value for name, value in learner.trained_modules.state_dict().items()}
     if adapter is not None:
-        tensors |= {f"adapter/{name}": value for name, value in (adapter.learned | adapter.data_starts).items()}
+        tensors |= {f"adapter/{name}": value for name, value in (adapter.learned | adapter.kept_frozen).items()}
         tensors |= {f"biases/{path}": value for path, value in adapter.bias_changes.items()}
         if adapter.conditioner is not None:
             tensors |= {f"mapping/{name}": value for name, value in adapter.conditioner.state_dict().items()}

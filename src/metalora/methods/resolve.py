@@ -97,12 +97,14 @@ class ResolvedMethod:
         """Whether a generated factor must start at c0 for all features, so that the adapter starts as the base.
 
         A factor that starts at zero keeps ΔW at zero only while it is zero for every example; a factor whose zero is
-        active (a gate) has another factor of the product at zero.
+        active (a gate) has another factor of the product at zero. If it has none, as in a mixture of trained experts,
+        equal logits are the start that c0 stands for.
         """
         if self.method.frozen_initial:  # a change has to be zero for every example
             return True
         gates = {*self.method.active_at_zero} - {*self.method.separate_factors}
-        return self.inits[factor] == "zeros" and factor not in gates
+        others_start_at_zero = any(init == "zeros" for name, init in self.inits.items() if name not in gates)
+        return self.inits[factor] == "zeros" and not (factor in gates and others_start_at_zero)
 
 
 def resolve(config: AdapterConfig) -> ResolvedMethod:

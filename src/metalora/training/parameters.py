@@ -74,7 +74,7 @@ class TrainedParameters:
             state["rank"] = self.adapter.config.rank
             state["factors"] = {key: value.detach() for key, value in self.adapter.learned.items()}
             state["fresh"] = self.adapter.pending_task.state_dict()  # the slices of a task that is being added
-            state["starts"] = self.adapter.data_starts
+            state["starts"] = self.adapter.kept_frozen
             state["biases"] = self.adapter.biases.state_dict()
             if self.adapter.conditioner is not None:
                 state["conditioner"] = self.adapter.conditioner.state_dict()
@@ -89,7 +89,7 @@ class TrainedParameters:
             # A rank schedule may have lowered the rank before the checkpoint was written.
             resize(self.adapter, replace(self.adapter.config, rank=state["rank"]), state["factors"])
             for key, value in state.get("starts", {}).items():
-                self.adapter.data_starts[key].copy_(value)
+                self.adapter.kept_frozen[key].copy_(value)
             self.adapter.started = True
             self.adapter.pending_task.load_state_dict(state["fresh"])
             self.adapter.biases.load_state_dict(state.get("biases", {}))  # checkpoints of before have none
