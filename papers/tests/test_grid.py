@@ -8,7 +8,7 @@ import pytest
 from metalora.config import AdapterConfig
 from metalora_papers.config import GridConfig, RunConfig, TextRunConfig
 from metalora_papers.grid import grid_runs
-from metalora_papers.metatt.recipes import recipe
+from metalora_papers.recipes import recipe
 from support.command import papers_command
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "metatt"

@@ -2,7 +2,8 @@
 
 import pytest
 
-from metalora_papers.metatt.recipes import recipe, recipes
+from metalora_papers.metatt.recipes import recipes
+from metalora_papers.recipes import recipe
 
 TASKS = "cola mnli mrpc qnli qqp rte sst2 stsb".split()
 # Start of the names of the recipes, end of the names for each column, lines: model, rank, setting, values; "-" is none.
