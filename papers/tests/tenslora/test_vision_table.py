@@ -8,12 +8,14 @@ from papers_oracles.vision import write_pictures, write_vit
 from metalora.adapters.attach import count_params
 from metalora.adapters.targets import find_targets
 from metalora.methods.tenslora import CONSTRUCTIONS
+from metalora.ranks.allocation import ranks_by_spectra
 from metalora.zoo import load_model
 from metalora_papers.cli import TABLE_SETTINGS
 from metalora_papers.comparison import load_comparison
 from metalora_papers.config import TextTableConfig
 from metalora_papers.metatt.table import TextComparison
 from metalora_papers.scheduler import run_all
+from metalora_papers.tenslora.images import load_image_backbone
 from metalora_papers.tenslora.table import NAMES
 from metalora_papers.tenslora.vision_table import VisionComparison, rows_of_table
 
@@ -90,6 +92,15 @@ def test_rows_by_name(asked, expected):
 def test_an_unknown_row_names_the_nearest(name, hint):
     with pytest.raises(ValueError, match=f"unknown row '{name}'.*{hint}"):
         rows_of_table(replace(TABLE, methods=(name,)))
+
+
+def test_ranks_by_spectra_are_those_of_the_weights(tmp_path):
+    table = replace(TABLE, model=write_vit(tmp_path / "vit"), methods=("lora", "tenslora-qkv-depth, by spectra"))
+    lora, chosen = (row.adapter for row in rows_of_table(table).values())
+    model = load_image_backbone(table.model, table.size).model
+    targets = find_targets(model, lora.targets)
+    assert chosen == ranks_by_spectra(model, replace(chosen, rank=lora.rank), count_params(lora, targets))
+    assert count_params(chosen, targets) <= count_params(lora, targets) and len(set(chosen.rank.values())) > 1
 
 
 def test_a_run_has_the_protocol_of_the_paper():

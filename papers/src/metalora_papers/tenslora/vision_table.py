@@ -25,8 +25,8 @@ from metalora_papers.report import Report, compare_methods, comparison_table, ma
 from metalora_papers.rows import Row, latest
 from metalora_papers.runs import ALIASES, FULL, rate_of_table
 from metalora_papers.tenslora.config import ImageRunConfig, ImageTableConfig
-from metalora_papers.tenslora.images import image_model_without_weights
-from metalora_papers.tenslora.table import protocol_rows
+from metalora_papers.tenslora.images import image_model_without_weights, load_image_backbone
+from metalora_papers.tenslora.table import BY_SPECTRA, protocol_rows
 
 CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
 LORA = "lora"
@@ -143,7 +143,10 @@ def rows_of_table(table: ImageTableConfig) -> dict[str, Trained]:
 def _all_rows(table: ImageTableConfig) -> dict[str, Trained]:
     """The head alone, every weight, LoRA, the constructions under both protocols, and further rows by name."""
     lora = adapter_for(table, LORA)
-    model = image_model_without_weights(table.model)
+    by_spectra = any(name.endswith(BY_SPECTRA) for name in table.methods)  # of the weights
+    model = (
+        load_image_backbone(table.model, table.size).model if by_spectra else image_model_without_weights(table.model)
+    )
     rows = {HEAD: trained_by(table, HEAD), FULL: trained_by(table, FULL), LORA: Trained(lora)}
     rows |= {name: Trained(adapter) for name, adapter in protocol_rows(model, lora, table.methods).items()}
     further = [name for name in table.methods if name not in rows and name not in NAMES and is_row(name)]
