@@ -24,8 +24,8 @@ from torch import Tensor, nn
 import metalora
 from metalora.zoo import sentence_encoder
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SENTENCES = ("the digit is a {}", "is it a {}?", "find every {}", "answer yes for a {}")
+WORDS = ("a zero", "a one", "a two", "a three", "a four", "a five", "a six", "a seven", "an eight", "a nine")
+SENTENCES = ("the digit is {}", "is it {}?", "find each image of {}", "answer yes for {}")
 IN_OTHER_WORDS = {  # descriptions of a kind that training never has, of sets that it never has
     "an even number": (0, 2, 4, 6, 8),
     "an odd number": (1, 3, 5, 7, 9),
@@ -40,7 +40,7 @@ TRAIN, TEST = torch.randperm(len(IMAGES), generator=torch.Generator().manual_see
 def describe(members: tuple[int, ...], rng: random.Random) -> str:
     """A sentence that names the digits of a set, in any order."""
     words = [WORDS[digit] for digit in rng.sample(members, len(members))]
-    return rng.choice(SENTENCES).format(", a ".join(words[:-1]) + f" or a {words[-1]}")
+    return rng.choice(SENTENCES).format(", ".join(words[:-1]) + f" or {words[-1]}")
 
 
 @torch.no_grad()
