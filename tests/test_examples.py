@@ -40,3 +40,9 @@ def test_recommendation():
     areas, difference = example("recommendation.py")(steps=2, per_topic=9, count=20, new=8)
     assert all(0 <= area <= 1 for area in areas.values())
     assert difference < 1e-3  # scores are up to 10: a reader in a batch of others, and alone
+
+
+def test_an_adapter_from_a_sentence(tmp_path):
+    scores, difference = example("text_to_adapter.py")(steps=2, pretrain_steps=2, tasks=6, new_tasks=3)
+    assert len(scores) == 5 and all(0 <= score <= 1 for score in scores.values())
+    assert difference < 1e-4 and (tmp_path / "lora/adapter_config.json").exists()
