@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from metalora.adapters.targets import Target, find_targets
     from metalora.cost import summarise as plan
     from metalora.fitting.data_start import start_from_data
+    from metalora.fitting.quantised_start import quantise_and_attach
     from metalora.io.adapter_file import load, save
     from metalora.io.lora.combine import combine
     from metalora.io.lora.convert import convert as convert_loras
@@ -52,6 +53,7 @@ _HOMES = {  # public name -> its module, and its name there
     "mixture": ("metalora.io.mixture", "mixture"),
     "new_task": ("metalora.adapters.new_task", "new_task"),
     "plan": ("metalora.cost", "summarise"),
+    "quantise_and_attach": ("metalora.fitting.quantised_start", "quantise_and_attach"),
     "save": ("metalora.io.adapter_file", "save"),
     "start_from_data": ("metalora.fitting.data_start", "start_from_data"),
     "sweep": ("metalora.ranks.sweep", "sweep"),
@@ -85,6 +87,7 @@ __all__ = [
     "mixture",
     "new_task",
     "plan",
+    "quantise_and_attach",
     "save",
     "start_from_data",
     "sweep",
