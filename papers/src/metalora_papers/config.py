@@ -181,6 +181,9 @@ class TextRunConfig:
     """train every weight of the encoder: the reference, without an adapter"""
     classifier: Literal["trained", "frozen"] = "trained"
     """frozen: the heads stay as they were drawn, as in the MetaTT paper"""
+    head: Literal["linear", "roberta"] = "linear"
+    """linear: one linear layer on the mean over the tokens; roberta: that of RobertaForSequenceClassification, a layer
+    with tanh and a linear layer on the first token"""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, lr=1e-3, schedule="linear", warmup=0.06))
     batch: int = 16
     """examples of every task in a step"""
@@ -232,6 +235,10 @@ class TextTableConfig:
     init: str = "ze-id-id-id"
     """of MetaTT-4D, core by core; a further core (heads, tasks) starts as the identity"""
     classifier: Literal["trained", "frozen"] = "trained"
+    """frozen: the heads stay as they were drawn, as in the paper"""
+    head: Literal["linear", "roberta"] = "linear"
+    """linear: one linear layer on the mean over the tokens; roberta: that of RobertaForSequenceClassification, a layer
+    with tanh and a linear layer on the first token"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     steps: int = 300
     """metatt-sequential: of each phase"""

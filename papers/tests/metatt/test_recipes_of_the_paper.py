@@ -139,7 +139,7 @@ def test_what_all_runs_on_glue_share():
             assert run.evaluate_every == (84 if one.name.startswith("figure13") else 0)
             continue
         assert run.max_length == 256 and run.seed == one.seeds[0]
-        assert run.classifier == ("trained" if run.full else "frozen")
+        assert run.classifier == ("trained" if run.full else "frozen") and run.head == "roberta"
         assert run.train.clip == (3.0 if len(run.tasks) > 1 else 1.0)
 
 

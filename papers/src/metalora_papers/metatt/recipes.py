@@ -41,10 +41,8 @@ from metalora_papers.tenslora.config import ImageRunConfig
 VAL_SHARES = {"glue": 0.1, "commonsense": 0.01}  # as data.glue and data.commonsense part them
 SHOWN = ("suite", "method", "rank", "alpha", "batch", "examples", "seed")  # in a file even where they are the default
 QUERY_VALUE = "query,value"
-FROZEN_HEAD = (
-    "Head: the mean over tokens and one linear layer, drawn at random and frozen; the paper's is RoBERTa's own.",
-)
-TRAINED_HEAD = ("Head: the mean over tokens and one linear layer, trained; the paper's is RoBERTa's own.",)
+FROZEN_HEAD = ("Head: RoBERTa's own (dense, tanh, linear on the first token), no dropout; drawn at random and frozen.",)
+TRAINED_HEAD = ("Head: RoBERTa's own (dense, tanh, linear on the first token), no dropout; trained.",)
 GLUE_NOTE = (
     "A tenth of the training texts is kept as `val` and the published dev set is `test`; the paper reports the best of",
     "its epochs on that set, this run its last step.",
@@ -213,7 +211,7 @@ def _single(name: str, model: str, adapter: AdapterConfig | None, cell: _Cell, t
     run = TextRunConfig(
         suite="glue", tasks=(cell.task,), model=f"hf:{architectures()[model]['hub']}",
         method=FULL if adapter is None else adapter.method, adapter=adapter, full=adapter is None,
-        classifier="trained" if adapter is None else "frozen", batch=cell.batch, examples=examples,
+        classifier="trained" if adapter is None else "frozen", head="roberta", batch=cell.batch, examples=examples,
         test_examples=test, max_length=256, train=dataclasses.replace(train, weight_decay=cell.decay),
     )  # fmt: skip
     seeds, head = _seeds(model, trials), TRAINED_HEAD if adapter is None else FROZEN_HEAD
@@ -292,8 +290,8 @@ def _joint() -> Iterator[Recipe]:
                 train = _schedule(EPOCHS * (5000 // batch), TABLE_12.get((model, method), 5e-4))
                 run = TextRunConfig(
                     suite="glue", tasks=tasks, model=f"hf:{architectures()[model]['hub']}", method=method,
-                    adapter=adapter, classifier="frozen", batch=batch, examples=5000, test_examples=500,
-                    max_length=256, train=dataclasses.replace(train, clip=3.0),
+                    adapter=adapter, classifier="frozen", head="roberta", batch=batch, examples=5000,
+                    test_examples=500, max_length=256, train=dataclasses.replace(train, clip=3.0),
                 )  # fmt: skip
                 note = (*JOINT_NOTES.get(method, ()), *JOINT_NOTE, *FROZEN_HEAD, *GLUE_NOTE)
                 yield Recipe(f"{table}-{model}-{method}", model, seeded(run, seeds[0]), seeds, note)

@@ -12,6 +12,7 @@ from metalora.config import TrainConfig
 from metalora_papers.comparison import RateKey
 from metalora_papers.config import TEXT_TABLES, TextRunConfig, TextTableConfig
 from metalora_papers.metatt import plots
+from metalora_papers.metatt.heads import LINEAR
 from metalora_papers.metatt.jobs import DESIGNS, Job, jobs_of, tasks_key
 from metalora_papers.metatt.scores import METRICS, mean_score, metrics_of, reported
 from metalora_papers.metatt.sequential import FORGETTING, sequential_columns, sequential_rows
@@ -82,17 +83,18 @@ class TextComparison:
         return best_rates(rows, _rate_key, self._mean_score, _learning_rate)
 
     def rows_of(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the test rows of this model and these tasks; ValueError if there is none."""
+        """Return the test rows of this model, head and tasks; ValueError if there is none."""
         jobs = jobs_of(self.name, self.table)
         keys = {job.rate_key for job in jobs}
         own_rows = [row for row in latest(rows) if row["config"]["model"] == self.table.model]
-        own_rows = [row for row in own_rows if _rate_key(row) in keys]
+        own_rows = [row for row in own_rows if _rate_key(row) in keys and _head(row) == self.table.head]
         # The name of a row with a fixed rate says the rate, so nothing was chosen for it.
         fixed = {job.rate_key for job in jobs if job.lr is not None}
         rates = {key: rate for key, rate in self.chosen_rates(own_rows).items() if key not in fixed}
         test_rows = at_chosen_rates(own_rows, rates, _rate_key, _learning_rate)
         if not test_rows:
-            raise ValueError(f"table {self.name}: no row of {self.table.model} on {', '.join(self.table.tasks)}")
+            tasks = ", ".join(self.table.tasks)
+            raise ValueError(f"table {self.name}: no row of {self.table.model}, head {self.table.head}, on {tasks}")
         return test_rows
 
     # ---- reports -----------------------------------------------------------------------------------------------------
@@ -219,6 +221,11 @@ def _rate_key(row: Row) -> RateKey:
     return row["config"]["method"], tasks_key(row["config"]["tasks"], row["config"].get("phases", ()))
 
 
+def _head(row: Row) -> str:
+    head: str = row["config"].get("head", LINEAR)  # a row from before there was a choice has none
+    return head
+
+
 def _learning_rate(row: Row) -> float:
     return rate_of_table(row["config"])
 
@@ -237,6 +244,7 @@ def _run(
         method=job.name,
         full=trained.full,
         classifier=table.classifier if trained.heads else "frozen",
+        head=table.head,
         seed=seed,
         adapter=None if trained.adapter is None else dataclasses.replace(trained.adapter, seed=seed),
         train=TrainConfig(

@@ -1,4 +1,4 @@
-"""Text: an adapter on a pre-trained encoder, mean-pooled, with a linear head for each task."""
+"""Text: an adapter on a pre-trained encoder, with a head for each task."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from metalora.adapters.conditioning.condition import Condition
 from metalora.zoo import load_model
 from metalora_papers.config import TextRunConfig
 from metalora_papers.metatt.glue import Glue
+from metalora_papers.metatt.heads import Classifier
 from metalora_papers.metatt.news import News
 from metalora_papers.metatt.scores import METRICS, mean_score, measured, metrics_of
 from metalora_papers.metatt.text_corpus import TextCorpus
@@ -70,28 +71,6 @@ def _encoder_folder(name: str) -> str:
     return str(Path(package.origin).parent / "model")
 
 
-class Classifier(nn.Module):
-    """The encoder's mean over tokens, and a linear head for each task."""
-
-    def __init__(self, encoder: Any, heads: dict[str, int], seed: int):
-        super().__init__()
-        self.encoder = encoder
-        width: int = encoder.config.hidden_size
-        linear = {name: nn.Linear(width, classes) for name, classes in heads.items()}
-        self.heads = nn.ModuleDict(linear)
-        for name, head in linear.items():
-            generator = torch.Generator().manual_seed(seed + len(name))
-            nn.init.normal_(head.weight, 0, width**-0.5, generator=generator)
-            nn.init.zeros_(head.bias)
-
-    def embed(self, batch: dict[str, Tensor], task_ids: Tensor | int | None = None) -> Tensor:
-        """Mean of the last hidden states over the real tokens, unit variance: (n, width)."""
-        more = {} if task_ids is None else {"task_ids": task_ids}
-        states = self.encoder(**batch, **more).last_hidden_state
-        mask = batch["attention_mask"][..., None].to(states.dtype)
-        return F.layer_norm((states * mask).sum(1) / mask.sum(1), states.shape[-1:])
-
-
 class TextSuite:
     """The tasks of one run on text; a `metalora_papers.suite.Suite`.
 
@@ -116,8 +95,9 @@ class TextSuite:
         if self.device.type == "cpu" and config.train.mixed_precision == "bf16":
             # The backward of torch's own attention takes half of a step in 16 bits on a CPU.
             encoder.set_attn_implementation("eager")
-        heads = {task: self.classes[task] or 1 for task in config.tasks}
-        self.classifier = Classifier(encoder, heads, config.seed).requires_grad_(False).to(self.device)
+        outputs = {task: self.classes[task] or 1 for task in config.tasks}
+        classifier = Classifier(encoder, outputs, config.seed, config.head)
+        self.classifier = classifier.requires_grad_(False).to(self.device)
         self.train_sets = {task: self._set(task, "train", config.examples, TRAIN_SEED) for task in config.tasks}
         for task, (_, labels) in self.train_sets.items():
             if len(labels) < config.batch:

@@ -44,7 +44,7 @@ DTD_NOTE = (
 )
 MRPC_NOTE = (
     "AdamW, the cosine schedule and its warm-up are of the authors' code. Rate, decay, epochs and batch are not known:",
-    "here those of their ViT, and 16. Head: the mean over tokens and a linear layer, trained; theirs is RoBERTa's own.",
+    "here those of their ViT, and 16. Head: RoBERTa's own, as theirs, without dropout; trained.",
     *GLUE_NOTE,
 )
 
@@ -94,6 +94,6 @@ def _mrpc(adapter: AdapterConfig) -> TextRunConfig:
     examples = published - round(VAL_SHARES["glue"] * published)
     return TextRunConfig(
         suite="glue", tasks=("mrpc",), model=f"hf:{architectures()[ROBERTA]['hub']}", method=adapter.method,
-        adapter=adapter, batch=MRPC_BATCH, examples=examples, test_examples=test, max_length=512,
+        adapter=adapter, head="roberta", batch=MRPC_BATCH, examples=examples, test_examples=test, max_length=512,
         train=_train(examples, MRPC_BATCH),
     )  # fmt: skip
