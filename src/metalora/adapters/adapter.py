@@ -356,12 +356,14 @@ class Adapter(nn.Module):
 
         Args:
             inputs: One batch of what the model takes, or an iterable of batches.
+
+        Raises:
+            ValueError: A static adapter, fewer than two examples, or features that are not finite or all equal.
         """
-        if self.conditioner is None:
-            return
+        conditioner = self.required_conditioner
         single = isinstance(inputs, (Tensor, Mapping)) or hasattr(inputs, "keys")
         batches = cast(Iterable[Inputs], [inputs] if single else inputs)
-        self.conditioner.calibrate(torch.cat([self.features(batch) for batch in batches]))
+        conditioner.calibrate(torch.cat([self.features(batch) for batch in batches]))
 
     @contextlib.contextmanager
     def using(self, condition: Condition | Values) -> Iterator[None]:
