@@ -375,6 +375,9 @@ def test_a_static_adapter_has_no_condition():
     for use in (adapter.condition, adapter.calibrate):
         with pytest.raises(ValueError, match="no factor is generated"):
             use(images())
+    other = adapt_conv_net("metalora-cp", "tensor", feature_size=7)[1].neutral()
+    with pytest.raises(ValueError, match="fix: no factor of lora differs by example or task"):
+        adapter.fix(other)
 
 
 def test_a_file_that_is_no_condition(tmp_path):

@@ -384,7 +384,13 @@ class Adapter(nn.Module):
             self.state.end_disabled()
 
     def fix(self, condition: Condition | None) -> None:
-        """Serve every following forward with one condition (None: make conditions again)."""
+        """Serve every following forward with one condition (None: make conditions again).
+
+        Raises:
+            ValueError: No factor of the adapter differs by example or task.
+        """
+        if condition is not None and not self.per_example:
+            raise ValueError(f"fix: no factor of {self.method.name} differs by example or task")
         self.fixed_condition = condition
 
     @property
