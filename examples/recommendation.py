@@ -108,7 +108,8 @@ def main(steps: int = 600, per_topic: int = 120, count: int = 2000, new: int = 2
         for name, config in configs.items():
             model = Ranker(embeddings)
             adapter = metalora.attach(model, config)
-            adapter.calibrate([known[:count]])
+            if adapter.conditional:
+                adapter.calibrate([known[:count]])
             with torch.enable_grad():
                 fit(adapter, known[:count], tastes[:count], old_articles, topics, steps)
             options = {} if adapter.conditioner is None else {"condition": adapter.condition(known[people])}

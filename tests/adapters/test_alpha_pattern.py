@@ -122,6 +122,7 @@ def test_the_tuner_of_peft_takes_patterns_as_peft_matches_them(tmp_path):
 
 REFUSED = {
     "no alpha": (dict(alpha=None, alpha_pattern={"query": 2.0}), "alpha_pattern is set and alpha"),
+    "zero": (dict(alpha=1.0, alpha_pattern={"query": 0.0}), "alpha of targets 'query' is 0"),
     "no target": (dict(alpha=1.0, alpha_pattern={"qery": 2.0}), "alpha_pattern 'qery' matches no target"),
 }
 

@@ -372,8 +372,12 @@ def test_refusals_leave_the_adapter_as_it_was(call, message):
 def test_a_static_adapter_has_no_condition():
     model = conv_net()
     adapter = attach(model, AdapterConfig(rank=2, targets=BODY))
-    with pytest.raises(ValueError, match="no factor is generated"):
-        adapter.condition(images())
+    for use in (adapter.condition, adapter.calibrate):
+        with pytest.raises(ValueError, match="no factor is generated"):
+            use(images())
+    other = adapt_conv_net("metalora-cp", "tensor", feature_size=7)[1].neutral()
+    with pytest.raises(ValueError, match="fix: no factor of lora differs by example or task"):
+        adapter.fix(other)
 
 
 def test_a_file_that_is_no_condition(tmp_path):

@@ -56,7 +56,8 @@ BAD_ATTACH = {
     ),
     "rank 0": (config(rank=0), "rank of bond 'r' is 0, expected at least 1"),
     "negative rank": (config(rank=-3), "rank of bond 'r' is -3"),
-    "a start of PiSSA without a scale": (config("pissa", alpha=0.0), "needs a scale above zero, got 0.0"),
+    "a start of PiSSA without a scale": (config("pissa", alpha=-1.0), "needs a scale above zero, got -"),
+    "alpha 0": (config(alpha=0.0), "alpha is 0, so ΔW would always be zero"),
     "rank too large": (config(rank=7), "target 'conv': rank 7 of bond 'r' is above 6"),
     "rank of an unknown bond": (
         config("metalora-tr", {"r0": 2, "r9": 2}),

@@ -212,7 +212,7 @@ REFUSED = {
     "a rho for CorDA": (lambda: started(Network(), X, init="corda", rho=2.0), "only EVA shares ranks out"),
     "a part for EVA": (lambda: started(Network(), X, part="last"), "part is 'last', which only CorDA has"),
     "an unknown part": (lambda: started(Network(), X, part="middle"), "expected 'first' or 'last'"),
-    "no scale": (lambda: started(Network(), X, init="corda", alpha=0.0), "CorDA needs a scale above zero"),
+    "no scale": (lambda: started(Network(), X, init="corda", alpha=-1.0), "CorDA needs a scale above zero"),
     "a convolution": (
         lambda: started(nn.ModuleDict({name: nn.Conv2d(4, 4, 3) for name in TARGETS}), X),
         "target 'first' is a conv2d, expected linear layers",

@@ -176,7 +176,7 @@ REFUSED = {
     "a start": (Network, {"init": "pissa"}, {}, "init='pissa', expected none"),
     "init by factor": (Network, {"init": {"A": "normal"}}, {}, "expected none"),
     "a frozen factor": (Network, {"frozen": ("A",)}, {}, "A is generated or frozen"),
-    "no scale": (Network, {"alpha": 0.0}, {}, "scale"),
+    "a negative scale": (Network, {"alpha": -1.0}, {}, "'first' has the scale -0.25, expected more than zero"),
     "bits": (Network, {}, {"bits": 1}, "bits is 1, expected 2 to 8"),
     "turns": (Network, {}, {"iterations": 0}, "iterations is 0, expected at least 1"),
     "a convolution": (convolution, {"targets": "first", "rank": 2}, {}, "is a conv2d, expected linear"),

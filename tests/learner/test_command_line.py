@@ -170,6 +170,21 @@ def test_sentences_in_four_commands(tmp_path: Path) -> None:
     assert "one of animal, machine for texts" in out
 
 
+@pytest.mark.parametrize("init", ["eva", "corda"])
+def test_finetune_gives_a_start_of_lora_its_data(init: str, tmp_path: Path) -> None:
+    subjects = {"animal": "the dog", "machine": "an engine"}
+    rows = [{"text": f"{subject} {n}", "topic": topic} for topic, subject in subjects.items() for n in range(10)]
+    write_table(tmp_path / "sentences.csv", rows)
+    data = ["--data", tmp_path / "sentences.csv", "--text-column", "text", "--max-length", 8, "--steps", 2]
+    method = ["--init", init, "--rank", 2, "--targets", "layer.0.*.query,layer.0.*.value", "--out", tmp_path / "run"]
+    code, out, error = metalora_command("finetune", "minilm", *data, *method, "--json")
+    assert code == 0, error
+    assert json.loads(out)["method"] == "lora"
+    code, out, error = metalora_command("predict", tmp_path / "run", tmp_path / "sentences.csv", "--json")
+    assert code == 0, error
+    assert [row["label"] for row in json.loads(out)] == [row["topic"] for row in rows]
+
+
 def test_a_task_file_is_an_ordinary_task(pictures: Path, learner: Path) -> None:
     rows = list(csv.DictReader((pictures / "blue.csv").open()))
     files, labels = [pictures / "images" / row["file"] for row in rows], [row["bluish"] for row in rows]

@@ -87,7 +87,8 @@ def write_adapter_file(name, folder):
     model = make_base()
     images, _ = support_set()
     adapter = attach(model, config, example=images if make_base is small_convolutions else None)
-    adapter.calibrate(images)
+    if adapter.conditional:
+        adapter.calibrate(images)
     randomise(adapter.parameters())
     save(model, folder / f"{name}.adapter")
     save_file(deltas_of(adapter), folder / f"{name}.deltas")

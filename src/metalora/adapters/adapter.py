@@ -356,12 +356,14 @@ class Adapter(nn.Module):
 
         Args:
             inputs: One batch of what the model takes, or an iterable of batches.
+
+        Raises:
+            ValueError: A static adapter, fewer than two examples, or features that are not finite or all equal.
         """
-        if self.conditioner is None:
-            return
+        conditioner = self.required_conditioner
         single = isinstance(inputs, (Tensor, Mapping)) or hasattr(inputs, "keys")
         batches = cast(Iterable[Inputs], [inputs] if single else inputs)
-        self.conditioner.calibrate(torch.cat([self.features(batch) for batch in batches]))
+        conditioner.calibrate(torch.cat([self.features(batch) for batch in batches]))
 
     @contextlib.contextmanager
     def using(self, condition: Condition | Values) -> Iterator[None]:
@@ -382,7 +384,13 @@ class Adapter(nn.Module):
             self.state.end_disabled()
 
     def fix(self, condition: Condition | None) -> None:
-        """Serve every following forward with one condition (None: make conditions again)."""
+        """Serve every following forward with one condition (None: make conditions again).
+
+        Raises:
+            ValueError: No factor of the adapter differs by example or task.
+        """
+        if condition is not None and not self.per_example:
+            raise ValueError(f"fix: no factor of {self.method.name} differs by example or task")
         self.fixed_condition = condition
 
     @property

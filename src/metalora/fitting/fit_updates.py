@@ -178,8 +178,6 @@ def _check(adapter: Adapter, updates: Sequence[Mapping[str, LowRankUpdate]]) -> 
         raise ValueError(
             "fit: rank_pattern with alpha, and alpha_pattern, give targets scales of their own; leave alpha out"
         )
-    if adapter.scale == 0:
-        raise ValueError("fit: alpha is 0, so every update would be zero")
     if len(updates) != adapter.config.tasks:
         raise ValueError(f"fit: {len(updates)} sets of updates for an adapter of {adapter.config.tasks} tasks")
     for by_path in updates:

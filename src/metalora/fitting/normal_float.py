@@ -25,7 +25,8 @@ def levels(bits: int) -> Tensor:
     outermost = 1 - (1 / (4 * half) + 1 / (4 * half - 2)) / 2
     positive = torch.special.ndtri(torch.linspace(outermost, 0.5, half + 1, dtype=torch.float64)[:-1])
     negative = -torch.special.ndtri(torch.linspace(outermost, 0.5, half, dtype=torch.float64)[:-1])
-    return torch.cat([negative, positive.new_zeros(1), positive.flip(0)]) / positive[0]
+    rising: Tensor = torch.cat([negative, positive.new_zeros(1), positive.flip(0)]) / positive[0]
+    return rising
 
 
 def rounded(matrix: Tensor, bits: int) -> Tensor:

@@ -131,9 +131,18 @@ def resolve(config: AdapterConfig) -> ResolvedMethod:
     for factor in sorted(frozen & {*generated}):
         raise ValueError(f"method {method.name!r}: factor {factor!r} is both frozen and generated")
     _check_tasks(config, method, generated)
+    _check_alpha(config, method)
+    return ResolvedMethod(config, method, tuple(generated), frozen, _resolved_inits(config, method))
+
+
+def _check_alpha(config: AdapterConfig, method: Method) -> None:
+    """Raise a ValueError if an alpha is zero, or if targets have an alpha and the others have none."""
     if config.alpha_pattern and config.alpha is None:
         raise ValueError(f"method {method.name!r}: alpha_pattern is set and alpha, that of all other targets, is not")
-    return ResolvedMethod(config, method, tuple(generated), frozen, _resolved_inits(config, method))
+    for place, alpha in (("", config.alpha), *config.alpha_pattern.items()):
+        if alpha == 0:
+            of_targets = f" of targets {place!r}" if place else ""
+            raise ValueError(f"method {method.name!r}: alpha{of_targets} is 0, so ΔW would always be zero")
 
 
 def _configured_method(config: AdapterConfig) -> Method:
