@@ -106,8 +106,20 @@ def _complexity(json: Json = False) -> None:
     show(lines, json, "cost of LoRA-SVD (eq. 8) as a multiple of MetaTT-SVD (eq. 9)", tuple(lines[0]), cells)
 
 
+def _figure_13(
+    rows: Annotated[Path, tyro.conf.arg(help="file of rows, such as runs/train/rows.jsonl")],
+    out: Annotated[Path, tyro.conf.arg(help="folder of the table and the figure")] = Path("runs/metatt"),
+    json: Json = False,
+) -> None:
+    """MetaTT on Commonsense15k over the steps (Fig. 13, Table 18), from rows of `train` (recipes figure13-...)."""
+    from metalora_papers.tables import show_figure_13
+
+    show_figure_13(rows, out, as_json=json)
+
+
 TABLES: dict[str, Callable[..., None]] = {name: _table_verb(name) for name in TABLE_SETTINGS}
 TABLES["metatt-19"] = _complexity
+TABLES["metatt-fig13"] = _figure_13
 
 
 def train(

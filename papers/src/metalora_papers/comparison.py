@@ -19,16 +19,26 @@ RateKey = tuple[str, ...]
 """What a learning rate is chosen for: a method, or a row of a table and the tasks that are trained together."""
 
 
-class Comparison(Protocol):
-    """One table or figure: which runs it takes, and what their rows say. Reports and figures need the rows only."""
-
-    @property
-    def title(self) -> str:
-        """A few words for the progress bar."""
+class Presentation(Protocol):
+    """What rows say as tables and figures; nothing but the rows is needed."""
 
     @property
     def file_stem(self) -> str:
         """Name of the written files, without folder and suffix."""
+
+    def report(self, rows: Sequence[Row]) -> Report:
+        """Return the tables, and the paired comparisons if there are two seeds or more."""
+
+    def plot(self, rows: Sequence[Row], folder: Path) -> list[Path]:
+        """Draw the figures and return their PNG files."""
+
+
+class Comparison(Presentation, Protocol):
+    """One table or figure: which runs it takes, and what their rows say."""
+
+    @property
+    def title(self) -> str:
+        """A few words for the progress bar."""
 
     def runs(self, rates: Mapping[RateKey, float]) -> Sequence[Run]:
         """Return every run, seeds outermost, so that an interrupted table has complete seeds first.
@@ -51,12 +61,6 @@ class Comparison(Protocol):
         Raises:
             ValueError: There is no such row.
         """
-
-    def report(self, rows: Sequence[Row]) -> Report:
-        """Return the tables, and the paired comparisons if there are two seeds or more."""
-
-    def plot(self, rows: Sequence[Row], folder: Path) -> list[Path]:
-        """Draw the figures and return their PNG files."""
 
 
 _TABLE_ONE = "metalora_papers.metalora.table_one:TableOne"

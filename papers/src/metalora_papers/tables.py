@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from metalora.bench.store import RowStore
-from metalora_papers.comparison import Comparison, RateKey, load_comparison
+from metalora_papers.comparison import Presentation, RateKey, load_comparison
 from metalora_papers.report import print_table, write_markdown
 from metalora_papers.rows import Row
 from metalora_papers.runs import Run, Table
@@ -53,6 +53,24 @@ def run_table(
     _publish(comparison, rows, out, console, as_json)
 
 
+def show_figure_13(rows_file: Path, out: Path, *, as_json: bool) -> None:
+    """Print Table 18 of MetaTT and draw its Fig. 13 from rows of `train`.
+
+    Args:
+        rows_file: The rows.
+        out: Folder of the table and the figure.
+        as_json: Print one JSON object instead of the table.
+
+    Raises:
+        ValueError: No row of a run on a language model, or rows that cannot be compared.
+    """
+    from metalora_papers.metatt.figure_13 import Figure13
+
+    figure = Figure13()
+    rows = figure.rows_of(RowStore(rows_file).rows())
+    _publish(figure, rows, out, Console(stderr=as_json), as_json)
+
+
 def _run(console: Console, label: str, runs: Sequence[Run], out: Path, workers: int) -> list[Row]:
     """Return the rows of the runs, with a progress bar while they are executed."""
     if not runs:
@@ -66,7 +84,7 @@ def _show_rates(console: Console, rates: Mapping[RateKey, float]) -> None:
         console.print("learning rates:", {" on ".join(key): rate for key, rate in rates.items()})
 
 
-def _publish(comparison: Comparison, rows: Sequence[Row], out: Path, console: Console, as_json: bool) -> None:
+def _publish(comparison: Presentation, rows: Sequence[Row], out: Path, console: Console, as_json: bool) -> None:
     """Write the tables and figures of the rows, and print the tables."""
     out.mkdir(parents=True, exist_ok=True)
     report = comparison.report(rows)

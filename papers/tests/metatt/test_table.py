@@ -13,6 +13,7 @@ from metalora.adapters.targets import find_targets
 from metalora.bench.store import RowStore, make_row, run_key
 from metalora.config import RankScheduleConfig, TwoSiteConfig, to_dict
 from metalora_papers.config import TEXT_TABLES, TextTableConfig
+from metalora_papers.metatt.heads import HEADS
 from metalora_papers.metatt.jobs import DESIGNS
 from metalora_papers.metatt.table import TextComparison
 from metalora_papers.metatt.text import encoder_without_weights
@@ -283,6 +284,16 @@ def test_the_reference_of_transfer_is_the_best_single_task_adapter():
     topic = {cells[0]: cells[2] for cells in table.cells}
     assert topic["best single-task adapter"].startswith("95.0") and topic["frozen encoder"].startswith("30")
     assert {"metatt-4d, the other tasks", "metatt-4+1d generated, the other tasks"} < set(topic)
+
+
+def test_a_table_takes_the_rows_of_its_own_head():
+    table = replace(TABLE, methods=("lora",), tasks=("topic",), seeds=(0,))
+    linear, roberta = ([made_up(run) for run in runs("metatt-2", replace(table, head=head))] for head in HEADS)
+    del linear[0]["config"]["head"]  # as in a row from before there was a choice
+    for head, expected in zip(HEADS, (linear, roberta), strict=True):
+        assert rows_of("metatt-2", linear + roberta, replace(table, head=head)) == expected
+    with pytest.raises(ValueError, match="no row of minilm, head roberta, on topic"):
+        rows_of("metatt-2", linear, replace(table, head="roberta"))
 
 
 def test_a_method_that_lacks_a_task_is_left_out():

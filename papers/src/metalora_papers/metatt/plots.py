@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,28 @@ def _over_steps(rows: Sequence[Row], table: TextTableConfig, path: Path) -> Path
     return _panels(curves, path, "optimiser steps", sweeps=sweeps)
 
 
+def mean_over_steps(rows: Sequence[Row], changes: Mapping[str, Collection[int]], path: Path) -> Path:
+    """Draw the mean over the tasks over the steps, with stars where ranks change (Fig. 13).
+
+    Args:
+        rows: Rows with records of the training; the scores after the last step are the end of each curve.
+        changes: Method -> optimiser steps at which its ranks change.
+        path: The PNG file.
+
+    Returns:
+        The path.
+    """
+    by_method: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        config, results = row["config"], row["results"]
+        scores = {point["step"]: point["mean"] for point in results.get("history", ())}
+        scores[config["train"]["steps"]] = results["mean"]
+        for step, score in scores.items():
+            by_method.setdefault(config["method"], {}).setdefault(step, []).append(score)
+    title = f"mean of {len(rows[0]['config']['tasks'])} tasks; stars: ranks change"
+    return _panels({title: by_method}, path, "optimiser steps", stars=changes)
+
+
 def _over_setting(name: str, rows: Sequence[Row], table: TextTableConfig, path: Path) -> Path:
     """Draw the final score of "method, rank 8" over the number in the row's name, a line for each method."""
     setting, label = OVER_A_SETTING[name]
@@ -74,7 +96,15 @@ def _over_setting(name: str, rows: Sequence[Row], table: TextTableConfig, path: 
     return _panels(curves, path, label, log=True)
 
 
-def _panels(curves: Curves, path: Path, label: str, *, log: bool = False, sweeps: Sweeps | None = None) -> Path:
+def _panels(
+    curves: Curves,
+    path: Path,
+    label: str,
+    *,
+    log: bool = False,
+    sweeps: Sweeps | None = None,
+    stars: Mapping[str, Collection[int]] | None = None,
+) -> Path:
     """Draw a panel for each task with a line for each method.
 
     Args:
@@ -83,6 +113,7 @@ def _panels(curves: Curves, path: Path, label: str, *, log: bool = False, sweeps
         label: Label of the abscissa.
         log: Make the abscissa logarithmic.
         sweeps: Sweeps of methods, which are drawn as arrows with the rank after them.
+        stars: Steps of methods that are marked on their curves.
 
     Returns:
         The path.
@@ -102,6 +133,8 @@ def _panels(curves: Curves, path: Path, label: str, *, log: bool = False, sweeps
             style, colour = divmod(names.index(method), len(PALETTE))
             look = {"color": PALETTE[colour], "linestyle": STYLES[style % len(STYLES)]}
             lines[method] = _draw_curve(axes, points, look, (sweeps or {}).get(method, {}))
+            if stars and stars.get(method):
+                _draw_stars(axes, points, look["color"], stars[method])
         axes.set(title=task, xlabel=label, ylabel=METRICS[metrics_of(task)[0]], xscale="log" if log else "linear")
         axes.grid(color="0.9")
     in_order = [lines[name] for name in names]
@@ -130,6 +163,13 @@ def _draw_curve(axes: Any, points: dict[float, list[float]], look: dict[str, str
     if sweeps:
         axes.margins(y=0.15)  # room for the arrows
     return line
+
+
+def _draw_stars(axes: Any, points: dict[float, list[float]], colour: str, steps: Collection[int]) -> None:
+    """Mark steps on the curve of the means."""
+    abscissae = sorted(points)
+    heights = np.interp(list(steps), abscissae, [_mean_and_error(points[x])[0] for x in abscissae])
+    axes.scatter(list(steps), heights, marker="*", s=110, color=colour, edgecolor="0.1", linewidth=0.6, zorder=5)
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
