@@ -10,6 +10,7 @@ from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
 from metalora_papers.learner.config import LearnerRunConfig
 from metalora_papers.metalora.continuation_config import ContinuationRunConfig
 from metalora_papers.registry import SUITES, load_run, score
+from metalora_papers.tenslora.config import ImageRunConfig
 
 KINDS = {
     "": RunConfig,
@@ -19,6 +20,7 @@ KINDS = {
     "suite: news": TextRunConfig,
     "suite: commonsense": CausalRunConfig,
     "suite: continuation": ContinuationRunConfig,
+    "suite: images": ImageRunConfig,
 }
 
 
@@ -31,11 +33,11 @@ def test_the_suite_says_the_kind(text, kind, tmp_path):
 def test_every_suite_of_a_configuration_is_registered():
     named = {
         suite: config
-        for config in (RunConfig, TextRunConfig, CausalRunConfig, ContinuationRunConfig, LearnerRunConfig)
+        for config in (RunConfig, TextRunConfig, CausalRunConfig, ContinuationRunConfig, LearnerRunConfig, ImageRunConfig)
         for suite in typing.get_args(typing.get_type_hints(config)["suite"])
     }
     assert named == {name: entry.config for name, entry in SUITES.items()}
-    of_papers = {"attributes", "cue", "shift", "natural", "news", "glue", "commonsense", "continuation"}
+    of_papers = {"attributes", "cue", "shift", "natural", "news", "glue", "commonsense", "continuation", "images"}
     assert set(SUITES) == of_papers | {"learner-attributes", "learner-emoji", "learner-texts"}
 
 

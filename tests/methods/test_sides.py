@@ -122,7 +122,7 @@ def test_peft_loads_biases_too(tmp_path):
     adapter.export_lora(tmp_path / "lora")
     got = PeftModel.from_pretrained(transformer(), tmp_path / "lora").eval()(x)
     assert_close(got, want)
-    with pytest.raises(ValueError, match="has biases, and vllm's LoRA has none"):
+    with pytest.raises(ValueError, match="has biases here, and vllm's LoRA has none"):
         adapter.export_lora(tmp_path / "other", runtime="vllm")
 
 

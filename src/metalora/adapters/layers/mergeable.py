@@ -26,8 +26,12 @@ class MergeableLayer(nn.Module, ABC):
     base: BaseLayer
     target: Target
     owner: tuple[Adapter]
-    original: Tensor | None = None
-    original_bias: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of the instance: a quantised weight is a parameter, which cannot take the place of an attribute of the class.
+        self.original: Tensor | None = None
+        self.original_bias: Tensor | None = None
 
     @abstractmethod
     def delta(self, values: Values | None) -> Tensor:
