@@ -31,11 +31,8 @@ def test_the_suite_says_the_kind(text, kind, tmp_path):
 
 
 def test_every_suite_of_a_configuration_is_registered():
-    named = {
-        suite: config
-        for config in (RunConfig, TextRunConfig, CausalRunConfig, ContinuationRunConfig, LearnerRunConfig, ImageRunConfig)
-        for suite in typing.get_args(typing.get_type_hints(config)["suite"])
-    }
+    configs = (RunConfig, TextRunConfig, CausalRunConfig, ContinuationRunConfig, LearnerRunConfig, ImageRunConfig)
+    named = {suite: config for config in configs for suite in typing.get_args(typing.get_type_hints(config)["suite"])}
     assert named == {name: entry.config for name, entry in SUITES.items()}
     of_papers = {"attributes", "cue", "shift", "natural", "news", "glue", "commonsense", "continuation", "images"}
     assert set(SUITES) == of_papers | {"learner-attributes", "learner-emoji", "learner-texts"}

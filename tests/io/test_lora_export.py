@@ -283,7 +283,8 @@ def test_conditions_that_do_not_fit(tmp_path):
     other.adapter.factors["fc.A"].data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="factors of target 'fc' are not finite"):
         other.adapter.export_lora(tmp_path / "out")
-    other.adapter.layers["fc"] = SimpleNamespace(original=None, not_a_lora="is not linear")  # a layer of another kind than the cut's
+    layer = SimpleNamespace(original=None, not_a_lora="is not linear")  # a layer of another kind than the cut's
+    other.adapter.layers["fc"] = layer
     with pytest.raises(ValueError, match="target 'fc': SimpleNamespace is not linear"):
         other.adapter.export_lora(tmp_path / "out")
     assert not list(tmp_path.iterdir())
