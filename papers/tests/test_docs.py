@@ -11,7 +11,7 @@ import pytest
 from metalora.bench.store import RowStore
 from metalora.config import from_dict, read_yaml
 from metalora_papers.comparison import load_comparison
-from metalora_papers.config import TableConfig
+from metalora_papers.config import TableConfig, TextTableConfig
 from metalora_papers.learner.config import LearnerTableConfig
 from metalora_papers.metalora.continuation_config import ContinuationTableConfig
 from metalora_papers.metalora.table import ImageComparison
@@ -100,6 +100,16 @@ def test_the_continuations_are_those_of_the_rows_in_the_page():
     page = (PAPERS / "docs" / "metalora.md").read_text().replace("**", "")
     lines = [" | ".join(cells[2:]) for cells in found.cells]
     assert len(lines) == 4 and [line for line in lines if f"| {line} |" not in page] == []
+
+
+@pytest.mark.parametrize("name, file, count", [("metatt-fig11", "metatt-fig11", 3)])
+def test_the_baselines_are_those_of_the_rows_in_the_page(name, file, count):
+    recipe = from_dict(TextTableConfig, read_yaml(PAPERS / "recipes" / "metatt" / f"{file}.yaml"))
+    found = report_of(name, recipe, f"{file}.jsonl").tables[0]
+    page = (PAPERS / "docs" / "metatt.md").read_text().replace("**", "")
+    columns = [found.columns.index(column) for column in ("method", "mean", "parameters")]
+    lines = [" | ".join(cells[column] for column in columns) for cells in found.cells]
+    assert len(lines) == count and [line for line in lines if f"| {line} |" not in page] == []
 
 
 def learner_table(suite, **settings):
