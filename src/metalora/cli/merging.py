@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
 from metalora.io.adapter_file import load, read
 from metalora.io.lora.export import Exported, export_lora
@@ -93,10 +94,8 @@ def export_file(
         ValueError: The base is another one than the adapter's, and what `metalora.io.lora.export.export_lora`
             refuses.
     """
-    description, _ = read(adapter)
     chosen = None if condition is None else Condition.load(condition)
-    base, _ = load_named_base(model, description["base"]["class"])
-    return export_lora(load(base, adapter), out, chosen, task, max_rank, runtime, max_lora_rank)
+    return export_lora(_on_its_base(adapter, model), out, chosen, task, max_rank, runtime, max_lora_rank)
 
 
 def export_kohya_file(
@@ -124,10 +123,15 @@ def export_kohya_file(
         ValueError: The base is another one than the adapter's, and what `metalora.io.lora.export_kohya.export_kohya`
             refuses.
     """
-    description, _ = read(adapter)
     chosen = None if condition is None else Condition.load(condition)
+    return export_kohya(_on_its_base(adapter, model), out, chosen, task, prefix, getattr(torch, store))
+
+
+def _on_its_base(path: Path, model: str) -> Adapter:
+    """Load an adapter file on its base; ValueError if the base is another one."""
+    description, _ = read(path)
     base, _ = load_named_base(model, description["base"]["class"])
-    return export_kohya(load(base, adapter), out, chosen, task, prefix, getattr(torch, store))
+    return load(base, path)
 
 
 def _may_be_transformers(model: str) -> bool:
