@@ -102,7 +102,9 @@ def test_the_continuations_are_those_of_the_rows_in_the_page():
     assert len(lines) == 4 and [line for line in lines if f"| {line} |" not in page] == []
 
 
-@pytest.mark.parametrize("name, file, count", [("metatt-fig11", "metatt-fig11", 3)])
+@pytest.mark.parametrize(
+    "name, file, count", [("metatt-2", "metatt-baselines", 11), ("metatt-fig11", "metatt-fig11", 3)]
+)
 def test_the_baselines_are_those_of_the_rows_in_the_page(name, file, count):
     recipe = from_dict(TextTableConfig, read_yaml(PAPERS / "recipes" / "metatt" / f"{file}.yaml"))
     found = report_of(name, recipe, f"{file}.jsonl").tables[0]
