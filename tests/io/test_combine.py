@@ -292,6 +292,7 @@ REFUSED = {
     "another shape": (another_shape, r"weight of \(15, 16\), the model's is \(16, 16\)"),
     "a checkpoint": (damaged, "'weight' is not a part of a Lo"),
     "magnitudes": (with_updates_of(method="dora"), "dora has magnitudes"),
+    "biases of other layers": (with_updates_of(method="lora", bias="all"), "is trained too"),
     "a bottleneck": (with_updates_of(method="loretta-adp"), "is not linear"),
     "no condition": (with_updates_of(method="metalora-cp", condition=CONDITION), "pass condition="),
 }

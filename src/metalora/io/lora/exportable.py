@@ -39,10 +39,14 @@ def linear_layers(adapter: Adapter, verb: str) -> dict[str, AdaptedLayer]:
         verb: What they are for, the first word of errors.
 
     Raises:
-        ValueError: The adapter is merged, or a layer is not linear in its input.
+        ValueError: The adapter is merged, biases of other layers are trained too, or a layer is not linear in its
+            input.
     """
     if adapter.merged:
         raise ValueError(f"{verb}: the adapter is merged; unmerge it first")
+    if adapter.outside_biases:
+        first = next(iter(adapter.outside_biases))
+        raise ValueError(f"{verb}: a LoRA has biases at its targets alone, and the bias of {first!r} is trained too")
     layers = {}
     for path, layer in adapter.layers.items():
         if not isinstance(layer, AdaptedLayer):
@@ -59,9 +63,6 @@ def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
             are tied, a layer has several names, or PEFT computes its LoRA in another way.
     """
     layers = linear_layers(adapter, "export")
-    if adapter.outside_biases:
-        first = next(iter(adapter.outside_biases))
-        raise ValueError(f"export: a LoRA has biases at its targets alone, and the bias of {first!r} is trained too")
     check_untied(adapter, "export")
     modules = adapter.model.named_modules(remove_duplicate=False)  # a module with two names comes twice
     name_counts = Counter(id(module) for _, module in modules)
