@@ -126,7 +126,7 @@ def _start_corda(adapter: Adapter, moments: Mapping[str, InputMoments], part: st
         factors = _corda_factors(input_rows(weight, target), moments[path], rank, part, adapter.scale_of(path))
         starts |= dict(zip((f"{path}.A_0", f"{path}.B_0"), factors, strict=True))
     for key, value in starts.items():
-        adapter.kept_frozen[key].copy_(value)
+        adapter.stored_value(key).copy_(value)
 
 
 def _corda_factors(weight: Tensor, moments: InputMoments, rank: int, part: str, scale: float) -> tuple[Tensor, Tensor]:

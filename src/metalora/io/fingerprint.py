@@ -53,9 +53,10 @@ def frozen_digest(adapter: Adapter) -> str | None:
         True
     """
     labelled = []
+    saved = adapter.kept_frozen
     for key, param in adapter.layout.params.items():
-        if param.frozen and key not in adapter.kept_frozen:  # these are saved
-            value = adapter.factors[key]
+        if param.frozen and key not in saved:
+            value = adapter.stored_value(key)
             # In float32, so that a model in float64 has the same digest.
             labelled.append((f"{key} {tuple(value.shape)}", value.to("cpu", torch.float32)))
     return tensor_digest(labelled)[:DIGITS] if labelled else None

@@ -89,7 +89,7 @@ class TrainedParameters:
             # A rank schedule may have lowered the rank before the checkpoint was written.
             resize(self.adapter, replace(self.adapter.config, rank=state["rank"]), state["factors"])
             for key, value in state.get("starts", {}).items():
-                self.adapter.kept_frozen[key].copy_(value)
+                self.adapter.stored_value(key).copy_(value)
             self.adapter.started = True
             self.adapter.pending_task.load_state_dict(state["fresh"])
             self.adapter.biases.load_state_dict(state.get("biases", {}))  # checkpoints of before have none
