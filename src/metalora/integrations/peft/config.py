@@ -120,7 +120,7 @@ class TensorNetworkConfig(PeftConfig):
         default = "successive" if self.placement is None else STACKS_WITHOUT_FIELD
         values["stacks"] = default if self.stacks is None else self.stacks
         values |= {"rank": self.r, "targets": paths}
-        values["bias"] = "none" if self.bias == "none" else "adapted"
+        values["bias"] = "none" if _bias_in_peft(self.bias) == "none" else "adapted"  # it may have been set since
         for name in ("rank_pattern", "alpha_pattern"):
             values[name] = by_path(getattr(self, name), paths)
         if self.seed is None and paths:  # without targets this only checks the values, which must draw nothing
