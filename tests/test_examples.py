@@ -4,6 +4,9 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
+
+from metalora.io import adapter_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -46,3 +49,16 @@ def test_an_adapter_from_a_sentence(tmp_path):
     scores, difference = example("text_to_adapter.py")(steps=2, pretrain_steps=2, tasks=6, new_tasks=3)
     assert len(scores) == 5 and all(0 <= score <= 1 for score in scores.values())
     assert difference < 1e-4 and (tmp_path / "lora/adapter_config.json").exists()
+
+
+def test_two_towers(tmp_path):
+    names = ["cat", "dog", "sun", "red apple", "fish", "tree", "house", "car", "boat", "rain"]
+    images = torch.randint(256, (len(names), 2, 64, 64, 3), generator=torch.Generator().manual_seed(0)).byte()
+    scores = example("two_towers.py")(steps=2, projection_steps=2, pairs=(names, images))
+    assert all(0 <= score["recall@1"] <= score["recall@10"] == 1 for score in scores.values())  # of two drawings
+    description, tensors = adapter_file.read(tmp_path / "towers.safetensors")
+    layers = {"text": set(), "image": set()}
+    for path, target in description["targets"].items():
+        layers[path.split(".")[0]].add(target["coords"]["layer"])
+    assert layers["text"] and layers["text"].isdisjoint(layers["image"])  # no layer of one is a layer of the other
+    assert tensors["factors/G2"].shape[1] == len(layers["text"] | layers["image"])
