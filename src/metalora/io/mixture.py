@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import attach, detach
+from metalora.adapters.attach import attach
 from metalora.adapters.conditioning.features import Inputs
-from metalora.adapters.layers import AdaptedLayer
 from metalora.config import AdapterConfig, ConditionConfig
-from metalora.io.adapter_file import load
-from metalora.io.lora.import_ import load_lora
+from metalora.io.lora.combine import read_updates
 from metalora.tensornet.truncation.truncated_svd import truncated_svd
 
 Pairs = dict[str, tuple[Tensor, Tensor]]  # path of a target -> Left (k, i, *kernel) and scale . Mid . Right (k, o)
@@ -37,7 +35,8 @@ def mixture(
 
     Args:
         model: The base model of the adapters, without an adapter.
-        paths: Files of `metalora.save`, or folders of PEFT's LoRA; at least two, with the same targets.
+        paths: Files of `metalora.save`, folders of PEFT's LoRA, or files of kohya or LyCORIS; at least two, with the
+            same targets.
         condition: Where the features come from; None: `ConditionConfig()`. With scope "constant" the gate is learned
             without features, one for each target.
         example: Inputs from which the sizes of the features follow, as in `metalora.attach`.
@@ -87,27 +86,19 @@ def mixture(
     return adapter
 
 
+@torch.no_grad()
 def _pairs(model: nn.Module, path: str | Path) -> Pairs:
     """Return the exact LoRA pairs of a trained adapter, their ranks at most those of the weights."""
-    adapter = load_lora(model, path) if Path(path).is_dir() else load(model, path)
     try:
-        if adapter.per_example:
-            raise ValueError(f"mixture: {path}: {', '.join(adapter.per_example)} differ by example; export one LoRA")
-        return {target: _pair(adapter, target, path) for target in adapter.layers}
-    finally:
-        detach(model)
-
-
-@torch.no_grad()
-def _pair(adapter: Adapter, target: str, path: str | Path) -> tuple[Tensor, Tensor]:
-    layer = adapter.layers[target]
-    if not isinstance(layer, AdaptedLayer):
-        raise ValueError(f"mixture: {path}: target {target!r}: {type(layer).__name__} {layer.not_a_lora}")
-    if layer.bound.rescalers or layer.bound.has_biases or adapter.outside_biases:
-        raise ValueError(f"mixture: {path}: {adapter.method.name} has magnitudes or biases, so it is not a plain LoRA")
-    left, right = layer.pair(None)
-    pair = truncated_svd(left, right, min(left[0].numel(), right.shape[1]))  # exact: no weight has a higher rank
-    return pair.left, pair.right
+        updates = read_updates(model, path)
+    except ValueError as error:
+        of_one = "for a condition or a task, export_lora writes one LoRA that mixture takes"
+        raise ValueError(f"mixture: {error}; {of_one}") from None
+    pairs = {}
+    for target, (down, up) in updates.items():
+        exact = truncated_svd(down, up.mT, min(down[0].numel(), len(up)))  # no weight has a higher rank
+        pairs[target] = exact.left, exact.right
+    return pairs
 
 
 @torch.no_grad()
