@@ -206,7 +206,8 @@ def compare_methods(
     """Compare each treatment with the best of the baselines that have at least as many parameters, paired by seed.
 
     The best is that of the best mean over the seeds shared with the treatment. A seed that only one of the two methods
-    has is left out with a warning.
+    has is left out with a warning, and so is a pair with fewer than two shared seeds: a table that was cut off is
+    printed with the comparisons that its rows allow.
 
     Args:
         rows: Result rows.
@@ -218,10 +219,10 @@ def compare_methods(
         higher_is_better: False for a metric such as a loss.
 
     Returns:
-        A comparison for each treatment, with p-values corrected for all of them.
+        A comparison for each treatment that shares seeds with a baseline, with p-values corrected for all of them.
 
     Raises:
-        ValueError: As `summarise`; an unknown method, no baseline of that size, fewer than two shared seeds.
+        ValueError: As `summarise`; an unknown method, no baseline of that size.
     """
     values = _values_by_seed(rows, by, metric)
     sizes = dict.fromkeys(values, 0.0)
@@ -234,7 +235,7 @@ def compare_methods(
     sign = 1 if higher_is_better else -1
     pairs = [_compare(name, baseline_methods, values, sizes, metric, sign) for name in treatment_methods]
     # The family of Holm's correction is all treatments of this call: to compare them in several calls is no correction.
-    return _corrected(pairs)
+    return _corrected([pair for pair in pairs if pair is not None])
 
 
 def _corrected(pairs: Sequence[PairedComparison]) -> list[PairedComparison]:
@@ -489,8 +490,8 @@ def _compare(
     sizes: dict[str, float],
     metric: str,
     sign: int,
-) -> PairedComparison:
-    """Compare one treatment with its best baseline; `p_holm` is not corrected yet.
+) -> PairedComparison | None:
+    """Compare one treatment with its best baseline, or none of shared seeds; `p_holm` is not corrected yet.
 
     Args:
         treatment: The method that is measured.
@@ -505,9 +506,12 @@ def _compare(
         counts = ", ".join(f"{name} {sizes[name]:,.0f}" for name in baselines)
         raise ValueError(f"no baseline is as large as {treatment} ({sizes[treatment]:,.0f} parameters): {counts}")
     shared = {name: _shared_seeds(treatment, name, values, metric) for name in large}
+    shared = {name: seeds for name, seeds in shared.items() if len(seeds) > 1}
+    if not shared:
+        return None
     # A baseline is judged on the seeds of the comparison, not on all of its own: the means are of the same runs.
-    means = {name: _mean(_values_of(values[name], shared[name])) for name in large}
-    best = max(large, key=lambda name: sign * means[name])
+    means = {name: _mean(_values_of(values[name], seeds)) for name, seeds in shared.items()}
+    best = max(shared, key=lambda name: sign * means[name])
     seeds = shared[best]
     treatment_values = _values_of(values[treatment], seeds)
     baseline_values = _values_of(values[best], seeds)
@@ -530,11 +534,14 @@ def _compare(
 
 
 def _shared_seeds(treatment: str, baseline: str, values: dict[str, dict[int, float]], metric: str) -> tuple[int, ...]:
-    """Return the seeds that both methods have, with a warning for the others; ValueError for fewer than two."""
+    """Return the seeds that both methods have, with a warning for the others."""
     treatment_seeds, baseline_seeds = values[treatment].keys(), values[baseline].keys()
     shared = tuple(sorted(baseline_seeds & treatment_seeds))
     if len(shared) < 2:
-        raise ValueError(f"{treatment} and {baseline} share {len(shared)} seeds of {metric!r}; 2 are needed")
+        warnings.warn(
+            f"{metric}: {treatment} and {baseline} share {len(shared)} of 2 seeds, not compared", stacklevel=4
+        )
+        return shared
     lost = sorted(baseline_seeds ^ treatment_seeds)
     if lost:
         warnings.warn(f"{metric}: seeds {lost} are in only one of {treatment} and {baseline}, left out", stacklevel=4)
