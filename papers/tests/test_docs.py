@@ -15,6 +15,7 @@ from metalora_papers.config import TableConfig, TextTableConfig
 from metalora_papers.learner.config import LearnerTableConfig
 from metalora_papers.metalora.continuation_config import ContinuationTableConfig
 from metalora_papers.metalora.table import ImageComparison
+from metalora_papers.tenslora.config import ImageTableConfig
 
 PAPERS = Path(__file__).parents[1]
 BLOCKS = [
@@ -112,6 +113,19 @@ def test_the_baselines_are_those_of_the_rows_in_the_page(name, file, count):
     columns = [found.columns.index(column) for column in ("method", "mean", "parameters")]
     lines = [" | ".join(cells[column] for column in columns) for cells in found.cells]
     assert len(lines) == count and [line for line in lines if f"| {line} |" not in page] == []
+
+
+def test_the_constructions_on_pictures_are_those_of_the_rows_in_the_page():
+    recipe = from_dict(ImageTableConfig, read_yaml(PAPERS / "recipes" / "tenslora" / "tenslora-vision.yaml"))
+    found = report_of("tenslora-vision", recipe, "tenslora-vision.jsonl")
+    page = (PAPERS / "docs" / "tenslora.md").read_text()
+    against_lora = {pair.treatment: pair for pair in found.comparisons if pair.metric == "accuracy"}
+    sizes = found.tables[0].columns.index("parameters")
+    assert len(found.tables[0].cells) == 9
+    for cells in found.tables[0].cells:
+        pair = against_lora.get(cells[0])
+        compared = "| | |" if pair is None else f"| {100 * pair.difference:+.1f} | {pair.p_holm:.2g} |"
+        assert f"| {cells[0].split(',')[0]} | {cells[2]} {compared} {cells[sizes]} |" in page
 
 
 def learner_table(suite, **settings):
