@@ -323,9 +323,3 @@ def test_ranks_fall_after_steps_of_the_optimiser():
     schedule = RankScheduleConfig(steps=(2,), ranks=(1,))
     fit(model, adapter, step_loss, TrainConfig(steps=3, accumulate=2, rank_schedule=schedule))
     assert ranks == [(0, 3), (1, 3), (2, 3), (3, 3), (4, 1), (5, 1)]
-
-
-def test_no_batch_for_a_step():
-    model, adapter, step_loss = small_run()
-    with pytest.raises(ValueError, match="accumulate is 0, expected at least 1"):
-        fit(model, adapter, step_loss, TrainConfig(steps=1, accumulate=0))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import tyro
 
+from metalora._util.number_range import Range
 from metalora._util.progress import progress_bar
 from metalora.cli.extras import missing_package_message
 
@@ -95,6 +99,22 @@ def progress(total: int, label: str, quiet: bool) -> AbstractContextManager[Call
     return progress_bar(total, label, hidden=quiet or not is_first_process())
 
 
+def _with_checked_numbers(verb: Callable[..., None]) -> Callable[..., None]:
+    """Return a verb that first checks the numbers among its flags that declare a range."""
+    hints = typing.get_type_hints(verb, include_extras=True)
+
+    @functools.wraps(verb)
+    def checked(*arguments: Any, **flags: Any) -> None:
+        bound = inspect.signature(verb).bind(*arguments, **flags).arguments
+        for name, value in bound.items():
+            for part in getattr(hints.get(name), "__metadata__", ()):
+                if isinstance(part, Range):
+                    part.check(value, f"--{name.replace('_', '-')}")
+        verb(*arguments, **flags)
+
+    return checked
+
+
 def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:
     """Parse the arguments and call a verb.
 
@@ -110,7 +130,7 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
     """
     app, command = tyro.extras.SubcommandApp(), program.split()[0]  # lines of errors begin with one word
     for name, verb in verbs.items():
-        app.command(name=name)(verb)
+        app.command(name=name)(_with_checked_numbers(verb))
     try:
         app.cli(prog=program, args=list(arguments), description=about)
         sys.stdout.flush()

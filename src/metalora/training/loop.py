@@ -75,8 +75,6 @@ def fit(
 
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     model.eval()  # `TrainedParameters` puts the adapter alone into training mode
-    if config.accumulate < 1:
-        raise ValueError(f"accumulate is {config.accumulate}, expected at least 1")
     trained = TrainedParameters(adapter, extra_module)
     optimizer = torch.optim.AdamW(trained.groups(config), weight_decay=config.weight_decay)
     scheduler = learning_rate_schedule(optimizer, config)
