@@ -118,9 +118,9 @@ def _with_checked_numbers(verb: Callable[..., None]) -> Callable[..., None]:
 def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:
     """Parse the arguments and call a verb.
 
-    A ValueError is the user's mistake, and a missing package is the user's to install: both print as one line, exit
-    code 2. Ctrl-C exits with 130. If the reader of a pipe stops reading (`| head`), the program ends without a
-    message, exit code 1.
+    A ValueError is the user's mistake, a missing package is the user's to install, and a disk may be broken: each
+    prints as one line, exit code 2. Ctrl-C exits with 130. If the reader of a pipe stops reading (`| head`), the
+    program ends without a message, exit code 1.
 
     Args:
         verbs: Name -> function whose parameters are the flags.
@@ -140,6 +140,10 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
         raise SystemExit(1) from None
     except ModuleNotFoundError as error:
         print(f"{command}: {missing_package_message(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # after that of a pipe, which is one too
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"{command}: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except ValueError as error:
         print(f"{command}: {error}", file=sys.stderr)

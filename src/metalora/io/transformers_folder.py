@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from metalora._util.files import check_new_folder, new_folder
@@ -75,7 +76,10 @@ def save_merged_folder(
     detach(model)  # `save_pretrained` would write the names of the adapted layers
     model.load_state_dict(state)
     with new_folder(folder) as temporary:
-        transformers_model.save_pretrained(temporary, **({} if size is None else {"max_shard_size": size}))
+        try:
+            transformers_model.save_pretrained(temporary, **({} if size is None else {"max_shard_size": size}))
+        except SafetensorError as error:  # which stands for the error of a full disk
+            raise ValueError(f"{folder}: could not be written ({error}); there is no such folder") from None
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
 
