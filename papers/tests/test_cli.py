@@ -1,12 +1,15 @@
 """The command `metalora-papers`, and `metalora` on the base of a run, in-process."""
 
 import json
+import typing
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import metalora
+from metalora._util.number_range import Range
+from metalora_papers.cli import TABLES, VERBS
 from metalora_papers.config import TableConfig
 from metalora_papers.registry import load_run, open_suite
 from support.command import (
@@ -213,3 +216,11 @@ def test_flags_override_the_file_also_with_a_default(tmp_path, monkeypatch):
     plain, changed = found
     assert plain == TableConfig(steps=7, lr=0.1, equal_rank=True, seeds=(4,))
     assert changed == TableConfig(lr=0.1, seeds=(1, 2), pretrain_steps=9)
+
+
+@pytest.mark.parametrize("verb", {**VERBS, **TABLES}.items(), ids=lambda verb: verb[0])
+def test_every_number_among_the_flags_declares_a_range(verb):
+    for name, hint in typing.get_type_hints(verb[1], include_extras=True).items():
+        arguments = {typing.get_origin(hint) or hint, *typing.get_args(getattr(hint, "__origin__", hint))}
+        parts = getattr(hint, "__metadata__", ())
+        assert not arguments & {int, float} or any(isinstance(part, Range) for part in parts), name

@@ -6,13 +6,19 @@ The text below a field is also its help text on the command line.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+from metalora._util.number_range import PROBABILITY, SEED, Range
+from metalora._util.plain_values import parse_yaml
+from metalora._util.shown import cut, shown
 from metalora._util.suggest import nearest
 
 if TYPE_CHECKING:
@@ -23,8 +29,23 @@ else:
     Config = TypeVar("Config")
 
 
+class Configuration:
+    """The base of all configurations: it checks the numbers whose fields declare a `Range` in their annotation.
+
+    Example:
+        >>> TrainConfig(lr=-1.0)
+        Traceback (most recent call last):
+        ValueError: TrainConfig.lr is -1.0, expected more than 0
+    """
+
+    def __post_init__(self) -> None:
+        cls: Any = type(self)
+        for name in _number_fields(cls):
+            check_field(cls, name, getattr(self, name), f"{cls.__name__}.{name}")
+
+
 @dataclass(frozen=True)
-class ConditionConfig:
+class ConditionConfig(Configuration):
     """How a generated factor is made: features of the input -> mapping net -> factor.
 
     c = c0 + b tanh(g(z) / b), with c0 the learned value of the factor, z the standardised and clamped features, g the
@@ -45,29 +66,29 @@ class ConditionConfig:
     labelled: bool = True
     """for scope=support: use the labels, so that a feature is the share of its variance that lies between the classes;
     false: use the mean of each feature"""
-    hidden: int = 32
+    hidden: Annotated[int, Range(least=1)] = 32
     """width of the hidden layer of the mapping net"""
     heads: Literal["target", "shared"] = "target"
     """output layer of the mapping net. target: one linear layer per target; shared: one for all targets, with a learned
     embedding per target"""
-    bound: float = 2.0
+    bound: Annotated[float, Range(least=0)] = 2.0
     """the bound b: a generated factor stays within c0 - b and c0 + b; 0 means no bound"""
-    clamp: float = 4.0
+    clamp: Annotated[float, Range(above=0)] = 4.0
     """standardised features are clamped to this many standard deviations"""
-    dropout: float = 0.0
+    dropout: Annotated[float, PROBABILITY] = 0.0
     """probability that, while training, a condition is replaced by c0"""
-    descriptor_dropout: float = 0.0
+    descriptor_dropout: Annotated[float, PROBABILITY] = 0.0
     """probability that, while training, a channel of the features is replaced by its neutral value"""
     extractor: str | None = None
     """for source=extractor: a pretrained model of timm, such as resnet18 or timm:resnet18; the same with the weights of
     a file, such as resnet18@weights.pth or timm:resnet18@weights.safetensors; or efficientnet-lite0"""
-    image_mean: tuple[float, ...] | None = None
+    image_mean: Annotated[tuple[float, ...] | None, Range()] = None
     """for source=extractor: mean of each channel that is subtracted from the images of the backbone. They are turned
     into the normalisation, and the fixed size if there is one, of the extractor. none: as the backbone states it, which
     models of timm do; of another backbone, the extractor gets the images as they are, with a warning"""
-    image_std: tuple[float, ...] | None = None
+    image_std: Annotated[tuple[float, ...] | None, Range(above=0)] = None
     """for source=extractor: standard deviation of each channel by which they are divided"""
-    image_size: int | None = None
+    image_size: Annotated[int | None, Range(least=1)] = None
     """for source=extractor: height and width to which its images are resized; none: as they are, or the fixed size of
     the extractor"""
     stages: tuple[str, ...] = ()
@@ -78,12 +99,12 @@ class ConditionConfig:
     """for scope=sample on a language model that answers (a causal one, or an encoder-decoder): which tokens make the
     condition. prompt: those before the answer, in training as in decoding; all: also those of the answer, which gives
     the answer away in training"""
-    feature_size: int | None = None
+    feature_size: Annotated[int | None, Range(least=1)] = None
     """number of features per example; required for source=tensor, otherwise measured on an example input"""
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(Configuration):
     """Which method adapts which targets, and at which size.
 
     Example:
@@ -94,12 +115,12 @@ class AdapterConfig:
 
     method: str = "lora"
     """name of the method; `metalora methods` lists all of them"""
-    rank: int | dict[str, int] | tuple[int, ...] = 8
+    rank: Annotated[int | dict[str, int] | tuple[int, ...], Range(least=1)] = 8
     """size of every bond; or a size per bond by name; or a size per bond, in the order of the method's modes"""
-    rank_pattern: dict[str, int] = field(default_factory=dict)
+    rank_pattern: Annotated[dict[str, int], Range(least=1)] = field(default_factory=dict)
     """ranks of single targets: glob patterns of module paths, as in `targets`, and their ranks; only for methods whose
     targets share no factor"""
-    alpha: float | None = None
+    alpha: Annotated[float | None, Range()] = None
     """numerator of the scale of Delta W; none: the scale is 1"""
     scale: Literal["alpha/r", "alpha/sqrt(r)", "alpha"] | None = None
     """how alpha and the rank r give the scale; none: as the method defines it"""
@@ -111,9 +132,9 @@ class AdapterConfig:
     order: Literal["model", "tenslora"] | tuple[str, ...] | None = None
     """for a tensor train: the order of its modes, such as in proj layer out; for a method with heads: model (the order
     in the weight) or tenslora (interleaved, as in TensLoRA's code); none: the default of the method"""
-    experts: int = 4
+    experts: Annotated[int, Range(least=1)] = 4
     """number of experts, for a method with an expert mode"""
-    tasks: int = 1
+    tasks: Annotated[int, Range(least=1)] = 1
     """number of tasks, for a method with a task mode"""
     widths: Literal["per_shape", "max_slice", "chunk"] = "per_shape"
     """what a shared network does with weights of unequal width. per_shape: a boundary factor per width; max_slice: one
@@ -123,7 +144,7 @@ class AdapterConfig:
     """how a shared network counts the layers of several module stacks, such as a text and a vision tower, or encoder
     and decoder. successive: one stack after another, so that no two layers share a slice, and a projection of the same
     name is the same in every stack; aligned: layer k of every stack is one layer, with the projections of them all"""
-    head_dim: int | None = None
+    head_dim: Annotated[int | None, Range(least=1)] = None
     """size of an attention head, for a method with a head mode, if the model does not tell it"""
     digits: dict[str, str] = field(default_factory=dict)
     """sizes into which a tensorised method splits a mode, the slowest first, such as {in: "64 4 3, 16 16 12"} for two
@@ -139,13 +160,13 @@ class AdapterConfig:
     need data"""
     clip_rank: bool = False
     """lower a rank that is larger than the modes of a target allow, instead of raising an error"""
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     """dropout probability of the hidden activation x Left, (batch, tokens, rank), while training"""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """seed of the initial factors, of the frozen factors and of the mapping net"""
     condition: ConditionConfig = field(default_factory=ConditionConfig)
     """how generated factors are made"""
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    alpha_pattern: Annotated[dict[str, float], Range()] = field(default_factory=dict)
     """alpha of single targets: glob patterns of module paths, as in `targets`, and their alphas; the other targets have
     `alpha`, which must be set too"""
     bias: Literal["none", "adapted", "all"] = "none"
@@ -155,7 +176,7 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
-class RankScheduleConfig:
+class RankScheduleConfig(Configuration):
     """Sweeps that lower the ranks while training: after which steps, and to which ranks (MetaTT, arXiv:2506.09105).
 
     Example:
@@ -163,14 +184,14 @@ class RankScheduleConfig:
         'round'
     """
 
-    steps: tuple[int, ...] = ()
+    steps: Annotated[tuple[int, ...], Range(least=1)] = ()
     """numbers of optimiser steps after which a sweep runs"""
-    ranks: tuple[int, ...] = ()
+    ranks: Annotated[tuple[int, ...], Range(least=1)] = ()
     """the rank after each of these sweeps; empty: r(i) = r_f + (r_0 - r_f) (1 - (i / N)^gamma) after sweep i of N,
     with r_0 the rank of the adapter"""
-    final: int = 0
+    final: Annotated[int, Range(least=0)] = 0
     """r_f: the rank after the last sweep, if `ranks` is empty"""
-    gamma: float = 2.0
+    gamma: Annotated[float, Range(above=0)] = 2.0
     """exponent of the formula for the ranks: above 1 they fall late, below 1 early"""
     rounding: Literal["round", "floor", "ceil"] = "round"
     """how r(i) becomes an integer"""
@@ -185,12 +206,12 @@ class RankScheduleConfig:
     importance: Literal["magnitude", "sensitivity"] = "magnitude"
     """which singular values s stay. magnitude: the largest; sensitivity: those with the largest s |dL/ds|, the mean
     over the last steps before the sweep; not for rings, nor with mode paper"""
-    importance_steps: int = 16
+    importance_steps: Annotated[int, Range(least=1)] = 16
     """for sensitivity: the number of optimiser steps before a sweep whose gradients count"""
 
 
 @dataclass(frozen=True)
-class RankBudgetConfig:
+class RankBudgetConfig(Configuration):
     """Masks of singular values that lower the ranks while training, by importance (AdaLoRA, arXiv:2303.10512).
 
     Example:
@@ -198,24 +219,24 @@ class RankBudgetConfig:
         10
     """
 
-    final: int = 4
+    final: Annotated[int, Range(least=1)] = 4
     """b_T: mean number of singular values per target at the end; of all targets together if they share one network"""
-    start: int = 0
+    start: Annotated[int, Range(least=0)] = 0
     """t_i: number of first steps in which all singular values stay"""
-    hold: int = 0
+    hold: Annotated[int, Range(least=0)] = 0
     """t_f: number of last steps in which the choice no longer changes"""
-    every: int = 10
+    every: Annotated[int, Range(least=1)] = 10
     """Delta T: number of steps between two choices"""
-    beta1: float = 0.85
+    beta1: Annotated[float, Range(above=0, below=1)] = 0.85
     """weight of the past in the running mean of the sensitivity |w dL/dw|"""
-    beta2: float = 0.85
+    beta2: Annotated[float, Range(above=0, below=1)] = 0.85
     """weight of the past in the running mean of the uncertainty of the sensitivity"""
-    orthogonality: float = 0.5
+    orthogonality: Annotated[float, Range(least=0)] = 0.5
     """gamma: weight of the penalty on singular vectors that are not orthonormal"""
 
 
 @dataclass(frozen=True)
-class TwoSiteConfig:
+class TwoSiteConfig(Configuration):
     """Two-site DMRG: the bonds of a tensor train are trained one after another (future work of arXiv:2506.09105).
 
     Example:
@@ -223,22 +244,22 @@ class TwoSiteConfig:
         1
     """
 
-    bond_steps: int = 50
+    bond_steps: Annotated[int, Range(least=1)] = 50
     """number of optimiser steps on the merged tensor of two neighbouring cores before it is split"""
-    sweeps: int = 1
+    sweeps: Annotated[int, Range(least=1)] = 1
     """number of sweeps over all bonds, to the right and back"""
-    start: int = 0
+    start: Annotated[int, Range(least=0)] = 0
     """number of first steps in which all cores are trained together"""
-    rank: int = 0
+    rank: Annotated[int, Range(least=0)] = 0
     """largest size of a bond after its split; 0: what each bond has when training starts"""
-    tolerance: float = 0.0
+    tolerance: Annotated[float, Range(least=0, below=1)] = 0.0
     """a split discards at most this part of the norm, if the largest size allows it; 0: that size alone counts"""
     svd: Literal["exact", "randomised"] = "exact"
     """how a merged tensor is split. randomised: in a random range a little above the largest size, with a fixed seed"""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Configuration):
     """How an adapter is trained with AdamW.
 
     Example:
@@ -246,22 +267,22 @@ class TrainConfig:
         'onecycle'
     """
 
-    steps: int = 1500
+    steps: Annotated[int, Range(least=0)] = 1500
     """number of optimiser steps"""
-    lr: float = 5e-3
+    lr: Annotated[float, Range(above=0)] = 5e-3
     """peak learning rate of the factors"""
-    mapping_lr_ratio: float = 0.2
+    mapping_lr_ratio: Annotated[float, Range(least=0)] = 0.2
     """learning rate of the mapping net, as a multiple of `lr`"""
-    factor_lr_ratio: dict[str, float] = field(default_factory=dict)
+    factor_lr_ratio: Annotated[dict[str, float], Range(least=0)] = field(default_factory=dict)
     """learning rates of single factors by name, as multiples of `lr`"""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Range(least=0)] = 0.0
     """decoupled weight decay of AdamW, for everything that is trained"""
     schedule: Literal["onecycle", "linear", "constant", "cosine"] = "onecycle"
     """course of the learning rate. onecycle: up and down along cosines; linear: up over the warm-up, then down to zero;
     constant: always `lr`; cosine: up over the warm-up in a straight line, then down to zero along half a cosine"""
-    warmup: float = 0.3
+    warmup: Annotated[float, PROBABILITY] = 0.3
     """share of the steps over which the learning rate rises, between 0 and 1"""
-    penalty: float = 0.01
+    penalty: Annotated[float, Range(least=0)] = 0.01
     """weight of the mean square of c - c0 in the loss, for generated factors; the loss function adds it"""
     rank_schedule: RankScheduleConfig | None = None
     """lower the ranks while training, by sweeps"""
@@ -269,15 +290,15 @@ class TrainConfig:
     """lower the ranks while training, by masks of singular values"""
     two_site: TwoSiteConfig | None = None
     """train the bonds of a tensor train one after another, with ranks that follow"""
-    clip: float = 1.0
+    clip: Annotated[float, Range(least=0)] = 1.0
     """largest norm of the gradient; a larger gradient is scaled down to it; 0: no limit"""
-    accumulate: int = 1
+    accumulate: Annotated[int, Range(least=1)] = 1
     """number of batches whose mean gradient makes one optimiser step"""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """dtype of the operations that autocast lowers"""
     store: Literal["float32", "float16"] = "float16"
     """dtype of the numbers in the adapter file of an experiment; the adapter is rounded to it before it is scored"""
-    checkpoint_every: int = 500
+    checkpoint_every: Annotated[int, Range(least=1)] = 500
     """number of optimiser steps between two checkpoints, for a run that has a checkpoint file"""
 
 
@@ -357,8 +378,9 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], place: str = "") -> 
         place: The place that error messages name, such as a file; the name of the class if empty.
 
     Raises:
-        ValueError: A field is unknown or missing, or a value has another type than its field. The message names the
-            place, the dotted path of the field, what was expected and, for a name, the nearest valid one.
+        ValueError: A field is unknown or missing, a value has another type than its field, or a number is out of the
+            range of its field. The message names the place, the dotted path of the field, what was expected and, for a
+            name, the nearest valid one.
 
     Example:
         >>> from_dict(ConditionConfig, {"source": "stem", "stem": "conv1", "bound": 1}).bound
@@ -369,12 +391,12 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], place: str = "") -> 
     """
     place = place or cls.__name__
     if not isinstance(values, Mapping):
-        raise ValueError(f"{place}: expected a mapping of keys to values, got {values!r}")
-    hints = typing.get_type_hints(cls)  # the annotations are strings here; this evaluates them
+        raise ValueError(f"{place}: expected a mapping of keys to values, got {shown(values)}")
+    hints = _hints(cls)
     # checked one by one, since the TypeError of a constructor names neither the file nor the nearest field
     for key in values:
         if key not in hints:
-            raise ValueError(f"{place}: unknown key {key!r}{nearest(str(key), hints)}")
+            raise ValueError(f"{place}: unknown key {shown(key)}{nearest(str(key), hints)}")
     for required in _required_fields(cls):
         if required not in values:
             raise ValueError(f"{place}: missing key {required!r}")
@@ -388,7 +410,7 @@ def read_yaml(path: str | Path) -> Any:
         The values, or {} for an empty file.
 
     Raises:
-        ValueError: The file is missing or is not valid YAML.
+        ValueError: The file is missing or is not valid YAML, or a key is there twice; the message has its line.
 
     Example:
         >>> import tempfile
@@ -398,15 +420,47 @@ def read_yaml(path: str | Path) -> Any:
         ...     from_dict(AdapterConfig, read_yaml(path), str(path)).rank
         4
     """
-    import yaml  # only configuration files need it
-
     try:
-        return yaml.safe_load(Path(path).read_text()) or {}
+        text = Path(path).read_text()
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        one_line = " ".join(str(error).split())  # PyYAML's message has several lines
-        raise ValueError(f"{path}: not valid YAML: {one_line}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    return parse_yaml(text, str(path)) or {}
+
+
+def check_field(cls: type, name: str, value: Any, place: str) -> None:
+    """Check that a value has the type and the range of a field.
+
+    Args:
+        cls: The configuration.
+        name: Its field.
+        value: The value.
+        place: What the message calls the field.
+
+    Raises:
+        ValueError: The value is not one of this field.
+
+    Example:
+        >>> check_field(AdapterConfig, "rank", 0, "r")
+        Traceback (most recent call last):
+        ValueError: r is 0, expected at least 1
+    """
+    _convert(value, _hints(cls)[name], place)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return field -> its type, with the range of a number; the annotations are strings here, this evaluates them."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+@functools.cache
+def _number_fields(cls: type) -> tuple[str, ...]:
+    """Return the fields that declare a range."""
+    return tuple(name for name, hint in _hints(cls).items() if typing.get_origin(hint) is typing.Annotated)
 
 
 def _required_fields(cls: type[DataclassInstance]) -> list[str]:
@@ -422,6 +476,8 @@ def _required_fields(cls: type[DataclassInstance]) -> list[str]:
 def _convert(value: Any, hint: Any, place: str) -> Any:
     """Return a plain value as a value of the type `hint`; ValueError if it is not one."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _convert_number(value, hint, place)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, place)  # nested fields have a dotted path
     if origin is Literal:
@@ -436,31 +492,49 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
     return _convert_scalar(value, hint, place)
 
 
+def _convert_number(value: Any, hint: Any, place: str) -> Any:
+    """Return the value of a field that declares a range; ValueError if a number in it is out of the range."""
+    converted = _convert(value, hint.__origin__, place)
+    for allowed in hint.__metadata__:
+        allowed.check(converted, place)
+    return converted
+
+
 def _convert_mapping(value: Mapping[Any, Any], hints: tuple[Any, ...], place: str) -> dict[Any, Any]:
     """Return the mapping with its keys and items converted to the two types of a `dict` hint."""
     key_hint, item_hint = hints
     converted = {}
     for key, item in value.items():
-        converted[_convert(key, key_hint, place)] = _convert(item, item_hint, f"{place}.{key}")
+        converted[_convert(key, key_hint, place)] = _convert(item, item_hint, f"{place}.{cut(str(key))}")
     return converted
 
 
 def _convert_scalar(value: Any, hint: Any, place: str) -> Any:
     """Return a number, string or truth value; an integer may stand for a float, but a bool is not an integer."""
-    # in Python a bool is an int: `rank: true` would be rank 1
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is float and is_number:
-        return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    # in Python a bool is an int: `rank: true` would be rank 1; the numbers of NumPy are numbers, too
+    is_bool = isinstance(value, bool)
+    if hint is float and isinstance(value, Real) and not is_bool:
+        return _as_float(value)
+    if hint is int and isinstance(value, Integral) and not is_bool:
+        return int(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and is_bool):
         return value
-    raise ValueError(f"{place}: expected {getattr(hint, '__name__', hint)}, got {value!r}")
+    raise ValueError(f"{place}: expected {getattr(hint, '__name__', hint)}, got {shown(value)}")
+
+
+def _as_float(value: Any) -> float:
+    """Return a number as a float; an integer that no float reaches is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _convert_literal(value: Any, choices: tuple[Any, ...], place: str) -> Any:
     """Return the value if it is one of the choices of a Literal."""
     if value in choices:
         return value
-    raise ValueError(f"{place}: unknown choice {value!r}{nearest(str(value), map(str, choices))}")
+    raise ValueError(f"{place}: unknown choice {shown(value)}{nearest(str(value), map(str, choices))}")
 
 
 def _convert_union(value: Any, hints: tuple[Any, ...], place: str) -> Any:

@@ -179,7 +179,6 @@ def test_a_task_core_made_from_features_is_the_same_declaration():
     "changes, message",
     [
         (dict(method="metatt-4d", tasks=2), "tasks=2, expected 1; it has no task mode"),
-        (dict(method="metatt-4+1d", tasks=0), "tasks=0, expected at least 1"),
         (dict(method="metatt-4d", rank=7), "method 'metatt-4d': rank 7 of bond 'r1' is above 6"),
         (dict(method="metatt-5d", rank={"r1": 2, "r2": 2, "r3": 2, "r4": 3}), "rank 3 of bond 'r4' is above 2"),
         (dict(method="metatt-5d", head_dim=4), "its 6 outputs are not heads of 4"),

@@ -120,7 +120,7 @@ def test_a_failed_write_leaves_the_table_as_it_was(store, monkeypatch):
         return write(descriptor, data[:10])
 
     monkeypatch.setattr(rows_module.os, "write", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ValueError, match=r"rows.jsonl: could not be written \(No space left on device\)"):
         store.append({"key": "b" * 42})
     assert store.path.read_bytes() == before
 

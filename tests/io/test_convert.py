@@ -165,7 +165,7 @@ BAD = {
     "bias": (lambda f: change(f, bias="all"), "biases"),
     "PiSSA": (lambda f: change(f, init_lora_weights="pissa"), "changed the base's weights"),
     "another rank": (lambda f: change(f, r=3), r"expected \(3, in\)"),
-    "no rank": (lambda f: change(f, r=0), "expected a number above 0"),
+    "no rank": (lambda f: change(f, r=0), "r is 0, expected more than 0"),
     "half": (lambda f: drop(f, "base_model.model.layers.0.query.lora_A.weight"), "has lora_B alone"),
     "no LoRA": (lambda f: drop(f), "holds no LoRA"),
 }

@@ -298,6 +298,6 @@ def test_folders_of_somebody_else_are_refused_before_the_work(pictures: Path, le
 @pytest.mark.parametrize("name", ["learner.json", "finetuned.json"])
 def test_descriptions_that_are_not_complete(name: str, pictures: Path, tmp_path: Path) -> None:
     kind = {"learner.json": "metalora-learner", "finetuned.json": "metalora-finetuned"}[name]
-    for content, message in (("{", "cannot be read"), (json.dumps({"format": kind, "version": 1}), "it has no")):
+    for content, message in (("{", "not JSON"), (json.dumps({"format": kind, "version": 1}), "it has no")):
         (tmp_path / name).write_text(content)
         one_line(["inspect", tmp_path], message)

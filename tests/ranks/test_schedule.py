@@ -71,7 +71,6 @@ def test_the_schedule_of_the_paper():
     [
         (RankScheduleConfig(steps=(3, 6), ranks=(2, 3)), r"\[4, 2, 3\] grows or ends"),
         (RankScheduleConfig(steps=(3,), ranks=(5,)), r"\[4, 5\] grows or ends"),
-        (RankScheduleConfig(steps=(3,), ranks=(0,)), "grows or ends"),
         (RankScheduleConfig(steps=(6, 3), ranks=(3, 2)), "expected ascending numbers"),
         (RankScheduleConfig(ranks=(3, 2)), "expected ascending numbers"),
         (RankScheduleConfig(steps=(3, 6), ranks=(3,)), "1 ranks for 2 steps"),

@@ -160,9 +160,6 @@ def test_in_the_trainer_of_transformers(tmp_path):
 
 # ---- what cannot be -------------------------------------------------------------------------------------------------
 REFUSED = {
-    "bond_steps": (dict(bond_steps=0), "bond_steps is 0, expected at least 1"),
-    "sweeps": (dict(sweeps=0), "sweeps is 0, expected at least 1"),
-    "tolerance": (dict(tolerance=1.0), "tolerance is 1.0, expected at least 0 and below 1"),
     "too few steps": (dict(bond_steps=4, start=1), "5 visits of 4 steps end at step 21, and the run has 20"),
 }
 

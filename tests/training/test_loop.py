@@ -256,6 +256,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_at_its_step():
     assert all(torch.isfinite(value).all() for value in adapter.parameters())
 
 
+def infinite_gradient(value):
+    """A loss that is finite and whose gradient is not: that of the square root at zero."""
+    return value + (value - value.detach()).sqrt()
+
+
+BROKEN = {
+    "a loss of NaN": (lambda loss: loss * float("nan"), "step 3: the loss is nan"),
+    "an infinite loss": (lambda loss: loss + float("inf"), "step 3: the loss is inf"),
+    "an infinite gradient": (infinite_gradient, "step 3: a gradient is not finite"),
+    "a gradient of NaN": (lambda loss: loss + 0 * (loss - loss.detach()).sqrt(), "step 3: a gradient is not finite"),
+}
+
+
+@pytest.mark.parametrize("clip", (0.0, 1.0))
+@pytest.mark.parametrize("broken, message", BROKEN.values(), ids=BROKEN)
+def test_what_is_not_finite_stops_the_run_and_keeps_its_last_checkpoint(broken, message, clip, tmp_path):
+    config = TrainConfig(steps=STEPS, lr=1e-2, checkpoint_every=1, clip=clip)
+    model, adapter, step_loss = small_run()
+    with pytest.raises(ValueError, match=message):
+        bad = lambda k: broken(step_loss(k)) if k == 3 else step_loss(k)  # noqa: E731
+        fit(model, adapter, bad, config, seed=3, checkpoint=tmp_path / "run.pt")
+    assert all(torch.isfinite(value).all() for value in adapter.parameters())
+    losses = fit(model, adapter, step_loss, config, seed=3, checkpoint=tmp_path / "run.pt")
+    resumed = state(adapter)
+    model, adapter, step_loss = small_run()
+    assert losses == fit(model, adapter, step_loss, config, seed=3)
+    assert_same(resumed, state(adapter))
+
+
 def test_without_a_checkpoint_an_interruption_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, adapter, step_loss = small_run()
@@ -323,9 +352,3 @@ def test_ranks_fall_after_steps_of_the_optimiser():
     schedule = RankScheduleConfig(steps=(2,), ranks=(1,))
     fit(model, adapter, step_loss, TrainConfig(steps=3, accumulate=2, rank_schedule=schedule))
     assert ranks == [(0, 3), (1, 3), (2, 3), (3, 3), (4, 1), (5, 1)]
-
-
-def test_no_batch_for_a_step():
-    model, adapter, step_loss = small_run()
-    with pytest.raises(ValueError, match="accumulate is 0, expected at least 1"):
-        fit(model, adapter, step_loss, TrainConfig(steps=1, accumulate=0))

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from metalora._util.number_range import SEED, Range
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, flatten, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
@@ -25,7 +26,7 @@ ABOUT = "The tables and figures of MetaLoRA, MetaTT and TensLoRA."
 Config = Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")]
 Out = Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")]
 Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")]
-Workers = Annotated[int, tyro.conf.arg(help="processes, one thread each")]
+Workers = Annotated[int, tyro.conf.arg(help="processes, one thread each"), Range(least=1)]
 ABOUT_TABLES = {
     "metalora": "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN, on one network.",
     "metalora-1": "Table I of arXiv:2504.00460 in its own shape: on ResNet and MLP-Mixer, K = 5 and 10, stars.",
@@ -157,7 +158,7 @@ def evaluate(
 
 def recipe(
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(help="name of a recipe; without it all are listed")] = "",
-    seed: Annotated[int | None, tyro.conf.arg(help="a seed other than the first of the paper's")] = None,
+    seed: Annotated[int | None, tyro.conf.arg(help="a seed other than the first of the paper's"), SEED] = None,
     json: Json = False,
 ) -> None:
     """Print an experiment of MetaTT or TensLoRA at its own scale as a RUN.yaml for `train`, or list all of them."""

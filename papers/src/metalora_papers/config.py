@@ -1,74 +1,75 @@
 """Configurations of experiments; imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from metalora.config import AdapterConfig, RankScheduleConfig, TrainConfig
+from metalora._util.number_range import PROBABILITY, SEED, Range
+from metalora.config import AdapterConfig, Configuration, RankScheduleConfig, TrainConfig
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Configuration):
     """What a small backbone is and how it is pre-trained."""
 
     architecture: Literal["resnet", "mixer", "vit"] = "resnet"
     """family of the network"""
-    image_size: int = 32
+    image_size: Annotated[int, Range(least=1)] = 32
     """height and width of the images, in pixels"""
-    num_classes: int = 6
+    num_classes: Annotated[int, Range(least=1)] = 6
     """number of seen classes: the width of the head"""
-    in_chans: int = 3
+    in_chans: Annotated[int, Range(least=1)] = 3
     """channels of the images"""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """of the initial weights; the batches are the caller's"""
-    steps: int = 1500
+    steps: Annotated[int, Range(least=0)] = 1500
     """number of batches"""
-    batch: int = 128
+    batch: Annotated[int, Range(least=1)] = 128
     """images in each batch"""
-    lr: float = 3e-3
+    lr: Annotated[float, Range(above=0)] = 3e-3
     """peak of the OneCycle schedule"""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Range(least=0)] = 0.05
     """of AdamW"""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.1
     """of the cross-entropy"""
 
 
 @dataclass(frozen=True)
-class EpisodeConfig:
+class EpisodeConfig(Configuration):
     """Which notions of similarity are trained, which are only tested, and how large the sets are."""
 
     trained: tuple[str, ...] = ("class", "hue", "rotation", "frame", "position")
     held_out: tuple[str, ...] = ("scale", "noise")
     """drawn in every image, never a task in training"""
-    size: int = 32
-    support: int = 60
-    query: int = 60
-    test_support: int = 100
-    test_query: int = 100
-    test_episodes: int = 12
+    size: Annotated[int, Range(least=1)] = 32
+    support: Annotated[int, Range(least=1)] = 60
+    query: Annotated[int, Range(least=1)] = 60
+    test_support: Annotated[int, Range(least=1)] = 100
+    test_query: Annotated[int, Range(least=1)] = 100
+    test_episodes: Annotated[int, Range(least=1)] = 12
     loss: Literal["matching", "prototypical", "contrastive"] = "matching"
-    temperature: float = 0.1
-    class_ways: int = 3
+    temperature: Annotated[float, Range(above=0)] = 0.1
+    class_ways: Annotated[int, Range(least=0)] = 3
     """training episodes of the class task draw this many of the seen classes (0: all)"""
-    blended_classes: float = 0.5
+    blended_classes: Annotated[float, PROBABILITY] = 0.5
     """share of the training episodes of the class task whose classes are pairs of seen classes"""
 
 
 @dataclass(frozen=True)
-class DomainConfig:
+class DomainConfig(Configuration):
     """Batches over many domains, and how large the test sets are."""
 
-    batch: int = 128
-    domains_per_batch: int = 32
+    batch: Annotated[int, Range(least=1)] = 128
+    domains_per_batch: Annotated[int, Range(least=1)] = 32
     loss: Literal["cross-entropy", "distillation", "contrastive"] = "distillation"
     """cross-entropy with the frozen head; a clean teacher; supervised contrastive"""
-    test_domains: int = 8
-    per_class: int = 40
+    test_domains: Annotated[int, Range(least=1)] = 8
+    per_class: Annotated[int, Range(least=1)] = 40
     """bank items of a class (at least twice the largest K)"""
-    queries: int = 100
+    queries: Annotated[int, Range(least=1)] = 100
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Configuration):
     """Everything that tells one run from another."""
 
     suite: Literal["attributes", "cue", "shift", "natural"] = "attributes"
@@ -89,7 +90,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
     domains: DomainConfig = field(default_factory=DomainConfig)
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     split: Literal["val", "test"] = "test"
     """val: hyper-parameters are chosen here; test is touched once"""
 
@@ -104,7 +105,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class TableConfig:
+class TableConfig(Configuration):
     """Which comparison: the same grid, steps and batches for every method."""
 
     suite: Literal["attributes", "cue", "shift", "natural"] = "attributes"
@@ -114,7 +115,7 @@ class TableConfig:
     model: str = ""
     """a pre-trained model instead of the small backbone: timm:NAME, timm:NAME@CHECKPOINT or efficientnet-lite0 (suite
     attributes); table metalora-1 then has this one network"""
-    size: int = 32
+    size: Annotated[int, Range(least=1)] = 32
     """image size of suite attributes"""
     methods: tuple[str, ...] = ()
     """rows to run (empty: all but full); full: every weight of the backbone is trained, at a hundredth of the rate"""
@@ -122,11 +123,11 @@ class TableConfig:
     """suite attributes: the notions that are tasks in training"""
     held_out: tuple[str, ...] = ("scale", "noise")
     """suite attributes: the notions that are only tested"""
-    class_ways: int = 3
+    class_ways: Annotated[int, Range(least=0)] = 3
     """suite attributes: training episodes of the class task draw this many of the seen classes (0: all)"""
-    blended_classes: float = 0.5
+    blended_classes: Annotated[float, PROBABILITY] = 0.5
     """suite attributes: share of the training episodes of the class task whose classes are pairs of seen classes"""
-    test_episodes: int = 12
+    test_episodes: Annotated[int, Range(least=1)] = 12
     """suite attributes: test episodes of each notion"""
     source: Literal["stages", "pooled", "extractor", "stem", "readout"] = "stages"
     """where the features come from that generated adapters are made from. stages: mean and standard deviation of each
@@ -136,22 +137,22 @@ class TableConfig:
     extractor: str = ""
     """for source=extractor: a pretrained model of timm, such as resnet18 or timm:resnet18; the same with the weights of
     a file, such as resnet18@weights.pth or timm:resnet18@weights.safetensors; or efficientnet-lite0"""
-    extractor_size: int | None = None
+    extractor_size: Annotated[int | None, Range(least=1)] = None
     """for source=extractor: height and width to which its images are resized (none: as they are, or its fixed size);
     networks for large pictures see little in 32 pixels"""
-    descriptor_dropout: float = 0.0
+    descriptor_dropout: Annotated[float, PROBABILITY] = 0.0
     """of the condition of the generated methods"""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    steps: int = 1500
-    pretrain_steps: int = 1500
-    lr: float = 5e-3
-    lr_grid: tuple[float, ...] = ()
+    seeds: Annotated[tuple[int, ...], SEED] = (0, 1, 2, 3, 4, 5)
+    steps: Annotated[int, Range(least=0)] = 1500
+    pretrain_steps: Annotated[int, Range(least=0)] = 1500
+    lr: Annotated[float, Range(above=0)] = 5e-3
+    lr_grid: Annotated[tuple[float, ...], Range(above=0)] = ()
     """rates to choose from on the validation split, per method (empty: `lr` for all)"""
-    rank: int = 9
+    rank: Annotated[int, Range(least=1)] = 9
     """rank of CP, and of the static methods at equal rank"""
-    ring_rank: int = 3
+    ring_rank: Annotated[int, Range(least=1)] = 3
     """its square is the rank at which CP has as many parameters"""
-    hidden: int = 16
+    hidden: Annotated[int, Range(least=1)] = 16
     """width of the mapping net"""
     heads: Literal["target", "shared"] = "target"
     equal_rank: bool = False
@@ -161,7 +162,7 @@ class TableConfig:
 
 
 @dataclass(frozen=True)
-class TextRunConfig:
+class TextRunConfig(Configuration):
     """One run on text: a pre-trained encoder, one task or several at once, an adapter or none."""
 
     suite: Literal["news", "glue"] = "news"
@@ -185,20 +186,20 @@ class TextRunConfig:
     """linear: one linear layer on the mean over the tokens; roberta: that of RobertaForSequenceClassification, a layer
     with tanh and a linear layer on the first token"""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, lr=1e-3, schedule="linear", warmup=0.06))
-    batch: int = 16
+    batch: Annotated[int, Range(least=1)] = 16
     """examples of every task in a step"""
-    examples: int = 1000
+    examples: Annotated[int, Range(least=1)] = 1000
     """training examples of a task"""
-    test_examples: int = 500
-    max_length: int = 64
+    test_examples: Annotated[int, Range(least=1)] = 500
+    max_length: Annotated[int, Range(least=1)] = 64
     """tokens of a text or a pair"""
     left_out: tuple[str, ...] = ()
     """tasks that are not trained: scored by a logistic regression on the features of a few labelled examples"""
-    support: int = 64
+    support: Annotated[int, Range(least=1)] = 64
     """labelled examples of a left-out task, and of the support set that a generated factor is made from"""
-    evaluate_every: int = 0
+    evaluate_every: Annotated[int, Range(least=0)] = 0
     """also score, and record the gradients of the factors, after every so many steps (0: at the end only)"""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     split: Literal["val", "test"] = "test"
 
     @property
@@ -213,7 +214,7 @@ class TextRunConfig:
 
 
 @dataclass(frozen=True)
-class TextTableConfig:
+class TextTableConfig(Configuration):
     """MetaTT's comparisons on text; which one is the name of the table (metatt-2, metatt-3, ...)."""
 
     suite: Literal["news", "glue"] = "news"
@@ -229,8 +230,8 @@ class TextTableConfig:
     """metatt-2: also a train over these; further matrices cost a train next to nothing"""
     qkv_targets: tuple[str, ...] = ("query", "key", "value")
     """tenslora: what LoRA and the constructions adapt"""
-    rank: int = 8
-    alpha: float = 4.0
+    rank: Annotated[int, Range(least=1)] = 8
+    alpha: Annotated[float, Range()] = 4.0
     """of the tensor trains; LoRA has a scale of two"""
     init: str = "ze-id-id-id"
     """of MetaTT-4D, core by core; a further core (heads, tasks) starts as the identity"""
@@ -239,35 +240,35 @@ class TextTableConfig:
     head: Literal["linear", "roberta"] = "linear"
     """linear: one linear layer on the mean over the tokens; roberta: that of RobertaForSequenceClassification, a layer
     with tanh and a linear layer on the first token"""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    steps: int = 300
+    seeds: Annotated[tuple[int, ...], SEED] = (0, 1, 2, 3, 4)
+    steps: Annotated[int, Range(least=0)] = 300
     """metatt-sequential: of each phase"""
-    examples: int = 1000
-    test_examples: int = 500
+    examples: Annotated[int, Range(least=1)] = 1000
+    test_examples: Annotated[int, Range(least=1)] = 500
     """of a task, also of those on which rates are chosen"""
-    batch: int = 16
-    lr: float = 1e-3
-    lr_grid: tuple[float, ...] = ()
+    batch: Annotated[int, Range(least=1)] = 16
+    lr: Annotated[float, Range(above=0)] = 1e-3
+    lr_grid: Annotated[tuple[float, ...], Range(above=0)] = ()
     """rates to choose from on the validation split, per method and task (empty: `lr` for all)"""
     mixed_precision: Literal["no", "bf16"] = "no"
-    max_length: int = 64
+    max_length: Annotated[int, Range(least=1)] = 64
     full: bool = False
     """also train every weight: the reference, at a hundredth of the rate"""
     method: str = "metatt-4d"
     """metatt-4, metatt-fig4: the train that is swept, or started in several ways"""
-    final_rank: int = 4
+    final_rank: Annotated[int, Range(least=1)] = 4
     """metatt-4: where the sweeps end, and the rank that AdamW has from the start"""
-    sweeps: int = 4
+    sweeps: Annotated[int, Range(least=1)] = 4
     """metatt-4: how many, evenly over `sweep_between`"""
-    sweep_between: tuple[float, float] = (0.2, 0.6)
+    sweep_between: Annotated[tuple[float, float], PROBABILITY] = (0.2, 0.6)
     """metatt-4: when the first and the last sweep are made, as shares of the steps"""
     sweep: RankScheduleConfig = field(default_factory=RankScheduleConfig)
     """metatt-4: how they are made (gauge, state, mode, gamma); their steps and the final rank are given above"""
     inits: tuple[str, ...] = ("ze-id-id-id", "ze-no-no-no", "ze-no-no-id", "id-id-id-ze", "no-no-no-ze")
     """metatt-fig4: core by core"""
-    ranks: tuple[int, ...] = (4, 8, 16, 32)
+    ranks: Annotated[tuple[int, ...], Range(least=1)] = (4, 8, 16, 32)
     """metatt-fig9"""
-    evaluate_every: int = 0
+    evaluate_every: Annotated[int, Range(least=0)] = 0
     """score along the way, for curves over the steps and for `report: best`"""
     report: Literal["last", "best"] = "last"
     """whose scores are in the table, and choose the rates. last: those after the last step; best: those of the best
@@ -275,7 +276,7 @@ class TextTableConfig:
 
 
 @dataclass(frozen=True)
-class CausalRunConfig:
+class CausalRunConfig(Configuration):
     """One run on a causal language model: questions with choices, answered by what the model finds most likely."""
 
     suite: Literal["commonsense"] = "commonsense"
@@ -298,17 +299,17 @@ class CausalRunConfig:
     full: bool = False
     """train every weight of the model: the reference, without an adapter; needs dtype float32"""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, lr=2e-4, schedule="linear", warmup=0.06))
-    batch: int = 8
+    batch: Annotated[int, Range(least=1)] = 8
     """questions at once; a step of the optimiser takes train.accumulate times as many"""
-    examples: int = 1000
+    examples: Annotated[int, Range(least=1)] = 1000
     """training questions, with by_task of every task"""
-    test_examples: int = 500
+    test_examples: Annotated[int, Range(least=1)] = 500
     """questions of a task"""
-    max_length: int = 256
+    max_length: Annotated[int, Range(least=1)] = 256
     """tokens of a prompt with its response; a longer prompt loses its beginning"""
-    evaluate_every: int = 0
+    evaluate_every: Annotated[int, Range(least=0)] = 0
     """also score after every so many steps of the optimiser (0: at the end only)"""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     split: Literal["val", "test"] = "test"
 
     @property
@@ -322,14 +323,14 @@ class CausalRunConfig:
 
 
 @dataclass(frozen=True)
-class GridConfig:
+class GridConfig(Configuration):
     """The values of a search of hyper-parameters; an empty one keeps what the run has."""
 
-    rank: tuple[int, ...] = ()
-    alpha: tuple[float, ...] = ()
-    lr: tuple[float, ...] = ()
+    rank: Annotated[tuple[int, ...], Range(least=1)] = ()
+    alpha: Annotated[tuple[float, ...], Range()] = ()
+    lr: Annotated[tuple[float, ...], Range(above=0)] = ()
     """peak learning rates"""
-    batch: tuple[int, ...] = ()
+    batch: Annotated[tuple[int, ...], Range(least=1)] = ()
     """the number of steps changes with it, so that a run sees as many examples"""
 
 

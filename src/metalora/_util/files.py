@@ -1,16 +1,24 @@
 """Files and folders that are written completely or not at all."""
 
+import errno
+import fcntl
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+TEMPORARY, OLD = ".metalora-tmp", ".metalora-old"  # endings of names that nothing else has
+FRESH_SECONDS = 60.0  # a younger temporary file may be one that its writer has not locked yet
+
 
 def replace_file(path: str | Path, content: bytes) -> None:
-    """Write a file so that no reader and no crash ever sees a part of it.
+    """Write a file so that no reader, no other writer and no crash ever sees a part of it.
 
-    The bytes go to a temporary file in the same folder, which then takes the name of `path`.
+    The bytes go to a temporary file in the same folder, which then takes the name of `path`. A link is followed, and
+    the file keeps its mode.
 
     Args:
         path: The file to create or to replace; its folder must exist.
@@ -19,14 +27,23 @@ def replace_file(path: str | Path, content: bytes) -> None:
     Raises:
         OSError: The file could not be written; an existing file is unchanged and no temporary file remains.
     """
-    path = Path(path)
-    temporary = _temporary_name(path)
+    path = Path(os.path.realpath(path))
+    remove_leftovers(path.parent)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "not a regular file")  # such as /dev/null, which a rename would replace
+    mode = path.stat().st_mode & 0o777 if path.exists() else None
+    temporary = _hidden_name(path, TEMPORARY)
+    # With the narrower mode from the start, so that nobody reads a private file while it is written.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
     try:
-        with open(temporary, "wb") as file:
+        with open(descriptor, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if mode is not None:
+                os.fchmod(descriptor, mode)  # which the umask may have narrowed
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # otherwise a crash after the rename may leave an empty file
-        os.replace(temporary, path)  # atomic, because both names are in one folder and so on one file system
+            os.fsync(descriptor)  # otherwise a crash after the rename may leave an empty file
+            os.replace(temporary, path)  # atomic, because both names are in one folder and so on one file system
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,10 +65,31 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         >>> (Path(folder.name) / "rows").read_bytes()
         b'one row'
     """
-    try:
+    with errors_for_users(path, "the old file is unchanged"):
         replace_file(path, content)
+
+
+@contextmanager
+def errors_for_users(path: str | Path, remark: str) -> Iterator[None]:
+    """Turn an OSError of the block, such as that of a full disk, into a ValueError that names a path.
+
+    Args:
+        path: What could not be written.
+        remark: What is true afterwards.
+
+    Raises:
+        ValueError: The block raised an OSError.
+
+    Example:
+        >>> with errors_for_users("rows", "nothing is lost"):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        ValueError: rows: could not be written (No space left on device); nothing is lost
+    """
+    try:
+        yield
     except OSError as error:
-        raise ValueError(f"{path}: could not be written ({error.strerror}); the old file is unchanged") from None
+        raise ValueError(f"{path}: could not be written ({error.strerror or error}); {remark}") from None
 
 
 @contextmanager
@@ -77,19 +115,19 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         >>> [path.name for path in folder.iterdir()]
         ['config']
     """
-    path = Path(path).absolute()
-    is_empty_folder = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not is_empty_folder:
-        raise ValueError(f"{path}: exists already; delete it or name another folder")
-    temporary = _temporary_name(path)
-    try:
-        temporary.mkdir(parents=True)
+    check_new_folder(path)
+    real_path = Path(os.path.realpath(path))
+    with errors_for_users(path, "there is no such folder"), _temporary_folder(real_path) as temporary:
         yield temporary
-        os.replace(temporary, path)  # which takes the place of an empty folder, too
-    except OSError as error:
-        raise ValueError(f"{path}: could not be written ({error.strerror}); there is no such folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.replace(temporary, real_path)  # which takes the place of an empty folder, too
+
+
+def check_new_folder(path: str | Path) -> None:
+    """Check that `new_folder` may write a folder, before the work that fills it; ValueError if the name is taken."""
+    with errors_for_users(path, "there is no such folder"):
+        is_empty_folder = os.path.isdir(path) and not os.listdir(path)
+        if os.path.exists(path) and not is_empty_folder:
+            raise ValueError(f"{path}: exists already; delete it or name another folder")
 
 
 def check_folder(path: str | Path, marker: str) -> None:
@@ -103,8 +141,9 @@ def check_folder(path: str | Path, marker: str) -> None:
         ValueError: Something else has that name.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / marker).is_file())):
-        raise ValueError(f"{path}: exists already, and is not a folder that this would replace; name another folder")
+    with errors_for_users(path, "what is there is unchanged"):
+        if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / marker).is_file())):
+            raise ValueError(f"{path}: exists already, and is not a folder that this would replace; name another one")
 
 
 @contextmanager
@@ -121,24 +160,102 @@ def replaced_folder(path: str | Path, marker: str) -> Iterator[Path]:
     Raises:
         ValueError: Something else has that name, or the folder could not be written.
     """
-    path = Path(path).absolute()
-    check_folder(path, marker)
-    temporary, old = _temporary_name(path), path.with_name(f".{path.name}.{os.getpid()}.old")
-    try:
-        temporary.mkdir(parents=True)
+    real_path = Path(os.path.realpath(path))
+    remark = "what was there is unchanged"
+    with errors_for_users(path, remark):
+        real_path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(real_path.parent):
+            _restore(real_path)
+        check_folder(real_path, marker)
+    with errors_for_users(path, remark), _temporary_folder(real_path) as temporary:
         yield temporary
+        with _locked(real_path.parent):  # two renames, between which no other writer may come
+            _swap(temporary, real_path)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put a folder in the place of another one."""
+    old = _hidden_name(path, OLD)
+    try:
         if path.exists():
+            os.chmod(new, path.stat().st_mode & 0o777)
             os.replace(path, old)
-        os.replace(temporary, path)
-    except OSError as error:
+        os.replace(new, path)
+    except OSError:
         if old.exists() and not path.exists():
             os.replace(old, path)
-        raise ValueError(f"{path}: could not be written ({error.strerror}); what was there is unchanged") from None
+        raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _temporary_name(path: Path) -> Path:
-    """Return a hidden name in the same folder, which differs between processes."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _restore(path: Path) -> None:
+    """Bring back, or else remove, the old folder of a writer that was killed between its two renames."""
+    for name in os.listdir(path.parent):
+        if name.startswith(f".{path.name}.") and name.endswith(OLD):
+            old = path.with_name(name)
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(old, path)
+
+
+@contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """Give a locked, hidden folder beside a path; what remains of it at the end is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    temporary = _hidden_name(path, TEMPORARY)
+    temporary.mkdir()
+    try:
+        with _locked(temporary):
+            yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which waits for others and is released if the process dies."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders of writers that were killed; those of living ones stay.
+
+    Args:
+        folder: The folder in which the writers wrote.
+    """
+    for name in os.listdir(folder):
+        if name.startswith(".") and name.endswith(TEMPORARY):
+            _remove_if_dead(folder / name)
+
+
+def _remove_if_dead(path: Path) -> None:
+    """Remove a temporary file or folder that is old and that nobody has locked."""
+    try:
+        if time.time() - path.stat().st_mtime < FRESH_SECONDS:
+            return
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:  # its writer has just ended, or it belongs to another user
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError:  # a living writer has the lock
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _hidden_name(path: Path, ending: str) -> Path:
+    """Return a hidden name in the same folder that no other thread or process has."""
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{ending}")

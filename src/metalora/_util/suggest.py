@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+from metalora._util.shown import cut, shown
+
 
 def closest(name: str, choices: Iterable[str], *, count: int = 1, cutoff: float = 0.5) -> list[str]:
     """Return the choices that are spelt most like a name, the best one first.
@@ -17,7 +19,7 @@ def closest(name: str, choices: Iterable[str], *, count: int = 1, cutoff: float 
         >>> closest("quary", ["query", "key", "value"])
         ['query']
     """
-    return difflib.get_close_matches(name, list(choices), n=count, cutoff=cutoff)
+    return difflib.get_close_matches(cut(name), list(choices), n=count, cutoff=cutoff)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -48,7 +50,7 @@ def check_choice(noun: str, value: str, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         # A lower cutoff than in `nearest`, because these lists are short.
-        raise ValueError(f"unknown {noun} {value!r}{_suggestion(value, choices, cutoff=0.3)}")
+        raise ValueError(f"unknown {noun} {shown(value)}{_suggestion(value, choices, cutoff=0.3)}")
 
 
 def _suggestion(name: str, choices: Sequence[str], cutoff: float) -> str:

@@ -11,6 +11,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import required_adapter
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.layers import MergeableLayer
+from metalora.adapters.rounded_sum import rounded_sum
 
 
 def check_untied(adapter: Adapter, verb: str) -> None:
@@ -40,8 +41,9 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
         condition: One condition (a snapshot), for an adapter whose factors differ by example; None: the fixed one.
 
     Raises:
-        ValueError: No adapter; merged already; a condition of several examples; a Delta W that is not finite; a bias
-            that the base has no bias for; a method without a Delta W (a bottleneck). Nothing is changed then.
+        ValueError: No adapter; merged already; a condition of several examples; a Delta W that is not finite; a sum
+            that the type of W cannot hold, such as 70000 in float16; a bias that the base has no bias for; a method
+            without a Delta W (a bottleneck). Nothing is changed then.
 
     Example:
         >>> import metalora
@@ -63,23 +65,21 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     check_untied(adapter, "merge")
     values = None if condition is None else condition.values
     merged: dict[str, torch.Tensor] = {}
-    shifts: dict[str, torch.Tensor | None] = {}
+    merged_biases: dict[str, torch.Tensor | None] = {}
     layers = merged_layers(adapter)
     for path in adapter.layers.keys() - layers.keys():
         adapter.delta(path, condition)  # raises: a bottleneck has no Delta W
     for path, layer in layers.items():
-        weight, delta = layer.base.weight, adapter.delta(path, condition)
-        if not torch.isfinite(delta).all():
-            raise ValueError(f"merge: NaNs detected in the merged weights of target {path!r}")
-        merged[path] = (weight.to(delta.dtype) + delta).to(weight.dtype)
-        shifts[path] = layer.bias_to_merge(values)
+        merged[path] = rounded_sum(layer.base.weight, adapter.delta(path, condition), f"target {path!r}")
+        merged_biases[path] = layer.merged_bias(values)
+    outside = {path: bias.merged_bias() for path, bias in adapter.outside_biases.items()}
     # Nothing raises an error from here on: all targets are changed, or none.
     for path, layer in layers.items():
         layer.original = layer.base.weight.detach().clone()
         layer.base.weight.data.copy_(merged[path])
-        layer.merge_bias(shifts[path])
-    for bias in adapter.outside_biases.values():
-        bias.merge()
+        layer.merge_bias(merged_biases[path])
+    for path, bias in adapter.outside_biases.items():
+        bias.merge(outside[path])
 
 
 @torch.no_grad()

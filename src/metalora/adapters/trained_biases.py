@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from metalora.adapters.rounded_sum import rounded_sum
 from metalora.adapters.targets import matches
 from metalora.config import AdapterConfig
 
@@ -102,12 +103,18 @@ class OutsideBias:
             change = change.reshape(-1, *[1] * (output.ndim - 2))
         return output + change
 
-    def merge(self) -> None:
-        """Add the change to the layer's bias, whose bits are kept."""
+    def merged_bias(self) -> Tensor:
+        """Return the layer's bias with the change, in its type; ValueError if it is not finite."""
+        bias = self.module.bias
+        assert isinstance(bias, Tensor)
+        return rounded_sum(bias.data, self.change.data, f"the bias of {self.path!r}")
+
+    def merge(self, merged: Tensor) -> None:
+        """Put what `merged_bias` returned in the place of the layer's bias, whose bits are kept."""
         bias = self.module.bias
         assert isinstance(bias, Tensor)
         self.original = bias.detach().clone()
-        bias.data.copy_(bias.data.to(self.change.dtype) + self.change.data)
+        bias.data.copy_(merged)
 
     def unmerge(self) -> None:
         """Restore the layer's bias, bit for bit."""

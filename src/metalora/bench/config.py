@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from metalora.config import ConditionConfig
+from metalora._util.number_range import Range
+from metalora.config import ConditionConfig, Configuration
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(Configuration):
     """A model, its inputs, and the adapters that are compared with the frozen model and with PEFT's tuners."""
 
     model: str = "minilm"
@@ -17,21 +18,21 @@ class BenchConfig:
     methods: tuple[str, ...] = ("lora", "metatt-4d", "metatt-5d", "lotr", "tenslora-qkv-depth")
     peers: tuple[str, ...] = ("lora",)
     """tuners of PEFT, at the same targets: lora, vera, lokr, loha"""
-    rank: int = 8
-    ranks: dict[str, int] = field(default_factory=dict)
+    rank: Annotated[int, Range(least=1)] = 8
+    ranks: Annotated[dict[str, int], Range(least=1)] = field(default_factory=dict)
     """ranks of single methods and tuners by name, such as vera 1024 'peft: vera' 1024; the others have `rank`"""
     clip_rank: bool = True
     """lower a rank to what the sizes of the modes allow; otherwise a published rank may exceed them"""
     targets: str | tuple[str, ...] = ("query", "key", "value")
-    tasks: int = 1
+    tasks: Annotated[int, Range(least=1)] = 1
     """number of tasks, for methods with a task mode; the examples of a batch take turns in them"""
-    layers: int = 6
+    layers: Annotated[int, Range(least=1)] = 6
     """number of layers of minilm's shape"""
-    batch: int = 16
+    batch: Annotated[int, Range(least=1)] = 16
     """examples of a batch"""
-    tokens: int = 128
+    tokens: Annotated[int, Range(least=1)] = 128
     """tokens of a text"""
-    size: int = 64
+    size: Annotated[int, Range(least=1)] = 64
     """height and width of an image"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """data type of the frozen weights and of the activations"""
@@ -49,5 +50,5 @@ class BenchConfig:
     """let the C library keep freed memory, as CUDA does; otherwise the kernel's zeroing of new pages is timed too"""
     condition: ConditionConfig = field(default_factory=ConditionConfig)
     """for methods that generate a factor; the factor is generated anew from each input"""
-    rounds: int = 11
+    rounds: Annotated[int, Range(least=1)] = 11
     """interleaved repetitions"""

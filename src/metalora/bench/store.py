@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from metalora._util.files import replace_file
+from metalora._util.files import errors_for_users, replace_file
 from metalora.config import to_dict
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -59,10 +59,14 @@ class RowStore:
         new line.
 
         Raises:
-            ValueError: The row holds NaN or something that JSON cannot hold.
+            ValueError: The row holds NaN or something that JSON cannot hold, or the file cannot be written.
         """
         _check_json(row, "row")
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        with errors_for_users(self.path, "the rows in it are unchanged"):
+            self._append(line)
+
+    def _append(self, line: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -143,10 +147,11 @@ class RowStore:
 
     @contextmanager
     def _claims_locked(self) -> Iterator[None]:
-        self.claims.mkdir(parents=True, exist_ok=True)
-        with (self.claims / ".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        with errors_for_users(self.claims, "nothing is claimed"):
+            self.claims.mkdir(parents=True, exist_ok=True)
+            with (self.claims / ".lock").open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield
 
 
 def run_key(config: dict[str, Any]) -> str:

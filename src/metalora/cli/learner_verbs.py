@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from metalora._util.files import check_folder, write_atomically
+from metalora._util.number_range import Range
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, is_first_process, print_json, progress, show, status
 from metalora.config import AdapterConfig
@@ -68,9 +69,11 @@ def fit(
     columns: TaskFlags = TaskColumns(),  # noqa: B008 (frozen)
     label_columns: LabelColumns = None,
     holdout: Annotated[
-        int | None, tyro.conf.arg(help="how many tasks are kept for the report; a fifth of five or more")
+        int | None,
+        tyro.conf.arg(help="how many tasks are kept for the report; a fifth of five or more"),
+        Range(least=0),
     ] = None,
-    report_episodes: Annotated[int, tyro.conf.arg(help="support sets of each task in the report")] = 8,
+    report_episodes: Annotated[int, tyro.conf.arg(help="support sets of each task in the report"), Range(least=1)] = 8,
     no_adapter: Annotated[bool, tyro.conf.arg(help="train nothing: the frozen network and a readout")] = False,
     config: Annotated[LearnerConfig, tyro.conf.AvoidSubcommands, tyro.conf.arg(name="")] = LearnerConfig(),  # noqa: B008
     json: Json = False,
@@ -176,7 +179,9 @@ def adapt(
     out: Annotated[Path, tyro.conf.arg(help="folder of the task")],
     label_column: Annotated[str | None, tyro.conf.arg(help="column of the labels, if there are several")] = None,
     columns: TaskFlags = TaskColumns(),  # noqa: B008 (frozen)
-    max_bytes: Annotated[int | None, tyro.conf.arg(help="largest size of the task's numbers, in bytes")] = None,
+    max_bytes: Annotated[
+        int | None, tyro.conf.arg(help="largest size of the task's numbers, in bytes"), Range(least=1)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Adapt a learner to a task: one forward pass of its labelled examples."""
@@ -325,7 +330,7 @@ def evaluate(
     data: Annotated[Path, tyro.conf.arg(help=f"{TABLES} in class folders: tasks with labels")],
     columns: TaskFlags = TaskColumns(),  # noqa: B008 (frozen)
     label_columns: LabelColumns = None,
-    episodes: Annotated[int, tyro.conf.arg(help="support sets of each task")] = 12,
+    episodes: Annotated[int, tyro.conf.arg(help="support sets of each task"), Range(least=1)] = 12,
     html: Annotated[
         Path | None, tyro.conf.arg(help="a page with all tables, calibration, confusions and nearest neighbours")
     ] = None,
@@ -353,10 +358,12 @@ def evaluate(
 
 def recommend(
     backbone: Annotated[str, tyro.conf.arg(help=f"{BACKBONES}; no weights are downloaded")],
-    tasks: Annotated[int, tyro.conf.arg(help="number of tasks")],
-    examples: Annotated[int, tyro.conf.arg(help="labelled examples of a task")],
+    tasks: Annotated[int, tyro.conf.arg(help="number of tasks"), Range(least=1)],
+    examples: Annotated[int, tyro.conf.arg(help="labelled examples of a task"), Range(least=4)],
     budget: Annotated[str | None, tyro.conf.arg(help="largest size of a task, such as 20kB or 1MB")] = None,
-    latency: Annotated[float | None, tyro.conf.arg(help="seconds after which a new task must be ready")] = None,
+    latency: Annotated[
+        float | None, tyro.conf.arg(help="seconds after which a new task must be ready"), Range(above=0)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Recommend a method, its rank and a readout, with the reason: from sizes, and from what was measured."""

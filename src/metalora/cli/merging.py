@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from metalora._util.files import check_new_folder
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
 from metalora.io.adapter_file import load, read
@@ -50,6 +51,8 @@ def merge_file(
     is_folder = out.endswith("/")
     if max_shard_size is not None and not is_folder:
         raise ValueError(f"merge --max-shard-size is for a folder, and --out {out} is a file; end it in a slash")
+    if is_folder:
+        check_new_folder(out)
     # The small files are read before the base, whose loading takes minutes.
     description, _ = read(adapter)
     chosen = None if condition is None else Condition.load(condition)

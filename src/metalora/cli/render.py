@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import tyro
 
+from metalora._util.number_range import Range
 from metalora._util.progress import progress_bar
 from metalora.cli.extras import missing_package_message
 
@@ -95,12 +99,28 @@ def progress(total: int, label: str, quiet: bool) -> AbstractContextManager[Call
     return progress_bar(total, label, hidden=quiet or not is_first_process())
 
 
+def _with_checked_numbers(verb: Callable[..., None]) -> Callable[..., None]:
+    """Return a verb that first checks the numbers among its flags that declare a range."""
+    hints = typing.get_type_hints(verb, include_extras=True)
+
+    @functools.wraps(verb)
+    def checked(*arguments: Any, **flags: Any) -> None:
+        bound = inspect.signature(verb).bind(*arguments, **flags).arguments
+        for name, value in bound.items():
+            for part in getattr(hints.get(name), "__metadata__", ()):
+                if isinstance(part, Range):
+                    part.check(value, f"--{name.replace('_', '-')}")
+        verb(*arguments, **flags)
+
+    return checked
+
+
 def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:
     """Parse the arguments and call a verb.
 
-    A ValueError is the user's mistake, and a missing package is the user's to install: both print as one line, exit
-    code 2. Ctrl-C exits with 130. If the reader of a pipe stops reading (`| head`), the program ends without a
-    message, exit code 1.
+    A ValueError is the user's mistake, a missing package is the user's to install, and a disk may be broken: each
+    prints as one line, exit code 2. Ctrl-C exits with 130. If the reader of a pipe stops reading (`| head`), the
+    program ends without a message, exit code 1.
 
     Args:
         verbs: Name -> function whose parameters are the flags.
@@ -110,7 +130,7 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
     """
     app, command = tyro.extras.SubcommandApp(), program.split()[0]  # lines of errors begin with one word
     for name, verb in verbs.items():
-        app.command(name=name)(verb)
+        app.command(name=name)(_with_checked_numbers(verb))
     try:
         app.cli(prog=program, args=list(arguments), description=about)
         sys.stdout.flush()
@@ -120,6 +140,10 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
         raise SystemExit(1) from None
     except ModuleNotFoundError as error:
         print(f"{command}: {missing_package_message(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # after that of a pipe, which is one too
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"{command}: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except ValueError as error:
         print(f"{command}: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from metalora._util.number_range import SEED, Range
 from metalora.bench.config import BenchConfig
 from metalora.cli.render import Json, print_json, show, status
 from metalora.config import AdapterConfig
@@ -24,7 +25,7 @@ Adapter = Annotated[AdapterConfig, tyro.conf.arg(name="")]
 MODELS = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0 or a well-known name such as roberta-base"
 Base = Annotated[str, tyro.conf.arg(help=f"the base model: {MODELS}")]
 ConditionFile = Annotated[Path | None, tyro.conf.arg(help="condition file, for a generated adapter")]
-Task = Annotated[int | None, tyro.conf.arg(help="number of the task, for an adapter with tasks")]
+Task = Annotated[int | None, tyro.conf.arg(help="number of the task, for an adapter with tasks"), Range(least=0)]
 AdapterFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER", help="the adapter file")]
 
 
@@ -65,7 +66,9 @@ def inspect(
         Path | None, tyro.conf.arg(help="SVG file: draw --method as a tensor diagram; works without --model")
     ] = None,
     sizes: Annotated[
-        dict[str, int] | None, tyro.conf.arg(help="for --draw without --model: modes and sizes, such as in 768 out 768")
+        dict[str, int] | None,
+        tyro.conf.arg(help="for --draw without --model: modes and sizes, such as in 768 out 768"),
+        Range(least=1),
     ] = None,
     adapter: Adapter = AdapterConfig(),  # noqa: B008 (frozen)
     json: Json = False,
@@ -140,10 +143,12 @@ def plan(
     model: Annotated[str, tyro.conf.arg(help=f"{MODELS}; no weights are downloaded")],
     adapter: Adapter = AdapterConfig(),  # noqa: B008 (frozen)
     match_params: Annotated[
-        int | None, tyro.conf.arg(help="choose the largest rank with at most this number of parameters")
+        int | None,
+        tyro.conf.arg(help="choose the largest rank with at most this number of parameters"),
+        Range(least=1),
     ] = None,
     match_rank: Annotated[
-        int | None, tyro.conf.arg(help="give each bond this rank, even if it is larger than a mode")
+        int | None, tyro.conf.arg(help="give each bond this rank, even if it is larger than a mode"), Range(least=1)
     ] = None,
     by_spectra: Annotated[
         bool, tyro.conf.arg(help="with --match-params: a rank for each mode, chosen by the spectra of the weights")
@@ -236,12 +241,16 @@ def export(
     task: Task = None,
     all_tasks: Annotated[bool, tyro.conf.arg(help="write one LoRA for each task")] = False,
     max_rank: Annotated[
-        int | None, tyro.conf.arg(help="truncate larger ranks to this one, optimally; the error is reported")
+        int | None,
+        tyro.conf.arg(help="truncate larger ranks to this one, optimally; the error is reported"),
+        Range(least=1),
     ] = None,
     runtime: Annotated[
         Literal["vllm"] | None, tyro.conf.arg(name="for", help="refuse what this runtime does not serve")
     ] = None,
-    max_lora_rank: Annotated[int | None, tyro.conf.arg(help="the runtime's limit (vllm: 16 if not given)")] = None,
+    max_lora_rank: Annotated[
+        int | None, tyro.conf.arg(help="the runtime's limit (vllm: 16 if not given)"), Range(least=1)
+    ] = None,
     prefix: Annotated[
         str | None, tyro.conf.arg(help="kohya: lora_unet (if not given), lora_te, lora_te1, lora_te2 or lycoris")
     ] = None,
@@ -369,23 +378,31 @@ def combine(
         tyro.conf.Positional,
         tyro.conf.arg(metavar="ADAPTER...", help="adapter files, folders in PEFT's format, files of kohya or LyCORIS"),
     ],
-    weights: Annotated[tuple[float, ...], tyro.conf.arg(help="one for each adapter; negative ones subtract")],
+    weights: Annotated[tuple[float, ...], tyro.conf.arg(help="one for each adapter; negative ones subtract"), Range()],
     model: Annotated[str, tyro.conf.arg(help=f"the base model of all adapters: {MODELS}")],
     out: Annotated[str, tyro.conf.arg(help="the adapter file, or DIR/ for a folder in PEFT's format")],
     how: Annotated[
         Literal["sum", "ties", "dare_linear", "dare_ties", "magnitude_prune"],
         tyro.conf.arg(help="sum: the weighted sum; the others prune the numbers of each Delta W first"),
     ] = "sum",
-    density: Annotated[float | None, tyro.conf.arg(help="part of the numbers that pruning keeps, such as 0.5")] = None,
+    density: Annotated[
+        float | None,
+        tyro.conf.arg(help="part of the numbers that pruning keeps, such as 0.5"),
+        Range(above=0, most=1),
+    ] = None,
     rank: Annotated[
-        int | None, tyro.conf.arg(help="largest rank of the result; a sum without it is exact, its ranks add")
+        int | None,
+        tyro.conf.arg(help="largest rank of the result; a sum without it is exact, its ranks add"),
+        Range(least=1),
     ] = None,
     sign: Annotated[
         Literal["total", "frequency"], tyro.conf.arg(help="elect a sign by the sum of the numbers or by their count")
     ] = "total",
-    seed: Annotated[int, tyro.conf.arg(help="of what DARE drops")] = 0,
+    seed: Annotated[int, tyro.conf.arg(help="of what DARE drops"), SEED] = 0,
     tasks: Annotated[
-        tuple[int | None, ...] | None, tyro.conf.arg(help="task of each adapter, None for one without tasks")
+        tuple[int | None, ...] | None,
+        tyro.conf.arg(help="task of each adapter, None for one without tasks"),
+        Range(least=0),
     ] = None,
     conditions: Annotated[
         tuple[Path | None, ...] | None, tyro.conf.arg(help="condition file of each adapter, None for one without")

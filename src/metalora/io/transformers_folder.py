@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
+from metalora._util.files import check_new_folder, new_folder
 from metalora.adapters.attach import detach
 from metalora.adapters.conditioning.condition import Condition
 from metalora.io.merged_model import merged_state
@@ -61,20 +63,25 @@ def save_merged_folder(
             largest file that the base was loaded from, if it was loaded from several.
 
     Raises:
-        ValueError: The model is not one of `transformers` or has no adapter, or the size is not readable; nothing is
-            written.
+        ValueError: The model is not one of `transformers` or has no adapter, the size is not readable, or the folder
+            is there already and not empty, or cannot be written; then there is no such folder.
     """
     if not hasattr(model, "save_pretrained"):
         raise ValueError(f"{type(model).__name__} is not a model of transformers, so no folder can be written")
+    check_new_folder(folder)
     transformers_model: Any = model
     name = transformers_model.name_or_path
     size = _largest_shard(name) if max_shard_size is None else _size_in_bytes(max_shard_size)
     state = merged_state(model, condition)
     detach(model)  # `save_pretrained` would write the names of the adapted layers
     model.load_state_dict(state)
-    transformers_model.save_pretrained(folder, **({} if size is None else {"max_shard_size": size}))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    with new_folder(folder) as temporary:
+        try:
+            transformers_model.save_pretrained(temporary, **({} if size is None else {"max_shard_size": size}))
+        except SafetensorError as error:  # which stands for the error of a full disk
+            raise ValueError(f"{folder}: could not be written ({error}); there is no such folder") from None
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
 
 
 def _size_in_bytes(text: str) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
-from metalora.config import AdapterConfig
+from metalora._util.number_range import Range
+from metalora.config import AdapterConfig, Configuration
 from metalora.cost import match_parameters, summarise
 
 FEW_EXAMPLES = 100  # of a single task: below, an adapter fitted to it over-fits
@@ -24,7 +25,7 @@ UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "
 
 
 @dataclass(frozen=True)
-class Need:
+class Need(Configuration):
     """What a user has and wants.
 
     Attributes:
@@ -34,20 +35,10 @@ class Need:
         latency: Seconds after which a new task must be ready; None: no limit.
     """
 
-    tasks: int
-    examples: int
-    budget: int | None = None
-    latency: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.tasks < 1:
-            raise ValueError(f"tasks is {self.tasks}, expected at least 1")
-        if self.examples < 4:
-            raise ValueError(f"examples is {self.examples}, expected at least 4: two classes with two examples each")
-        if self.budget is not None and self.budget < 1:
-            raise ValueError(f"budget is {self.budget} bytes, expected at least 1")
-        if self.latency is not None and self.latency <= 0:
-            raise ValueError(f"latency is {self.latency} s, expected more than 0")
+    tasks: Annotated[int, Range(least=1)]
+    examples: Annotated[int, Range(least=4)]  # two classes with two examples each
+    budget: Annotated[int | None, Range(least=1)] = None
+    latency: Annotated[float | None, Range(above=0)] = None
 
 
 @dataclass(frozen=True)

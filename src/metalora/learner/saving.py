@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from metalora._util.digest import tensor_digest, typed_label
 from metalora._util.files import replaced_folder, write_atomically
+from metalora._util.plain_values import parse_json
+from metalora._util.shown import shown
 from metalora.adapters.conditioning.condition import Condition
 from metalora.config import from_dict, to_dict
 from metalora.io.described_file import checksum, parse_described
@@ -103,15 +105,15 @@ def read_json_description(
     """
     path = Path(folder) / file
     try:
-        description = json.loads(path.read_text())
+        description = parse_json(path.read_text(), str(path))
     except FileNotFoundError:
         raise ValueError(f"{folder}: not the folder of {noun} (it has no {file})") from None
-    except (ValueError, OSError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     if not isinstance(description, dict) or description.get("format") != file_format:
         raise ValueError(f"{path}: not the description of {noun}")
     if description.get("version") != version:
-        raise ValueError(f"{path}: version {description.get('version')!r}, this library reads {version}")
+        raise ValueError(f"{path}: version {shown(description.get('version'))}, this library reads {version}")
     check_keys(description, keys, path)
     return description
 

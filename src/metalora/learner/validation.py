@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from metalora._util.files import write_atomically
+from metalora._util.files import errors_for_users, write_atomically
 from metalora.learner.evaluation import EpisodeFeatures, draw_test_episodes
 from metalora.learner.splits import Split
 from metalora.training.processes import process_index
@@ -71,7 +71,8 @@ class BestState:
         if self.path is not None and process_index() == 0:
             buffer = io.BytesIO()
             torch.save({"history": self.history, "state": self._state}, buffer)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with errors_for_users(self.path, "the best state is not kept"):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path, buffer.getvalue())
 
     def _score(self) -> float:

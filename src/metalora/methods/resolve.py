@@ -173,8 +173,6 @@ def _check_names(config: AdapterConfig, method: Method) -> None:
 
 def _check_tasks(config: AdapterConfig, method: Method, generated: tuple[str, ...]) -> None:
     tasks = config.tasks
-    if tasks < 1:
-        raise ValueError(f"method {method.name!r}: tasks={tasks}, expected at least 1")
     if tasks == 1:
         return
     with_task = [factor for factor, modes in method.network.factors.items() if "task" in modes]

@@ -202,20 +202,15 @@ class RankBudget:
 
     def _check(self) -> None:
         config, num_targets = self.config, len(self.singular_groups)
-        if not 1 <= config.final * num_targets <= self.first:
+        if config.final * num_targets > self.first:
             raise ValueError(
                 f"rank budget: final is {config.final} for each of {num_targets} targets, expected 1 to "
                 f"{self.first // num_targets}, what each has now"
             )
-        if config.start < 0 or config.hold < 0 or config.start + config.hold >= self.steps:
+        if config.start + config.hold >= self.steps:
             raise ValueError(
                 f"rank budget: start {config.start} and hold {config.hold} leave none of {self.steps} steps between"
             )
-        if config.every < 1:
-            raise ValueError(f"rank budget: every is {config.every}, expected at least 1")
-        for name in ("beta1", "beta2"):
-            if not 0 < getattr(config, name) < 1:
-                raise ValueError(f"rank budget: {name} is {getattr(config, name)}, expected between 0 and 1")
 
 
 def _singular_groups(adapter: Adapter) -> list[SingularGroup]:

@@ -38,7 +38,7 @@ def ranks_by_step(schedule: RankScheduleConfig, rank: int) -> dict[int, int]:
         {10: 6, 20: 2}
     """
     steps = list(schedule.steps)
-    if not steps or steps != sorted(set(steps)) or steps[0] < 1:
+    if not steps or steps != sorted(set(steps)):
         raise ValueError(f"rank schedule: steps are {steps}, expected ascending numbers of at least 1")
     if bool(schedule.ranks) == bool(schedule.final):  # both, or neither
         raise ValueError("rank schedule: give either ranks, one for each step, or the final rank")

@@ -165,11 +165,6 @@ def _check_merged_sizes(
 
 
 def _check(config: TwoSiteConfig, num_visits: int, steps: int) -> None:
-    for name, smallest in (("bond_steps", 1), ("sweeps", 1), ("start", 0), ("rank", 0)):
-        if getattr(config, name) < smallest:
-            raise ValueError(f"two-site: {name} is {getattr(config, name)}, expected at least {smallest}")
-    if not 0 <= config.tolerance < 1:
-        raise ValueError(f"two-site: tolerance is {config.tolerance}, expected at least 0 and below 1")
     last = config.start + num_visits * config.bond_steps
     if last > steps:
         raise ValueError(

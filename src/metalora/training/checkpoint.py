@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from metalora._util.files import write_atomically
+from metalora._util.files import errors_for_users, write_atomically
 from metalora.config import TrainConfig, to_dict
 from metalora.training.controllers import Controller
 from metalora.training.parameters import TrainedParameters
@@ -78,7 +78,8 @@ class RunCheckpoint:
         }
         buffer = io.BytesIO()  # in memory first: a full disk must not leave half a checkpoint
         torch.save(state, buffer)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with errors_for_users(self.path, "the run has no checkpoint"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.path, buffer.getvalue())
 
     def resume(self) -> list[float]:

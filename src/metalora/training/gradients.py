@@ -1,4 +1,4 @@
-"""Averaging of gradients over processes."""
+"""Gradients between the backward pass and the step: their mean over processes, and whether they are finite."""
 
 from __future__ import annotations
 
@@ -31,3 +31,26 @@ def average_gradients(parameters: Sequence[nn.Parameter], processes: int) -> Non
     means = torch.split(flat / processes, [gradient.numel() for gradient in gradients])
     for parameter, mean in zip(learned, means, strict=True):
         parameter.grad = mean.view_as(parameter)
+
+
+def check_gradients(parameters: Sequence[nn.Parameter], step: int) -> None:
+    """Check that all gradients are finite, before a step would write NaN into the parameters and the checkpoint.
+
+    Args:
+        parameters: The parameters; a missing gradient is left out.
+        step: Number of the step, for the message.
+
+    Raises:
+        ValueError: A gradient is infinite or NaN.
+
+    Example:
+        >>> factor = nn.Parameter(torch.zeros(2))
+        >>> factor.grad = torch.tensor([1.0, float("inf")])
+        >>> check_gradients([factor], step=7)
+        Traceback (most recent call last):
+        ValueError: step 7: a gradient is not finite; lower the learning rate or check the data
+    """
+    finite = [parameter.grad.isfinite().all() for parameter in parameters if parameter.grad is not None]
+    # One number, so that a GPU is waited for once; a model may lie on several.
+    if finite and not torch.stack([flag.to(finite[0].device) for flag in finite]).all():
+        raise ValueError(f"step {step}: a gradient is not finite; lower the learning rate or check the data")

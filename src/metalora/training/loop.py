@@ -13,7 +13,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.config import TrainConfig
 from metalora.training.checkpoint import RunCheckpoint
 from metalora.training.controllers import Controller, controllers, total_penalty
-from metalora.training.gradients import average_gradients
+from metalora.training.gradients import average_gradients, check_gradients
 from metalora.training.interrupt import deferred_interrupt
 from metalora.training.parameters import TrainedParameters
 from metalora.training.schedule import learning_rate_schedule
@@ -75,8 +75,6 @@ def fit(
 
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     model.eval()  # `TrainedParameters` puts the adapter alone into training mode
-    if config.accumulate < 1:
-        raise ValueError(f"accumulate is {config.accumulate}, expected at least 1")
     trained = TrainedParameters(adapter, extra_module)
     optimizer = torch.optim.AdamW(trained.groups(config), weight_decay=config.weight_decay)
     scheduler = learning_rate_schedule(optimizer, config)
@@ -90,6 +88,8 @@ def fit(
                 optimizer.zero_grad()
                 losses.append(_backward(step_loss, step, config.accumulate, seed, accelerator, rules))
                 average_gradients(trained.parameters, accelerator.num_processes)
+                if accelerator.scaler is None:  # which itself leaves a step out whose scaled gradients overflow
+                    check_gradients(trained.parameters, step)
                 if config.clip:
                     accelerator.clip_grad_norm_(trained.parameters, config.clip)
                 optimizer.step()

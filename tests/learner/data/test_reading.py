@@ -234,7 +234,7 @@ BAD_FILES = {
     "two columns with one name": ("t.csv", b"text,label,label\na,1,2\n", "two columns are called 'label'"),
     "another encoding": ("t.csv", "text,label\na,1\nä,2\n".encode("latin-1"), "line 3 is not UTF-8"),
     "an open quotation": ("t.csv", b'text,label\n"a,1\n', "line [23]: unexpected end of data"),
-    "no JSON": ("t.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
+    "no JSON": ("t.jsonl", b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
     "a JSON list": ("t.jsonl", b'["a"]\n', "line 1 is a list"),
     "not Parquet": ("t.parquet", b"abc", "t.parquet: not a Parquet file"),
     "another ending": ("t.xlsx", b"abc", "the ending '.xlsx' is unknown; expected .csv"),

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from metalora._util.digest import tensor_digest, typed_label
-from metalora._util.files import replace_file
+from metalora._util.files import errors_for_users, replace_file
 from metalora_papers.cache import cache_folder
 from metalora_papers.config import BackboneConfig
 
@@ -134,8 +134,9 @@ def pretrained(
 def _store(path: Path, model: nn.Module, identity: str) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     content = save(tensors, {"sha256": tensors_hash(tensors.items()), "config": identity, "torch": torch.__version__})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, content)
+    with errors_for_users(path, "the backbone is not cached"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
 
 
 def _load(path: Path, config: BackboneConfig) -> nn.Module:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from metalora.config import AdapterConfig, TrainConfig
+from metalora._util.number_range import SEED, Range
+from metalora.config import AdapterConfig, Configuration, TrainConfig
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Configuration):
     """A small decoder of characters (Llama's layers), pre-trained on news articles."""
 
-    width: int = 128
-    layers: int = 3
-    heads: int = 4
-    context: int = 128
+    width: Annotated[int, Range(least=1)] = 128
+    layers: Annotated[int, Range(least=1)] = 3
+    heads: Annotated[int, Range(least=1)] = 4
+    context: Annotated[int, Range(least=1)] = 128
     """characters of a text"""
-    steps: int = 3000
-    batch: int = 16
-    lr: float = 3e-3
-    seed: int = 0
+    steps: Annotated[int, Range(least=0)] = 3000
+    batch: Annotated[int, Range(least=1)] = 16
+    lr: Annotated[float, Range(above=0)] = 3e-3
+    seed: Annotated[int, SEED] = 0
 
 
 @dataclass(frozen=True)
-class ContinuationRunConfig:
+class ContinuationRunConfig(Configuration):
     """One run of a decoder that goes on with texts in the style of their prompts."""
 
     suite: Literal["continuation"] = "continuation"
@@ -38,15 +39,15 @@ class ContinuationRunConfig:
     adapter: AdapterConfig | None = None
     """None: the model as it is"""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=600, lr=5e-3, schedule="onecycle"))
-    batch: int = 16
+    batch: Annotated[int, Range(least=1)] = 16
     """texts of a step"""
-    prompt: int = 64
+    prompt: Annotated[int, Range(least=1)] = 64
     """tokens before the continuation"""
-    response: int = 64
+    response: Annotated[int, Range(least=1)] = 64
     """tokens of the continuation"""
-    test_examples: int = 32
+    test_examples: Annotated[int, Range(least=1)] = 32
     """texts of a style"""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     split: Literal["val", "test"] = "test"
 
     @property
@@ -60,7 +61,7 @@ class ContinuationRunConfig:
 
 
 @dataclass(frozen=True)
-class ContinuationTableConfig:
+class ContinuationTableConfig(Configuration):
     """MetaLoRA on a language model: LoRA and generated adapters on texts in many styles."""
 
     model: str = ""
@@ -69,14 +70,14 @@ class ContinuationTableConfig:
     methods: tuple[str, ...] = ()
     """rows to run (empty: all)"""
     targets: str = "linear"
-    seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 600
-    lr: float = 5e-3
-    lr_grid: tuple[float, ...] = (1.5e-3, 5e-3, 1.5e-2)
+    seeds: Annotated[tuple[int, ...], SEED] = (0, 1, 2)
+    steps: Annotated[int, Range(least=0)] = 600
+    lr: Annotated[float, Range(above=0)] = 5e-3
+    lr_grid: Annotated[tuple[float, ...], Range(above=0)] = (1.5e-3, 5e-3, 1.5e-2)
     """rates to choose from on the validation split, per method (empty: `lr` for all)"""
-    rank: int = 12
+    rank: Annotated[int, Range(least=1)] = 12
     """rank of LoRA, which then has more parameters than the generated adapters"""
-    cp_rank: int = 8
-    ring_rank: int = 3
-    hidden: int = 16
+    cp_rank: Annotated[int, Range(least=1)] = 8
+    ring_rank: Annotated[int, Range(least=1)] = 3
+    hidden: Annotated[int, Range(least=1)] = 16
     """width of the mapping net"""

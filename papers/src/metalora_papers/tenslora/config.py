@@ -1,9 +1,10 @@
 """Configurations of image classification: its runs and its table; imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from metalora.config import AdapterConfig, TrainConfig
+from metalora._util.number_range import PROBABILITY, SEED, Range
+from metalora.config import AdapterConfig, Configuration, TrainConfig
 
 
 def _cosine() -> TrainConfig:
@@ -11,7 +12,7 @@ def _cosine() -> TrainConfig:
 
 
 @dataclass(frozen=True)
-class ImageRunConfig:
+class ImageRunConfig(Configuration):
     """One run of image classification: a pre-trained network, a linear head, and an adapter or none."""
 
     suite: Literal["images"] = "images"
@@ -22,7 +23,7 @@ class ImageRunConfig:
     model: str = "dinov2-small"
     """what `metalora.learner.load_backbone` takes (timm:NAME, timm:NAME@CHECKPOINT, torchvision:NAME, hf:FOLDER_OR_ID,
     efficientnet-lite0), a known architecture such as vit-base, or dinov2-small (`metalora-papers fetch vit`)"""
-    size: int | None = None
+    size: Annotated[int | None, Range(least=1)] = None
     """height and width of the pictures in pixels; None: those that the network was trained with"""
     augment: Literal["none", "crop-flip"] = "none"
     """crop-flip: a random part of each training picture, at random mirrored"""
@@ -33,12 +34,12 @@ class ImageRunConfig:
     full: bool = False
     """train every weight of the network: the reference, without an adapter"""
     train: TrainConfig = field(default_factory=_cosine)
-    batch: int = 16
-    examples: int = 0
+    batch: Annotated[int, Range(least=1)] = 16
+    examples: Annotated[int, Range(least=0)] = 0
     """training pictures, drawn once for all runs (0: all)"""
-    test_examples: int = 0
+    test_examples: Annotated[int, Range(least=0)] = 0
     """pictures that are scored, likewise (0: all)"""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     split: Literal["val", "test"] = "test"
     """val: hyper-parameters are chosen here; test is touched once"""
 
@@ -53,7 +54,7 @@ class ImageRunConfig:
 
 
 @dataclass(frozen=True)
-class ImageTableConfig:
+class ImageTableConfig(Configuration):
     """TensLoRA's two protocols on image classification."""
 
     data: str = "emoji:people"
@@ -61,7 +62,7 @@ class ImageTableConfig:
     data_root: str | None = None
     model: str = "dinov2-small"
     """as in a run"""
-    size: int | None = None
+    size: Annotated[int | None, Range(least=1)] = None
     """height and width of the pictures in pixels; None: those that the network was trained with"""
     augment: Literal["none", "crop-flip"] = "none"
     """crop-flip: a random part of each training picture, at random mirrored"""
@@ -70,23 +71,23 @@ class ImageTableConfig:
     with a protocol, such as "tenslora-qkv-depth-tt, isoparameters" """
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     """what LoRA and the constructions adapt; attn.qkv in a ViT of timm"""
-    rank: int = 8
+    rank: Annotated[int, Range(least=1)] = 8
     """of LoRA, whose scale is two"""
-    alpha: float = 4.0
+    alpha: Annotated[float, Range()] = 4.0
     """of the tensor trains of MetaTT"""
     init: str = "ze-id-id-id"
     """of MetaTT-4D, core by core"""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    steps: int = 300
-    batch: int = 16
-    examples: int = 0
+    seeds: Annotated[tuple[int, ...], SEED] = (0, 1, 2, 3, 4)
+    steps: Annotated[int, Range(least=0)] = 300
+    batch: Annotated[int, Range(least=1)] = 16
+    examples: Annotated[int, Range(least=0)] = 0
     """training pictures, drawn once for all runs (0: all)"""
-    test_examples: int = 0
+    test_examples: Annotated[int, Range(least=0)] = 0
     """pictures that are scored, likewise (0: all)"""
-    lr: float = 1e-3
-    lr_grid: tuple[float, ...] = ()
+    lr: Annotated[float, Range(above=0)] = 1e-3
+    lr_grid: Annotated[tuple[float, ...], Range(above=0)] = ()
     """rates to choose from on the validation split, per row (empty: `lr` for all)"""
-    weight_decay: float = 0.01
-    warmup: float = 0.1
+    weight_decay: Annotated[float, Range(least=0)] = 0.01
+    warmup: Annotated[float, PROBABILITY] = 0.1
     """share of the steps"""
     mixed_precision: Literal["no", "bf16"] = "no"

@@ -148,18 +148,16 @@ def _of_condition(condition: ConditionConfig) -> tuple[Sequence[float], Sequence
     mean, std = condition.image_mean, condition.image_std
     if mean is None and std is None:
         return None
-    if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
+    if mean is None or std is None or len(mean) != len(std):
         raise ValueError(
-            "condition.image_mean and condition.image_std: expected a number for each channel in both, those of "
-            f"image_std positive; got {mean} and {std}"
+            "condition.image_mean and condition.image_std: expected a number for each channel in both, "
+            f"got {mean} and {std}"
         )
     return mean, std
 
 
 def _size(network: nn.Module, stated: dict[str, Any], wanted: int | None) -> tuple[int, int] | None:
     """Return the height and width of the images of a network; None if they stay as they are."""
-    if wanted is not None and wanted < 1:
-        raise ValueError(f"condition.image_size: expected at least one pixel, got {wanted}")
     asked = None if wanted is None else (wanted, wanted)
     if not stated.get("fixed_input_size"):
         return asked

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from metalora.adapters.layers.base_layer import BaseLayer
+from metalora.adapters.rounded_sum import rounded_sum
 from metalora.adapters.targets import Target
 
 if TYPE_CHECKING:
@@ -51,26 +52,29 @@ class MergeableLayer(nn.Module, ABC):
     def shift(self, values: Values | None) -> Tensor | None:
         """Return what is added to the output in addition to x Delta W, (o,), of one condition; None if nothing is."""
 
-    def bias_to_merge(self, values: Values | None) -> Tensor | None:
-        """Return `shift` (o,), or None if the method has no biases.
+    def merged_bias(self, values: Values | None) -> Tensor | None:
+        """Return the base's bias (o,) with `shift`, in its type, or None if the method has no biases.
 
         Raises:
-            ValueError: The method has biases, and the base has no bias that they could be added to.
+            ValueError: The method has biases, and the base has no bias that they could be added to; or the sum is not
+                finite.
         """
         shift = self.shift(values)
-        if shift is not None and self.base.bias is None:
+        if shift is None:
+            return None
+        if self.base.bias is None:
             method = self.owner[0].method.name
             raise ValueError(
                 f"merge: target {self.target.path!r} has no bias that the bias of {method!r} could be added to"
             )
-        return shift
+        return rounded_sum(self.base.bias, shift, f"the bias of target {self.target.path!r}")
 
-    def merge_bias(self, shift: Tensor | None) -> None:
-        """Add a shift (o,) to the base's bias, whose bits are kept."""
+    def merge_bias(self, merged: Tensor | None) -> None:
+        """Put what `merged_bias` returned in the place of the base's bias, whose bits are kept."""
         bias = getattr(self.base, "bias", None)  # an embedding has no such attribute
-        if shift is not None and bias is not None:
+        if merged is not None and bias is not None:
             self.original_bias = bias.detach().clone()
-            bias.data.add_(shift.to(bias.dtype))
+            bias.data.copy_(merged)
 
     def unmerge_bias(self) -> None:
         """Restore the base's bias, bit for bit."""

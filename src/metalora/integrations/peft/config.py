@@ -10,7 +10,7 @@ import torch
 from peft.utils import PeftType
 
 from metalora._util.suggest import nearest
-from metalora.config import LATER_FIELDS, STACKS_WITHOUT_FIELD, AdapterConfig, from_dict
+from metalora.config import LATER_FIELDS, STACKS_WITHOUT_FIELD, AdapterConfig, check_field, from_dict
 from metalora.integrations.peft.card import add_loading_instructions
 from metalora.integrations.peft.peft_api import PeftConfig
 from metalora.integrations.peft.registration import NAME
@@ -116,6 +116,8 @@ class TensorNetworkConfig(PeftConfig):
         Raises:
             ValueError: A value of the wrong type, or an unknown field of the condition.
         """
+        for own, shared in (("r", "rank"), ("rank_pattern", "rank_pattern"), ("alpha_pattern", "alpha_pattern")):
+            check_field(AdapterConfig, shared, getattr(self, own), f"{type(self).__name__}.{own}")
         values = {name: getattr(self, name) for name in SHARED_FIELDS}
         default = "successive" if self.placement is None else STACKS_WITHOUT_FIELD
         values["stacks"] = default if self.stacks is None else self.stacks

@@ -140,7 +140,7 @@ class AdaptedModule(TunerLayer, nn.Module):
         weight = self._dense_weight()
         delta = adapter.delta(layer.target.path)
         values = adapter.fixed_condition.values if adapter.per_example and adapter.fixed_condition is not None else None
-        bias = layer.bias_to_merge(values)
+        bias = layer.merged_bias(values)
         # W + Delta W is rounded once: a Delta W that is rounded to the weight's 16 bits before would lose digits.
         merged = (weight.to(delta.dtype) + delta).to(weight.dtype)
         if safe_merge and not torch.isfinite(merged).all():

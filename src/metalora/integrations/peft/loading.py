@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from metalora._util.plain_values import parse_json
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.container import CONTAINER_NAME, container_of
 from metalora.integrations.peft.registration import NAME
@@ -94,11 +94,12 @@ def _check_files(folder: Path) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     """The contents of adapter_config.json, which has a `peft_type`."""
     try:
-        config: Any = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ValueError(f"{folder}: no {CONFIG_FILE}, expected the folder of a saved adapter") from None
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{folder / CONFIG_FILE}: not JSON ({error})") from None
+    config: Any = parse_json(text, str(folder / CONFIG_FILE))
     if not isinstance(config, dict) or "peft_type" not in config:
         raise ValueError(f"{folder / CONFIG_FILE}: no peft_type, expected {NAME!r}")
     return config

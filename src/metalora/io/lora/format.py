@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -14,6 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
+from metalora._util.number_range import Range
+from metalora._util.plain_values import parse_json
+from metalora._util.shown import shown
 from metalora._util.suggest import nearest
 from metalora.fitting.updates import LowRankUpdate
 
@@ -149,18 +151,21 @@ def patterned(patterns: Mapping[str, Any] | None, path: str, default: Any) -> An
 def _read_config(folder: Path) -> dict[str, Any]:
     """Return the configuration of a LoRA folder; ValueError if it is missing, damaged or not that of a plain LoRA."""
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        text = (folder / CONFIG).read_text()
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: no {CONFIG}, expected the folder of a PEFT LoRA") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{folder / CONFIG}: not JSON ({error})") from None
+    config = parse_json(text, str(folder / CONFIG))
     peft_type = config.get("peft_type") if isinstance(config, dict) else config
     if not isinstance(config, dict) or peft_type != "LORA":
-        raise ValueError(f"{folder}: peft_type is {peft_type!r}, expected 'LORA'")
+        raise ValueError(f"{folder}: peft_type is {shown(peft_type)}, expected 'LORA'")
     _check_plain_lora(folder, config)
     for key in ("r", "lora_alpha"):
-        if not isinstance(config.get(key), (int, float)) or config[key] <= 0:
-            raise ValueError(f"{folder / CONFIG}: {key} is {config.get(key)!r}, expected a number above 0")
+        value = config.get(key)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise ValueError(f"{folder / CONFIG}: {key} is {shown(value)}, expected a number")
+        Range(above=0).check(value, f"{folder / CONFIG}: {key}")
     return config
 
 

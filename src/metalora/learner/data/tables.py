@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from metalora._util.plain_values import parse_json
 from metalora.learner.data.labels import Label
 from metalora.learner.data.pictures import check_file
 
@@ -230,10 +230,7 @@ def _json_columns(text: str, path: Path) -> dict[str, list[Any]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error.msg})") from None
+        row = parse_json(line, f"{path}: line {number}")
         if not isinstance(row, dict):
             raise ValueError(f"{path}: line {number} is a {type(row).__name__}, expected an object with named values")
         rows.append(row)
