@@ -11,6 +11,7 @@ from torch import nn
 from metalora.adapters.attach import detach
 from metalora.adapters.conditioning.condition import Condition
 from metalora.io.merged_model import merged_state
+from metalora.zoo import same_fresh_weights
 
 
 def load_base(folder: str, kind: str) -> tuple[nn.Module, Any]:
@@ -31,7 +32,8 @@ def load_base(folder: str, kind: str) -> tuple[nn.Module, Any]:
     if not hasattr(transformers, kind):
         raise ValueError(f"the adapter's base is a {kind}, which is not a class of transformers")
     try:
-        model = getattr(transformers, kind).from_pretrained(folder)
+        with same_fresh_weights():
+            model = getattr(transformers, kind).from_pretrained(folder)
     except OSError as error:
         raise ValueError(f"model hf:{folder}: {str(error).splitlines()[0]}") from None
     try:
