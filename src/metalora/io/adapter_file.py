@@ -20,9 +20,10 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, detach
 from metalora.adapters.layout import counted_stacks
 from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, config_in_file, from_dict
-from metalora.io.base_samples import base_tensors, check_samples, sample_base, trained_with
+from metalora.io.base_samples import check_samples, sample_base, trained_with
+from metalora.io.condition_file import adapter_digest, extractor_digest
 from metalora.io.described_file import checksum, description_in, parse_described
-from metalora.io.fingerprint import fingerprint, frozen_digest, sampled_digest
+from metalora.io.fingerprint import fingerprint, frozen_digest
 
 FORMAT = "metalora-adapter"
 VERSION = 1
@@ -115,19 +116,15 @@ def _description(adapter: Adapter, left_out: Sequence[str]) -> dict[str, Any]:
         "targets": targets,
         "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,
         "num_params": adapter.num_params(),
+        "digest": adapter_digest(adapter),  # condition files have it; it cannot be computed from rounded numbers
         "frozen": frozen_digest(adapter),
         "base": {
             "class": type(base).__name__,
             "fingerprint": fingerprint(base, list(adapter.targets)),  # what earlier versions compare
             **sample_base(base, adapter.targets, left_out),
-            "extractor": _extractor_digest(adapter),
+            "extractor": extractor_digest(adapter),
         },
     }
-
-
-def _extractor_digest(adapter: Adapter) -> str | None:
-    """Return the digest of the network that makes an adapter's features; None if the base makes them."""
-    return sampled_digest(base_tensors(adapter.extractor[0])) if adapter.extractor else None
 
 
 def _adapter_tensors(adapter: Adapter, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -242,7 +239,7 @@ def load(
         raise ValueError(f"{path}: {error}") from None
     try:
         if check_base and adapter.extractor:
-            check_samples(description["base"], {"extractor": _extractor_digest(adapter)}, path, ANOTHER_BASE)
+            check_samples(description["base"], {"extractor": extractor_digest(adapter)}, path, ANOTHER_BASE)
         _restore(adapter, description, tensors, path)
     except ValueError:
         detach(model)
@@ -311,6 +308,7 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
         for path, change in adapter.bias_changes.items():
             change.copy_(tensors[BIASES + path])
     adapter.started = True
+    adapter.digest_in_file = description.get("digest")  # files of earlier versions have none
     if adapter.conditioner is not None:
         adapter.conditioner.load_state_dict(_without_prefix(tensors, CONDITIONER))
 
