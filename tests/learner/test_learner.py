@@ -300,6 +300,17 @@ def test_another_backbone_is_refused(learner: Learner, tmp_path: Any) -> None:
         MetaLearner.from_pretrained(tmp_path / "learner", backbone=other)
 
 
+@pytest.mark.parametrize("adapter", [AdapterConfig("lora", rank=2, targets=("0", "2")), None], ids=["lora", "none"])
+@pytest.mark.parametrize("tensor", ["0.bias", "4.bias", "4.weight"])
+def test_a_backbone_that_differs_anywhere_is_refused(adapter: AdapterConfig | None, tensor: str, tmp_path: Any) -> None:
+    small(adapter=adapter).save_pretrained(tmp_path / "learner")
+    other = network()
+    other.state_dict()[tensor][-1:] += 1
+    with pytest.raises(ValueError, match="not those that the adapter was trained on|is not the one that was saved"):
+        MetaLearner.from_pretrained(tmp_path / "learner", backbone=other)
+    MetaLearner.from_pretrained(tmp_path / "learner", backbone=network())
+
+
 def test_damaged_files_are_refused(learner: Learner, task: AdaptedTask, tmp_path: Any) -> None:
     file = task.save_pretrained(tmp_path / "ripe") / "task.safetensors"
     content = bytearray(file.read_bytes())

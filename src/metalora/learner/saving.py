@@ -20,6 +20,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
 from metalora.config import from_dict, to_dict
+from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import checksum, parse_described
 from metalora.io.fingerprint import fingerprint
 from metalora.learner.backbone import Backbone, load_backbone
@@ -58,6 +59,7 @@ def save_learner(learner: MetaLearner, folder: str | Path) -> Path:
         "preprocessor": learner.backbone.preprocessor.to_dict(),
         "stages": list(learner.features.stages),
         "fingerprint": learner.fingerprint,
+        "base": sample_base(learner.backbone.model, (), ()),
         "report": learner.report_.to_dict() if hasattr(learner, "report_") else None,
     }
     with one_process_writes() as writes:
@@ -151,6 +153,8 @@ def load_learner(
         raise ValueError(f"{folder}/{READOUT_FILE}: cannot be read ({error})") from None
     if learner.fingerprint != description["fingerprint"]:
         raise ValueError(f"{folder}: the backbone or a file of the learner is not the one that was saved")
+    # Older folders do not have it.
+    check_samples(description.get("base", {}), sample_base(learner.backbone.model, (), ()), folder)
     learner.folder = folder
     if description["report"] is not None:
         from metalora.learner.report import Report
