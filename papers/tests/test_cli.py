@@ -176,7 +176,7 @@ def test_a_generated_adapter_is_not_merged_without_a_condition(trained, files):
 def test_a_file_of_another_kind_is_no_condition(trained, files):
     arguments = ("merge", trained.adapter, "--model", f"run:{files}/run.yaml", "--out", files / "none")
     code, _, err = metalora_command(*arguments, "--condition", trained.adapter)
-    assert code == 2 and "not a condition file" in err and err.count("\n") == 1
+    assert code == 2 and "not a metalora-condition file" in err and err.count("\n") == 1
 
 
 def test_an_exported_folder_is_the_adapted_model_for_its_condition(trained, files):

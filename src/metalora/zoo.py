@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -149,11 +150,30 @@ def _transformers(name: str, weights: bool) -> nn.Module:
     name = name.removesuffix("/config.json")  # a path of the file stands for its folder
     try:
         if weights:
-            return cast(nn.Module, AutoModel.from_pretrained(name).eval())
+            with same_fresh_weights():
+                return cast(nn.Module, AutoModel.from_pretrained(name).eval())
         with torch.device("meta"):
             return cast(nn.Module, AutoModel.from_config(AutoConfig.from_pretrained(name)).eval())
     except OSError as error:
         raise ValueError(f"model hf:{name}: {str(error).splitlines()[0]}") from None
+
+
+@contextmanager
+def same_fresh_weights() -> Iterator[None]:
+    """Draw the weights that a checkpoint lacks, such as a pooler, the same every time, while a model is loaded.
+
+    An adapter file says on which base it was made; with another pooler every time it could not be loaded again.
+
+    Example:
+        >>> with same_fresh_weights():
+        ...     first = torch.rand(1)
+        >>> with same_fresh_weights():
+        ...     bool(torch.rand(1) == first)
+        True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def efficientnet_lite0_imagenet() -> nn.Module:
@@ -249,7 +269,9 @@ def sentence_encoder(name: str) -> tuple[nn.Module, Any]:
 
     folder = _transformer_folder(minilm_folder() if name == "minilm" else name)
     try:
-        model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        with same_fresh_weights():
+            model = AutoModel.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except OSError as error:
         raise ValueError(f"model {name!r}: {str(error).splitlines()[0]}") from None
     return cast(nn.Module, model.eval()), tokenizer

@@ -382,7 +382,7 @@ def test_a_static_adapter_has_no_condition():
 
 def test_a_file_that_is_no_condition(tmp_path):
     (tmp_path / "c").write_bytes(b"not a condition at all")
-    with pytest.raises(ValueError, match="not a condition file"):
+    with pytest.raises(ValueError, match="not a complete condition file"):
         Condition.load(tmp_path / "c")
 
 

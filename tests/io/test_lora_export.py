@@ -274,7 +274,7 @@ def test_conditions_that_do_not_fit(tmp_path):
         case.adapter.export_lora(tmp_path / "out", condition)
     changed = condition.mean()
     changed.values["fc.A"] = changed.values["fc.A"][:, :, :1]
-    with pytest.raises(ValueError, match="the condition has 'fc.A' of shape"):
+    with pytest.raises(ValueError, match="the condition: 'fc.A' has shape"):
         case.adapter.export_lora(tmp_path / "out", changed)
     merge(other.model)
     with pytest.raises(ValueError, match="the adapter is merged"):

@@ -166,6 +166,16 @@ def test_mistakes_are_named() -> None:
         finetune(network(), x, y, "head")
 
 
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_a_backbone_with_another_bias_is_refused(method: str, tmp_path: Path) -> None:
+    folder = tuned(METHODS[method], steps=0).save_pretrained(tmp_path / "run")
+    other = network()
+    with torch.no_grad():
+        other[4].bias[-1] += 1
+    with pytest.raises(ValueError, match=f"{folder}.*other parameters or buffers of the base"):
+        FineTuned.from_pretrained(folder, backbone=other)
+
+
 def test_a_changed_folder_is_refused(tmp_path: Path) -> None:
     folder = tuned("head", steps=0).save_pretrained(tmp_path / "run")
     content = bytearray((folder / "head.safetensors").read_bytes())

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
 from torch import nn
 
 from metalora.config import AdapterConfig, ConditionConfig
+from metalora.io.described_file import checksum, description_in
 from metalora.learner import AdaptedTask, MetaLearner
 from metalora.learner.learner import MetaLearner as Learner
 
@@ -296,6 +300,17 @@ def test_another_backbone_is_refused(learner: Learner, tmp_path: Any) -> None:
         MetaLearner.from_pretrained(tmp_path / "learner", backbone=other)
 
 
+@pytest.mark.parametrize("adapter", [AdapterConfig("lora", rank=2, targets=("0", "2")), None], ids=["lora", "none"])
+@pytest.mark.parametrize("tensor", ["0.bias", "4.bias", "4.weight"])
+def test_a_backbone_that_differs_anywhere_is_refused(adapter: AdapterConfig | None, tensor: str, tmp_path: Any) -> None:
+    small(adapter=adapter).save_pretrained(tmp_path / "learner")
+    other = network()
+    other.state_dict()[tensor][-1:] += 1
+    with pytest.raises(ValueError, match="not those that the adapter was trained on|is not the one that was saved"):
+        MetaLearner.from_pretrained(tmp_path / "learner", backbone=other)
+    MetaLearner.from_pretrained(tmp_path / "learner", backbone=network())
+
+
 def test_damaged_files_are_refused(learner: Learner, task: AdaptedTask, tmp_path: Any) -> None:
     file = task.save_pretrained(tmp_path / "ripe") / "task.safetensors"
     content = bytearray(file.read_bytes())
@@ -308,6 +323,57 @@ def test_damaged_files_are_refused(learner: Learner, task: AdaptedTask, tmp_path
         AdaptedTask.from_pretrained(tmp_path / "ripe", learner)
     with pytest.raises(ValueError, match="no task there"):
         AdaptedTask.from_pretrained(tmp_path / "green", learner)
+
+
+# name -> (a change of the description and the tensors of a task, what the error says)
+MISFITS: dict[str, tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], Any], str]] = {
+    "a later version": (lambda d, t: d.update(version=99), "version 99 of the format, this library reads 1"),
+    "no labels": (lambda d, t: d.pop("labels"), "it has no 'labels'"),
+    "labels without classes": (lambda d, t: d["labels"].pop("classes"), "its parts do not fit together"),
+    "a class more": (lambda d, t: d["labels"]["classes"].append("blue"), "its parts do not fit together"),
+    "no setting of the readout": (lambda d, t: d["readout"].pop("width"), "its parts do not fit together"),
+    "another width": (lambda d, t: d["readout"].update(width=3), "its parts do not fit together"),
+    "NaN in the readout": (lambda d, t: t["readout/mean"].fill_(torch.nan), "'readout/mean' has numbers that are not"),
+    "NaN in the condition": (lambda d, t: t["condition/0.c"].fill_(torch.nan), "'condition/0.c' has numbers that are"),
+    "no support": (lambda d, t: t.pop("readout/support"), "no tensor 'support'"),
+    "a narrower support": (lambda d, t: t.update({"readout/support": t["readout/support"][:, :2]}), "do not fit"),
+    "fewer items": (lambda d, t: t.update({"readout/nearest": t["readout/nearest"][:2]}), "'nearest' of 2 items"),
+    "no condition": (lambda d, t: [t.pop(name) for name in list(t) if "condition/" in name], "no condition, expected"),
+    "a value less": (lambda d, t: t.pop("condition/0.c"), "no value for '0.c'"),
+    "a longer value": (lambda d, t: t.update({"condition/0.c": torch.zeros(1, 9)}), "'0.c' has shape (1, 9)"),
+    "values for two": (lambda d, t: t.update({"condition/0.c": torch.zeros(2, 2)}), "'0.c' has shape (2, 2)"),
+    "a factor of no adapter": (lambda d, t: t.update({"factors/x": torch.zeros(2)}), "factor 'x' has shape (2,)"),
+    "a factor of another shape": (
+        lambda d, t: t.update({"factors/0.c": torch.zeros(1)}),
+        "factor '0.c' has shape (1,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, message", MISFITS.values(), ids=MISFITS)
+def test_a_task_that_does_not_fit_is_refused(
+    change: Callable[[dict[str, Any], dict[str, torch.Tensor]], Any], message: str, generated: Learner, tmp_path: Any
+) -> None:
+    """The checksum fits: another program wrote the file."""
+    x = items(40, seed=3)
+    file = generated.adapt(x, x[:, 0] > 0).save_pretrained(tmp_path / "task") / "task.safetensors"
+    tensors, description = load_tensors(file.read_bytes()), description_in(file.read_bytes())
+    change(description, tensors)
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    description["sha256"] = checksum(description, tensors)
+    file.write_bytes(dump_tensors(tensors, {"metalora": json.dumps(description)}))
+    with pytest.raises(ValueError) as error:
+        AdaptedTask.from_pretrained(tmp_path / "task", generated)
+    assert str(error.value).startswith(f"{tmp_path}/task") and message in str(error.value)
+
+
+def test_a_task_that_would_not_be_read_is_not_written(task: AdaptedTask, tmp_path: Any) -> None:
+    with torch.no_grad():
+        broken = copy.deepcopy(task.readout)
+        broken.scaling.mean.fill_(torch.nan)
+    with pytest.raises(ValueError, match="'readout/mean' has numbers that are not finite"):
+        AdaptedTask(task.learner, broken, task.labels).save_pretrained(tmp_path / "task")
+    assert not (tmp_path / "task").exists()
 
 
 def test_saving_never_replaces_a_folder_of_somebody_else(learner: Learner, tmp_path: Any) -> None:

@@ -1,6 +1,7 @@
 """The checkpoint of a run holds whatever the run trains: a head, and the slice of a task that is being added."""
 
 import contextlib
+import copy
 
 import pytest
 import torch
@@ -79,3 +80,43 @@ def test_a_checkpoint_of_a_run_with_another_head_is_refused(tmp_path):
     adapter = attach(model, AdapterConfig("lora", rank=2, targets=("0",)))
     with pytest.raises(ValueError, match="made by another run"):
         fit(model, adapter, lambda k: None, CONFIG, extra_module=head, checkpoint=tmp_path / "run.pt")
+
+
+def run_on(base, checkpoint, steps=None):
+    """A run of an adapter of the layer "0" that is interrupted before step `steps`."""
+    model, head = copy.deepcopy(base), nn.Linear(3, 2).double()
+    adapter = attach(model, AdapterConfig("lora", rank=2, targets=("0",)))
+
+    def step_loss(k):
+        if k == steps:
+            raise KeyboardInterrupt
+        return head(model(X.flatten(0, 1))).square().mean()
+
+    with contextlib.suppress(KeyboardInterrupt):
+        return fit(model, adapter, step_loss, CONFIG, extra_module=head, checkpoint=checkpoint)
+
+
+BASES = {
+    "the last row of an adapted weight": (lambda m: m[0].weight.data[-1].neg_(), "the base weights"),
+    "the bias of an adapted layer": (lambda m: m[0].bias.data.add_(1), "other parameters or buffers"),
+    "another layer": (lambda m: m[2].weight.data.add_(1), "other parameters or buffers"),
+    "statistics": (lambda m: m[1].running_mean.add_(1), "other parameters or buffers"),
+}
+
+
+@pytest.mark.parametrize("change, message", BASES.values(), ids=BASES)
+def test_a_checkpoint_of_a_run_on_another_base_is_refused(change, message, tmp_path):
+    torch.manual_seed(0)
+    path, base = tmp_path / "run.pt", nn.Sequential(nn.Linear(WIDTH, 300), nn.BatchNorm1d(300), nn.Linear(300, 3))
+    base.double().eval()
+    run_on(base, path, steps=3)
+    content, other = path.read_bytes(), copy.deepcopy(base)
+    change(other)
+    with pytest.raises(ValueError, match=f"^{path}: {message}.*delete it to restart"):
+        run_on(other, path)
+    assert path.read_bytes() == content
+    older = torch.load(path, weights_only=True)
+    del older["base"]  # as earlier versions wrote it
+    torch.save(older, tmp_path / "older.pt")
+    assert len(run_on(other, tmp_path / "older.pt")) == CONFIG.steps
+    assert len(run_on(base, path)) == CONFIG.steps

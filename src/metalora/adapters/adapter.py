@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from metalora._util.suggest import nearest
 from metalora.adapters.batched_fold import BatchedFold, batched_folds
 from metalora.adapters.bound_target import LEARNED_MODULE, slot_of
+from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition, Values, task_index
 from metalora.adapters.conditioning.condition_cache import ConditionCache
 from metalora.adapters.conditioning.extractor import ImageConversion
@@ -82,6 +85,8 @@ class Adapter(nn.Module):
         self.condition_cache = ConditionCache()
         self.reads_prompt = False  # whether a condition is made from the prompt of a causal language model
         self.fixed_condition: Condition | None = None
+        self.accepted_origins: set[str] = set()  # of condition files that were compared with this adapter
+        self.digest_in_file: str | None = None  # before its numbers were rounded, of an adapter that was loaded
         self.state = ForwardState()
         self.started = FROM_DATA not in resolved.inits.values()
         self.weight_first = True
@@ -287,7 +292,10 @@ class Adapter(nn.Module):
                 f"{verb}: {self.method.name} takes {', '.join(self.per_example)} from a condition, pass condition=... "
                 f"({how})"
             )
-        return None if condition is None else condition.values
+        if condition is None:
+            return None
+        check_condition(self, condition)
+        return condition.values
 
     # ---- conditions ------------------------------------------------------------------------------------------------
     def condition(self, inputs: Inputs, labels: Tensor | None = None) -> Condition:
@@ -311,8 +319,11 @@ class Adapter(nn.Module):
 
     def condition_from(self, features: Tensor, labels: Tensor | None = None) -> Condition:
         """Make a condition from features (n, d) that were kept, as `adapter.features` gives them."""
-        condition: Condition = self.required_conditioner(features, labels, self.centre())
-        return condition
+        return self._made_here(self.required_conditioner(features, labels, self.centre()))
+
+    def _made_here(self, condition: Condition) -> Condition:
+        """Return a condition that knows its adapter; under torch.compile, which traces no weak reference, as it is."""
+        return condition if torch.compiler.is_compiling() else replace(condition, maker=ref(self))
 
     def task(self, ids: Tensor | Sequence[int] | int) -> Condition:
         """Return the condition of tasks by number: one for each of `ids` (n,), or one for all for a single number.
@@ -329,11 +340,11 @@ class Adapter(nn.Module):
             if len(self.pending_task):  # inside of `new_task` the newest slice is a parameter of its own
                 newest = (index == self.config.tasks - 1).reshape(-1, *[1] * (values[key].ndim - 1))
                 values[key] = torch.where(newest, self.pending_task[slot_of(key)], values[key])
-        return Condition(values, index[:, None].float(), torch.zeros((), device=index.device))
+        return self._made_here(Condition(values, index[:, None].float(), torch.zeros((), device=index.device)))
 
     def neutral(self) -> Condition:
         """Return the condition c0, which no feature has changed."""
-        return self.required_conditioner.neutral(self.centre())
+        return self._made_here(self.required_conditioner.neutral(self.centre()))
 
     def centre(self) -> dict[str, Tensor]:
         """The condition-free values c0 of the generated factors: key -> (*shape of the factor)."""
@@ -368,6 +379,8 @@ class Adapter(nn.Module):
     @contextlib.contextmanager
     def using(self, condition: Condition | Values) -> Iterator[None]:
         """Run every forward inside with this condition, of the model or of any part of it, in this thread."""
+        if isinstance(condition, Condition):
+            check_condition(self, condition)
         token = self.state.begin_using(condition.values if isinstance(condition, Condition) else condition)
         try:
             yield
@@ -387,10 +400,12 @@ class Adapter(nn.Module):
         """Serve every following forward with one condition (None: make conditions again).
 
         Raises:
-            ValueError: No factor of the adapter differs by example or task.
+            ValueError: No factor of the adapter differs by example or task, or another adapter made the condition.
         """
         if condition is not None and not self.per_example:
             raise ValueError(f"fix: no factor of {self.method.name} differs by example or task")
+        if condition is not None:
+            check_condition(self, condition)
         self.fixed_condition = condition
 
     @property

@@ -156,6 +156,7 @@ def _inspect_lora(folder: Path) -> Finding:
 # ---- files -----------------------------------------------------------------------------------------------------------
 def _inspect_tensors(path: Path) -> Finding:
     from metalora.io.adapter_file import FORMAT
+    from metalora.io.condition_file import is_condition
     from metalora.io.described_file import description_in
     from metalora.learner.saving import TASK_FORMAT
 
@@ -163,7 +164,7 @@ def _inspect_tensors(path: Path) -> Finding:
         description = description_in(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    if description.get("kind") == "condition":
+    if is_condition(description):
         return _inspect_condition(path)
     if description.get("format") == TASK_FORMAT:
         return _inspect_task(path)
@@ -197,10 +198,11 @@ def _inspect_condition(path: Path) -> Finding:
     from metalora.adapters.conditioning.condition import Condition
 
     condition = Condition.load(path)
+    origin = "" if condition.origin is None else f" by adapter {json.loads(condition.origin.record)['adapter']}"
     shapes = {key: list(value.shape) for key, value in condition.values.items()}
     sentences = [
         f"{path} is a condition file: {len(condition)} condition(s) for {len(shapes)} generated factor(s).",
-        f"They were made from {condition.features.shape[-1]} features; mean square of c - c0 "
+        f"They were made{origin} from {condition.features.shape[-1]} features; mean square of c - c0 "
         f"{float(condition.penalty):.4g}.",
     ]
     return Finding("condition file", sentences, {"values": shapes, "conditions": len(condition)})

@@ -7,7 +7,7 @@ and "also/NAME" (the state of an extra module).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, detach
 from metalora.adapters.layout import counted_stacks
 from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, config_in_file, from_dict
+from metalora.io.base_samples import check_samples, sample_base, trained_with
+from metalora.io.condition_file import adapter_digest, extractor_digest
 from metalora.io.described_file import checksum, description_in, parse_described
 from metalora.io.fingerprint import fingerprint, frozen_digest
 
@@ -29,6 +31,7 @@ FACTORS = "factors/"
 BIASES = "biases/"
 CONDITIONER = "conditioner/"
 EXTRA = "also/"  # the word is part of version 1 of the format
+ANOTHER_BASE = "; check_base=False loads it all the same"
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -43,7 +46,8 @@ def save(
         dtype: The dtype of the adapter's numbers in the file. None writes them as they are; float16 halves the file.
             The frozen experts of a `metalora.mixture` are written as they are.
         extra_module: A module that was trained with the adapter, such as a head. Its state goes into the same file,
-            unrounded.
+            unrounded. If it is a part of the model, it is no part of the base that `load` asks for; neither are
+            parameters that require a gradient.
 
     Raises:
         ValueError: The model has no adapter, a number is not finite in `dtype`, or the file could not be written.
@@ -66,7 +70,7 @@ def save(
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
             raise ValueError(f"save: {name!r} has numbers that are not finite in {value.dtype}")
-    description = _description(adapter)
+    description = _description(adapter, trained_with(model, extra_module))
     # safetensors itself does not notice a changed bit.
     description["sha256"] = checksum(description, tensors)
     write_atomically(path, dump_tensors(tensors, {"metalora": json.dumps(description)}))
@@ -93,7 +97,7 @@ def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
         tensor.data.copy_(tensor.data.to(dtype))
 
 
-def _description(adapter: Adapter) -> dict[str, Any]:
+def _description(adapter: Adapter, left_out: Sequence[str]) -> dict[str, Any]:
     """Return what a file says of its adapter; `_check_base` and `_restore` compare it when the file is loaded."""
     targets = {}
     for path, target_layout in adapter.layout.targets.items():
@@ -112,8 +116,14 @@ def _description(adapter: Adapter) -> dict[str, Any]:
         "targets": targets,
         "feature_size": adapter.conditioner.feature_size if adapter.conditioner is not None else None,
         "num_params": adapter.num_params(),
+        "digest": adapter_digest(adapter),  # condition files have it; it cannot be computed from rounded numbers
         "frozen": frozen_digest(adapter),
-        "base": {"class": type(base).__name__, "fingerprint": fingerprint(base, list(adapter.targets))},
+        "base": {
+            "class": type(base).__name__,
+            "fingerprint": fingerprint(base, list(adapter.targets)),  # what earlier versions compare
+            **sample_base(base, adapter.targets, left_out),
+            "extractor": extractor_digest(adapter),
+        },
     }
 
 
@@ -177,7 +187,12 @@ def is_adapter_file(path: str | Path) -> bool:
 
 
 def load(
-    model: nn.Module, path: str | Path, *, extractor: nn.Module | None = None, extra_module: nn.Module | None = None
+    model: nn.Module,
+    path: str | Path,
+    *,
+    extractor: nn.Module | None = None,
+    extra_module: nn.Module | None = None,
+    check_base: bool = True,
 ) -> Adapter:
     """Attach the adapter of a file to the base model that it was trained on.
 
@@ -187,6 +202,8 @@ def load(
         extractor: The network that makes the features, for an adapter with `condition.source="extractor"`.
         extra_module: A module that takes the state that was saved with the adapter, such as a head. None loads the
             adapter alone.
+        check_base: Whether to refuse a base, or an extractor, with other weights than the adapter was trained with.
+            Another architecture is refused in any case.
 
     Returns:
         The adapter, bit for bit as it was saved.
@@ -215,12 +232,14 @@ def load(
         raise ValueError(f"{path}: {type(model).__name__} already has an adapter: detach it first")
     values = {"stacks": STACKS_WITHOUT_FIELD, **description["config"]}
     config = from_dict(AdapterConfig, values, f"{path}: config")  # refuses unknown fields
-    _check_base(model, description, path)
+    _check_base(model, description, path, check_base)
     try:
         adapter = attach(model, config, extractor=extractor)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     try:
+        if check_base and adapter.extractor:
+            check_samples(description["base"], {"extractor": extractor_digest(adapter)}, path, ANOTHER_BASE)
         _restore(adapter, description, tensors, path)
     except ValueError:
         detach(model)
@@ -230,21 +249,22 @@ def load(
     return adapter
 
 
-def _check_base(model: nn.Module, description: Mapping[str, Any], path: str | Path) -> None:
-    """Raise a ValueError unless the model has the targets of a description, with the weights of its base."""
-    targets, class_name = description["targets"], type(model).__name__
+def _check_base(model: nn.Module, description: Mapping[str, Any], path: str | Path, check_weights: bool) -> None:
+    """Raise a ValueError unless the model has the targets of a description and, if asked, the weights of its base."""
+    targets, base, class_name = description["targets"], description["base"], type(model).__name__
     modules = dict(model.named_modules())
     for target in targets:
         if target not in modules:
-            raise ValueError(f"{path}: made for {description['base']['class']}; {class_name} has no {target!r}")
+            raise ValueError(f"{path}: made for {base['class']}; {class_name} has no {target!r}")
     for target, entry in targets.items():
         weight = getattr(modules[target], "weight", None)
         if weight is None or weight.numel() != _weight_numel(entry["sizes"]):
             raise ValueError(f"{path}: target {target!r} has another shape in this {class_name}")
-    if fingerprint(model, list(targets)) != description["base"]["fingerprint"]:
-        raise ValueError(
-            f"{path}: the base weights are not those that the adapter was trained on (fingerprints differ)"
-        )
+    if check_weights:
+        # The older digest is compared, too: files of earlier versions have no other.
+        older = fingerprint(model, list(targets))
+        check_samples({"weights": base["fingerprint"]}, {"weights": older}, path, ANOTHER_BASE)
+        check_samples(base, sample_base(model, targets, base.get("left_out", ())), path, ANOTHER_BASE)
 
 
 def _check_extra(extra_module: nn.Module, saved: Mapping[str, Tensor], path: str | Path) -> None:
@@ -288,6 +308,7 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
         for path, change in adapter.bias_changes.items():
             change.copy_(tensors[BIASES + path])
     adapter.started = True
+    adapter.digest_in_file = description.get("digest")  # files of earlier versions have none
     if adapter.conditioner is not None:
         adapter.conditioner.load_state_dict(_without_prefix(tensors, CONDITIONER))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,10 @@ DIGITS = 32
 
 
 def fingerprint(model: nn.Module, paths: Sequence[str]) -> str:
-    """Hash the base weights of some modules: their shapes, and up to 4,096 evenly spaced numbers of each.
+    """Hash the base weights of some modules by the first rule: up to 4,096 numbers of each, at a whole distance.
+
+    A distance is rounded down, so that up to half of a weight, its end, has no sample. Files have the digests of
+    `metalora.io.base_samples` beside this one; older files have this one only.
 
     Args:
         model: The base model, with or without an adapter, merged or not: the fingerprint is the same.
@@ -33,9 +36,44 @@ def fingerprint(model: nn.Module, paths: Sequence[str]) -> str:
     """
     labelled = []
     for path in paths:
-        weight = _base_weight(model.get_submodule(path))
+        weight = base_weight(model.get_submodule(path))
         labelled.append((f"{path} {tuple(weight.shape)}", _evenly_spaced(weight)))
     return tensor_digest(labelled)[:DIGITS]
+
+
+def sampled_digest(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Hash tensors by name: their shapes, and up to 4,096 numbers of each, spread from its first to its last.
+
+    Args:
+        tensors: Names and tensors of any dtype and device, in any order.
+
+    Returns:
+        32 hexadecimal digits; None if a tensor is not here in full: on the meta device, sharded, or quantised.
+
+    Example:
+        >>> weight = torch.zeros(90, 90)
+        >>> before = sampled_digest([("weight", weight)])
+        >>> weight[46:] = 1.0
+        >>> sampled_digest([("weight", weight)]) == before
+        False
+    """
+    by_name = dict(tensors)
+    if not all(is_here(tensor) for tensor in by_name.values()):
+        return None
+    labelled = ((f"{name} {tuple(by_name[name].shape)}", _spread(by_name[name])) for name in sorted(by_name))
+    return tensor_digest(labelled)[:DIGITS]
+
+
+def is_here(tensor: Tensor) -> bool:
+    """Return whether the numbers of a tensor are all in the memory of this process, one by one.
+
+    A sharded weight is of a class of its own (DTensor), or empty on this process; so is a quantised one.
+
+    Example:
+        >>> is_here(torch.zeros(2)), is_here(torch.zeros(2, device="meta"))
+        (True, False)
+    """
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta and tensor.numel() > 0
 
 
 def frozen_digest(adapter: Adapter) -> str | None:
@@ -62,7 +100,7 @@ def frozen_digest(adapter: Adapter) -> str | None:
     return tensor_digest(labelled)[:DIGITS] if labelled else None
 
 
-def _base_weight(module: nn.Module) -> Tensor:
+def base_weight(module: nn.Module) -> Tensor:
     """Return the weight of a plain or adapted layer as it was before any merge."""
     original = getattr(module, "original", None)  # a merged layer keeps the weight of its base here
     base = getattr(module, "base", module)
@@ -76,3 +114,13 @@ def _evenly_spaced(weight: Tensor) -> Tensor:
     flat = weight.detach().flatten()
     step = max(1, flat.numel() // SAMPLE_SIZE)
     return flat[::step][:SAMPLE_SIZE].to("cpu", torch.float32)
+
+
+def _spread(tensor: Tensor) -> Tensor:
+    """Return up to `SAMPLE_SIZE` numbers of a tensor, the first and the last among them, in float32 on the CPU."""
+    flat = tensor.detach().flatten()
+    if flat.numel() > SAMPLE_SIZE:
+        # In integers: `linspace` rounds on every device in another way.
+        index = torch.arange(SAMPLE_SIZE, device=flat.device) * (flat.numel() - 1) // (SAMPLE_SIZE - 1)
+        flat = flat[index]
+    return flat.to("cpu", torch.float32)

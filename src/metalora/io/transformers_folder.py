@@ -13,6 +13,7 @@ from metalora._util.files import check_new_folder, new_folder
 from metalora.adapters.attach import detach
 from metalora.adapters.conditioning.condition import Condition
 from metalora.io.merged_model import merged_state
+from metalora.zoo import same_fresh_weights
 
 
 def load_base(folder: str, kind: str) -> tuple[nn.Module, Any]:
@@ -33,7 +34,8 @@ def load_base(folder: str, kind: str) -> tuple[nn.Module, Any]:
     if not hasattr(transformers, kind):
         raise ValueError(f"the adapter's base is a {kind}, which is not a class of transformers")
     try:
-        model = getattr(transformers, kind).from_pretrained(folder)
+        with same_fresh_weights():
+            model = getattr(transformers, kind).from_pretrained(folder)
     except OSError as error:
         raise ValueError(f"model hf:{folder}: {str(error).splitlines()[0]}") from None
     try:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metalora._util.files import replaced_folder, write_atomically
 from metalora.config import from_dict, to_dict
+from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import checksum
 from metalora.learner.backbone import Backbone, load_backbone
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
@@ -77,6 +78,7 @@ def save_finetuned(tuned: FineTuned, folder: str | Path) -> Path:
         "classes": list(tuned.labels.classes),
         "preprocessor": tuned.backbone.preprocessor.to_dict(),
         "scores": tuned.scores_.to_dict(),
+        "base": sample_base(tuned.backbone.model, (), ()),
     }
     description["sha256"] = checksum(description, head)
     with one_process_writes() as writes:
@@ -160,6 +162,7 @@ def load_finetuned(
             loaded.model.load_state_dict(_read_tensors(path / NETWORK_FILE))
         except RuntimeError as error:
             raise ValueError(f"{path / NETWORK_FILE}: of another network ({str(error).splitlines()[0]})") from None
+    check_samples(description.get("base", {}), sample_base(loaded.model, (), ()), path)  # older folders do not have it
     target = torch.device(device or default_device())
     loaded.model.to(target).eval().requires_grad_(False)
     head = LinearHead(head_state["mean"].shape[0], len(description["classes"]))

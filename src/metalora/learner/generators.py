@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -111,7 +112,7 @@ class GradientStepGenerator(Generator):
             step = rate * gradient / scale
             values[key] = value - step
             steps.append(step.square().mean())
-        return Condition(values, neutral.features, torch.stack(steps).mean())
+        return replace(neutral, values=values, penalty=torch.stack(steps).mean())
 
     def _gradients(
         self, features: StageFeatures, readout: Readout, support: SupportSet, neutral: Condition
@@ -122,7 +123,7 @@ class GradientStepGenerator(Generator):
         try:
             with torch.enable_grad():
                 values = {key: value.detach().requires_grad_() for key, value in neutral.values.items()}
-                start = Condition(values, neutral.features, neutral.penalty)
+                start = replace(neutral, values=values)
                 phi = torch.cat([support.frozen, features.adapted(support.inputs, start)], 1)
                 targets = Targets.classes(support.labels, int(support.labels.max()) + 1)
                 fitted = readout.fit(phi, targets, frozen_width=support.frozen.shape[1])
@@ -184,7 +185,7 @@ class ComponentGenerator(Generator):
             step = self.rule(described)[:, 0]
             values[key] = value + step
             steps.append(step.square().mean())
-        return Condition(values, neutral.features, torch.stack(steps).mean())
+        return replace(neutral, values=values, penalty=torch.stack(steps).mean())
 
 
 GENERATORS: dict[str, Callable[[Adapter], Generator]] = {

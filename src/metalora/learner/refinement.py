@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,7 +62,7 @@ def refine_task(
 
 def _refined_condition(condition: Condition, losses: HalfLosses, steps: int, lr: float) -> Condition:
     values = {key: value.clone().requires_grad_() for key, value in condition.values.items()}
-    trained = Condition(values, condition.features, condition.penalty)
+    trained = replace(condition, values=values)
     descend(list(values.values()), losses.stream(trained, steps), lr)
     return trained.detach()
 

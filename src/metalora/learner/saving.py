@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,17 @@ from metalora._util.digest import tensor_digest, typed_label
 from metalora._util.files import replaced_folder, write_atomically
 from metalora._util.plain_values import parse_json
 from metalora._util.shown import shown
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
 from metalora.config import from_dict, to_dict
+from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import checksum, parse_described
 from metalora.io.fingerprint import fingerprint
 from metalora.learner.backbone import Backbone, load_backbone
 from metalora.learner.config import LearnerConfig
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
+from metalora.learner.generators import takes_support_condition
 from metalora.learner.labels import TaskLabels
 from metalora.learner.model_card import model_card
 from metalora.learner.readouts import FittedReadout
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 LEARNER_FILE, ADAPTER_FILE, READOUT_FILE = "learner.json", "adapter.safetensors", "readout.safetensors"
 TASK_FILE = "task.safetensors"
 LEARNER_KEYS = ("backbone", "config", "preprocessor", "stages", "fingerprint", "report")
+TASK_KEYS = ("learner", "learner_folder", "labels", "readout")
 LEARNER_FORMAT, TASK_FORMAT, VERSION = "metalora-learner", "metalora-task", 1
 READOUT, CONDITION, FACTORS = "readout/", "condition/", "factors/"
 
@@ -56,6 +61,7 @@ def save_learner(learner: MetaLearner, folder: str | Path) -> Path:
         "preprocessor": learner.backbone.preprocessor.to_dict(),
         "stages": list(learner.features.stages),
         "fingerprint": learner.fingerprint,
+        "base": sample_base(learner.backbone.model, (), ()),
         "report": learner.report_.to_dict() if hasattr(learner, "report_") else None,
     }
     with one_process_writes() as writes:
@@ -149,6 +155,8 @@ def load_learner(
         raise ValueError(f"{folder}/{READOUT_FILE}: cannot be read ({error})") from None
     if learner.fingerprint != description["fingerprint"]:
         raise ValueError(f"{folder}: the backbone or a file of the learner is not the one that was saved")
+    # Older folders do not have it.
+    check_samples(description.get("base", {}), sample_base(learner.backbone.model, (), ()), folder)
     learner.folder = folder
     if description["report"] is not None:
         from metalora.learner.report import Report
@@ -224,6 +232,7 @@ def save_task(task: AdaptedTask, folder: str | Path, max_bytes: int | None) -> P
         tensors |= {FACTORS + key: value for key, value in task.factors.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     path = Path(folder)
+    _check_finite(tensors, path)
     description: dict[str, Any] = {
         "format": TASK_FORMAT,
         "version": VERSION,
@@ -249,7 +258,8 @@ def read_task(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         folder: The folder of the task, or its file.
 
     Raises:
-        ValueError: There is no such file, or it is damaged, or of another version.
+        ValueError: There is no such file, or it is damaged or not complete, or of another version, or a number is not
+            finite.
     """
     path = Path(folder)
     path = path / TASK_FILE if path.is_dir() else path
@@ -259,7 +269,19 @@ def read_task(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{folder}: no task there (no {TASK_FILE})") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
-    return parse_described(path, content, TASK_FORMAT, VERSION, "task file")
+    description, tensors = parse_described(path, content, TASK_FORMAT, VERSION, "task file")
+    check_keys(description, TASK_KEYS, path)
+    _check_finite(tensors, path)
+    return description, tensors
+
+
+def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise a ValueError if a number of a task is not finite."""
+    for name, value in tensors.items():
+        # The only item of a support set has no nearest other item: the distance is infinite.
+        wrong = value.isnan() if name == READOUT + "nearest" else ~value.isfinite()
+        if wrong.any():
+            raise ValueError(f"{path}: {name!r} has numbers that are not finite")
 
 
 def load_task(cls: type[AdaptedTask], folder: str | Path, learner: MetaLearner | None) -> AdaptedTask:
@@ -274,12 +296,48 @@ def load_task(cls: type[AdaptedTask], folder: str | Path, learner: MetaLearner |
         )
     tensors = {name: value.to(learner.device) for name, value in tensors.items()}
     parts = {prefix: _with_prefix(tensors, prefix) for prefix in (READOUT, CONDITION, FACTORS)}
-    readout = FittedReadout.from_tensors(parts[READOUT], description["readout"])
     condition = None
     if parts[CONDITION]:
         condition = Condition(parts[CONDITION], torch.zeros(1, 1), torch.zeros(()))
-    labels = TaskLabels.from_dict(description["labels"])
+    try:
+        _check_values(learner.adapter, condition, parts[FACTORS])
+        labels = TaskLabels.from_dict(description["labels"])
+        readout = FittedReadout.from_tensors(parts[READOUT], description["readout"])
+        _try_readout(readout, labels)
+    except (ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
+        raise ValueError(f"{folder}: its parts do not fit together or to its learner ({error})") from None
     return cls(learner, readout, labels, condition, parts[FACTORS] or None)
+
+
+def _check_values(adapter: Adapter | None, condition: Condition | None, factors: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError unless the condition and the factors of a task are those that its adapter takes."""
+    takes = adapter is not None and takes_support_condition(adapter)
+    if takes != (condition is not None):
+        raise ValueError(f"{'no' if takes else 'a'} condition, expected {'one' if takes else 'none'} for this adapter")
+    if adapter is not None and condition is not None:
+        check_condition(adapter, condition)
+    own = {} if adapter is None else adapter.learned
+    for key, value in factors.items():
+        if key not in own or value.shape != own[key].shape:
+            expected = f"shape {tuple(own[key].shape)}" if key in own else "none of this name"
+            raise ValueError(f"factor {key!r} has shape {tuple(value.shape)}, expected {expected}")
+
+
+@torch.no_grad()
+def _try_readout(readout: FittedReadout, labels: TaskLabels) -> None:
+    """Raise a ValueError, or what torch raises, unless a readout can predict the labels of a task."""
+    query = torch.zeros(1, readout.scaling.width).to(readout.support)
+    logits, novelty = readout.logits(query), readout.novelty(query)
+    count, items = readout.targets.count, len(readout.targets.matrix)
+    if (
+        logits.shape != (1, count)
+        or novelty.shape != (1,)
+        or (labels.kind == "classes" and len(labels.classes) != count)
+    ):
+        raise ValueError(f"a readout of {tuple(logits.shape)} logits, expected those of {count} outputs")
+    for name, value in (("leave_one_out", readout.leave_one_out), ("nearest", readout.nearest)):
+        if value is not None and len(value) != items:
+            raise ValueError(f"{name!r} of {len(value)} items, expected {items}")
 
 
 def _learner_of(folder: str | Path, description: dict[str, Any]) -> MetaLearner:

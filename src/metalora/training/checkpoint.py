@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from metalora._util.files import errors_for_users, write_atomically
+from metalora.adapters.adapter import Adapter
 from metalora.config import TrainConfig, to_dict
+from metalora.io.base_samples import check_samples, sample_base, trained_with
+from metalora.io.condition_file import extractor_digest
 from metalora.training.controllers import Controller
 from metalora.training.parameters import TrainedParameters
 from metalora.training.processes import process_index
@@ -28,6 +32,18 @@ class Stateful(Protocol):
         """Take a state that `state_dict` returned."""
 
 
+def base_of_run(model: nn.Module, adapter: Adapter | None, extra_module: nn.Module | None) -> dict[str, Any]:
+    """Return the digests of what a run does not train: of the frozen base, and of the extractor.
+
+    Example:
+        >>> sorted(base_of_run(nn.Linear(2, 2), None, None))
+        ['extractor', 'left_out', 'rest', 'weights']
+    """
+    targets = () if adapter is None else adapter.targets
+    extractor = None if adapter is None else extractor_digest(adapter)
+    return sample_base(model, targets, trained_with(model, extra_module)) | {"extractor": extractor}
+
+
 class RunCheckpoint:
     """The file that holds the state of a run, and the objects whose state it is.
 
@@ -39,6 +55,7 @@ class RunCheckpoint:
         path: The file; None saves nothing.
         seed: The seed of the run.
         config: The configuration of the run.
+        base: What `sample_base` says of the base of the run; it is not asked for without a file.
     """
 
     def __init__(
@@ -50,12 +67,14 @@ class RunCheckpoint:
         path: str | Path | None,
         seed: int,
         config: TrainConfig,
+        base: Callable[[], dict[str, Any]],
     ):
         self.trained = trained
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.rules = rules
         self.path = None if path is None else Path(path)
+        self.base = {} if path is None else base()
         # Before `resume`, so that the shapes are those at the start of the run, whatever ranks were lowered since.
         self.identity = json.dumps([seed, to_dict(config), *trained.identity()])
 
@@ -69,6 +88,7 @@ class RunCheckpoint:
             return
         state = {
             "identity": self.identity,
+            "base": self.base,
             **self.trained.state(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -89,7 +109,8 @@ class RunCheckpoint:
             The losses of the steps that are done; empty without a file.
 
         Raises:
-            ValueError: The file is damaged, or it belongs to a run with another configuration or seed.
+            ValueError: The file is damaged, or it belongs to a run with another configuration or seed, or on another
+                base.
         """
         if self.path is None or not self.path.exists():
             return []
@@ -111,4 +132,5 @@ class RunCheckpoint:
             ) from None
         if not isinstance(state, dict) or state.get("identity") != self.identity:
             raise ValueError(f"{path}: made by another run (configuration or seed differ); delete it to restart")
+        check_samples(state.get("base", {}), self.base, path, "; delete it to restart")  # older ones do not say it
         return state

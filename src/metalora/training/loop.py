@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.config import TrainConfig
-from metalora.training.checkpoint import RunCheckpoint
+from metalora.training.checkpoint import RunCheckpoint, base_of_run
 from metalora.training.controllers import Controller, controllers, total_penalty
 from metalora.training.gradients import average_gradients, check_gradients
 from metalora.training.interrupt import deferred_interrupt
@@ -60,7 +61,7 @@ def fit(
 
     Raises:
         ValueError: A loss is not finite, `config.accumulate` is below 1, the adapter does not allow a controller,
-            nothing requires a gradient, or the checkpoint is damaged or of another run.
+            nothing requires a gradient, or the checkpoint is damaged, of another run or of another base.
         KeyboardInterrupt: After Ctrl-C, when the step is complete and the checkpoint is written.
 
     Example:
@@ -80,7 +81,8 @@ def fit(
     scheduler = learning_rate_schedule(optimizer, config)
     optimizer = accelerator.prepare(optimizer)  # not the model: gradients are averaged here, see gradients.py
     rules = controllers(model, config)
-    run = RunCheckpoint(trained, optimizer, scheduler, rules, checkpoint, seed, config)
+    base = functools.partial(base_of_run, model, adapter, extra_module)
+    run = RunCheckpoint(trained, optimizer, scheduler, rules, checkpoint, seed, config, base)
     losses = run.resume()
     try:
         with deferred_interrupt() as interrupted:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import metalora.peft as mp
 from support.stored_adapters import deltas_of_tasks, small_bert
 
+SINCE = {"weights", "rest", "left_out"}  # fields of the base that the stored folder does not have
 FOLDER = Path(__file__).parent / "data" / "metatt-two-tasks"
 
 
@@ -35,4 +36,21 @@ def test_a_stored_folder_is_written_again_with_the_same_names_and_fields(tmp_pat
     for config in (new_config, old_config):
         config.pop("peft_version")
         config["target_modules"].sort()  # PEFT writes a set, in any order
+    placement = new_config["placement"]
+    assert set(placement) - set(old_config["placement"]) == {"digest"}
+    assert set(placement["base"]) - set(old_config["placement"]["base"]) == SINCE
+    del placement["digest"]
+    for field in SINCE:
+        del placement["base"][field]
     assert new_config == old_config
+
+
+def test_a_stored_folder_is_compared_by_the_rule_of_its_time():
+    """It says nothing of a bias, so that any is taken; a sampled number of an adapted weight is compared."""
+    target = "encoder.layer.0.attention.self.query"
+    biased, changed = small_bert(), small_bert()
+    biased.get_submodule(target).bias.data.add_(1)
+    mp.load(biased, FOLDER)
+    changed.get_submodule(target).weight.data[0, 0] += 1
+    with pytest.raises(ValueError, match="fingerprints differ"):
+        mp.load(changed, FOLDER)

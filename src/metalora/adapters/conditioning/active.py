@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition, Values, merge_values
 from metalora.adapters.conditioning.prompt import check_prompt_is_known, forward_inputs, prompt_inputs
 
@@ -23,9 +24,11 @@ def values_of_forward(
     sequence that the key-value cache continues, a condition made from the inputs. Task ids are added to any of them.
 
     Raises:
-        ValueError: No condition can be made (a support set or a tensor is needed), or task ids are missing.
+        ValueError: No condition can be made (a support set or a tensor is needed), task ids are missing, or the
+            condition is one of another adapter.
     """
     if condition is not None:
+        check_condition(adapter, condition)
         values: Values | None = condition.values
     elif adapter.state.using_values is not None:
         values = adapter.state.using_values

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor
 
-from metalora._util.files import write_atomically
+if TYPE_CHECKING:
+    from metalora.adapters.adapter import Adapter
 
 Values = Mapping[str, Tensor]  # key of a stored factor -> its value for each example, (n, *factor shape)
 
@@ -63,6 +65,19 @@ def task_index(ids: Tensor | Sequence[int] | int, tasks: int, device: torch.devi
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a file says of the adapter that made its condition.
+
+    Attributes:
+        record: The digests of the adapter and of its base, as JSON.
+        file: The file.
+    """
+
+    record: str
+    file: str
+
+
+@dataclass(frozen=True)
 class Condition:
     """Generated factors for n examples (n = 1: one condition for all), and the features that they were made from.
 
@@ -70,6 +85,9 @@ class Condition:
         values: Key of a stored factor -> its values, (n, *factor shape).
         features: The features, (n, d), as the mapping net reads them.
         penalty: Mean square of c - c0, a scalar that may be added to a loss.
+        maker: The adapter that made it, for as long as that adapter lives; None for one that was made by hand, and for
+            a copy.
+        origin: The adapter that it must be used with, of a condition that was loaded; otherwise None.
 
     Example:
         >>> condition = Condition({"C": torch.ones(3, 2, 2)}, torch.zeros(3, 5), torch.tensor(0.0))
@@ -78,13 +96,20 @@ class Condition:
         >>> len(Condition.stack([condition, condition]))
         6
         >>> condition.save("condition.safetensors")
-        >>> torch.equal(Condition.load("condition.safetensors").values["C"], condition.values["C"])
+        >>> loaded = Condition.load("condition.safetensors", check_base=False)  # made by hand, by no adapter
+        >>> torch.equal(loaded.values["C"], condition.values["C"])
         True
     """
 
     values: dict[str, Tensor]
     features: Tensor
     penalty: Tensor
+    maker: ReferenceType[Adapter] | None = field(default=None, repr=False, compare=False)
+    origin: Origin | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle and a copy hold: not the adapter, of which there may be a copy, too."""
+        return {**vars(self), "maker": None}
 
     def __len__(self) -> int:
         """Return the number of examples n."""
@@ -134,48 +159,63 @@ class Condition:
 
         Returns:
             A condition whose n is the sum of theirs, and whose penalty is the mean of theirs.
+
+        Raises:
+            ValueError: Two of them were loaded, and different adapters made them.
         """
         first = conditions[0]
         values = {key: torch.cat([condition.values[key] for condition in conditions]) for key in first.values}
         features = torch.cat([condition.features for condition in conditions])  # (sum of n, d)
         penalty = torch.stack([condition.penalty for condition in conditions]).mean()
-        return Condition(values, features, penalty)
+        return Condition(values, features, penalty, _common_maker(conditions), _common_origin(conditions))
 
     def save(self, path: str | Path) -> None:
-        """Write the condition as one safetensors file, atomically.
+        """Write the condition as one safetensors file, atomically, with digests of its adapter and its base as of now.
 
         Args:
             path: The file; an existing file is replaced.
-        """
-        from safetensors.torch import save
 
-        tensors = {f"values/{key}": value.detach().contiguous() for key, value in self.values.items()}
-        tensors |= {"features": self.features.detach().contiguous(), "penalty": self.penalty.detach()}
-        write_atomically(path, save(tensors, {"metalora": json.dumps({"kind": "condition", "version": 1})}))
+        Raises:
+            ValueError: A number is not finite, the values are of different numbers of examples, or the file could not
+                be written.
+        """
+        from metalora.io.condition_file import save_condition
+
+        save_condition(self, path)
 
     @staticmethod
-    def load(path: str | Path) -> Condition:
-        """Read a condition that `save` wrote.
+    def load(path: str | Path, *, check_base: bool = True) -> Condition:
+        """Read a condition that `save` wrote. An adapter takes it if it is the one that made it, on the same base.
 
         Args:
             path: The file.
+            check_base: Whether any other adapter, and this one on another base, refuses the condition.
 
         Returns:
             The condition, on the CPU.
 
         Raises:
-            ValueError: The file does not exist, or is not a condition file.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
+            ValueError: The file does not exist, is damaged or of another version, or holds no condition.
 
-        try:
-            tensors = load(Path(path).read_bytes())
-            values = {
-                name.removeprefix("values/"): tensor for name, tensor in tensors.items() if name.startswith("values/")
-            }
-            return Condition(values, tensors["features"], tensors["penalty"])
-        except FileNotFoundError:
-            raise ValueError(f"{path}: no such condition file") from None
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path}: not a condition file ({error})") from None
+        Warns:
+            UserWarning: The file does not say which adapter made the condition, as files of version 1 of the format,
+                so that any adapter takes it.
+        """
+        from metalora.io.condition_file import load_condition
+
+        return load_condition(path, check_base)
+
+
+def _common_maker(conditions: Sequence[Condition]) -> ReferenceType[Adapter] | None:
+    """Return the adapter that made all conditions, or None."""
+    first = conditions[0].maker
+    return first if all(condition.maker == first for condition in conditions) else None
+
+
+def _common_origin(conditions: Sequence[Condition]) -> Origin | None:
+    """Return the origin of those conditions that were loaded; ValueError if they have different ones."""
+    origins = [condition.origin for condition in conditions if condition.origin is not None]
+    for origin in origins:
+        if origin.record != origins[0].record:
+            raise ValueError(f"stack: conditions of different adapters: {origins[0].file} and {origin.file}")
+    return origins[0] if origins else None

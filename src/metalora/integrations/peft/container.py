@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.checkpointing import explicit
+from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.host import begin_forward, end_forward, guard_forward, unguard_forward
 from metalora.adapters.layers.base import AdaptedLayer
@@ -367,6 +368,8 @@ def _call_values(
 ) -> dict[str, Tensor]:
     """Factor key -> value by example, as far as a call gives it by a condition or by task ids."""
     own_condition = _condition_of(condition, name, adapter)
+    if own_condition is not None:
+        check_condition(adapter, own_condition)
     values = {} if own_condition is None else dict(own_condition.values)
     if task_ids is not None and adapter.task_keys:
         values |= adapter.task(task_ids).values

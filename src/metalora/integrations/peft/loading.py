@@ -14,6 +14,8 @@ from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.container import CONTAINER_NAME, container_of
 from metalora.integrations.peft.registration import NAME
 from metalora.integrations.peft.wrapping import wrap
+from metalora.io.adapter_file import ANOTHER_BASE
+from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.fingerprint import fingerprint
 
 CONFIG_FILE = "adapter_config.json"
@@ -37,7 +39,7 @@ def load(
         adapter_name: Name of the adapter in the model.
         is_trainable: Whether the adapter is trained further.
         check_base: Whether to refuse a base with other weights than the adapter was trained on, for example the same
-            ones in 16 bits.
+            ones in 16 bits, and a folder that does not say on which base it was trained.
 
     Returns:
         The model, which takes conditions and task ids, see `wrap`.
@@ -123,7 +125,12 @@ def _check_base(model: nn.Module, folder: str | Path, config: TensorNetworkConfi
     """Raise a ValueError if a base lacks an adapted layer, or has other weights there."""
     base: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
     saved = config.placement
-    if saved is None or saved["base"]["fingerprint"] is None:
+    if saved is None:
+        raise ValueError(
+            f"{folder}: {CONFIG_FILE} does not say on which base the adapter was trained, expected a field "
+            f"'placement'{ANOTHER_BASE}"
+        )
+    if saved["base"]["fingerprint"] is None:  # the base was quantised or sharded
         return
     container = container_of(base)
     # The container's paths are those of the base before its layers were replaced.
@@ -135,8 +142,8 @@ def _check_base(model: nn.Module, folder: str | Path, config: TensorNetworkConfi
             )
     # The fingerprint depends on the order of the model, which JSON does not keep: PEFT sorts the keys.
     target_paths = [path for path in paths if path in saved["targets"]]
-    if fingerprint(base, target_paths) != saved["base"]["fingerprint"]:
-        raise ValueError(
-            f"{folder}: the base weights are not those that the adapter was trained on (fingerprints differ); "
-            "check_base=False loads it all the same"
-        )
+    older = {"weights": fingerprint(base, target_paths)}
+    check_samples({"weights": saved["base"]["fingerprint"]}, older, folder, ANOTHER_BASE)
+    check_samples(
+        saved["base"], sample_base(base, target_paths, saved["base"].get("left_out", ())), folder, ANOTHER_BASE
+    )

@@ -149,6 +149,7 @@ class TensorNetworkModel(BaseTuner):
             adapter = build(self.model, adapter_config, targets, bases)
         check_frozen_factors(config, adapter)
         adapter.started = adapter.started or config.placement is not None  # a saved adapter has had its data
+        adapter.digest_in_file = (config.placement or {}).get("digest")
         if adapter_name in {part for key in adapter.state_dict() for part in key.split(".")}:
             raise ValueError(
                 f"adapter name {adapter_name!r}: a part of the factors' names, so PEFT would leave factors of other "

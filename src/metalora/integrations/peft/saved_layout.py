@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
@@ -19,7 +19,9 @@ from metalora.adapters.targets import Target
 from metalora.config import config_in_file
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.container import layers_of, weight_of
-from metalora.io.fingerprint import fingerprint, frozen_digest
+from metalora.io.base_samples import sample_base, trained_with
+from metalora.io.condition_file import adapter_digest
+from metalora.io.fingerprint import fingerprint, frozen_digest, is_here
 from metalora.methods.resolve import resolve
 
 MAXIMUM_HINT_LENGTH = 300
@@ -101,8 +103,10 @@ def saved_values(adapter: Adapter) -> dict[str, Any]:
             "frozen": _frozen_digest_if_exact(adapter),
             "base": {
                 "class": type(adapter.model).__name__,
-                "fingerprint": _fingerprint_if_available(adapter),
+                "fingerprint": _fingerprint_if_available(adapter),  # what earlier versions compare
+                **sample_base(adapter.model, adapter.targets, trained_with(adapter.model)),
             },
+            "digest": adapter_digest(adapter),  # condition files have it
         },
     }
 
@@ -117,10 +121,6 @@ def _frozen_digest_if_exact(adapter: Adapter) -> str | None:
 
 def _fingerprint_if_available(adapter: Adapter) -> str | None:
     """The fingerprint of the base's weights; None if a weight is not here in full: on the meta device, or sharded."""
-    for layer in layers_of(adapter).values():
-        weight = weight_of(layer.base)
-        # A sharded weight is of a class of its own (DTensor), or empty on this process.
-        is_complete = type(weight) in (Tensor, nn.Parameter) and not weight.is_meta and weight.numel() > 0
-        if not is_complete:
-            return None
+    if not all(is_here(weight_of(layer.base)) for layer in layers_of(adapter).values()):
+        return None
     return fingerprint(adapter.model, list(adapter.targets))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
 from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.exportable import linear_layers
@@ -79,6 +80,8 @@ def snapshot(
         condition = adapter.fixed_condition
     if condition is not None and len(condition) != 1:
         raise ValueError(f"{verb}: the condition is for {len(condition)} examples; take one (condition.mean())")
+    if condition is not None:
+        check_condition(adapter, condition)
     values = {} if condition is None else dict(condition.values)
     if task is not None:
         values |= adapter.task(task).values
@@ -89,13 +92,10 @@ def snapshot(
 
 
 def _check_generated(adapter: Adapter, values: Mapping[str, Tensor], verb: str) -> None:
-    """Raise a ValueError unless the values hold every generated factor in its shape."""
-    shapes = adapter.conditioner.shapes if adapter.conditioner is not None else {}
-    for key, shape in shapes.items():
+    """Raise a ValueError unless the values hold every generated factor."""
+    for key in adapter.conditioner.shapes if adapter.conditioner is not None else ():
         if key not in values:
             raise ValueError(
                 f"{verb}: {adapter.method.name} makes {key!r} from a condition, pass condition=... "
                 "(adapter.condition(inputs) makes one per example, .mean() of it is one for all)"
             )
-        if values[key].shape[1:] != torch.Size(shape):
-            raise ValueError(f"{verb}: the condition has {key!r} of shape {tuple(values[key].shape[1:])}, not {shape}")
