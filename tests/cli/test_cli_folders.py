@@ -41,6 +41,24 @@ def test_an_imported_lora_is_the_one_of_peft(bert, tmp_path):
         torch.testing.assert_close(mine(ids)[0], theirs(ids)[0], rtol=1e-5, atol=1e-5)
 
 
+VERBS = {"merge": ("merge",), "lora": ("export", "--to", "lora"), "kohya": ("export", "--to", "kohya")}
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
+def test_a_base_with_another_bias_is_refused_unless_the_flag_is_given(verb, bert, tmp_path):
+    model = BertModel.from_pretrained(bert)
+    model.pooler.dense.bias.data.add_(1)
+    adapter = metalora.attach(model, metalora.AdapterConfig("lora", 2, targets="query"))
+    for factor in adapter.parameters():
+        torch.nn.init.normal_(factor)
+    adapter.save(tmp_path / "adapter")
+    arguments = (verb[0], tmp_path / "adapter", *verb[1:], "--model", f"hf:{bert}", "--out", tmp_path / "out")
+    code, _, err = metalora_command(*arguments)
+    assert code == 2 and "other parameters or buffers of the base" in err and not (tmp_path / "out").exists()
+    code, _, err = metalora_command(*arguments, "--no-check-base")
+    assert code == 0 and (tmp_path / "out").exists(), err
+
+
 def test_a_merged_folder_has_the_shards_of_its_base(bert, tmp_path):
     def shards(folder):
         return sorted(path.name for path in folder.glob("*.safetensors"))

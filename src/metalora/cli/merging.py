@@ -27,6 +27,7 @@ def merge_file(
     condition: Path | None,
     task: int | None,
     max_shard_size: str | None = None,
+    check_base: bool = True,
 ) -> int:
     """Merge an adapter file into its base and write the result.
 
@@ -38,6 +39,7 @@ def merge_file(
         condition: A condition file, for a generated adapter.
         task: Number of the task, for an adapter with tasks.
         max_shard_size: Largest size of a file in the folder, such as "2GB". None: the sizes of the base's files.
+        check_base: Whether to refuse a base with other weights than the adapter and the condition were made on.
 
     Returns:
         The bytes that were written.
@@ -55,11 +57,11 @@ def merge_file(
         check_new_folder(out)
     # The small files are read before the base, whose loading takes minutes.
     description, _ = read(adapter)
-    chosen = None if condition is None else Condition.load(condition)
+    chosen = None if condition is None else Condition.load(condition, check_base=check_base)
     if is_folder and not _may_be_transformers(model):
         raise ValueError(f"merge --out {out}: a folder is written for an hf: model only; name a file")
     base, tokenizer = load_named_base(model, description["base"]["class"])
-    attached = load(base, adapter)
+    attached = load(base, adapter, check_base=check_base)
     if task is not None:
         chosen = attached.task(task)
     path = Path(out)
@@ -80,6 +82,7 @@ def export_file(
     max_rank: int | None = None,
     runtime: str | None = None,
     max_lora_rank: int | None = None,
+    check_base: bool = True,
 ) -> list[Exported]:
     """Write an adapter file as one or several plain LoRAs in PEFT's format.
 
@@ -92,13 +95,14 @@ def export_file(
         max_rank: Ranks above it are truncated to it.
         runtime: Refuse what this runtime does not serve ("vllm").
         max_lora_rank: The runtime's limit.
+        check_base: Whether to refuse a base with other weights than the adapter and the condition were made on.
 
     Raises:
         ValueError: The base is another one than the adapter's, and what `metalora.io.lora.export.export_lora`
             refuses.
     """
-    chosen = None if condition is None else Condition.load(condition)
-    return export_lora(_on_its_base(adapter, model), out, chosen, task, max_rank, runtime, max_lora_rank)
+    chosen = None if condition is None else Condition.load(condition, check_base=check_base)
+    return export_lora(_on_its_base(adapter, model, check_base), out, chosen, task, max_rank, runtime, max_lora_rank)
 
 
 def export_kohya_file(
@@ -110,6 +114,7 @@ def export_kohya_file(
     task: int | None,
     prefix: str,
     store: Literal["float32", "float16", "bfloat16"],
+    check_base: bool = True,
 ) -> KohyaFile:
     """Write an adapter file as a file of kohya's scripts or LyCORIS.
 
@@ -121,20 +126,21 @@ def export_kohya_file(
         task: Number of the task, for an adapter with tasks.
         prefix: What stands before the names of modules.
         store: Data type of the tensors in the file.
+        check_base: Whether to refuse a base with other weights than the adapter and the condition were made on.
 
     Raises:
         ValueError: The base is another one than the adapter's, and what `metalora.io.lora.export_kohya.export_kohya`
             refuses.
     """
-    chosen = None if condition is None else Condition.load(condition)
-    return export_kohya(_on_its_base(adapter, model), out, chosen, task, prefix, getattr(torch, store))
+    chosen = None if condition is None else Condition.load(condition, check_base=check_base)
+    return export_kohya(_on_its_base(adapter, model, check_base), out, chosen, task, prefix, getattr(torch, store))
 
 
-def _on_its_base(path: Path, model: str) -> Adapter:
+def _on_its_base(path: Path, model: str, check_base: bool) -> Adapter:
     """Load an adapter file on its base; ValueError if the base is another one."""
     description, _ = read(path)
     base, _ = load_named_base(model, description["base"]["class"])
-    return load(base, path)
+    return load(base, path, check_base=check_base)
 
 
 def _may_be_transformers(model: str) -> bool:

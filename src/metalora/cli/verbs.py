@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from metalora.adapters.skipped import SkippedWeight
     from metalora.cost import CostSummary
     from metalora.io.lora.export import Exported
+    from metalora.io.lora.export_kohya import KohyaFile
 
 Adapter = Annotated[AdapterConfig, tyro.conf.arg(name="")]
 MODELS = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0 or a well-known name such as roberta-base"
 Base = Annotated[str, tyro.conf.arg(help=f"the base model: {MODELS}")]
 ConditionFile = Annotated[Path | None, tyro.conf.arg(help="condition file, for a generated adapter")]
 Task = Annotated[int | None, tyro.conf.arg(help="number of the task, for an adapter with tasks"), Range(least=0)]
+CheckBase = Annotated[
+    bool, tyro.conf.arg(help="--no-check-base takes a base with other weights than the adapter and the condition name")
+]
 AdapterFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER", help="the adapter file")]
 
 
@@ -213,6 +217,7 @@ def merge(
     max_shard_size: Annotated[
         str | None, tyro.conf.arg(help="largest file in DIR/, such as 2GB; as in the base's folder if not given")
     ] = None,
+    check_base: CheckBase = True,
     json: Json = False,
 ) -> None:
     """Write base + Delta W as a plain checkpoint, or (DIR/) as a folder for from_pretrained and lm-eval.
@@ -221,7 +226,15 @@ def merge(
     """
     from metalora.cli.merging import merge_file
 
-    written = merge_file(adapter, out, model=model, condition=condition, task=task, max_shard_size=max_shard_size)
+    written = merge_file(
+        adapter,
+        out,
+        model=model,
+        condition=condition,
+        task=task,
+        max_shard_size=max_shard_size,
+        check_base=check_base,
+    )
     row = {"merged": out, "bytes": written}
     show(row, json, "merged", ("merged", "bytes"), [row])
 
@@ -258,6 +271,7 @@ def export(
         Literal["float32", "float16", "bfloat16"] | None,
         tyro.conf.arg(help="kohya: data type of the file (float32 if not given)"),
     ] = None,
+    check_base: CheckBase = True,
     json: Json = False,
 ) -> None:
     """Write an adapter as a plain LoRA that PEFT loads, or as a file of kohya: exact and without an SVD.
@@ -269,7 +283,19 @@ def export(
     if to == "kohya":
         if all_tasks or max_rank is not None or runtime is not None or max_lora_rank is not None:
             raise ValueError("export --to kohya takes no --all-tasks, --max-rank, --for or --max-lora-rank")
-        return _export_kohya(adapter, out, model, condition, task, prefix or "lora_unet", store or "float32", json)
+        from metalora.cli.merging import export_kohya_file
+
+        written = export_kohya_file(
+            adapter,
+            out,
+            model=model,
+            condition=condition,
+            task=task,
+            prefix=prefix or "lora_unet",
+            store=store or "float32",
+            check_base=check_base,
+        )
+        return _show_kohya(written, json)
     if prefix is not None or store is not None:
         raise ValueError("export: --prefix and --store are for --to kohya")
     from metalora.cli.merging import export_file
@@ -283,6 +309,7 @@ def export(
         max_rank=max_rank,
         runtime=runtime,
         max_lora_rank=max_lora_rank,
+        check_base=check_base,
     )
     _show_exports(exports, json)
 
@@ -303,19 +330,7 @@ def _show_exports(exports: Sequence[Exported], json: bool) -> None:
     show(value, json, "plain lora", ("folder", "targets", "rank", "error", "worst target", "bytes"), rows)
 
 
-def _export_kohya(
-    adapter: Path,
-    out: str,
-    model: str,
-    condition: Path | None,
-    task: int | None,
-    prefix: str,
-    store: Literal["float32", "float16", "bfloat16"],
-    json: bool,
-) -> None:
-    from metalora.cli.merging import export_kohya_file
-
-    written = export_kohya_file(adapter, out, model=model, condition=condition, task=task, prefix=prefix, store=store)
+def _show_kohya(written: KohyaFile, json: bool) -> None:
     row = {"file": written.path, "algorithm": written.algorithm, "targets": len(written.ranks), "bytes": written.bytes}
     show(dataclasses.asdict(written), json, "file of kohya", list(row), [row])
 
