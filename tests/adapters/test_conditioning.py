@@ -47,7 +47,7 @@ def test_forward_is_forward_with_the_condition_of_its_inputs(method, source, tra
     condition = adapter.condition(x)
     assert len(condition) == 3 and torch.equal(model(x), model(x, condition=condition))
     assert not torch.equal(model(x), model(x, condition=condition.mean()))
-    assert adapter.state.values is None and model.training == training
+    assert adapter.current().values is None and model.training == training
 
 
 @pytest.mark.parametrize("source", (*SOURCES, "extractor"))
@@ -365,7 +365,7 @@ def test_refusals_leave_the_adapter_as_it_was(call, message):
     before, mean = model(x, condition=condition), adapter.conditioner.mean.clone()
     with pytest.raises(ValueError, match=message):
         call(adapter, set_adapter)
-    assert adapter.state.values is None and torch.equal(adapter.conditioner.mean, mean)
+    assert adapter.current().values is None and torch.equal(adapter.conditioner.mean, mean)
     assert torch.equal(model(x, condition=condition), before)
 
 

@@ -55,7 +55,7 @@ def test_layers_up_to_the_stem_have_no_condition_in_any_step():
     seen = []
     for layer in (inside, after):
         layer.register_forward_pre_hook(
-            lambda module, args: seen.append(module.bound.read(adapter.state.values)["c"].detach())
+            lambda module, args: seen.append(module.bound.read(adapter.current().values)["c"].detach())
         )
     first = model(input_ids=IDS)
     model(input_ids=torch.tensor([[7], [8], [9]]), past_key_values=first.past_key_values)
@@ -75,7 +75,7 @@ def test_a_step_continues_under_the_condition_of_its_prompt(given):
     want = model(input_ids=whole, condition=condition).logits[:, -1:]
     torch.testing.assert_close(step.logits, want, rtol=1e-4, atol=1e-4)
     assert (model(input_ids=whole).logits[:, -1:] - want).abs().max() > 1e-3
-    assert adapter.state.values is None
+    assert adapter.current().values is None
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -130,7 +130,7 @@ def test_a_cache_that_is_not_known_asks_for_the_condition():
     cache = copy.deepcopy(first.past_key_values)
     with pytest.raises(ValueError, match="cache holds 5 positions whose condition is not known .* condition=condition"):
         model(input_ids=more, past_key_values=cache)
-    assert cache.get_seq_length() == 5 and adapter.state.values is None
+    assert cache.get_seq_length() == 5 and adapter.current().values is None
     given = model(input_ids=more, past_key_values=cache, condition=adapter.condition({"input_ids": IDS}))
     known = model(input_ids=more, past_key_values=first.past_key_values)
     torch.testing.assert_close(given.logits, known.logits)

@@ -168,7 +168,7 @@ def test_the_targets_of_one_plan_are_folded_together():
             with Folds() as seen:
                 model(x)
             counts.append(seen.count)
-        assert counts[0] == 6 * counts[1] > 0 and not adapter.state.folded
+        assert counts[0] == 6 * counts[1] > 0 and adapter.state.forward is None
     model, adapter = attach_seeded(Net(), "metatt-4d", rank=2)
     model(x)
     sweep(model, rank=1)  # other cuts: found anew

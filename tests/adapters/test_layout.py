@@ -155,7 +155,7 @@ def test_wrong_tasks(ids, message):
     net, adapter = attach_to_transformer("metatt-4+1d", tasks=3, targets=("query",))
     with pytest.raises(ValueError, match=message):
         net(torch.randn(2, 5, WIDTH, dtype=torch.float64), task_ids=ids)
-    assert adapter.state.values is None and adapter.state.slices is None
+    assert adapter.current().values is None and adapter.state.forward is None
 
 
 def test_a_task_core_made_from_features_is_the_same_declaration():

@@ -136,7 +136,7 @@ def test_a_prompt_that_is_not_known_is_refused(case, condition):
     ids = batch_of_random_answers(torch.Generator(), size=2)["input_ids"]
     with pytest.raises(ValueError, match=message):
         model(input_ids=ids, **more(ids))
-    assert adapter.state.values is None
+    assert adapter.current().values is None
     with torch.no_grad():  # inputs without an answer, as `generate` passes them
         assert model(input_ids=ids).logits.isfinite().all()
 

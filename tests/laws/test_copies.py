@@ -62,6 +62,6 @@ def test_9_the_hooks_of_a_copy_use_the_adapter_of_the_copy(source, copied):
     with torch.no_grad():
         twin.conditioner.mapping_net.head.bias.add_(1.0)
     assert torch.equal(model(x), first) and not torch.equal(other(x), first)
-    assert twin.state.values is None and not twin.recorder.active and adapter.state.values is None
+    assert twin.current().values is None and not twin.recorder.active and adapter.current().values is None
     detach(other)
     assert not other._forward_pre_hooks and not other._forward_hooks and model._forward_pre_hooks

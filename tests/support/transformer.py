@@ -70,7 +70,7 @@ def check_whole_model(folder, **options):
     assert adapter.num_params() == count_params(adapter.config, list(adapter.targets.values()))
     output.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
-    assert adapter.state.slices is None
+    assert adapter.state.forward is None
     save(net, folder / "adapter")
     loaded = load(small_transformer(), folder / "adapter").model
     torch.testing.assert_close(loaded(x, **task), output, rtol=0, atol=0)

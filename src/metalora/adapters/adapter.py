@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from metalora._util.suggest import nearest
 from metalora.adapters.batched_fold import BatchedFold, batched_folds
+from metalora.adapters.blocks import Active, Blocks
 from metalora.adapters.bound_target import LEARNED_MODULE, slot_of
 from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition, Values, task_index
@@ -22,7 +23,7 @@ from metalora.adapters.conditioning.extractor import ImageConversion
 from metalora.adapters.conditioning.features import Inputs, Recorder
 from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.prompt import check_prompt_is_known, prompt_inputs
-from metalora.adapters.forward_state import ForwardState
+from metalora.adapters.forward_state import Forward, ForwardState
 from metalora.adapters.layout import Layout, scales_by_path
 from metalora.adapters.skipped import SkippedWeight, skipped_sentences
 from metalora.config import AdapterConfig
@@ -48,6 +49,7 @@ class Adapter(nn.Module):
         layers: Path -> adapted layer.
         skipped: What the preset of the targets left out, and why; empty for targets by name.
         started: False while a start from data has not got its data.
+        blocks: The `using` and `disabled` blocks that are entered, for each thread and asyncio task its own.
         state: What lives while a forward runs, for each thread its own.
         weight_first: Let layers form W + Delta W if the cost model says so; False: never.
         fused: Let the adapter's products share passes with the base's; False: plain autograd, the reference.
@@ -87,6 +89,7 @@ class Adapter(nn.Module):
         self.fixed_condition: Condition | None = None
         self.accepted_origins: set[str] = set()  # of condition files that were compared with this adapter
         self.digest_in_file: str | None = None  # before its numbers were rounded, of an adapter that was loaded
+        self.blocks = Blocks()
         self.state = ForwardState()
         self.started = FROM_DATA not in resolved.inits.values()
         self.weight_first = True
@@ -352,15 +355,26 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def features(self, inputs: Inputs) -> Tensor:
-        """Return the raw features (n, d), float32, of inputs under the frozen network, in eval mode."""
+        """Return the raw features (n, d), float32, of inputs under the frozen network, in eval mode.
+
+        Raises:
+            ValueError: The features are those of the model, and the adapter is merged into it.
+        """
         if self.config.condition.source == "tensor":
             return inputs.float()  # type: ignore[union-attr]
         if self.reads_prompt:
             inputs = prompt_inputs(inputs)
-        with self.disabled():  # features are those of the base, whatever the adapter has learned
-            if self.extractor:
-                return self.recorder.features_of(self.extractor[0], self.extractor_images(inputs))
+        if self.extractor:
+            return self.recorder.features_of(self.extractor[0], self.extractor_images(inputs))
+        self._check_base()
+        # Features are those of the base, whatever the adapter has learned.
+        with self.state.part(enabled=False, depth=self.blocks.active.get().depth):
             return self.recorder.features_of(self.model, inputs)
+
+    def _check_base(self) -> None:
+        """Raise a ValueError if the frozen network cannot run, because its weights hold Delta W."""
+        if self.merged:
+            raise ValueError("the adapter is merged, so the frozen network cannot run: unmerge it first")
 
     def calibrate(self, inputs: Inputs | Iterable[Inputs]) -> None:
         """Freeze the mean and standard deviation that features are standardised by, from training inputs.
@@ -376,25 +390,44 @@ class Adapter(nn.Module):
         batches = cast(Iterable[Inputs], [inputs] if single else inputs)
         conditioner.calibrate(torch.cat([self.features(batch) for batch in batches]))
 
-    @contextlib.contextmanager
-    def using(self, condition: Condition | Values) -> Iterator[None]:
-        """Run every forward inside with this condition, of the model or of any part of it, in this thread."""
+    def using(self, condition: Condition | Values) -> contextlib.AbstractContextManager[None]:
+        """Run every forward inside with this condition, of the model or of any part of it.
+
+        The block is that of this thread and this asyncio task; those that are started inside of it take it over.
+
+        Raises:
+            RuntimeError: In a forward, if a generator that is suspended has entered the block; at the end, if a block
+                that was entered later is still active, or if another thread or task leaves it.
+            ValueError: Another adapter made the condition.
+        """
         if isinstance(condition, Condition):
             check_condition(self, condition)
-        token = self.state.begin_using(condition.values if isinstance(condition, Condition) else condition)
-        try:
-            yield
-        finally:
-            self.state.end_using(token)
+        return self.blocks.entered(values=condition.values if isinstance(condition, Condition) else condition)
 
-    @contextlib.contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Run the frozen base inside, in this thread."""
-        self.state.begin_disabled()
-        try:
-            yield
-        finally:
-            self.state.end_disabled()
+    def disabled(self) -> contextlib.AbstractContextManager[None]:
+        """Run the frozen base inside, in this thread and asyncio task; the errors are those of `using`.
+
+        Raises:
+            ValueError: The adapter is merged.
+        """
+        self._check_base()
+        return self.blocks.entered(disabled=True)
+
+    def current(self) -> Active | Forward:
+        """What a layer of this adapter runs under now: the running forward, or the blocks if they are newer."""
+        active, forward = self.blocks.active.get(), self.state.forward
+        if forward is not None and forward.caller is not None:
+            forward = self.state.forget_unfinished()
+        if forward is not None and active.depth <= forward.depth:
+            return forward
+        if active.in_generators:
+            active.check_generators()
+        return active
+
+    @property
+    def beams(self) -> int:
+        """How many rows of the batch share one condition: `generate` with beams or several sequences."""
+        return self.blocks.active.get().beams
 
     def fix(self, condition: Condition | None) -> None:
         """Serve every following forward with one condition (None: make conditions again).

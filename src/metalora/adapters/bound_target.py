@@ -127,6 +127,9 @@ class BoundTarget:
         Raises:
             RuntimeError: A factor differs by example and `values` is None.
         """
+        state = self._adapter[0].state
+        if state.forward is not None and state.forward.caller is not None:
+            state.forget_unfinished()  # its slices are those of factors that may have been replaced since
         readers: tuple[FactorReader, ...] = self._readers
         if names is not None and self.reads_as_stored:
             readers = tuple(self._by_name[name] for name in names if name in self._by_name)
@@ -151,7 +154,8 @@ class BoundTarget:
         # Two dictionaries, without a way through Module.__getattr__
         learned = adapter._modules[LEARNED_MODULE]
         assert learned is not None
-        parameters, slices = learned._parameters, adapter.state.slices
+        forward = adapter.state.forward
+        parameters, slices = learned._parameters, None if forward is None else forward.slices
         tensors = []
         for reader in readers:
             if reader.per_example:

@@ -63,17 +63,20 @@ def explicit(
         >>> function is model[0]
         True
     """
-    if adapter.state.values is None:  # factors that are the same for all examples are read again in a recomputation
+    current = adapter.current()
+    values, enabled = current.values, current.enabled
+    if values is None:  # factors that are the same for all examples are read again in a recomputation
         return function, args
-    keys = list(adapter.state.values)
-    values = tuple(adapter.state.values.values())
+    keys = list(values)
 
     # The values are arguments, not a closure: reentrant checkpointing gives gradients to arguments alone.
     def run(*inputs: Any, **kwargs: Any) -> Any:
-        with adapter.using(dict(zip(keys, inputs[: len(keys)], strict=True))):
+        given = dict(zip(keys, inputs[: len(keys)], strict=True))
+        # The depth of now: blocks that are entered when it is computed again do not count.
+        with adapter.state.part(enabled, adapter.blocks.active.get().depth, given):
             return function(*inputs[len(keys) :], **kwargs)
 
-    return run, (*values, *args)
+    return run, (*values.values(), *args)
 
 
 @contextlib.contextmanager

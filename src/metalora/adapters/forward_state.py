@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from metalora.adapters.blocks import is_running
 from metalora.adapters.conditioning.condition import Values
 from metalora.adapters.layers.fused import SharedInputCache
 
@@ -17,102 +21,97 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class _UsingBlock:
-    """A `using` block: its values, and what was active before it."""
+class Forward:
+    """A forward of the model, or of a part of it whose values are known.
 
-    values: Values
-    before: Values | None
+    Attributes:
+        outer: The forward in which this one runs; None for the outermost.
+        enabled: False if the frozen base runs.
+        depth: How many blocks were entered when it began: a `using` or `disabled` that is entered later has priority.
+        values: The values of factors that differ by example, by key of the stored factor; None if there are none.
+        given: Values that a forward of the whole model inside of this one takes; None: it has to find its own.
+        pending_values: Values that are known, but are not to be used before the stem has run; otherwise None.
+        slices: Stacked factors, cut once a forward: key -> slices along the stacked axis.
+        folded: Path -> scale . Mid . Right (k, o), folded for all targets of one plan together.
+        recording: What the recorder had recorded of the outer forward.
+        caller: The frame that will end it; None if it ends whatever happens.
+    """
+
+    outer: Forward | None
+    enabled: bool
+    depth: int
+    values: Values | None = None
+    given: Values | None = None
+    pending_values: Values | None = None
+    slices: dict[str, tuple[Tensor, ...]] | None = None
+    folded: dict[str, Tensor] = field(default_factory=dict)
+    recording: Any = None
+    caller: FrameType | None = None
 
 
 class ForwardState(threading.local):
-    """What an adapter keeps while a forward, a `using` or a `disabled` block runs; every thread has its own.
+    """The forwards of one adapter that run in this thread; every thread has its own. A copy has none.
 
-    A condition that one thread has entered is therefore not seen by another. A copy (pickle, deepcopy) starts empty.
+    A forward has no `await` and no `yield`, so a thread is enough here. Blocks that outlive one (`using`, `disabled`)
+    are in `metalora.adapters.blocks`.
 
     Attributes:
-        enabled: False inside of `disabled`: the frozen base runs.
-        values: The values of factors that differ by example, by key of the stored factor; None if none are active.
-        beams: How many rows of the batch share one condition (`generate` with beams or several sequences).
-        slices: Stacked factors, cut once a forward: key -> slices along the stacked axis. None outside of a forward.
-        folded: Path -> scale . Mid . Right (k, o), folded for all targets of one plan together.
+        forward: The innermost forward that runs; None outside of one.
         shared: x Left of the last layer, for its siblings.
-        pending_values: Values that are known, but are not to be used before the stem has run; otherwise None.
 
     Example:
         >>> state = ForwardState()
-        >>> outer = state.begin_using({"C": torch.zeros(1, 2)})
-        >>> inner = state.begin_using({"C": torch.ones(1, 2)})
-        >>> state.end_using(inner)
-        >>> state.values
-        {'C': tensor([[0., 0.]])}
-        >>> state.end_using(outer)
-        >>> state.values is None
+        >>> outer, inner = state.enter(enabled=True, depth=0), state.enter(enabled=True, depth=0)
+        >>> inner.outer is outer
+        True
+        >>> state.leave()
+        >>> state.forward is outer
         True
     """
 
     def __init__(self) -> None:
-        self.enabled = True
-        self.values: Values | None = None
-        self.beams = 1
-        self.slices: dict[str, tuple[Tensor, ...]] | None = None
-        self.folded: dict[str, Tensor] = {}
+        self.forward: Forward | None = None
         self.shared = SharedInputCache()
-        self.pending_values: Values | None = None
-        self._times_disabled = 0  # a count, because `disabled` blocks may be nested
-        self._using: list[_UsingBlock] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ForwardState, ()
 
-    # ---- blocks ----------------------------------------------------------------------------------------------------
-    @property
-    def using_values(self) -> Values | None:
-        """The values of the innermost `using`, or None outside of one."""
-        return self._using[-1].values if self._using else None
+    def enter(self, enabled: bool, depth: int, caller: FrameType | None = None) -> Forward:
+        """Enter a forward of the model; `begin` makes it ready, if the adapter takes part in it."""
+        self.forward = Forward(self.forward, enabled, depth, caller=caller)
+        return self.forward
 
-    def begin_using(self, values: Values) -> object:
-        """Activate values until `end_using` is called with the token that is returned."""
-        block = _UsingBlock(values, before=self.values)
-        self._using.append(block)
-        self.values = values
-        return block
-
-    def end_using(self, token: object) -> None:
-        """End a `using`, and activate what was active before it.
-
-        A generator that is left late ends a `using` that is not the innermost one: then what is active stays, and what
-        was active before the ended block is active after the blocks inside of it.
-        """
-        ended = next(block for block in self._using if block is token)
-        position = self._using.index(ended)
-        del self._using[position]
-        if position == len(self._using):
-            self.values = ended.before
-        elif self._using[position].before is ended.values:  # the block inside must not restore what has ended
-            self._using[position].before = ended.before
-
-    def begin_disabled(self) -> None:
-        """Run the frozen base until `end_disabled` has been called as often."""
-        self._times_disabled += 1
-        self.enabled = False
-
-    def end_disabled(self) -> None:
-        """End a `disabled`."""
-        self._times_disabled -= 1
-        self.enabled = self._times_disabled == 0
-
-    # ---- forwards --------------------------------------------------------------------------------------------------
-    def begin_forward(self, adapter: Adapter) -> None:
-        """Enter a forward of the model: cut stacked factors, and fold Mid and Right of targets of one plan."""
+    def begin(self, adapter: Adapter) -> None:
+        """Make the entered forward ready: cut stacked factors, and fold Mid and Right of targets of one plan."""
+        forward = self.forward
+        assert forward is not None, "`enter` comes before `begin`"
         self.shared.clear(running=True)
-        self.slices = {key: adapter.stored_value(key).unbind(axis) for key, axis in adapter.stack_axes.items()}
-        self.folded = {}
+        forward.slices = {key: adapter.stored_value(key).unbind(axis) for key, axis in adapter.stack_axes.items()}
         if not torch.compiler.is_compiling() and adapter.fused:  # torch.compile sees the whole graph
             for fold in adapter.batched_folds():
-                self.folded |= fold()
+                forward.folded |= fold()
 
-    def end_forward(self) -> None:
-        """Leave a forward of the model: nothing of it stays."""
-        self.shared.clear()
-        self.folded, self.slices, self.pending_values = {}, None, None
-        self.values = self.using_values
+    def leave(self) -> None:
+        """Leave the innermost forward: nothing of it stays, and the outer one goes on as it was."""
+        assert self.forward is not None, "`enter` comes before `leave`"
+        self.forward = self.forward.outer
+        self.shared.clear(running=self.forward is not None)
+
+    def forget_unfinished(self) -> Forward | None:
+        """Return the forward that runs, after forgetting those that an exception has ended without `leave`."""
+        while self.forward is not None and self.forward.caller is not None and not is_running(self.forward.caller):
+            self.leave()
+        return self.forward
+
+    @contextlib.contextmanager
+    def part(self, enabled: bool, depth: int, values: Values | None = None) -> Iterator[None]:
+        """Run a part of the model with these values, or the frozen base; the cut factors stay those of the forward."""
+        outer = self.forward
+        part = Forward(outer, enabled, depth, values, given=values)
+        if outer is not None:
+            part.slices, part.folded = outer.slices, outer.folded
+        self.forward = part
+        try:
+            yield
+        finally:
+            self.forward = outer

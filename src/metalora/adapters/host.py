@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -19,10 +22,18 @@ if TYPE_CHECKING:
 class Host(Protocol):
     """What prepares the adapters of a model for a forward, and clears up after it."""
 
+    def enter_forward(self, caller: FrameType | None) -> None:
+        """Enter a forward, which `caller` will end; raises nothing, so that `after_forward` always fits."""
+        ...
+
+    def has_entered(self, caller: FrameType | None) -> bool:
+        """Return True if the innermost forward is one that `caller` has entered."""
+        ...
+
     def before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Take the condition and the task ids out of the arguments, and enter the forward."""
+        """Take the condition and the task ids out of the arguments, and make the adapters ready."""
         ...
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -30,10 +41,24 @@ class Host(Protocol):
         ...
 
 
+def enter_forward(adapter: Adapter, caller: FrameType | None) -> None:
+    """Enter a forward of the model, which `caller` will end if that is a frame; raises nothing."""
+    active, outer = adapter.blocks.active.get(), adapter.state.forward
+    if outer is not None and outer.caller is not None:
+        outer = adapter.state.forget_unfinished()
+    enabled = active.enabled and (outer is None or outer.enabled)
+    adapter.state.enter(enabled, active.depth, caller)
+
+
+def has_entered(adapter: Adapter, caller: FrameType | None) -> bool:
+    """Return True if the innermost forward of an adapter is one that `caller` has entered."""
+    return adapter.state.forward is not None and adapter.state.forward.caller is caller
+
+
 def begin_forward(
     adapter: Adapter, condition: Condition | None, task_ids: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> None:
-    """Make an adapter ready for a forward of the model: cut the stacks into slices, choose the condition.
+    """Make an adapter ready for the forward that it has entered: cut the stacks into slices, choose the condition.
 
     Args:
         adapter: The adapter.
@@ -46,17 +71,27 @@ def begin_forward(
         ValueError: The adapter starts from data and has not got any.
     """
     adapter.check_started()
-    adapter.state.begin_forward(adapter)
+    adapter.state.begin(adapter)
+    forward = adapter.state.forward
+    assert forward is not None, "`enter_forward` comes before `begin_forward`"
+    if adapter.recorder.active:  # an outer forward, in a hook of which this one runs, waits for its stem
+        forward.recording = adapter.recorder.suspend()
     if adapter.per_example:
-        adapter.state.values = values_of_forward(adapter, condition, task_ids, args, kwargs)
+        forward.values = values_of_forward(adapter, condition, task_ids, args, kwargs)
 
 
 def end_forward(adapter: Adapter, output: Any) -> None:
-    """Forget what `begin_forward` made ready, except for those who continue the sequences of the output."""
-    if output is not None:
-        adapter.condition_cache.keep(output, adapter.state.values)
-    adapter.recorder.stop()
-    adapter.state.end_forward()
+    """Leave a forward, and forget all of it except for those who continue the sequences of the output."""
+    forward = adapter.state.forward
+    if forward is None:
+        return
+    if forward.enabled:
+        if output is not None:
+            adapter.condition_cache.keep(output, forward.values)
+        adapter.recorder.stop()
+        if forward.recording is not None:
+            adapter.recorder.resume(forward.recording)
+    adapter.state.leave()
 
 
 class AttachedHost:
@@ -71,15 +106,25 @@ class AttachedHost:
         self.adapter = adapter
         self.frozen_norms = list(frozen_norms)
 
+    def enter_forward(self, caller: FrameType | None) -> None:
+        """Enter a forward, which `caller` will end."""
+        enter_forward(self.adapter, caller)
+
+    def has_entered(self, caller: FrameType | None) -> bool:
+        """Return True if the innermost forward is one that `caller` has entered."""
+        return has_entered(self.adapter, caller)
+
     def before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Take `condition=`, `task_ids=` and `prompt_mask=` out of the arguments, and enter the forward.
+        """Take `condition=`, `task_ids=` and `prompt_mask=` out of the arguments, and make the adapter ready.
 
         Raises:
             ValueError: The adapter is merged, and the caller has passed a condition or task ids.
         """
         adapter = self.adapter
+        forward = adapter.state.forward
+        assert forward is not None, "`enter_forward` comes before `before_forward`"
         for norm in self.frozen_norms:  # at each forward, since `model.train()` switches them on again
             norm.training = False
         condition = kwargs.pop("condition", None)
@@ -87,16 +132,17 @@ class AttachedHost:
         inputs = dict(kwargs)
         if adapter.reads_prompt:
             kwargs.pop("prompt_mask", None)
-        if adapter.state.enabled and not adapter.merged:
+        if not forward.enabled:
+            adapter.blocks.active.get().check_generators()
+        elif not adapter.merged:
             begin_forward(adapter, condition, task_ids, args, inputs)
-        elif adapter.merged and not (condition is None and task_ids is None):
+        elif not (condition is None and task_ids is None):
             raise ValueError("the adapter is merged, so a forward takes no condition and no task_ids; unmerge it first")
         return args, kwargs
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Leave the forward: no condition outlives it."""
-        if self.adapter.state.enabled:
-            end_forward(self.adapter, output)
+        end_forward(self.adapter, output)
 
 
 def guard_forward(model: nn.Module, host: Host) -> list[RemovableHandle]:
@@ -136,7 +182,8 @@ def _guarded(model: nn.Module, host: Host, replaced: Callable[..., Any] | None, 
     if not _is_guarded(model):  # a wrapper around this one stands in `model.forward`: the hooks have entered the host
         return _own_forward(model, replaced, args, kwargs)
     output = None
-    try:  # `finally` also runs if `before_forward` raises after it has entered
+    host.enter_forward(None)
+    try:
         args, kwargs = host.before_forward(model, args, kwargs)
         output = _own_forward(model, replaced, args, kwargs)
         return output
@@ -152,12 +199,24 @@ def _own_forward(
 
 
 def _hook_before(host: Host, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return None if _is_guarded(model) else host.before_forward(model, args, kwargs)
+    if _is_guarded(model):
+        return None
+    host.enter_forward(_calling_frame())
+    return host.before_forward(model, args, kwargs)
 
 
 def _hook_after(host: Host, model: nn.Module, args: Any, output: Any) -> None:
-    if not _is_guarded(model):
+    # torch also calls it if the hook of somebody else has raised before `_hook_before`.
+    if not _is_guarded(model) and host.has_entered(_calling_frame()):
         host.after_forward(model, args, output)
+
+
+def _calling_frame() -> FrameType | None:
+    """Return the frame of torch that calls a module with its hooks; None under torch.compile."""
+    frame = None if torch.compiler.is_compiling() else sys._getframe(1)
+    while frame is not None and frame.f_code is not nn.Module._call_impl.__code__:
+        frame = frame.f_back
+    return frame
 
 
 def unguard_forward(model: nn.Module) -> None:

@@ -33,11 +33,11 @@ class Kernel:
 
     Attributes:
         name: What `print(layer.kernel)` shows.
-        run: (layer, input, number of conditions) -> output.
+        run: (layer, input, values that differ by example, number of conditions) -> output.
     """
 
     name: str
-    run: Callable[[AdaptedLayer, Tensor, int], Tensor]
+    run: Callable[[AdaptedLayer, Tensor, Values | None, int], Tensor]
 
     def __repr__(self) -> str:
         return self.name
@@ -94,46 +94,45 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
 
 
 # ---- running -------------------------------------------------------------------------------------------------------
-def _fused(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
+def _fused(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:
     adapter, bound = layer.owner[0], layer.bound
     if adapter.training and adapter.dropout:  # which stands between x Left and Right, so that one node cannot do it
-        return _fused_steps(layer, x, conditions)
-    state = adapter.state
+        return _fused_steps(layer, x, values, conditions)
+    cache = adapter.state.shared
     # By identity: the parent passes one and the same tensor to Q, K and V.
-    shared = bound.shares_input and state.shared.x is x
-    hidden = state.shared.take(bound.left_key, x, bound.path) if shared else None
-    down = layer.left(state.values) if hidden is None else None
-    y, hidden = layer.fused(x, down, hidden, layer.up(state.values))
+    shared = bound.shares_input and cache.x is x
+    hidden = cache.take(bound.left_key, x, bound.path, values) if shared else None
+    down = layer.left(values) if hidden is None else None
+    y, hidden = layer.fused(x, down, hidden, layer.up(values))
     if down is not None and bound.shares_input:
-        state.shared.keep(bound.left_key, x, bound.path, hidden)
-    return layer.add_biases(y, state.values) if bound.has_biases else y
+        cache.keep(bound.left_key, x, bound.path, values, hidden)
+    return layer.add_biases(y, values) if bound.has_biases else y
 
 
-def _fused_steps(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
+def _fused_steps(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:
     """Base and hidden activation first, then dropout or the factors of every example, then an in-place add."""
-    bound, state = layer.bound, layer.owner[0].state
+    bound, cache = layer.bound, layer.owner[0].state.shared
     layer.check_batch(x, conditions)
-    shared = bound.shares_input and state.shared.x is x
-    hidden = state.shared.take(bound.left_key, x, bound.path) if shared else None
-    down = layer.left(state.values, layer.repeats(x, conditions)) if hidden is None else None
+    shared = bound.shares_input and cache.x is x
+    hidden = cache.take(bound.left_key, x, bound.path, values) if shared else None
+    down = layer.left(values, layer.repeats(x, conditions)) if hidden is None else None
     y, computed = layer.base_and_hidden(x, down)
     if computed is not None:
         hidden = computed
         if bound.shares_input:
-            state.shared.keep(bound.left_key, x, bound.path, computed)
+            cache.keep(bound.left_key, x, bound.path, values, computed)
     assert hidden is not None
     h = layer.with_dropout(layer.tokens_first(hidden, x))  # (b, t, k)
-    h, up = layer.mix_or_fold(h, x, state.values, conditions)
+    h, up = layer.mix_or_fold(h, x, values, conditions)
     y = layer.add_in_place(y, h, up, x)
-    return layer.add_biases(y, state.values) if bound.has_biases else y
+    return layer.add_biases(y, values) if bound.has_biases else y
 
 
-def _plain(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
-    return layer.add_update(x, layer.base(x))
+def _plain(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:
+    return add_update(layer, x, layer.base(x), values)
 
 
-def _weight_first(layer: AdaptedLayer, x: Tensor, conditions: int) -> Tensor:
-    values = layer.owner[0].state.values
+def _weight_first(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:
     y = layer.apply_weight(x, layer.adapted_weight(values))
     return layer.add_biases(y, values) if layer.bound.has_biases else y
 

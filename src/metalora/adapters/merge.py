@@ -60,8 +60,10 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     if adapter.merged:
         raise ValueError("merge: the adapter is already merged")
     condition = condition if condition is not None else adapter.fixed_condition
-    if condition is not None and len(condition) != 1:
-        raise ValueError(f"merge: the condition is for {len(condition)} examples; merge one (condition.mean())")
+    if condition is not None:
+        examples = max(len(condition), *(len(value) for value in condition.values.values()))
+        if examples != 1:
+            raise ValueError(f"merge: the condition is for {examples} examples; merge one (condition.mean())")
     check_untied(adapter, "merge")
     values = None if condition is None else condition.values
     merged: dict[str, torch.Tensor] = {}

@@ -94,7 +94,7 @@ class OutsideBias:
 
     def __call__(self, module: nn.Module, args: object, output: Tensor) -> Tensor:
         """Return the output with the change, unless the adapter is off or merged."""
-        if not self.owner[0].state.enabled or self.original is not None:
+        if not self.owner[0].current().enabled or self.original is not None:
             return output
         change = self.change.to(output.dtype)
         if isinstance(module, _ConvNd):

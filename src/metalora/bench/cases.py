@@ -261,7 +261,7 @@ def _one_condition(adapter: Adapter, inputs: Inputs) -> Condition | None:
 def _dense_forward(layer: AdaptedLayer, x: Tensor) -> Tensor:
     """base(x) + x Delta W, with Delta W of this target formed in each forward: a layer without the low-rank form."""
     base: Any = layer.base
-    delta = layer.delta(layer.owner[0].state.values).to(base.weight.dtype)
+    delta = layer.delta(layer.owner[0].current().values).to(base.weight.dtype)
     if delta.ndim > base.weight.ndim:
         raise ValueError(f"bench: --dense takes one Delta W for all examples, {layer.target.path!r} has one for each")
     weights = {"weight": delta}

@@ -190,10 +190,12 @@ class HiddenRecorder:
             self._recorded = self._mask = None
 
     def _record(self, path: str, layer: AdaptedLayer, args: tuple[Tensor, ...]) -> None:
-        state = layer.owner[0].state
-        if self._recorded is None or not state.enabled:
+        if self._recorded is None:
             return
-        hidden = layer.hidden(args[0], layer.left_kernel(state.values))
+        current = layer.owner[0].current()
+        if not current.enabled:
+            return
+        hidden = layer.hidden(args[0], layer.left_kernel(current.values))
         self._recorded[path] = channel_statistics(layer.tokens_first(hidden, args[0]), self._mask)
 
 

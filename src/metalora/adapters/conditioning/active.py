@@ -30,8 +30,8 @@ def values_of_forward(
     if condition is not None:
         check_condition(adapter, condition)
         values: Values | None = condition.values
-    elif adapter.state.using_values is not None:
-        values = adapter.state.using_values
+    elif (values_of_blocks := _values_of_blocks(adapter)) is not None:
+        values = values_of_blocks
     else:
         values = None if adapter.fixed_condition is None else adapter.fixed_condition.values
     if values is None:
@@ -47,6 +47,17 @@ def values_of_forward(
     return values
 
 
+def _values_of_blocks(adapter: Adapter) -> Values | None:
+    """The values of the innermost `using`, or of a part of the model that this forward runs in; None if neither is."""
+    active, forward = adapter.blocks.active.get(), adapter.state.forward
+    part = forward.outer if forward is not None else None
+    if part is not None and part.given is not None and active.depth <= part.depth:
+        return part.given
+    if active.in_generators:
+        active.check_generators()
+    return active.values
+
+
 def _from_inputs(
     adapter: Adapter, args: tuple[Any, ...], kwargs: Mapping[str, Any], continued: Values | None
 ) -> Values:
@@ -58,7 +69,9 @@ def _from_inputs(
             check_prompt_is_known(adapter, inputs)
             inputs = prompt_inputs(inputs)
         adapter.recorder.start(inputs)
-        adapter.state.pending_values = continued
+        forward = adapter.state.forward
+        assert forward is not None, "it is entered before its condition is chosen"
+        forward.pending_values = continued
         return merge_values(continued or {}, adapter.neutral().values)
     if continued is not None:
         return continued
@@ -73,11 +86,11 @@ def _from_inputs(
 
 def after_stem(adapter: Adapter, module: nn.Module, args: Any, output: Any) -> None:
     """Make the condition from what the stem has given, in the same pass: a forward hook, with the adapter bound."""
-    state, recorder = adapter.state, adapter.recorder
-    if not (recorder.active and recorder.recorded and state.enabled):
+    forward, recorder = adapter.state.forward, adapter.recorder
+    if not (recorder.active and recorder.recorded and forward is not None and adapter.current().enabled):
         return
     recorder.stop()  # the stem may run again, such as in a recomputation for a checkpoint
     features = recorder.take()
-    values = state.pending_values or adapter.condition_from(features).values
+    values = forward.pending_values or adapter.condition_from(features).values
     generated = {key: values[key] for key in adapter.required_conditioner.shapes}
-    state.values = {**(state.values or {}), **generated}
+    forward.values = {**(forward.values or {}), **generated}

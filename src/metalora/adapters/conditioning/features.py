@@ -124,6 +124,19 @@ class Recorder(threading.local):
         self.active = False
         self.mask = None
 
+    def suspend(self) -> Any:
+        """Stop, empty the record, and return what `resume` needs to go on with it."""
+        kept = self.mask, dict(self.recorded)
+        self.stop()
+        self.recorded.clear()
+        return kept
+
+    def resume(self, kept: Any) -> None:
+        """Go on with a record that `suspend` has returned."""
+        self.active = True
+        self.mask, recorded = kept
+        self.recorded.update(recorded)
+
     def take(self) -> Tensor:
         """Return the recorded features and empty the record.
 

@@ -76,15 +76,20 @@ class AdaptedLayer(MergeableLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Return base(x) + the update of x: (*, i) -> (*, o), in the base's own layout."""
         adapter = self.owner[0]
-        state = adapter.state
-        if not state.enabled or self.original is not None:
+        active = adapter.blocks.active.get()
+        # A call less where no forward of the model is entered: every layer does this in every forward.
+        simple = adapter.state.forward is None and not active.in_generators
+        current = active if simple else adapter.current()
+        if not current.enabled or self.original is not None:
+            self.check_base(current.enabled)
             return cast(Tensor, self.base(x))
-        conditions = self.bound.num_conditions(state.values) if adapter.per_example else 1
+        values = current.values
+        conditions = self.bound.num_conditions(values) if adapter.per_example else 1
         # Linear layers take (*, i) as it is: only pictures and ids may need a batch axis.
         x, unbatched = self.as_batch(x, conditions) if self.channels > 0 or self.embeds else (x, False)
         kernel = choose(self, x, conditions)
         self._last[0] = kernel
-        y = kernel.run(self, x, conditions)
+        y = kernel.run(self, x, values, conditions)
         return y[0] if unbatched else y
 
     def add_update(self, x: Tensor, y: Tensor, values: Values | None = None) -> Tensor:
@@ -98,10 +103,11 @@ class AdaptedLayer(MergeableLayer):
         Returns:
             The output of the layer, in the shape of y (with the batch axis of x if y is one row for all examples).
         """
-        state = self.owner[0].state
-        if not state.enabled or self.original is not None:
+        current = self.owner[0].current()
+        if not current.enabled or self.original is not None:
+            self.check_base(current.enabled)
             return y
-        values = state.values if values is None else values
+        values = current.values if values is None else values
         conditions = self.bound.num_conditions(values)
         if self.channels > 0 or self.embeds:
             x, unbatched = self.as_batch(x, conditions)
@@ -148,7 +154,8 @@ class AdaptedLayer(MergeableLayer):
         """
         form, bound = self.low_rank, self.bound
         assert form is not None, "a circuit has no Mid and no Right"
-        folded = self.owner[0].state.folded.get(bound.path)
+        forward = self.owner[0].state.forward
+        folded = None if forward is None else forward.folded.get(bound.path)
         # Not in a checkpointed part, which is computed again without what the forward has folded.
         if folded is not None and torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
             return folded
@@ -174,14 +181,14 @@ class AdaptedLayer(MergeableLayer):
             ValueError: They fit neither the batch nor the beams of `generate`.
         """
         batch = self.examples(x)
-        if conditions not in (1, batch) and conditions * self.owner[0].state.beams != batch:
+        if conditions not in (1, batch) and conditions * self.owner[0].beams != batch:
             raise ValueError(
                 f"target {self.target.path!r}: the condition is for {conditions} examples, the layer got {batch}"
             )
 
     def repeats(self, x: Tensor, conditions: int) -> int:
         """Return how many rows of an input (b, ..) share one condition: the beams of `generate`, otherwise 1."""
-        return 1 if conditions in (1, self.examples(x)) else self.owner[0].state.beams
+        return 1 if conditions in (1, self.examples(x)) else self.owner[0].beams
 
     def mix_or_fold(self, h: Tensor, x: Tensor, values: Values | None, conditions: int) -> tuple[Tensor, Tensor]:
         """Choose between (h Mid) Right and h (Mid Right) for factors that differ by example.

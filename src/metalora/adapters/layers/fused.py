@@ -220,11 +220,11 @@ class SharedInputCache:
     Example:
         >>> cache, key, x = SharedInputCache(), ("attention",), torch.rand(2, 8)
         >>> cache.clear(running=True)
-        >>> cache.keep(key, x, "attention.query", torch.ones(2, 1))
-        >>> cache.take(key, x, "attention.value")
+        >>> cache.keep(key, x, "attention.query", None, torch.ones(2, 1))
+        >>> cache.take(key, x, "attention.value", None)
         tensor([[1.],
                 [1.]])
-        >>> cache.take(key, x.clone(), "attention.key") is None  # equal numbers are not the same input
+        >>> cache.take(key, x.clone(), "attention.key", None) is None  # equal numbers are not the same input
         True
     """
 
@@ -238,27 +238,29 @@ class SharedInputCache:
         self.key: tuple[Any, ...] | None = None  # siblings have one and the same key object
         self.version = False, 0  # was gradient recorded, and how often was x written to
         self.x: Tensor | None = None
+        self.values: Any = None
         self.hidden: Tensor | None = None
         self.takers: set[str] = set()
 
-    def take(self, left_key: tuple[Any, ...], x: Tensor, path: str) -> Tensor | None:
+    def take(self, left_key: tuple[Any, ...], x: Tensor, path: str, values: Any) -> Tensor | None:
         """Return x Left if a sibling has computed it from this very x, otherwise None.
 
         Args:
             left_key: What identifies Left; siblings have one and the same object.
             x: Input of the layer.
             path: The path of the layer, which takes the value at most once.
+            values: The values that differ by example: another condition has another Left.
         """
         # A layer that comes a second time with the same x computes anew: its factors may have changed since.
         if self.x is not x or path in self.takers or self.key is not left_key:
             return None
-        if self.version != (torch.is_grad_enabled(), x._version):
+        if self.values is not values or self.version != (torch.is_grad_enabled(), x._version):
             return None
         self.takers.add(path)
         return self.hidden
 
-    def keep(self, left_key: tuple[Any, ...], x: Tensor, path: str, hidden: Tensor) -> None:
+    def keep(self, left_key: tuple[Any, ...], x: Tensor, path: str, values: Any, hidden: Tensor) -> None:
         """Store a layer's x Left for its siblings. An inference tensor has no version counter, so it is not stored."""
         if (self.running or torch._C._current_graph_task_id() != -1) and not x.is_inference():
             self.key, self.version = left_key, (torch.is_grad_enabled(), x._version)
-            self.x, self.hidden, self.takers = x, hidden, {path}
+            self.x, self.values, self.hidden, self.takers = x, values, hidden, {path}

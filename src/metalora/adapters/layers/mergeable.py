@@ -34,6 +34,13 @@ class MergeableLayer(nn.Module, ABC):
         self.original: Tensor | None = None
         self.original_bias: Tensor | None = None
 
+    def check_base(self, enabled: bool) -> None:
+        """Raise a ValueError if the frozen base is asked for (`enabled` is False), and its weight holds Delta W."""
+        if not enabled and self.original is not None:
+            raise ValueError(
+                f"target {self.target.path!r} is merged, so the frozen network cannot run: unmerge the adapter first"
+            )
+
     @abstractmethod
     def delta(self, values: Values | None) -> Tensor:
         """Return the dense Delta W in the base weight's layout.

@@ -67,10 +67,10 @@ class OutputLayer(nn.Module, ABC):
         Raises:
             ValueError: The conditions fit neither the batch nor the beams of `generate`.
         """
-        state = self.owner[0].state
-        if not state.enabled or self.original is not None:
+        current = self.owner[0].current()
+        if not current.enabled or self.original is not None:
             return y
-        values = state.values if values is None else values
+        values = current.values if values is None else values
         conditions = self.bound.num_conditions(values)
         single = y.ndim == -self.axis  # one example without a batch axis, such as (o,) or (o, *positions)
         y = y[None] if single else y
@@ -81,7 +81,7 @@ class OutputLayer(nn.Module, ABC):
 
     def _repeats(self, batch: int, conditions: int) -> int:
         """Return how many rows of the batch share one condition: the beams of `generate`, otherwise 1."""
-        beams = self.owner[0].state.beams
+        beams = self.owner[0].beams
         if conditions in (1, batch):
             return 1
         if conditions * beams != batch:

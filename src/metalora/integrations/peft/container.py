@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -13,9 +15,17 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.checkpointing import explicit
 from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
-from metalora.adapters.host import begin_forward, end_forward, guard_forward, unguard_forward
+from metalora.adapters.host import (
+    begin_forward,
+    end_forward,
+    enter_forward,
+    guard_forward,
+    has_entered,
+    unguard_forward,
+)
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.targets import Target, kind_of, target_at
+from metalora.integrations.peft.calls import Call, Calls, Conditions, TaskIds
 from metalora.integrations.peft.peft_api import BaseTunerLayer
 
 CONTAINER_NAME = "tensor_bank"
@@ -25,11 +35,6 @@ BASE_NAME = "__base__"
 """What PEFT's `adapter_names` calls an example without adapter."""
 CHECKPOINT_ATTRIBUTE = "_gradient_checkpointing_func"
 """Where transformers keeps the function with which a module checkpoints activations."""
-
-Conditions = Condition | Mapping[str, Condition]
-"""One condition for all adapters that need one, or a condition per adapter name."""
-TaskIds = Tensor | Sequence[int] | int
-"""A task per example, or one task for all."""
 
 
 class TunerLayer(BaseTunerLayer):
@@ -44,10 +49,7 @@ class AdapterContainer(TunerLayer, nn.Module):
 
     Attributes:
         targets: Path of a module of the model -> its target, None for a module that cannot be adapted.
-        adapter_names: The adapter of each example while a mixed batch runs, otherwise None.
-        beams: Sequences per example that `generate` runs.
-        call_condition: The condition that the running call of the PeftModel was given.
-        call_task_ids: The task ids that the running call of the PeftModel was given.
+        calls: The running call of the PeftModel, for each thread and asyncio task its own.
     """
 
     adapter_layer_names = ("metalora_adapters",)
@@ -62,12 +64,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         self.targets: dict[str, Target | None] = {
             path: target_at(model, path) if kind_of(module) else None for path, module in model.named_modules()
         }
-        self.adapter_names: Sequence[str] | None = None
-        self.beams = 1
-        self.call_condition: Conditions | None = None
-        self.call_task_ids: TaskIds | None = None
-        self._base_only = False
-        self._rows: dict[int, dict[str, Tensor]] = {}  # batch size -> result of `rows_by_adapter`
+        self.calls = Calls()
         self._active_adapter: list[str] = []
         self._model = (model,)  # a tuple: the model registers the container, not the other way round
         self.handles = guard_forward(model, self)
@@ -120,22 +117,24 @@ class AdapterContainer(TunerLayer, nn.Module):
     @property
     def is_base_only(self) -> bool:
         """True while the frozen base runs alone, for example for the features of a condition."""
-        return self._base_only or any(not adapter.state.enabled for adapter in self.adapters_by_name().values())
+        adapters = self.metalora_adapters.values()
+        return self.call.base_only or any(not cast(Adapter, adapter).current().enabled for adapter in adapters)
 
-    @contextlib.contextmanager
-    def base_only(self) -> Iterator[None]:
+    @property
+    def call(self) -> Call:
+        """The call of the PeftModel that runs in this thread and asyncio task."""
+        return self.calls.running.get()
+
+    def base_only(self) -> contextlib.AbstractContextManager[None]:
         """Within this context the frozen base runs alone."""
-        before, self._base_only = self._base_only, True
-        try:
-            yield
-        finally:
-            self._base_only = before
+        return self.calls.entered(replace(self.call, base_only=True))
 
     def running_adapters(self) -> dict[str, Adapter]:
         """Adapter name -> adapter, for the adapters that take part in a forward."""
         if self.disable_adapters:
             return {}
-        names = self.active_adapters if self.adapter_names is None else dict.fromkeys(self.adapter_names)
+        called = self.call.adapter_names
+        names = self.active_adapters if called is None else dict.fromkeys(called)
         adapters = self.adapters_by_name()
         # BASE_NAME is not the name of an adapter, so it is left out here.
         return {name: adapters[name] for name in names if name in adapters and not adapters[name].merged}
@@ -152,28 +151,16 @@ class AdapterContainer(TunerLayer, nn.Module):
         Raises:
             ValueError: `adapter_names` does not fit the batch size.
         """
-        if batch_size not in self._rows:
-            names = self._names_of_rows(batch_size)
+        call = self.call
+        if batch_size not in call.rows:
+            names = call.names_of_rows(batch_size)
             # Once for each batch size of a call: an encoder and a decoder have two.
-            self._rows[batch_size] = {
+            call.rows[batch_size] = {
                 name: torch.tensor([row for row, row_name in enumerate(names) if row_name == name])
                 for name in dict.fromkeys(names)
                 if name != BASE_NAME
             }
-        return self._rows[batch_size]
-
-    def _names_of_rows(self, batch_size: int) -> list[str]:
-        assert self.adapter_names is not None, "a batch has rows by adapter only if the call has adapter_names"
-        names = list(self.adapter_names)
-        if len(names) == batch_size:
-            return names
-        if len(names) * self.beams == batch_size:
-            return [name for name in names for _ in range(self.beams)]
-        # PEFT's own wording, which its users and its tests look for.
-        raise ValueError(
-            "Length of `adapter_names` should be the same as the number of inputs, but got "
-            f"{len(names)} and {batch_size} respectively."
-        )
+        return call.rows[batch_size]
 
     @contextlib.contextmanager
     def call_arguments(
@@ -193,27 +180,28 @@ class AdapterContainer(TunerLayer, nn.Module):
             task_ids: The task of each example, or of all.
             beams: Sequences per example.
         """
-        self.adapter_names, self._rows, self.beams = adapter_names, {}, beams
-        self.call_condition, self.call_task_ids = condition, task_ids
-        try:
-            with contextlib.ExitStack() as stack:
-                for name, adapter in self.running_adapters().items():
-                    adapter.state.beams = beams
-                    values = _call_values(name, adapter, condition, task_ids)
-                    if values and _per_example_keys(adapter) <= values.keys():
-                        stack.enter_context(adapter.using(values))
-                yield
-        finally:
-            self.adapter_names, self._rows, self.beams = None, {}, 1
-            self.call_condition = self.call_task_ids = None
-            for adapter in self.adapters_by_name().values():
-                adapter.state.beams = 1
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.calls.entered(Call(adapter_names, condition, task_ids, beams)))
+            for name, adapter in self.running_adapters().items():
+                values = _call_values(name, adapter, condition, task_ids)
+                complete = values and _per_example_keys(adapter) <= values.keys()
+                stack.enter_context(adapter.blocks.entered(values=values if complete else None, beams=beams))
+            yield
+
+    def enter_forward(self, caller: FrameType | None) -> None:
+        """Enter a forward with all adapters, which `caller` will end."""
+        for adapter in self.adapters_by_name().values():
+            enter_forward(adapter, caller)
+
+    def has_entered(self, caller: FrameType | None) -> bool:
+        """Return True if the innermost forward is one that `caller` has entered."""
+        return any(has_entered(adapter, caller) for adapter in self.adapters_by_name().values())
 
     def before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Take the condition, the task ids and the prompt mask out of a model's arguments, and prepare the adapters."""
-        condition, task_ids = self.call_condition, self.call_task_ids
+        condition, task_ids = self.call.condition, self.call.task_ids
         adapters = self.adapters_by_name().values()
         if any(adapter.per_example for adapter in adapters):
             condition = kwargs.pop("condition", condition)
@@ -233,8 +221,6 @@ class AdapterContainer(TunerLayer, nn.Module):
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook: clear the adapters after a forward of the model: no condition outlives it."""
-        if self.is_base_only:
-            return
         # All of them and not the running ones: the active adapters may have changed since.
         for adapter in self.adapters_by_name().values():
             end_forward(adapter, output)
@@ -382,7 +368,7 @@ def _check_tasks(name: str, adapter: Adapter, condition: Condition | None, task_
         return
     served_condition = condition or adapter.fixed_condition
     keys_with_values = set() if served_condition is None else {*served_condition.values}
-    keys_with_values |= {*(adapter.state.using_values or ())}
+    keys_with_values |= {*(adapter.blocks.active.get().values or ())}
     if not adapter.task_keys.keys() <= keys_with_values:
         raise ValueError(
             f"adapter {name!r} ({adapter.method.name}) has {adapter.config.tasks} tasks: wrap the model once with "

@@ -81,7 +81,7 @@ class AdaptedModule(TunerLayer, nn.Module):
             self.unmerge()
         if self.disable_adapters or self.merged or self.container.is_base_only:
             return self._base_output(x, *args, **kwargs)
-        if self.container.adapter_names is not None:
+        if self.container.call.adapter_names is not None:
             return self._mixed_batch(x, self._base_output(x, *args, **kwargs))
         layers = [self.adapter_layers[name] for name in self.active_adapters if name in self.adapter_layers]
         if len(layers) == 1 and not args and not kwargs:
@@ -113,7 +113,7 @@ class AdaptedModule(TunerLayer, nn.Module):
             layer = self.adapter_layers.get(name)
             if layer is None:
                 continue
-            active_values = self.container.adapters_by_name()[name].state.values
+            active_values = self.container.adapters_by_name()[name].current().values
             values = None if active_values is None else _values_of_rows(active_values, rows.to(x.device), batch_size)
             y[rows] = layer.add_update(x[rows], y[rows], values).to(y.dtype)
         return y

@@ -276,7 +276,7 @@ class TensorNetworkModel(BaseTuner):
         handles: list[RemovableHandle] = []
         if adapter_names is not None:
             self._check_adapter_names(adapter_names, container)
-            handles = self._pass_names_to_saved_modules(adapter_names, beams)
+            handles = self._pass_names_to_saved_modules(adapter_names, beams, container)
         try:
             with container.call_arguments(adapter_names, kwargs.get("condition"), task_ids, beams):
                 yield
@@ -296,7 +296,9 @@ class TensorNetworkModel(BaseTuner):
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
 
-    def _pass_names_to_saved_modules(self, adapter_names: Sequence[str], beams: int) -> list[RemovableHandle]:
+    def _pass_names_to_saved_modules(
+        self, adapter_names: Sequence[str], beams: int, container: AdapterContainer
+    ) -> list[RemovableHandle]:
         """Pass the adapter names to every module of modules_to_save, a name for each row that it gets.
 
         `generate` runs an encoder once per example, and all other modules once per beam.
@@ -307,7 +309,7 @@ class TensorNetworkModel(BaseTuner):
         for module in self.model.modules():
             if isinstance(module, AuxiliaryTrainingWrapper):
                 names = adapter_names if id(module) in encoder_modules else names_by_beam
-                hook = partial(_add_adapter_names, adapter_names=names)
+                hook = partial(_add_adapter_names, container, adapter_names, names)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         return handles
 
@@ -347,10 +349,17 @@ def _key_prefix(adapter_name: str) -> str:
 
 
 def _add_adapter_names(
-    module: nn.Module, args: Any, kwargs: dict[str, Any], adapter_names: Sequence[str]
+    container: AdapterContainer,
+    names_of_call: Sequence[str],
+    names_of_rows: Sequence[str],
+    module: nn.Module,
+    args: Any,
+    kwargs: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
-    """Forward pre-hook that adds an argument."""
-    return args, {**kwargs, "adapter_names": adapter_names}
+    """Forward pre-hook that adds an argument, if the forward is one of the call that has added the hook."""
+    if container.call.adapter_names is not names_of_call:  # another thread's
+        return args, kwargs
+    return args, {**kwargs, "adapter_names": names_of_rows}
 
 
 def _sequences_per_example(kwargs: Mapping[str, Any]) -> int:
