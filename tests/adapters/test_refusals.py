@@ -153,6 +153,7 @@ def twice(model):
 
 BAD_CALLS = {
     "attach twice": (lambda m: attach(m, config()), "Net already has an adapter"),
+    "attach a part": (lambda m: attach(nn.ModuleList([m.fc]), config(targets="0.base")), "'0' is adapted already"),
     "attach twice, another method": (lambda m: attach(m, config("metalora-tr")), "detach it first"),
     "merge twice": (twice, "already merged"),
     "merge NaN": (nan, "NaNs detected in the merged weights of target 'fc'"),

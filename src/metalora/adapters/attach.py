@@ -17,7 +17,14 @@ from metalora.adapters.conditioning.features import Inputs
 from metalora.adapters.conditioning.sources import prepare_condition
 from metalora.adapters.host import AttachedHost, guard_forward, unguard_forward
 from metalora.adapters.init import initial_factors
-from metalora.adapters.layers import LAYERS, AdaptedLayer, BottleneckLayer, FeatureWiseLayer, OutputLayer
+from metalora.adapters.layers import (
+    LAYERS,
+    AdaptedLayer,
+    BottleneckLayer,
+    FeatureWiseLayer,
+    MergeableLayer,
+    OutputLayer,
+)
 from metalora.adapters.layout import build_layout
 from metalora.adapters.plan import Form, plan_forms
 from metalora.adapters.skipped import skipped_weights, warning_of
@@ -48,8 +55,8 @@ def attach(
             config.condition.extractor names.
 
     Raises:
-        ValueError: The model has an adapter already; an unknown method, factor or target; a rank that a target's modes
-            do not allow. Nothing is changed then.
+        ValueError: The model has an adapter already, or is a part of one that has; an unknown method, factor or target;
+            a rank that a target's modes do not allow. Nothing is changed then.
 
     Warns:
         UserWarning: A preset of targets leaves out weights of its kind, because they cannot be adapted; one warning
@@ -62,8 +69,7 @@ def attach(
         >>> model(torch.rand(3, 8)).shape
         torch.Size([3, 2])
     """
-    if adapter_of(model) is not None:
-        raise ValueError(f"{type(model).__name__} already has an adapter: detach it first")
+    _check_no_adapter(model)
     targets = find_targets(model, config.targets, config.exclude)
     skipped = skipped_weights(model, config.targets, config.exclude)
     bases = {target.path: model.get_submodule(target.path) for target in targets}
@@ -87,6 +93,18 @@ def attach(
         adapter.hooks += guard_forward(model, AttachedHost(adapter, adapter.frozen_norms))
     adapter.train(model.training)
     return adapter
+
+
+def _check_no_adapter(model: nn.Module) -> None:
+    """Raise a ValueError if a model, or a model that it is a part of, has an adapter of some of these layers."""
+    if adapter_of(model) is not None:
+        raise ValueError(f"{type(model).__name__} already has an adapter: detach it first")
+    for path, module in model.named_modules():
+        if isinstance(module, MergeableLayer | OutputLayer):
+            raise ValueError(
+                f"{type(model).__name__}: {path!r} is adapted already, by an adapter of a model that this is a part "
+                "of: detach that adapter first, or attach one adapter with all targets"
+            )
 
 
 def build(
