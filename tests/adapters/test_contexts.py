@@ -11,7 +11,6 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 import torch
@@ -506,18 +505,6 @@ def test_a_network_that_is_merged_inside_of_disabled_is_refused():
         merge(model)
         with pytest.raises(ValueError, match="target '0' is merged, so the frozen network cannot run"):
             model(X)
-
-
-def test_values_for_two_with_the_features_of_one_are_not_merged():
-    served = Served()
-    first, second = served.conditions.values()
-    both = {key: torch.cat([first.values[key], second.values[key]]) for key in first.values}
-    before = {name: value.clone() for name, value in served.model.state_dict().items()}
-    with pytest.raises(ValueError, match="the condition is for 2 examples"):
-        merge(served.model, replace(first, values=both))
-    assert not served.adapter.merged
-    after = served.model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 # ---- many tenants ----------------------------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def test_the_condition_of_another_adapter_is_refused_by_a_forward(stranger, mess
     loaded = Condition.load(path)
     with pytest.raises(ValueError, match=f"^{path}: .*{message}.*check_base=False"):
         other(X, condition=loaded)
-    assert adapter_of(other).state.values is None
+    assert adapter_of(other).state.forward is None
     if set(condition.values) == set(adapter_of(other).conditioner.shapes) and "tr" not in adapter_of(other).method.name:
         assert torch.equal(other(X, condition=Condition.load(path, check_base=False)), other(X, condition=condition))
 
@@ -196,7 +196,7 @@ def test_every_use_of_another_adapters_condition_is_refused(use, saved, tmp_path
     adapter, loaded = adapter_of(other), Condition.load(path)
     with pytest.raises(ValueError, match=f"^{path}: the condition of another adapter"):
         use(adapter, loaded)
-    assert adapter.state.values is None and adapter.fixed_condition is None and not adapter.merged
+    assert adapter.state.forward is None and adapter.fixed_condition is None and not adapter.merged
     assert not (tmp_path / "never-written").exists()
 
 
@@ -332,7 +332,7 @@ def test_a_condition_in_memory_that_does_not_fit_is_refused(change, message, use
     with pytest.raises(ValueError, match=message):
         use(adapter_of(model), misfit)
     adapter = adapter_of(model)
-    assert adapter.state.values is None and adapter.fixed_condition is None and not adapter.merged
+    assert adapter.state.forward is None and adapter.fixed_condition is None and not adapter.merged
 
 
 SAVES = {

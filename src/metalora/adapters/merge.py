@@ -9,6 +9,7 @@ from torch import nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import required_adapter
+from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.layers import MergeableLayer
 from metalora.adapters.rounded_sum import rounded_sum
@@ -61,9 +62,9 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
         raise ValueError("merge: the adapter is already merged")
     condition = condition if condition is not None else adapter.fixed_condition
     if condition is not None:
-        examples = max(len(condition), *(len(value) for value in condition.values.values()))
-        if examples != 1:
-            raise ValueError(f"merge: the condition is for {examples} examples; merge one (condition.mean())")
+        if len(condition) != 1:
+            raise ValueError(f"merge: the condition is for {len(condition)} examples; merge one (condition.mean())")
+        check_condition(adapter, condition)
     check_untied(adapter, "merge")
     values = None if condition is None else condition.values
     merged: dict[str, torch.Tensor] = {}

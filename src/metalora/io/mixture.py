@@ -57,7 +57,7 @@ def mixture(
         ...     for rank in (1, 2):
         ...         _ = attach(model, AdapterConfig("lora", rank=rank, targets="0"))
         ...         metalora.save(model, f"{folder}/{rank}")
-        ...         detach(model)
+        ...         metalora.detach(model)
         ...     adapter = mixture(model, [f"{folder}/1", f"{folder}/2"], ConditionConfig(scope="constant"))
         >>> adapter.num_params(), adapter.factors["0.A"].shape
         (2, torch.Size([2, 8, 2]))
