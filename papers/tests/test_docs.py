@@ -116,15 +116,16 @@ def test_the_baselines_are_those_of_the_rows_in_the_page(name, file, count):
     assert len(lines) == count and [line for line in lines if f"| {line} |" not in page] == []
 
 
-@pytest.mark.parametrize("name, curves", [("metatt-fig4", 0), ("metatt-fig7", 3)])
-def test_the_starts_and_rates_are_those_of_the_rows_in_the_page(name, curves):
+@pytest.mark.parametrize("name, curves", [("metatt-fig4", 0), ("metatt-fig7", 3), ("metatt-fig9", 2)])
+def test_the_starts_rates_and_ranks_are_those_of_the_rows_in_the_page(name, curves):
     recipe = from_dict(TextTableConfig, read_yaml(PAPERS / "recipes" / "metatt" / "metatt-figures.yaml"))
+    recipe = dataclasses.replace(recipe, lr_grid=() if name == "metatt-fig9" else recipe.lr_grid)
     found = report_of(name, recipe, "metatt-figures.jsonl").tables[0]
     page = (PAPERS / "docs" / "metatt.md").read_text()
     mean = found.columns.index("mean")
     lines: dict[str, list[str]] = {}
-    for cells in found.cells:  # a start has a line of its own, a rate is a cell of its method
-        lines.setdefault(cells[0].partition(", lr")[0], []).append(cells[mean])
+    for cells in found.cells:  # a start has a line of its own, a rate or a rank is a cell of its method
+        lines.setdefault(re.split(", lr |, rank ", cells[0])[0], []).append(cells[mean])
     assert len(lines) == (curves or 5)
     assert [line for key, means in lines.items() if (line := " | ".join([key, *means])) not in page] == []
 
