@@ -107,6 +107,26 @@ def test_threads_that_write_one_path_never_tear_it(write, read, tmp_path):
     assert names_in(tmp_path) == ["x"]
 
 
+ASK = {"check": lambda path: files.check_folder(path, MARKER), "write": write_replaced_folder}
+
+
+@pytest.mark.parametrize("ask", ASK.values(), ids=ASK)
+def test_nobody_asks_about_a_folder_while_another_writer_may_swap_it(ask, tmp_path, monkeypatch):
+    original, asked = files._check_replaceable, []
+
+    def check_lock_and_folder(path, marker):
+        other_writer = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other_writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other_writer)
+        asked.append(path)
+        original(path, marker)
+
+    monkeypatch.setattr(files, "_check_replaceable", check_lock_and_folder)
+    ask(tmp_path / "x")
+    assert asked == [tmp_path / "x"]
+
+
 # ---- modes and links -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", (0o600, 0o640, 0o666, 0o444))
 def test_a_file_keeps_its_mode(mode, tmp_path):

@@ -140,10 +140,11 @@ def check_folder(path: str | Path, marker: str) -> None:
     Raises:
         ValueError: Something else has that name.
     """
-    path = Path(path)
+    folder_above = Path(os.path.realpath(path)).parent
     with errors_for_users(path, "what is there is unchanged"):
-        if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / marker).is_file())):
-            raise ValueError(f"{path}: exists already, and is not a folder that this would replace; name another one")
+        if folder_above.is_dir():
+            with _locked(folder_above):
+                _check_replaceable(Path(path), marker)
 
 
 @contextmanager
@@ -166,11 +167,20 @@ def replaced_folder(path: str | Path, marker: str) -> Iterator[Path]:
         real_path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(real_path.parent):
             _restore(real_path)
-        check_folder(real_path, marker)
+            _check_replaceable(Path(path), marker)
     with errors_for_users(path, remark), _temporary_folder(real_path) as temporary:
         yield temporary
         with _locked(real_path.parent):  # two renames, between which no other writer may come
             _swap(temporary, real_path)
+
+
+def _check_replaceable(path: Path, marker: str) -> None:
+    """Refuse to replace what is not a folder of this library; the caller holds the lock of the folder above.
+
+    Without the lock, another writer may rename the folder between two of the questions.
+    """
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / marker).is_file())):
+        raise ValueError(f"{path}: exists already, and is not a folder that this would replace; name another one")
 
 
 def _swap(new: Path, path: Path) -> None:
