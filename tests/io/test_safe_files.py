@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from metalora._util import files
-from metalora._util.files import new_folder, replaced_folder, write_atomically
+from metalora._util.files import new_folder, replaced_folder, write_atomically, write_figure
 from metalora.bench.store import RowStore
 
 MARKER = "adapter.json"
@@ -32,6 +32,17 @@ def write_replaced_folder(path, content=b"new"):
         (folder / "second").write_bytes(content)
 
 
+class Figure:
+    """What `write_figure` asks of a figure of matplotlib."""
+
+    def savefig(self, file, dpi, format):
+        file.write(b"new")
+
+
+def draw(path):
+    write_figure(Figure(), path, dpi=100)
+
+
 def append_row(path):
     RowStore(path).append({"key": "a"})
 
@@ -42,6 +53,7 @@ def claim_row(path):
 
 WRITERS = {
     "file": write_file,
+    "figure": draw,
     "new folder": write_new_folder,
     "folder": write_replaced_folder,
     "rows": append_row,

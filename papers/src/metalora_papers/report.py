@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from metalora._util.files import write_atomically, write_figure
 from metalora.bench.palette import PALETTE
 from metalora_papers.rows import Row
 from metalora_papers.statistics import (
@@ -396,7 +397,7 @@ def write_markdown(tables: Sequence[Table], path: str | Path) -> None:
         lines = [table.columns, ("---",) * len(table.columns), *table.cells]
         body = "\n".join(_markdown_line(cells) for cells in lines) + (f"\n\n{table.note}" if table.note else "")
         blocks.append(f"## {table.title}\n\n{body}" if table.title else body)
-    Path(path).write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    write_atomically(path, ("\n\n".join(blocks) + "\n").encode())
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
@@ -451,7 +452,7 @@ def plot_bars(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=legend_columns, frameon=False, title=title)
-    figure.savefig(path, dpi=150, format="png")
+    write_figure(figure, path, dpi=150)
 
 
 def _legend_columns(labels: Collection[str]) -> int:

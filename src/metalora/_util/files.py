@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import os
 import secrets
 import shutil
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 TEMPORARY, OLD = ".metalora-tmp", ".metalora-old"  # endings of names that nothing else has
 FRESH_SECONDS = 60.0  # a younger temporary file may be one that its writer has not locked yet
@@ -67,6 +69,24 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     """
     with errors_for_users(path, "the old file is unchanged"):
         replace_file(path, content)
+
+
+def write_figure(figure: Any, path: str | Path, *, dpi: int) -> None:
+    """Write a figure of matplotlib as a PNG file, whole or not at all; its folder is made if it does not exist.
+
+    Args:
+        figure: The figure.
+        path: The file to create or to replace.
+        dpi: Pixels per inch.
+
+    Raises:
+        ValueError: The file could not be written; an existing file is unchanged.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=dpi, format="png")
+    with errors_for_users(path, "the old file is unchanged"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, picture.getvalue())
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from metalora._util.files import write_figure
 from metalora.bench.cases import FLOOR
 from metalora.bench.palette import PALETTE
 from metalora.bench.scaling import added_seconds
@@ -32,8 +33,7 @@ def plot(row: dict[str, Any], path: Path) -> None:
         panels = figure.subplots(1, len(metrics), squeeze=False)[0]
         for panel, metric in zip(panels, metrics, strict=True):
             _draw_ratios(panel, metric, cases)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path, dpi=150)
 
 
 def _draw_growth(panel: Any, axis: str, results: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from metalora import AdapterConfig
+from metalora._util.files import write_atomically
 from metalora.cli.render import progress, show, status
 from metalora.learner import AdaptedTask, MetaLearner, Report, read_tasks
 from metalora_papers.learner.demo_config import DemoConfig
@@ -133,11 +135,12 @@ def write_predictions(path: Path, task: AdaptedTask, queries: LabelledPictures) 
     predicted = task.predict(queries.pictures)
     probability = task.predict_proba(queries.pictures).max(1)
     novelty = task.novelty(queries.pictures)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["picture", "label", "prediction", "probability", "novelty"])
-        for number, label in enumerate(queries.labels):
-            writer.writerow([number, label, predicted[number], f"{probability[number]:.4f}", f"{novelty[number]:.4f}"])
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["picture", "label", "prediction", "probability", "novelty"])
+    for number, label in enumerate(queries.labels):
+        writer.writerow([number, label, predicted[number], f"{probability[number]:.4f}", f"{novelty[number]:.4f}"])
+    write_atomically(path, text.getvalue().encode())
     return path
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from metalora._util.files import write_figure
 from metalora_papers.learner.demo_data import LabelledPictures
 
 NEIGHBOURS = 5
@@ -71,8 +72,7 @@ def draw_neighbours(
             text, (0.5, 1.35), xycoords="axes fraction", ha="center", va="bottom", fontsize=11, annotation_clip=False
         )
     figure.subplots_adjust(0.02, 0.03, 0.98, 1 - TITLE_HEIGHT / height, wspace=0.12, hspace=0.35)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_figure(figure, path, dpi=110)
     plt.close(figure)
     return path
 

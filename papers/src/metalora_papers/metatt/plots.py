@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from metalora._util.files import write_figure
 from metalora.bench.palette import PALETTE
 from metalora.config import RankScheduleConfig, from_dict
 from metalora.ranks.schedule import ranks_by_step
@@ -139,7 +140,7 @@ def _panels(
         axes.grid(color="0.9")
     in_order = [lines[name] for name in names]
     figure.legend(in_order, names, loc="outside lower center", ncols=legend_columns, frameon=False)
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path, dpi=150)
     return path
 
 
@@ -203,7 +204,7 @@ def _heat_map(row: dict[str, Any], path: Path) -> Path:
     below.set_xticks(range(len(points)), steps, rotation=90, fontsize="x-small")
     below.set_xlabel("optimiser steps")
     figure.colorbar(image, ax=below, label="root mean square of the gradient")
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path, dpi=150)
     return path
 
 

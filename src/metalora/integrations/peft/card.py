@@ -8,6 +8,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from metalora._util.files import replace_file
 from metalora.integrations.peft.registration import NAME
 
 INSTRUCTIONS = """
@@ -36,7 +37,7 @@ def add_loading_instructions(folder: str | Path) -> None:
         return
     text = card.read_text(encoding="utf-8")
     if INSTRUCTIONS not in text:  # a folder may be saved to several times
-        card.write_text(f"{text.rstrip()}\n{INSTRUCTIONS}", encoding="utf-8")
+        replace_file(card, f"{text.rstrip()}\n{INSTRUCTIONS}".encode())
 
 
 def patch_push_to_hub() -> None:
