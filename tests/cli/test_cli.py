@@ -73,6 +73,8 @@ COMMANDS = {  # arguments ({} is the folder of files), exit code, fragment of st
         f"import {{}}/broken.safetensors {RESNET} --out {{}}/m", 2, "broken.safetensors: truncated or damaged",
     ),
     "import of a folder of runs": (f"import {{}} {RESNET} --out {{}}/m", 2, "no adapter_config.json, expected"),
+    "a number out of its range": (f"{INSPECT} --rank -1", 2, "AdapterConfig.rank is -1, expected at least 1"),
+    "the same in a part": (f"{INSPECT} --condition.hidden 0", 2, "hidden is 0, expected at least 1"),
     "export into what is there": (f"{EXPORT} {RESNET} --out {{}}", 2, "exists already"),
 }  # fmt: skip
 
@@ -87,6 +89,8 @@ USAGE = {
     "no base": "merge adapter --out m",
     "a verb of the papers": "train run.yaml",
     "unknown flag": "methods --jsn",
+    "unknown flag of a part": "bench --condition.hiden 3",
+    "no number": "bench --rank x",
 }
 
 

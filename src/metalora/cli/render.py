@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import io
 import json
 import os
 import sys
@@ -99,20 +101,39 @@ def progress(total: int, label: str, quiet: bool) -> AbstractContextManager[Call
     return progress_bar(total, label, hidden=quiet or not is_first_process())
 
 
-def _with_checked_numbers(verb: Callable[..., None]) -> Callable[..., None]:
-    """Return a verb that first checks the numbers among its flags that declare a range."""
+def _with_checked_numbers(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """Return a function that checks the flags of a verb that declare a range, and then gives the call to make."""
     hints = typing.get_type_hints(verb, include_extras=True)
 
     @functools.wraps(verb)
-    def checked(*arguments: Any, **flags: Any) -> None:
+    def checked(*arguments: Any, **flags: Any) -> Callable[[], None]:
         bound = inspect.signature(verb).bind(*arguments, **flags).arguments
         for name, value in bound.items():
             for part in getattr(hints.get(name), "__metadata__", ()):
                 if isinstance(part, Range):
                     part.check(value, f"--{name.replace('_', '-')}")
-        verb(*arguments, **flags)
+        return functools.partial(verb, *arguments, **flags)
 
     return checked
+
+
+def _parse(app: tyro.extras.SubcommandApp, program: str, arguments: Sequence[str], about: str) -> Callable[[], None]:
+    """Parse the arguments and give the call to make.
+
+    tyro prints a value that a part of the configuration refuses in a box, under a name of its own; here it is a
+    ValueError, as such a value is everywhere else.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            call: Callable[[], None] = app.cli(prog=program, args=list(arguments), description=about)
+    except SystemExit as stop:
+        refused = stop.__context__
+        if isinstance(getattr(refused, "arg", None), str):  # the part's name; of a flag, it is the flag's definition
+            raise ValueError(getattr(refused, "message", refused)) from None
+        sys.stderr.write(printed.getvalue())
+        raise
+    return call
 
 
 def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:
@@ -132,7 +153,7 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
     for name, verb in verbs.items():
         app.command(name=name)(_with_checked_numbers(verb))
     try:
-        app.cli(prog=program, args=list(arguments), description=about)
+        _parse(app, program, arguments, about)()
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes standard output once more at its exit, which would print a second error.
