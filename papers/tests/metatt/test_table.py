@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
 from papers_oracles.encoder import write_encoder
@@ -234,20 +233,20 @@ def test_a_report_and_its_figures(name, all_rows, tmp_path, capsys):
     assert len(found["plots"]) == (2 if name == "metatt-3" else 1)
 
 
-def drawn(monkeypatch, name, table, row=made_up):
+def drawn(monkeypatch, folder, name, table, row=made_up):
     """The figure that a comparison draws from made-up rows."""
     from matplotlib.figure import Figure
 
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *path, **options: figures.append(self))
     rows = [row(run) for run in runs(name, table)]
-    TextComparison(name, table).plot(rows, Path("."))
+    TextComparison(name, table).plot(rows, folder)
     return figures[0]
 
 
-def test_sweeps_are_arrows_with_the_rank_after_them(monkeypatch):
+def test_sweeps_are_arrows_with_the_rank_after_them(tmp_path, monkeypatch):
     table = replace(TABLE, tasks=("topic",), steps=20, sweeps=2, sweep_between=(0.5, 0.75))
-    figure = drawn(monkeypatch, "metatt-4", table)
+    figure = drawn(monkeypatch, tmp_path, "metatt-4", table)
     arrows = [text for text in figure.axes[0].texts if text.arrow_patch is not None]
     assert [(text.get_text(), text.xy[0]) for text in arrows] == [("r=7", 10), ("r=4", 15)]
     swept = 0.9 - 0.01 * len("metatt-4d, rank 8 swept to 4") + 0.005 * len("metatt-4d, rank 8 swept to 4") / 10
@@ -255,8 +254,8 @@ def test_sweeps_are_arrows_with_the_rank_after_them(monkeypatch):
 
 
 @pytest.mark.parametrize("tasks", [("topic",), ("topic", "next")])
-def test_the_legend_lies_within_the_figure(monkeypatch, tasks):
-    figure = drawn(monkeypatch, "metatt-4", replace(TABLE, tasks=tasks, method="metatt-5d"))
+def test_the_legend_lies_within_the_figure(tmp_path, monkeypatch, tasks):
+    figure = drawn(monkeypatch, tmp_path, "metatt-4", replace(TABLE, tasks=tasks, method="metatt-5d"))
     figure.draw_without_rendering()
     (legend,) = figure.legends
     left, right = legend.get_window_extent().intervalx
@@ -265,10 +264,10 @@ def test_the_legend_lies_within_the_figure(monkeypatch, tasks):
     assert 0 <= bottom < top <= figure.bbox.height
 
 
-def test_a_figure_has_a_line_for_every_method_and_the_metric_on_its_axis(monkeypatch):
+def test_a_figure_has_a_line_for_every_method_and_the_metric_on_its_axis(tmp_path, monkeypatch):
     methods = ("head alone", "lora", "metatt-4d", "metatt-5d", "vera", "lotr", "lorta", "dora", "pissa", "adalora")
     table = replace(GLUE, tasks=("cola", "rte"), methods=methods, seeds=(0,))
-    axes = drawn(monkeypatch, "metatt-2", table, glue_row).axes
+    axes = drawn(monkeypatch, tmp_path, "metatt-2", table, glue_row).axes
     assert [one.get_ylabel() for one in axes] == ["Matthews", "accuracy"]
     lines = [container.lines[0] for container in axes[0].containers]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(methods)
