@@ -105,7 +105,12 @@ def test_the_continuations_are_those_of_the_rows_in_the_page():
 
 @pytest.mark.parametrize(
     "name, file, count",
-    [("metatt-2", "metatt-baselines", 11), ("metatt-fig11", "metatt-fig11", 3), ("metatt-4", "metatt-futures", 7)],
+    [
+        ("metatt-2", "metatt-baselines", 11),
+        ("metatt-2", "metatt-fig12", 2),
+        ("metatt-fig11", "metatt-fig11", 3),
+        ("metatt-4", "metatt-futures", 7),
+    ],
 )
 def test_the_baselines_are_those_of_the_rows_in_the_page(name, file, count):
     recipe = from_dict(TextTableConfig, read_yaml(PAPERS / "recipes" / "metatt" / f"{file}.yaml"))
