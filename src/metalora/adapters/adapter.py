@@ -454,11 +454,11 @@ class Adapter(nn.Module):
 
         merge(self.model, condition)
 
-    def unmerge(self) -> None:
+    def unmerge(self, *, discard_changes: bool = False) -> None:
         """Restore the base weights that `merge` kept, bit for bit; see `metalora.unmerge`."""
         from metalora.adapters.merge import unmerge
 
-        unmerge(self.model)
+        unmerge(self.model, discard_changes=discard_changes)
 
     def detach(self) -> None:
         """Put the original modules back, bit for bit; see `metalora.detach`."""
