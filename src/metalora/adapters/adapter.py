@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -299,6 +299,16 @@ class Adapter(nn.Module):
             return None
         check_condition(self, condition)
         return condition.values
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        """What `.to()`, `.half()` and the like call with a function of a tensor; see `nn.Module`."""
+
+        # `.to(memory_format=torch.channels_last)` takes a tensor of five axes for a batch of volumes, and refuses it.
+        def without_memory_format(tensor: Tensor) -> Tensor:
+            return fn(tensor.flatten()).view(tensor.shape) if tensor.ndim == 5 else fn(tensor)
+
+        super()._apply(without_memory_format, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     # ---- conditions ------------------------------------------------------------------------------------------------
     def condition(self, inputs: Inputs, labels: Tensor | None = None) -> Condition:
