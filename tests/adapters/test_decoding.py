@@ -3,11 +3,13 @@
 import copy
 import gc
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from metalora import AdapterConfig, ConditionConfig, adapter_of, attach
+from metalora.adapters.conditioning.condition_cache import ConditionCache
 
 transformers = pytest.importorskip("transformers")
 
@@ -93,6 +95,20 @@ def test_padding_is_no_part_of_a_condition(source, side):
         torch.testing.assert_close(found, model(**padded, condition=adapter.condition(padded)).logits[:, real])
         free = model(input_ids=ids, position_ids=padded["position_ids"]).logits[:, real]
         assert (found - free).abs().max() > 1e-3
+
+
+class MambaCache:
+    """The cache of transformers 5.0: it counts nothing, and is made before the prompt."""
+
+    def __init__(self, states):
+        self.ssm_states = states
+
+
+@pytest.mark.parametrize("states, known", [(torch.zeros(2, 3, 4), False), (torch.eye(4)[None], True)])
+def test_a_cache_without_a_length_continues_a_prompt_if_it_holds_one(states, known):
+    cache, conditions, values = MambaCache([states, states]), ConditionCache(), {"C": torch.ones(1, 2)}
+    conditions.keep(SimpleNamespace(cache_params=cache), values)
+    assert conditions.values({"cache_params": cache}, needed=True) == (values if known else None)
 
 
 def test_a_state_space_model_continues_under_the_condition_of_its_prompt():

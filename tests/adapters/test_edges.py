@@ -11,7 +11,7 @@ from metalora import AdapterConfig, ConditionConfig, adapter_of, attach, detach,
 from support.adapters import randomise
 from support.cases import CASES, attach_case, features
 from support.conv_net import BODY, conv_net, images
-from support.layers import LAYERS, apply
+from support.layers import LAYERS
 
 TOLERANCE = dict(rtol=1e-10, atol=1e-10)
 
@@ -66,16 +66,6 @@ def test_unbatched_convolution(height):
     model, x = static(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)).double(), "0"), torch.randn(3, height, 4).double()
     adapter_of(model).weight_first = False
     torch.testing.assert_close(model(x), model(x[None])[0], **TOLERANCE)
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [pytest.param(layer, id=name) for name, layer in LAYERS.items()],
-)
-def test_an_empty_batch(layer):
-    model = static(layer.base(), "0")
-    x = layer.inputs()[:0]
-    assert torch.equal(model(x), apply(model[0].base, x, model[0].base.weight))
 
 
 def test_an_embedding_of_one_id_per_example():

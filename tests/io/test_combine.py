@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel
 import metalora
 from metalora import AdapterConfig, ConditionConfig
 from metalora.fitting.updates import LowRankUpdate
-from metalora.io.lora.combine import read_updates
+from metalora.io.lora.combine import combine, read_updates
 from support.command import metalora_command
 
 
@@ -231,6 +231,37 @@ def test_the_command(out, files):
             metalora.load(base, files / out)
             got = base
         torch.testing.assert_close(got(TOKENS)[0], want(TOKENS)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_command_takes_another_base_only_on_request(files):
+    model = BertModel.from_pretrained(files / "bert")
+    with torch.no_grad():
+        model.encoder.layer[0].attention.self.query.weight.add_(1.0)
+    model.save_pretrained(files / "bert")
+    arguments = ["combine", files / "lora.safetensors", "--weights", "2", "--model", f"hf:{files}/bert"]
+    arguments += ["--out", files / "out.safetensors", "--json"]
+    with pytest.warns(UserWarning, match="2 tensors of a further module are left out"):
+        code, _, err = metalora_command(*arguments)
+        assert code == 2 and "fingerprints differ" in err and not (files / "out.safetensors").exists()
+        code, _, err = metalora_command(*arguments, "--no-check-base")
+    assert code == 0, err
+    combined = metalora.load(model, files / "out.safetensors")
+    wanted = metalora.load(BertModel.from_pretrained(files / "bert"), files / "lora.safetensors", check_base=False)
+    for path in wanted.targets:
+        torch.testing.assert_close(combined.delta(path), 2 * wanted.delta(path), rtol=1e-4, atol=1e-5)
+
+
+def test_another_base_is_taken_only_on_request(tmp_path):
+    adapter = trained(net(), 5, method="lora")
+    metalora.save(adapter.model, tmp_path / "lora")
+    other = net()
+    with torch.no_grad():
+        other.layers[0]["query"].weight.add_(1.0)
+    with pytest.raises(ValueError, match="fingerprints differ"):
+        combine(other, [tmp_path / "lora"], [2.0])
+    combined, _ = combine(other, [tmp_path / "lora"], [2.0], check_base=False)
+    for path in adapter.targets:
+        torch.testing.assert_close(combined.delta(path), 2 * adapter.delta(path))
 
 
 WRONG = {

@@ -155,6 +155,18 @@ def test_what_is_refused_leaves_the_model_as_it_was(names, message, tmp_path):
     assert str(model) == str(linear_net()) and all(p.requires_grad for p in model.parameters())
 
 
+def test_another_base_is_taken_only_on_request(tmp_path):
+    paths, networks = trained_files(linear_net(), {name: LINEAR["lora"] for name in "ab"}, tmp_path)
+    other = linear_net()
+    other[0].fc.weight.data.add_(1.0)
+    with pytest.raises(ValueError, match="fingerprints differ"):
+        mixture(other, paths, STATIC)
+    adapter = mixture(other, paths, STATIC, check_base=False)
+    wanted = torch.stack([network[0].fc.delta(None) for network in networks]).mean(0)
+    values = None if not adapter.per_example else adapter.condition(torch.zeros(1, WIDTH)).values
+    torch.testing.assert_close(adapter.layers["0.fc"].delta(values), wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_folders_of_peft_are_mixed_too(tmp_path):
     base = linear_net()
     paths, networks = trained_files(base, {"lora": LINEAR["lora"]}, tmp_path)

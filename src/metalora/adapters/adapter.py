@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -300,6 +300,16 @@ class Adapter(nn.Module):
         check_condition(self, condition)
         return condition.values
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Adapter:
+        """What `.to()`, `.half()` and the like call with a function of a tensor; see `nn.Module`."""
+
+        # `.to(memory_format=torch.channels_last)` takes a tensor of five axes for a batch of volumes, and refuses it.
+        def without_memory_format(tensor: Tensor) -> Tensor:
+            return fn(tensor.flatten()).view(tensor.shape) if tensor.ndim == 5 else fn(tensor)
+
+        super()._apply(without_memory_format, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     # ---- conditions ------------------------------------------------------------------------------------------------
     def condition(self, inputs: Inputs, labels: Tensor | None = None) -> Condition:
         """Make a condition from inputs: one per example, or one for a (labelled) support set, as the config says.
@@ -454,11 +464,11 @@ class Adapter(nn.Module):
 
         merge(self.model, condition)
 
-    def unmerge(self) -> None:
+    def unmerge(self, *, discard_changes: bool = False) -> None:
         """Restore the base weights that `merge` kept, bit for bit; see `metalora.unmerge`."""
         from metalora.adapters.merge import unmerge
 
-        unmerge(self.model)
+        unmerge(self.model, discard_changes=discard_changes)
 
     def detach(self) -> None:
         """Put the original modules back, bit for bit; see `metalora.detach`."""

@@ -26,6 +26,7 @@ from metalora.adapters.layers import (
     OutputLayer,
 )
 from metalora.adapters.layout import build_layout
+from metalora.adapters.merged_state import guard_state
 from metalora.adapters.plan import Form, plan_forms
 from metalora.adapters.skipped import skipped_weights, warning_of
 from metalora.adapters.targets import Target, find_targets
@@ -91,6 +92,7 @@ def attach(
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     if adapter.per_example or adapter.frozen_norms or adapter.shares_factors or not adapter.started:
         adapter.hooks += guard_forward(model, AttachedHost(adapter, adapter.frozen_norms))
+    adapter.hooks += guard_state(model, adapter)
     adapter.train(model.training)
     return adapter
 
@@ -213,7 +215,7 @@ def detach(model: nn.Module) -> None:
     """Put the original modules back, bit for bit, with the requires_grad that they had.
 
     Raises:
-        ValueError: The model has no adapter.
+        ValueError: The model has no adapter, or it is merged and `metalora.unmerge` refuses.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 2))

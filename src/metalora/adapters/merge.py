@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -78,22 +79,23 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     outside = {path: bias.merged_bias() for path, bias in adapter.outside_biases.items()}
     # Nothing raises an error from here on: all targets are changed, or none.
     for path, layer in layers.items():
-        layer.original = layer.base.weight.detach().clone()
-        layer.base.weight.data.copy_(merged[path])
+        layer.merge_weight(merged[path])
         layer.merge_bias(merged_biases[path])
     for path, bias in adapter.outside_biases.items():
         bias.merge(outside[path])
 
 
 @torch.no_grad()
-def unmerge(model: nn.Module) -> None:
+def unmerge(model: nn.Module, *, discard_changes: bool = False) -> None:
     """Restore the base weights that `merge` kept, bit for bit; a model that is not merged is left as it is.
 
     Args:
         model: A model with an adapter.
+        discard_changes: Restore them also if the merged weights were trained, loaded or converted since.
 
     Raises:
-        ValueError: The model has no adapter.
+        ValueError: The model has no adapter; a merged weight or bias was changed since the merge, and
+            `discard_changes` is False. Nothing is changed then.
 
     Example:
         >>> import metalora
@@ -110,10 +112,24 @@ def unmerge(model: nn.Module) -> None:
         True
     """
     adapter = required_adapter(model, "unmerge")
-    for layer in merged_layers(adapter).values():
-        if layer.original is not None:
-            layer.base.weight.data.copy_(layer.original)
-            layer.original = None
-            layer.unmerge_bias()
+    layers = merged_layers(adapter)
+    if not discard_changes:
+        _check_unchanged(adapter, layers)
+    for layer in layers.values():
+        layer.unmerge_weight()
+        layer.unmerge_bias()
     for bias in adapter.outside_biases.values():
         bias.unmerge()
+
+
+def _check_unchanged(adapter: Adapter, layers: Mapping[str, MergeableLayer]) -> None:
+    """Raise a ValueError if unmerging would replace what was trained or loaded after the merge."""
+    changed = [f"target {path!r}" for path, layer in layers.items() if layer.changed_since_merge()]
+    changed += [f"the bias of {path!r}" for path, bias in adapter.outside_biases.items() if bias.changed_since_merge()]
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ValueError(
+            f"unmerge: {changed[0]}{more} was trained, loaded or converted after the merge, and the weights of before "
+            "would replace it; keep model.state_dict() if you need it, then call metalora.unmerge(model, "
+            "discard_changes=True)"
+        )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from metalora.adapters.bit_hash import bit_hash
 from metalora.adapters.rounded_sum import rounded_sum
 from metalora.adapters.targets import matches
 from metalora.config import AdapterConfig
@@ -86,6 +87,7 @@ class OutsideBias:
     def __init__(self, adapter: Adapter, path: str, module: nn.Module):
         self.owner, self.path, self.module = (adapter,), path, module
         self.original: Tensor | None = None  # the layer's bias while merged
+        self.written: int | None = None  # the hash of the bias that a merge has written
 
     @property
     def change(self) -> Tensor:
@@ -115,10 +117,16 @@ class OutsideBias:
         assert isinstance(bias, Tensor)
         self.original = bias.detach().clone()
         bias.data.copy_(merged)
+        self.written = bit_hash(bias)
+
+    def changed_since_merge(self) -> bool:
+        """Return True if the bias is no longer what a merge has written."""
+        bias = self.module.bias
+        return self.written is not None and isinstance(bias, Tensor) and bit_hash(bias) != self.written
 
     def unmerge(self) -> None:
         """Restore the layer's bias, bit for bit."""
         if self.original is not None:
             assert isinstance(self.module.bias, Tensor)
             self.module.bias.data.copy_(self.original)
-            self.original = None
+            self.original = self.written = None

@@ -94,6 +94,7 @@ def combine_files(
     seed: int,
     tasks: Sequence[int | None] | None,
     conditions: Sequence[Path | None] | None,
+    check_base: bool = True,
 ) -> dict[str, Any]:
     """Combine trained adapters and write the LoRA that comes out.
 
@@ -109,6 +110,7 @@ def combine_files(
         seed: Of what is dropped at random.
         tasks: One number for each source, None for a source without tasks.
         conditions: One condition file for each source, None for a source without generated factors.
+        check_base: Whether to refuse a base with other weights than the adapters and conditions were made on.
 
     Returns:
         The relative errors of truncation and the ranks (over all, by target), and the bytes that were written.
@@ -123,8 +125,8 @@ def combine_files(
     base = _load_common_base(sources, model)
     updates = []
     for path, file, task in zip(sources, files, tasks, strict=True):
-        condition = None if file is None else Condition.load(file)
-        updates.append(read_updates(base, path, condition, task))
+        condition = None if file is None else Condition.load(file, check_base=check_base)
+        updates.append(read_updates(base, path, condition, task, check_base=check_base))
     adapter, report = combine(base, updates, weights, how, density, rank, sign, seed)
     if out.endswith("/"):
         [exported] = export_lora(adapter, out)

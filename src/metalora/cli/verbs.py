@@ -422,6 +422,7 @@ def combine(
     conditions: Annotated[
         tuple[Path | None, ...] | None, tyro.conf.arg(help="condition file of each adapter, None for one without")
     ] = None,
+    check_base: CheckBase = True,
     json: Json = False,
 ) -> None:
     """Combine trained adapters of any methods into one plain LoRA: their weighted sum, TIES or DARE.
@@ -443,6 +444,7 @@ def combine(
             seed=seed,
             tasks=tasks,
             conditions=conditions,
+            check_base=check_base,
         )
     rows = [{"target": path, **numbers} for path, numbers in result["targets"].items()]
     show(result, json, f"lora, {out}", ("target", "rank", "error"), rows)

@@ -11,6 +11,7 @@ from metalora._util.files import write_atomically
 from metalora.adapters.attach import adapter_of
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.merge import merge, unmerge
+from metalora.adapters.merged_state import is_mark
 
 
 def merged_state(model: nn.Module, condition: Condition | None = None) -> dict[str, Tensor]:
@@ -42,7 +43,7 @@ def merged_state(model: nn.Module, condition: Condition | None = None) -> dict[s
         state = {}
         # keep_vars, because otherwise the values are new tensors, which have other ids.
         for name, value in model.state_dict(keep_vars=True).items():
-            if id(value) not in of_adapter:
+            if id(value) not in of_adapter and not is_mark(name):
                 plain_name = name.replace(".base.", ".")  # an adapted layer holds the original one as `base`
                 state[plain_name] = value.detach().to("cpu").contiguous().clone()
         return state

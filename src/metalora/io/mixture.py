@@ -25,6 +25,7 @@ def mixture(
     *,
     example: Inputs | None = None,
     extractor: nn.Module | None = None,
+    check_base: bool = True,
 ) -> Adapter:
     """Attach several trained adapters, frozen, and a gate that learns how to mix them.
 
@@ -41,6 +42,7 @@ def mixture(
             without features, one for each target.
         example: Inputs from which the sizes of the features follow, as in `metalora.attach`.
         extractor: The network of condition source "extractor", as in `metalora.attach`.
+        check_base: Whether to refuse a base with other weights than the adapter files were made on.
 
     Returns:
         The adapter; only its gate is trained.
@@ -64,7 +66,7 @@ def mixture(
     """
     if len(paths) < 2:
         raise ValueError(f"mixture: {len(paths)} adapters, expected at least two files or folders")
-    experts = [_pairs(model, path) for path in paths]
+    experts = [_pairs(model, path, check_base) for path in paths]
     targets = experts[0].keys()
     for path, expert in zip(paths, experts, strict=True):
         if different := sorted(expert.keys() ^ targets):
@@ -87,10 +89,10 @@ def mixture(
 
 
 @torch.no_grad()
-def _pairs(model: nn.Module, path: str | Path) -> Pairs:
+def _pairs(model: nn.Module, path: str | Path, check_base: bool) -> Pairs:
     """Return the exact LoRA pairs of a trained adapter, their ranks at most those of the weights."""
     try:
-        updates = read_updates(model, path)
+        updates = read_updates(model, path, check_base=check_base)
     except ValueError as error:
         of_one = "for a condition or a task, export_lora writes one LoRA that mixture takes"
         raise ValueError(f"mixture: {error}; {of_one}") from None

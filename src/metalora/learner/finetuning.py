@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from metalora._util.processes import default_device, of_process_0, process_index
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
 from metalora.config import AdapterConfig, TrainConfig, from_dict
@@ -23,7 +24,6 @@ from metalora.learner.finetuning_config import FineTuneConfig
 from metalora.learner.finetuning_data import HeldOutScore, Scores, check_classes, stratified_split
 from metalora.learner.head import LinearHead, PooledFeatures
 from metalora.learner.labels import TaskLabels, group_numbers
-from metalora.training.processes import default_device, process_index
 
 Array = np.ndarray[Any, Any]
 OnStep = Callable[[int, float], None]
@@ -331,6 +331,7 @@ class _Training:
             tuned.adapter.eval()
         logits = tuned.head(self._features(self.kept, tuned.device).to(tuned.device)).cpu()
         score = HeldOutScore.of(logits.argmax(1), self.codes[self.kept], len(tuned.labels.classes), step)
+        score = of_process_0(score)  # one choice of the best step for all processes
         if (score.accuracy, score.macro_f1) > (self.best.accuracy, self.best.macro_f1):
             self.best = score
             self.state = {

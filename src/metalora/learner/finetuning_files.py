@@ -14,6 +14,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from metalora._util.files import replaced_folder, write_atomically
+from metalora._util.processes import default_device, one_process_writes
 from metalora.config import from_dict, to_dict
 from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import checksum
@@ -25,7 +26,6 @@ from metalora.learner.finetuning_data import Scores
 from metalora.learner.head import LinearHead
 from metalora.learner.labels import TaskLabels
 from metalora.learner.saving import read_json_description
-from metalora.training.processes import default_device, one_process_writes
 
 HEAD_FILE, ADAPTER_FILE, NETWORK_FILE = "head.safetensors", "adapter.safetensors", "model.safetensors"
 FORMAT, VERSION = "metalora-finetuned", 1

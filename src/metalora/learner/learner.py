@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metalora._util.processes import default_device, process_index
 from metalora._util.progress import progress_bar
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
@@ -34,7 +35,6 @@ from metalora.learner.report import EPISODES, Report, make_report
 from metalora.learner.splits import Split, split_pools
 from metalora.learner.task import AdaptedTask, adapt_task
 from metalora.learner.validation import BestState
-from metalora.training.processes import default_device, process_index
 
 OnStep = Callable[[int, float], None]
 CHECKPOINT_EVERY = 100  # steps, if there is no validation

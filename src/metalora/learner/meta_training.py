@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalora._util.processes import process_index
 from metalora.learner.data import Draw, EpisodeSource
 from metalora.learner.features import StageFeatures, rows_of, to_device
 from metalora.learner.generators import Generator, SupportSet
 from metalora.learner.readouts import Readout, Targets
-from metalora.training.processes import process_index
 
 
 class EpisodeLoss:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metalora._util.digest import tensor_digest, typed_label
 from metalora._util.files import replaced_folder, write_atomically
 from metalora._util.plain_values import parse_json
+from metalora._util.processes import one_process_writes
 from metalora._util.shown import shown
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.check import check_condition
@@ -32,7 +33,6 @@ from metalora.learner.generators import takes_support_condition
 from metalora.learner.labels import TaskLabels
 from metalora.learner.model_card import model_card
 from metalora.learner.readouts import FittedReadout
-from metalora.training.processes import one_process_writes
 
 if TYPE_CHECKING:
     from metalora.learner.learner import MetaLearner

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from metalora._util.files import errors_for_users, write_atomically
+from metalora._util.processes import of_process_0, process_index
 from metalora.learner.evaluation import EpisodeFeatures, draw_test_episodes
 from metalora.learner.splits import Split
-from metalora.training.processes import process_index
 
 if TYPE_CHECKING:
     from metalora.learner.learner import MetaLearner
@@ -58,7 +58,7 @@ class BestState:
         """
         if not self.every or not self.episodes or (step + 1) % self.every:
             return False
-        self.history[step + 1] = self._score()
+        self.history[step + 1] = of_process_0(self._score())
         best = max(self.history.values())
         best_step = max(number for number, score in self.history.items() if score == best)
         if best_step == step + 1:
@@ -94,7 +94,8 @@ class BestState:
         return copy.deepcopy(states)
 
     def restore(self) -> None:
-        """Give the learner the best state; nothing happens without a validation."""
+        """Give the learner the best state, that of process 0 if there are several; nothing without a validation."""
+        self._state = of_process_0(self._state)
         if self._state is None:
             return
         assert self.learner.adapter is not None

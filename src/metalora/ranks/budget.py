@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metalora._util.processes import of_process_0
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
 from metalora.config import RankBudgetConfig
@@ -144,7 +145,8 @@ class RankBudget:
         # the last choice is made at `end` even if `every` does not divide it
         choose = step == end or (between and step % self.config.every == 0)
         if choose:
-            self.kept = self._largest_scores(budget_now)
+            kept = of_process_0(self._largest_scores(budget_now))
+            self.kept = {key: mask.to(self._factor(key).device) for key, mask in kept.items()}
         if choose or step > end:  # after the last choice every step, since the optimiser moves masked values again
             for key, mask in self.kept.items():
                 self._factor(key).mul_(mask)

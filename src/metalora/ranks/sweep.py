@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metalora._util.processes import of_process_0
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
@@ -25,7 +26,6 @@ from metalora.tensornet.truncation.moments import transport_moments
 from metalora.tensornet.truncation.truncate import Mode, TruncatedNetwork, truncate
 
 State = Literal["reset", "carry"]
-Result = TypeVar("Result")
 TensorsByKey = dict[str, Tensor]
 
 MEAN, SQUARE = "exp_avg", "exp_avg_sq"  # the names of Adam's moments in an optimiser's state
@@ -264,22 +264,6 @@ def _truncate_group(
     except ValueError as problem:
         raise ValueError(f"sweep of {group}: {problem}") from None
     return of_process_0(truncated)
-
-
-def of_process_0(result: Result) -> Result:
-    """Return what process 0 has computed; without torch.distributed, the result itself.
-
-    The last bits of a decomposition differ between machines, and so could the ranks that they lead to.
-
-    Example:
-        >>> of_process_0(3)
-        3
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        results = [result]
-        torch.distributed.broadcast_object_list(results, src=0)
-        result = results[0]
-    return result
 
 
 def _pad(tensor: Tensor, shape: Sequence[int]) -> Tensor:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from metalora._util.processes import of_process_0
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.layout import build_layout
 from metalora.adapters.resize import resize
 from metalora.config import TwoSiteConfig
 from metalora.methods.resolve import resolve
 from metalora.ranks.groups import FactorGroup, factor_groups
-from metalora.ranks.sweep import of_process_0, rank_sizes, ready_adapter
+from metalora.ranks.sweep import rank_sizes, ready_adapter
 from metalora.tensornet.topology import bond_sizes
 from metalora.tensornet.truncation.train import TrainOrder
 from metalora.tensornet.truncation.two_site import merge_pair, split_pair

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from metalora._util.files import errors_for_users, write_atomically
+from metalora._util.processes import done_by_process_0, process_index
 from metalora.adapters.adapter import Adapter
 from metalora.config import TrainConfig, to_dict
 from metalora.io.base_samples import check_samples, sample_base, trained_with
 from metalora.io.condition_file import extractor_digest
 from metalora.training.controllers import Controller
 from metalora.training.parameters import TrainedParameters
-from metalora.training.processes import process_index
 
 
 class Stateful(Protocol):
@@ -103,7 +103,7 @@ class RunCheckpoint:
         write_atomically(self.path, buffer.getvalue())
 
     def resume(self) -> list[float]:
-        """Restore the run from its file, if there is one.
+        """Restore the run from its file, if there is one. Of several processes the first reads it for all.
 
         Returns:
             The losses of the steps that are done; empty without a file.
@@ -112,9 +112,9 @@ class RunCheckpoint:
             ValueError: The file is damaged, or it belongs to a run with another configuration or seed, or on another
                 base.
         """
-        if self.path is None or not self.path.exists():
+        state = done_by_process_0(self._read)
+        if state is None:
             return []
-        state = self._read(self.path)
         self.trained.restore(state)  # first, because the state of the optimiser has the shapes of the parameters
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -123,7 +123,11 @@ class RunCheckpoint:
         losses: list[float] = state["losses"]
         return losses
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self) -> dict[str, Any] | None:
+        """Return the state in the file; None if there is no file."""
+        path = self.path
+        if path is None or not path.exists():
+            return None
         try:
             state = torch.load(path, weights_only=True)  # no code of the file is run
         except Exception as error:  # torch.load raises many types for a damaged file

@@ -7,30 +7,32 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from metalora._util.processes import process_count
 
-def average_gradients(parameters: Sequence[nn.Parameter], processes: int) -> None:
-    """Replace the gradients by their means over all processes, by a single all-reduce.
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace the gradients by their means over all processes of torch.distributed, by a single all-reduce.
 
     Adapters have few parameters, so this needs no wrapper around the model, and ranks may change between two steps.
 
     Args:
         parameters: The same parameters in every process. Those that require no gradient are left alone; a missing
             gradient counts as zero.
-        processes: The number of processes; nothing happens if it is 1.
 
     Example:
-        >>> average_gradients([nn.Parameter(torch.zeros(2))], processes=1)
+        >>> average_gradients([nn.Parameter(torch.zeros(2))])  # nothing happens in a single process
     """
+    processes = process_count()
     if processes == 1:
         return
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     # A parameter may have no gradient in one process only, and all processes must send equally many numbers.
     gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in learned]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])  # (all numbers,)
+    flat = torch.cat([gradient.flatten().to(gradients[0].device) for gradient in gradients])  # (all numbers,)
     torch.distributed.all_reduce(flat)
     means = torch.split(flat / processes, [gradient.numel() for gradient in gradients])
     for parameter, mean in zip(learned, means, strict=True):
-        parameter.grad = mean.view_as(parameter)
+        parameter.grad = mean.view_as(parameter).to(parameter)
 
 
 def check_gradients(parameters: Sequence[nn.Parameter], step: int) -> None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from metalora._util.processes import any_process
 from metalora.adapters.adapter import Adapter
 from metalora.config import TrainConfig
 from metalora.training.checkpoint import RunCheckpoint, base_of_run
+from metalora.training.common_start import start_together
 from metalora.training.controllers import Controller, controllers, total_penalty
 from metalora.training.gradients import average_gradients, check_gradients
 from metalora.training.interrupt import deferred_interrupt
@@ -41,8 +43,13 @@ def fit(
 
     The backbone stays frozen and in evaluation mode. A step of the optimiser uses the mean gradient of
     n = config.accumulate micro-steps k = step·n, ..., step·n + n - 1. Controllers (a rank schedule, a rank budget,
-    two-site training) act after a step. With several processes each makes its own batches, and the gradients are
-    averaged.
+    two-site training) act after a step.
+
+    Several processes of one torch.distributed group train together, whoever has made the group: each makes its own
+    batches, and the gradients are averaged. They start from the numbers of process 0 and end with the same bits. What
+    stops one of them after a step (Ctrl-C, `on_step`) stops all; an error ends its own process alone, and the launcher
+    has to end the others. The checkpoint is that of process 0. Processes that are not to train together must not be in
+    one group.
 
     Args:
         model: The model to train, with or without an adapter.
@@ -62,6 +69,7 @@ def fit(
     Raises:
         ValueError: A loss is not finite, `config.accumulate` is below 1, the adapter does not allow a controller,
             nothing requires a gradient, or the checkpoint is damaged, of another run or of another base.
+            Of several processes also: they do not start from the same configuration, adapter and base.
         KeyboardInterrupt: After Ctrl-C, when the step is complete and the checkpoint is written.
 
     Example:
@@ -77,6 +85,7 @@ def fit(
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     model.eval()  # `TrainedParameters` puts the adapter alone into training mode
     trained = TrainedParameters(adapter, extra_module)
+    start_together(model, adapter, extra_module, trained, config, accelerator.num_processes)
     optimizer = torch.optim.AdamW(trained.groups(config), weight_decay=config.weight_decay)
     scheduler = learning_rate_schedule(optimizer, config)
     optimizer = accelerator.prepare(optimizer)  # not the model: gradients are averaged here, see gradients.py
@@ -89,7 +98,7 @@ def fit(
             for step in range(len(losses), config.steps):
                 optimizer.zero_grad()
                 losses.append(_backward(step_loss, step, config.accumulate, seed, accelerator, rules))
-                average_gradients(trained.parameters, accelerator.num_processes)
+                average_gradients(trained.parameters)
                 if accelerator.scaler is None:  # which itself leaves a step out whose scaled gradients overflow
                     check_gradients(trained.parameters, step)
                 if config.clip:
@@ -98,8 +107,9 @@ def fit(
                 scheduler.step()
                 for rule in rules:  # after the update, since a sweep changes the shapes of parameters
                     rule.after(step + 1, optimizer)
-                stop = on_step is not None and on_step(step, losses[-1])
-                if interrupted():
+                stop = on_step is not None and bool(on_step(step, losses[-1]))
+                stop, cut_off = any_process([stop, interrupted()], trained.parameters[0].device)
+                if cut_off:
                     raise KeyboardInterrupt
                 if stop:
                     break

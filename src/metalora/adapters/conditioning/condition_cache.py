@@ -87,6 +87,8 @@ def _positions(inputs: Mapping[str, Any]) -> int:
     key_values = _cache(inputs)
     if key_values is None:
         return 0
+    if not hasattr(key_values, "get_seq_length"):  # MambaCache of transformers 5.0: zeros before its prompt
+        return int(any(bool(state.any()) for state in key_values.ssm_states))
     try:
         return int(key_values.get_seq_length())
     except ValueError:  # the cache of a state-space model refuses the question

@@ -5,6 +5,7 @@ Legend: b batch · t token or position · h hidden · o channels out.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
@@ -40,7 +41,8 @@ class BottleneckLayer(OutputLayer):
         tokens = y.movedim(self.axis, -1)  # (b, .., o), whatever the layout of the base
         if self.bound.bias_slot is not None:  # before the bottleneck, which reads the base's output
             tokens = tokens + self.owner[0].biases[self.bound.bias_slot].to(tokens.dtype)
-        change = self.change(tokens.reshape(len(y), -1, tokens.shape[-1]), factors).view_as(tokens)
+        flat = tokens.reshape(len(y), prod(tokens.shape[1:-1]), tokens.shape[-1])  # without -1: a batch may be empty
+        change = self.change(flat, factors).view_as(tokens)
         return (tokens + self.bound.scale * change).movedim(-1, self.axis)
 
     def change(self, tokens: Tensor, factors: dict[str, Tensor]) -> Tensor:

@@ -91,6 +91,8 @@ class AdaptedConv(AdaptedLayer):
                 kernel = kernel.contiguous(memory_format=torch.channels_last)
             return conv(x, kernel, None, base.stride, padding, base.dilation)
         b = x.shape[0]  # one grouped convolution applies a kernel of its own to every example
+        if b == 0:  # torch has no convolution of zero groups
+            return conv(x, kernel.sum(0), None, base.stride, padding, base.dilation)
         kernel = kernel.expand(b, *kernel.shape[1:]).flatten(0, 1)  # (b k, i, *kernel)
         one_picture = x.reshape(1, -1, *x.shape[2:])  # (1, b i, *positions of the input)
         h = conv(one_picture, kernel, None, base.stride, padding, base.dilation, groups=b)  # (1, b k, *positions)

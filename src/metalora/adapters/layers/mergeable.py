@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from metalora.adapters.bit_hash import bit_hash
 from metalora.adapters.layers.base_layer import BaseLayer
 from metalora.adapters.rounded_sum import rounded_sum
 from metalora.adapters.targets import Target
@@ -22,6 +23,8 @@ class MergeableLayer(nn.Module, ABC):
     Attributes:
         original: The base's weight while merged; None otherwise.
         original_bias: The base's bias while merged.
+        written: The hash of the weight that a merge has written; None otherwise.
+        written_bias: The hash of the bias that a merge has written.
     """
 
     base: BaseLayer
@@ -33,6 +36,8 @@ class MergeableLayer(nn.Module, ABC):
         # Of the instance: a quantised weight is a parameter, which cannot take the place of an attribute of the class.
         self.original: Tensor | None = None
         self.original_bias: Tensor | None = None
+        self.written: int | None = None
+        self.written_bias: int | None = None
 
     def check_base(self, enabled: bool) -> None:
         """Raise a ValueError if the frozen base is asked for (`enabled` is False), and its weight holds Delta W."""
@@ -76,15 +81,35 @@ class MergeableLayer(nn.Module, ABC):
             )
         return rounded_sum(self.base.bias, shift, f"the bias of target {self.target.path!r}")
 
+    def merge_weight(self, merged: Tensor) -> None:
+        """Put W + Delta W in the place of the base's weight, whose bits are kept."""
+        self.original = self.base.weight.detach().clone()
+        self.base.weight.data.copy_(merged)
+        self.written = bit_hash(self.base.weight)
+
+    def unmerge_weight(self) -> None:
+        """Restore the base's weight, bit for bit."""
+        if self.original is not None:
+            self.base.weight.data.copy_(self.original)
+            self.original = self.written = None
+
+    def changed_since_merge(self) -> bool:
+        """Return True if the weight or the bias is no longer what a merge has written."""
+        if self.written is not None and bit_hash(self.base.weight) != self.written:
+            return True
+        bias = getattr(self.base, "bias", None)  # an embedding has no such attribute
+        return self.written_bias is not None and bias is not None and bit_hash(bias) != self.written_bias
+
     def merge_bias(self, merged: Tensor | None) -> None:
         """Put what `merged_bias` returned in the place of the base's bias, whose bits are kept."""
         bias = getattr(self.base, "bias", None)  # an embedding has no such attribute
         if merged is not None and bias is not None:
             self.original_bias = bias.detach().clone()
             bias.data.copy_(merged)
+            self.written_bias = bit_hash(bias)
 
     def unmerge_bias(self) -> None:
         """Restore the base's bias, bit for bit."""
         if self.original_bias is not None and self.base.bias is not None:
             self.base.bias.data.copy_(self.original_bias)
-            self.original_bias = None
+            self.original_bias = self.written_bias = None

@@ -92,8 +92,7 @@ class OutputLayer(nn.Module, ABC):
 
     def rows(self, name: str, factors: dict[str, Tensor]) -> Tensor:
         """Return a factor outside of a contraction as (b or 1, n)."""
-        examples = len(factors[name]) if name in self.owner[0].per_example else 1
-        return factors[name].reshape(examples, -1)
+        return factors[name].flatten(1) if name in self.owner[0].per_example else factors[name].reshape(1, -1)
 
     @abstractmethod
     def delta(self, values: Values | None) -> Tensor:

@@ -50,6 +50,7 @@ def combine(
     rank: int | None = None,
     sign: Sign = "total",
     seed: int = 0,
+    check_base: bool = True,
 ) -> tuple[Adapter, Combination]:
     """Attach one LoRA that combines trained adapters of any methods by their Delta W.
 
@@ -67,6 +68,8 @@ def combine(
             keeps all ranks and is exact; the other rules get the largest rank of the adapters at the target.
         sign: How a sign is elected: "total" by the sum of the numbers, "frequency" by the count of their signs.
         seed: Of what DARE drops.
+        check_base: Whether to refuse a base with other weights than the adapter files were made on. Folders of PEFT and
+            files of kohya and LyCORIS do not say theirs.
 
     Returns:
         The adapter, of method "lora", and a report with the ranks and the errors of truncation.
@@ -101,7 +104,7 @@ def combine(
             check_shapes(model, placed, name)
             updates.append(placed)
         else:
-            updates.append(read_updates(model, source))
+            updates.append(read_updates(model, source, check_base=check_base))
     products = combine_updates(updates, weights, rule, rank)
     adapter = attach_updates(
         model, {path: LowRankUpdate(product.left, product.right.mT) for path, product in products.items()}
@@ -112,7 +115,12 @@ def combine(
 
 
 def read_updates(
-    model: nn.Module, path: str | Path, condition: Condition | None = None, task: int | None = None
+    model: nn.Module,
+    path: str | Path,
+    condition: Condition | None = None,
+    task: int | None = None,
+    *,
+    check_base: bool = True,
 ) -> dict[str, LowRankUpdate]:
     """Read a trained adapter as updates by the module paths of its base.
 
@@ -121,6 +129,7 @@ def read_updates(
         path: An adapter file, a folder of PEFT, or a file of kohya or LyCORIS.
         condition: The condition of one example, for an adapter file with generated factors.
         task: Number of the task, for an adapter file with tasks.
+        check_base: Whether to refuse a base with other weights than the adapter file was made on.
 
     Returns:
         Module path -> update.
@@ -155,7 +164,7 @@ def read_updates(
         warnings.warn(
             f"{path}: {len(left_out)} tensors of a further module are left out: {left_out[0]!r}", stacklevel=2
         )
-    adapter = load(model, path)
+    adapter = load(model, path, check_base=check_base)
     try:
         return low_rank_updates(adapter, condition, task)
     except ValueError as error:

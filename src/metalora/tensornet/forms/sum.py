@@ -151,7 +151,7 @@ class ConcatenatedContraction:
         results = [part(values, self.batched) for part in self.parts]
         if self.batched:
             # terms without a generated factor have a batch axis of one
-            batch = max(len(result) for result in results)
+            batch = next(len(result) for result, part in zip(results, self.parts, strict=True) if part.batched)
             results = [result.expand(batch, *result.shape[1:]) for result in results]
         return torch.cat(results, int(self.batched))  # along k, which follows the batch axis
 
