@@ -1,6 +1,7 @@
 """Decoding in every way of transformers: each row is what its dense weights give, row by row and without a cache."""
 
 import copy
+import pickle
 import threading
 
 import pytest
@@ -282,11 +283,12 @@ def test_a_second_call_continues_the_cache_of_the_first(method, how):
     assert torch.equal(found, decoder.right(inputs={"input_ids": text}))
 
 
-def test_a_copy_of_a_cache_asks_for_the_condition_and_moves_no_row_of_the_original():
+@pytest.mark.parametrize("copied_by", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_a_copy_of_a_cache_asks_for_the_condition_and_moves_no_row_of_the_original(copied_by):
     decoder = Decoder()
     with torch.no_grad():
         key_values = decoder.model(**decoder.inputs).past_key_values
-    copied = copy.deepcopy(key_values)
+    copied = copied_by(key_values)
     copied.reorder_cache(torch.tensor([2, 1, 0]))
     assert not torch.equal(copied.layers[0].keys, key_values.layers[0].keys)
     assert torch.equal(copied.layers[0].keys.flip(0), key_values.layers[0].keys)
@@ -299,6 +301,50 @@ def test_a_copy_of_a_cache_asks_for_the_condition_and_moves_no_row_of_the_origin
     )
     assert torch.equal(given.flip(0), right)
     assert torch.equal(decoder.model.generate(input_ids=text, past_key_values=key_values, **OPTIONS), right)
+
+
+def in_the_configuration_of_the_model(model):
+    model.generation_config.num_beams = 3
+    return (), {}
+
+
+def in_a_configuration(model):
+    return (transformers.GenerationConfig(num_beams=3, **OPTIONS),), {}
+
+
+def in_an_argument(model):
+    return (), {"num_beams": 3}
+
+
+PLACES = [in_the_configuration_of_the_model, in_a_configuration, in_an_argument]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_the_number_of_beams_counts_wherever_it_is_said(place):
+    decoder = Decoder("t5")  # its encoder has a row for each example, and its decoder one for each beam
+    args, more = place(decoder.model)
+    found = decoder.adapter.generate(IDS, *args, **({} if args else OPTIONS), **more, condition=decoder.condition)
+    assert torch.equal(found, decoder.right(num_beams=3))
+
+
+def test_a_model_with_a_generate_of_its_own_has_its_condition_in_every_forward():
+    class Writer(nn.Sequential):
+        def generate(self, start):
+            return self(self(start))
+
+    torch.manual_seed(0)
+    model = Writer(nn.Linear(6, 6), nn.Linear(6, 6)).double()
+    base, x = copy.deepcopy(model), torch.randn(3, 6, dtype=torch.double)
+    config = AdapterConfig("metatt-4+1d", 2, targets="0,1", tasks=3)
+    adapter = attach(model, config)
+    randomise(adapter)
+    with torch.no_grad():
+        found = adapter.generate(x, task_ids=TASKS)
+        for row, task in enumerate(TASKS):
+            dense = copy.deepcopy(base)
+            for path in adapter.targets:
+                dense.get_submodule(path).weight += adapter.delta(path, adapter.task(task))
+            torch.testing.assert_close(found[row], dense.generate(x[row]))
 
 
 # ---- tenants ---------------------------------------------------------------------------------------------------------

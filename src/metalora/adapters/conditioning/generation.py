@@ -53,7 +53,8 @@ def prompt_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         kwargs: Its keyword arguments.
 
     Returns:
-        The inputs by name, with a mask and positions that leave out the padding; None if the call has no prompt.
+        The inputs by name, with a mask and positions that leave out the padding; None if the call has no prompt, or if
+        the model's forward does not name it.
 
     Example:
         >>> class Decoder(nn.Module):
@@ -71,7 +72,7 @@ def prompt_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         if name in accepted and name not in CACHES and isinstance(value, Tensor)
     }
     inputs = args[0] if args else kwargs.get("inputs")
-    if isinstance(inputs, Tensor):
+    if isinstance(inputs, Tensor) and main in accepted:
         named[main] = inputs
     if "inputs_embeds" in named:
         named.pop("input_ids", None)
