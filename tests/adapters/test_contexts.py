@@ -507,6 +507,75 @@ def test_a_network_that_is_merged_inside_of_disabled_is_refused():
             model(X)
 
 
+# ---- a condition that would have no effect ---------------------------------------------------------------------------
+class Conditioned(nn.Linear):
+    """A network whose own forward has an argument `condition`."""
+
+    def forward(self, input, condition=None):
+        return super().forward(input) + (0 if condition is None else condition)
+
+
+def shared_factors(own_argument=False):
+    """An adapter with the same factors for all, and with something to do around a forward: it cuts its stacks."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    if not own_argument:
+        return layers, attach(layers, AdapterConfig("metatt-4d", 2, targets="0,1"))
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.last = layers, Conditioned(16, 16)
+
+        def forward(self, x, condition=None):
+            return self.last(self.layers(x), condition)
+
+    model = Network()
+    return model, attach(model, AdapterConfig("metatt-4d", 2, targets="layers.*"))
+
+
+def in_disabled(served):
+    with served.adapter.disabled():
+        served.model(X, condition=served.conditions["A"])
+
+
+def while_merged(served):
+    merge(served.model, served.conditions["A"])
+    served.model(X, condition=served.conditions["A"])
+
+
+IGNORED = {
+    "disabled": (in_disabled, r"condition=... inside of disabled\(\), where the frozen base runs"),
+    "merged": (while_merged, "merged, so a forward takes no condition"),
+    "same for all": (
+        lambda served: shared_factors()[0](X, condition=served.conditions["A"]),
+        "no factor of this metatt",
+    ),
+    "no tasks, static": (
+        lambda served: shared_factors()[0](X, task_ids=1),
+        "task_ids=...: no factor of this metatt-4d",
+    ),
+    "no tasks": (lambda served: served.model(X, task_ids=1), "has no tasks|make it with adapter.condition"),
+    "no condition": (lambda served: served.model(X, condition={"0.c": X}), "expected a metalora.Condition, got a dict"),
+}
+
+
+@pytest.mark.parametrize("call, message", IGNORED.values(), ids=IGNORED)
+def test_a_condition_without_effect_is_refused(call, message):
+    served = Served()
+    with torch.no_grad():
+        with pytest.raises(ValueError, match=message):
+            call(served)
+    assert served.adapter.state.forward is None and served.adapter.current().enabled
+
+
+def test_an_argument_that_the_model_has_itself_goes_to_the_model():
+    model, adapter = shared_factors(own_argument=True)
+    own = torch.randn(2, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(X, condition=own), model(X) + own)
+
+
 # ---- many tenants ----------------------------------------------------------------------------------------------------
 TENANTS = tuple(f"tenant {number}" for number in range(64))
 

@@ -456,6 +456,47 @@ class Adapter(nn.Module):
         """True if the base weights hold base + Delta W."""
         return any(layer.original is not None for layer in self.layers.values())
 
+    def generate(
+        self,
+        *args: Any,
+        condition: Condition | None = None,
+        task_ids: Tensor | Sequence[int] | int | None = None,
+        **options: Any,
+    ) -> Any:
+        """Call the model's own `generate`, each example under its condition and its task.
+
+        Without `condition` the one of a `using` block counts, or the fixed one, or the one of the key-value cache that
+        the call continues, or one made from the prompt. It holds for every forward of the call: for all sequences of
+        an example (beams, `num_return_sequences`), with any cache, an assistant, a prompt lookup or a prefill in
+        chunks. `model.generate` takes the same arguments.
+
+        Args:
+            *args: The positional arguments of the model's `generate`.
+            condition: The condition of one example or of each example of the prompt, or None.
+            task_ids: A task for each example, or one for all, of a method with tasks.
+            **options: The other arguments of the model's `generate`.
+
+        Returns:
+            What the model returns.
+
+        Raises:
+            ValueError: The model has no `generate`, a condition that does not fit the prompt or that would have no
+                effect, or no condition and nothing to make it from.
+
+        Example:
+            >>> import metalora
+            >>> class Writer(nn.Sequential):
+            ...     def generate(self, inputs):
+            ...         return self(inputs).argmax(-1)
+            >>> model = Writer(nn.Linear(4, 4))
+            >>> config = metalora.AdapterConfig("metatt-4+1d", rank=2, tasks=3, targets="0")
+            >>> metalora.attach(model, config).generate(torch.rand(2, 4), task_ids=[0, 2]).shape
+            torch.Size([2])
+        """
+        from metalora.adapters.generation import generate
+
+        return generate(self, condition, task_ids, args, options)
+
     # ---- verbs -----------------------------------------------------------------------------------------------------
     # They import inside, since the modules of the verbs import this one.
     def merge(self, condition: Condition | None = None) -> None:

@@ -15,6 +15,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.bound_target import slot_of
 from metalora.adapters.conditioning.features import Inputs
 from metalora.adapters.conditioning.sources import prepare_condition
+from metalora.adapters.generation import guard_generate, unguard_generate
 from metalora.adapters.host import AttachedHost, guard_forward, unguard_forward
 from metalora.adapters.init import initial_factors
 from metalora.adapters.layers import (
@@ -91,7 +92,9 @@ def attach(
     _replace(model, {layer.base: layer for layer in adapter.layers.values()})
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     if adapter.per_example or adapter.frozen_norms or adapter.shares_factors or not adapter.started:
-        adapter.hooks += guard_forward(model, AttachedHost(adapter, adapter.frozen_norms))
+        host = AttachedHost(adapter, adapter.frozen_norms)
+        adapter.hooks += guard_forward(model, host)
+        guard_generate(model, host)
     adapter.hooks += guard_state(model, adapter)
     adapter.train(model.training)
     return adapter
@@ -232,6 +235,7 @@ def detach(model: nn.Module) -> None:
     unmerge(model)
     _remove_hooks(adapter)
     unguard_forward(model)
+    unguard_generate(model)
     _replace(model, {layer: layer.base for layer in adapter.layers.values()})
     for norm in adapter.frozen_norms:
         norm.training = model.training

@@ -22,12 +22,13 @@ _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A `using` or `disabled` block, or a call of `generate` with several sequences for each example.
+    """A `using` or `disabled` block, or a call of `generate`.
 
     Attributes:
         values: The values of the factors that differ by example; None: this block gives none.
         disabled: Whether the frozen base runs inside.
         beams: How many rows of the batch share one condition; None: this block does not say it.
+        prompt: How many positions the forward has that makes the condition of a call of `generate`; None: any number.
         generator: The frame of the generator that has entered the block; None if no generator has.
         owner: The thread and the asyncio task that have entered it.
     """
@@ -35,6 +36,7 @@ class Block:
     values: Values | None = None
     disabled: bool = False
     beams: int | None = None
+    prompt: int | None = None
     generator: FrameType | None = None
     owner: tuple[int, object] | None = None
 
@@ -48,6 +50,7 @@ class Active:
         values: The values of the innermost `using`; None outside of one.
         enabled: False inside of `disabled`.
         beams: How many rows of the batch share one condition.
+        prompt: That of the innermost block.
         depth: How many blocks are entered.
         in_generators: The blocks that decide what runs and that generators have entered.
     """
@@ -56,6 +59,7 @@ class Active:
     values: Values | None = None
     enabled: bool = True
     beams: int = 1
+    prompt: int | None = None
     depth: int = 0
     in_generators: tuple[Block, ...] = ()
 
@@ -84,6 +88,7 @@ def _active(blocks: tuple[Block, ...]) -> Active:
         values=using[-1].values if using else None,
         enabled=not disabled,
         beams=next((block.beams for block in reversed(blocks) if block.beams is not None), 1),
+        prompt=blocks[-1].prompt if blocks else None,
         depth=len(blocks),
         in_generators=tuple(block for block in (*using[-1:], *disabled) if block.generator is not None),
     )
@@ -116,7 +121,13 @@ class Blocks:
         return Blocks, ()
 
     @contextlib.contextmanager
-    def entered(self, values: Values | None = None, disabled: bool = False, beams: int | None = None) -> Iterator[None]:
+    def entered(
+        self,
+        values: Values | None = None,
+        disabled: bool = False,
+        beams: int | None = None,
+        prompt: int | None = None,
+    ) -> Iterator[None]:
         """Enter a block; the arguments are those of `Block`.
 
         Raises:
@@ -124,7 +135,7 @@ class Blocks:
                 leaves it. The block is left in any case.
         """
         generator = _entering_generator(sys._getframe(1))
-        block = Block(values, disabled, beams, generator, None if generator is None else _thread_and_task())
+        block = Block(values, disabled, beams, prompt, generator, None if generator is None else _thread_and_task())
         token = self.active.set(_active((*self.active.get().blocks, block)))
         problem = ""
         try:

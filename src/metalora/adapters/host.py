@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,10 +15,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from metalora.adapters.conditioning.active import values_of_forward
+from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.generation import check_no_condition, generating
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
-    from metalora.adapters.conditioning.condition import Condition
 
 
 class Host(Protocol):
@@ -38,6 +41,12 @@ class Host(Protocol):
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Leave the forward; `output` is None if it raised."""
+        ...
+
+    def generating(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        """Run a call of `generate` inside, under its condition; gives the arguments that are the model's own."""
         ...
 
 
@@ -105,6 +114,7 @@ class AttachedHost:
     def __init__(self, adapter: Adapter, frozen_norms: Sequence[nn.Module]):
         self.adapter = adapter
         self.frozen_norms = list(frozen_norms)
+        self.own_names = argument_names(adapter.model)
 
     def enter_forward(self, caller: FrameType | None) -> None:
         """Enter a forward, which `caller` will end."""
@@ -120,29 +130,97 @@ class AttachedHost:
         """Take `condition=`, `task_ids=` and `prompt_mask=` out of the arguments, and make the adapter ready.
 
         Raises:
-            ValueError: The adapter is merged, and the caller has passed a condition or task ids.
+            ValueError: The caller has passed a condition or task ids that would have no effect: the adapter is merged
+                or disabled, or has the same factors for all.
         """
         adapter = self.adapter
         forward = adapter.state.forward
         assert forward is not None, "`enter_forward` comes before `before_forward`"
         for norm in self.frozen_norms:  # at each forward, since `model.train()` switches them on again
             norm.training = False
-        condition = kwargs.pop("condition", None)
-        task_ids = kwargs.pop("task_ids", None) if adapter.task_keys else None
+        condition, task_ids = take_arguments(adapter, self.own_names, kwargs)
         inputs = dict(kwargs)
         if adapter.reads_prompt:
             kwargs.pop("prompt_mask", None)
+        active = adapter.blocks.active.get()
         if not forward.enabled:
-            adapter.blocks.active.get().check_generators()
-        elif not adapter.merged:
+            active.check_generators()
+        # The inputs of features may have task ids, which the frozen network does not need.
+        check_can_use(adapter, active.enabled or forward.outer is not None, condition, task_ids)
+        if forward.enabled and not adapter.merged:
             begin_forward(adapter, condition, task_ids, args, inputs)
-        elif not (condition is None and task_ids is None):
-            raise ValueError("the adapter is merged, so a forward takes no condition and no task_ids; unmerge it first")
         return args, kwargs
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Leave the forward: no condition outlives it."""
         end_forward(self.adapter, output)
+
+    @contextlib.contextmanager
+    def generating(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Run a call of `generate` inside, under the condition and the task ids in its arguments.
+
+        Raises:
+            ValueError: As for a forward.
+        """
+        adapter, own_arguments = self.adapter, dict(kwargs)
+        condition, task_ids = take_arguments(adapter, self.own_names, own_arguments)
+        enabled = adapter.current().enabled
+        check_can_use(adapter, enabled, condition, task_ids)
+        runs = enabled and adapter.per_example and not adapter.merged
+        with generating(adapter, condition, task_ids, args, own_arguments) if runs else contextlib.nullcontext():
+            yield own_arguments
+
+
+def take_arguments(
+    adapter: Adapter, own_names: Collection[str], kwargs: dict[str, Any]
+) -> tuple[Condition | None, Any]:
+    """Take `condition` and `task_ids` out of the arguments of a call; those that the model has itself stay there.
+
+    Args:
+        adapter: The adapter.
+        own_names: Which of the two names the model's own forward has.
+        kwargs: The keyword arguments of the call; they are changed.
+
+    Returns:
+        The condition and the task ids that are for the adapter, None if there are none.
+
+    Raises:
+        ValueError: The condition is no `Condition`.
+    """
+    condition = kwargs.get("condition")
+    if isinstance(condition, Condition) or "condition" not in own_names:
+        kwargs.pop("condition", None)
+        if not (condition is None or isinstance(condition, Condition)):
+            raise ValueError(f"condition: expected a metalora.Condition, got a {type(condition).__name__}")
+    else:
+        condition = None
+    takes_tasks = bool(adapter.task_keys) or "task_ids" not in own_names
+    return condition, kwargs.pop("task_ids", None) if takes_tasks else None
+
+
+def argument_names(model: nn.Module) -> frozenset[str]:
+    """Return which of the names `condition` and `task_ids` the forward of a model has itself; `**kwargs` is no name.
+
+    Example:
+        >>> argument_names(nn.Linear(4, 2))
+        frozenset()
+    """
+    return frozenset({"condition", "task_ids"} & {*inspect.signature(model.forward).parameters})
+
+
+def check_can_use(adapter: Adapter, enabled: bool, condition: Condition | None, task_ids: Any) -> None:
+    """Raise a ValueError if a condition or task ids are passed where they have no effect."""
+    if condition is None and task_ids is None:
+        return
+    name = "task_ids" if condition is None else "condition"
+    if not enabled:
+        raise ValueError(f"{name}=... inside of disabled(), where the frozen base runs: leave one of the two out")
+    if adapter.merged:
+        raise ValueError("the adapter is merged, so a forward takes no condition and no task_ids; unmerge it first")
+    if not adapter.per_example:
+        check_no_condition(adapter, condition, task_ids)
 
 
 def guard_forward(model: nn.Module, host: Host) -> list[RemovableHandle]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from metalora.adapters.conditioning.stages import stages as stages_of
 from metalora.adapters.layers import AdaptedLayer
 from metalora.adapters.targets import head_path
 from metalora.learner.length_parts import by_length
+from metalora.learner.swap import FactorUse
 
 
 class StageFeatures:
@@ -43,6 +45,7 @@ class StageFeatures:
     Attributes:
         stages: Paths of the stages.
         hidden: As given.
+        factor_use: Who runs the adapter, and with which factors.
 
     Raises:
         ValueError: The network has no stages that can be told apart.
@@ -56,6 +59,7 @@ class StageFeatures:
     def __init__(self, model: nn.Module, adapter: Adapter | None, stages: Sequence[str] = (), hidden: bool = False):
         self.model, self.adapter, self.hidden = model, adapter, hidden
         self.stages = tuple(stages) or tuple(stages_of(model))
+        self.factor_use = FactorUse(adapter)
         self._recorder = Recorder()
         self._handles = watch_stages(model, self.stages, self._recorder)
         self._hidden = HiddenRecorder()
@@ -112,7 +116,8 @@ class StageFeatures:
             return recorder.take()
 
         try:
-            pooled = by_length(read, inputs)
+            with self.factor_use.own():
+                pooled = by_length(read, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -130,7 +135,7 @@ class StageFeatures:
         """
         if self.adapter is None:
             return torch.empty(batch_size(inputs), 0, device=next(self.model.parameters()).device)
-        with contextlib.nullcontext() if condition is None else self.adapter.using(condition):
+        with self._under(condition):
             return by_length(self._record_adapted if self.hidden else self._record, inputs)
 
     def hidden_statistics(self, inputs: Inputs, condition: Condition | None = None) -> dict[str, Tensor]:
@@ -140,11 +145,17 @@ class StageFeatures:
             inputs: What the network takes, for n examples.
             condition: The condition of a generated adapter.
         """
-        assert self.adapter is not None
-        with contextlib.nullcontext() if condition is None else self.adapter.using(condition):
+        with self._under(condition):
             with self._hidden.recording(token_mask(inputs)) as statistics:
                 run(self.model, inputs)
         return statistics
+
+    @contextlib.contextmanager
+    def _under(self, condition: Condition | None) -> Iterator[None]:
+        """Run the adapter inside under a condition, while no other thread has put other factors in."""
+        assert self.adapter is not None
+        with self.factor_use.own(), contextlib.nullcontext() if condition is None else self.adapter.using(condition):
+            yield
 
     def _record_adapted(self, inputs: Inputs) -> Tensor:
         with self._hidden.recording(token_mask(inputs)) as statistics:
@@ -160,12 +171,18 @@ class StageFeatures:
             self._recorder.stop()
 
 
-class HiddenRecorder:
-    """Records the mean and standard deviation of every channel of the hidden activations of adapted layers."""
+class HiddenRecorder(threading.local):
+    """Records the mean and standard deviation of every channel of the hidden activations of adapted layers.
+
+    Every thread has its own record, and a copy starts empty.
+    """
 
     def __init__(self) -> None:
         self._recorded: dict[str, Tensor] | None = None
         self._mask: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HiddenRecorder, ()
 
     def watch(self, adapter: Adapter) -> list[Any]:
         """Add a hook to each adapted layer whose update has low rank, and return the handles."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from metalora.adapters.conditioning.condition import Condition
 from metalora.learner.features import to_device
 from metalora.learner.labels import TaskLabels
 from metalora.learner.readouts import Targets
-from metalora.learner.swap import factors_in_use
 
 if TYPE_CHECKING:
     from metalora.learner.learner import MetaLearner
@@ -54,7 +54,7 @@ def refine_task(
         condition, factors = _refined_condition(task.condition, losses, steps, lr), task.factors
     else:
         condition, factors = None, _refined_factors(learner, task.factors, losses, steps, lr)
-    with factors_in_use(learner.adapter, factors), torch.no_grad():
+    with learner.features.factor_use.others(factors), torch.no_grad():
         support = learner.encode(items, condition)
         readout = learner.readout.fit(support, encoder.targets, frozen_width=learner.frozen_width)
     return AdaptedTask(learner, readout, encoder, condition, factors, LabelledItems(items, list(labels)))
@@ -74,7 +74,7 @@ def _refined_factors(
     assert adapter is not None
     start = factors or {key: value.detach() for key, value in adapter.learned.items()}
     copies = {key: value.clone() for key, value in start.items()}
-    with factors_in_use(adapter, copies):  # the steps change the copies, in place
+    with learner.features.factor_use.others(copies):  # the steps change the copies, in place
         descend(list(adapter.learned.values()), losses.stream(None, steps), lr)
     return copies
 
@@ -105,6 +105,7 @@ class HalfLosses:
         self.frozen = learner.features.frozen(self.inputs)
         self.targets = targets.to(self.frozen)
         self.generator = torch.Generator().manual_seed(seed)
+        self.readout = copy.deepcopy(learner.readout).train()  # other threads fit the learner's own, in eval mode
 
     def stream(self, condition: Condition | None, steps: int) -> Iterator[Tensor]:
         """Yield a loss for every step, a scalar.
@@ -113,17 +114,13 @@ class HalfLosses:
             condition: The condition that is trained; None if the factors are.
             steps: Number of losses.
         """
-        readout, count = self.learner.readout, len(self.frozen)
+        count = len(self.frozen)
         for _ in range(steps):
             order = torch.randperm(count, generator=self.generator).to(self.frozen.device)
             first, second = order[: count // 2], order[count // 2 :]
             phi = torch.cat([self.frozen, self.learner.features.adapted(self.inputs, condition)], 1)
-            readout.train()
-            try:
-                of_first = rows_of_targets(self.targets, first)
-                fitted = readout.fit(phi[first], of_first, frozen_width=self.frozen.shape[1])
-            finally:
-                readout.eval()
+            of_first = rows_of_targets(self.targets, first)
+            fitted = self.readout.fit(phi[first], of_first, frozen_width=self.frozen.shape[1])
             yield target_loss(fitted.logits(phi[second]), rows_of_targets(self.targets, second))
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from metalora.adapters.conditioning.condition import Condition
 from metalora.learner.labels import TaskLabels, group_numbers
 from metalora.learner.readouts import FittedReadout
-from metalora.learner.swap import factors_in_use
 
 if TYPE_CHECKING:
     from metalora.learner.learner import MetaLearner
@@ -70,7 +69,7 @@ class AdaptedTask:
     # ---- predictions -----------------------------------------------------------------------------------------------
     def features(self, inputs: Sequence[Any]) -> Tensor:
         """Return the features phi of inputs under this task's adapter, (m, d)."""
-        with factors_in_use(self.learner.adapter, self.factors):
+        with self.learner.features.factor_use.others(self.factors):
             return self.learner.encode(inputs, self.condition)
 
     @torch.no_grad()
@@ -211,7 +210,7 @@ def adapt_task(
     items = list(inputs)
     encoder = TaskLabels.of(labels, kind, len(items))
     group_codes = None if groups is None else group_numbers(groups, len(items)).to(learner.device)
-    with factors_in_use(learner.adapter, factors):
+    with learner.features.factor_use.others(factors):
         condition = task_condition(learner, items, encoder)
         support = learner.encode(items, condition)
     check_finite(support, items)

@@ -121,6 +121,136 @@ def test_generate_makes_the_condition_once_from_the_prompt(beams):
     assert torch.equal(generated, expected)
 
 
+WAYS = {
+    "no cache": {"use_cache": False},
+    "chunks": {"prefill_chunk_size": 2},
+    "static cache, beams": {"cache_implementation": "static", "num_beams": 2},
+    "samples": {"num_return_sequences": 2, "num_beams": 2},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "as it is"])
+def test_every_way_to_generate_is_that_of_the_dense_weights(way, wrapped):
+    config = mp.MetaLoRAConfig(method="metalora-tr", r=2, target_modules=["c_attn", "c_fc"], task_type="CAUSAL_LM")
+    model = served(get_peft_model(gpt().double(), config), 0.9)
+    model = mp.wrap(model) if wrapped else model
+    adapter = mp.adapter_of(model)
+    options = dict(max_new_tokens=4, min_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=1)
+    how = {key: value for key, value in WAYS[way].items() if key.startswith("num")}
+    with torch.no_grad():
+        condition = adapter.condition({"input_ids": IDS})
+        rows = []
+        for row in range(3):
+            dense = gpt().double()
+            for path in adapter.targets:
+                dense.get_submodule(path).weight += adapter.delta(path, condition[row])
+            rows.append(dense.generate(IDS[row : row + 1], **options, **how, use_cache=False))
+    right = torch.cat(rows)
+    assert torch.equal(model.generate(input_ids=IDS, **options, **WAYS[way]), right)
+    assert torch.equal(model.generate(input_ids=IDS, condition=condition, **options, **WAYS[way]), right)
+    assert torch.equal(adapter.generate(input_ids=IDS, condition=condition, **options, **WAYS[way]), right)
+    turned = model.generate(input_ids=IDS, condition=condition[[1, 2, 0]], **options, **WAYS[way])
+    assert not torch.equal(turned, right)
+    with pytest.raises(ValueError, match="the condition is for 2 examples, and the prompt has 3"):
+        model.generate(input_ids=IDS, condition=condition[[0, 1]], **options, **WAYS[way])
+
+
+@SKIP_OLD_PEFT
+@pytest.mark.parametrize("beams", [1, 2])
+def test_an_encoder_runs_under_the_condition_of_its_prompt(beams):
+    config = mp.MetaLoRAConfig(r=2, target_modules=["q", "v"], task_type="SEQ_2_SEQ_LM")
+    model = mp.wrap(served(get_peft_model(t5(), config), 0.9))
+    start = {"input_ids": IDS, "decoder_input_ids": torch.zeros(3, 1, dtype=torch.long)}
+    condition = mp.adapter_of(model).condition(start)
+    options = dict(max_new_tokens=4, min_new_tokens=4, num_beams=beams, do_sample=False)
+    found = model.generate(input_ids=IDS, **options)
+    assert torch.equal(found, model.generate(input_ids=IDS, condition=condition, **options))
+
+
+def of_one(kind):
+    config = mp.LoTRConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
+    if kind == "generated":
+        config = mp.MetaLoRAConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
+    model = served(mp.wrap(get_peft_model(gpt(), config, adapter_name=kind)))
+    model.add_adapter("other", mp.LoTRConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM"))
+    return model
+
+
+def off(model):
+    with model.disable_adapter():
+        model(input_ids=IDS, condition=mp.adapter_of(model, "generated").neutral())
+
+
+def off_in_generate(model):
+    with model.disable_adapter():
+        model.generate(input_ids=IDS, condition=mp.adapter_of(model, "generated").neutral(), max_new_tokens=2)
+
+
+def off_by_the_adapter(model):
+    with mp.adapter_of(model, "generated").disabled():
+        model(input_ids=IDS, condition=mp.adapter_of(model, "generated").neutral())
+
+
+def switched(model):
+    condition = mp.adapter_of(model, "generated").neutral()
+    model.set_adapter("other")
+    model(input_ids=IDS, condition=condition)
+
+
+def merged(model):
+    mp.adapter_of(model, "generated").fix(mp.adapter_of(model, "generated").neutral())
+    model.merge_adapter(["generated"])
+    model(input_ids=IDS, condition=mp.adapter_of(model, "generated").neutral())
+
+
+NOT_USED = {
+    "disabled": (off, "condition=... has no effect"),
+    "disabled, generate": (off_in_generate, "condition=... has no effect"),
+    "disabled by the adapter": (off_by_the_adapter, "condition=... has no effect"),
+    "not active": (switched, r"condition=... has no effect, .* \(running: other\)"),
+    "merged": (merged, "condition=... has no effect"),
+    "unknown name": (lambda model: model(input_ids=IDS, condition={"made": None}), "no adapter is named 'made'"),
+    "no tasks": (lambda model: model(input_ids=IDS, task_ids=0), r"task_ids=... has no effect, .*running: generated"),
+    "no tasks, generate": (lambda model: model.generate(input_ids=IDS, task_ids=0), "task_ids=... has no effect"),
+}
+
+
+@pytest.mark.parametrize("call, message", NOT_USED.values(), ids=NOT_USED)
+def test_a_condition_that_nobody_takes_is_refused(call, message):
+    model = of_one("generated")
+    with pytest.raises(ValueError, match=message):
+        call(model)
+
+
+NOT_FROZEN = {
+    "features": lambda adapter, model: adapter.features({"input_ids": IDS}),
+    "calibrate": lambda adapter, model: adapter.calibrate({"input_ids": IDS}),
+    "condition": lambda adapter, model: adapter.condition({"input_ids": IDS}),
+    "forward": lambda adapter, model: model(input_ids=IDS),
+    "disabled": lambda adapter, model: model_disabled(adapter, model),
+}
+
+
+def model_disabled(adapter, model):
+    with adapter.disabled():
+        return model(input_ids=IDS)
+
+
+@pytest.mark.parametrize("verb", NOT_FROZEN.values(), ids=NOT_FROZEN)
+def test_the_frozen_network_is_refused_while_another_adapter_is_merged(verb):
+    model = of_one("generated")
+    trained(model)
+    adapter = mp.adapter_of(model, "generated")
+    with torch.no_grad():
+        right = adapter.features({"input_ids": IDS})
+        model.merge_adapter(["other"])
+        with pytest.raises(ValueError, match="the adapters other are merged, so the frozen network cannot run"):
+            verb(adapter, model)
+        model.unmerge_adapter()
+        assert torch.equal(adapter.features({"input_ids": IDS}), right)
+
+
 def test_conditions_of_two_adapters_by_name():
     config = mp.MetaLoRAConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
     model = get_peft_model(gpt(), config, adapter_name="cp")

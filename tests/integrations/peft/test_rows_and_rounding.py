@@ -13,7 +13,7 @@ from torch import nn
 
 import metalora.peft as mp
 from metalora import Condition
-from metalora.integrations.peft.model import _sequences_per_example
+from metalora.adapters.conditioning.generation import sequences_per_example
 
 CONDITION_WIDTH = 3
 
@@ -130,10 +130,10 @@ def test_the_beams_are_the_largest_number_that_generate_is_asked_for():
         num_beams = 4
         num_return_sequences = None
 
-    assert _sequences_per_example({}) == 1
-    assert _sequences_per_example({"num_beams": 2, "num_return_sequences": 3}) == 3
-    assert _sequences_per_example({"generation_config": Generation()}) == 4
-    assert _sequences_per_example({"generation_config": Generation(), "num_beams": 2}) == 2
+    assert sequences_per_example(None, {}) == 1
+    assert sequences_per_example(None, {"num_beams": 2, "num_return_sequences": 3}) == 3
+    assert sequences_per_example(None, {"generation_config": Generation()}) == 4
+    assert sequences_per_example(None, {"generation_config": Generation(), "num_beams": 2}) == 2
 
 
 @pytest.mark.parametrize("names", [["first"], ["second", "first"]], ids=["one", "two"])

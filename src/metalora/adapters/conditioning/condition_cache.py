@@ -7,16 +7,19 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from metalora.adapters.conditioning.condition import Values
 from metalora.adapters.conditioning.features import CACHES
+from metalora.adapters.conditioning.row_moves import follow, moved
 
 
 class ConditionCache:
     """The values of generated factors at a prompt, stored for the decoding steps that continue this prompt.
 
     The key is the object of the key-value cache that the prompt and its continuation have in common. An entry lives
-    as long as this object.
+    as long as this object. If the cache moves its rows (`reorder_cache`, `batch_repeat_interleave`,
+    `batch_select_indices`), the values move with them; a cache that is cropped keeps the values of its prompt.
 
     Attributes:
         entries: Key-value cache -> the values of its sequences.
@@ -48,7 +51,20 @@ class ConditionCache:
         """
         key_values = _cache({name: getattr(output, name, None) for name in CACHES})
         if values and key_values is not None and not torch.compiler.is_compiling():
-            self.entries[key_values] = values
+            self.entries[key_values] = _of_rows(values, output)
+            follow(key_values, self)
+
+    def move_rows(self, key_values: Any, operation: str, rows: Any) -> None:
+        """Move the values of a cache as the cache has moved its rows.
+
+        Args:
+            key_values: The key-value cache.
+            operation: Name of its method.
+            rows: The argument of the method: the indices (rows,), or how often every row is repeated.
+        """
+        values = self.entries.get(key_values)
+        if values is not None:
+            self.entries[key_values] = {key: moved(value, operation, rows) for key, value in values.items()}
 
     def values(self, inputs: Mapping[str, Any], needed: bool) -> Values | None:
         """Return the values of the sequences that a forward with these inputs continues.
@@ -71,6 +87,16 @@ class ConditionCache:
                 "torch.compile): call model(..., condition=condition)"
             )
         return stored
+
+
+def _of_rows(values: Values, output: Any) -> Values:
+    """The values of every row of an output, if `generate` has run several rows for each example."""
+    logits = getattr(output, "logits", None)
+    rows = len(logits) if isinstance(logits, Tensor) and logits.ndim else 0
+    return {
+        key: value.repeat_interleave(rows // len(value), 0) if 1 < len(value) < rows else value
+        for key, value in values.items()
+    }
 
 
 def _cache(inputs: Mapping[str, Any]) -> Any:

@@ -16,6 +16,8 @@ Conditions = Condition | Mapping[str, Condition]
 """One condition for all adapters that need one, or a condition per adapter name."""
 TaskIds = Tensor | Sequence[int] | int
 """A task per example, or one task for all."""
+TASK_IDS_KEYWORD = "metalora_task_ids"
+"""Keyword under which a wrapped PeftModel passes `task_ids` on: PeftModels of language tasks drop the name itself."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.checkpointing import explicit
 from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.conditioning.generation import sequences_per_example
+from metalora.adapters.generation import generating, guard_generate, unguard_generate
 from metalora.adapters.host import (
+    argument_names,
     begin_forward,
     end_forward,
     enter_forward,
@@ -25,7 +29,7 @@ from metalora.adapters.host import (
 )
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.targets import Target, kind_of, target_at
-from metalora.integrations.peft.calls import Call, Calls, Conditions, TaskIds
+from metalora.integrations.peft.calls import TASK_IDS_KEYWORD, Call, Calls, Conditions, TaskIds
 from metalora.integrations.peft.peft_api import BaseTunerLayer
 
 CONTAINER_NAME = "tensor_bank"
@@ -67,7 +71,9 @@ class AdapterContainer(TunerLayer, nn.Module):
         self.calls = Calls()
         self._active_adapter: list[str] = []
         self._model = (model,)  # a tuple: the model registers the container, not the other way round
+        self.own_names = argument_names(model)
         self.handles = guard_forward(model, self)
+        guard_generate(model, self)
 
     def adapters_by_name(self) -> dict[str, Adapter]:
         """Adapter name -> adapter, now; a deleted adapter stays in a dictionary that was returned before."""
@@ -99,6 +105,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         for handle in self.handles:
             handle.remove()
         unguard_forward(self._model[0])
+        unguard_generate(self._model[0])
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and the hooks with which it reads the features of its condition."""
@@ -201,23 +208,84 @@ class AdapterContainer(TunerLayer, nn.Module):
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Take the condition, the task ids and the prompt mask out of a model's arguments, and prepare the adapters."""
-        condition, task_ids = self.call.condition, self.call.task_ids
-        adapters = self.adapters_by_name().values()
-        if any(adapter.per_example for adapter in adapters):
-            condition = kwargs.pop("condition", condition)
-        if any(adapter.task_keys for adapter in adapters):
-            task_ids = kwargs.pop("task_ids", task_ids)
+        condition, task_ids = self._take_arguments(kwargs)
         inputs = dict(kwargs)
-        if any(adapter.reads_prompt for adapter in adapters):
+        if any(adapter.reads_prompt for adapter in self.adapters_by_name().values()):
             kwargs.pop("prompt_mask", None)
         if self.is_base_only:
+            self._check_base_can_run(condition, task_ids)
             return args, kwargs
-        for name, adapter in self.running_adapters().items():
+        running = self.running_adapters()
+        self._check_used(running, condition, task_ids)
+        for name, adapter in running.items():
             own_condition = _condition_of(condition, name, adapter)
             _check_tasks(name, adapter, own_condition, task_ids)
             begin_forward(adapter, own_condition, task_ids if adapter.task_keys else None, args, inputs)
         self._pass_conditions_to_checkpoints(module)
         return args, kwargs
+
+    @contextlib.contextmanager
+    def generating(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Run a call of `generate` inside, every running adapter under its condition and its tasks."""
+        own_arguments = dict(kwargs)
+        condition, task_ids = self._take_arguments(own_arguments)
+        running = {} if self.is_base_only else self.running_adapters()
+        self._check_used(running, condition, task_ids)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.calls.entered(replace(self.call, beams=sequences_per_example(module, kwargs))))
+            for name, adapter in running.items():
+                if adapter.per_example:
+                    own_condition = _condition_of(condition, name, adapter)
+                    _check_tasks(name, adapter, own_condition, task_ids)
+                    own_tasks = task_ids if adapter.task_keys else None
+                    stack.enter_context(generating(adapter, own_condition, own_tasks, args, own_arguments))
+            yield own_arguments
+
+    def _take_arguments(self, kwargs: dict[str, Any]) -> tuple[Conditions | None, TaskIds | None]:
+        """Take the condition and the task ids out of the arguments; by default, those of the PeftModel's call."""
+        adapters = self.adapters_by_name().values()
+        condition, task_ids = self.call.condition, self.call.task_ids
+        if "condition" not in self.own_names or any(adapter.per_example for adapter in adapters):
+            condition = kwargs.pop("condition", condition)
+        if "task_ids" not in self.own_names or any(adapter.task_keys for adapter in adapters):
+            task_ids = kwargs.pop("task_ids", task_ids)
+        return condition, kwargs.pop(TASK_IDS_KEYWORD, task_ids)
+
+    def _check_used(
+        self, running: Mapping[str, Adapter], condition: Conditions | None, task_ids: TaskIds | None
+    ) -> None:
+        """Raise a ValueError if no running adapter takes a condition, or the task ids, that a call has."""
+        if isinstance(condition, Mapping):
+            for name in condition:
+                if name not in self.metalora_adapters:
+                    raise ValueError(f"condition: no adapter is named {name!r}{nearest(name, self.metalora_adapters)}")
+        takers = {
+            "condition": condition is None
+            or any(_condition_of(condition, name, adapter) is not None for name, adapter in running.items()),
+            "task_ids": task_ids is None or any(adapter.task_keys for adapter in running.values()),
+        }
+        unused = [name for name, used in takers.items() if not used]
+        if unused:
+            names = ", ".join(running) or "none, since they are disabled or merged"
+            raise ValueError(
+                f"{unused[0]}=... has no effect, since no adapter that runs takes it (running: {names}): leave it out, "
+                "or activate its adapter"
+            )
+
+    def _check_base_can_run(self, condition: Conditions | None, task_ids: TaskIds | None) -> None:
+        """Raise a ValueError if the base is not frozen since an adapter is merged, or a condition would be ignored."""
+        if self.call.base_only:  # a new adapter measures how many features there are, not what they are
+            return
+        if any(not adapter.blocks.active.get().enabled for adapter in self.adapters_by_name().values()):
+            self._check_used({}, condition, task_ids)
+        merged = {name for module in self._model[0].modules() for name in getattr(module, "merged_adapters", ())}
+        if merged:
+            raise ValueError(
+                f"the adapters {', '.join(sorted(merged))} are merged, so the frozen network cannot run: unmerge them "
+                "first with unmerge_adapter()"
+            )
 
     def after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook: clear the adapters after a forward of the model: no condition outlives it."""

@@ -16,10 +16,12 @@ from torch.utils.hooks import RemovableHandle
 from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import build
+from metalora.adapters.conditioning.generation import sequences_per_example
 from metalora.adapters.skipped import warning_of
 from metalora.adapters.targets import Target
 from metalora.fitting.combination import Sign, combine_updates
 from metalora.fitting.updates import LowRankUpdate
+from metalora.integrations.peft.calls import TASK_IDS_KEYWORD
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.container import (
     BASE_NAME,
@@ -44,9 +46,6 @@ from metalora.integrations.peft.target_resolution import (
 )
 from metalora.integrations.peft.weighted import lora_config, parse_type, updates_by_name
 from metalora.io.lora.import_ import set_factors
-
-TASK_IDS_KEYWORD = "metalora_task_ids"
-"""Keyword under which a wrapped PeftModel passes `task_ids` on: PeftModels of language tasks drop the name itself."""
 
 
 class TensorNetworkModel(BaseTuner):
@@ -272,7 +271,7 @@ class TensorNetworkModel(BaseTuner):
         adapter_names = kwargs.get("adapter_names")
         task_ids = kwargs.get(TASK_IDS_KEYWORD, kwargs.get("task_ids"))
         container = required_container(self.model)
-        beams = _sequences_per_example(kwargs)
+        beams = sequences_per_example(None, kwargs)
         handles: list[RemovableHandle] = []
         if adapter_names is not None:
             self._check_adapter_names(adapter_names, container)
@@ -360,15 +359,3 @@ def _add_adapter_names(
     if container.call.adapter_names is not names_of_call:  # another thread's
         return args, kwargs
     return args, {**kwargs, "adapter_names": names_of_rows}
-
-
-def _sequences_per_example(kwargs: Mapping[str, Any]) -> int:
-    """How many sequences `generate` runs for each example, by its arguments; 1 for a forward."""
-    generation_config = kwargs.get("generation_config")
-    counts = [1]
-    for key in ("num_beams", "num_return_sequences"):
-        # Arguments of the call win over the configuration, as in `generate` itself.
-        count = kwargs.get(key, getattr(generation_config, key, None))
-        if isinstance(count, int):
-            counts.append(count)
-    return max(counts)

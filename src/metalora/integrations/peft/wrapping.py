@@ -7,8 +7,8 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from metalora.integrations.peft.calls import TASK_IDS_KEYWORD
 from metalora.integrations.peft.container import required_container
-from metalora.integrations.peft.model import TASK_IDS_KEYWORD
 
 
 def wrap(model: PeftModel) -> PeftModel:
@@ -38,8 +38,7 @@ def wrap(model: PeftModel) -> PeftModel:
     if not isinstance(model, PeftModel):
         raise ValueError(f"wrap: expected a PeftModel, got a {type(model).__name__}")
     required_container(model)
-    if TASK_IDS_KEYWORD not in model.special_peft_forward_args:  # a second `wrap` adds no second hook
-        model.special_peft_forward_args |= {"condition", "task_ids", TASK_IDS_KEYWORD}
+    if _rename_task_ids not in model._forward_pre_hooks.values():  # a second `wrap` adds no second hook
         model.register_forward_pre_hook(_rename_task_ids, with_kwargs=True)
     return model
 
