@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from metalora.config import LATER_FIELDS, STACKS_WITHOUT_FIELD, AdapterConfig, c
 from metalora.integrations.peft.card import add_loading_instructions
 from metalora.integrations.peft.peft_api import PeftConfig
 from metalora.integrations.peft.registration import NAME
-from metalora.io.lora.format import patterned
+from metalora.io.lora.format import by_path
 from metalora.methods.registry import METHODS, get_method
 
 SHARED_FIELDS = (
@@ -124,7 +123,7 @@ class TensorNetworkConfig(PeftConfig):
         values |= {"rank": self.r, "targets": paths}
         values["bias"] = "none" if _bias_in_peft(self.bias) == "none" else "adapted"  # it may have been set since
         for name in ("rank_pattern", "alpha_pattern"):
-            values[name] = by_path(getattr(self, name), paths)
+            values[name] = by_path(getattr(self, name), paths, f"{type(self).__name__}.{name}")
         if self.seed is None and paths:  # without targets this only checks the values, which must draw nothing
             values["seed"] = int(torch.randint(2**31, ()))
         else:
@@ -175,22 +174,3 @@ def _bias_in_peft(bias: str) -> str:
     if bias not in ("none", "adapted", "lora_only"):
         raise ValueError(f"bias {bias!r}{nearest(bias, ('none', 'lora_only', 'adapted'))}")
     return "none" if bias == "none" else "lora_only"
-
-
-def by_path(patterns: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
-    """Return the values that PEFT's patterns, such as `rank_pattern`, give to paths.
-
-    Args:
-        patterns: Regular expression of the end of a path -> value.
-        paths: Paths of the targets.
-
-    Returns:
-        Path -> value, by the first pattern that the path ends with, as PEFT matches them; without the paths that no
-        pattern matches.
-
-    Example:
-        >>> by_path({"query": 4}, ["layer.0.query", "layer.0.value"])
-        {'layer.0.query': 4}
-    """
-    values = {path: patterned(patterns, path, None) for path in paths}
-    return {path: value for path, value in values.items() if value is not None}
