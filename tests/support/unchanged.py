@@ -13,10 +13,13 @@ def look(model):
     modules = {path: id(module) for path, module in model.named_modules(remove_duplicate=False)}
     hooks = {path: {name: list(getattr(module, name)) for name in HOOKS} for path, module in model.named_modules()}
     attributes = {path: sorted(vars(module)) for path, module in model.named_modules()}
+    lists = {
+        path: [list(v) for v in vars(module).values() if isinstance(v, list)] for path, module in model.named_modules()
+    }
     parameters = {name: (id(p), p.requires_grad) for name, p in model.named_parameters(remove_duplicate=False)}
     training = {path: module.training for path, module in model.named_modules()}
     state = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    return (modules, hooks, attributes, parameters, training), state
+    return (modules, hooks, attributes, lists, parameters, training), state
 
 
 @contextmanager

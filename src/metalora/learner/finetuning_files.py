@@ -17,7 +17,7 @@ from metalora._util.files import replaced_folder, write_atomically
 from metalora.config import from_dict, to_dict
 from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import checksum
-from metalora.learner.backbone import Backbone, load_backbone
+from metalora.learner.backbone import Backbone, check_no_download, load_backbone
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
 from metalora.learner.finetuning import FineTuned
 from metalora.learner.finetuning_config import DESCRIPTION_FILE, FineTuneConfig
@@ -144,6 +144,7 @@ def load_finetuned(
     folder: str | Path,
     backbone: nn.Module | str | None,
     device: str | torch.device | None,
+    allow_download: bool,
 ) -> FineTuned:
     """Load a fine-tuned network; see `FineTuned.from_pretrained`."""
     path = Path(folder)
@@ -151,12 +152,12 @@ def load_finetuned(
     head_state = _read_tensors(path / HEAD_FILE)
     if checksum(description, head_state) != description["sha256"]:
         raise ValueError(f"{path}: does not match its checksum: a file was changed after it was written")
-    loaded = _backbone(path, description, backbone)
+    loaded = _backbone(path, description, backbone, allow_download)
     adapter = None
     if description["adapter"] is not None:
         from metalora.io.adapter_file import load
 
-        adapter = load(loaded.model, path / ADAPTER_FILE)
+        adapter = load(loaded.model, path / ADAPTER_FILE, allow_download=allow_download)
     if description["method"] == "full":
         try:
             loaded.model.load_state_dict(_read_tensors(path / NETWORK_FILE))
@@ -181,10 +182,14 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: cannot be read ({error})") from None
 
 
-def _backbone(folder: Path, description: dict[str, Any], backbone: nn.Module | str | None) -> Backbone:
+def _backbone(
+    folder: Path, description: dict[str, Any], backbone: nn.Module | str | None, allow_download: bool
+) -> Backbone:
     name = description["backbone"]
     if backbone is None and name is None:
         raise ValueError(f"{folder}: its backbone, a {description['class']}, has no name: pass it as backbone=")
+    if backbone is None and not allow_download:
+        check_no_download(name, folder)
     preprocessor = preprocessor_from_dict(description["preprocessor"], folder)
     loaded = load_backbone(name if backbone is None else backbone, preprocessor=preprocessor)
     return replace(loaded, name=name if not isinstance(backbone, str) else backbone)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.adapters.attach import attach
 from metalora.config import AdapterConfig
 from metalora.fitting.updates import LowRankUpdate
@@ -87,8 +88,9 @@ def attach_updates(model: nn.Module, updates: Mapping[str, LowRankUpdate]) -> Ad
         rank_pattern={target: rank for target, rank in ranks.items() if rank != largest},
         targets=tuple(updates),
     )
-    adapter = attach(model, config)
-    set_factors(adapter, updates)
+    with unchanged_on_error(model):
+        adapter = attach(model, config)
+        set_factors(adapter, updates)
     return adapter
 
 
