@@ -7,6 +7,7 @@ and "also/NAME" (the state of an extra module).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from metalora._util.files import write_atomically
+from metalora._util.shown import shown
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, detach
 from metalora.adapters.layout import counted_stacks
-from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, config_in_file, from_dict
+from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, config_in_file, from_dict, missing_in_file
 from metalora.io.base_samples import check_samples, sample_base, trained_with
 from metalora.io.condition_file import adapter_digest, extractor_digest
-from metalora.io.described_file import checksum, description_in, parse_described
+from metalora.io.described_file import check_entries, check_finite, checksum, description_in, parse_described
 from metalora.io.fingerprint import fingerprint, frozen_digest
 
 FORMAT = "metalora-adapter"
@@ -31,6 +33,14 @@ FACTORS = "factors/"
 BIASES = "biases/"
 CONDITIONER = "conditioner/"
 EXTRA = "also/"  # the word is part of version 1 of the format
+SCHEMA = {
+    "config": {"condition?": dict},
+    "method": {"name": str, "factors": {"*": str}},
+    "targets": {"*": {"kind": str, "sizes": {"in": int, "out": int, "kh?": int, "kw?": int}}},
+    "base": {"class": str, "fingerprint": (str, type(None)), "left_out?": [str]},
+    "given?": [str],
+}
+HARMLESS_SIZE = 4096  # a setting that a method does not use may be above the numbers of a small file
 ANOTHER_BASE = "; check_base=False loads it all the same"
 
 
@@ -155,7 +165,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         The description (format, version, config, method, targets, base, num_params, sha256) and the tensors by name.
 
     Raises:
-        ValueError: The file is missing, damaged, changed after it was written, or of another version of the format.
+        ValueError: The file is missing, damaged, changed after it was written, of another version of the format, or
+            not complete, or a number in it is not finite.
 
     Example:
         >>> import tempfile
@@ -173,7 +184,12 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{path}: no such adapter file") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: a directory, expected an adapter file") from None
-    return parse_described(path, content, FORMAT, VERSION, "adapter file")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}), expected an adapter file") from None
+    description, tensors = parse_described(path, content, FORMAT, VERSION, "adapter file")
+    check_entries(description, SCHEMA, str(path))
+    check_finite(tensors, path)
+    return description, tensors
 
 
 def is_adapter_file(path: str | Path) -> bool:
@@ -232,6 +248,9 @@ def load(
         raise ValueError(f"{path}: {type(model).__name__} already has an adapter: detach it first")
     values = {"stacks": STACKS_WITHOUT_FIELD, **description["config"]}
     config = from_dict(AdapterConfig, values, f"{path}: config")  # refuses unknown fields
+    if missing := missing_in_file(description["config"]):
+        raise ValueError(f"{path}: config has no {missing!r}")
+    _check_sizes(config, tensors, path)
     _check_base(model, description, path, check_base)
     try:
         adapter = attach(model, config, extractor=extractor)
@@ -241,12 +260,35 @@ def load(
         if check_base and adapter.extractor:
             check_samples(description["base"], {"extractor": extractor_digest(adapter)}, path, ANOTHER_BASE)
         _restore(adapter, description, tensors, path)
-    except ValueError:
+    except BaseException:  # also Ctrl-C
         detach(model)
         raise
     if extra_module is not None:
         extra_module.load_state_dict(_without_prefix(extra_tensors, EXTRA))
     return adapter
+
+
+def _check_sizes(config: AdapterConfig, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise a ValueError for a size that none of the tensors can have, before anything is allocated.
+
+    Every bond, expert, task, feature and hidden unit has a number of its own in some tensor of the file.
+    """
+    largest = max(HARMLESS_SIZE, sum(tensor.numel() for tensor in tensors.values()))
+    ranks = config.rank.values() if isinstance(config.rank, dict) else config.rank
+    ranks = (ranks,) if isinstance(ranks, int) else ranks
+    sizes = {
+        "rank": () if config.clip_rank else ranks,
+        "rank_pattern": () if config.clip_rank else config.rank_pattern.values(),
+        "experts": (config.experts,),
+        "tasks": (config.tasks,),
+        "digits": [int(word) for text in config.digits.values() for word in re.findall(r"\d{1,18}", text)],
+        "condition.hidden": (config.condition.hidden,),
+        "condition.feature_size": (config.condition.feature_size or 0,),
+    }
+    for name, values in sizes.items():
+        size = max(values, default=0)
+        if size > largest:
+            raise ValueError(f"{path}: config.{name} is {shown(size)}, above the {largest} numbers of its tensors")
 
 
 def _check_base(model: nn.Module, description: Mapping[str, Any], path: str | Path, check_weights: bool) -> None:
@@ -255,11 +297,11 @@ def _check_base(model: nn.Module, description: Mapping[str, Any], path: str | Pa
     modules = dict(model.named_modules())
     for target in targets:
         if target not in modules:
-            raise ValueError(f"{path}: made for {base['class']}; {class_name} has no {target!r}")
+            raise ValueError(f"{path}: made for {shown(base['class'])}; {class_name} has no {shown(target)}")
     for target, entry in targets.items():
         weight = getattr(modules[target], "weight", None)
         if weight is None or weight.numel() != _weight_numel(entry["sizes"]):
-            raise ValueError(f"{path}: target {target!r} has another shape in this {class_name}")
+            raise ValueError(f"{path}: target {shown(target)} has another shape in this {class_name}")
     if check_weights:
         # The older digest is compared, too: files of earlier versions have no other.
         older = fingerprint(model, list(targets))

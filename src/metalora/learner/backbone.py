@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from metalora._util.suggest import nearest
+from metalora.adapters.attach import adapter_of
 from metalora.learner.data import (
     ArrayPreprocessor,
     ImagePreprocessor,
@@ -90,6 +92,49 @@ def load_backbone(
     if preprocessor.kind == "images":
         model = model.to(memory_format=torch.channels_last)  # EfficientNet-Lite0: half the time a forward on a CPU
     return Backbone(model.eval().requires_grad_(False), preprocessor, name)
+
+
+@contextlib.contextmanager
+def restored_after_error(backbone: str | nn.Module | Backbone | None) -> Iterator[None]:
+    """If the block raises, take a new adapter and new hooks off a caller's network, and give it back its modes.
+
+    Args:
+        backbone: What `load_backbone` takes; of a name there is nothing to give back.
+
+    Example:
+        >>> from metalora import AdapterConfig, attach
+        >>> model = nn.Sequential(nn.Linear(4, 4))
+        >>> with contextlib.suppress(RuntimeError), restored_after_error(model):
+        ...     _ = attach(model, AdapterConfig("lora", rank=2, targets="0"))
+        ...     raise RuntimeError
+        >>> model
+        Sequential(
+          (0): Linear(in_features=4, out_features=4, bias=True)
+        )
+    """
+    model = backbone.model if isinstance(backbone, Backbone) else backbone
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    had_adapter = adapter_of(model) is not None
+    modules = list(model.modules())
+    modes = [(module, module.training) for module in modules]
+    hooks = [(table, dict(table)) for m in modules for table in (m._forward_hooks, m._forward_pre_hooks)]
+    required_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        adapter = adapter_of(model)
+        if adapter is not None and not had_adapter:
+            adapter.detach()
+        for module, training in modes:
+            module.training = training
+        for table, before in hooks:
+            table.clear()
+            table.update(before)
+        for parameter, value in required_grad:
+            parameter.requires_grad_(value)
+        raise
 
 
 def _load_by_name(name: str) -> tuple[nn.Module, Any]:
