@@ -365,6 +365,26 @@ def condition_in_file(condition: ConditionConfig) -> dict[str, Any]:
     }
 
 
+def missing_in_file(values: Mapping[str, Any]) -> str | None:
+    """Return a field that the configuration in a file of an adapter lacks although all such files have it, or None.
+
+    Example:
+        >>> missing_in_file(config_in_file(AdapterConfig())) is None
+        True
+        >>> missing_in_file({"method": "lora", "condition": {}})
+        'rank'
+    """
+    parts = (
+        ("", AdapterConfig, values, LATER_FIELDS),
+        ("condition.", ConditionConfig, values.get("condition", {}), LATER_CONDITION_FIELDS),
+    )
+    for prefix, cls, present, later in parts:
+        for item in dataclasses.fields(cls):
+            if item.name not in present and item.name not in later:
+                return prefix + item.name
+    return None
+
+
 STACKS_WITHOUT_FIELD: Literal["aligned"] = "aligned"
 """What `AdapterConfig.stacks` is in a file without this field, as in all that were written before there was one."""
 

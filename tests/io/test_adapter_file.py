@@ -83,6 +83,16 @@ def with_a_smaller_factor(path):
     write(path, description, tensors)
 
 
+def with_nan(path):
+    tensors, description = tensors_of(path.read_bytes()), described(path)
+    tensors["factors/2.2.B"][0, 0] = torch.nan
+    write(path, description, tensors)
+
+
+def without(values, key):
+    return {name: value for name, value in values.items() if name != key}
+
+
 WIRED = {"name": "metalora-cp", "factors": {"A": "in r", "B": "r out"}}
 KEEP = lambda base: base  # noqa: E731
 BAD_FILES = {
@@ -102,6 +112,44 @@ BAD_FILES = {
         KEEP,
         "unknown method",
     ),
+    "a setting less": (
+        lambda p: rewrite(p, config=without(described(p)["config"], "rank")),
+        KEEP,
+        "config has no 'rank'",
+    ),
+    "a setting of the condition less": (
+        lambda p: rewrite(p, config=described(p)["config"] | {"condition": {}}),
+        KEEP,
+        "config has no 'condition.source'",
+    ),
+    "settings that are a text": (lambda p: rewrite(p, config="x"), KEEP, "config is 'x', expected a mapping"),
+    "targets that are a number": (lambda p: rewrite(p, targets=5), KEEP, "targets is 5, expected a mapping"),
+    "no wiring": (lambda p: rewrite(p, method={"name": "lora"}), KEEP, "not complete, it has no 'method.factors'"),
+    "a base of null": (lambda p: rewrite(p, base=None), KEEP, "base is None, expected a mapping"),
+    "a wrong size": (
+        lambda p: rewrite(p, targets={"2.0": {"kind": "conv2d", "sizes": {"in": "4", "out": 6}}}),
+        KEEP,
+        "targets.2.0.sizes.in is '4', expected an integer",
+    ),
+    "names that are numbers": (
+        lambda p: rewrite(p, base=described(p)["base"] | {"left_out": [1]}),
+        KEEP,
+        "an item of base.left_out is 1, expected a text",
+    ),
+    "a rank of a billion": (
+        lambda p: rewrite(p, config=described(p)["config"] | {"rank": 10**9}),
+        KEEP,
+        "rank 1000000000 of bond 'r' is above",
+    ),
+    "a wide mapping net": (
+        lambda p: rewrite(
+            p,
+            config=described(p)["config"] | {"condition": described(p)["config"]["condition"] | {"hidden": 2 * 10**8}},
+        ),
+        KEEP,
+        "expected (4, 200000000) by the configuration",
+    ),
+    "NaN": (with_nan, KEEP, "'factors/2.2.B' has numbers that are not finite"),
     "not there": (lambda p: p.unlink(), KEEP, "no such adapter file"),
     "a directory": (lambda p: (p.unlink(), p.mkdir()), KEEP, "a directory, expected an adapter file"),
     "another model": (lambda p: None, lambda b: nn.Sequential(nn.Linear(2, 2)).double(), "has no '2.0'"),
@@ -138,6 +186,18 @@ def test_a_loaded_model_makes_the_same_conditions(source, merged, tmp_path):
     unmerge(model)
     load(base, path)
     assert torch.equal(base(x), model(x))
+
+
+def test_ctrl_c_during_a_load_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+    base, _, path = saved(tmp_path)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metalora.io.adapter_file._restore", stop)
+    with pytest.raises(KeyboardInterrupt):
+        load(base, path)
+    assert adapter_of(base) is None
 
 
 def test_loading_draws_nothing_from_the_random_state(tmp_path):

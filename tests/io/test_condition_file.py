@@ -100,6 +100,12 @@ DAMAGE = {
     "unequal n": (lambda p: rewrite(p, two_of_one), "'values/0.c' has shape (2, 2), expected (1, ...)"),
     "flat features": (lambda p: rewrite(p, lambda t: t.update(features=torch.ones(1))), "expected features (n, d)"),
     "a penalty of two": (lambda p: rewrite(p, lambda t: t.update(penalty=torch.ones(2))), "a penalty ()"),
+    "an origin that is a text": (lambda p: rewrite(p, nothing, origin="x"), "origin is 'x', expected a mapping"),
+    "an origin without a base": (lambda p: rewrite(p, nothing, origin={"adapter": "x"}), "it has no 'origin.base'"),
+    "an origin of numbers": (
+        lambda p: rewrite(p, nothing, origin={"adapter": "x", "base": {"left_out": 3}}),
+        "origin.base.left_out is 3, expected a list",
+    ),
     "not there": (lambda p: p.unlink(), "no such condition file"),
     "a folder": (lambda p: (p.unlink(), p.mkdir()), "cannot be read (Is a directory)"),
 }

@@ -119,6 +119,28 @@ def test_threads_that_write_one_path_never_tear_it(write, read, tmp_path):
     assert names_in(tmp_path) == ["x"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a folder is replaced by two renames")
+def test_a_folder_is_replaced_in_one_step(tmp_path, monkeypatch):
+    write_replaced_folder(tmp_path / "x", b"old")
+
+    def two_renames(*_):
+        raise AssertionError("the folder is not there for a moment")
+
+    monkeypatch.setattr(os, "replace", two_renames)
+    with replaced_folder(tmp_path / "x", MARKER) as folder:
+        (folder / MARKER).write_bytes(b"new")
+    monkeypatch.undo()
+    assert names_in(tmp_path) == ["x"] and names_in(tmp_path / "x") == [MARKER]
+    assert (tmp_path / "x" / MARKER).read_bytes() == b"new"
+
+
+def test_a_folder_is_replaced_where_names_cannot_be_exchanged(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    write_replaced_folder(tmp_path / "x", b"old")
+    write_replaced_folder(tmp_path / "x", b"new")
+    assert names_in(tmp_path) == ["x"] and (tmp_path / "x" / MARKER).read_bytes() == b"new"
+
+
 ASK = {"check": lambda path: files.check_folder(path, MARKER), "write": write_replaced_folder}
 
 

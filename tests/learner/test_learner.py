@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -329,10 +331,17 @@ def test_damaged_files_are_refused(learner: Learner, task: AdaptedTask, tmp_path
 MISFITS: dict[str, tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], Any], str]] = {
     "a later version": (lambda d, t: d.update(version=99), "version 99 of the format, this library reads 1"),
     "no labels": (lambda d, t: d.pop("labels"), "it has no 'labels'"),
-    "labels without classes": (lambda d, t: d["labels"].pop("classes"), "its parts do not fit together"),
+    "labels without classes": (lambda d, t: d["labels"].pop("classes"), "it has no 'labels.classes'"),
     "a class more": (lambda d, t: d["labels"]["classes"].append("blue"), "its parts do not fit together"),
-    "no setting of the readout": (lambda d, t: d["readout"].pop("width"), "its parts do not fit together"),
+    "no setting of the readout": (lambda d, t: d["readout"].pop("width"), "it has no 'readout.width'"),
     "another width": (lambda d, t: d["readout"].update(width=3), "its parts do not fit together"),
+    "a truth value that is a text": (lambda d, t: d["labels"].update(flat="yes"), "flat is 'yes', expected true or"),
+    "whole numbers": (lambda d, t: t.update({"readout/mean": t["readout/mean"].int()}), "'mean' is in torch.int32"),
+    "half precision": (lambda d, t: t.update({"readout/factor": t["readout/factor"].half()}), "'factor' is in torch.f"),
+    "an offset for all": (
+        lambda d, t: t.update({"readout/rule.offset": t["readout/rule.offset"][:1]}),
+        "'rule.offset' is for 1 outputs, expected 2",
+    ),
     "NaN in the readout": (lambda d, t: t["readout/mean"].fill_(torch.nan), "'readout/mean' has numbers that are not"),
     "NaN in the condition": (lambda d, t: t["condition/0.c"].fill_(torch.nan), "'condition/0.c' has numbers that are"),
     "no support": (lambda d, t: t.pop("readout/support"), "no tensor 'support'"),
@@ -365,6 +374,62 @@ def test_a_task_that_does_not_fit_is_refused(
     with pytest.raises(ValueError) as error:
         AdaptedTask.from_pretrained(tmp_path / "task", generated)
     assert str(error.value).startswith(f"{tmp_path}/task") and message in str(error.value)
+
+
+def rewrite_json(folder: Path, **changes: Any) -> None:
+    path = folder / "learner.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def settings_of(folder: Path, **changes: Any) -> dict[str, Any]:
+    return json.loads((folder / "learner.json").read_text())["config"] | changes
+
+
+def put_nan(folder: Path) -> None:
+    path = folder / "readout.safetensors"
+    tensors = load_tensors(path.read_bytes())
+    next(iter(tensors.values())).fill_(torch.nan)
+    path.write_bytes(dump_tensors(tensors))
+
+
+# name -> (what happens to the folder of a learner, what the error says)
+DAMAGED_LEARNERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "another setting": (lambda f: rewrite_json(f, config=settings_of(f, lr=0.1)), "does not match its checksum"),
+    "a wrong setting": (lambda f: rewrite_json(f, config=settings_of(f, lr=-1), sha256=None), "sha256 is None"),
+    "stages of numbers": (lambda f: rewrite_json(f, stages=[1]), "an item of stages is 1, expected a text"),
+    "no kind of inputs": (lambda f: rewrite_json(f, preprocessor={}), "it has no 'preprocessor.kind'"),
+    "a cut readout": (lambda f: os.truncate(f / "readout.safetensors", 40), "readout.safetensors: cannot be read"),
+    "NaN in the readout": (put_nan, "has numbers that are not finite"),
+    "no readout": (lambda f: (f / "readout.safetensors").unlink(), "readout.safetensors: cannot be read"),
+    "a cut adapter": (lambda f: os.truncate(f / "adapter.safetensors", 90), "truncated or damaged"),
+    "no adapter": (lambda f: (f / "adapter.safetensors").unlink(), "no such adapter file"),
+}
+
+
+@pytest.mark.parametrize("damage, message", DAMAGED_LEARNERS.values(), ids=DAMAGED_LEARNERS)
+def test_a_damaged_learner_is_refused_and_the_backbone_stays_as_it_was(
+    damage: Callable[[Path], Any], message: str, learner: Learner, tmp_path: Any
+) -> None:
+    folder = learner.save_pretrained(tmp_path / "learner")
+    damage(folder)
+    backbone = network()
+    backbone.register_forward_hook(lambda *_: None)
+    modules, x = list(backbone.modules()), torch.from_numpy(items(3))
+    before = backbone(x)
+    with pytest.raises(ValueError) as error:
+        MetaLearner.from_pretrained(folder, backbone=backbone)
+    assert str(error.value).startswith(str(folder)) and message in str(error.value)
+    assert list(backbone.modules()) == modules and torch.equal(backbone(x), before)
+    assert backbone.training and all(parameter.requires_grad for parameter in backbone.parameters())
+    assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules] == [1, 0, 0, 0, 0, 0]
+
+
+def test_a_learner_of_an_earlier_version_without_a_checksum_loads(learner: Learner, tmp_path: Any) -> None:
+    folder = learner.save_pretrained(tmp_path / "learner")
+    description = json.loads((folder / "learner.json").read_text())
+    del description["sha256"]
+    (folder / "learner.json").write_text(json.dumps(description))
+    assert MetaLearner.from_pretrained(folder, backbone=network()).fingerprint == learner.fingerprint
 
 
 def test_a_task_that_would_not_be_read_is_not_written(task: AdaptedTask, tmp_path: Any) -> None:

@@ -95,6 +95,7 @@ def combine_files(
     tasks: Sequence[int | None] | None,
     conditions: Sequence[Path | None] | None,
     check_base: bool = True,
+    allow_download: bool = False,
 ) -> dict[str, Any]:
     """Combine trained adapters and write the LoRA that comes out.
 
@@ -111,6 +112,7 @@ def combine_files(
         tasks: One number for each source, None for a source without tasks.
         conditions: One condition file for each source, None for a source without generated factors.
         check_base: Whether to refuse a base with other weights than the adapters and conditions were made on.
+        allow_download: Whether extractors that adapter files name may be downloaded.
 
     Returns:
         The relative errors of truncation and the ranks (over all, by target), and the bytes that were written.
@@ -126,7 +128,7 @@ def combine_files(
     updates = []
     for path, file, task in zip(sources, files, tasks, strict=True):
         condition = None if file is None else Condition.load(file, check_base=check_base)
-        updates.append(read_updates(base, path, condition, task, check_base=check_base))
+        updates.append(read_updates(base, path, condition, task, check_base=check_base, allow_download=allow_download))
     adapter, report = combine(base, updates, weights, how, density, rank, sign, seed)
     if out.endswith("/"):
         [exported] = export_lora(adapter, out)

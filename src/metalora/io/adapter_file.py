@@ -16,13 +16,19 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from metalora._util.files import write_atomically
+from metalora._util.reading import read_regular
+from metalora._util.shown import shown
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import adapter_of, attach, detach
+from metalora.adapters.all_or_nothing import unchanged_on_error
+from metalora.adapters.attach import adapter_of, attach
+from metalora.adapters.conditioning.extractor import check_no_download
+from metalora.adapters.expected_shapes import expected_shapes
 from metalora.adapters.layout import counted_stacks
-from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, config_in_file, from_dict
+from metalora.adapters.targets import find_targets
+from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, config_in_file, from_dict, missing_in_file
 from metalora.io.base_samples import check_samples, sample_base, trained_with
 from metalora.io.condition_file import adapter_digest, extractor_digest
-from metalora.io.described_file import checksum, description_in, parse_described
+from metalora.io.described_file import check_entries, check_finite, checksum, description_in, parse_described
 from metalora.io.fingerprint import fingerprint, frozen_digest
 
 FORMAT = "metalora-adapter"
@@ -31,6 +37,13 @@ FACTORS = "factors/"
 BIASES = "biases/"
 CONDITIONER = "conditioner/"
 EXTRA = "also/"  # the word is part of version 1 of the format
+SCHEMA = {
+    "config": {"condition?": dict},
+    "method": {"name": str, "factors": {"*": str}},
+    "targets": {"*": {"kind": str, "sizes": {"in": int, "out": int, "kh?": int, "kw?": int}}},
+    "base": {"class": str, "fingerprint": (str, type(None)), "left_out?": [str]},
+    "given?": [str],
+}
 ANOTHER_BASE = "; check_base=False loads it all the same"
 
 
@@ -155,7 +168,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         The description (format, version, config, method, targets, base, num_params, sha256) and the tensors by name.
 
     Raises:
-        ValueError: The file is missing, damaged, changed after it was written, or of another version of the format.
+        ValueError: The file is missing, damaged, changed after it was written, of another version of the format, or
+            not complete, or a number in it is not finite.
 
     Example:
         >>> import tempfile
@@ -168,12 +182,17 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ('lora', 24, (8, 2))
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such adapter file") from None
     except IsADirectoryError:
         raise ValueError(f"{path}: a directory, expected an adapter file") from None
-    return parse_described(path, content, FORMAT, VERSION, "adapter file")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}), expected an adapter file") from None
+    description, tensors = parse_described(path, content, FORMAT, VERSION, "adapter file")
+    check_entries(description, SCHEMA, str(path))
+    check_finite(tensors, path)
+    return description, tensors
 
 
 def is_adapter_file(path: str | Path) -> bool:
@@ -193,6 +212,7 @@ def load(
     extractor: nn.Module | None = None,
     extra_module: nn.Module | None = None,
     check_base: bool = True,
+    allow_download: bool = False,
 ) -> Adapter:
     """Attach the adapter of a file to the base model that it was trained on.
 
@@ -204,6 +224,8 @@ def load(
             adapter alone.
         check_base: Whether to refuse a base, or an extractor, with other weights than the adapter was trained with.
             Another architecture is refused in any case.
+        allow_download: Whether an extractor that the file names may be downloaded; without it `extractor` has to be
+            given, unless the name stands for a bundled network or for weights in a file.
 
     Returns:
         The adapter, bit for bit as it was saved.
@@ -232,21 +254,39 @@ def load(
         raise ValueError(f"{path}: {type(model).__name__} already has an adapter: detach it first")
     values = {"stacks": STACKS_WITHOUT_FIELD, **description["config"]}
     config = from_dict(AdapterConfig, values, f"{path}: config")  # refuses unknown fields
+    if extractor is None and not allow_download:
+        check_no_download(config.condition, path)
+    if missing := missing_in_file(description["config"]):
+        raise ValueError(f"{path}: config has no {missing!r}")
     _check_base(model, description, path, check_base)
-    try:
-        adapter = attach(model, config, extractor=extractor)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    try:
+    _check_shapes(model, config, tensors, path)
+    with unchanged_on_error(model, extractor):
+        try:
+            adapter = attach(model, config, extractor=extractor)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         if check_base and adapter.extractor:
             check_samples(description["base"], {"extractor": extractor_digest(adapter)}, path, ANOTHER_BASE)
         _restore(adapter, description, tensors, path)
-    except ValueError:
-        detach(model)
-        raise
     if extra_module is not None:
         extra_module.load_state_dict(_without_prefix(extra_tensors, EXTRA))
     return adapter
+
+
+def _check_shapes(model: nn.Module, config: AdapterConfig, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise a ValueError unless the tensors have the shapes that the configuration asks for, before any is made."""
+    try:
+        shapes = expected_shapes(find_targets(model, config.targets, config.exclude), config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for name, shape in shapes.items():
+        part, _, rest = name.partition(".")
+        in_file = CONDITIONER + rest if part == "conditioner" else FACTORS + rest.replace("/", ".")
+        if in_file not in tensors:
+            raise ValueError(f"{path}: tensor {shown(in_file)} is missing")
+        if tensors[in_file].shape != shape:
+            found = tuple(tensors[in_file].shape)
+            raise ValueError(f"{path}: {shown(in_file)} has shape {found}, expected {shape} by the configuration")
 
 
 def _check_base(model: nn.Module, description: Mapping[str, Any], path: str | Path, check_weights: bool) -> None:
@@ -255,11 +295,11 @@ def _check_base(model: nn.Module, description: Mapping[str, Any], path: str | Pa
     modules = dict(model.named_modules())
     for target in targets:
         if target not in modules:
-            raise ValueError(f"{path}: made for {base['class']}; {class_name} has no {target!r}")
+            raise ValueError(f"{path}: made for {shown(base['class'])}; {class_name} has no {shown(target)}")
     for target, entry in targets.items():
         weight = getattr(modules[target], "weight", None)
         if weight is None or weight.numel() != _weight_numel(entry["sizes"]):
-            raise ValueError(f"{path}: target {target!r} has another shape in this {class_name}")
+            raise ValueError(f"{path}: target {shown(target)} has another shape in this {class_name}")
     if check_weights:
         # The older digest is compared, too: files of earlier versions have no other.
         older = fingerprint(model, list(targets))

@@ -15,17 +15,19 @@ from torch import Tensor
 
 from metalora._util.digest import tensor_digest
 from metalora._util.files import write_atomically
+from metalora._util.reading import read_regular
 from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition, Origin
 from metalora.config import to_dict
 from metalora.io.base_samples import base_tensors, check_samples, sample_base, trained_with
-from metalora.io.described_file import checksum, description_in, parse_described
+from metalora.io.described_file import check_entries, checksum, description_in, parse_described
 from metalora.io.fingerprint import DIGITS, is_here, sampled_digest
 
 FORMAT, VERSION = "metalora-condition", 2
 UNSIGNED_KIND, UNSIGNED_VERSION = "condition", 1  # the format before: tensors only
 VALUES = "values/"
+ORIGIN = {"adapter": str, "base": {"left_out": [str]}}
 REMEDY = "; Condition.load(..., check_base=False) takes it all the same"
 
 
@@ -119,7 +121,7 @@ def save_condition(condition: Condition, path: str | Path) -> None:
 def load_condition(path: str | Path, check_base: bool) -> Condition:
     """Read a condition; see `Condition.load`."""
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such condition file") from None
     except OSError as error:
@@ -129,6 +131,8 @@ def load_condition(path: str | Path, check_base: bool) -> Condition:
     else:
         description, tensors = parse_described(path, content, FORMAT, VERSION, "condition file")
         origin = description.get("origin")
+        if origin is not None:
+            check_entries(description, {"origin": ORIGIN}, str(path))
     _check(tensors, path)
     if origin is None and check_base:
         warn_user(

@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from metalora._util.digest import tensor_digest, typed_label
+from metalora._util.shown import cut, shown
+
+Schema = Any
+"""A type, a tuple of types, [the schema of every item], or a mapping from names to schemas: "NAME?" may be missing, and
+"*" stands for any name."""
+NOUNS = {dict: "a mapping", list: "a list", str: "a text", int: "an integer", type(None): "null", bool: "true or false"}
+WHOLE = "the description"
 
 
 def checksum(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -54,12 +62,65 @@ def parse_described(
     try:
         tensors = load_tensors(content)
         description = json.loads(header_of(content)["__metadata__"]["metalora"])
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a complete {noun} (truncated or damaged: {error})") from None
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a complete {noun} (truncated or damaged: {cut(str(error))})") from None
     if not isinstance(description, dict) or description.get("format") != file_format:
         raise ValueError(f"{path}: not a {file_format} file")
     if description.get("version") != version:
-        raise ValueError(f"{path}: version {description.get('version')!r} of the format, this library reads {version}")
+        raise ValueError(
+            f"{path}: version {shown(description.get('version'))} of the format, this library reads {version}"
+        )
     if checksum(description, tensors) != description.get("sha256"):
         raise ValueError(f"{path}: does not match its checksum: the file was changed after it was written")
     return description, tensors
+
+
+def check_entries(values: Any, schema: Schema, place: str) -> None:
+    """Check the types of the entries of a description before anything uses them.
+
+    Args:
+        values: The description, or a part of it.
+        schema: What it has to be; further entries are allowed.
+        place: What messages call it, such as the path of its file.
+
+    Raises:
+        ValueError: An entry is missing, or it is of another type.
+
+    Example:
+        >>> check_entries({"name": "lora"}, {"name": str, "rank?": int}, "file")
+        >>> check_entries({"name": "lora", "rank": "2"}, {"name": str, "rank?": int}, "file")
+        Traceback (most recent call last):
+        ValueError: file: rank is '2', expected an integer
+    """
+    _check_entry(values, schema, place, WHOLE)
+
+
+def _check_entry(value: Any, schema: Schema, place: str, name: str) -> None:
+    kinds = schema if isinstance(schema, tuple) else (schema if isinstance(schema, type) else type(schema),)
+    if type(value) not in kinds:
+        raise ValueError(f"{place}: {name} is {shown(value)}, expected {' or '.join(NOUNS[kind] for kind in kinds)}")
+    if isinstance(schema, list):
+        for item in value:
+            _check_entry(item, schema[0], place, f"an item of {name}")
+    elif isinstance(schema, dict):
+        prefix = "" if name == WHOLE else f"{name}."
+        for key in schema.keys() - {"*"}:
+            if not key.endswith("?") and key not in value:
+                raise ValueError(f"{place}: not complete, it has no {prefix + key!r}")
+        for key, item in value.items():
+            inner = schema.get(key, schema.get(f"{key}?", schema.get("*")))
+            if inner is not None:
+                _check_entry(item, inner, place, prefix + cut(key))
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise a ValueError if a number of a file is NaN or infinite.
+
+    Example:
+        >>> check_finite({"A": torch.tensor([1.0, torch.inf])}, "file")
+        Traceback (most recent call last):
+        ValueError: file: 'A' has numbers that are not finite
+    """
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{path}: {cut(name)!r} has numbers that are not finite")

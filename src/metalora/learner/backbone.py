@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from metalora._util.shown import shown
 from metalora._util.suggest import nearest
 from metalora.learner.data import (
     ArrayPreprocessor,
@@ -90,6 +93,45 @@ def load_backbone(
     if preprocessor.kind == "images":
         model = model.to(memory_format=torch.channels_last)  # EfficientNet-Lite0: half the time a forward on a CPU
     return Backbone(model.eval().requires_grad_(False), preprocessor, name)
+
+
+def check_no_download(name: str | None, place: object) -> None:
+    """Raise a ValueError if the backbone that a file names may be downloaded.
+
+    What is here in any case is read: the bundled minilm and efficientnet-lite0, folders, and an architecture of timm
+    with weights from a file (timm:NAME@CHECKPOINT). No code of theirs is run.
+
+    Args:
+        name: The name in the file; None passes.
+        place: The file or the folder.
+
+    Raises:
+        ValueError: The backbone may be downloaded.
+
+    Example:
+        >>> check_no_download("hf:some/model", "FOLDER")
+        Traceback (most recent call last):
+        ValueError: FOLDER: its backbone 'hf:some/model' may be downloaded: pass backbone=..., or allow_download=True
+    """
+    library, _, rest = (name or "minilm").partition(":")
+    architecture, _, checkpoint = rest.partition("@")
+    is_file = library == "timm" and bool(checkpoint) and re.fullmatch(r"[\w.]+", architecture) is not None
+    is_folder = library in ("hf", "st") and Path(rest).is_dir()
+    if not (name in (None, "minilm", "efficientnet-lite0") or is_file or is_folder):
+        raise ValueError(
+            f"{place}: its backbone {shown(name)} may be downloaded: pass backbone=..., or allow_download=True"
+        )
+
+
+def network_of(backbone: str | nn.Module | Backbone | None) -> nn.Module | None:
+    """Return the network of the caller that a load may change; None if the load makes one by its name.
+
+    Example:
+        >>> network_of("minilm") is None
+        True
+    """
+    model = backbone.model if isinstance(backbone, Backbone) else backbone
+    return model if isinstance(model, nn.Module) else None
 
 
 def _load_by_name(name: str) -> tuple[nn.Module, Any]:

@@ -8,28 +8,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from metalora._util.files import replaced_folder, write_atomically
 from metalora._util.processes import default_device, one_process_writes
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.config import from_dict, to_dict
 from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import checksum
-from metalora.learner.backbone import Backbone, load_backbone
+from metalora.learner.backbone import Backbone, check_no_download, load_backbone, network_of
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
 from metalora.learner.finetuning import FineTuned
 from metalora.learner.finetuning_config import DESCRIPTION_FILE, FineTuneConfig
 from metalora.learner.finetuning_data import Scores
 from metalora.learner.head import LinearHead
 from metalora.learner.labels import TaskLabels
-from metalora.learner.saving import read_json_description
+from metalora.learner.saving import MISFITS, message_with_folder, read_json_description, read_tensors
 
 HEAD_FILE, ADAPTER_FILE, NETWORK_FILE = "head.safetensors", "adapter.safetensors", "model.safetensors"
 FORMAT, VERSION = "metalora-finetuned", 1
-KEYS = ("backbone", "class", "method", "adapter", "config", "classes", "preprocessor", "scores", "sha256")
+SCHEMA = {
+    "backbone": (str, type(None)),
+    "class": str,
+    "method": str,
+    "adapter": (dict, type(None)),
+    "config": dict,
+    "classes": list,
+    "preprocessor": {"kind": str},
+    "scores": dict,
+    "sha256": str,
+    "base?": dict,
+    "network?": str,
+}
 CARD = """---
 library_name: metalora
 tags:
@@ -80,20 +92,28 @@ def save_finetuned(tuned: FineTuned, folder: str | Path) -> Path:
         "scores": tuned.scores_.to_dict(),
         "base": sample_base(tuned.backbone.model, (), ()),
     }
+    network = _plain(tuned.backbone.model.state_dict()) if tuned.method == "full" else None
+    if network is not None:
+        description["network"] = _digest(network)
     description["sha256"] = checksum(description, head)
     with one_process_writes() as writes:
         if writes:
-            _write(tuned, folder, head, description)
+            _write(tuned, folder, head, network, description)
     return Path(folder)
 
 
-def _write(tuned: FineTuned, folder: str | Path, head: dict[str, Tensor], description: dict[str, Any]) -> None:
+def _write(
+    tuned: FineTuned,
+    folder: str | Path,
+    head: dict[str, Tensor],
+    network: dict[str, Tensor] | None,
+    description: dict[str, Any],
+) -> None:
     with replaced_folder(folder, marker=DESCRIPTION_FILE) as temporary:
         write_atomically(temporary / HEAD_FILE, dump_tensors(head))
         if tuned.adapter is not None:
             tuned.adapter.save(temporary / ADAPTER_FILE)
-        if tuned.method == "full":
-            network = _plain(tuned.backbone.model.state_dict())
+        if network is not None:
             write_atomically(temporary / NETWORK_FILE, dump_tensors(network))
         if isinstance(tuned.backbone.preprocessor, TextPreprocessor):
             tuned.backbone.preprocessor.save_tokenizer(temporary)
@@ -136,7 +156,7 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: There is no such folder, or it is of another kind or version.
     """
-    return read_json_description(folder, DESCRIPTION_FILE, FORMAT, VERSION, "a fine-tuned network", KEYS)
+    return read_json_description(folder, DESCRIPTION_FILE, FORMAT, VERSION, "a fine-tuned network", SCHEMA)
 
 
 def load_finetuned(
@@ -144,47 +164,68 @@ def load_finetuned(
     folder: str | Path,
     backbone: nn.Module | str | None,
     device: str | torch.device | None,
+    allow_download: bool,
 ) -> FineTuned:
     """Load a fine-tuned network; see `FineTuned.from_pretrained`."""
     path = Path(folder)
     description = read_description(path)
-    head_state = _read_tensors(path / HEAD_FILE)
-    if checksum(description, head_state) != description["sha256"]:
+    tensors = read_tensors(path / HEAD_FILE)
+    network = read_tensors(path / NETWORK_FILE) if description["method"] == "full" else None
+    sha256 = checksum(description, tensors)
+    if sha256 != description["sha256"] or description.get("network") not in (None, _digest(network)):
         raise ValueError(f"{path}: does not match its checksum: a file was changed after it was written")
-    loaded = _backbone(path, description, backbone)
+    config = from_dict(FineTuneConfig, description["config"], f"{path / DESCRIPTION_FILE}: config")
+    with unchanged_on_error(network_of(backbone)):
+        try:
+            loaded = _backbone(path, description, backbone, allow_download)
+            adapter = _restore(loaded.model, path, description, network, allow_download)
+            target = torch.device(device or default_device())
+            head = LinearHead(tensors["mean"].shape[0], len(description["classes"]))
+            head.load_state_dict(tensors)
+            scores = Scores(**description["scores"])
+        except MISFITS as error:
+            raise ValueError(message_with_folder(path, error)) from None
+    loaded.model.to(target).eval().requires_grad_(False)
+    labels = TaskLabels("classes", tuple(description["classes"]), None)
+    tuned = cls(loaded, head.to(target).requires_grad_(False), labels, adapter, description["method"], config)
+    tuned.scores_ = scores
+    return tuned
+
+
+def _restore(
+    model: nn.Module,
+    path: Path,
+    description: dict[str, Any],
+    network: dict[str, Tensor] | None,
+    allow_download: bool,
+) -> Adapter | None:
+    """Attach the adapter of a folder, or copy its network; ValueError, and no number is changed, if they do not fit."""
     adapter = None
     if description["adapter"] is not None:
         from metalora.io.adapter_file import load
 
-        adapter = load(loaded.model, path / ADAPTER_FILE)
-    if description["method"] == "full":
-        try:
-            loaded.model.load_state_dict(_read_tensors(path / NETWORK_FILE))
-        except RuntimeError as error:
-            raise ValueError(f"{path / NETWORK_FILE}: of another network ({str(error).splitlines()[0]})") from None
-    check_samples(description.get("base", {}), sample_base(loaded.model, (), ()), path)  # older folders do not have it
-    target = torch.device(device or default_device())
-    loaded.model.to(target).eval().requires_grad_(False)
-    head = LinearHead(head_state["mean"].shape[0], len(description["classes"]))
-    head.load_state_dict(head_state)
-    labels = TaskLabels("classes", tuple(description["classes"]), None)
-    config = from_dict(FineTuneConfig, description["config"], f"{path / DESCRIPTION_FILE}: config")
-    tuned = cls(loaded, head.to(target).requires_grad_(False), labels, adapter, description["method"], config)
-    tuned.scores_ = Scores(**description["scores"])
-    return tuned
+        adapter = load(model, path / ADAPTER_FILE, allow_download=allow_download)
+    if network is not None:
+        here = {name: value.shape for name, value in model.state_dict().items()}
+        if here != {name: value.shape for name, value in network.items()}:
+            raise ValueError(f"{path / NETWORK_FILE}: of another network: names or shapes differ")
+        model.load_state_dict(network)
+    check_samples(description.get("base", {}), sample_base(model, (), ()), path)  # older folders do not have it
+    return adapter
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_tensors(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+def _digest(network: dict[str, Tensor] | None) -> str | None:
+    return None if network is None else checksum({}, network)
 
 
-def _backbone(folder: Path, description: dict[str, Any], backbone: nn.Module | str | None) -> Backbone:
+def _backbone(
+    folder: Path, description: dict[str, Any], backbone: nn.Module | str | None, allow_download: bool
+) -> Backbone:
     name = description["backbone"]
     if backbone is None and name is None:
         raise ValueError(f"{folder}: its backbone, a {description['class']}, has no name: pass it as backbone=")
+    if backbone is None and not allow_download:
+        check_no_download(name, folder)
     preprocessor = preprocessor_from_dict(description["preprocessor"], folder)
     loaded = load_backbone(name if backbone is None else backbone, preprocessor=preprocessor)
     return replace(loaded, name=name if not isinstance(backbone, str) else backbone)

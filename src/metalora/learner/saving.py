@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,17 @@ from metalora._util.digest import tensor_digest, typed_label
 from metalora._util.files import replaced_folder, write_atomically
 from metalora._util.plain_values import parse_json
 from metalora._util.processes import one_process_writes
-from metalora._util.shown import shown
+from metalora._util.reading import read_regular, read_text
+from metalora._util.shown import cut, shown
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
 from metalora.config import from_dict, to_dict
 from metalora.io.base_samples import check_samples, sample_base
-from metalora.io.described_file import checksum, parse_described
+from metalora.io.described_file import Schema, check_entries, check_finite, checksum, parse_described
 from metalora.io.fingerprint import fingerprint
-from metalora.learner.backbone import Backbone, load_backbone
+from metalora.learner.backbone import Backbone, check_no_download, load_backbone, network_of
 from metalora.learner.config import LearnerConfig
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
 from metalora.learner.generators import takes_support_condition
@@ -40,8 +42,23 @@ if TYPE_CHECKING:
 
 LEARNER_FILE, ADAPTER_FILE, READOUT_FILE = "learner.json", "adapter.safetensors", "readout.safetensors"
 TASK_FILE = "task.safetensors"
-LEARNER_KEYS = ("backbone", "config", "preprocessor", "stages", "fingerprint", "report")
-TASK_KEYS = ("learner", "learner_folder", "labels", "readout")
+LEARNER_SCHEMA = {
+    "backbone": {"name": (str, type(None)), "class": str},
+    "config": dict,
+    "preprocessor": {"kind": str},
+    "stages": [str],
+    "fingerprint": str,
+    "report": (dict, type(None)),
+    "base?": dict,
+    "sha256?": str,
+}
+TASK_SCHEMA = {
+    "learner": str,
+    "learner_folder": (str, type(None)),
+    "labels": {"kind": str, "classes": list, "flat": bool},
+    "readout": {"rule": str, "rule_settings": dict, "halved": [str], "kind": str, "count": int, "width": int},
+}
+MISFITS = (ValueError, KeyError, TypeError, RuntimeError, IndexError, AttributeError)  # of parts that do not fit
 LEARNER_FORMAT, TASK_FORMAT, VERSION = "metalora-learner", "metalora-task", 1
 READOUT, CONDITION, FACTORS = "readout/", "condition/", "factors/"
 
@@ -64,19 +81,20 @@ def save_learner(learner: MetaLearner, folder: str | Path) -> Path:
         "base": sample_base(learner.backbone.model, (), ()),
         "report": learner.report_.to_dict() if hasattr(learner, "report_") else None,
     }
+    readout = {name: value.detach().cpu().contiguous() for name, value in learner.trained_modules.state_dict().items()}
+    description["sha256"] = checksum(description, readout)
     with one_process_writes() as writes:
         if writes:
-            _write_learner(learner, folder, description)
+            _write_learner(learner, folder, description, readout)
     return Path(folder)
 
 
-def _write_learner(learner: MetaLearner, folder: str | Path, description: dict[str, Any]) -> None:
+def _write_learner(
+    learner: MetaLearner, folder: str | Path, description: dict[str, Any], readout: dict[str, Tensor]
+) -> None:
     with replaced_folder(folder, marker=LEARNER_FILE) as temporary:
         if learner.adapter is not None:
             learner.adapter.save(temporary / ADAPTER_FILE)
-        readout = {
-            name: value.detach().cpu().contiguous() for name, value in learner.trained_modules.state_dict().items()
-        }
         write_atomically(temporary / READOUT_FILE, dump_tensors(readout))
         if isinstance(learner.backbone.preprocessor, TextPreprocessor):
             learner.backbone.preprocessor.save_tokenizer(temporary)
@@ -90,11 +108,11 @@ def read_learner(folder: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: There is no such folder, or it does not hold a learner of this version.
     """
-    return read_json_description(folder, LEARNER_FILE, LEARNER_FORMAT, VERSION, "a learner", LEARNER_KEYS)
+    return read_json_description(folder, LEARNER_FILE, LEARNER_FORMAT, VERSION, "a learner", LEARNER_SCHEMA)
 
 
 def read_json_description(
-    folder: str | Path, file: str, file_format: str, version: int, noun: str, keys: Sequence[str]
+    folder: str | Path, file: str, file_format: str, version: int, noun: str, schema: Schema
 ) -> dict[str, Any]:
     """Return the description in a folder's JSON file.
 
@@ -104,14 +122,14 @@ def read_json_description(
         file_format: The format that the description must name.
         version: The version of the format that this library reads.
         noun: What messages call what the folder holds, such as "a learner".
-        keys: The entries that the description must have.
+        schema: The entries that the description must have, see `check_entries`.
 
     Raises:
         ValueError: There is no such file, or it is damaged, or of another format or version.
     """
     path = Path(folder) / file
     try:
-        description = parse_json(path.read_text(), str(path))
+        description = parse_json(read_text(path), str(path))
     except FileNotFoundError:
         raise ValueError(f"{folder}: not the folder of {noun} (it has no {file})") from None
     except (UnicodeDecodeError, OSError) as error:
@@ -120,15 +138,8 @@ def read_json_description(
         raise ValueError(f"{path}: not the description of {noun}")
     if description.get("version") != version:
         raise ValueError(f"{path}: version {shown(description.get('version'))}, this library reads {version}")
-    check_keys(description, keys, path)
+    check_entries(description, schema, str(path))
     return description
-
-
-def check_keys(description: dict[str, Any], keys: Sequence[str], path: Path) -> None:
-    """Raise a ValueError if an entry of a description is missing."""
-    missing = [key for key in keys if key not in description]
-    if missing:
-        raise ValueError(f"{path}: not complete, it has no {missing[0]!r}")
 
 
 def load_learner(
@@ -136,23 +147,54 @@ def load_learner(
     folder: str | Path,
     backbone: nn.Module | str | None,
     device: str | torch.device | None,
+    allow_download: bool,
 ) -> MetaLearner:
     """Load a learner from a folder, or from a repository on the Hub; see `MetaLearner.from_pretrained`."""
     folder = _local(folder)
     description = read_learner(folder)
+    readout = read_tensors(folder / READOUT_FILE)
+    sha256 = description.get("sha256")  # older folders do not have it
+    if sha256 is not None and sha256 != checksum(description, readout):
+        raise ValueError(f"{folder}: does not match its checksum: a file was changed after it was written")
     config = from_dict(LearnerConfig, description["config"], f"{folder}/{LEARNER_FILE}: config")
-    learner = cls(_backbone(folder, description, backbone), config, device=device)
+    with unchanged_on_error(network_of(backbone)):
+        try:
+            learner = cls(_backbone(folder, description, backbone, allow_download), config, device=device)
+            _restore(learner, folder, description, readout, allow_download)
+        except MISFITS as error:
+            raise ValueError(message_with_folder(folder, error)) from None
+    return learner
+
+
+def message_with_folder(folder: Path, error: Exception) -> str:
+    """Return the message of an error, with the folder if the message does not name it."""
+    if isinstance(error, ValueError) and str(error).startswith(str(folder)):
+        return str(error)
+    return f"{folder}: its parts do not fit together or to its backbone ({' '.join(str(error).split())[:300]})"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file; ValueError if it is damaged, or a number in it is not finite."""
+    try:
+        tensors: dict[str, Tensor] = load_tensors(read_regular(path))
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read ({cut(str(error))})") from None
+    check_finite(tensors, path)
+    return tensors
+
+
+def _restore(
+    learner: MetaLearner, folder: Path, description: dict[str, Any], readout: dict[str, Tensor], allow_download: bool
+) -> None:
+    """Put the adapter and the readout of a folder into a new learner; ValueError unless it is the saved one."""
     if learner.adapter is not None:
         from metalora.io.adapter_file import load
 
         learner.features.remove()
         learner.adapter.detach()
-        learner.adapter = load(learner.backbone.model, folder / ADAPTER_FILE)
+        learner.adapter = load(learner.backbone.model, folder / ADAPTER_FILE, allow_download=allow_download)
         learner.watch()
-    try:
-        learner.trained_modules.load_state_dict(load_tensors((folder / READOUT_FILE).read_bytes()))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder}/{READOUT_FILE}: cannot be read ({error})") from None
+    learner.trained_modules.load_state_dict(readout)
     if learner.fingerprint != description["fingerprint"]:
         raise ValueError(f"{folder}: the backbone or a file of the learner is not the one that was saved")
     # Older folders do not have it.
@@ -162,7 +204,6 @@ def load_learner(
         from metalora.learner.report import Report
 
         learner.report_ = Report.from_dict(description["report"])
-    return learner
 
 
 def _local(folder: str | Path) -> Path:
@@ -180,12 +221,16 @@ def _local(folder: str | Path) -> Path:
         raise ValueError(f"{folder}: neither a folder nor a repository that can be reached ({error})") from None
 
 
-def _backbone(folder: Path, description: dict[str, Any], backbone: nn.Module | str | None) -> Backbone:
+def _backbone(
+    folder: Path, description: dict[str, Any], backbone: nn.Module | str | None, allow_download: bool
+) -> Backbone:
     name = description["backbone"]["name"]
     if backbone is None and name is None:
         raise ValueError(
             f"{folder}: its backbone, a {description['backbone']['class']}, has no name: pass it as backbone="
         )
+    if backbone is None and not allow_download:
+        check_no_download(name, folder)
     preprocessor = preprocessor_from_dict(description["preprocessor"], folder)
     loaded = load_backbone(name if backbone is None else backbone, preprocessor=preprocessor)
     loaded.name = name if backbone is None or not isinstance(backbone, str) else backbone
@@ -264,13 +309,13 @@ def read_task(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     path = Path(folder)
     path = path / TASK_FILE if path.is_dir() else path
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: no task there (no {TASK_FILE})") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     description, tensors = parse_described(path, content, TASK_FORMAT, VERSION, "task file")
-    check_keys(description, TASK_KEYS, path)
+    check_entries(description, TASK_SCHEMA, str(path))
     _check_finite(tensors, path)
     return description, tensors
 
@@ -284,11 +329,13 @@ def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
             raise ValueError(f"{path}: {name!r} has numbers that are not finite")
 
 
-def load_task(cls: type[AdaptedTask], folder: str | Path, learner: MetaLearner | None) -> AdaptedTask:
+def load_task(
+    cls: type[AdaptedTask], folder: str | Path, learner: MetaLearner | None, allow_download: bool
+) -> AdaptedTask:
     """Load a task, and its learner if it is not given; see `AdaptedTask.from_pretrained`."""
     description, tensors = read_task(folder)
     if learner is None:
-        learner = _learner_of(folder, description)
+        learner = _learner_of(folder, description, allow_download)
     if learner.fingerprint != description["learner"]:
         raise ValueError(
             f"{folder}: made by another learner (fingerprint {description['learner']}, this one has "
@@ -304,7 +351,7 @@ def load_task(cls: type[AdaptedTask], folder: str | Path, learner: MetaLearner |
         labels = TaskLabels.from_dict(description["labels"])
         readout = FittedReadout.from_tensors(parts[READOUT], description["readout"])
         _try_readout(readout, labels)
-    except (ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
+    except MISFITS as error:
         raise ValueError(f"{folder}: its parts do not fit together or to its learner ({error})") from None
     return cls(learner, readout, labels, condition, parts[FACTORS] or None)
 
@@ -340,12 +387,14 @@ def _try_readout(readout: FittedReadout, labels: TaskLabels) -> None:
             raise ValueError(f"{name!r} of {len(value)} items, expected {items}")
 
 
-def _learner_of(folder: str | Path, description: dict[str, Any]) -> MetaLearner:
+def _learner_of(folder: str | Path, description: dict[str, Any], allow_download: bool) -> MetaLearner:
     from metalora.learner.learner import MetaLearner
 
     if description["learner_folder"] is None:
         raise ValueError(f"{folder}: does not say where its learner is; pass the learner")
-    return MetaLearner.from_pretrained(Path(folder) / description["learner_folder"])
+    # An absolute path, which is never the name of a repository on the Hub.
+    path = (Path(folder) / description["learner_folder"]).absolute()
+    return MetaLearner.from_pretrained(path, allow_download=allow_download)
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

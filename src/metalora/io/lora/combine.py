@@ -121,6 +121,7 @@ def read_updates(
     task: int | None = None,
     *,
     check_base: bool = True,
+    allow_download: bool = False,
 ) -> dict[str, LowRankUpdate]:
     """Read a trained adapter as updates by the module paths of its base.
 
@@ -130,6 +131,7 @@ def read_updates(
         condition: The condition of one example, for an adapter file with generated factors.
         task: Number of the task, for an adapter file with tasks.
         check_base: Whether to refuse a base with other weights than the adapter file was made on.
+        allow_download: Whether an extractor that an adapter file names may be downloaded.
 
     Returns:
         Module path -> update.
@@ -164,7 +166,7 @@ def read_updates(
         warnings.warn(
             f"{path}: {len(left_out)} tensors of a further module are left out: {left_out[0]!r}", stacklevel=2
         )
-    adapter = load(model, path, check_base=check_base)
+    adapter = load(model, path, check_base=check_base, allow_download=allow_download)
     try:
         return low_rank_updates(adapter, condition, task)
     except ValueError as error:

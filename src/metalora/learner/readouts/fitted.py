@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,13 @@ from metalora.learner.readouts.rules import KernelRule, LinearRule, NeighbourRul
 from metalora.learner.readouts.standardise import Scaling
 from metalora.learner.readouts.targets import Targets
 
+PER_OUTPUT = ("leave_one_out", "rule.coefficients", "rule.slope", "rule.offset", "rule.prior", "rule.membership")
+STORED_AXES = {
+    **{name: 0 for name in ("rule.scale", "rule.temperature")},
+    **{name: 1 for name in ("mean", "factor", "nearest", "rule.offset", "rule.prior")},
+    **{name: 2 for name in ("support", "leave_one_out", "rule.coefficients", "rule.slope", "rule.membership")},
+    "rule.prototypes": 2,
+}
 RULES: dict[str, type[Rule]] = {rule.name: rule for rule in (KernelRule, LinearRule, PrototypeRule, NeighbourRule)}
 
 
@@ -237,7 +244,7 @@ class FittedReadout:
             settings: What `settings` returned.
 
         Raises:
-            ValueError: A tensor is missing, or the rule is unknown.
+            ValueError: A tensor is missing or has another dtype or shape, or the rule is unknown.
 
         Example:
             >>> from metalora.learner.readouts.registry import make_readout
@@ -253,6 +260,7 @@ class FittedReadout:
         if missing:
             raise ValueError(f"a fitted readout has no tensor {sorted(missing)[0]!r}")
         halved = tuple(settings["halved"])
+        _check_stored(tensors, halved, settings["count"])
         values = {name: tensor.float() if name in halved else tensor for name, tensor in tensors.items()}
         rule_tensors = {
             name.removeprefix("rule."): tensor for name, tensor in values.items() if name.startswith("rule.")
@@ -268,6 +276,20 @@ class FittedReadout:
             readout=settings["readout"],
             halved=halved,
         )
+
+
+def _check_stored(tensors: Mapping[str, Tensor], halved: Sequence[str], count: int) -> None:
+    """Raise a ValueError for a stored tensor of another dtype, or of a shape that would be broadcast."""
+    for name, tensor in tensors.items():
+        dtypes = (torch.float16,) if name in halved else (torch.float32, torch.float64)
+        if name in STORED_AXES and tensor.dtype not in dtypes:
+            raise ValueError(f"{name!r} is in {tensor.dtype}, expected {dtypes[0]}")
+        if name in STORED_AXES and tensor.ndim != STORED_AXES[name]:
+            raise ValueError(f"{name!r} has {tensor.ndim} axes, expected {STORED_AXES[name]}")
+        if name in PER_OUTPUT and tensor.shape[-1] != count:
+            raise ValueError(f"{name!r} is for {tensor.shape[-1]} outputs, expected {count}")
+    if tensors["mean"].dtype != tensors["factor"].dtype:
+        raise ValueError(f"'mean' is in {tensors['mean'].dtype}, 'factor' in {tensors['factor'].dtype}")
 
 
 def _stored_scaling(tensors: Mapping[str, Tensor], width: int) -> Scaling:
