@@ -15,6 +15,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from metalora._util.plain_values import parse_json
+from metalora._util.reading import read_text
+from metalora._util.shown import shown
 from metalora._util.suggest import nearest
 
 LIBRARIES = ("timm", "torchvision", "hf", "efficientnet-lite0")
@@ -149,14 +152,42 @@ def _transformers(name: str, weights: bool) -> nn.Module:
 
     name = name.removesuffix("/config.json")  # a path of the file stands for its folder
     try:
+        check_base_is_here(name)
         if weights:
             with same_fresh_weights():
-                return cast(nn.Module, AutoModel.from_pretrained(name, trust_remote_code=False).eval())
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+                return cast(nn.Module, AutoModel.from_pretrained(name, **options_for(name)).eval())
+        config = AutoConfig.from_pretrained(name, **options_for(name))
         with torch.device("meta"):
             return cast(nn.Module, AutoModel.from_config(config).eval())
     except (OSError, ValueError) as error:  # a ValueError: its class is code in the folder, which is not run
         raise ValueError(f"model hf:{name}: {str(error).splitlines()[0]}") from None
+
+
+def options_for(name: str) -> dict[str, bool]:
+    """Return how `from_pretrained` of transformers reads a name: without running code, and a folder without a network.
+
+    A folder may have code for its classes, and files that it lacks are not looked for elsewhere.
+
+    Example:
+        >>> options_for("/")
+        {'trust_remote_code': False, 'local_files_only': True}
+    """
+    return {"trust_remote_code": False, "local_files_only": Path(name).is_dir()}
+
+
+def check_base_is_here(folder: str) -> None:
+    """Raise a ValueError if a folder is that of an adapter whose base transformers would look for on the Hub.
+
+    Example:
+        >>> check_base_is_here("/")
+    """
+    file = Path(folder) / "adapter_config.json"
+    if not file.is_file():
+        return
+    config = parse_json(read_text(file), str(file))
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str) or not Path(base).is_dir():
+        raise ValueError(f"{folder} is the folder of an adapter on {shown(base)}: load that base, then the adapter")
 
 
 @contextmanager
@@ -251,7 +282,7 @@ def load_tokenizer(name: str) -> Any:
     problems = []
     for loader in (AutoTokenizer, AutoImageProcessor):
         try:
-            return loader.from_pretrained(name, trust_remote_code=False)
+            return loader.from_pretrained(name, **options_for(name))
         except (OSError, ValueError, KeyError) as error:
             problems.append(str(error).splitlines()[0])
     raise ValueError(f"model hf:{name}: neither a tokenizer ({problems[0]}) nor an image processor ({problems[1]})")
@@ -270,9 +301,10 @@ def sentence_encoder(name: str) -> tuple[nn.Module, Any]:
 
     folder = _transformer_folder(minilm_folder() if name == "minilm" else name)
     try:
+        check_base_is_here(folder)
         with same_fresh_weights():
-            model = AutoModel.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            model = AutoModel.from_pretrained(folder, **options_for(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options_for(folder))
     except (OSError, ValueError) as error:
         raise ValueError(f"model {name!r}: {str(error).splitlines()[0]}") from None
     return cast(nn.Module, model.eval()), tokenizer
@@ -285,6 +317,8 @@ def _transformer_folder(name: str) -> str:
         return name
     modules = json.loads(parts.read_text())
     path = next((part["path"] for part in modules if part["type"].endswith(".Transformer")), "")
+    if not (Path(name) / path).is_dir():  # otherwise it would be taken for a name on the Hub
+        raise ValueError(f"model {name!r}: no folder {path!r} in it, which modules.json names")
     return str(Path(name) / path)
 
 

@@ -67,7 +67,7 @@ class Case:
             self.right = kind.use(kind.model(), self.valid)
         assert judge(kind, self.valid, self.right, X) == ("same", ""), kind.name  # otherwise nothing would be judged
 
-    def attack(self, draw):
+    def attack(self, draw, times=1):
         from attack.mutations import mutate
 
         if self.path.is_dir():
@@ -78,6 +78,9 @@ class Case:
         else:
             shutil.copy(self.valid, self.path)
         mutation = mutate(self.path, self.stranger, draw, self.kind.seal)
+        with contextlib.suppress(Exception):  # what is damaged already may not be read, and so not be changed, again
+            for _ in range(1, times):
+                mutation += f", {mutate(self.path, self.stranger, draw, self.kind.seal)}"
         connect, look_up = socket.socket.connect, socket.getaddrinfo
         socket.socket.connect = socket.getaddrinfo = refuse_network
         try:

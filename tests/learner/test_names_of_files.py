@@ -11,7 +11,7 @@ from metalora.io.transformers_folder import load_base
 from metalora.learner import AdaptedTask, FineTuned, MetaLearner
 from metalora.learner.backbone import check_no_download
 from metalora.learner.data.text_preprocessing import load_tokenizer
-from metalora.zoo import load_model
+from metalora.zoo import load_model, sentence_encoder
 
 
 def network():
@@ -129,6 +129,29 @@ def test_code_in_a_folder_is_not_run(case, folder_with_code, monkeypatch):
     except ValueError as error:
         assert str(folder_with_code) in str(error)
     assert not (folder_with_code / "RUN").exists()
+
+
+BASES = {"adapter_config.json": {"peft_type": "LORA", "base_model_name_or_path": "somebody/model"}}
+
+
+@pytest.mark.parametrize("case", ("a model", "a base"))
+def test_a_folder_that_names_a_base_on_the_hub_asks_for_nothing(case, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *arguments, **_: asked.append(arguments))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for name, values in BASES.items():
+        (tmp_path / name).write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=f"model hf:{tmp_path}: "):
+        READERS[case](tmp_path)
+    assert not asked
+
+
+def test_a_part_of_a_sentence_encoder_is_a_folder_in_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder" / "modules.json").write_text('[{"path": "model", "type": "a.Transformer"}]')
+    with pytest.raises(ValueError, match="model 'encoder': no folder 'model' in it, which modules.json names"):
+        sentence_encoder("encoder")
 
 
 @pytest.mark.parametrize("kind", ("pipeline", "AutoModel", "BertTokenizer", "logging", "NoSuchModel", "__name__"))

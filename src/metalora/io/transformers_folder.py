@@ -14,7 +14,7 @@ from metalora._util.shown import shown
 from metalora.adapters.attach import detach
 from metalora.adapters.conditioning.condition import Condition
 from metalora.io.merged_model import merged_state
-from metalora.zoo import same_fresh_weights
+from metalora.zoo import check_base_is_here, options_for, same_fresh_weights
 
 
 def load_base(folder: str, kind: str) -> tuple[nn.Module, Any]:
@@ -37,12 +37,13 @@ def load_base(folder: str, kind: str) -> tuple[nn.Module, Any]:
     if not is_of_models:
         raise ValueError(f"the adapter's base is a {shown(kind)}, which is not a class of models of transformers")
     try:
+        check_base_is_here(folder)
         with same_fresh_weights():
-            model = model_class.from_pretrained(folder)
-    except OSError as error:
+            model = model_class.from_pretrained(folder, local_files_only=options_for(folder)["local_files_only"])
+    except (OSError, ValueError) as error:
         raise ValueError(f"model hf:{folder}: {str(error).splitlines()[0]}") from None
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options_for(folder))
     except (OSError, ValueError, KeyError):  # a vision model, for example, has none
         tokenizer = None
     return model.eval(), tokenizer
