@@ -127,7 +127,7 @@ def _timm(name: str, weights: bool) -> nn.Module:
     try:
         model = timm.create_model(architecture, pretrained=weights and not checkpoint)
         if checkpoint:
-            timm.models.load_checkpoint(model, checkpoint)
+            timm.models.load_checkpoint(model, checkpoint, weights_only=True)  # no code of the file is run
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
         hint = "" if checkpoint else f"; timm:{architecture}@CHECKPOINT reads a file"
@@ -151,10 +151,11 @@ def _transformers(name: str, weights: bool) -> nn.Module:
     try:
         if weights:
             with same_fresh_weights():
-                return cast(nn.Module, AutoModel.from_pretrained(name).eval())
+                return cast(nn.Module, AutoModel.from_pretrained(name, trust_remote_code=False).eval())
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         with torch.device("meta"):
-            return cast(nn.Module, AutoModel.from_config(AutoConfig.from_pretrained(name)).eval())
-    except OSError as error:
+            return cast(nn.Module, AutoModel.from_config(config).eval())
+    except (OSError, ValueError) as error:  # a ValueError: its class is code in the folder, which is not run
         raise ValueError(f"model hf:{name}: {str(error).splitlines()[0]}") from None
 
 
@@ -250,7 +251,7 @@ def load_tokenizer(name: str) -> Any:
     problems = []
     for loader in (AutoTokenizer, AutoImageProcessor):
         try:
-            return loader.from_pretrained(name)
+            return loader.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             problems.append(str(error).splitlines()[0])
     raise ValueError(f"model hf:{name}: neither a tokenizer ({problems[0]}) nor an image processor ({problems[1]})")
@@ -270,9 +271,9 @@ def sentence_encoder(name: str) -> tuple[nn.Module, Any]:
     folder = _transformer_folder(minilm_folder() if name == "minilm" else name)
     try:
         with same_fresh_weights():
-            model = AutoModel.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except OSError as error:
+            model = AutoModel.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
         raise ValueError(f"model {name!r}: {str(error).splitlines()[0]}") from None
     return cast(nn.Module, model.eval()), tokenizer
 

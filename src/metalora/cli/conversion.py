@@ -94,6 +94,7 @@ def combine_files(
     seed: int,
     tasks: Sequence[int | None] | None,
     conditions: Sequence[Path | None] | None,
+    allow_download: bool = False,
 ) -> dict[str, Any]:
     """Combine trained adapters and write the LoRA that comes out.
 
@@ -109,6 +110,7 @@ def combine_files(
         seed: Of what is dropped at random.
         tasks: One number for each source, None for a source without tasks.
         conditions: One condition file for each source, None for a source without generated factors.
+        allow_download: Whether extractors that adapter files name may be downloaded.
 
     Returns:
         The relative errors of truncation and the ranks (over all, by target), and the bytes that were written.
@@ -124,7 +126,7 @@ def combine_files(
     updates = []
     for path, file, task in zip(sources, files, tasks, strict=True):
         condition = None if file is None else Condition.load(file)
-        updates.append(read_updates(base, path, condition, task))
+        updates.append(read_updates(base, path, condition, task, allow_download=allow_download))
     adapter, report = combine(base, updates, weights, how, density, rank, sign, seed)
     if out.endswith("/"):
         [exported] = export_lora(adapter, out)

@@ -58,7 +58,7 @@ def inspect_path(path: Path, **columns: Any) -> Finding:
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
 def _inspect_folder(folder: Path) -> Finding:
-    from metalora.io.lora.format import CONFIG
+    from metalora.io.lora.peft_config import CONFIG
     from metalora.learner.finetuning_config import DESCRIPTION_FILE
     from metalora.learner.saving import LEARNER_FILE, TASK_FILE
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 BACKBONES = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, st:FOLDER_OR_ID, minilm or efficientnet-lite0"
 LearnerFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LEARNER", help="folder of the learner")]
+AllowDownload = Annotated[
+    bool, tyro.conf.arg(help="download the network that the folder names, unless it is bundled or a folder or file")
+]
 LabelColumns = Annotated[tuple[str, ...] | None, tyro.conf.arg(help="columns of labels; all others if not given")]
 TaskFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TASK", help="folder of the task")]
 TABLES = "a table (.csv, .tsv, .jsonl, .parquet) or a folder of pictures"
@@ -182,6 +185,7 @@ def adapt(
     max_bytes: Annotated[
         int | None, tyro.conf.arg(help="largest size of the task's numbers, in bytes"), Range(least=1)
     ] = None,
+    allow_download: AllowDownload = False,
     json: Json = False,
 ) -> None:
     """Adapt a learner to a task: one forward pass of its labelled examples."""
@@ -191,7 +195,8 @@ def adapt(
     check_folder(out, TASK_FILE)
     inputs, labels, groups = _one_task(support, "adapt", label_column, columns)
     with status("adapting", quiet=json):
-        task = MetaLearner.from_pretrained(learner).adapt(inputs, labels, groups=groups)
+        loaded = MetaLearner.from_pretrained(learner, allow_download=allow_download)
+        task = loaded.adapt(inputs, labels, groups=groups)
         task.save_pretrained(out, max_bytes=max_bytes)
     size = sum(file.stat().st_size for file in out.iterdir())
     row = {"task": str(out), "examples": len(inputs), "classes": list(map(str, task.labels.classes)), "bytes": size}
@@ -240,10 +245,11 @@ def predict(
     out: Annotated[Path | None, tyro.conf.arg(help="CSV file; printed if not given")] = None,
     learner: Annotated[Path | None, tyro.conf.arg(help="folder of the learner, if it has moved")] = None,
     columns: InputFlags = InputColumns(),  # noqa: B008 (frozen)
+    allow_download: AllowDownload = False,
     json: Json = False,
 ) -> None:
     """Predict: for every input its label, the probability of the label, and how unlike the support set it is."""
-    load = _loader(task, learner)  # a folder that holds no task is reported before inputs are read
+    load = _loader(task, learner, allow_download)  # a folder that holds no task is reported before inputs are read
     pools = read_inputs(inputs, columns)
     items = [item for pool in pools for item in pool.inputs]
     with status(f"predicting {len(items)} inputs", quiet=json):
@@ -257,7 +263,7 @@ def predict(
     print(_as_csv(rows), end="")
 
 
-def _loader(task: Path, learner: Path | None) -> Callable[[], AdaptedTask | FineTuned]:
+def _loader(task: Path, learner: Path | None, allow_download: bool) -> Callable[[], AdaptedTask | FineTuned]:
     """Return what loads a task, or a fine-tuned network.
 
     Raises:
@@ -271,12 +277,12 @@ def _loader(task: Path, learner: Path | None) -> Callable[[], AdaptedTask | Fine
         if learner is not None:
             raise ValueError(f"{task}: a fine-tuned network belongs to no learner; leave out --learner")
         read_description(task)
-        return lambda: FineTuned.from_pretrained(task)
+        return lambda: FineTuned.from_pretrained(task, allow_download=allow_download)
     read_task(task)
 
     def load() -> AdaptedTask:
-        loaded = None if learner is None else MetaLearner.from_pretrained(learner)
-        return AdaptedTask.from_pretrained(task, loaded)
+        loaded = None if learner is None else MetaLearner.from_pretrained(learner, allow_download=allow_download)
+        return AdaptedTask.from_pretrained(task, loaded, allow_download=allow_download)
 
     return load
 
@@ -334,6 +340,7 @@ def evaluate(
     html: Annotated[
         Path | None, tyro.conf.arg(help="a page with all tables, calibration, confusions and nearest neighbours")
     ] = None,
+    allow_download: AllowDownload = False,
     json: Json = False,
 ) -> None:
     """Compare a learner with its peers on tasks that it was not trained on: the same episodes for every method."""
@@ -345,7 +352,7 @@ def evaluate(
         raise ValueError(f"--html {html}: there is no folder {html.parent}")
     pools = read_tasks(data, label_columns=label_columns, **vars(columns))
     with status("running the episodes", quiet=json):
-        loaded = MetaLearner.from_pretrained(learner)
+        loaded = MetaLearner.from_pretrained(learner, allow_download=allow_download)
         features = EpisodeFeatures(loaded, pools)
         report = evaluate_pools(loaded, pools, episodes, features)
         if html is not None:

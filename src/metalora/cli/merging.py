@@ -28,6 +28,7 @@ def merge_file(
     task: int | None,
     max_shard_size: str | None = None,
     check_base: bool = True,
+    allow_download: bool = False,
 ) -> int:
     """Merge an adapter file into its base and write the result.
 
@@ -40,6 +41,7 @@ def merge_file(
         task: Number of the task, for an adapter with tasks.
         max_shard_size: Largest size of a file in the folder, such as "2GB". None: the sizes of the base's files.
         check_base: Whether to refuse a base with other weights than the adapter and the condition were made on.
+        allow_download: Whether an extractor that the file names may be downloaded.
 
     Returns:
         The bytes that were written.
@@ -61,7 +63,7 @@ def merge_file(
     if is_folder and not _may_be_transformers(model):
         raise ValueError(f"merge --out {out}: a folder is written for an hf: model only; name a file")
     base, tokenizer = load_named_base(model, description["base"]["class"])
-    attached = load(base, adapter, check_base=check_base)
+    attached = load(base, adapter, check_base=check_base, allow_download=allow_download)
     if task is not None:
         chosen = attached.task(task)
     path = Path(out)
@@ -83,6 +85,7 @@ def export_file(
     runtime: str | None = None,
     max_lora_rank: int | None = None,
     check_base: bool = True,
+    allow_download: bool = False,
 ) -> list[Exported]:
     """Write an adapter file as one or several plain LoRAs in PEFT's format.
 
@@ -96,13 +99,16 @@ def export_file(
         runtime: Refuse what this runtime does not serve ("vllm").
         max_lora_rank: The runtime's limit.
         check_base: Whether to refuse a base with other weights than the adapter and the condition were made on.
+        allow_download: Whether an extractor that the file names may be downloaded.
 
     Raises:
         ValueError: The base is another one than the adapter's, and what `metalora.io.lora.export.export_lora`
             refuses.
     """
     chosen = None if condition is None else Condition.load(condition, check_base=check_base)
-    return export_lora(_on_its_base(adapter, model, check_base), out, chosen, task, max_rank, runtime, max_lora_rank)
+    return export_lora(
+        _on_its_base(adapter, model, check_base, allow_download), out, chosen, task, max_rank, runtime, max_lora_rank
+    )
 
 
 def export_kohya_file(
@@ -115,6 +121,7 @@ def export_kohya_file(
     prefix: str,
     store: Literal["float32", "float16", "bfloat16"],
     check_base: bool = True,
+    allow_download: bool = False,
 ) -> KohyaFile:
     """Write an adapter file as a file of kohya's scripts or LyCORIS.
 
@@ -127,20 +134,23 @@ def export_kohya_file(
         prefix: What stands before the names of modules.
         store: Data type of the tensors in the file.
         check_base: Whether to refuse a base with other weights than the adapter and the condition were made on.
+        allow_download: Whether an extractor that the file names may be downloaded.
 
     Raises:
         ValueError: The base is another one than the adapter's, and what `metalora.io.lora.export_kohya.export_kohya`
             refuses.
     """
     chosen = None if condition is None else Condition.load(condition, check_base=check_base)
-    return export_kohya(_on_its_base(adapter, model, check_base), out, chosen, task, prefix, getattr(torch, store))
+    return export_kohya(
+        _on_its_base(adapter, model, check_base, allow_download), out, chosen, task, prefix, getattr(torch, store)
+    )
 
 
-def _on_its_base(path: Path, model: str, check_base: bool) -> Adapter:
+def _on_its_base(path: Path, model: str, check_base: bool, allow_download: bool) -> Adapter:
     """Load an adapter file on its base; ValueError if the base is another one."""
     description, _ = read(path)
     base, _ = load_named_base(model, description["base"]["class"])
-    return load(base, path, check_base=check_base)
+    return load(base, path, check_base=check_base, allow_download=allow_download)
 
 
 def _may_be_transformers(model: str) -> bool:

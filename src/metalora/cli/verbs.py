@@ -30,6 +30,9 @@ Task = Annotated[int | None, tyro.conf.arg(help="number of the task, for an adap
 CheckBase = Annotated[
     bool, tyro.conf.arg(help="--no-check-base takes a base with other weights than the adapter and the condition name")
 ]
+AllowDownload = Annotated[
+    bool, tyro.conf.arg(help="download the extractor that the adapter file names, unless it is bundled or a file")
+]
 AdapterFile = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ADAPTER", help="the adapter file")]
 
 
@@ -218,6 +221,7 @@ def merge(
         str | None, tyro.conf.arg(help="largest file in DIR/, such as 2GB; as in the base's folder if not given")
     ] = None,
     check_base: CheckBase = True,
+    allow_download: AllowDownload = False,
     json: Json = False,
 ) -> None:
     """Write base + Delta W as a plain checkpoint, or (DIR/) as a folder for from_pretrained and lm-eval.
@@ -234,6 +238,7 @@ def merge(
         task=task,
         max_shard_size=max_shard_size,
         check_base=check_base,
+        allow_download=allow_download,
     )
     row = {"merged": out, "bytes": written}
     show(row, json, "merged", ("merged", "bytes"), [row])
@@ -272,6 +277,7 @@ def export(
         tyro.conf.arg(help="kohya: data type of the file (float32 if not given)"),
     ] = None,
     check_base: CheckBase = True,
+    allow_download: AllowDownload = False,
     json: Json = False,
 ) -> None:
     """Write an adapter as a plain LoRA that PEFT loads, or as a file of kohya: exact and without an SVD.
@@ -294,6 +300,7 @@ def export(
             prefix=prefix or "lora_unet",
             store=store or "float32",
             check_base=check_base,
+            allow_download=allow_download,
         )
         return _show_kohya(written, json)
     if prefix is not None or store is not None:
@@ -310,6 +317,7 @@ def export(
         runtime=runtime,
         max_lora_rank=max_lora_rank,
         check_base=check_base,
+        allow_download=allow_download,
     )
     _show_exports(exports, json)
 
@@ -422,6 +430,7 @@ def combine(
     conditions: Annotated[
         tuple[Path | None, ...] | None, tyro.conf.arg(help="condition file of each adapter, None for one without")
     ] = None,
+    allow_download: AllowDownload = False,
     json: Json = False,
 ) -> None:
     """Combine trained adapters of any methods into one plain LoRA: their weighted sum, TIES or DARE.
@@ -443,6 +452,7 @@ def combine(
             seed=seed,
             tasks=tasks,
             conditions=conditions,
+            allow_download=allow_download,
         )
     rows = [{"target": path, **numbers} for path, numbers in result["targets"].items()]
     show(result, json, f"lora, {out}", ("target", "rank", "error"), rows)

@@ -17,9 +17,11 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from metalora._util.files import write_atomically
+from metalora._util.reading import read_regular
 from metalora._util.shown import shown
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach, detach
+from metalora.adapters.conditioning.extractor import check_no_download
 from metalora.adapters.layout import counted_stacks
 from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, config_in_file, from_dict, missing_in_file
 from metalora.io.base_samples import check_samples, sample_base, trained_with
@@ -179,7 +181,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ('lora', 24, (8, 2))
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such adapter file") from None
     except IsADirectoryError:
@@ -209,6 +211,7 @@ def load(
     extractor: nn.Module | None = None,
     extra_module: nn.Module | None = None,
     check_base: bool = True,
+    allow_download: bool = False,
 ) -> Adapter:
     """Attach the adapter of a file to the base model that it was trained on.
 
@@ -220,6 +223,8 @@ def load(
             adapter alone.
         check_base: Whether to refuse a base, or an extractor, with other weights than the adapter was trained with.
             Another architecture is refused in any case.
+        allow_download: Whether an extractor that the file names may be downloaded; without it `extractor` has to be
+            given, unless the name stands for a bundled network or for weights in a file.
 
     Returns:
         The adapter, bit for bit as it was saved.
@@ -248,6 +253,8 @@ def load(
         raise ValueError(f"{path}: {type(model).__name__} already has an adapter: detach it first")
     values = {"stacks": STACKS_WITHOUT_FIELD, **description["config"]}
     config = from_dict(AdapterConfig, values, f"{path}: config")  # refuses unknown fields
+    if extractor is None and not allow_download:
+        check_no_download(config.condition, path)
     if missing := missing_in_file(description["config"]):
         raise ValueError(f"{path}: config has no {missing!r}")
     _check_sizes(config, tensors, path)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metalora._util.digest import tensor_digest
 from metalora._util.files import write_atomically
+from metalora._util.reading import read_regular
 from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition, Origin
@@ -120,7 +121,7 @@ def save_condition(condition: Condition, path: str | Path) -> None:
 def load_condition(path: str | Path, check_base: bool) -> Condition:
     """Read a condition; see `Condition.load`."""
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such condition file") from None
     except OSError as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.adapters.attach import attach
 from metalora.adapters.conditioning.features import Inputs
 from metalora.config import AdapterConfig, ConditionConfig
@@ -81,8 +82,9 @@ def mixture(
         init={"B": "normal"},  # a frozen zero is refused; the experts take its place
         condition=ConditionConfig() if condition is None else condition,
     )
-    adapter = attach(model, config, example=example, extractor=extractor)
-    _fill(adapter, experts)
+    with unchanged_on_error(model, extractor):
+        adapter = attach(model, config, example=example, extractor=extractor)
+        _fill(adapter, experts)
     return adapter
 
 

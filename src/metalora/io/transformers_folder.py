@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from metalora._util.files import check_new_folder, new_folder
+from metalora._util.shown import shown
 from metalora.adapters.attach import detach
 from metalora.adapters.conditioning.condition import Condition
 from metalora.io.merged_model import merged_state
@@ -31,15 +32,17 @@ def load_base(folder: str, kind: str) -> tuple[nn.Module, Any]:
     """
     import transformers
 
-    if not hasattr(transformers, kind):
-        raise ValueError(f"the adapter's base is a {kind}, which is not a class of transformers")
+    model_class: Any = getattr(transformers, kind, None)
+    is_of_models = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    if not is_of_models:
+        raise ValueError(f"the adapter's base is a {shown(kind)}, which is not a class of models of transformers")
     try:
         with same_fresh_weights():
-            model = getattr(transformers, kind).from_pretrained(folder)
+            model = model_class.from_pretrained(folder)
     except OSError as error:
         raise ValueError(f"model hf:{folder}: {str(error).splitlines()[0]}") from None
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError):  # a vision model, for example, has none
         tokenizer = None
     return model.eval(), tokenizer

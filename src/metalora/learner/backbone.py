@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from metalora._util.shown import shown
 from metalora._util.suggest import nearest
-from metalora.adapters.attach import adapter_of
 from metalora.learner.data import (
     ArrayPreprocessor,
     ImagePreprocessor,
@@ -94,47 +95,32 @@ def load_backbone(
     return Backbone(model.eval().requires_grad_(False), preprocessor, name)
 
 
-@contextlib.contextmanager
-def restored_after_error(backbone: str | nn.Module | Backbone | None) -> Iterator[None]:
-    """If the block raises, take a new adapter and new hooks off a caller's network, and give it back its modes.
+def check_no_download(name: str | None, place: object) -> None:
+    """Raise a ValueError if the backbone that a file names may be downloaded.
+
+    What is here in any case is read: the bundled minilm and efficientnet-lite0, folders, and an architecture of timm
+    with weights from a file (timm:NAME@CHECKPOINT). No code of theirs is run.
 
     Args:
-        backbone: What `load_backbone` takes; of a name there is nothing to give back.
+        name: The name in the file; None passes.
+        place: The file or the folder.
+
+    Raises:
+        ValueError: The backbone may be downloaded.
 
     Example:
-        >>> from metalora import AdapterConfig, attach
-        >>> model = nn.Sequential(nn.Linear(4, 4))
-        >>> with contextlib.suppress(RuntimeError), restored_after_error(model):
-        ...     _ = attach(model, AdapterConfig("lora", rank=2, targets="0"))
-        ...     raise RuntimeError
-        >>> model
-        Sequential(
-          (0): Linear(in_features=4, out_features=4, bias=True)
-        )
+        >>> check_no_download("hf:some/model", "FOLDER")
+        Traceback (most recent call last):
+        ValueError: FOLDER: its backbone 'hf:some/model' may be downloaded: pass backbone=..., or allow_download=True
     """
-    model = backbone.model if isinstance(backbone, Backbone) else backbone
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    had_adapter = adapter_of(model) is not None
-    modules = list(model.modules())
-    modes = [(module, module.training) for module in modules]
-    hooks = [(table, dict(table)) for m in modules for table in (m._forward_hooks, m._forward_pre_hooks)]
-    required_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    except BaseException:
-        adapter = adapter_of(model)
-        if adapter is not None and not had_adapter:
-            adapter.detach()
-        for module, training in modes:
-            module.training = training
-        for table, before in hooks:
-            table.clear()
-            table.update(before)
-        for parameter, value in required_grad:
-            parameter.requires_grad_(value)
-        raise
+    library, _, rest = (name or "minilm").partition(":")
+    architecture, _, checkpoint = rest.partition("@")
+    is_file = library == "timm" and bool(checkpoint) and re.fullmatch(r"[\w.]+", architecture) is not None
+    is_folder = library in ("hf", "st") and Path(rest).is_dir()
+    if not (name in (None, "minilm", "efficientnet-lite0") or is_file or is_folder):
+        raise ValueError(
+            f"{place}: its backbone {shown(name)} may be downloaded: pass backbone=..., or allow_download=True"
+        )
 
 
 def _load_by_name(name: str) -> tuple[nn.Module, Any]:

@@ -129,6 +129,7 @@ class FineTuned:
         *,
         backbone: nn.Module | str | None = None,
         device: str | torch.device | None = None,
+        allow_download: bool = False,
     ) -> FineTuned:
         """Load what `save_pretrained` wrote.
 
@@ -136,13 +137,15 @@ class FineTuned:
             folder: The folder.
             backbone: The network; None: it is loaded by the name in the folder.
             device: Where it runs; None: a GPU if there is one.
+            allow_download: Whether the network that the folder names may be downloaded; a bundled one, a folder and
+                weights in a file are loaded without it.
 
         Raises:
-            ValueError: The folder is not complete, or the backbone is another one.
+            ValueError: The folder is not complete, the backbone is another one, or it would be downloaded.
         """
         from metalora.learner.finetuning_files import load_finetuned
 
-        return load_finetuned(cls, folder, backbone, device)
+        return load_finetuned(cls, folder, backbone, device, allow_download)
 
     def __repr__(self) -> str:
         return f"FineTuned({self.backbone.name or type(self.backbone.model).__name__}, {self.method}, {self.scores_})"

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from metalora._util.files import replaced_folder, write_atomically
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.config import from_dict, to_dict
 from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import checksum
-from metalora.learner.backbone import Backbone, load_backbone, restored_after_error
+from metalora.learner.backbone import Backbone, check_no_download, load_backbone
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
 from metalora.learner.finetuning import FineTuned
 from metalora.learner.finetuning_config import DESCRIPTION_FILE, FineTuneConfig
@@ -163,6 +164,7 @@ def load_finetuned(
     folder: str | Path,
     backbone: nn.Module | str | None,
     device: str | torch.device | None,
+    allow_download: bool,
 ) -> FineTuned:
     """Load a fine-tuned network; see `FineTuned.from_pretrained`."""
     path = Path(folder)
@@ -173,10 +175,10 @@ def load_finetuned(
     if sha256 != description["sha256"] or description.get("network") not in (None, _digest(network)):
         raise ValueError(f"{path}: does not match its checksum: a file was changed after it was written")
     config = from_dict(FineTuneConfig, description["config"], f"{path / DESCRIPTION_FILE}: config")
-    with restored_after_error(backbone):
+    with unchanged_on_error(backbone if isinstance(backbone, nn.Module) else None):
         try:
-            loaded = _backbone(path, description, backbone)
-            adapter = _restore(loaded.model, path, description, network)
+            loaded = _backbone(path, description, backbone, allow_download)
+            adapter = _restore(loaded.model, path, description, network, allow_download)
             target = torch.device(device or default_device())
             head = LinearHead(tensors["mean"].shape[0], len(description["classes"]))
             head.load_state_dict(tensors)
@@ -191,14 +193,14 @@ def load_finetuned(
 
 
 def _restore(
-    model: nn.Module, path: Path, description: dict[str, Any], network: dict[str, Tensor] | None
+    model: nn.Module, path: Path, description: dict[str, Any], network: dict[str, Tensor] | None, allow_download: bool
 ) -> Adapter | None:
     """Attach the adapter of a folder, or copy its network; ValueError, and no number is changed, if they do not fit."""
     adapter = None
     if description["adapter"] is not None:
         from metalora.io.adapter_file import load
 
-        adapter = load(model, path / ADAPTER_FILE)
+        adapter = load(model, path / ADAPTER_FILE, allow_download=allow_download)
     if network is not None:
         here = {name: value.shape for name, value in model.state_dict().items()}
         if here != {name: value.shape for name, value in network.items()}:
@@ -212,10 +214,14 @@ def _digest(network: dict[str, Tensor] | None) -> str | None:
     return None if network is None else checksum({}, network)
 
 
-def _backbone(folder: Path, description: dict[str, Any], backbone: nn.Module | str | None) -> Backbone:
+def _backbone(
+    folder: Path, description: dict[str, Any], backbone: nn.Module | str | None, allow_download: bool
+) -> Backbone:
     name = description["backbone"]
     if backbone is None and name is None:
         raise ValueError(f"{folder}: its backbone, a {description['class']}, has no name: pass it as backbone=")
+    if backbone is None and not allow_download:
+        check_no_download(name, folder)
     preprocessor = preprocessor_from_dict(description["preprocessor"], folder)
     loaded = load_backbone(name if backbone is None else backbone, preprocessor=preprocessor)
     return replace(loaded, name=name if not isinstance(backbone, str) else backbone)

@@ -392,6 +392,7 @@ class MetaLearner:
         *,
         backbone: nn.Module | str | None = None,
         device: str | torch.device | None = None,
+        allow_download: bool = False,
     ) -> MetaLearner:
         """Load a learner that `save_pretrained` wrote, from a folder or from the Hub.
 
@@ -399,13 +400,16 @@ class MetaLearner:
             folder: The folder, or the name of a repository on the Hub.
             backbone: The network; None: it is loaded by the name in the folder.
             device: Where the network runs; None: a GPU if there is one.
+            allow_download: Whether the network that the folder names may be downloaded; a bundled one, a folder and
+                weights in a file are loaded without it.
 
         Raises:
-            ValueError: The folder is not complete, or the backbone is not the one that the adapter was trained on.
+            ValueError: The folder is not complete, or the backbone is not the one that the adapter was trained on, or
+                it would be downloaded.
         """
         from metalora.learner.saving import load_learner
 
-        return load_learner(cls, folder, backbone, device)
+        return load_learner(cls, folder, backbone, device, allow_download)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
         """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address."""

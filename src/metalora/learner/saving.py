@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from metalora._util.digest import tensor_digest, typed_label
 from metalora._util.files import replaced_folder, write_atomically
 from metalora._util.plain_values import parse_json
+from metalora._util.reading import read_regular, read_text
 from metalora._util.shown import cut, shown
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
 from metalora.config import from_dict, to_dict
 from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import Schema, check_entries, check_finite, checksum, parse_described
 from metalora.io.fingerprint import fingerprint
-from metalora.learner.backbone import Backbone, load_backbone, restored_after_error
+from metalora.learner.backbone import Backbone, check_no_download, load_backbone
 from metalora.learner.config import LearnerConfig
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
 from metalora.learner.generators import takes_support_condition
@@ -127,7 +129,7 @@ def read_json_description(
     """
     path = Path(folder) / file
     try:
-        description = parse_json(path.read_text(), str(path))
+        description = parse_json(read_text(path), str(path))
     except FileNotFoundError:
         raise ValueError(f"{folder}: not the folder of {noun} (it has no {file})") from None
     except (UnicodeDecodeError, OSError) as error:
@@ -145,6 +147,7 @@ def load_learner(
     folder: str | Path,
     backbone: nn.Module | str | None,
     device: str | torch.device | None,
+    allow_download: bool,
 ) -> MetaLearner:
     """Load a learner from a folder, or from a repository on the Hub; see `MetaLearner.from_pretrained`."""
     folder = _local(folder)
@@ -154,10 +157,10 @@ def load_learner(
     if sha256 is not None and sha256 != checksum(description, readout):
         raise ValueError(f"{folder}: does not match its checksum: a file was changed after it was written")
     config = from_dict(LearnerConfig, description["config"], f"{folder}/{LEARNER_FILE}: config")
-    with restored_after_error(backbone):
+    with unchanged_on_error(backbone if isinstance(backbone, nn.Module) else None):
         try:
-            learner = cls(_backbone(folder, description, backbone), config, device=device)
-            _restore(learner, folder, description, readout)
+            learner = cls(_backbone(folder, description, backbone, allow_download), config, device=device)
+            _restore(learner, folder, description, readout, allow_download)
         except MISFITS as error:
             raise ValueError(message_with_folder(folder, error)) from None
     return learner
@@ -173,21 +176,27 @@ def message_with_folder(folder: Path, error: Exception) -> str:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file; ValueError if it is damaged, or a number in it is not finite."""
     try:
-        tensors: dict[str, Tensor] = load_tensors(path.read_bytes())
+        tensors: dict[str, Tensor] = load_tensors(read_regular(path))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: cannot be read ({cut(str(error))})") from None
     check_finite(tensors, path)
     return tensors
 
 
-def _restore(learner: MetaLearner, folder: Path, description: dict[str, Any], readout: dict[str, Tensor]) -> None:
+def _restore(
+    learner: MetaLearner,
+    folder: Path,
+    description: dict[str, Any],
+    readout: dict[str, Tensor],
+    allow_download: bool,
+) -> None:
     """Put the adapter and the readout of a folder into a new learner; ValueError unless it is the saved one."""
     if learner.adapter is not None:
         from metalora.io.adapter_file import load
 
         learner.features.remove()
         learner.adapter.detach()
-        learner.adapter = load(learner.backbone.model, folder / ADAPTER_FILE)
+        learner.adapter = load(learner.backbone.model, folder / ADAPTER_FILE, allow_download=allow_download)
         learner.watch()
     learner.trained_modules.load_state_dict(readout)
     if learner.fingerprint != description["fingerprint"]:
@@ -216,12 +225,16 @@ def _local(folder: str | Path) -> Path:
         raise ValueError(f"{folder}: neither a folder nor a repository that can be reached ({error})") from None
 
 
-def _backbone(folder: Path, description: dict[str, Any], backbone: nn.Module | str | None) -> Backbone:
+def _backbone(
+    folder: Path, description: dict[str, Any], backbone: nn.Module | str | None, allow_download: bool
+) -> Backbone:
     name = description["backbone"]["name"]
     if backbone is None and name is None:
         raise ValueError(
             f"{folder}: its backbone, a {description['backbone']['class']}, has no name: pass it as backbone="
         )
+    if backbone is None and not allow_download:
+        check_no_download(name, folder)
     preprocessor = preprocessor_from_dict(description["preprocessor"], folder)
     loaded = load_backbone(name if backbone is None else backbone, preprocessor=preprocessor)
     loaded.name = name if backbone is None or not isinstance(backbone, str) else backbone
@@ -300,7 +313,7 @@ def read_task(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     path = Path(folder)
     path = path / TASK_FILE if path.is_dir() else path
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: no task there (no {TASK_FILE})") from None
     except OSError as error:
@@ -320,11 +333,13 @@ def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
             raise ValueError(f"{path}: {name!r} has numbers that are not finite")
 
 
-def load_task(cls: type[AdaptedTask], folder: str | Path, learner: MetaLearner | None) -> AdaptedTask:
+def load_task(
+    cls: type[AdaptedTask], folder: str | Path, learner: MetaLearner | None, allow_download: bool
+) -> AdaptedTask:
     """Load a task, and its learner if it is not given; see `AdaptedTask.from_pretrained`."""
     description, tensors = read_task(folder)
     if learner is None:
-        learner = _learner_of(folder, description)
+        learner = _learner_of(folder, description, allow_download)
     if learner.fingerprint != description["learner"]:
         raise ValueError(
             f"{folder}: made by another learner (fingerprint {description['learner']}, this one has "
@@ -376,12 +391,14 @@ def _try_readout(readout: FittedReadout, labels: TaskLabels) -> None:
             raise ValueError(f"{name!r} of {len(value)} items, expected {items}")
 
 
-def _learner_of(folder: str | Path, description: dict[str, Any]) -> MetaLearner:
+def _learner_of(folder: str | Path, description: dict[str, Any], allow_download: bool) -> MetaLearner:
     from metalora.learner.learner import MetaLearner
 
     if description["learner_folder"] is None:
         raise ValueError(f"{folder}: does not say where its learner is; pass the learner")
-    return MetaLearner.from_pretrained(Path(folder) / description["learner_folder"])
+    # An absolute path, which is never the name of a repository on the Hub.
+    path = (Path(folder) / description["learner_folder"]).absolute()
+    return MetaLearner.from_pretrained(path, allow_download=allow_download)
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

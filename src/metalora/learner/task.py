@@ -169,19 +169,22 @@ class AdaptedTask:
         return save_task(self, folder, max_bytes)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, learner: MetaLearner | None = None) -> AdaptedTask:
+    def from_pretrained(
+        cls, folder: str | Path, learner: MetaLearner | None = None, *, allow_download: bool = False
+    ) -> AdaptedTask:
         """Load a task.
 
         Args:
             folder: What `save_pretrained` wrote.
             learner: The learner; None: it is loaded from the folder that the task names.
+            allow_download: Whether the network that the learner's folder names may be downloaded.
 
         Raises:
             ValueError: The file is damaged, or of another learner.
         """
         from metalora.learner.saving import load_task
 
-        return load_task(cls, folder, learner)
+        return load_task(cls, folder, learner, allow_download)
 
     def __repr__(self) -> str:
         return f"AdaptedTask({self.labels.summary()}, readout {self.learner.config.readout})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metalora._util.shown import shown
 from metalora.adapters.conditioning.features import Inputs, image_size_of
 from metalora.config import ConditionConfig
 from metalora.zoo import load_model
@@ -47,6 +49,33 @@ def load_extractor(name: str | None) -> nn.Module:
         return load_model(f"{library}:{rest}" if rest else library)
     except ValueError as error:
         raise ValueError(f"condition.extractor {name!r}: {error}") from None
+
+
+def check_no_download(condition: ConditionConfig, place: str | Path, remedy: str = "allow_download=True") -> None:
+    """Raise a ValueError if the extractor that a file names would be downloaded.
+
+    What is here in any case is read: the bundled efficientnet-lite0, and an architecture of timm with weights from a
+    file (NAME@CHECKPOINT), of which no code is run. A name such as hf-hub:... lets the Hub choose the architecture.
+
+    Args:
+        condition: The condition, as the file has it.
+        place: The file.
+        remedy: What allows the download, for the message.
+
+    Raises:
+        ValueError: The extractor would be downloaded.
+
+    Example:
+        >>> check_no_download(ConditionConfig(source="extractor", extractor="timm:resnet18"), "FILE")
+        Traceback (most recent call last):
+        ValueError: FILE: its extractor 'timm:resnet18' may be downloaded: pass extractor=..., or allow_download=True
+    """
+    name = condition.extractor
+    if condition.source != "extractor" or name is None or name == "efficientnet-lite0":
+        return
+    architecture, _, checkpoint = name.removeprefix("timm:").partition("@")
+    if not checkpoint or not re.fullmatch(r"[\w.]+", architecture):
+        raise ValueError(f"{place}: its extractor {shown(name)} may be downloaded: pass extractor=..., or {remedy}")
 
 
 @dataclass(frozen=True)

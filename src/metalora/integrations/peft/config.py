@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from peft.utils import PeftType
+from torch import nn
 
 from metalora._util.suggest import nearest
-from metalora.config import LATER_FIELDS, STACKS_WITHOUT_FIELD, AdapterConfig, check_field, from_dict
+from metalora.adapters.conditioning.extractor import check_no_download
+from metalora.config import (
+    LATER_FIELDS,
+    STACKS_WITHOUT_FIELD,
+    AdapterConfig,
+    ConditionConfig,
+    check_field,
+    from_dict,
+)
 from metalora.integrations.peft.card import add_loading_instructions
 from metalora.integrations.peft.peft_api import PeftConfig
 from metalora.integrations.peft.registration import NAME
-from metalora.io.lora.format import patterned
+from metalora.io.lora.format import by_path
 from metalora.methods.registry import METHODS, get_method
 
 SHARED_FIELDS = (
@@ -22,6 +31,23 @@ SHARED_FIELDS = (
     "init", "clip_rank", "dropout", "condition",
 )  # fmt: skip
 """Fields that AdapterConfig has under the same name and with the same meaning."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the caller said who had a configuration read from a file.
+
+    Attributes:
+        extractor: The network of condition source "extractor".
+        allow_download: Whether the one that the file names may be downloaded.
+    """
+
+    extractor: nn.Module | None = None
+    allow_download: bool = False
+
+
+# PEFT reads the file inside of its own functions, which pass nothing on.
+SOURCE: ContextVar[Source] = ContextVar("the caller of metalora.peft.load", default=Source())  # noqa: B039 (frozen)
 
 
 @dataclass
@@ -103,6 +129,7 @@ class TensorNetworkConfig(PeftConfig):
         self.bias = _bias_in_peft(self.bias)
         self.adapter_config()  # checks the values
         self._saved_values: dict[str, Any] = {}
+        self.source: Source | None = None  # no field, so that no file can set it
 
     def adapter_config(self, paths: tuple[str, ...] = ()) -> AdapterConfig:
         """Return the library's own configuration of the same adapter.
@@ -124,7 +151,7 @@ class TensorNetworkConfig(PeftConfig):
         values |= {"rank": self.r, "targets": paths}
         values["bias"] = "none" if _bias_in_peft(self.bias) == "none" else "adapted"  # it may have been set since
         for name in ("rank_pattern", "alpha_pattern"):
-            values[name] = by_path(getattr(self, name), paths)
+            values[name] = by_path(getattr(self, name), paths, f"{type(self).__name__}.{name}")
         if self.seed is None and paths:  # without targets this only checks the values, which must draw nothing
             values["seed"] = int(torch.randint(2**31, ()))
         else:
@@ -142,6 +169,28 @@ class TensorNetworkConfig(PeftConfig):
             )
         kinds = {**get_method(self.method).init, **self.init}
         return {factor: "normal" if kind == "zeros" else kind for factor, kind in kinds.items()}
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> TensorNetworkConfig:
+        """Read adapter_config.json as PEFT does, and remember that the configuration is that of a file."""
+        config = cast(TensorNetworkConfig, super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs))
+        config.source = SOURCE.get()
+        return config
+
+    def extractor_from_caller(self) -> nn.Module | None:
+        """Return the network that makes the features, if the caller of `load` has given one.
+
+        Raises:
+            ValueError: A file names a network that may be downloaded, and nobody has allowed it.
+        """
+        if self.source is None:
+            return None
+        if self.source.extractor is None and not self.source.allow_download:
+            condition = from_dict(ConditionConfig, self.condition, "condition")
+            check_no_download(condition, "condition", "allow_download=True to metalora.peft.load")
+        return self.source.extractor
 
     def set_saved_values(self, values: dict[str, Any]) -> None:
         """Set the values that `to_dict` gives in place of the fields' own; the fields stay as they are.
@@ -175,22 +224,3 @@ def _bias_in_peft(bias: str) -> str:
     if bias not in ("none", "adapted", "lora_only"):
         raise ValueError(f"bias {bias!r}{nearest(bias, ('none', 'lora_only', 'adapted'))}")
     return "none" if bias == "none" else "lora_only"
-
-
-def by_path(patterns: Mapping[str, Any], paths: Sequence[str]) -> dict[str, Any]:
-    """Return the values that PEFT's patterns, such as `rank_pattern`, give to paths.
-
-    Args:
-        patterns: Regular expression of the end of a path -> value.
-        paths: Paths of the targets.
-
-    Returns:
-        Path -> value, by the first pattern that the path ends with, as PEFT matches them; without the paths that no
-        pattern matches.
-
-    Example:
-        >>> by_path({"query": 4}, ["layer.0.query", "layer.0.value"])
-        {'layer.0.query': 4}
-    """
-    values = {path: patterned(patterns, path, None) for path in paths}
-    return {path: value for path, value in values.items() if value is not None}

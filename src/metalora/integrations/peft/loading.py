@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from metalora._util.plain_values import parse_json
-from metalora.integrations.peft.config import TensorNetworkConfig
-from metalora.integrations.peft.container import CONTAINER_NAME, container_of
+from metalora._util.shown import cut
+from metalora.adapters.all_or_nothing import unchanged_on_error
+from metalora.integrations.peft.config import SOURCE, Source, TensorNetworkConfig
+from metalora.integrations.peft.container import container_of
+from metalora.integrations.peft.folder import CONFIG_FILE, check_folder
 from metalora.integrations.peft.registration import NAME
 from metalora.integrations.peft.wrapping import wrap
 from metalora.io.adapter_file import ANOTHER_BASE
 from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.fingerprint import fingerprint
 
-CONFIG_FILE = "adapter_config.json"
-TENSOR_FILE = "adapter_model.safetensors"
-PICKLE_FILE = "adapter_model.bin"
+OF_PEFT = (TypeError, KeyError, AttributeError, IndexError, RuntimeError, OSError)
+"""What PEFT raises for values and tensors that it does not expect."""
 
 
 def load(
@@ -30,6 +32,8 @@ def load(
     *,
     is_trainable: bool = False,
     check_base: bool = True,
+    extractor: nn.Module | None = None,
+    allow_download: bool = False,
 ) -> PeftModel:
     """Put the adapter of a folder, or of the Hub, on its base.
 
@@ -40,13 +44,15 @@ def load(
         is_trainable: Whether the adapter is trained further.
         check_base: Whether to refuse a base with other weights than the adapter was trained on, for example the same
             ones in 16 bits, and a folder that does not say on which base it was trained.
+        extractor: The network that makes the features, for an adapter with condition source "extractor".
+        allow_download: Whether an extractor that the folder names may be downloaded.
 
     Returns:
         The model, which takes conditions and task ids, see `wrap`.
 
     Raises:
-        ValueError: A file is missing or damaged, the adapter is of another kind, or the base is another one. Nothing
-            is changed then.
+        ValueError: A file is missing or damaged, a number is not finite, the adapter is of another kind, the base is
+            another one, or an extractor would be downloaded. Nothing is changed then.
 
     Example:
         >>> import peft, tempfile, torch, metalora.peft
@@ -59,9 +65,39 @@ def load(
         torch.Size([3, 4])
     """
     if Path(folder).is_dir():  # otherwise it may be the name of a repository, which PEFT downloads
-        _check_files(Path(folder))
+        check_folder(Path(folder))
     elif Path(folder).exists() or str(folder).startswith((".", "/", "~")):
         raise ValueError(f"{folder}: no such folder")
+    token = SOURCE.set(Source(extractor, allow_download))
+    try:
+        with unchanged_on_error(model, extractor), _errors_that_name(folder):
+            _check_kind_and_base(model, folder, check_base)
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable)
+            else:
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name, is_trainable=is_trainable)
+            return wrap(model)
+    finally:
+        SOURCE.reset(token)
+
+
+@contextmanager
+def _errors_that_name(folder: str | Path) -> Iterator[None]:
+    """Make every error of the block a ValueError that names a folder; one of a full memory stays what it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if message.startswith(str(folder)) else f"{folder}: {message}") from None
+    except OF_PEFT as error:
+        reason = cut(" ".join(str(error).split()))
+        raise ValueError(f"{folder}: cannot be loaded ({type(error).__name__}: {reason})") from None
+
+
+def _check_kind_and_base(model: nn.Module, folder: str | Path, check_base: bool) -> None:
+    """Raise a ValueError if an adapter is not one of this library, or, if asked, was trained on another base."""
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, TensorNetworkConfig):
         raise ValueError(
@@ -70,55 +106,6 @@ def load(
         )
     if check_base:
         _check_base(model, folder, config)
-    try:
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable)
-        else:
-            model = PeftModel.from_pretrained(model, str(folder), adapter_name, is_trainable=is_trainable)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    return wrap(model)
-
-
-def _check_files(folder: Path) -> None:
-    """Raise a ValueError if files are missing or damaged, or do not belong together."""
-    config = _read_config(folder)
-    if config["peft_type"] != NAME or (folder / PICKLE_FILE).is_file():  # PEFT reads the pickle, we do not open it
-        return
-    names = _tensor_names(folder)
-    placement = config.get("placement") or {}
-    expected = set(placement.get("tensors", names))
-    for name in sorted(expected ^ names):
-        problem = "missing" if name in expected else "not expected"
-        raise ValueError(f"{folder / TENSOR_FILE}: tensor {name!r} is {problem}")
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The contents of adapter_config.json, which has a `peft_type`."""
-    try:
-        text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: no {CONFIG_FILE}, expected the folder of a saved adapter") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{folder / CONFIG_FILE}: not JSON ({error})") from None
-    config: Any = parse_json(text, str(folder / CONFIG_FILE))
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise ValueError(f"{folder / CONFIG_FILE}: no peft_type, expected {NAME!r}")
-    return config
-
-
-def _tensor_names(folder: Path) -> set[str]:
-    """The names that the adapter's tensors have in the adapter itself."""
-    prefix = f"{CONTAINER_NAME}.metalora_adapters."
-    if not (folder / TENSOR_FILE).is_file():
-        raise ValueError(f"{folder}: no {TENSOR_FILE}, expected the folder of a saved adapter")
-    try:
-        with safe_open(folder / TENSOR_FILE, "pt") as file:
-            keys = list(file.keys())
-    except SafetensorError as error:
-        raise ValueError(f"{folder / TENSOR_FILE}: truncated or damaged ({error})") from None
-    # The other tensors of the file are those of modules_to_save.
-    return {key.partition(prefix)[2] for key in keys if prefix in key}
 
 
 def _check_base(model: nn.Module, folder: str | Path, config: TensorNetworkConfig) -> None:

@@ -34,9 +34,10 @@ from metalora.integrations.peft.container import (
 from metalora.integrations.peft.layers import LAYER_CLASSES, AdaptedModule
 from metalora.integrations.peft.peft_api import BaseTuner
 from metalora.integrations.peft.registration import PREFIX
-from metalora.integrations.peft.saved_layout import check_frozen_factors, saved_values
+from metalora.integrations.peft.saved_layout import check_frozen_factors, check_saved_shapes, saved_values
 from metalora.integrations.peft.target_resolution import (
     ALL_LINEAR,
+    check_patterns_of,
     is_all_linear,
     resolve_targets,
     skipped_by_all_linear,
@@ -72,6 +73,7 @@ class TensorNetworkModel(BaseTuner):
         if container is not None and adapter_name in container.adapters_by_name():
             container.delete_adapter(adapter_name)
         config = cast(Mapping[str, Any], self.peft_config)[adapter_name]
+        check_patterns_of(model, config)
         # Before PEFT replaces "all-linear" by names and the layers by adapted ones.
         self._all_linear = is_all_linear(config)
         skipped = skipped_by_all_linear(model, config) if self._all_linear else ()
@@ -145,8 +147,9 @@ class TensorNetworkModel(BaseTuner):
             module = self.model.get_submodule(target.path)
             bases[target.path] = getattr(module, "base_layer", module)  # another adapter may be there already
         adapter_config = config.adapter_config(tuple(bases))
+        check_saved_shapes(config, adapter_config, targets)
         with container.base_only():  # the width of a condition's features is found by a forward of the base
-            adapter = build(self.model, adapter_config, targets, bases)
+            adapter = build(self.model, adapter_config, targets, bases, extractor=config.extractor_from_caller())
         check_frozen_factors(config, adapter)
         adapter.started = adapter.started or config.placement is not None  # a saved adapter has had its data
         adapter.digest_in_file = (config.placement or {}).get("digest")

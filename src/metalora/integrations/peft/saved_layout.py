@@ -6,17 +6,19 @@ other targets, with other indices into the shared factors; the saved layout, fie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from metalora._util.shown import shown
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.expected_shapes import expected_shapes
 from metalora.adapters.layout import counted_stacks
 from metalora.adapters.targets import Target
-from metalora.config import config_in_file
+from metalora.config import AdapterConfig, config_in_file
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.container import layers_of, weight_of
 from metalora.io.base_samples import sample_base, trained_with
@@ -55,6 +57,26 @@ def check_same_targets(model: nn.Module, config: TensorNetworkConfig, matched: M
         if target is None or target.sizes != sizes:
             sizes_here = "a module that cannot be adapted" if target is None else target.sizes
             raise ValueError(f"the adapter was made for a layer {path!r} of sizes {sizes}, here it is {sizes_here}")
+
+
+def check_saved_shapes(config: TensorNetworkConfig, resolved: AdapterConfig, targets: Sequence[Target]) -> None:
+    """Check, before anything is allocated, that a loaded adapter's configuration makes tensors of the saved shapes.
+
+    Args:
+        config: The configuration of the adapter.
+        resolved: The library's own configuration of it.
+        targets: Its targets.
+
+    Raises:
+        ValueError: A tensor has another shape, or frozen factors, which are not saved, are larger than the base.
+    """
+    if config.placement is None:
+        return
+    saved = {name: tuple(shape) for name, shape in config.placement["tensors"].items()}
+    shapes = expected_shapes(targets, resolved)
+    for name, shape in shapes.items():
+        if saved.get(name) != shape:
+            raise ValueError(f"tensor {shown(name)} has shape {saved.get(name)}, by the configuration it is {shape}")
 
 
 def check_frozen_factors(config: TensorNetworkConfig, adapter: Adapter) -> None:

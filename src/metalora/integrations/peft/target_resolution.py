@@ -7,16 +7,29 @@ from copy import copy
 from dataclasses import replace
 
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import nn
 
+from metalora._util.patterns import MOST_PATTERNS, check_patterns
 from metalora.adapters.skipped import SkippedWeight, skipped_weights
 from metalora.adapters.targets import Refusal, Target, refusal
 from metalora.integrations.peft.compat import resolve_quantization_backend
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.saved_layout import check_same_targets
+from metalora.io.lora.format import AS_PEFT_MATCHES
 from metalora.methods.registry import get_method
 
 ALL_LINEAR = "all-linear"
+NAMES_OR_PATTERN = ("target_modules", "exclude_modules")
+EXPRESSIONS = {
+    "target_modules": "(?:{})$",
+    "exclude_modules": "(?:{})$",
+    "layers_pattern": r"(?:^|.*?\.){}\.(?P<idx>\d+)\.",
+    "modules_to_save": r"(^|.*\.){}($|\..*)",
+    "rank_pattern": AS_PEFT_MATCHES,
+    "alpha_pattern": AS_PEFT_MATCHES,
+}
+"""Field with patterns -> the expression into which PEFT puts each of them."""
 NO_NUMBERED_LAYER: tuple[int, ...] = ()
 """The layer coordinate of targets that are in no numbered layer, such as a pooler; it sorts before all others."""
 
@@ -62,6 +75,32 @@ def _refusal(model: nn.Module, path: str) -> Refusal | None:
     base = getattr(module, "base_layer", module)
     # A quantised weight is refused in general, but PEFT may have a backend that can read and write it.
     return None if resolve_quantization_backend(base) is not None else refusal(model, path, base)
+
+
+def check_patterns_of(model: nn.Module, config: TensorNetworkConfig) -> None:
+    """Check that PEFT can match the regular expressions of a configuration against a model in a short time.
+
+    Args:
+        model: The base model.
+        config: The configuration.
+
+    Raises:
+        ValueError: A pattern is not a regular expression or could take too long, or there are too many names.
+
+    Example:
+        >>> model = nn.ModuleDict({"attention_output_projection_of_layer": nn.Linear(2, 2)})
+        >>> check_patterns_of(model, TensorNetworkConfig(target_modules="(([a-z_]+)+)+!"))
+        Traceback (most recent call last):
+        ValueError: target_modules: '(([a-z_]+)+)+!' could take too long to match
+    """
+    texts = [path for path, _ in model.named_modules()] + list(EMBEDDING_LAYER_NAMES)
+    for name, expression in EXPRESSIONS.items():
+        value = getattr(config, name) or ()
+        if name in NAMES_OR_PATTERN and not isinstance(value, str):  # PEFT compares names as they are
+            if len(value) > MOST_PATTERNS:
+                raise ValueError(f"{name}: {len(value):,} names, expected at most {MOST_PATTERNS:,}")
+            continue
+        check_patterns([value] if isinstance(value, str) else value, texts, name, expression)
 
 
 def is_all_linear(config: TensorNetworkConfig) -> bool:

@@ -112,7 +112,12 @@ def combine(
 
 
 def read_updates(
-    model: nn.Module, path: str | Path, condition: Condition | None = None, task: int | None = None
+    model: nn.Module,
+    path: str | Path,
+    condition: Condition | None = None,
+    task: int | None = None,
+    *,
+    allow_download: bool = False,
 ) -> dict[str, LowRankUpdate]:
     """Read a trained adapter as updates by the module paths of its base.
 
@@ -121,6 +126,7 @@ def read_updates(
         path: An adapter file, a folder of PEFT, or a file of kohya or LyCORIS.
         condition: The condition of one example, for an adapter file with generated factors.
         task: Number of the task, for an adapter file with tasks.
+        allow_download: Whether an extractor that an adapter file names may be downloaded.
 
     Returns:
         Module path -> update.
@@ -155,7 +161,7 @@ def read_updates(
         warnings.warn(
             f"{path}: {len(left_out)} tensors of a further module are left out: {left_out[0]!r}", stacklevel=2
         )
-    adapter = load(model, path)
+    adapter = load(model, path, allow_download=allow_download)
     try:
         return low_rank_updates(adapter, condition, task)
     except ValueError as error:

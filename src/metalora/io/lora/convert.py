@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import attach, detach
+from metalora.adapters.all_or_nothing import unchanged_on_error
+from metalora.adapters.attach import attach
 from metalora.config import AdapterConfig
 from metalora.fitting.fit_updates import FitReport, fit_updates
 from metalora.fitting.updates import LowRankUpdate
@@ -79,12 +80,9 @@ def convert(
         raise ValueError(f"convert: tasks={config.tasks} for {len(loras)} LoRAs; leave it out")
     updates = [_read(model, lora, f"LoRA {number}") for number, lora in enumerate(loras)]
     paths = tuple(dict.fromkeys(path for by_path in updates for path in by_path))  # of all LoRAs, each path once
-    adapter = attach(model, replace(config, targets=paths, exclude=(), tasks=len(loras)))
-    try:  # the shapes of the updates are known to fit only once there is a layout
+    with unchanged_on_error(model):  # the shapes of the updates are known to fit only once there is a layout
+        adapter = attach(model, replace(config, targets=paths, exclude=(), tasks=len(loras)))
         report = fit_updates(adapter, updates)
-    except ValueError:
-        detach(model)
-        raise
     params_before = sum(_num_params(update) for by_path in updates for update in by_path.values())
     return adapter, Conversion(report, params_before, adapter.num_params())
 

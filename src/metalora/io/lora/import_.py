@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.adapters.attach import attach
 from metalora.config import AdapterConfig
 from metalora.fitting.updates import LowRankUpdate
-from metalora.io.lora.format import in_model, read_lora
+from metalora.io.lora.format import check_shape, in_model, read_lora
 from metalora.io.lora.kohya import read_kohya
 from metalora.tensornet.truncation.truncated_svd import truncated_svd
 
@@ -87,8 +88,9 @@ def attach_updates(model: nn.Module, updates: Mapping[str, LowRankUpdate]) -> Ad
         rank_pattern={target: rank for target, rank in ranks.items() if rank != largest},
         targets=tuple(updates),
     )
-    adapter = attach(model, config)
-    set_factors(adapter, updates)
+    with unchanged_on_error(model):
+        adapter = attach(model, config)
+        set_factors(adapter, updates)
     return adapter
 
 
@@ -118,11 +120,4 @@ def _within_full_rank(update: LowRankUpdate) -> LowRankUpdate:
 def check_shapes(model: nn.Module, updates: Mapping[str, LowRankUpdate], path: str | Path) -> None:
     """Raise a ValueError for an update that has not the shape of its module's weight."""
     for target, update in updates.items():
-        module = model.get_submodule(target)
-        weight = getattr(module, "weight", None)
-        stored = () if weight is None else tuple(weight.shape)
-        shape = (len(update.up), *update.down.shape[1:])
-        # the linear layer of GPT-2 and an embedding store (in, out)
-        is_transposed = type(module).__name__ == "Conv1D" or isinstance(module, nn.Embedding)
-        if stored != (shape[::-1] if is_transposed else shape):
-            raise ValueError(f"{path}: {target!r} has an update for a weight of {shape}, the model's is {stored}")
+        check_shape(model.get_submodule(target), target, update, path)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from metalora._util.shown import cut, shown
 from metalora._util.suggest import nearest
 from metalora.fitting.updates import LowRankUpdate
-from metalora.io.lora.format import read_tensors
+from metalora.io.lora.format import check_numbers, check_shape, read_tensors
 from metalora.io.lora.lycoris import SUFFIXES, update_of
 
 PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te", "lycoris", "lora")
@@ -31,7 +32,8 @@ def read_kohya(path: str | Path, model: nn.Module) -> dict[str, LowRankUpdate]:
     """Read a file of kohya or LyCORIS: LoRA and LoCon, LoHa and LoKr, by flattened names (lora_unet_mid_block_...).
 
     The scale alpha / rank is multiplied into `up`, a Tucker core into `down`. Of rank R, LoHa becomes an update of rank
-    R^2, LoKr one of rank R times the smaller side of its first factor; both exactly.
+    R^2, LoKr one of rank R times the smaller side of its first factor, both at most of the smaller side of the weight;
+    exactly.
 
     Args:
         path: A safetensors file.
@@ -41,8 +43,9 @@ def read_kohya(path: str | Path, model: nn.Module) -> dict[str, LowRankUpdate]:
         Module path -> update, with down (rank, in) or (rank, in, kh, kw) and up (out, rank).
 
     Raises:
-        ValueError: The file is missing or damaged, a name stands for no module or for several, a module's tensors are
-            of another algorithm (DoRA, OFT, ...) or do not fit together.
+        ValueError: The file is missing or damaged, a number is not finite, a name stands for no module or for several,
+            two names for one, or a module's tensors are of another algorithm (DoRA, OFT, ...), do not fit together, or
+            not to the module.
 
     Example:
         >>> import tempfile, torch
@@ -59,27 +62,43 @@ def read_kohya(path: str | Path, model: nn.Module) -> dict[str, LowRankUpdate]:
         {'mid.conv': (2, 6, 3, 3)}
     """
     tensors = read_tensors(Path(path), f"{path}: no such file")
+    check_numbers(tensors, path)
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         module_name, _, suffix = name.partition(".")
         if suffix not in SUFFIXES:
-            raise ValueError(f"{path}: {name!r} is not a part of a LoCon, LoHa or LoKr ({', '.join(SUFFIXES)})")
+            raise ValueError(f"{path}: {shown(name)} is not a part of a LoCon, LoHa or LoKr ({', '.join(SUFFIXES)})")
         groups.setdefault(module_name, {})[suffix] = value.float()
     if not groups:
         raise ValueError(f"{path}: holds no LoRA")
     paths_by_flat_name: dict[str, list[str]] = {}
     for module_path, _ in model.named_modules():
         paths_by_flat_name.setdefault(module_path.replace(".", "_"), []).append(module_path)
-    updates = {}
+    updates: dict[str, LowRankUpdate] = {}
     for name, group in groups.items():
         module_path = _module_path(name, paths_by_flat_name, path)
-        module = model.get_submodule(module_path)
-        kernel = tuple(module.kernel_size) if isinstance(module, nn.Conv1d | nn.Conv2d) else ()
-        try:
-            updates[module_path] = update_of(group, kernel)
-        except ValueError as error:
-            raise ValueError(f"{path}: {name!r} {error}") from None
+        if module_path in updates:
+            raise ValueError(f"{path}: two updates of module {module_path!r}, the second by the name {shown(name)}")
+        updates[module_path] = _update(group, model, module_path, f"{path}: {shown(name)}")
     return updates
+
+
+def _update(group: Mapping[str, Tensor], model: nn.Module, module_path: str, place: str) -> LowRankUpdate:
+    """Return the update of a module; ValueError if its tensors do not fit together, or not to the module."""
+    module = model.get_submodule(module_path)
+    kernel = tuple(module.kernel_size) if isinstance(module, nn.Conv1d | nn.Conv2d) else ()
+    # First with the shapes alone: small factors may stand for a product that no memory holds.
+    shapes = {suffix: value if suffix == "alpha" else value.to("meta") for suffix, value in group.items()}
+    try:
+        check_shape(module, module_path, update_of(shapes, kernel), place)
+        update = update_of(group, kernel)
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(place) else f"{place} {error}") from None
+    except (RuntimeError, IndexError, TypeError) as error:  # axes that torch cannot multiply
+        raise ValueError(f"{place} has tensors that do not fit together ({cut(str(error))})") from None
+    if not all(half.isfinite().all() for half in update):
+        raise ValueError(f"{place} has a product, or a product with its scale, that is not finite")
+    return update
 
 
 def _module_path(name: str, paths_by_flat_name: Mapping[str, list[str]], path: str | Path) -> str:
@@ -92,8 +111,8 @@ def _module_path(name: str, paths_by_flat_name: Mapping[str, list[str]], path: s
                 matches = [*matches, *paths]
     if not matches:
         problem = f"names no module{nearest(flat, paths_by_flat_name)}"
-        raise ValueError(f"{path}: {name!r} {problem[:300]}")
+        raise ValueError(f"{path}: {shown(name)} {problem[:300]}")
     if len(matches) > 1:
         problem = f"names {len(matches)} modules: {', '.join(matches)}"
-        raise ValueError(f"{path}: {name!r} {problem[:300]}")
+        raise ValueError(f"{path}: {shown(name)} {problem[:300]}")
     return matches[0]

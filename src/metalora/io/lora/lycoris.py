@@ -52,10 +52,20 @@ def _only(group: Mapping[str, Tensor], names: tuple[str, ...], required: tuple[s
     for name in required:
         if name not in group:
             raise ValueError(f"has no {name}")
+    _check_axes(group)
     return {name: value for name, value in group.items() if name != "alpha"}
 
 
+def _check_axes(group: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError for a tensor, other than alpha, without rows and columns."""
+    for name, value in group.items():
+        if name != "alpha" and (value.ndim < 2 or value.numel() == 0):
+            raise ValueError(f"has {name} of shape {tuple(value.shape)}, expected rows and columns")
+
+
 def _scale(alpha: Tensor | None, rank: int) -> float:
+    if alpha is not None and alpha.numel() != 1:
+        raise ValueError(f"has an alpha of shape {tuple(alpha.shape)}, expected one number")
     return 1.0 if alpha is None else float(alpha) / rank  # LyCORIS: without alpha, alpha is the rank
 
 
@@ -63,6 +73,7 @@ def _locon(group: Mapping[str, Tensor]) -> LowRankUpdate:
     down, up, mid = (group.get(name) for name in LOCON)
     if down is None or up is None:
         raise ValueError(f"has lora_{'up' if down is None else 'down'} alone, expected both")
+    _check_axes(group)
     rank = up.shape[1]
     if mid is not None:  # core (rank, rank, kh, kw) and down (rank, in, 1, 1) -> (rank, in, kh, kw)
         down = torch.einsum("ab...,bi->ai...", mid, down.flatten(1))
@@ -85,6 +96,9 @@ def _loha(group: Mapping[str, Tensor], alpha: Tensor | None, kernel: tuple[int, 
     (up1, down1), (up2, down2) = sides
     if len(up1) != len(up2) or down1.shape[1] != down2.shape[1]:
         raise ValueError(f"has factors of {len(up1)} x {down1.shape[1]} and {len(up2)} x {down2.shape[1]}")
+    if len(down1) * len(down2) > min(len(up1), down1.shape[1]):  # then the weight itself is the smaller form
+        up, down = _by_smaller_side((up1 @ down1) * (up2 @ down2))
+        return LowRankUpdate(_with_kernel(down, kernel), up * _scale(alpha, len(down1)))
     down = (down1[:, None] * down2).flatten(0, 1)  # (rank1 * rank2, in * kernel)
     up = (up1[:, :, None] * up2[:, None, :]).flatten(1)  # (out, rank1 * rank2)
     return LowRankUpdate(_with_kernel(down, kernel), up * _scale(alpha, len(down1)))
@@ -107,16 +121,21 @@ def _kronecker_factor(group: Mapping[str, Tensor], number: int) -> tuple[Tensor,
     full, up, down = (group.get(f"lokr_w{number}{part}") for part in ("", "_a", "_b"))
     core = group.get("lokr_t2") if number == 2 else None
     if full is not None:
-        matrix = full.reshape(len(full), -1)
-        identity = torch.eye(min(matrix.shape), dtype=matrix.dtype)
-        return (identity, matrix) if len(matrix) == len(identity) else (matrix, identity)
+        return _by_smaller_side(full.reshape(len(full), -1))
     if up is None or down is None:
         raise ValueError(f"has neither lokr_w{number} nor both lokr_w{number}_a and lokr_w{number}_b")
     if core is not None:  # with a core, up is stored as (rank, o)
         up, down = up.mT, torch.einsum("ab...,bi->ai...", core, down).reshape(len(core), -1)
     if up.shape[1] != len(down):
         raise ValueError(f"has lokr_w{number}_a {tuple(up.shape)} and lokr_w{number}_b {tuple(down.shape)}")
-    return up, down
+    down = down.flatten(1)
+    return _by_smaller_side(up @ down) if len(down) > min(len(up), down.shape[1]) else (up, down)
+
+
+def _by_smaller_side(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a matrix as up and down, one of which is an identity."""
+    identity = torch.eye(min(matrix.shape), dtype=matrix.dtype, device=matrix.device)
+    return (identity, matrix) if len(matrix) == len(identity) else (matrix, identity)
 
 
 def _with_kernel(down: Tensor, kernel: tuple[int, ...]) -> Tensor:
