@@ -131,6 +131,11 @@ TEXTS = {
     "no checkpoint": (TrainConfig, "checkpoint_every: 0", "checkpoint_every is 0, expected at least 1"),
     "an alpha of NaN": (AdapterConfig, "alpha: .nan", "alpha is nan, expected a finite number"),
     "an infinite alpha": (AdapterConfig, "alpha: -.inf", "alpha is -inf, expected a finite number"),
+    "an alpha beyond single precision": (
+        AdapterConfig,
+        "alpha: -1.0e+39",
+        "alpha is -1e+39, expected a finite number, of a magnitude of at most 3.4e+38",
+    ),
     "an alpha beyond floats": (AdapterConfig, "alpha: 1" + "0" * 400, "alpha is inf, expected a finite number"),
     "a rank below": (AdapterConfig, "rank: {r: 0}", "rank.r is 0, expected at least 1"),
     "a seed beyond the generators": (AdapterConfig, f"seed: {2**64}", "expected at least 0 and at most"),

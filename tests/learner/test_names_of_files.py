@@ -20,8 +20,9 @@ def network():
 
 
 def rename(path, *parts):
-    """Write a name into the description of a folder."""
+    """Write a name into the description of a folder, without the checksum, as earlier versions wrote it."""
     description = json.loads(path.read_text())
+    description.pop("sha256", None)
     place = description
     for part in parts[:-2]:
         place = place[part]

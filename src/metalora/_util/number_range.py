@@ -6,10 +6,13 @@ from typing import Any
 
 from metalora._util.shown import shown
 
+LARGEST = 3.4e38
+"""Of a real number: a larger one is infinite in single precision, in which adapters compute."""
+
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers between two bounds; with no bound, all of them.
+    """The finite numbers between two bounds; with no bound, all of them. Single precision must hold a real number.
 
     Attributes:
         least: The smallest number.
@@ -29,7 +32,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         return (
-            (not isinstance(value, float) or math.isfinite(value))
+            (not isinstance(value, float) or abs(value) <= LARGEST)
             and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)
@@ -63,7 +66,9 @@ class Range:
             for key, item in value.items():
                 self.check(item, f"{place}.{key}")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and value not in self:
-            raise ValueError(f"{place} is {shown(value)}, expected {self}")
+            too_large = isinstance(value, float) and LARGEST < abs(value) < math.inf
+            limit = f", of a magnitude of at most {LARGEST}" if too_large else ""
+            raise ValueError(f"{place} is {shown(value)}, expected {self}{limit}")
 
 
 PROBABILITY = Range(least=0, most=1)
