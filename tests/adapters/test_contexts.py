@@ -529,6 +529,19 @@ def test_a_condition_without_effect_is_refused(call, message):
     assert served.adapter.state.forward is None and served.adapter.current().enabled
 
 
+def test_task_ids_of_a_batch_do_not_stop_the_frozen_base():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    with torch.no_grad():
+        right = model(X)
+        adapter = attach(model, AdapterConfig("metatt-4+1d", 2, targets="0,1", tasks=3))
+        randomise(adapter)
+        with adapter.disabled():
+            assert torch.equal(model(X, task_ids=[0, 2]), right)
+        with adapter.running_frozen():
+            assert torch.equal(model(X, task_ids=1, condition=adapter.task(1)), right)
+
+
 def test_an_argument_that_the_model_has_itself_goes_to_the_model():
     model, adapter = shared_factors(own_argument=True)
     own = torch.randn(2, 16)

@@ -377,6 +377,17 @@ def test_one_condition_for_all_is_the_merged_model():
     assert torch.equal(decoder.model.generate(IDS, **OPTIONS), found)
 
 
+@pytest.mark.parametrize("copied_by", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_model_writes_by_itself(copied_by):
+    decoder = Decoder()
+    copied = copied_by(decoder.model)
+    with torch.no_grad():
+        for parameter in decoder.adapter.parameters():
+            parameter.zero_()
+    assert torch.equal(copied.generate(IDS, **OPTIONS), decoder.right())
+    assert not torch.equal(decoder.model.generate(IDS, **OPTIONS), decoder.right())
+
+
 def test_the_guard_of_generate_is_removed_with_the_adapter():
     decoder = Decoder()
     decoder.adapter.detach()

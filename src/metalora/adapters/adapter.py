@@ -376,10 +376,17 @@ class Adapter(nn.Module):
             inputs = prompt_inputs(inputs)
         if self.extractor:
             return self.recorder.features_of(self.extractor[0], self.extractor_images(inputs))
-        self._check_base()
-        # Features are those of the base, whatever the adapter has learned.
-        with self.state.part(enabled=False, depth=self.blocks.active.get().depth):
+        with self.running_frozen():  # features are those of the base, whatever the adapter has learned
             return self.recorder.features_of(self.model, inputs)
+
+    def running_frozen(self) -> contextlib.AbstractContextManager[None]:
+        """Run the frozen base inside, for the library itself: calls inside may have conditions, unlike in `disabled`.
+
+        Raises:
+            ValueError: The adapter is merged.
+        """
+        self._check_base()
+        return self.state.part(enabled=False, depth=self.blocks.active.get().depth)
 
     def _check_base(self) -> None:
         """Raise a ValueError if the frozen network cannot run, because its weights hold Delta W."""

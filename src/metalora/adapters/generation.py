@@ -120,7 +120,7 @@ def guard_generate(model: nn.Module, host: Host) -> None:
     own = getattr(model, "generate", None)
     if callable(own):
         guarded = functools.partial(_guarded, model, host, vars(model).get("generate"))
-        functools.update_wrapper(guarded, own)
+        functools.update_wrapper(guarded, own, ("__name__", "__doc__"))  # its annotations do not pickle
         model.generate = guarded  # type: ignore[assignment]
 
 

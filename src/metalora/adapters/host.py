@@ -145,8 +145,8 @@ class AttachedHost:
         active = adapter.blocks.active.get()
         if not forward.enabled:
             active.check_generators()
-        # The inputs of features may have task ids, which the frozen network does not need.
-        check_can_use(adapter, active.enabled or forward.outer is not None, condition, task_ids)
+        if forward.outer is None or forward.enabled:  # not what the library itself runs frozen, such as a user's loss
+            check_can_use(adapter, forward.enabled, condition, task_ids)
         if forward.enabled and not adapter.merged:
             begin_forward(adapter, condition, task_ids, args, inputs)
         return args, kwargs
@@ -214,9 +214,10 @@ def check_can_use(adapter: Adapter, enabled: bool, condition: Condition | None, 
     """Raise a ValueError if a condition or task ids are passed where they have no effect."""
     if condition is None and task_ids is None:
         return
-    name = "task_ids" if condition is None else "condition"
     if not enabled:
-        raise ValueError(f"{name}=... inside of disabled(), where the frozen base runs: leave one of the two out")
+        if condition is not None:
+            raise ValueError("condition=... inside of disabled(), where the frozen base runs: leave one of the two out")
+        return  # task ids belong to a batch as labels do, and may be there
     if adapter.merged:
         raise ValueError("the adapter is merged, so a forward takes no condition and no task_ids; unmerge it first")
     if not adapter.per_example:

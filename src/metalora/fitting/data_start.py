@@ -87,7 +87,7 @@ def start_from_data(
     _check(adapter, rho, part)
     single = isinstance(batches, Tensor) or hasattr(batches, "keys")
     moments = {path: InputMoments(target.sizes["in"]) for path, target in adapter.targets.items()}
-    with _counted(adapter, moments) as state, adapter.disabled():
+    with _counted(adapter, moments) as state, adapter.running_frozen():
         for batch in cast(Iterable[Inputs], [batches] if single else batches):
             state["mask"] = token_mask(batch)
             run(model, batch)

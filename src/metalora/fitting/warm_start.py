@@ -194,7 +194,7 @@ def _downhill_updates(adapter: Adapter, loss: Callable[[], Tensor], rank: int, c
         for weight in weights.values():
             weight.requires_grad_(True)
         # the gradient of the base's weight W is that of W + Delta W at Delta W = 0
-        with adapter.disabled(), torch.enable_grad():
+        with adapter.running_frozen(), torch.enable_grad():
             gradients = torch.autograd.grad(loss(), list(weights.values()), allow_unused=True)
     finally:  # the base stays frozen, also if the loss fails
         for weight in weights.values():

@@ -261,10 +261,11 @@ class AdapterContainer(TunerLayer, nn.Module):
             for name in condition:
                 if name not in self.metalora_adapters:
                     raise ValueError(f"condition: no adapter is named {name!r}{nearest(name, self.metalora_adapters)}")
+        frozen = self.disable_adapters or self.is_base_only  # task ids belong to a batch, as labels do
         takers = {
             "condition": condition is None
             or any(_condition_of(condition, name, adapter) is not None for name, adapter in running.items()),
-            "task_ids": task_ids is None or any(adapter.task_keys for adapter in running.values()),
+            "task_ids": task_ids is None or frozen or any(adapter.task_keys for adapter in running.values()),
         }
         unused = [name for name, used in takers.items() if not used]
         if unused:
