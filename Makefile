@@ -3,7 +3,7 @@ DATA ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup test laws conformance attack lint demo bench gpu gpu-wheels clean
+.PHONY: setup test laws conformance attack lint hashes demo bench gpu gpu-wheels clean
 
 setup: .venv/.stamp
 
@@ -32,6 +32,11 @@ lint: setup
 	$(BIN)/ruff format --check src papers tests examples tools
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+hashes:  # of all files that PyPI has of the versions in constraints.txt; needs uv (pip install uv)
+	UV_CUSTOM_COMPILE_COMMAND="make hashes" uv pip compile --quiet --no-config --no-deps --no-annotate \
+		--generate-hashes --python-version 3.11 --index-url https://pypi.org/simple -o constraints-hashes.txt \
+		constraints.txt
 
 demo: setup
 	$(BIN)/metalora-papers demo --data $(DATA)
