@@ -139,7 +139,7 @@ BAD_FILES = {
     "a rank of a billion": (
         lambda p: rewrite(p, config=described(p)["config"] | {"rank": 10**9}),
         KEEP,
-        "config.rank is 1000000000, above the 4096 numbers",
+        "rank 1000000000 of bond 'r' is above",
     ),
     "a wide mapping net": (
         lambda p: rewrite(
@@ -147,7 +147,7 @@ BAD_FILES = {
             config=described(p)["config"] | {"condition": described(p)["config"]["condition"] | {"hidden": 2 * 10**8}},
         ),
         KEEP,
-        "config.condition.hidden is 200000000, above",
+        "expected (4, 200000000) by the configuration",
     ),
     "NaN": (with_nan, KEEP, "'factors/2.2.B' has numbers that are not finite"),
     "not there": (lambda p: p.unlink(), KEEP, "no such adapter file"),

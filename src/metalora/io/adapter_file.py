@@ -7,7 +7,6 @@ and "also/NAME" (the state of an extra module).
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,12 @@ from metalora._util.files import write_atomically
 from metalora._util.reading import read_regular
 from metalora._util.shown import shown
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.attach import adapter_of, attach, detach
+from metalora.adapters.all_or_nothing import unchanged_on_error
+from metalora.adapters.attach import adapter_of, attach
 from metalora.adapters.conditioning.extractor import check_no_download
+from metalora.adapters.expected_shapes import expected_shapes
 from metalora.adapters.layout import counted_stacks
+from metalora.adapters.targets import find_targets
 from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, config_in_file, from_dict, missing_in_file
 from metalora.io.base_samples import check_samples, sample_base, trained_with
 from metalora.io.condition_file import adapter_digest, extractor_digest
@@ -42,7 +44,6 @@ SCHEMA = {
     "base": {"class": str, "fingerprint": (str, type(None)), "left_out?": [str]},
     "given?": [str],
 }
-HARMLESS_SIZE = 4096  # a setting that a method does not use may be above the numbers of a small file
 ANOTHER_BASE = "; check_base=False loads it all the same"
 
 
@@ -257,45 +258,35 @@ def load(
         check_no_download(config.condition, path)
     if missing := missing_in_file(description["config"]):
         raise ValueError(f"{path}: config has no {missing!r}")
-    _check_sizes(config, tensors, path)
     _check_base(model, description, path, check_base)
-    try:
-        adapter = attach(model, config, extractor=extractor)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    try:
+    _check_shapes(model, config, tensors, path)
+    with unchanged_on_error(model, extractor):
+        try:
+            adapter = attach(model, config, extractor=extractor)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         if check_base and adapter.extractor:
             check_samples(description["base"], {"extractor": extractor_digest(adapter)}, path, ANOTHER_BASE)
         _restore(adapter, description, tensors, path)
-    except BaseException:  # also Ctrl-C
-        detach(model)
-        raise
     if extra_module is not None:
         extra_module.load_state_dict(_without_prefix(extra_tensors, EXTRA))
     return adapter
 
 
-def _check_sizes(config: AdapterConfig, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise a ValueError for a size that none of the tensors can have, before anything is allocated.
-
-    Every bond, expert, task, feature and hidden unit has a number of its own in some tensor of the file.
-    """
-    largest = max(HARMLESS_SIZE, sum(tensor.numel() for tensor in tensors.values()))
-    ranks = config.rank.values() if isinstance(config.rank, dict) else config.rank
-    ranks = (ranks,) if isinstance(ranks, int) else ranks
-    sizes = {
-        "rank": () if config.clip_rank else ranks,
-        "rank_pattern": () if config.clip_rank else config.rank_pattern.values(),
-        "experts": (config.experts,),
-        "tasks": (config.tasks,),
-        "digits": [int(word) for text in config.digits.values() for word in re.findall(r"\d{1,18}", text)],
-        "condition.hidden": (config.condition.hidden,),
-        "condition.feature_size": (config.condition.feature_size or 0,),
-    }
-    for name, values in sizes.items():
-        size = max(values, default=0)
-        if size > largest:
-            raise ValueError(f"{path}: config.{name} is {shown(size)}, above the {largest} numbers of its tensors")
+def _check_shapes(model: nn.Module, config: AdapterConfig, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise a ValueError unless the tensors have the shapes that the configuration asks for, before any is made."""
+    try:
+        shapes = expected_shapes(find_targets(model, config.targets, config.exclude), config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    for name, shape in shapes.items():
+        part, _, rest = name.partition(".")
+        in_file = CONDITIONER + rest if part == "conditioner" else FACTORS + rest.replace("/", ".")
+        if in_file not in tensors:
+            raise ValueError(f"{path}: tensor {shown(in_file)} is missing")
+        if tensors[in_file].shape != shape:
+            found = tuple(tensors[in_file].shape)
+            raise ValueError(f"{path}: {shown(in_file)} has shape {found}, expected {shape} by the configuration")
 
 
 def _check_base(model: nn.Module, description: Mapping[str, Any], path: str | Path, check_weights: bool) -> None:

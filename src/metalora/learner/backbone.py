@@ -123,6 +123,17 @@ def check_no_download(name: str | None, place: object) -> None:
         )
 
 
+def network_of(backbone: str | nn.Module | Backbone | None) -> nn.Module | None:
+    """Return the network of the caller that a load may change; None if the load makes one by its name.
+
+    Example:
+        >>> network_of("minilm") is None
+        True
+    """
+    model = backbone.model if isinstance(backbone, Backbone) else backbone
+    return model if isinstance(model, nn.Module) else None
+
+
 def _load_by_name(name: str) -> tuple[nn.Module, Any]:
     """Return the network of a name, and its tokenizer; None for a network that takes no text."""
     library, _, rest = name.partition(":")

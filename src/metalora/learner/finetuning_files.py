@@ -17,7 +17,7 @@ from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.config import from_dict, to_dict
 from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import checksum
-from metalora.learner.backbone import Backbone, check_no_download, load_backbone
+from metalora.learner.backbone import Backbone, check_no_download, load_backbone, network_of
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
 from metalora.learner.finetuning import FineTuned
 from metalora.learner.finetuning_config import DESCRIPTION_FILE, FineTuneConfig
@@ -175,7 +175,7 @@ def load_finetuned(
     if sha256 != description["sha256"] or description.get("network") not in (None, _digest(network)):
         raise ValueError(f"{path}: does not match its checksum: a file was changed after it was written")
     config = from_dict(FineTuneConfig, description["config"], f"{path / DESCRIPTION_FILE}: config")
-    with unchanged_on_error(backbone if isinstance(backbone, nn.Module) else None):
+    with unchanged_on_error(network_of(backbone)):
         try:
             loaded = _backbone(path, description, backbone, allow_download)
             adapter = _restore(loaded.model, path, description, network, allow_download)
@@ -193,7 +193,11 @@ def load_finetuned(
 
 
 def _restore(
-    model: nn.Module, path: Path, description: dict[str, Any], network: dict[str, Tensor] | None, allow_download: bool
+    model: nn.Module,
+    path: Path,
+    description: dict[str, Any],
+    network: dict[str, Tensor] | None,
+    allow_download: bool,
 ) -> Adapter | None:
     """Attach the adapter of a folder, or copy its network; ValueError, and no number is changed, if they do not fit."""
     adapter = None

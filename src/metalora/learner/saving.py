@@ -27,7 +27,7 @@ from metalora.config import from_dict, to_dict
 from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import Schema, check_entries, check_finite, checksum, parse_described
 from metalora.io.fingerprint import fingerprint
-from metalora.learner.backbone import Backbone, check_no_download, load_backbone
+from metalora.learner.backbone import Backbone, check_no_download, load_backbone, network_of
 from metalora.learner.config import LearnerConfig
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
 from metalora.learner.generators import takes_support_condition
@@ -157,7 +157,7 @@ def load_learner(
     if sha256 is not None and sha256 != checksum(description, readout):
         raise ValueError(f"{folder}: does not match its checksum: a file was changed after it was written")
     config = from_dict(LearnerConfig, description["config"], f"{folder}/{LEARNER_FILE}: config")
-    with unchanged_on_error(backbone if isinstance(backbone, nn.Module) else None):
+    with unchanged_on_error(network_of(backbone)):
         try:
             learner = cls(_backbone(folder, description, backbone, allow_download), config, device=device)
             _restore(learner, folder, description, readout, allow_download)
@@ -184,11 +184,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _restore(
-    learner: MetaLearner,
-    folder: Path,
-    description: dict[str, Any],
-    readout: dict[str, Tensor],
-    allow_download: bool,
+    learner: MetaLearner, folder: Path, description: dict[str, Any], readout: dict[str, Tensor], allow_download: bool
 ) -> None:
     """Put the adapter and the readout of a folder into a new learner; ValueError unless it is the saved one."""
     if learner.adapter is not None:
