@@ -116,10 +116,13 @@ def score(run: Run, adapter: Path | None) -> dict[str, Any]:
             "them; its scores are in the row that `train` wrote"
         )
     if adapter is not None:
-        read(adapter)  # a missing file must be reported before a backbone is pre-trained
+        description, _ = read(adapter)  # a missing file must be reported before a backbone is pre-trained
     suite = open_suite(run)
     if adapter is None:
         return suite.evaluate(None)
-    loaded = load(suite.model, adapter, extra_module=suite.extra_modules())
+    # The user has named an extractor in the run; one that the file alone names is not downloaded.
+    named = description["config"]["condition"].get("extractor")
+    is_named_by_run = run.adapter is not None and named == run.adapter.condition.extractor
+    loaded = load(suite.model, adapter, extra_module=suite.extra_modules(), allow_download=is_named_by_run)
     suite.prepare(loaded, training=False)
     return suite.evaluate(loaded)
