@@ -16,6 +16,7 @@ from torch import Tensor
 from metalora._util.digest import tensor_digest
 from metalora._util.files import write_atomically
 from metalora._util.reading import read_regular
+from metalora._util.shown import cut
 from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition, Origin
@@ -93,7 +94,7 @@ def check_origin(adapter: Adapter, origin: Origin) -> None:
     if saved["adapter"] not in (adapter.digest_in_file, adapter_digest(adapter)):
         raise ValueError(
             f"{origin.file}: the condition of another adapter, or of this one at another time of its training "
-            f"(digest {saved['adapter']}, this {adapter.method.name} has {adapter_digest(adapter)}){REMEDY}"
+            f"(digest {cut(str(saved['adapter']))}, this {adapter.method.name} has {adapter_digest(adapter)}){REMEDY}"
         )
     here = sample_base(adapter.model, adapter.targets, saved["base"]["left_out"])
     check_samples(saved["base"], here | {"extractor": extractor_digest(adapter)}, origin.file, REMEDY)

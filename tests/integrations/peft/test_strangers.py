@@ -102,7 +102,7 @@ DAMAGES = {
     "a weight of the base": (
         with_tensor("base_model.model.0.base_layer.weight", 6, 6), "is not expected, it would replace one of the base",
     ),
-    "a tensor twice": (with_tensor("x." + PREFIX + "owned.U", 6, 2), "'owned.U' is there twice"),
+    "a tensor twice": (with_tensor("x." + PREFIX + "owned.U", 6, 2), "expected a name that begins with"),
     "a huge rank": (entries(r=10**9), "rank 1000000000 of bond"),
     "a huge vera": (entries(method="vera", r=10**9), "is wired"),
     "no class": (entries(placement__base={"fingerprint": None}), "placement.base has no 'class'"),

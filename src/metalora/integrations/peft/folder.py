@@ -17,7 +17,7 @@ from metalora._util.shown import cut, shown
 from metalora.config import check_field
 from metalora.integrations.peft.container import CONTAINER_NAME
 from metalora.integrations.peft.registration import NAME
-from metalora.io.lora.format import check_numbers, read_tensors
+from metalora.io.lora.format import PREFIX, check_numbers, read_tensors
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -79,9 +79,9 @@ def check_folder(folder: Path) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     for key, value in tensors.items():
         _check_tensor(key, value, config.get("modules_to_save") or (), path)
-        name = key.partition(ADAPTER)[2]
-        if name and name in shapes:
-            raise ValueError(f"{path}: tensor {shown(name)} is there twice")
+        wrapper, _, name = key.partition(ADAPTER)
+        if name and wrapper != PREFIX:  # PEFT would ignore it, and the adapter keep what its seed made
+            raise ValueError(f"{path}: tensor {shown(key)}, expected a name that begins with {PREFIX}{ADAPTER}")
         if name:
             shapes[name] = tuple(value.shape)
     if config.get("placement") is not None:
