@@ -89,6 +89,12 @@ def with_nan(path):
     write(path, description, tensors)
 
 
+def with_no_deviation(path):
+    tensors, description = tensors_of(path.read_bytes()), described(path)
+    tensors["conditioner/std"][1] = 0
+    write(path, description, tensors)
+
+
 def without(values, key):
     return {name: value for name, value in values.items() if name != key}
 
@@ -150,6 +156,7 @@ BAD_FILES = {
         "expected (4, 200000000) by the configuration",
     ),
     "NaN": (with_nan, KEEP, "'factors/2.2.B' has numbers that are not finite"),
+    "a deviation of zero": (with_no_deviation, KEEP, "a standard deviation that is not positive"),
     "not there": (lambda p: p.unlink(), KEEP, "no such adapter file"),
     "a directory": (lambda p: (p.unlink(), p.mkdir()), KEEP, "a directory, expected an adapter file"),
     "another model": (lambda p: None, lambda b: nn.Sequential(nn.Linear(2, 2)).double(), "has no '2.0'"),

@@ -351,6 +351,8 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Any], dict[str, torch.Tensor]], Any
     "a value less": (lambda d, t: t.pop("condition/0.c"), "no value for '0.c'"),
     "a longer value": (lambda d, t: t.update({"condition/0.c": torch.zeros(1, 9)}), "'0.c' has shape (1, 9)"),
     "values for two": (lambda d, t: t.update({"condition/0.c": torch.zeros(2, 2)}), "'0.c' has shape (2, 2)"),
+    "a tensor of no part": (lambda d, t: t.update({"x": torch.zeros(2)}), "tensor 'x' is not expected"),
+    "one more of the readout": (lambda d, t: t.update({"readout/x": torch.zeros(2)}), "readout has no tensor 'x'"),
     "a factor of no adapter": (lambda d, t: t.update({"factors/x": torch.zeros(2)}), "factor 'x' has shape (2,)"),
     "a factor of another shape": (
         lambda d, t: t.update({"factors/0.c": torch.zeros(1)}),

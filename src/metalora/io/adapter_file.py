@@ -44,6 +44,7 @@ SCHEMA = {
     "base": {"class": str, "fingerprint": (str, type(None)), "left_out?": [str]},
     "given?": [str],
 }
+STD = CONDITIONER + "std"
 ANOTHER_BASE = "; check_base=False loads it all the same"
 
 
@@ -192,6 +193,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     description, tensors = parse_described(path, content, FORMAT, VERSION, "adapter file")
     check_entries(description, SCHEMA, str(path))
     check_finite(tensors, path)
+    if STD in tensors and not (tensors[STD] > 0).all():
+        raise ValueError(f"{path}: {STD!r} has a standard deviation that is not positive, features are divided by it")
     return description, tensors
 
 

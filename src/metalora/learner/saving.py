@@ -343,6 +343,9 @@ def load_task(
         )
     tensors = {name: value.to(learner.device) for name, value in tensors.items()}
     parts = {prefix: _with_prefix(tensors, prefix) for prefix in (READOUT, CONDITION, FACTORS)}
+    for name in tensors:
+        if not name.startswith(tuple(parts)):
+            raise ValueError(f"{folder}: tensor {shown(name)} is not expected")
     condition = None
     if parts[CONDITION]:
         condition = Condition(parts[CONDITION], torch.zeros(1, 1), torch.zeros(()))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalora._util.shown import shown
 from metalora._util.suggest import check_choice
 from metalora.learner.readouts.kernel import squared_distances
 from metalora.learner.readouts.projection import Projection
@@ -244,7 +245,7 @@ class FittedReadout:
             settings: What `settings` returned.
 
         Raises:
-            ValueError: A tensor is missing or has another dtype or shape, or the rule is unknown.
+            ValueError: A tensor is missing, is not expected or has another dtype or shape, or the rule is unknown.
 
         Example:
             >>> from metalora.learner.readouts.registry import make_readout
@@ -265,7 +266,7 @@ class FittedReadout:
         rule_tensors = {
             name.removeprefix("rule."): tensor for name, tensor in values.items() if name.startswith("rule.")
         }
-        return cls(
+        fitted = cls(
             scaling=_stored_scaling(values, settings["width"]),
             support=values["support"],
             rule=RULES[settings["rule"]](**rule_tensors, **settings["rule_settings"]),
@@ -276,6 +277,9 @@ class FittedReadout:
             readout=settings["readout"],
             halved=halved,
         )
+        for name in sorted(set(tensors) - set(fitted.tensors())):
+            raise ValueError(f"a fitted readout has no tensor {shown(name)}")
+        return fitted
 
 
 def _check_stored(tensors: Mapping[str, Tensor], halved: Sequence[str], count: int) -> None:
