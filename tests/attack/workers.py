@@ -23,23 +23,22 @@ def refuse_network(*_, **__):
     raise Network
 
 
-def serve(pipe, seed, memory_is_limited=True):
-    """Answer (name of a kind, number of a mutation) with (mutation, verdict, words), until None comes."""
+def serve(pipe, seed, folder):
+    """Answer (name of a kind, number of a mutation) with (mutation, verdict, words); all files are in the folder."""
     import torch
 
     from attack.kinds import KINDS
 
     torch.set_num_threads(1)
     kinds = {kind.name: kind for kind in KINDS}
-    with tempfile.TemporaryDirectory(prefix="attack-") as folder:
-        cases = {}
-        pipe.send("ready")
-        for name, number in iter(pipe.recv, None):
-            if name not in cases:
-                cases[name] = Case(kinds[name], Path(folder) / name.replace(" ", "-"))
-                if memory_is_limited:  # after the imports that the first case needs
-                    limit_memory()
-            pipe.send(cases[name].attack(random.Random(f"{seed}/{name}/{number}")))
+    tempfile.tempdir = folder
+    cases = {}
+    pipe.send("ready")
+    for name, number in iter(pipe.recv, None):
+        if name not in cases:
+            cases[name] = Case(kinds[name], Path(tempfile.mkdtemp()) / name.replace(" ", "-"))
+            limit_memory()  # after the imports that the first case needs
+        pipe.send(cases[name].attack(random.Random(f"{seed}/{name}/{number}")))
 
 
 def limit_memory():
@@ -95,14 +94,15 @@ class Case:
 class Worker:
     """A process, started again when it hangs or dies."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, folder):
         self.seed = seed
+        self.folder = folder
         self.process = None
 
     def start(self):
         context = multiprocessing.get_context("spawn")
         self.pipe, end = context.Pipe()
-        self.process = context.Process(target=serve, args=(end, self.seed), daemon=True)
+        self.process = context.Process(target=serve, args=(end, self.seed, self.folder), daemon=True)
         self.process.start()
         end.close()
         assert self.pipe.poll(START_SECONDS) and self.pipe.recv() == "ready"
@@ -136,12 +136,13 @@ def attack_all(cases, workers, seed):
     parts = [cases[start::workers] for start in range(workers)]
 
     def work(part):
-        worker = Worker(seed)
+        worker = Worker(seed, folder)
         try:
             return [(name, number, *worker.ask(name, number)) for name, number in part]
         finally:
             worker.stop()
 
-    with ThreadPoolExecutor(workers) as pool:
+    # One folder for all: a process that is killed cannot remove its own.
+    with tempfile.TemporaryDirectory(prefix="attack-") as folder, ThreadPoolExecutor(workers) as pool:
         for answers in pool.map(work, parts):
             yield from answers

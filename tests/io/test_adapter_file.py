@@ -128,6 +128,11 @@ BAD_FILES = {
         KEEP,
         "config has no 'condition.source'",
     ),
+    "a long target": (
+        lambda p: rewrite(p, config=described(p)["config"] | {"targets": ["y" * 5000]}),
+        KEEP,
+        f"target '{'y' * 76}... matches no module",
+    ),
     "settings that are a text": (lambda p: rewrite(p, config="x"), KEEP, "config is 'x', expected a mapping"),
     "targets that are a number": (lambda p: rewrite(p, targets=5), KEEP, "targets is 5, expected a mapping"),
     "no wiring": (lambda p: rewrite(p, method={"name": "lora"}), KEEP, "not complete, it has no 'method.factors'"),

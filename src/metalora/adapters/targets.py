@@ -10,6 +10,7 @@ from typing import Literal, cast
 import torch
 from torch import nn
 
+from metalora._util.shown import shown
 from metalora._util.suggest import nearest
 
 PRESETS = {
@@ -242,7 +243,7 @@ def _paths_of_patterns(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         if not matched:
             choices = {*PRESETS, *layers, *(path.rpartition(".")[2] for path in layers)}
             hint = nearest(pattern, choices)
-            raise ValueError(f"target {pattern!r} matches no module of {type(model).__name__}{hint}")
+            raise ValueError(f"target {shown(pattern)} matches no module of {type(model).__name__}{hint}")
         # A pattern such as "attention" may match a block and layers: then the layers are meant.
         matched_layers = [path for path in matched if kind_of(modules[path])]
         for path in matched_layers or matched:

@@ -333,7 +333,8 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
     saved_factors, factors = description["method"]["factors"], dict(adapter.method.factors)
     if factors != saved_factors:
         # In another version a method of this name may have had other factors.
-        raise ValueError(f"{path}: its {adapter.method.name} is wired {saved_factors}, in this version it is {factors}")
+        name, wired = adapter.method.name, shown(saved_factors)
+        raise ValueError(f"{path}: its {name} is wired {wired}, in this version it is {factors}")
     adapter.given = tuple(description.get("given", ()))
     if description.get("frozen") != frozen_digest(adapter):
         raise ValueError(
@@ -341,7 +342,7 @@ def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[
         )
     expected = _adapter_tensors(adapter)
     for name in sorted(set(expected) ^ set(tensors)):
-        raise ValueError(f"{path}: tensor {name!r} is {'missing' if name in expected else 'not expected'}")
+        raise ValueError(f"{path}: tensor {shown(name)} is {'missing' if name in expected else 'not expected'}")
     for name, value in expected.items():
         if tensors[name].shape != value.shape:
             raise ValueError(f"{path}: {name!r} has shape {tuple(tensors[name].shape)}, expected {tuple(value.shape)}")
