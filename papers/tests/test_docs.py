@@ -104,18 +104,19 @@ def test_the_continuations_are_those_of_the_rows_in_the_page():
 
 
 @pytest.mark.parametrize(
-    "name, file, count",
+    "paper, name, file, count",
     [
-        ("metatt-2", "metatt-baselines", 11),
-        ("metatt-2", "metatt-fig12", 2),
-        ("metatt-fig11", "metatt-fig11", 3),
-        ("metatt-4", "metatt-futures", 7),
+        ("metatt", "metatt-2", "metatt-baselines", 11),
+        ("metatt", "metatt-2", "metatt-fig12", 2),
+        ("metatt", "metatt-fig11", "metatt-fig11", 3),
+        ("metatt", "metatt-4", "metatt-futures", 7),
+        ("tenslora", "tenslora", "tenslora-forms", 8),
     ],
 )
-def test_the_baselines_are_those_of_the_rows_in_the_page(name, file, count):
-    recipe = from_dict(TextTableConfig, read_yaml(PAPERS / "recipes" / "metatt" / f"{file}.yaml"))
+def test_the_baselines_are_those_of_the_rows_in_the_page(paper, name, file, count):
+    recipe = from_dict(TextTableConfig, read_yaml(PAPERS / "recipes" / paper / f"{file}.yaml"))
     found = report_of(name, recipe, f"{file}.jsonl").tables[0]
-    page = (PAPERS / "docs" / "metatt.md").read_text().replace("**", "")
+    page = (PAPERS / "docs" / f"{paper}.md").read_text().replace("**", "")
     columns = [found.columns.index(column) for column in ("method", "mean", "parameters")]
     lines = [" | ".join(cells[column] for column in columns) for cells in found.cells]
     assert len(lines) == count and [line for line in lines if f"| {line} |" not in page] == []
