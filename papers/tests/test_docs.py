@@ -110,7 +110,7 @@ def test_the_continuations_are_those_of_the_rows_in_the_page():
         ("metatt", "metatt-2", "metatt-fig12", 2),
         ("metatt", "metatt-fig11", "metatt-fig11", 3),
         ("metatt", "metatt-4", "metatt-futures", 7),
-        ("tenslora", "tenslora", "tenslora-forms", 8),
+        pytest.param("tenslora", "tenslora", "tenslora-forms", 8, marks=pytest.mark.slow),  # ranks of three spectra
     ],
 )
 def test_the_baselines_are_those_of_the_rows_in_the_page(paper, name, file, count):
