@@ -4,6 +4,9 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import Any
+
+from metalora._util.plain_values import parse_json
 
 LARGEST_TEXT = 64 * 2**20  # bytes; the description of an adapter of a large model has less than one million
 
@@ -51,3 +54,29 @@ def read_text(path: str | Path) -> str:
         FileNotFoundError: [Errno 2] No such file or directory: 'no-such-file'
     """
     return read_regular(path, LARGEST_TEXT).decode("utf-8")
+
+
+def read_json(path: str | Path, absent: str) -> Any:
+    """Read a file of JSON of somebody else, with one clear error for everything that it may be instead.
+
+    Args:
+        path: The file.
+        absent: The message if there is no such file.
+
+    Raises:
+        ValueError: There is no such file, it cannot be read, or it is not JSON.
+
+    Example:
+        >>> read_json("folder/adapter_config.json", "folder: no adapter_config.json")
+        Traceback (most recent call last):
+        ValueError: folder: no adapter_config.json
+    """
+    try:
+        text = read_text(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(absent) from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    return parse_json(text, str(path))

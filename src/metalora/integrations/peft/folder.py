@@ -11,8 +11,7 @@ import torch
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import Tensor
 
-from metalora._util.plain_values import parse_json
-from metalora._util.reading import read_text
+from metalora._util.reading import read_json
 from metalora._util.shown import cut, shown
 from metalora.config import check_field
 from metalora.integrations.peft.container import CONTAINER_NAME
@@ -91,15 +90,7 @@ def check_folder(folder: Path) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     """The contents of adapter_config.json, whose entries have the types that they must have."""
     path = folder / CONFIG_FILE
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: no {CONFIG_FILE}, expected the folder of a saved adapter") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    config: Any = parse_json(text, str(path))
+    config = read_json(path, f"{folder}: no {CONFIG_FILE}, expected the folder of a saved adapter")
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise ValueError(f"{path}: no peft_type, expected {NAME!r}")
     if config["peft_type"] == NAME:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metalora._util.number_range import Range
-from metalora._util.plain_values import parse_json
-from metalora._util.reading import read_text
+from metalora._util.reading import read_json
 from metalora._util.shown import shown
 from metalora._util.user_warning import warn_user
 
@@ -61,15 +60,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: ...adapter_config.json: use_dora is True: DoRA also rescales the columns of the weight, ...
     """
     place = folder / CONFIG
-    try:
-        text = read_text(place)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder}: no {CONFIG}, expected the folder of a PEFT LoRA") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: not JSON ({error})") from None
-    except OSError as error:
-        raise ValueError(f"{place}: cannot be read ({error.strerror})") from None
-    config = parse_json(text, str(place))
+    config = read_json(place, f"{folder}: no {CONFIG}, expected the folder of a PEFT LoRA")
     peft_type = config.get("peft_type") if isinstance(config, dict) else config
     if not isinstance(config, dict) or peft_type != "LORA":
         raise ValueError(f"{folder}: peft_type is {shown(peft_type)}, expected 'LORA'")
