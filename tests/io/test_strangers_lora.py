@@ -6,15 +6,15 @@ import os
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.format import in_model
 from metalora.io.lora.import_ import load_lora
+from support.saved_folders import CONFIG, TENSORS, tensors
 from support.unchanged import unchanged
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 A, B = "base_model.model.0.lora_A.weight", "base_model.model.0.lora_B.weight"
 
 
@@ -39,15 +39,6 @@ def entry(key, value):
         (folder / CONFIG).write_text(json.dumps(config))
 
     return change
-
-
-def tensors(change):
-    def run(folder):
-        values = load_file(folder / TENSORS)
-        change(values)
-        save_file(values, folder / TENSORS)
-
-    return run
 
 
 def number(name, value):

@@ -7,14 +7,15 @@ from collections import OrderedDict
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 import metalora.peft as mp
 from metalora.integrations.peft.config import Source
+from support.saved_folders import CONFIG, TENSORS, tensors
 from support.unchanged import unchanged
 
-CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model.tensor_bank.metalora_adapters."
 LONG = "attention_output_projection_of_the_encoder"
 
@@ -53,15 +54,6 @@ def entries(**values):
         (folder / CONFIG).write_text(json.dumps(config))
 
     return change
-
-
-def tensors(change):
-    def run(folder):
-        values = load_file(folder / TENSORS)
-        change(values)
-        save_file(values, folder / TENSORS)
-
-    return run
 
 
 def with_tensor(name, *shape):
