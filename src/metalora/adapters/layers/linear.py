@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from metalora.adapters.layers.base import AdaptedLayer, autocast_dtype, cast_all
 from metalora.adapters.layers.fused import (
@@ -16,12 +16,9 @@ from metalora.adapters.layers.fused import (
     inplace_low_rank_add,
     low_rank_linear,
 )
-from metalora.adapters.plan import Form
-from metalora.adapters.targets import Target
 from metalora.tensornet.forms.circuit import Circuit
 
 if TYPE_CHECKING:
-    from metalora.adapters.adapter import Adapter
     from metalora.adapters.conditioning.condition import Values
 
 
@@ -126,8 +123,6 @@ class AdaptedLinear(_LinearLayer):
         (torch.Size([2, 8]), torch.Size([2, 4]))
     """
 
-    plain_bases = (nn.Linear,)
-
     def to_base_layout(self, dense: Tensor) -> Tensor:
         """Bring (b, i, o) to (b, o, i)."""
         return dense.mT
@@ -146,11 +141,6 @@ class AdaptedTransposedLinear(_LinearLayer):
 
     transposed = True
     out_axis = 1
-
-    def __init__(self, base: nn.Module, target: Target, form: Form, adapter: Adapter):
-        super().__init__(base, target, form, adapter)
-        # By name, so that transformers is not imported for models that have no such layer.
-        self.is_plain = type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
 
     def to_base_layout(self, dense: Tensor) -> Tensor:
         """Return (b, i, o) as it is: this base stores its weight so."""

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from metalora.adapters.bit_hash import bit_hash
-from metalora.adapters.layers.base_layer import BaseLayer
+from metalora.adapters.layers.target_layer import TargetLayer
 from metalora.adapters.rounded_sum import rounded_sum
-from metalora.adapters.targets import Target
+from metalora.adapters.stored_weight import KeptWeight, write_weight
 
 if TYPE_CHECKING:
-    from metalora.adapters.adapter import Adapter
     from metalora.adapters.conditioning.condition import Values
 
 
-class MergeableLayer(nn.Module, ABC):
+class MergeableLayer(TargetLayer, ABC):
     """A layer with a Delta W, and perhaps a shift of the bias.
 
     Attributes:
         original: The base's weight while merged; None otherwise.
         original_bias: The base's bias while merged.
+        kept: What the base stores for its weight, while merged.
         written: The hash of the weight that a merge has written; None otherwise.
         written_bias: The hash of the bias that a merge has written.
     """
-
-    base: BaseLayer
-    target: Target
-    owner: tuple[Adapter]
 
     def __init__(self) -> None:
         super().__init__()
         # Of the instance: a quantised weight is a parameter, which cannot take the place of an attribute of the class.
         self.original: Tensor | None = None
         self.original_bias: Tensor | None = None
+        self.kept: KeptWeight | None = None
         self.written: int | None = None
         self.written_bias: int | None = None
 
@@ -45,24 +42,6 @@ class MergeableLayer(nn.Module, ABC):
             raise ValueError(
                 f"target {self.target.path!r} is merged, so the frozen network cannot run: unmerge the adapter first"
             )
-
-    @abstractmethod
-    def delta(self, values: Values | None) -> Tensor:
-        """Return the dense Delta W in the base weight's layout.
-
-        Args:
-            values: The values that differ by example; None if none do.
-
-        Returns:
-            (*base weight), or (b, *base weight) if the factors differ by example.
-
-        Raises:
-            RuntimeError: A factor differs by example and `values` is None.
-        """
-
-    @abstractmethod
-    def shift(self, values: Values | None) -> Tensor | None:
-        """Return what is added to the output in addition to x Delta W, (o,), of one condition; None if nothing is."""
 
     def merged_bias(self, values: Values | None) -> Tensor | None:
         """Return the base's bias (o,) with `shift`, in its type, or None if the method has no biases.
@@ -74,24 +53,26 @@ class MergeableLayer(nn.Module, ABC):
         shift = self.shift(values)
         if shift is None:
             return None
-        if self.base.bias is None:
+        bias = getattr(self.base, "bias", None)  # an embedding has no such attribute
+        if bias is None:
             method = self.owner[0].method.name
             raise ValueError(
                 f"merge: target {self.target.path!r} has no bias that the bias of {method!r} could be added to"
             )
-        return rounded_sum(self.base.bias, shift, f"the bias of target {self.target.path!r}")
+        return rounded_sum(bias, shift, f"the bias of target {self.target.path!r}")
 
     def merge_weight(self, merged: Tensor) -> None:
         """Put W + Delta W in the place of the base's weight, whose bits are kept."""
-        self.original = self.base.weight.detach().clone()
-        self.base.weight.data.copy_(merged)
+        self.kept = KeptWeight(self.base)
+        self.original = self.kept.weight(self.base)
+        write_weight(self.base, merged)
         self.written = bit_hash(self.base.weight)
 
     def unmerge_weight(self) -> None:
         """Restore the base's weight, bit for bit."""
-        if self.original is not None:
-            self.base.weight.data.copy_(self.original)
-            self.original = self.written = None
+        if self.kept is not None:
+            self.kept.restore(self.base)
+            self.original = self.written = self.kept = None
 
     def changed_since_merge(self) -> bool:
         """Return True if the weight or the bias is no longer what a merge has written."""
