@@ -15,11 +15,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from metalora.adapters.convolutions import CLASSES, GROUPED
 from metalora.adapters.stored_weight import is_quantised
 
-PLAIN_CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
-    "linear": (nn.Linear,), "conv1d": (nn.Conv1d,), "conv2d": (nn.Conv2d,), "embedding": (nn.Embedding,),
-}  # fmt: skip
+PLAIN_CLASSES: dict[str, type[nn.Module]] = {
+    "linear": nn.Linear,
+    "embedding": nn.Embedding,
+    **CLASSES,
+    **{grouped: CLASSES[kind] for kind, grouped in GROUPED.items()},
+}
 RANK, BATCH, POSITIONS = 2, 2, 3  # sizes of the trial
 TOLERANCE = 1e-8  # relative to the largest number of the output, in float64
 
@@ -65,7 +69,7 @@ def is_plain(base: nn.Module, kind: str) -> bool:
     """
     if kind == "conv1d_gpt2":  # by name, so that transformers is not imported for models that have no such layer
         return type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
-    return any(type(base).forward is plain.forward for plain in PLAIN_CLASSES[kind])
+    return type(base).forward is PLAIN_CLASSES[kind].forward
 
 
 def try_forward(base: nn.Module, kind: str) -> Trial:
@@ -201,7 +205,7 @@ class _Attempt:
             if self.kind == "conv1d_gpt2":
                 return x @ self.left
             layer = _with_tensors(self.layer, {"weight": self.left} | ({} if bias is None else {"bias": bias}))
-            return cast(Tensor, PLAIN_CLASSES[self.kind][0].forward(layer, x))
+            return cast(Tensor, PLAIN_CLASSES[self.kind].forward(layer, x))
 
         return {Dependence.SAME_UPDATE: plain, Dependence.LINEAR: lambda x: self.run(x, self.left, bias)}
 

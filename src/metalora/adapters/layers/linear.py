@@ -140,7 +140,6 @@ class AdaptedTransposedLinear(_LinearLayer):
     """GPT-2's Conv1D: a linear layer that stores its weight as (i, o)."""
 
     transposed = True
-    out_axis = 1
 
     def to_base_layout(self, dense: Tensor) -> Tensor:
         """Return (b, i, o) as it is: this base stores its weight so."""
