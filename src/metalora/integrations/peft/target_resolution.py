@@ -12,7 +12,7 @@ from torch import nn
 
 from metalora._util.patterns import MOST_PATTERNS, check_patterns
 from metalora.adapters.skipped import SkippedWeight, skipped_weights
-from metalora.adapters.targets import Refusal, Target, refusal
+from metalora.adapters.targets import Refusal, Target, reason_of_preset
 from metalora.integrations.peft.compat import resolve_quantization_backend
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.saved_layout import check_same_targets
@@ -74,7 +74,7 @@ def _refusal(model: nn.Module, path: str) -> Refusal | None:
     module = model.get_submodule(path)
     base = getattr(module, "base_layer", module)
     # A quantised weight is refused in general, but PEFT may have a backend that can read and write it.
-    return None if resolve_quantization_backend(base) is not None else refusal(model, path, base)
+    return None if resolve_quantization_backend(base) is not None else reason_of_preset(model, path, base)
 
 
 def check_patterns_of(model: nn.Module, config: TensorNetworkConfig) -> None:
