@@ -9,6 +9,7 @@ from math import prod
 
 from torch import nn
 
+from metalora.adapters.held_matrix import required_base
 from metalora.adapters.layout import Layout, TargetLayout, build_layout
 from metalora.adapters.plan import base_macs, macs_per_position, plan_form
 from metalora.adapters.skipped import SkippedWeight
@@ -317,7 +318,7 @@ def _shared_factors(layout: Layout) -> dict[str, str]:
 
 def _bias_numbers(model: nn.Module, config: AdapterConfig, targets: Sequence[Target]) -> int:
     """Numbers of the biases that are trained along."""
-    bases = {target.path: model.get_submodule(target.path) for target in targets}
+    bases = {target.path: required_base(model, target.path) for target in targets}
     return sum(shape.numel() for shape in bias_shapes(model, config, bases).values())
 
 

@@ -70,9 +70,22 @@ BAD_ATTACH = {
     "one of two targets": (config(targets=("conv", "nothing.*")), "target 'nothing.\\*' matches no module"),
     "everything excluded": (config(exclude=("*",)), "match nothing in Net"),
     "grouped convolution": (config(targets=("depthwise",)), "target 'depthwise' .*groups=6"),
-    "out_proj of attention": (config(targets=("out_proj",)), "nn.MultiheadAttention reads this weight itself"),
+    "a condition for attention": (
+        config("metalora-cp", targets=("out_proj",), condition=ConditionConfig(source="tensor", feature_size=4)),
+        "target 'attention.out_proj' is a matrix that its module reads itself, and method 'metalora-cp' takes c from",
+    ),
+    "a bottleneck for attention": (config("loretta-adp", targets=("in_proj_weight",)), "changes the output of a layer"),
+    "a bias for attention": (
+        config("film", 1, targets=("in_proj_weight",), condition=ConditionConfig(scope="constant")),
+        "also adds a bias to the output",
+    ),
+    "dropout for attention": (config(targets=("in_proj_weight",), dropout=0.1), "has dropout=0.1, which acts on"),
+    "a bias of attention": (config(targets=("in_proj_bias",)), "'in_proj_bias' matches no module"),
     "a norm": (config(targets=("norm",)), "BatchNorm2d is not a layer that can be adapted"),
-    "a container": (config(targets=("attention",)), "MultiheadAttention is not a layer"),
+    "a container": (
+        config(targets=("attention",)),
+        "MultiheadAttention is not a layer .* name the parameter, such as 'attention.in_proj_weight'",
+    ),
     "unknown generated": (config(generated=("C",)), "generated names factor 'C' .known: A, B"),
     "unknown factor in init": (config(init={"D": "zeros"}), "init names factor 'D'"),
     "unknown initialisation": (

@@ -16,6 +16,7 @@ from metalora.adapters.bound_target import slot_of
 from metalora.adapters.conditioning.features import Inputs
 from metalora.adapters.conditioning.sources import prepare_condition
 from metalora.adapters.generation import guard_generate, unguard_generate
+from metalora.adapters.held_matrix import HeldMatrix, required_base
 from metalora.adapters.host import AttachedHost, guard_forward, unguard_forward
 from metalora.adapters.init import initial_factors
 from metalora.adapters.layers import (
@@ -30,12 +31,14 @@ from metalora.adapters.layout import build_layout
 from metalora.adapters.merged_state import guard_state
 from metalora.adapters.plan import Form, plan_forms
 from metalora.adapters.skipped import warning_of
+from metalora.adapters.substitution import restore_parameters, substitute
 from metalora.adapters.targets import Target
 from metalora.adapters.trained_biases import OutsideBias, bias_shapes
 from metalora.adapters.usable_targets import usable_targets
 from metalora.adapters.weight_readers import computed_with
 from metalora.config import AdapterConfig
-from metalora.methods.resolve import resolve
+from metalora.methods.records import Biased
+from metalora.methods.resolve import ResolvedMethod, resolve
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.feature_wise import FeatureWiseForm
 
@@ -75,7 +78,7 @@ def attach(
     """
     _check_no_adapter(model)
     targets, skipped = usable_targets(model, config)
-    bases = {target.path: model.get_submodule(target.path) for target in targets}
+    bases = {target.path: required_base(model, target.path) for target in targets}
     # All that may raise an error is done before the model is touched; a warning may be one too.
     warning = warning_of(skipped, str(config.targets), type(model).__name__)
     if warning is not None:
@@ -90,7 +93,8 @@ def attach(
         module = model.get_submodule(path)
         adapter.outside_biases[path] = OutsideBias(adapter, path, module)
         adapter.hooks.append(module.register_forward_hook(adapter.outside_biases[path]))
-    _replace(model, {layer.base: layer for layer in adapter.layers.values()})
+    _replace(model, _wrapped(adapter))
+    substitute(adapter)
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     if adapter.per_example or adapter.frozen_norms or adapter.shares_factors or not adapter.started:
         host = AttachedHost(adapter, adapter.frozen_norms)
@@ -127,6 +131,9 @@ def build(
     The model only gets the hooks of the condition's source, `adapter.hooks`. Raises what `attach` raises.
     """
     resolved = resolve(config)
+    for path, base in bases.items():
+        if isinstance(base, HeldMatrix):
+            _check_serves_matrices(resolved, path)
     layout = build_layout(targets, resolved)
     weights = {path: cast(torch.Tensor, base.weight) for path, base in bases.items()}
     shapes = bias_shapes(model, config, bases)
@@ -146,6 +153,24 @@ def build(
         adapter.layers[path].is_computed_with = path in read_by_model
     mark_shared_inputs(adapter)
     return adapter
+
+
+def _check_serves_matrices(resolved: ResolvedMethod, path: str) -> None:
+    """Raise a ValueError if a method cannot adapt a matrix that a module reads itself: one weight serves all inputs."""
+    reason = ""
+    if resolved.per_example:
+        reason = f"takes {', '.join(resolved.per_example)} from a condition, and one weight serves all examples there"
+    elif resolved.method.form == "bottleneck":
+        reason = "changes the output of a layer, and no Delta W equals it"
+    elif resolved.method.has(Biased):
+        reason = "also adds a bias to the output of a layer, which a matrix does not have"
+    elif resolved.config.dropout:
+        reason = f"has dropout={resolved.config.dropout}, which acts on the inputs of a layer: set it to 0"
+    if reason:
+        raise ValueError(
+            f"target {path!r} is a matrix that its module reads itself, and method {resolved.name!r} {reason}; exclude "
+            "it, or choose another method"
+        )
 
 
 def _layer(adapter: Adapter, path: str, form: Form, base: nn.Module) -> AdaptedLayer | OutputLayer:
@@ -175,6 +200,11 @@ def mark_shared_inputs(adapter: Adapter) -> None:
     for bound in bounds:
         bound.left_key = keys[bound.left_key]  # one object for all siblings, compared by identity
         bound.shares_input = bool(bound.left_key[1]) and counts[bound.left_key] > 1
+
+
+def _wrapped(adapter: Adapter) -> dict[nn.Module, nn.Module]:
+    """Base -> its layer, of the targets that are modules of their own and not matrices in a module."""
+    return {layer.base: layer for layer in adapter.layers.values() if not isinstance(layer.base, HeldMatrix)}
 
 
 def _replace(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
@@ -239,7 +269,8 @@ def detach(model: nn.Module) -> None:
     _remove_hooks(adapter)
     unguard_forward(model)
     unguard_generate(model)
-    _replace(model, {layer: layer.base for layer in adapter.layers.values()})
+    _replace(model, {layer: base for base, layer in _wrapped(adapter).items()})
+    restore_parameters(model)
     for norm in adapter.frozen_norms:
         norm.training = model.training
     for name, parameter in model.named_parameters():

@@ -259,18 +259,18 @@ def _is_guarded(model: nn.Module) -> bool:
 def _guarded(model: nn.Module, host: Host, replaced: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
     """Run a model's forward between a host's `before_forward` and `after_forward`."""
     if not _is_guarded(model):  # a wrapper around this one stands in `model.forward`: the hooks have entered the host
-        return _own_forward(model, replaced, args, kwargs)
+        return own_forward(model, replaced, args, kwargs)
     output = None
     host.enter_forward(None)
     try:
         args, kwargs = host.before_forward(model, args, kwargs)
-        output = _own_forward(model, replaced, args, kwargs)
+        output = own_forward(model, replaced, args, kwargs)
         return output
     finally:
         host.after_forward(model, args, output)
 
 
-def _own_forward(
+def own_forward(
     model: nn.Module, replaced: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Run the forward that the model had before: that of its class, or one set on the instance (`replaced`)."""

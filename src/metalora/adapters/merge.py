@@ -12,6 +12,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import required_adapter
 from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.held_matrix import whole_parameter
 from metalora.adapters.layers import MergeableLayer
 from metalora.adapters.rounded_sum import rounded_sum
 
@@ -21,7 +22,7 @@ def check_untied(adapter: Adapter, verb: str) -> None:
     # `parameters()` of the whole model names a tied weight once; each module for itself counts every use.
     uses = Counter(id(p) for module in adapter.model.modules() for p in module.parameters(recurse=False))
     for path, layer in adapter.layers.items():
-        if uses[id(layer.base.weight)] > 1:
+        if uses[id(whole_parameter(layer.base))] > 1:
             raise ValueError(
                 f"{verb}: the weight of target {path!r} is tied to another module's, which would change too"
             )

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.held_matrix import prefix_in_state
 
 MARK = "merged"
 """The last part of the name of an entry that only the state dict of a merged model has, a tensor () of True."""
@@ -54,7 +55,7 @@ def _drop_mark(adapter: nn.Module, state: dict[str, Any], prefix: str, *others: 
 
 
 def _check_mark(adapter: Adapter, model: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
-    bases = tuple(f"{prefix}{path}.base." for path in adapter.layers)
+    bases = tuple(prefix + prefix_in_state(path, layer.base) for path, layer in adapter.layers.items())
     if not any(name.startswith(bases) for name in state):
         return  # the adapter alone
     is_merged = any(name.startswith(prefix) and is_mark(name) for name in state)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.convolutions import CLASSES, GROUPED
+from metalora.adapters.held_matrix import HeldMatrix
 from metalora.adapters.stored_weight import is_quantised
 
 PLAIN_CLASSES: dict[str, type[nn.Module]] = {
@@ -69,6 +70,8 @@ def is_plain(base: nn.Module, kind: str) -> bool:
     """
     if kind == "conv1d_gpt2":  # by name, so that transformers is not imported for models that have no such layer
         return type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
+    if isinstance(base, HeldMatrix):  # it is never called
+        return True
     return type(base).forward is PLAIN_CLASSES[kind].forward
 
 

@@ -15,11 +15,11 @@ from metalora.adapters.targets import (
     READ_BY_ATTENTION,
     kind_of,
     matches,
-    refusal,
+    reason_of_preset,
 )
 
 OUTPUT_HEAD = "presets leave the output head to you"
-FUSED_EXPERTS = "experts that are fused into one parameter are not adapted"
+FUSED_EXPERTS = "experts that are fused into one parameter are left to you: name it, such as 'experts.down_proj'"
 NAMES_OF_MATRICES = re.compile(r"(^|_)(weight|proj|projection)(_|$)")  # not biases, tables of positions or tokens
 NUMBER_OF_A_LAYER = re.compile(r"(^|(?<=[._]))\d+(?=\.)")
 EXAMPLES = 2  # paths that a warning shows
@@ -87,7 +87,7 @@ def _skipped_at(model: nn.Module, path: str, module: nn.Module, kinds: Sequence[
     """What one module has of the kinds of a preset and cannot be adapted."""
     kind = kind_of(module)
     if kind is not None or isinstance(module, nn.modules.conv._ConvNd):
-        reason = refusal(model, path, module)
+        reason = reason_of_preset(model, path, module)
         if reason is not None and (kind in kinds or (kind is None and "conv2d" in kinds)):
             yield SkippedWeight(path, reason.reason)
         return
@@ -124,7 +124,9 @@ def _reason_of_parameter(path: str, module: nn.Module) -> str:
         return READ_BY_ATTENTION
     if _has_experts(path, module):
         return FUSED_EXPERTS
-    return f"{type(module).__name__} holds this matrix itself, not in a layer that can be adapted"
+    if isinstance(module, nn.RNNBase):
+        return f"{type(module).__name__} holds this matrix itself, not in a layer that can be adapted"
+    return f"{type(module).__name__} holds this matrix itself, not in a layer, so that it is left to you: name it"
 
 
 def _is_quantised_layer(module: nn.Module) -> bool:

@@ -22,19 +22,28 @@ from metalora.adapters.convolutions import (
 )
 from metalora.adapters.head_sizes import head_size
 from metalora.adapters.heads import output_heads
+from metalora.adapters.held_matrix import (
+    MATRIX_TRANSPOSED,
+    held_matrix,
+    is_read_by_parent,
+    matrices_in,
+    modules_along,
+    readers_of,
+)
 from metalora.adapters.own_forward import try_forward
-from metalora.adapters.stored_weight import why_not_writable
+from metalora.adapters.stored_weight import QUANTISED, why_not_writable
 
 PRESETS = {
     "all": ("linear", "conv1d_gpt2", *CONVOLUTIONS),
     "linear": ("linear", "conv1d_gpt2"),
     "conv": CONVOLUTIONS,
 }  # preset -> the kinds of layers that it takes
-TRANSPOSED = ("conv1d_gpt2", "embedding")  # kinds whose weight is stored as (in, out)
-FUSED = ("qkv", "c_attn", "Wqkv", "qkv_proj")  # one layer whose output is query, then key, then value
+TRANSPOSED = ("conv1d_gpt2", "embedding", MATRIX_TRANSPOSED)  # kinds whose weight is stored as (in, out)
+FUSED = ("qkv", "c_attn", "Wqkv", "qkv_proj", "in_proj_weight")  # one weight of query, then key, then value
 INTO_HEADS = (
     *FUSED, "query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v",
     "query_proj", "key_proj", "value_proj", "to_q", "to_k", "to_v", "wq", "wk", "wv",
+    "q_proj_weight", "k_proj_weight", "v_proj_weight",
     "in_proj", "query_key_value",  # query, key and value of each head in turn: one projection
 )  # fmt: skip
 OUT_OF_HEADS = (
@@ -50,8 +59,9 @@ class Target:
     """A weight to adapt.
 
     Attributes:
-        path: Path of the layer in the model.
-        kind: Kind of the layer, as `kind_of` says it.
+        path: Path of the layer in the model, or of a parameter that is no layer's, with the number of a matrix in it.
+        kind: Kind of the layer, as `kind_of` says it; matrix, or matrix_transposed if it is stored as (in, out), for a
+            weight that is substituted while the module that reads it runs.
         sizes: Sizes of its modes: in, out and, for convolutions, kh and kw; of a grouped one, `in` is that of a group.
         layer: The numbers of its layer in the model: (3,) for "encoder.layer.3.output.dense"; None outside of layers.
         role: Its path without these numbers ("encoder.layer.*.output.dense"): the projection that it is.
@@ -120,7 +130,10 @@ def mode_sizes(module: nn.Module, kind: str) -> dict[str, int]:
     return {"in": shape[0], "out": shape[1]}
 
 
-READ_BY_ATTENTION = "nn.MultiheadAttention reads this weight itself, so a wrapper would never run"
+READ_BY_ATTENTION = "nn.MultiheadAttention reads this weight itself, and presets leave such weights to you: name them"
+READ_BY_ENCODER_LAYER = (
+    "nn.TransformerEncoderLayer reads this weight itself in eval mode, and presets leave such weights to you: name them"
+)
 
 
 @dataclass(frozen=True)
@@ -155,7 +168,7 @@ def refusal(model: nn.Module, path: str, module: nn.Module) -> Refusal | None:
     class_name, kind = type(module).__name__, kind_of(module)
     if kind is None:
         reason = f"{class_name} is not a layer that can be adapted"
-        return Refusal(f"{reason} (Linear, convolutions, Conv1D, Embedding)", reason)
+        return Refusal(f"{reason} (Linear, convolutions, Conv1D, Embedding){_matrices_hint(path, module)}", reason)
     own_way = own_way_of_convolution(module, kind)
     if own_way:
         return Refusal(f"{class_name}: {own_way}", own_way)
@@ -165,14 +178,42 @@ def refusal(model: nn.Module, path: str, module: nn.Module) -> Refusal | None:
     if getattr(module, "max_norm", None) is not None:
         reason = "max_norm writes into the weight in every forward, so it would not stay frozen"
         return Refusal(f"{class_name} has max_norm={module.max_norm}; {reason}", reason)
-    parent = model.get_submodule(path.rpartition(".")[0])
-    if isinstance(parent, nn.MultiheadAttention):
-        return Refusal(READ_BY_ATTENTION, READ_BY_ATTENTION)
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        reason = "nn.TransformerEncoderLayer reads this weight itself in eval mode"
-        return Refusal(reason, reason)
-    error = try_forward(module, str(kind_of(module))).error
+    error = try_forward(module, kind).error
     return Refusal(error, error) if error else None
+
+
+def _matrices_hint(path: str, module: nn.Module) -> str:
+    """Which matrices a module holds that are targets by their own names, for a message; empty if there are none."""
+    names = dict.fromkeys(name.removeprefix(f"{path}.").partition(".")[0] for name in matrices_in(path, module))
+    if not names:
+        return ""
+    return f"; it holds {' and '.join(names)}: name the parameter, such as {f'{path}.{next(iter(names))}'!r}"
+
+
+def reason_of_preset(model: nn.Module, path: str, module: nn.Module) -> Refusal | None:
+    """Why a preset leaves a layer out; None if it takes the layer.
+
+    It leaves out what cannot be adapted, and what a module above reads itself: such a weight is substituted while that
+    module runs, which excludes conditions that differ by example and dropout, so that it is a target by name only.
+
+    Args:
+        model: The model that the layer is in.
+        path: Its path there.
+        module: The layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.MultiheadAttention(4, 2))
+        >>> refusal(model, "0.out_proj", model[0].out_proj) is None
+        True
+        >>> reason_of_preset(model, "0.out_proj", model[0].out_proj).reason == READ_BY_ATTENTION
+        True
+    """
+    reason = refusal(model, path, module)
+    parent = model.get_submodule(path.rpartition(".")[0])
+    if reason is not None or not is_read_by_parent(parent, module):
+        return reason
+    text = READ_BY_ATTENTION if isinstance(parent, nn.MultiheadAttention) else READ_BY_ENCODER_LAYER
+    return Refusal(text, text)
 
 
 def matches(path: str, pattern: str) -> bool:
@@ -193,7 +234,9 @@ def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude
         targets: A preset, or glob patterns of module paths or of their last components ("layer1.*.conv1", "query");
             several patterns in one string are separated by commas. The presets "all", "linear" and "conv" take every
             supported layer except the output head and embeddings, and leave out what cannot be adapted; `attach` warns
-            of it, and `metalora.adapters.skipped.skipped_weights` lists it.
+            of it, and `metalora.adapters.skipped.skipped_weights` lists it. A pattern that matches no layer may name
+            matrices that a module holds itself ("experts.down_proj", "in_proj_weight"): every matrix of a stack is a
+            target.
         exclude: Patterns of paths that are left out.
 
     Returns:
@@ -214,8 +257,17 @@ def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude
     paths = [path for path in paths if not any(matches(path, pattern) for pattern in exclude)]
     if not paths:
         raise ValueError(f"targets {targets!r} (exclude {tuple(exclude)!r}) match nothing in {type(model).__name__}")
-    order = {path: place for place, (path, _) in enumerate(model.named_modules())}
-    return [target_at(model, path) for path in sorted(paths, key=order.__getitem__)]
+    return [target_at(model, path) for path in _in_order(model, paths)]
+
+
+def _in_order(model: nn.Module, paths: Sequence[str]) -> list[str]:
+    """Paths in the order of the model: a module, then the matrices that it holds."""
+    remaining, ordered = {*paths}, []
+    for path, module in model.named_modules():
+        if path in remaining:
+            ordered.append(path)
+        ordered += [matrix for matrix in matrices_in(path, module) if matrix in remaining]
+    return ordered
 
 
 def _paths_of_preset(model: nn.Module, preset: str) -> list[str]:
@@ -223,7 +275,7 @@ def _paths_of_preset(model: nn.Module, preset: str) -> list[str]:
     return [
         path
         for path, module in model.named_modules()
-        if kind_of(module) in kinds and path not in heads and refusal(model, path, module) is None
+        if kind_of(module) in kinds and path not in heads and reason_of_preset(model, path, module) is None
     ]
 
 
@@ -233,18 +285,42 @@ def _paths_of_patterns(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     paths: dict[str, None] = {}  # a set that keeps its order
     for pattern in patterns:
         matched = [path for path in modules if matches(path, pattern)]
-        if not matched:
+        # A pattern such as "attention" may match a block and layers: then the layers are meant.
+        matched_layers = [path for path in matched if kind_of(modules[path])]
+        matrices = [] if matched_layers else _matrices_matching(model, pattern)
+        if not (matched or matrices):
             choices = {*PRESETS, *layers, *(path.rpartition(".")[2] for path in layers)}
             hint = nearest(pattern, choices)
             raise ValueError(f"target {shown(pattern)} matches no module of {type(model).__name__}{hint}")
-        # A pattern such as "attention" may match a block and layers: then the layers are meant.
-        matched_layers = [path for path in matched if kind_of(modules[path])]
-        for path in matched_layers or matched:
-            reason = refusal(model, path, modules[path])
+        for path in matched_layers or matrices or matched:
+            reason = _refusal_of_matrix(model, path) if path in matrices else refusal(model, path, modules[path])
             if reason is not None:
                 raise ValueError(f"target {path!r} (from {pattern!r}): {reason}")
             paths[path] = None
     return list(paths)
+
+
+def _matrices_matching(model: nn.Module, pattern: str) -> list[str]:
+    """The matrices that a pattern names: all of a stack by the path of the parameter, or one by its number."""
+    matched = []
+    for path, module in model.named_modules():
+        for matrix in matrices_in(path, module):
+            parameter = matrix.rpartition(".")[0] if matrix.rpartition(".")[2].isdecimal() else matrix
+            if matches(matrix, pattern) or matches(parameter, pattern):
+                matched.append(matrix)
+    return matched
+
+
+def _refusal_of_matrix(model: nn.Module, path: str) -> Refusal | None:
+    """Why a matrix that a module holds cannot be a target; None if it can."""
+    matrix = held_matrix(model, path)
+    assert matrix is not None, path
+    if not matrix.parameter.is_floating_point():
+        return Refusal(f"it is of {matrix.parameter.dtype}; {QUANTISED}", QUANTISED)
+    if not readers_of(model, path):
+        reason = "no module that runs holds this parameter"
+        return Refusal(reason, reason)
+    return None
 
 
 def target_at(model: nn.Module, path: str) -> Target:
@@ -252,12 +328,16 @@ def target_at(model: nn.Module, path: str) -> Target:
 
     Args:
         model: The model.
-        path: Path of a layer that can be adapted.
+        path: Path of a layer that can be adapted, or of a matrix that a module holds.
     """
-    module = model.get_submodule(path)
-    kind = kind_of(module)
-    assert kind is not None, path
-    sizes = mode_sizes(module, kind)
+    matrix = held_matrix(model, path)
+    if matrix is None:
+        module = model.get_submodule(path)
+        kind = kind_of(module)
+        assert kind is not None, path
+        sizes = mode_sizes(module, kind)
+    else:
+        kind, sizes = matrix.kind, matrix.sizes
     layer, role = _layer_and_role(model, path)
     # With fewer key heads than query heads, a fused output is not three projections of equal width.
     fused = path.rpartition(".")[2] in FUSED and sizes["out"] == 3 * sizes["in"]
@@ -277,14 +357,19 @@ def _side_of_heads(path: str) -> Side:
 
 
 def _layer_and_role(model: nn.Module, path: str) -> tuple[tuple[int, ...] | None, str]:
-    """The numbers of the layer, and the role: a number counts layers if all its siblings are of one class."""
+    """The numbers of the layer, and the role: a number counts layers if all its siblings are of one class.
+
+    So does the number of a matrix, in a stack or in a list of parameters.
+    """
     words = path.split(".")
     role = list(words)
     numbers = []
+    modules = modules_along(model, path)
     for place, word in enumerate(words):
         if word.isdigit():
-            siblings = model.get_submodule(".".join(words[:place])).children()
-            if len({type(sibling) for sibling in siblings}) == 1:
+            above = modules[place] if place < len(modules) else None
+            siblings = {type(sibling) for sibling in above.children()} if above is not None else set()
+            if above is None or word in above._parameters or len(siblings) == 1:
                 numbers.append(int(word))
                 role[place] = "*"
     return tuple(numbers) or None, ".".join(role)

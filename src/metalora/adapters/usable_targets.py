@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from metalora.adapters.held_matrix import held_matrix
 from metalora.adapters.own_forward import Dependence, try_forward
 from metalora.adapters.skipped import SkippedWeight, skipped_weights
 from metalora.adapters.targets import PRESETS, Refusal, Target, find_targets, kind_of
@@ -57,6 +58,8 @@ def method_refusals(model: nn.Module, resolved: ResolvedMethod, paths: Iterable[
     read = computed_with(model)
     refused = {}
     for path in paths:
+        if held_matrix(model, path) is not None:
+            continue  # whoever computes with it sees W + Delta W in its place
         module = model.get_submodule(path)
         base = getattr(module, "base_layer", module)  # in PEFT another adapter may be there already
         refusal = _why_not_read(resolved, base) if path in read else None

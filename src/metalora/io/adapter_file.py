@@ -23,6 +23,7 @@ from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.adapters.attach import adapter_of, attach
 from metalora.adapters.conditioning.extractor import check_no_download
 from metalora.adapters.expected_shapes import expected_shapes
+from metalora.adapters.held_matrix import base_at
 from metalora.adapters.layout import counted_stacks
 from metalora.adapters.usable_targets import usable_targets
 from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, config_in_file, from_dict, missing_in_file
@@ -295,12 +296,12 @@ def _check_shapes(model: nn.Module, config: AdapterConfig, tensors: Mapping[str,
 def _check_base(model: nn.Module, description: Mapping[str, Any], path: str | Path, check_weights: bool) -> None:
     """Raise a ValueError unless the model has the targets of a description and, if asked, the weights of its base."""
     targets, base, class_name = description["targets"], description["base"], type(model).__name__
-    modules = dict(model.named_modules())
-    for target in targets:
-        if target not in modules:
+    bases = {target: base_at(model, target) for target in targets}
+    for target, module in bases.items():
+        if module is None:
             raise ValueError(f"{path}: made for {shown(base['class'])}; {class_name} has no {shown(target)}")
     for target, entry in targets.items():
-        weight = getattr(modules[target], "weight", None)
+        weight = getattr(bases[target], "weight", None)
         if weight is None or weight.numel() != _weight_numel(entry["sizes"]):
             raise ValueError(f"{path}: target {shown(target)} has another shape in this {class_name}")
     if check_weights:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.held_matrix import held_matrix, parameter_name, required_base
 from metalora.adapters.layers import AdaptedLayer, MergeableLayer, OutputLayer
 from metalora.io.fingerprint import base_weight, sampled_digest
 
@@ -108,13 +109,16 @@ def sample_base(model: nn.Module, targets: Collection[str], left_out: Collection
         >>> after["weights"] == before["weights"], after["rest"] == before["rest"]
         (True, False)
     """
-    weights = {f"{path}.weight": base_weight(model.get_submodule(path)) for path in targets}
+    weights = {f"{path}.weight": base_weight(required_base(model, path)) for path in targets}
+    matrices = {path: held_matrix(model, path) for path in targets}
+    # A merge changes the whole parameter, of which the weights are some matrices.
+    parameters = {parameter_name(path, matrix) for path, matrix in matrices.items() if matrix is not None}
     skipped = set(left_out)
     before_merging = _before_merging(model)
     rest = [
         (name, before_merging.get(id(value), value))
         for name, value in base_tensors(model)
-        if name not in weights and skipped.isdisjoint(_with_parents(name))
+        if name not in weights and name not in parameters and skipped.isdisjoint(_with_parents(name))
     ]
     return {"weights": sampled_digest(weights.items()), "rest": sampled_digest(rest), "left_out": sorted(skipped)}
 

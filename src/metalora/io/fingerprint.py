@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metalora._util.digest import tensor_digest
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.held_matrix import required_base
 from metalora.adapters.layers.read_as_base import ReadAsBase
 
 SAMPLE_SIZE = 4096  # numbers of a weight that are hashed; all of a large model would take seconds
@@ -23,7 +24,7 @@ def fingerprint(model: nn.Module, paths: Sequence[str]) -> str:
 
     Args:
         model: The base model, with or without an adapter, merged or not: the fingerprint is the same.
-        paths: Module paths of the targets; their order counts.
+        paths: Paths of the targets; their order counts.
 
     Returns:
         32 hexadecimal digits.
@@ -37,7 +38,7 @@ def fingerprint(model: nn.Module, paths: Sequence[str]) -> str:
     """
     labelled = []
     for path in paths:
-        weight = base_weight(model.get_submodule(path))
+        weight = base_weight(required_base(model, path))
         labelled.append((f"{path} {tuple(weight.shape)}", _evenly_spaced(weight)))
     return tensor_digest(labelled)[:DIGITS]
 

@@ -9,6 +9,7 @@ from math import log, prod
 import torch
 from torch import Tensor, nn
 
+from metalora.adapters.held_matrix import required_base
 from metalora.adapters.layout import Layout, build_layout
 from metalora.adapters.usable_targets import usable_targets
 from metalora.config import AdapterConfig
@@ -175,7 +176,7 @@ def _cuts(resolved: ResolvedMethod) -> list[Cut]:
 
 def _stacked_tensor(model: nn.Module, path: str, tensors: Mapping[str, Tensor] | None) -> Tensor:
     """The weight of a target, (out, in), (out, in, kh, kw) or transposed, or the tensor that is given in its place."""
-    weight = model.get_submodule(path).weight
+    weight = required_base(model, path).weight
     assert isinstance(weight, Tensor)
     if tensors is None:
         if weight.is_meta:

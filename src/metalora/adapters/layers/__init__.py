@@ -18,6 +18,8 @@ LAYERS: dict[str, type[AdaptedLayer]] = {
     "conv2d": AdaptedConv,
     "conv1d_gpt2": AdaptedTransposedLinear,
     "embedding": AdaptedEmbedding,
+    "matrix": AdaptedLinear,
+    "matrix_transposed": AdaptedTransposedLinear,
 }
 
 __all__ = [

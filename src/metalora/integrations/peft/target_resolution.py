@@ -11,9 +11,10 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import nn
 
 from metalora._util.patterns import MOST_PATTERNS, check_patterns
+from metalora.adapters.heads import output_heads
 from metalora.adapters.skipped import SkippedWeight, skipped_weights
 from metalora.adapters.stored_weight import is_parametrized
-from metalora.adapters.targets import PRESETS, Refusal, Target, head_path, kind_of, refusal
+from metalora.adapters.targets import PRESETS, Refusal, Target, kind_of, reason_of_preset
 from metalora.adapters.usable_targets import method_refusals
 from metalora.integrations.peft.compat import resolve_quantization_backend
 from metalora.integrations.peft.config import TensorNetworkConfig
@@ -84,7 +85,7 @@ def _refusal(model: nn.Module, path: str) -> Refusal | None:
     if is_parametrized(base):
         reason = "its weight is computed by a parametrization, into which PEFT does not merge; metalora.attach does"
         return Refusal(reason, reason)
-    return refusal(model, path, base)
+    return reason_of_preset(model, path, base)
 
 
 def _refused_by_method(model: nn.Module, config: TensorNetworkConfig, paths: Collection[str]) -> dict[str, Refusal]:
@@ -150,12 +151,16 @@ def skipped_by_all_linear(model: nn.Module, config: TensorNetworkConfig) -> tupl
         model: The base model.
         config: The configuration, before PEFT replaces "all-linear" by names.
     """
-    head = head_path(model)
-    layers = {path: getattr(module, "base_layer", module) for path, module in model.named_modules() if path != head}
+    heads = output_heads(model)
+    layers = {
+        path: getattr(module, "base_layer", module) for path, module in model.named_modules() if path not in heads
+    }
     linear = [
         path
         for path, layer in layers.items()
-        if kind_of(layer) in PRESETS["linear"] and not path.endswith(".base_layer") and _refusal(model, path) is None
+        and kind_of(layer) in PRESETS["linear"]
+        and not path.endswith(".base_layer")
+        and _refusal(model, path) is None
     ]
     by_method = (SkippedWeight(p, reason.reason) for p, reason in _refused_by_method(model, config, linear).items())
     skipped = (*skipped_weights(model, "linear"), *by_method)

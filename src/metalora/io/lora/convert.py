@@ -91,7 +91,7 @@ def _read(model: nn.Module, lora: str | Path | Mapping[str, LowRankUpdate], name
     """Return a LoRA by the module paths of the model; `name` stands for it in errors if it is not a folder."""
     if isinstance(lora, Mapping):
         return in_model(lora, model, name)
-    return in_model(read_lora(lora), model, lora)
+    return in_model(read_lora(lora, model), model, lora)
 
 
 def _num_params(update: LowRankUpdate) -> int:

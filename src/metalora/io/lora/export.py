@@ -15,10 +15,12 @@ from torch import Tensor
 from metalora._util.files import new_folder, write_atomically
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.held_matrix import HeldMatrix
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.io.lora.card import card
 from metalora.io.lora.exportable import check_runtime, exportable_layers
 from metalora.io.lora.format import BIAS, PREFIX, TENSORS
+from metalora.io.lora.parameters import matrix_loras
 from metalora.io.lora.peft_config import CONFIG
 from metalora.io.lora.snapshot import snapshot
 from metalora.io.lora.write import lora_config, lora_tensors
@@ -100,7 +102,7 @@ def export_lora(
             name = f"task{number}" if task == "all" else ""
             (temporary / name).mkdir(exist_ok=True)
             lora = _Lora.from_layers(layers, values, max_rank)
-            size = _write(adapter, lora, temporary / name, number)
+            size = _write(adapter, layers, lora, temporary / name, number)
             reports.append(Exported(str(Path(folder) / name), lora.ranks, lora.errors, lora.error, size))
     return reports
 
@@ -155,10 +157,16 @@ class _Lora:
         return any(shift is not None for shift in self.shifts.values())
 
 
-def _write(adapter: Adapter, lora: _Lora, folder: Path, task: int | None) -> int:
+def _write(adapter: Adapter, layers: Mapping[str, AdaptedLayer], lora: _Lora, folder: Path, task: int | None) -> int:
     """Write the three files of a LoRA into an existing folder; return their size in bytes."""
     tensors: dict[str, Tensor] = {}
+    halves = {path: (pair.left, pair.right) for path, pair in lora.pairs.items()}
+    matrices = matrix_loras(adapter.model, layers, halves)
+    for matrix in matrices:
+        tensors |= lora_tensors(matrix.place.name, "matrix", matrix.down, matrix.right)
     for path, pair in lora.pairs.items():
+        if isinstance(layers[path].base, HeldMatrix):
+            continue
         tensors |= lora_tensors(path, adapter.targets[path].kind, pair.left, pair.right)
         if lora.has_biases:  # PEFT has a bias at every target or at none
             shift = lora.shifts[path]
@@ -169,7 +177,7 @@ def _write(adapter: Adapter, lora: _Lora, folder: Path, task: int | None) -> int
             positions = [1] * {"conv1d": 1, "conv2d": 2}.get(adapter.targets[path].kind, 0)
             shape = (1, -1, *positions) if positions else (-1,)  # PEFT's magnitude multiplies a convolution's output
             tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = magnitude.detach().to("cpu").reshape(shape).contiguous()
-    config = lora_config(adapter, lora.ranks)
+    config = lora_config(adapter, lora.ranks, matrices)
     if any(magnitude is not None for magnitude in lora.magnitudes.values()):
         config["use_dora"] = True
     if lora.has_biases:

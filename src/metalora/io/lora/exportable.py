@@ -10,8 +10,10 @@ from torch import nn
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.held_matrix import HeldMatrix
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.merge import check_untied
+from metalora.io.lora.parameters import difference_of_matrix
 from metalora.methods.records import Biased
 
 
@@ -75,9 +77,15 @@ def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
             raise ValueError(f"export: {adapter.method.name} has biases, and target {path!r} none to add them to")
         assert isinstance(layer.base, nn.Module)
         # Such a layer could be written, and PEFT would then compute something else without an error.
-        difference = _difference_in_peft(layer.base)
+        if isinstance(layer.base, HeldMatrix):
+            difference = difference_of_matrix(adapter.model, path, layer)
+        else:
+            difference = _difference_in_peft(layer.base)
         if difference:
             raise ValueError(f"export: target {path!r} {difference}")
+    has_matrices = any(isinstance(layer.base, HeldMatrix) for layer in layers.values())
+    if has_matrices and any(layer.bound.has_biases for layer in layers.values()):
+        raise ValueError("export: PEFT adapts no parameters in a LoRA with trained biases; leave one of the two out")
     return layers
 
 

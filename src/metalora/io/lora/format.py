@@ -17,7 +17,9 @@ from metalora._util.patterns import check_patterns
 from metalora._util.reading import read_regular
 from metalora._util.shown import cut, shown
 from metalora._util.suggest import nearest
+from metalora.adapters.held_matrix import HeldMatrix, base_at
 from metalora.fitting.updates import LowRankUpdate
+from metalora.io.lora.parameters import OF_OUT_PROJ, PeftPlace, places_in_folder, unstack_halves
 from metalora.io.lora.peft_config import CONFIG, read_config
 
 TENSORS = "adapter_model.safetensors"
@@ -26,7 +28,7 @@ BIAS = "lora_B.bias"
 AS_PEFT_MATCHES = r"(.*\.)?({})$"  # PEFT's own expression around a pattern
 
 
-def read_lora(folder: str | Path) -> dict[str, LowRankUpdate]:
+def read_lora(folder: str | Path, model: nn.Module | None = None) -> dict[str, LowRankUpdate]:
     """Read a LoRA folder of PEFT: Delta W = up · down at every target.
 
     The scale alpha / r (rsLoRA: alpha / sqrt(r)) is multiplied into `up`; `rank_pattern` and `alpha_pattern` count.
@@ -34,9 +36,11 @@ def read_lora(folder: str | Path) -> dict[str, LowRankUpdate]:
 
     Args:
         folder: A folder that PEFT's `save_pretrained` wrote.
+        model: The base model, without an adapter. A LoRA of parameters (`target_parameters`) or of an
+            nn.MultiheadAttention is only read with it, since the folder does not say which matrices these are.
 
     Returns:
-        Module path, as in the model that PEFT wrapped -> update, with down (rank, in), (rank, in, kw) or
+        Path of a module or matrix, as in the model that PEFT wrapped -> update, with down (rank, in), (rank, in, kw) or
         (rank, in, kh, kw) and up (out, rank).
 
     Raises:
@@ -60,19 +64,53 @@ def read_lora(folder: str | Path) -> dict[str, LowRankUpdate]:
     folder = Path(folder)
     config = read_config(folder)
     halves, left_out = _read_halves(folder)
+    parameters = config.get("target_parameters") or []
+    if not (isinstance(parameters, list) and all(isinstance(name, str) for name in parameters)):
+        raise ValueError(f"{folder / CONFIG}: target_parameters is {shown(parameters)}, expected a list of names")
+    if model is None and parameters:
+        raise ValueError(f"{folder / CONFIG}: target_parameters are of modules that only the base model has; load it")
+    places = {} if model is None else places_in_folder(model, parameters, halves)
     if left_out:
         warnings.warn(f"{folder}: {len(left_out)} tensors saved whole are left out: {left_out[0]!r}", stacklevel=2)
     if not halves:
         raise ValueError(f"{folder / TENSORS}: holds no LoRA, expected names such as {PREFIX}PATH.lora_A.weight")
+    keys = [places[name].key if name in places else name for name in halves]
     ranks, alphas = (
-        by_path(config.get(key), list(halves), f"{folder / CONFIG}: {key}") for key in ("rank_pattern", "alpha_pattern")
+        by_path(config.get(key), keys, f"{folder / CONFIG}: {key}") for key in ("rank_pattern", "alpha_pattern")
     )
     updates = {}
-    for path, pair in halves.items():
-        rank, alpha = ranks.get(path, config["r"]), alphas.get(path, config["lora_alpha"])
+    for (name, pair), key in zip(halves.items(), keys, strict=True):
+        rank, alpha = ranks.get(key, config["r"]), alphas.get(key, config["lora_alpha"])
         divisor = sqrt(rank) if config.get("use_rslora") else rank
-        updates[path] = _scaled_update(folder / TENSORS, path, pair, rank, alpha / divisor)
-    return updates
+        for path, matrix_pair in _pairs_of_matrices(name, pair, places.get(name)).items():
+            updates[path] = _scaled_update(folder / TENSORS, path, matrix_pair, rank, alpha / divisor)
+    return _without_out_proj(updates, places, folder / TENSORS)
+
+
+def _without_out_proj(
+    updates: Mapping[str, LowRankUpdate], places: Mapping[str, PeftPlace], file: Path
+) -> dict[str, LowRankUpdate]:
+    """Return updates without those of out_proj of an nn.MultiheadAttention; ValueError unless these are zero.
+
+    PEFT adds them twice in some versions, so that the file does not say what its author saw.
+    """
+    outputs = [place.path for name, place in places.items() if place.key == name.removesuffix(OF_OUT_PROJ) != name]
+    for path in outputs:
+        if updates[path].up.any() and updates[path].down.any():
+            raise ValueError(
+                f"{file}: {path!r} is the output of an nn.MultiheadAttention, whose update PEFT adds twice (0.21.2) or "
+                "once, by its version: merge it with the PEFT that has trained it"
+            )
+    return {path: update for path, update in updates.items() if path not in outputs}
+
+
+def _pairs_of_matrices(
+    name: str, halves: Mapping[str, Tensor], place: PeftPlace | None
+) -> dict[str, Mapping[str, Tensor]]:
+    """Return path of the target -> its halves, of a layer, of a matrix or of all matrices of a stack."""
+    if place is None or place.count is None:
+        return {name if place is None else place.path: halves}
+    return {f"{place.path}.{index}": pair for index, pair in enumerate(unstack_halves(halves, place.count))}
 
 
 def read_tensors(path: Path, missing: str) -> dict[str, Tensor]:
@@ -141,7 +179,7 @@ def in_model(
     paths = {path: None for path, _ in model.named_modules()}  # a set that keeps its order
     placed: dict[str, LowRankUpdate] = {}
     for path, update in updates.items():
-        matches = _matching_paths(path, paths)
+        matches = [path] if base_at(model, path) is not None else _matching_paths(path, paths)
         if len(matches) != 1:
             problem = f"has {len(matches)} modules {shown(path)}" if matches else f"has no module {shown(path)}"
             raise ValueError(f"{source}: {type(model).__name__} {problem}{nearest(path, paths)[:300]}")
@@ -184,6 +222,7 @@ def check_shape(module: nn.Module, path: str, update: LowRankUpdate, source: str
     shape = (len(update.up), *update.down.shape[1:])
     # the linear layer of GPT-2 and an embedding store (in, out)
     is_transposed = type(module).__name__ == "Conv1D" or isinstance(module, nn.Embedding)
+    is_transposed = is_transposed or (isinstance(module, HeldMatrix) and module.transposed)
     if stored != (shape[::-1] if is_transposed else shape):
         raise ValueError(f"{source}: {path!r} has an update for a weight of {shape}, the model's is {stored}")
 

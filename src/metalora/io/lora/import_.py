@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.adapters.attach import attach
+from metalora.adapters.held_matrix import held_matrix, required_base
 from metalora.config import AdapterConfig
 from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.format import check_shape, in_model, read_lora
@@ -56,7 +57,7 @@ def read_any_lora(model: nn.Module, path: str | Path) -> dict[str, LowRankUpdate
     """Read a trained LoRA by the module paths of its base; see `load_lora`."""
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file or folder")
-    return read_kohya(path, model) if Path(path).is_file() else in_model(read_lora(path), model, path)
+    return read_kohya(path, model) if Path(path).is_file() else in_model(read_lora(path, model), model, path)
 
 
 def attach_updates(model: nn.Module, updates: Mapping[str, LowRankUpdate]) -> Adapter:
@@ -86,12 +87,27 @@ def attach_updates(model: nn.Module, updates: Mapping[str, LowRankUpdate]) -> Ad
         method="lora",
         rank=largest,
         rank_pattern={target: rank for target, rank in ranks.items() if rank != largest},
-        targets=tuple(updates),
+        targets=_patterns(model, updates),
     )
     with unchanged_on_error(model):
         adapter = attach(model, config)
         set_factors(adapter, updates)
     return adapter
+
+
+def _patterns(model: nn.Module, paths: Collection[str]) -> tuple[str, ...]:
+    """Return paths of targets, with one path for all matrices of a stack: it may have thousands."""
+    patterns: dict[str, None] = {}  # a set that keeps its order
+    for path in paths:
+        matrix = held_matrix(model, path)
+        parameter = path.rpartition(".")[0]
+        is_whole = (
+            matrix is not None
+            and matrix.index is not None
+            and all(f"{parameter}.{index}" in paths for index in range(len(matrix.parameter)))
+        )
+        patterns[parameter if is_whole else path] = None
+    return tuple(patterns)
 
 
 @torch.no_grad()
@@ -120,4 +136,4 @@ def _within_full_rank(update: LowRankUpdate) -> LowRankUpdate:
 def check_shapes(model: nn.Module, updates: Mapping[str, LowRankUpdate], path: str | Path) -> None:
     """Raise a ValueError for an update that has not the shape of its module's weight."""
     for target, update in updates.items():
-        check_shape(model.get_submodule(target), target, update, path)
+        check_shape(required_base(model, target), target, update, path)

@@ -19,7 +19,6 @@ MUST_BE_OFF = {
     "use_dora": "DoRA also rescales the columns of the weight, which is not a low-rank update",
     "use_qalora": "QALoRA pools the inputs in groups, which a plain LoRA does not",
     "layer_replication": "its base repeats layers, which this base does not",
-    "target_parameters": "it adapts single parameters, not layers",
     "trainable_token_indices": "it replaces single tokens of an embedding",
     "alora_invocation_tokens": "an aLoRA is only active behind some tokens",
     "use_bdlora": "its factors are block-diagonal",
@@ -34,7 +33,7 @@ CHANGE_NOTHING = frozenset({
     "eva_config", "exclude_modules", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
     "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save", "peft_type",
     "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
-    "task_type",
+    "target_parameters", "task_type",
 })  # fmt: skip
 """Entries that are read here, and those that say how the LoRA was trained or where: the tensors tell the rest."""
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.held_matrix import HeldMatrix
 from metalora.io.lora.format import PREFIX
+from metalora.io.lora.parameters import MatrixLora
 
 
 def lora_tensors(path: str, kind: str, left: Tensor, right: Tensor) -> dict[str, Tensor]:
@@ -41,7 +43,7 @@ def lora_tensors(path: str, kind: str, left: Tensor, right: Tensor) -> dict[str,
     return tensors
 
 
-def lora_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
+def lora_config(adapter: Adapter, ranks: Mapping[str, int], matrices: Sequence[MatrixLora]) -> dict[str, Any]:
     """Return PEFT's LoraConfig as JSON values.
 
     r is the largest rank, and alpha equals the rank at every target, so that every scale is 1; also in a runtime that
@@ -49,8 +51,13 @@ def lora_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
 
     Args:
         adapter: The adapter that is exported.
-        ranks: Rank of every target, by module path.
+        ranks: Rank of every target, by its path.
+        matrices: The LoRAs of the targets that are matrices in a module.
     """
+    modules = {path: rank for path, rank in ranks.items() if not isinstance(adapter.layers[path].base, HeldMatrix)}
+    modules |= {matrix.place.key: matrix.rank for matrix in matrices if matrix.place.key != matrix.place.path}
+    parameters = {matrix.place.key: matrix.rank for matrix in matrices if matrix.place.key == matrix.place.path}
+    ranks = modules | parameters  # by what PEFT's patterns match
     model, largest = adapter.model, max(ranks.values())
     # PEFT searches a pattern as `(.*\.)?(key)$`: without ^ and escapes it would match other targets that end alike.
     smaller_ranks = {f"^{re.escape(path)}": rank for path, rank in ranks.items() if rank != largest}
@@ -65,7 +72,8 @@ def lora_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
         "lora_alpha": largest,
         "rank_pattern": smaller_ranks,
         "alpha_pattern": smaller_ranks,
-        "target_modules": _target_modules(adapter),
+        "target_modules": _target_modules(model, list(modules)),
+        "target_parameters": sorted(parameters) or None,
         "fan_in_fan_out": any(target.kind == "conv1d_gpt2" for target in adapter.targets.values()),
         "bias": "none",
         "lora_dropout": 0.0,
@@ -76,16 +84,15 @@ def lora_config(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _target_modules(adapter: Adapter) -> list[str] | str:
-    """Return the module paths of the targets, or a regular expression if PEFT would adapt other modules by the paths.
+def _target_modules(model: nn.Module, paths: list[str]) -> list[str] | str:
+    """Return module paths, or a regular expression if PEFT would adapt other modules by the paths.
 
     PEFT adapts every module whose path ends in one of a list: with the target "fc" also "a.fc".
     """
-    paths = list(adapter.layers)
     inside_a_target = tuple(f"{path}." for path in paths)
     ends_in_a_target = tuple(f".{path}" for path in paths)
-    for name, _ in adapter.model.named_modules():
-        is_other_module = name not in adapter.layers and not name.startswith(inside_a_target)
+    for name, _ in model.named_modules():
+        is_other_module = name not in paths and not name.startswith(inside_a_target)
         if is_other_module and name.endswith(ends_in_a_target):
             return "|".join(map(re.escape, paths))
     return paths
