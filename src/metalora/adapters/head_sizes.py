@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from metalora.adapters.held_matrix import modules_along
+
 HEAD_SIZE = ("head_dim", "attention_head_size", "key_value_proj_dim", "d_kv")
 NUMBER_OF_HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")  # names in modules and configurations
 NUMBER_OF_KEY_HEADS = ("num_key_value_heads", "num_kv_heads")
@@ -29,9 +31,8 @@ def head_size(model: nn.Module, path: str, width: int | None) -> int | None:
         >>> head_size(nn.ModuleDict({"attention": attention}), "attention.out_proj", 8)
         4
     """
-    words = path.split(".")
-    for steps in range(1, len(words) + 1):
-        above = model.get_submodule(".".join(words[:-steps]))
+    modules_above = modules_along(model, path.rpartition(".")[0])[::-1]
+    for steps, above in enumerate(modules_above, start=1):
         size = _integer(above, HEAD_SIZE)
         if size is None and steps <= PARTS_NEARBY:
             size = _size_nearby(above)

@@ -24,6 +24,7 @@ from metalora.adapters.head_sizes import head_size
 from metalora.adapters.heads import output_heads
 from metalora.adapters.held_matrix import (
     MATRIX_TRANSPOSED,
+    HeldMatrix,
     held_matrix,
     is_read_by_parent,
     matrices_in,
@@ -330,22 +331,18 @@ def target_at(model: nn.Module, path: str) -> Target:
         model: The model.
         path: Path of a layer that can be adapted, or of a matrix that a module holds.
     """
-    matrix = held_matrix(model, path)
-    if matrix is None:
-        module = model.get_submodule(path)
-        kind = kind_of(module)
-        assert kind is not None, path
-        sizes = mode_sizes(module, kind)
-    else:
-        kind, sizes = matrix.kind, matrix.sizes
+    base = held_matrix(model, path) or model.get_submodule(path)
+    kind = base.kind if isinstance(base, HeldMatrix) else kind_of(base)
+    assert kind is not None, path
+    sizes = base.sizes if isinstance(base, HeldMatrix) else mode_sizes(base, kind)
     layer, role = _layer_and_role(model, path)
     # With fewer key heads than query heads, a fused output is not three projections of equal width.
     fused = path.rpartition(".")[2] in FUSED and sizes["out"] == 3 * sizes["in"]
     parts = 3 if fused else 1
     side = _side_of_heads(path)
     width = None if side == "" else sizes[side] // (parts if side == "out" else 1)
-    head_dim, groups = head_size(model, path, width), module.groups if isinstance(module, _ConvNd) else 1
-    return Target(path, kind, sizes, layer, role, parts, head_dim, side, groups, outputs_per_position(module))
+    head_dim, groups = head_size(model, path, width), base.groups if isinstance(base, _ConvNd) else 1
+    return Target(path, kind, sizes, layer, role, parts, head_dim, side, groups, outputs_per_position(base))
 
 
 def _side_of_heads(path: str) -> Side:

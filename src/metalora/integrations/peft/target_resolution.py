@@ -152,12 +152,11 @@ def skipped_by_all_linear(model: nn.Module, config: TensorNetworkConfig) -> tupl
         config: The configuration, before PEFT replaces "all-linear" by names.
     """
     heads = output_heads(model)
-    layers = {
-        path: getattr(module, "base_layer", module) for path, module in model.named_modules() if path not in heads
-    }
+    layers = {path: getattr(module, "base_layer", module) for path, module in model.named_modules()}
     linear = [
         path
         for path, layer in layers.items()
+        if path not in heads
         and kind_of(layer) in PRESETS["linear"]
         and not path.endswith(".base_layer")
         and _refusal(model, path) is None
