@@ -83,7 +83,7 @@ def check(
     if subject is None:
         return structure(model, config, why)
     with torch.random.fork_rng(devices=[]):
-        return _run(subject, config)
+        return run_check(subject, config)
 
 
 def structure(model: nn.Module, config: AdapterConfig | TensorNetworkConfig, why: str) -> CheckReport:
@@ -117,8 +117,16 @@ def _empty(model: nn.Module, host: Attached) -> CheckReport:
     )
 
 
-def _run(subject: Subject, config: AdapterConfig | TensorNetworkConfig) -> CheckReport:
-    """Return the report of a model that runs."""
+def run_check(subject: Subject, config: AdapterConfig | TensorNetworkConfig) -> CheckReport:
+    """Return the report of a model that runs; `check` without the search for inputs.
+
+    Args:
+        subject: The model and its inputs; it is not changed.
+        config: The configuration.
+
+    Raises:
+        ValueError: What `metalora.attach` or the tuner refuses.
+    """
     host = attached(subject.fresh(), config, subject.inputs)
     host.model.eval()
     precision = str(subject.base[0].dtype).removeprefix("torch.")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.conditioning.features import Inputs
-from metalora.checkup.inputs import candidates
+from metalora.checkup.inputs import candidates, described
 from metalora.checkup.outputs import outputs, same_tensors, size_of
 
 NOISE = 0.2  # deviation of the numbers that replace constants
@@ -49,17 +49,18 @@ def subject_of(model: nn.Module, example: Inputs | None) -> tuple[Subject | None
         >>> subject.base[0].dtype, why
         (torch.float64, '')
     """
-    why = "no inputs are known for it: pass example=inputs"
+    first_reason = ""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = without_constants(copy.deepcopy(model))
         doubled = _in_double(model)
         for inputs in [example] if example is not None else candidates(model):
             for candidate in [doubled, model] if doubled is not None else [model]:
-                subject, why = _tried(candidate, inputs)
+                subject, reason = _tried(candidate, inputs)
                 if subject is not None:
                     return subject, ""
-    return None, why
+                first_reason = first_reason or reason  # of the most likely inputs
+    return None, first_reason or "no inputs are known for it: pass example=inputs"
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def _tried(model: nn.Module, inputs: Inputs) -> tuple[Subject | None, str]:
             base = outputs(model, inputs)
             again = outputs(model, inputs)
     except CRASHES as error:
-        return None, f"no inputs were found on which it runs; the last attempt: {in_one_line(error)}"
+        return None, f"it does not run on {described(inputs)}: {in_one_line(error)}"
     if not same_tensors(base, again):
         return None, "it gives another output every time"
     if not base or size_of(base) == 0:
