@@ -17,13 +17,13 @@ COLUMNS = ("attach", "forward", "gradients", "merged", "exported")
 HEADER = """# Models
 
 `make sweep` writes this page; do not edit it. Each row is a small model with random weights of one family of
-transformers, timm or torchvision, and LoRA of rank 2 at the targets of a preset, put in by `metalora.attach` and by PEFT
-(`metalora.peft`). `metalora.check` runs it forward and backward, merges it, and exports it as plain LoRA that is loaded
-into a fresh copy of the model. `metalora doctor MODEL` does the same for your model.
+transformers, timm or torchvision, and LoRA of rank 2 at the targets of a preset, put in by `metalora.attach` and by
+PEFT (`metalora.peft`). `metalora.check` runs it forward and backward, merges it, and exports it as plain LoRA that is
+loaded into a fresh copy of the model. `metalora doctor MODEL` does the same for your model.
 
-- **right**: attached; the forward with gradients gives the output of the one without, and every target that runs changes
-  it; every factor gets a gradient; the merged model gives the live output; the exported LoRA gives the live output, in
-  PEFT, or with `metalora.load_lora` where PEFT computes something else.
+- **right**: attached; the forward with gradients gives the output of the one without, and every target that runs
+  changes it; every factor gets a gradient; the merged model gives the live output; the exported LoRA gives the live
+  output, in PEFT, or with `metalora.load_lora` where PEFT computes something else.
 - **refused**: an error says which target it is, and why.
 - **fault**: a crash, or a wrong number.
 - **not known**: the model gives nothing to compare, such as no gradient with or without an adapter.
@@ -92,6 +92,7 @@ def run(path: Path, names: Sequence[str]) -> None:
         names: Names of families or libraries; empty for all.
     """
     import transformers
+
     from support.families import families
     from support.model_sweep import rows_of
 

@@ -56,6 +56,9 @@ def _rows(subject: Subject) -> Iterator[dict[str, Any]]:
             if "match nothing" not in str(error):
                 yield {"targets": preset, "host": "attach", "attach": f"refused: {error}"}
             continue
+        except Exception as error:  # a crash of the library
+            yield {"targets": preset, "host": "attach", "attach": f"fault: {in_one_line(error)}"}
+            continue
         same_as = seen.setdefault(paths, preset)
         if same_as != preset:
             continue  # the same targets under another name, such as "linear" where there is no convolution
@@ -98,4 +101,3 @@ def time_limit(seconds: int) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
-

@@ -61,7 +61,7 @@ def _shown(value: Any) -> str:
 
 # ---- models of transformers -----------------------------------------------------------------------------------------
 def _of_transformers(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield keyword arguments for the names in the model's forward: the main input alone, and with its companions."""
+    """Yield keyword arguments for the names in the model's forward: all that are known, or the main input."""
     names = [name for name in inspect.signature(model.forward).parameters if name in MAKERS]
     main = str(model.main_input_name)
     for attempt in range(len(TOKENS)):
@@ -70,9 +70,9 @@ def _of_transformers(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         if main not in known:
             return
         decoder = {name: known[name] for name in ("decoder_input_ids",) if name in known}
+        yield known
         yield {main: known[main], **decoder}
         yield {main: known[main]}
-        yield known
         for other in known.keys() - {main, *decoder}:
             yield {main: known[main], other: known[other], **decoder}
 
