@@ -3,7 +3,7 @@ DATA ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup test laws conformance attack lint hashes demo bench gpu gpu-wheels clean
+.PHONY: setup test laws conformance attack lint sweep hashes demo bench gpu gpu-wheels clean
 
 setup: .venv/.stamp
 
@@ -26,6 +26,11 @@ conformance: setup  # of the installed PEFT, or of PEFT=0.18.1
 
 attack: setup  # 4,200 damaged files, 460 kills, 64 tenants: ten minutes on two cores; ATTACK=--fast is a short one
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m attack --out runs/attack.jsonl $(ATTACK)
+
+sweep: setup  # every family of models: docs/models.jsonl and docs/models.md, in a quarter of an hour; MODELS=timm, names
+	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tools/model_table.py run docs/models.jsonl $(MODELS)
+	$(BIN)/python tools/model_table.py page docs/models.jsonl > docs/models.md.new
+	mv docs/models.md.new docs/models.md
 
 lint: setup
 	$(BIN)/ruff check src papers tests examples tools

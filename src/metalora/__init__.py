@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from metalora.adapters.merge import merge, unmerge
     from metalora.adapters.new_task import new_task
     from metalora.adapters.targets import Target, find_targets
+    from metalora.checkup import check
     from metalora.cost import summarise as plan
     from metalora.fitting.data_start import start_from_data
     from metalora.fitting.quantised_start import quantise_and_attach
@@ -37,6 +38,7 @@ _HOMES = {  # public name -> its module, and its name there
     "Target": ("metalora.adapters.targets", "Target"),
     "adapter_of": ("metalora.adapters.attach", "adapter_of"),
     "attach": ("metalora.adapters.attach", "attach"),
+    "check": ("metalora.checkup", "check"),
     "checkpoint": ("metalora.adapters.checkpointing", "checkpoint"),
     "checkpointing": ("metalora.adapters.checkpointing", "checkpointing"),
     "combine": ("metalora.io.lora.combine", "combine"),
@@ -70,6 +72,7 @@ __all__ = [
     "TrainConfig",
     "adapter_of",
     "attach",
+    "check",
     "checkpoint",
     "checkpointing",
     "combine",

@@ -55,14 +55,15 @@ def plugin(name: str) -> tuple[nn.Module, Any] | None:
     return None
 
 
-def load_model(name: str, *, weights: bool = True) -> nn.Module:
+def load_model(name: str, *, weights: bool = True, device: torch.device | str = "meta") -> nn.Module:
     """Load a model by name, in eval mode.
 
     Args:
         name: timm:NAME or timm:NAME@CHECKPOINT, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0, the short name
             of a well-known transformer (roberta-base), or a name with the prefix of a plugin.
         weights: Load the weights. False builds the architecture only, without a download; models of transformers are
-            then on the "meta" device.
+            then on `device`.
+        device: Where a model of transformers without weights is; on "meta" it has shapes only.
 
     Raises:
         ValueError: The name is not known, or its weights cannot be read: there is no such file, or they are neither in
@@ -81,7 +82,7 @@ def load_model(name: str, *, weights: bool = True) -> nn.Module:
             return loaded[0]  # without its tokenizer
     if name in named_sizes:
         sizes = named_sizes[name]
-        return _transformers(sizes["hub"], weights=True) if weights else build_architecture(name)
+        return _transformers(sizes["hub"], weights=True) if weights else build_architecture(name, device=device)
     if library == "efficientnet-lite0":
         return efficientnet_lite0_imagenet()
     if library not in LIBRARIES or not rest:
@@ -89,8 +90,9 @@ def load_model(name: str, *, weights: bool = True) -> nn.Module:
             f"model {name!r}: expected timm:NAME, torchvision:NAME, hf:FOLDER or a known architecture"
             f"{nearest(library if rest else name, [*LIBRARIES, *named_sizes])}"
         )
-    loaders = {"timm": _timm, "torchvision": _torchvision, "hf": _transformers}
-    return loaders[library](rest, weights)
+    if library == "hf":
+        return _transformers(rest, weights, device)
+    return _timm(rest, weights) if library == "timm" else _torchvision(rest, weights)
 
 
 def build_architecture(
@@ -147,7 +149,7 @@ def _torchvision(name: str, weights: bool) -> nn.Module:
     return cast(nn.Module, torchvision.models.get_model(name, weights="DEFAULT" if weights else None).eval())
 
 
-def _transformers(name: str, weights: bool) -> nn.Module:
+def _transformers(name: str, weights: bool, device: torch.device | str = "meta") -> nn.Module:
     from transformers import AutoConfig, AutoModel
 
     name = name.removesuffix("/config.json")  # a path of the file stands for its folder
@@ -157,7 +159,7 @@ def _transformers(name: str, weights: bool) -> nn.Module:
             with same_fresh_weights():
                 return cast(nn.Module, AutoModel.from_pretrained(name, **options_for(name)).eval())
         config = AutoConfig.from_pretrained(name, **options_for(name))
-        with torch.device("meta"):
+        with torch.device(device):
             return cast(nn.Module, AutoModel.from_config(config).eval())
     except (OSError, ValueError) as error:  # a ValueError: its class is code in the folder, which is not run
         raise ValueError(f"model hf:{name}: {str(error).splitlines()[0]}") from None

@@ -8,7 +8,7 @@ from transformers import ClapConfig, ClapModel, T5Config, T5Model
 
 from metalora import AdapterConfig, attach, find_targets
 from metalora.peft import LoTRConfig, adapter_of
-from support.families import TEXT, small_model
+from support.small_transformers import TEXT, small_model
 
 UNEQUAL = dict(num_heads=[1, 4])  # heads of 16 in the first stage, which is 16 wide, and of 8 in the second
 

@@ -13,7 +13,7 @@ from torch import nn
 from metalora import AdapterConfig, ConditionConfig, attach, find_targets
 from metalora.adapters.heads import head_path, output_heads
 from metalora.learner.head import PooledFeatures
-from support.families import FAMILIES, TEXT, small_model
+from support.small_transformers import FAMILIES, TEXT, small_model
 
 
 def all_linear_of_peft(model, task_type=None):

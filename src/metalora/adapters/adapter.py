@@ -25,6 +25,7 @@ from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.prompt import check_prompt_is_known, prompt_inputs
 from metalora.adapters.forward_state import Forward, ForwardState
 from metalora.adapters.layout import Layout, scales_by_path
+from metalora.adapters.offloading import ParameterStore
 from metalora.adapters.skipped import SkippedWeight, skipped_sentences
 from metalora.config import AdapterConfig
 from metalora.methods.method import FROM_DATA, Method
@@ -69,15 +70,15 @@ class Adapter(nn.Module):
         self.targets = {path: target_layout.target for path, target_layout in layout.targets.items()}
         learned = {key: value for key, value in factors.items() if not layout.params[key].frozen}
         parameters = {slot_of(key): nn.Parameter(value) for key, value in learned.items()}
-        self.add_module(LEARNED_MODULE, nn.ParameterDict(parameters))
+        self.add_module(LEARNED_MODULE, ParameterStore(parameters))
         self._frozen = nn.Module()  # a buffer for each frozen factor
         for key in factors.keys() - learned.keys():
             from_data = resolved.inits[layout.params[key].factor] == FROM_DATA
             self._frozen.register_buffer(slot_of(key), factors[key], persistent=from_data)
         self.given: tuple[str, ...] = ()  # keys of frozen factors that were handed over, not made from the seed
-        self.biases = nn.ParameterDict()  # changes of the base's biases, by "path/bias"; see `bias_changes`
+        self.biases = ParameterStore()  # changes of the base's biases, by "path/bias"; see `bias_changes`
         self.outside_biases: dict[str, OutsideBias] = {}  # of layers that are no targets
-        self.pending_task = nn.ParameterDict()  # slices of a task that is being added; see metalora.new_task
+        self.pending_task = ParameterStore()  # slices of a task that is being added; see metalora.new_task
         self.dropout = resolved.config.dropout  # a plain number, which every layer reads in every forward
         self.rank_dropout = nn.Dropout(self.dropout)
         self.conditioner: Conditioner | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import cast
 
 import torch
 from torch import nn
@@ -29,7 +28,9 @@ from metalora.adapters.layers import (
 )
 from metalora.adapters.layout import build_layout
 from metalora.adapters.merged_state import guard_state
+from metalora.adapters.offloading import BaseWeights
 from metalora.adapters.plan import Form, plan_forms
+from metalora.adapters.saved_model import guard_saving, unguard_saving
 from metalora.adapters.skipped import warning_of
 from metalora.adapters.substitution import restore_parameters, substitute
 from metalora.adapters.targets import Target
@@ -100,6 +101,7 @@ def attach(
         host = AttachedHost(adapter, adapter.frozen_norms)
         adapter.hooks += guard_forward(model, host)
         guard_generate(model, host)
+    adapter.hooks += guard_saving(model, adapter)  # before the next one, which looks for the names of adapted layers
     adapter.hooks += guard_state(model, adapter)
     adapter.train(model.training)
     return adapter
@@ -135,7 +137,7 @@ def build(
         if isinstance(base, HeldMatrix):
             _check_serves_matrices(resolved, path)
     layout = build_layout(targets, resolved)
-    weights = {path: cast(torch.Tensor, base.weight) for path, base in bases.items()}
+    weights = BaseWeights(bases)
     shapes = bias_shapes(model, config, bases)
     adapter = Adapter(resolved, layout, initial_factors(resolved, layout, weights))
     for path, shape in shapes.items():
@@ -269,6 +271,7 @@ def detach(model: nn.Module) -> None:
     _remove_hooks(adapter)
     unguard_forward(model)
     unguard_generate(model)
+    unguard_saving(model)
     _replace(model, {layer: base for base, layer in _wrapped(adapter).items()})
     restore_parameters(model)
     for norm in adapter.frozen_norms:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.held_matrix import whole_parameter
 from metalora.adapters.layers import MergeableLayer
+from metalora.adapters.offloading import check_present
 from metalora.adapters.rounded_sum import rounded_sum
 
 
@@ -44,9 +46,9 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
         condition: One condition (a snapshot), for an adapter whose factors differ by example; None: the fixed one.
 
     Raises:
-        ValueError: No adapter; merged already; a condition of several examples; a Delta W that is not finite; a sum
-            that the type of W cannot hold, such as 70000 in float16; a bias that the base has no bias for; a method
-            without a Delta W (a bottleneck). Nothing is changed then.
+        ValueError: No adapter; merged already; a condition of several examples; a Delta W that is not finite; weights
+            that accelerate keeps elsewhere; a sum that the type of W cannot hold, such as 70000 in float16; a bias that
+            the base has no bias for; a method without a Delta W (a bottleneck). Nothing is changed then.
 
     Example:
         >>> import metalora
@@ -75,6 +77,7 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     for path in adapter.layers.keys() - layers.keys():
         adapter.delta(path, condition)  # raises: a bottleneck has no Delta W
     for path, layer in layers.items():
+        check_present(cast(nn.Module, layer.base), f"merge: target {path!r}")
         merged[path] = rounded_sum(layer.base.weight, adapter.delta(path, condition), f"target {path!r}")
         merged_biases[path] = layer.merged_bias(values)
     outside = {path: bias.merged_bias() for path, bias in adapter.outside_biases.items()}

@@ -18,6 +18,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "methods": verbs.methods,
     "inspect": verbs.inspect,
     "plan": verbs.plan,
+    "doctor": verbs.doctor,
     "merge": verbs.merge,
     "export": verbs.export,
     "convert": verbs.convert,

@@ -204,6 +204,35 @@ def _print_summary(summary: CostSummary, model: str) -> None:
     )
 
 
+def doctor(
+    model: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL", help=f"{MODELS}; no weights are downloaded")
+    ],
+    adapter: Adapter = AdapterConfig(),  # noqa: B008 (frozen)
+    peft: Annotated[bool, tyro.conf.arg(help="put the adapter in with PEFT, not with metalora.attach")] = False,
+    json: Json = False,
+) -> None:
+    """Check an adapter on a model with random weights, target by target; exit code 1 if something is wrong.
+
+    live: the output changes with the factors; trained: they get a gradient; mergeable: the merged layer gives the same;
+    exportable: plain LoRA can have the target. A large model is not run.
+    """
+    from metalora.cli.checking import check_model
+
+    report = check_model(model, adapter, peft)
+    columns = ("path", "kind", "live", "trained", "mergeable", "exportable")
+    rows = [{name: str(getattr(target, name)) for name in columns} for target in report.targets]
+    show(report.to_dict(), json, f"{report.method} on {model}", columns, rows)
+    if not json:
+        print(f"inputs {report.inputs}; {report.precision}")
+        for name in ("forward", "gradients", "merged", "exported"):
+            print(f"{name}: {getattr(report, name)}")
+        for sentence in report.skipped:
+            print(f"  skipped {sentence}")
+    if report.faults:
+        raise SystemExit(1)
+
+
 def _print_skipped(skipped: Sequence[SkippedWeight]) -> None:
     from metalora.adapters.skipped import skipped_sentences
 

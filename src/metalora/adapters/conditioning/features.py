@@ -375,6 +375,8 @@ def example_input(model: nn.Module) -> Inputs:
     """
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
+    if parameter.is_meta and hasattr(model, "_hf_hook"):  # accelerate keeps the weights elsewhere, and moves the inputs
+        device = torch.device("cpu")
     dummy = getattr(model, "dummy_inputs", None)
     if dummy is not None:
         return {key: value.to(device) for key, value in dummy.items() if isinstance(value, Tensor)}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.layers.read_as_base import ReadAsBase
+from metalora.adapters.offloading import check_present
 from metalora.adapters.own_forward import run_with
 from metalora.adapters.targets import Target
 from metalora.integrations.peft.compat import resolve_quantization_backend
@@ -204,6 +205,7 @@ class AdaptedModule(ReadAsBase, TunerLayer):
     def _merge_adapter(self, name: str, safe_merge: bool) -> None:
         adapter, layer = self.container.adapters_by_name()[name], self.adapter_layers[name]
         _check_one_condition(name, adapter)
+        check_present(self.base_layer, f"merge: target {layer.target.path!r}")
         weight = self._dense_weight()
         delta = adapter.delta(layer.target.path)
         values = adapter.fixed_condition.values if adapter.per_example and adapter.fixed_condition is not None else None

@@ -1,0 +1,201 @@
+"""What the factors of each target do: they change the output, and get a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.conditioning.features import Inputs
+from metalora.adapters.layout import read_slice
+from metalora.checkup.hosts import Attached
+from metalora.checkup.outputs import distance, outputs, size_of, tensors_of, tolerance
+from metalora.checkup.report import Answer
+from metalora.checkup.subject import Subject
+
+SCALES = (0.1, 0.3, 1.0)  # of the random factors, tried in turn until the update is visible
+VISIBLE = 3e-3  # an update is visible if it changes the output by this part of it
+DID_NOT_RUN = Answer("unknown", "did not run in this forward")
+YES = Answer("yes")
+
+
+@dataclass
+class Call:
+    """The first call of a layer in a forward."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: list[Tensor]
+
+
+@dataclass
+class Recording:
+    """The first call of every layer that ran, by path."""
+
+    calls: dict[str, Call] = field(default_factory=dict)
+
+
+@contextmanager
+def recording(layers: Mapping[str, nn.Module]) -> Iterator[Recording]:
+    """Record the first call of every layer inside.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> with recording({"0": layer}) as recorded:
+        ...     _ = layer(torch.zeros(3, 4))
+        >>> recorded.calls["0"].output[0].shape
+        torch.Size([3, 2])
+    """
+    recorded = Recording()
+
+    def hook(path: str) -> Any:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if path not in recorded.calls:
+                copies = tuple(copied(value) for value in args), {name: copied(v) for name, v in kwargs.items()}
+                recorded.calls[path] = Call(*copies, [copied(tensor) for tensor in tensors_of(output)])
+
+        return record
+
+    handles = [layer.register_forward_hook(hook(path), with_kwargs=True) for path, layer in layers.items()]
+    try:
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def copied(value: Any) -> Any:
+    """Return a copy of a tensor, since the model may write into it later; anything else as it is."""
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def one_condition(adapter: Adapter, inputs: Inputs) -> Condition | None:
+    """Return one condition for all examples, for an adapter whose factors differ by example or task; otherwise None."""
+    if not adapter.per_example:
+        return None
+    made = adapter.condition(inputs).mean() if adapter.conditional else None
+    if not adapter.task_keys:
+        return made
+    task = adapter.task(0)
+    if made is None:
+        return task
+    return Condition({**made.values, **task.values}, made.features, made.penalty)
+
+
+@torch.no_grad()
+def randomise(host: Attached, subject: Subject) -> list[Tensor]:
+    """Add random numbers to all that is learned, until the update is visible in the output.
+
+    Returns:
+        The output with the adapter.
+    """
+    generator = torch.Generator().manual_seed(0)
+    parameters = [parameter for parameter in host.adapter.parameters() if parameter.is_floating_point()]
+    starts = [parameter.detach().clone() for parameter in parameters]
+    live: list[Tensor] = []
+    for scale in SCALES:
+        for parameter, start in zip(parameters, starts, strict=True):
+            noise = torch.randn(start.shape, generator=generator, dtype=torch.float64).to(start)
+            parameter.copy_(start + scale * noise)
+        condition = one_condition(host.adapter, subject.inputs)
+        if condition is not None:
+            host.adapter.fix(condition)
+        live = outputs(host.model, subject.inputs)
+        if distance(subject.base, live) > VISIBLE * size_of(subject.base):
+            break
+    return live
+
+
+def gradients(host: Attached, subject: Subject, live: list[Tensor]) -> tuple[Answer, dict[str, bool]]:
+    """Run a forward with gradients, compare it with the one without, and run a backward.
+
+    Args:
+        host: The adapted model, with random factors.
+        subject: The base and its inputs.
+        live: The output without gradients.
+
+    Returns:
+        Whether the two forwards agree, and for each target whether all its factors have a gradient.
+    """
+    adapter = host.adapter
+    adapter.zero_grad()
+    condition = one_condition(adapter, subject.inputs)
+    if condition is not None:
+        with adapter.using(condition):
+            tensors = outputs(host.model, subject.inputs)
+    else:
+        tensors = outputs(host.model, subject.inputs)
+    detached = [tensor.detach() for tensor in tensors]
+    allowed = tolerance(subject.base, live)
+    if distance(live, detached) > allowed:
+        return Answer("no", "a forward with gradients gives another output than one without"), {}
+    generator = torch.Generator().manual_seed(1)
+    total = torch.zeros((), dtype=torch.float64)
+    for tensor in tensors:
+        if tensor.requires_grad:
+            weights = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+            total = total + (tensor.nan_to_num(0, 0, 0) * weights).sum().double()
+    if total.requires_grad:
+        total.backward()  # type: ignore[no-untyped-call]
+    return YES, {path: _has_gradient(adapter, path) for path in adapter.targets}
+
+
+def _has_gradient(adapter: Adapter, path: str) -> bool:
+    """Return True if all that is learned for a target has a finite gradient that is not zero."""
+    learned = adapter.learned
+    found = []
+    for view in adapter.layout.targets[path].views.values():
+        if view.key in learned:
+            gradient = learned[view.key].grad
+            found.append(None if gradient is None else read_slice(gradient, view))
+    if not found and adapter.conditioner is not None:
+        found = [parameter.grad for parameter in adapter.conditioner.parameters()]
+        found = [gradient for gradient in found if gradient is not None] or [None]
+    return bool(found) and all(_is_useful(gradient) for gradient in found)
+
+
+def _is_useful(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
+
+
+@torch.no_grad()
+def changes_output(host: Attached, subject: Subject, live: list[Tensor], path: str) -> bool:
+    """Return True if the output changes when the update of one target is left out."""
+    layer: Any = host.layers[path]
+    base = layer.base if hasattr(layer, "base") else layer.base_layer
+    layer.forward = base.forward
+    try:
+        return distance(live, outputs(host.model, subject.inputs)) > 0
+    finally:
+        del layer.forward
+
+
+@torch.no_grad()
+def weight_matters(subject: Subject, path: str) -> bool:
+    """Return True if another weight at a path changes the output of the base."""
+    model = subject.fresh()
+    weight = model.get_submodule(path).weight
+    assert isinstance(weight, Tensor)
+    weight.copy_(weight + weight.abs().mean() * torch.randn_like(weight))
+    return distance(subject.base, outputs(model, subject.inputs)) > 0
+
+
+def weight_is_trained(subject: Subject, path: str) -> bool:
+    """Return True if the weight at a path gets a gradient in the base."""
+    model = subject.fresh().requires_grad_(False)
+    weight = model.get_submodule(path).weight
+    assert isinstance(weight, Tensor)
+    weight.requires_grad_(True)
+    tensors = [tensor for tensor in outputs(model, subject.inputs) if tensor.requires_grad]
+    if not tensors:
+        return False
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor) for tensor in tensors]
+    torch.autograd.backward(tensors, weights)
+    return weight.grad is not None and bool(weight.grad.any())
