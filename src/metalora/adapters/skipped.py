@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from metalora.adapters.heads import output_heads
 from metalora.adapters.targets import (
     PRESETS,
     QUANTISED,
     READ_BY_ATTENTION,
-    head_path,
     kind_of,
     matches,
     refusal,
 )
 
-OUTPUT_HEAD = "presets leave the output head, or else the last Linear, to you"
+OUTPUT_HEAD = "presets leave the output head to you"
 FUSED_EXPERTS = "experts that are fused into one parameter are not adapted"
 NAMES_OF_MATRICES = re.compile(r"(^|_)(weight|proj|projection)(_|$)")  # not biases, tables of positions or tokens
 NUMBER_OF_A_LAYER = re.compile(r"(^|(?<=[._]))\d+(?=\.)")
@@ -67,10 +67,10 @@ def skipped_weights(
     """
     if not isinstance(targets, str) or targets not in PRESETS:
         return ()
-    head = head_path(model)
+    heads = output_heads(model)
     skipped = []
     for path, module in model.named_modules():
-        if path == head and kind_of(module) in PRESETS[targets]:
+        if path in heads and kind_of(module) in PRESETS[targets]:
             skipped.append(SkippedWeight(path, OUTPUT_HEAD))
         else:
             skipped += _skipped_at(model, path, module, PRESETS[targets])

@@ -12,6 +12,8 @@ from torch import nn
 
 from metalora._util.shown import shown
 from metalora._util.suggest import nearest
+from metalora.adapters.head_sizes import head_size
+from metalora.adapters.heads import output_heads
 
 PRESETS = {
     "all": ("linear", "conv1d_gpt2", "conv1d", "conv2d"),
@@ -29,8 +31,6 @@ OUT_OF_HEADS = (
     "o_proj", "attention.output.dense", "attention.dense", "attention.out_proj", "self_attn.out_proj", "attn.out_proj",
     "attn.proj", "attn.c_proj", "attention.out_lin", "attention.o_proj", "SelfAttention.o", "EncDecAttention.o",
 )  # fmt: skip
-NUMBER_OF_HEADS = ("num_attention_heads", "num_heads", "n_head", "n_heads")  # names in the configs of models
-HEAD_SIZE = ("head_dim", "attention_head_size")
 
 Side = Literal["", "in", "out"]
 
@@ -165,23 +165,6 @@ def refusal(model: nn.Module, path: str, module: nn.Module) -> Refusal | None:
     return None
 
 
-def head_path(model: nn.Module) -> str | None:
-    """Path of the output head: the one that the model names, otherwise its last Linear; None if it has none.
-
-    Example:
-        >>> head_path(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)))
-        '1'
-    """
-    path_of: dict[nn.Module, str] = {module: path for path, module in model.named_modules()}
-    for getter in ("get_classifier", "get_output_embeddings"):
-        head = getattr(model, getter, lambda: None)()
-        if head in path_of:
-            return path_of[head]
-    # timm and transformers name the head; without a name, the classifier of a plain network is its last Linear.
-    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return linears[-1] if linears else None
-
-
 def matches(path: str, pattern: str) -> bool:
     """Whether a glob pattern matches the path of a module, or its last components.
 
@@ -226,11 +209,11 @@ def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude
 
 
 def _paths_of_preset(model: nn.Module, preset: str) -> list[str]:
-    kinds, head = PRESETS[preset], head_path(model)
+    kinds, heads = PRESETS[preset], output_heads(model)
     return [
         path
         for path, module in model.named_modules()
-        if kind_of(module) in kinds and path != head and refusal(model, path, module) is None
+        if kind_of(module) in kinds and path not in heads and refusal(model, path, module) is None
     ]
 
 
@@ -269,7 +252,9 @@ def target_at(model: nn.Module, path: str) -> Target:
     # With fewer key heads than query heads, a fused output is not three projections of equal width.
     fused = path.rpartition(".")[2] in FUSED and sizes["out"] == 3 * sizes["in"]
     parts = 3 if fused else 1
-    return Target(path, kind, sizes, layer, role, parts, _head_size(model, path), _side_of_heads(path))
+    side = _side_of_heads(path)
+    width = None if side == "" else sizes[side] // (parts if side == "out" else 1)
+    return Target(path, kind, sizes, layer, role, parts, head_size(model, path, width), side)
 
 
 def _side_of_heads(path: str) -> Side:
@@ -292,18 +277,3 @@ def _layer_and_role(model: nn.Module, path: str) -> tuple[tuple[int, ...] | None
                 numbers.append(int(word))
                 role[place] = "*"
     return tuple(numbers) or None, ".".join(role)
-
-
-def _head_size(model: nn.Module, path: str) -> int | None:
-    """Size of an attention head, from the nearest module above that says it, otherwise from the model's config."""
-    words = path.split(".")
-    config = getattr(model, "config", None)
-    modules_above = [model.get_submodule(".".join(words[:depth])) for depth in range(len(words) - 1, -1, -1)]
-    for owner in (*modules_above, config):
-        for name in HEAD_SIZE:
-            size = getattr(owner, name, None)
-            if isinstance(size, int):
-                return size
-    width = getattr(config, "hidden_size", None)
-    heads = next((getattr(config, name) for name in NUMBER_OF_HEADS if hasattr(config, name)), None)
-    return width // heads if width and heads else None

@@ -24,7 +24,6 @@ from metalora.adapters.conditioning.features import (
 )
 from metalora.adapters.conditioning.stages import stages as stages_of
 from metalora.adapters.layers import AdaptedLayer
-from metalora.adapters.targets import head_path
 from metalora.learner.length_parts import by_length
 from metalora.learner.swap import FactorUse
 
@@ -86,7 +85,9 @@ class StageFeatures:
 
     @torch.no_grad()
     def last_layer(self, inputs: Inputs) -> Tensor:
-        """Return what the head of the frozen network reads; for texts, or without a head, the mean of the last stage.
+        """Return the pooled last layer of the frozen network: the input of its head, or its output if it has none.
+
+        For texts it is the mean of the last stage over the tokens.
 
         Args:
             inputs: What the network takes, for n examples.
@@ -107,8 +108,8 @@ class StageFeatures:
             The pooled last layer, (n, width), float32.
         """
         recorder = Recorder()
-        has_head = token_mask(inputs) is None and head_path(self.model) is not None
-        handles = watch_head(self.model, recorder) if has_head else watch_stages(self.model, self.stages[-1:], recorder)
+        is_text = token_mask(inputs) is not None
+        handles = watch_stages(self.model, self.stages[-1:], recorder) if is_text else watch_head(self.model, recorder)
 
         def read(part: Inputs) -> Tensor:
             recorder.start(part)
@@ -121,7 +122,7 @@ class StageFeatures:
         finally:
             for handle in handles:
                 handle.remove()
-        return pooled if has_head else pooled[:, : pooled.shape[1] // 2]  # the means come before the deviations
+        return pooled[:, : pooled.shape[1] // 2] if is_text else pooled  # the means come before the deviations
 
     def adapted(self, inputs: Inputs, condition: Condition | None = None) -> Tensor:
         """Return the statistics of the adapted network, differentiable with respect to the adapter.

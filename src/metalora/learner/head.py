@@ -12,13 +12,14 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.conditioning.features import Recorder, run, token_mask, watch_head, watch_stages
 from metalora.adapters.conditioning.stages import stages
-from metalora.adapters.targets import head_path
 
 QUANTILES = 101  # of the distances of inputs that were not trained on
 
 
 class PooledFeatures:
-    """The pooled last layer of a network: what its own head reads, or the mean of the last stage over the tokens.
+    """The pooled last layer of a network: what its own head reads or, without a head, what the network returns.
+
+    For texts it is the mean of the last stage over the tokens.
 
     Args:
         model: The network, with its adapter attached already.
@@ -32,7 +33,7 @@ class PooledFeatures:
 
     def __init__(self, model: nn.Module, adapter: Adapter | None, is_text: bool = False):
         self.model, self.adapter = model, adapter
-        self.reads_head = not is_text and head_path(model) is not None
+        self.reads_head = not is_text
         self._recorder = Recorder()
         if self.reads_head:
             self._handles = watch_head(model, self._recorder)
@@ -73,13 +74,9 @@ class PooledFeatures:
             features = self._recorder.take()
         finally:
             self._recorder.stop()
-        if self.reads_head or not _has_positions(inputs):
+        if self.reads_head or token_mask(inputs) is None:
             return features
         return features[:, : features.shape[1] // 2]  # the means come before the deviations
-
-
-def _has_positions(inputs: Any) -> bool:
-    return token_mask(inputs) is not None or (isinstance(inputs, Tensor) and inputs.ndim > 2)
 
 
 class LinearHead(nn.Module):

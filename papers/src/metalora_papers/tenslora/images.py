@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
-from metalora.adapters.targets import head_path
+from metalora.adapters.heads import head_path
 from metalora.learner import Backbone, ImagePreprocessor, load_backbone
 from metalora.learner.data import PreparedInputs, TaskPool
 from metalora.learner.data.pictures import open_picture

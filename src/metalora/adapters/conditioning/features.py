@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.conditioning.stages import stages
-from metalora.adapters.targets import head_path
+from metalora.adapters.heads import head_path
 
 CACHES = ("past_key_values", "cache_params")  # what models of transformers call the memory of a decoded sequence
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -191,6 +191,19 @@ def _record_input(recorder: Recorder, index: int, module: nn.Module, args: Any) 
         recorder.recorded[index] = pooled(args[0], recorder.mask)
 
 
+def _record_answer(recorder: Recorder, index: int, module: nn.Module, args: Any, output: Any) -> None:
+    """Record the mean over the positions of what a whole network returns, as a forward hook."""
+    if recorder.active:
+        recorder.recorded[index] = pooled(_first_tensor(output), recorder.mask)
+
+
+def _first_tensor(output: Any) -> Tensor:
+    """The first tensor of what a network returns: a tensor, a sequence or a mapping."""
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
+    return output
+
+
 def pooled(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the mean over the positions, or over the tokens that count.
 
@@ -282,17 +295,14 @@ def stage_statistics(model: nn.Module, inputs: Inputs, paths: Sequence[str] = ()
 
 
 def watch_head(model: nn.Module, recorder: Recorder) -> list[Any]:
-    """Add a hook that records the input of the output head, which is the pooled last layer.
+    """Add a hook that records the pooled last layer: the input of the output head, or the output of a network without.
 
     Args:
-        model: The network that has the head.
+        model: The network.
         recorder: Where the hook records.
 
     Returns:
         A list with the handle of the hook.
-
-    Raises:
-        ValueError: The network has no output head.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
@@ -303,7 +313,7 @@ def watch_head(model: nn.Module, recorder: Recorder) -> list[Any]:
     """
     path = head_path(model)
     if path is None:
-        raise ValueError(f"condition source 'pooled': {type(model).__name__} has no output head to read the input of")
+        return [model.register_forward_hook(partial(_record_answer, recorder, 0))]
     return [model.get_submodule(path).register_forward_pre_hook(partial(_record_input, recorder, 0))]
 
 

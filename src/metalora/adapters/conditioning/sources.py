@@ -16,7 +16,7 @@ from metalora.adapters.conditioning.features import Inputs, example_input, watch
 from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.prompt import is_causal
 from metalora.adapters.conditioning.stages import encoder_path, modules_of_answer, stages
-from metalora.adapters.targets import head_path
+from metalora.adapters.heads import head_path
 from metalora.config import ConditionConfig
 
 
@@ -80,7 +80,9 @@ def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> n
         paths = [condition.stem]
     # An extractor gives its pooled last layer, unless stages are named.
     elif condition.source == "pooled" or (condition.source == "extractor" and not condition.stages):
-        _check_no_answer(condition, network, [head_path(network) or ""])
+        head = head_path(network)
+        # Without a head the output of the network is read; that of an encoder-decoder is the answer.
+        _check_no_answer(condition, network, sorted(modules_of_answer(network)) if head is None else [head])
         adapter.hooks += watch_head(network, adapter.recorder)
         return network
     else:
