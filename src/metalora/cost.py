@@ -10,7 +10,7 @@ from math import prod
 from torch import nn
 
 from metalora.adapters.layout import Layout, TargetLayout, build_layout
-from metalora.adapters.plan import plan_form
+from metalora.adapters.plan import base_macs, macs_per_position, plan_form
 from metalora.adapters.skipped import SkippedWeight, skipped_weights
 from metalora.adapters.targets import Target, find_targets
 from metalora.adapters.trained_biases import bias_shapes
@@ -18,7 +18,6 @@ from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.methods.records import AnyRank, SplitRank
 from metalora.methods.resolve import resolve
-from metalora.tensornet.spec import INPUT_MODES
 
 ADAM_BYTES = 16  # of one trained float32 number: the number, its gradient and Adam's two moments
 # The JSON header of an adapter file, estimated: bytes per learned factor, per target, and for the rest.
@@ -40,7 +39,8 @@ class CostSummary:
         base_parameters: Numbers of the model itself.
         bytes: Size of the adapter file in float32, estimated.
         training_bytes: Parameters, gradients and Adam's two moments in float32.
-        multiply_adds: Multiply-adds that the adapter adds at one token, or at one position of an image.
+        multiply_adds: Multiply-adds that the adapter adds at one token, or at one position of an image: one of the
+            output, or of the input of a transposed convolution.
         base_multiply_adds: Multiply-adds of the adapted weights themselves at one token or position.
         overhead: `multiply_adds` / `base_multiply_adds`.
         skipped: What the preset of the targets leaves out, and why.
@@ -227,8 +227,8 @@ def summarise(model: nn.Module, config: AdapterConfig) -> CostSummary:
     layout = build_layout(targets, resolved)
     target_layouts = layout.targets.values()
     # planned without batched factors: the cost of an input whose examples share one condition
-    added = sum(plan_form(target_layout, ()).macs_per_token for target_layout in target_layouts)
-    base = sum(_base_multiply_adds(target_layout) for target_layout in target_layouts)
+    added = sum(macs_per_position(plan_form(part, ()), part.target) for part in target_layouts)
+    base = sum(base_macs(target_layout.target) for target_layout in target_layouts)
     biases = _bias_numbers(model, config, targets)
     parameters = layout.num_params() + biases
     return CostSummary(
@@ -312,12 +312,6 @@ def _shared_factors(layout: Layout) -> dict[str, str]:
             shape = " ".join(map(str, factor.shape))
             shapes[key] = f"{shape} frozen" if factor.frozen else shape
     return shapes
-
-
-def _base_multiply_adds(target_layout: TargetLayout) -> int:
-    """Multiply-adds of the target's own weight at one token or position."""
-    sizes = target_layout.target.sizes
-    return sizes["out"] * prod(sizes.get(mode, 1) for mode in INPUT_MODES)  # a Linear has no kh and kw
 
 
 def _bias_numbers(model: nn.Module, config: AdapterConfig, targets: Sequence[Target]) -> int:

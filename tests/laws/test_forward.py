@@ -39,7 +39,7 @@ def test_2_the_sizes_run_both_paths(kind):
 def test_2_a_bottleneck_is_a_function_of_the_output(case, layer):
     model, adapter, x, condition = attach_case(case, layer, "many")
     got = model(x, **condition)
-    axis = {"conv1d": 1, "conv2d": 1}.get(layer.kind, -1)
+    axis = 1 if layer.positions else -1
     for i in range(len(x)):
         z = model[0].base(x[i : i + 1]).movedim(axis, -1)
         factors = factors_of(adapter, "0", condition.get("condition"), i)

@@ -9,8 +9,9 @@ from torch import nn
 from metalora import (
     detach,
 )
+from oracles.dense import rows_of
 from support.adapters import assert_close
-from support.cases import CASES, OUTPUT_AXIS, attach_case, oracle_delta
+from support.cases import CASES, attach_case, oracle_delta, stored
 from support.laws import EVERY_PAIR
 from support.layers import LAYERS, Layer
 
@@ -26,14 +27,16 @@ def test_7_the_pair_reproduces_delta(case, layer):
     model, adapter, x, condition = attach_case(case, layer)
     left, right = lora_pair(model, condition)
     assert len(left) == len(right) == model[0].form.rank
-    dense = sum(left[k][..., None] * right[k] for k in range(len(left)))  # in x [kernel] x out
-    dense = dense if layer.kind in ("embedding", "conv1d_gpt2") else dense.movedim(-1, 0)
+    assert left.shape[2:] == getattr(model[0].base, "kernel_size", ())
+    rows = sum(left[k] * right[k].reshape(-1, *[1] * left[k].ndim) for k in range(len(left)))  # out x in x [kernel]
     magnitude = model[0].magnitude(condition["condition"][0].values if condition else None)
+    weight = model[0].base.weight.detach()
     if magnitude is not None:  # the pair is that of the direction alone
-        weight, axis = model[0].base.weight.detach(), OUTPUT_AXIS.get(layer.kind, 0)
-        norms = (weight + dense).movedim(axis, 0).flatten(1).norm(dim=1)
-        shape = [-1 if k == axis else 1 for k in range(weight.ndim)]
-        dense = (magnitude.detach() / norms).reshape(shape) * (weight + dense) - weight
+        base_rows = rows_of(layer.kind, weight, layer.groups)
+        norms = (base_rows + rows).flatten(1).norm(dim=1)
+        shape = [-1, *[1] * (rows.ndim - 1)]
+        rows = (magnitude.detach() / norms).reshape(shape) * (base_rows + rows) - base_rows
+    dense = stored(layer, rows.movedim(1, -1).movedim(0, -1), weight)
     assert_close(dense, oracle_delta(case, layer, adapter, condition.get("condition"), 0))
 
 

@@ -24,22 +24,18 @@ def pissa(A, B, A_0, B_0):
     return lora(A_0 + A, B_0 + B) - lora(A_0, B_0)
 
 
-def dora_of_lora(weight, dense, d, out_axis):
-    """DoRA, arXiv:2402.09353 eq. 5, from LoRA's Delta W in the weight's layout: output by output, less W."""
-    change = torch.empty_like(weight)
-    for k in range(weight.shape[out_axis]):
-        row, adapted = weight.select(out_axis, k), (weight + dense).select(out_axis, k)
-        magnitude = row.square().sum().sqrt() + d[k]
-        change.select(out_axis, k).copy_(magnitude * adapted / adapted.square().sum().sqrt() - row)
-    return change
+def dora_of_lora(rows, dense, d):
+    """DoRA, arXiv:2402.09353 eq. 5, from W and LoRA's Delta W, both out x the rest: output by output, less W."""
+    changes = []
+    for row, update, change_of_norm in zip(rows, dense, d.flatten(), strict=True):
+        magnitude, adapted = row.square().sum().sqrt() + change_of_norm, row + update
+        changes.append(magnitude * adapted / adapted.square().sum().sqrt() - row)
+    return torch.stack(changes)
 
 
-def film(weight, out_axis, gamma, beta=None):
-    """FiLM, arXiv:1709.07871 eq. 2, as (1 + gamma) z + beta, and IA3: the change of the weight, output by output."""
-    change = torch.empty_like(weight)
-    for k, number in enumerate(gamma.flatten()):
-        change.select(out_axis, k).copy_(number * weight.select(out_axis, k))
-    return change
+def film(rows, gamma, beta=None):
+    """FiLM, arXiv:1709.07871 eq. 2, as (1 + gamma) z + beta, and IA3: the change of W, which is out x the rest."""
+    return torch.stack([number * row for number, row in zip(gamma.flatten(), rows, strict=True)])
 
 
 def film_shift(bias, gamma, beta=None):
@@ -402,12 +398,26 @@ def delta(method, factors, alpha=None, rank=None):
     return scale * (chain(*factors.values()) if DENSE[method] is chain else DENSE[method](**factors))
 
 
-def to_base_layout(kind, dense):
-    """[kernel] x in x out -> how PyTorch stores the weight of that kind of layer."""
-    if kind == "linear":
-        return dense.T  # out x in
-    if kind == "conv1d":
-        return dense.permute(2, 1, 0)  # out x in x kw
-    if kind == "conv2d":
-        return dense.permute(3, 2, 0, 1)  # out x in x kh x kw
-    return dense  # GPT-2's Conv1D and Embedding: in x out
+def to_base_layout(kind, dense, shape, groups=1):
+    """[kernel] x in x out -> how PyTorch stores the weight (of this shape) of that kind of layer."""
+    if kind in ("conv1d_gpt2", "embedding"):
+        return dense  # in x out
+    rows = dense.movedim(-1, 0).movedim(-1, 1)  # out x in x [kernel]
+    if "transpose" not in kind:
+        return rows.reshape(shape)  # the kernel of a Conv3d is depth, height and width
+    stored = rows.new_empty(shape)  # (groups . in) x (out / groups) x [kernel]
+    for o, i in product(range(len(rows)), range(rows.shape[1])):
+        group, output = divmod(o, len(rows) // groups)
+        stored[group * rows.shape[1] + i, output] = rows[o, i].reshape(shape[2:])
+    return stored
+
+
+def rows_of(kind, weight, groups=1):
+    """A weight as PyTorch stores it for that kind of layer -> out x in x [kernel]."""
+    if kind in ("conv1d_gpt2", "embedding"):
+        return weight.T
+    if "transpose" not in kind:
+        return weight
+    inputs, outputs = len(weight) // groups, weight.shape[1]
+    rows = [weight[g * inputs : (g + 1) * inputs, o] for g, o in product(range(groups), range(outputs))]
+    return torch.stack(rows)

@@ -6,7 +6,7 @@ import torch
 
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.methods.registry import METHODS
-from oracles.dense import BIASES, FEATURE_WISE, delta, dora_of_lora, film, film_shift, to_base_layout
+from oracles.dense import BIASES, FEATURE_WISE, delta, dora_of_lora, film, film_shift, rows_of, to_base_layout
 from support.adapters import randomise
 
 FEATURES = 7
@@ -66,7 +66,6 @@ class Case:
         return AdapterConfig(method=self.method, rank=self.rank, alpha=self.alpha, **options)
 
 
-OUTPUT_AXIS = {"embedding": 1, "conv1d_gpt2": 1}  # of weights that are stored as (in, out)
 HIDDEN = {"hidden": "2 3"}
 BONDS = {"r0": 2, "r1": 3, "r2": 4}
 CHAIN = {"r1": 2, "r2": 4, "r3": 3}
@@ -214,16 +213,24 @@ def oracle_bias(case: Case, layer, adapter, condition=None, example: int = 0) ->
         total = film_shift(getattr(adapter.layers["0"].base, "bias", None), **factors)
     else:
         total = sum((factors[name] for name in BIASES.get(case.method, ())), torch.zeros(()))
-    return (case.alpha or 1.0) * total.reshape(-1, *[1] * {"conv1d": 1, "conv2d": 2}.get(layer.kind, 0))
+    return (case.alpha or 1.0) * total.reshape(-1, *[1] * layer.positions)
 
 
 def oracle_delta(case: Case, layer, adapter, condition=None, example: int = 0) -> torch.Tensor:
     """Delta W of target "0" for one example, in the base weight's layout."""
     factors = factors_of(adapter, "0", condition, example)
-    weight, out_axis = adapter.layers["0"].base.weight.detach(), OUTPUT_AXIS.get(layer.kind, 0)
+    weight = adapter.layers["0"].base.weight.detach()
+    rows = rows_of(layer.kind, weight, layer.groups)  # out x in x [kernel]
     if case.method in FEATURE_WISE:
-        return (case.alpha or 1.0) * film(weight, out_axis, **factors)
-    dense = to_base_layout(layer.kind, delta(case.method, factors, case.alpha, case.rank))
-    if case.method != "dora":
-        return dense
-    return dora_of_lora(weight, dense, factors["d"], out_axis)
+        change = (case.alpha or 1.0) * film(rows, **factors)
+    else:
+        dense = stored(layer, delta(case.method, factors, case.alpha, case.rank), weight)
+        change = rows_of(layer.kind, dense, layer.groups)
+        if case.method == "dora":
+            change = dora_of_lora(rows, change, factors["d"])
+    return stored(layer, change.movedim(1, -1).movedim(0, -1), weight)
+
+
+def stored(layer, dense: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Delta W, [kernel] x in x out, in the layout of the weight of a layer."""
+    return to_base_layout(layer.kind, dense, weight.shape, layer.groups)

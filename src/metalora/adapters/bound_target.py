@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metalora.adapters.layout import FactorSlice, read_slice
 from metalora.adapters.mechanisms import materialize_factors
-from metalora.adapters.plan import Form
+from metalora.adapters.plan import Form, base_macs, macs_per_position
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.feature_wise import FeatureWiseForm
 
@@ -100,12 +100,11 @@ class BoundTarget:
         training. A circuit has its own numbers in place of k (s + o) and s k o. None means never.
         """
         self.weight_first_from: tuple[int | None, int | None] = (None, None)  # (inference, training)
+        self.base_macs, self.macs_per_position = base_macs(self.target), macs_per_position(self.form, self.target)
         if isinstance(self.form, Bottleneck | FeatureWiseForm):
             return
-        sizes = self.target.sizes
-        base_macs = sizes["out"] * sizes["in"] * sizes.get("kh", 1) * sizes.get("kw", 1)
-        dense, per_token = self.form.dense_macs, self.form.macs_per_token
-        gain = 3 * per_token - base_macs
+        dense, per_token = self.form.dense_macs, self.macs_per_position
+        gain = 3 * per_token - self.base_macs
         training = floor(3 * dense / gain) + 1 if gain > 0 else None
         self.weight_first_from = floor(dense / per_token) + 1, training
 

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from metalora._util.suggest import nearest
 from metalora.adapters.layout import Layout, scales_by_path
-from metalora.adapters.targets import TRANSPOSED, Target
+from metalora.adapters.targets import Target
+from metalora.adapters.weight_layout import outputs_first
 from metalora.methods.method import FROM_DATA, FROM_WEIGHT, INITS
 from metalora.methods.resolve import ResolvedMethod
 from metalora.tensornet.network import Network
@@ -98,8 +99,7 @@ def input_rows(weight: Tensor, target: Target) -> Tensor:
     weight = weight.detach()
     if not weight.is_meta:  # a decomposition of meta tensors has the right shapes
         weight = weight.to("cpu", torch.float64)
-    if target.kind in TRANSPOSED:
-        return weight
+    weight = outputs_first(weight[None], target)[0]
     kernel_axes = range(2, weight.ndim)  # (out, in, *kernel) -> (*kernel, in, out) -> (inputs, out)
     return weight.permute(*kernel_axes, 1, 0).flatten(0, -2)
 

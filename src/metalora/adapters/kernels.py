@@ -166,6 +166,9 @@ def _update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None, co
     if layer.form.full_rank:
         change = layer.with_dropout(layer.through(x, values, repeat, y.dtype))
         return layer.restore(layer.scaled(change), y)
+    dense_update = layer.dense_update(x, y, values, conditions)
+    if dense_update is not None:
+        return dense_update
     source = x.to(y.dtype) if x.is_floating_point() else x  # the ids of an embedding stay integers
     hidden = layer.with_dropout(layer.hidden(source, layer.left_kernel(values, repeat).to(y.dtype)))
     if conditions > 1:

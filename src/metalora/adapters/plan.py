@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from metalora.adapters.layout import Layout, TargetLayout
+from metalora.adapters.targets import Target
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.circuit import Circuit
 from metalora.tensornet.forms.feature_wise import FeatureWiseForm
 from metalora.tensornet.forms.low_rank import LowRankForm
 from metalora.tensornet.forms.sum import SumForm
+from metalora.tensornet.spec import INPUT_MODES
 
 Form = LowRankForm | SumForm | Circuit | Bottleneck | FeatureWiseForm
 
@@ -47,6 +50,46 @@ def plan_form(target: TargetLayout, per_example: Sequence[str]) -> Form:
     # Each term is split at its own cheapest place; their ranks add up.
     forms = [LowRankForm(term, target.sizes, batched) for term in target.network.split_terms()]
     return SumForm(forms) if len(forms) > 1 else forms[0]
+
+
+def macs_per_position(form: Form, target: Target) -> int:
+    """Multiply-adds that the update takes at one position of a target's input; base(x) is not counted.
+
+    A position is one of the output of a convolution; of the input, if it is transposed.
+
+    Args:
+        form: The form of the network at the target.
+        target: The target.
+
+    Example:
+        >>> from torch import nn
+        >>> from metalora import AdapterConfig, find_targets
+        >>> from metalora.adapters.layout import build_layout
+        >>> from metalora.methods.resolve import resolve
+        >>> targets = find_targets(nn.Sequential(nn.Conv2d(6, 4, 3, groups=2)), "0")
+        >>> layout = build_layout(targets, resolve(AdapterConfig("lora", rank=2)))
+        >>> macs_per_position(plan_form(layout.targets["0"], ()), targets[0])  # 2 groups x 2 x 27, and 2 x 4
+        116
+    """
+    if target.groups == target.outputs_per_position == 1:
+        return form.macs_per_token
+    if isinstance(form, Circuit):
+        return base_macs(target)  # such a layer convolves with Delta W
+    if isinstance(form, Bottleneck | FeatureWiseForm):
+        return form.macs_per_token * target.outputs_per_position
+    # Every group has the same Left; Right is run at every position of the output.
+    inputs = target.groups * base_macs(target) // target.sizes["out"]
+    return form.rank * (inputs + target.outputs_per_position * target.sizes["out"])
+
+
+def base_macs(target: Target) -> int:
+    """Multiply-adds of the target's own weight at one position.
+
+    Example:
+        >>> base_macs(Target("fc", "linear", {"in": 8, "out": 16}))
+        128
+    """
+    return target.sizes["out"] * prod(target.sizes.get(mode, 1) for mode in INPUT_MODES)  # a Linear has no kh and kw
 
 
 def plan_forms(layout: Layout, per_example: Sequence[str]) -> dict[str, Form]:

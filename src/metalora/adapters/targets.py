@@ -9,16 +9,24 @@ from typing import Literal, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from metalora._util.shown import shown
 from metalora._util.suggest import nearest
+from metalora.adapters.convolutions import (
+    CONVOLUTIONS,
+    convolution_sizes,
+    kind_of_convolution,
+    outputs_per_position,
+    own_way_of_convolution,
+)
 from metalora.adapters.head_sizes import head_size
 from metalora.adapters.heads import output_heads
 
 PRESETS = {
-    "all": ("linear", "conv1d_gpt2", "conv1d", "conv2d"),
+    "all": ("linear", "conv1d_gpt2", *CONVOLUTIONS),
     "linear": ("linear", "conv1d_gpt2"),
-    "conv": ("conv1d", "conv2d"),
+    "conv": CONVOLUTIONS,
 }  # preset -> the kinds of layers that it takes
 TRANSPOSED = ("conv1d_gpt2", "embedding")  # kinds whose weight is stored as (in, out)
 FUSED = ("qkv", "c_attn", "Wqkv", "qkv_proj")  # one layer whose output is query, then key, then value
@@ -41,13 +49,15 @@ class Target:
 
     Attributes:
         path: Path of the layer in the model.
-        kind: Kind of the layer: linear, conv1d, conv2d, conv1d_gpt2 or embedding.
-        sizes: Sizes of its modes: in, out and, for convolutions, kh and kw.
+        kind: Kind of the layer, as `kind_of` says it.
+        sizes: Sizes of its modes: in, out and, for convolutions, kh and kw; of a grouped one, `in` is that of a group.
         layer: The numbers of its layer in the model: (3,) for "encoder.layer.3.output.dense"; None outside of layers.
         role: Its path without these numbers ("encoder.layer.*.output.dense"): the projection that it is.
         parts: Number of projections that its output holds one after another: 3 for a fused qkv.
         head_dim: Size of an attention head, if the model says it.
         heads: The side that the heads are on, by its name: "out" of query, key and value, "in" behind the attention.
+        groups: Groups of a convolution.
+        outputs_per_position: Positions of the output for one of the input, of a transposed convolution; otherwise 1.
 
     Example:
         >>> layers = nn.ModuleList(nn.ModuleDict({"query": nn.Linear(8, 8)}) for _ in range(2))
@@ -64,10 +74,15 @@ class Target:
     parts: int = 1
     head_dim: int | None = None
     heads: Side = ""
+    groups: int = 1
+    outputs_per_position: int = 1
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """Kind of a layer: linear, conv1d, conv2d, conv1d_gpt2 or embedding; None for a layer that is not supported.
+    """Kind of a layer; None for a layer that is not supported.
+
+    It is linear, conv1d, conv2d, conv3d, grouped_conv1d, grouped_conv2d (groups > 1), conv_transpose1d,
+    conv_transpose2d, conv_transpose3d, conv1d_gpt2 or embedding.
 
     Example:
         >>> kind_of(nn.Conv2d(3, 4, 5)), kind_of(nn.ReLU())
@@ -75,10 +90,8 @@ def kind_of(module: nn.Module) -> str | None:
     """
     if isinstance(module, nn.Linear):
         return "linear"
-    if isinstance(module, nn.Conv2d) and not isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return "conv2d"
-    if isinstance(module, nn.Conv1d):
-        return "conv1d"
+    if isinstance(module, _ConvNd):
+        return kind_of_convolution(module)
     if isinstance(module, nn.Embedding):
         return "embedding"
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # the linear layer of GPT-2 in transformers
@@ -99,16 +112,10 @@ def mode_sizes(module: nn.Module, kind: str) -> dict[str, int]:
     """
     if kind == "linear":  # a quantised weight has another shape
         return {"out": cast(int, module.out_features), "in": cast(int, module.in_features)}
-    shape = _weight(module).shape
-    if kind == "conv2d":
-        return {"out": shape[0], "in": shape[1], "kh": shape[2], "kw": shape[3]}
-    if kind == "conv1d":
-        return {"out": shape[0], "in": shape[1], "kw": shape[2]}
+    if isinstance(module, _ConvNd):
+        return convolution_sizes(module)
+    shape = cast(torch.Tensor, module.weight).shape
     return {"in": shape[0], "out": shape[1]}
-
-
-def _weight(module: nn.Module) -> torch.Tensor:
-    return cast(torch.Tensor, module.weight)
 
 
 QUANTISED = "quantised weights are not adapted"
@@ -140,18 +147,17 @@ def refusal(model: nn.Module, path: str, module: nn.Module) -> Refusal | None:
         module: The layer.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(6, 6, 3, groups=6))
+        >>> model = nn.Sequential(nn.Bilinear(6, 6, 3))
         >>> str(refusal(model, "0", model[0]))
-        'Conv2d has groups=6; grouped and depthwise convolutions are not adapted'
+        'Bilinear is not a layer that can be adapted (Linear, convolutions, Conv1D, Embedding)'
     """
-    class_name = type(module).__name__
-    if kind_of(module) is None:
+    class_name, kind = type(module).__name__, kind_of(module)
+    if kind is None:
         reason = f"{class_name} is not a layer that can be adapted"
-        return Refusal(f"{reason} (Linear, Conv1d, Conv2d, Conv1D, Embedding)", reason)
-    groups = getattr(module, "groups", 1)
-    if groups != 1:
-        reason = "grouped and depthwise convolutions are not adapted"
-        return Refusal(f"{class_name} has groups={groups}; {reason}", reason)
+        return Refusal(f"{reason} (Linear, convolutions, Conv1D, Embedding)", reason)
+    own_way = own_way_of_convolution(module, kind)
+    if own_way:
+        return Refusal(f"{class_name}: {own_way}", own_way)
     weight = module.weight
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
         dtype = getattr(weight, "dtype", type(weight).__name__)
@@ -254,7 +260,8 @@ def target_at(model: nn.Module, path: str) -> Target:
     parts = 3 if fused else 1
     side = _side_of_heads(path)
     width = None if side == "" else sizes[side] // (parts if side == "out" else 1)
-    return Target(path, kind, sizes, layer, role, parts, head_size(model, path, width), side)
+    head_dim, groups = head_size(model, path, width), module.groups if isinstance(module, _ConvNd) else 1
+    return Target(path, kind, sizes, layer, role, parts, head_dim, side, groups, outputs_per_position(module))
 
 
 def _side_of_heads(path: str) -> Side:

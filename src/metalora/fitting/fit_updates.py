@@ -191,7 +191,9 @@ def _check_update(adapter: Adapter, path: str, update: LowRankUpdate) -> None:
     sizes = adapter.targets[path].sizes
     inputs = [sizes[mode] for mode in ("in", "kh", "kw") if mode in sizes]
     down, up = update
-    if list(down.shape[1:]) != inputs or tuple(up.shape) != (sizes["out"], len(down)):
+    # The kernel of three axes has two modes, depth . height and width.
+    axes = list(down.flatten(2, 3).shape[1:] if down.ndim == 5 else down.shape[1:])
+    if axes != inputs or tuple(up.shape) != (sizes["out"], len(down)):
         raise ValueError(
             f"fit: update of {path!r} has shapes {tuple(down.shape)} and {tuple(up.shape)}, expected "
             f"(rank, {', '.join(map(str, inputs))}) and ({sizes['out']}, rank)"

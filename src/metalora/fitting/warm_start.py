@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
-from metalora.adapters.targets import TRANSPOSED
+from metalora.adapters.weight_layout import outputs_first
 from metalora.fitting.fit_updates import FitReport, fit_updates, fitted_groups
 from metalora.fitting.updates import LowRankUpdate
 from metalora.ranks.groups import FactorGroup
@@ -178,7 +178,7 @@ def _total_norm(tensors: Iterable[Tensor]) -> float:
 
 
 def _base_weights(adapter: Adapter) -> dict[str, Tensor]:
-    """Path -> the base's weight, (out, in), (out, in, kh, kw), or (in, out) for the kinds in `TRANSPOSED`."""
+    """Path -> the base's weight, as the base stores it."""
     weights: dict[str, Tensor] = {}
     for path, layer in adapter.layers.items():
         weight = layer.get_submodule("base").weight
@@ -226,8 +226,7 @@ def _leading_update(adapter: Adapter, path: str, tensor: Tensor, rank: int) -> L
     Returns:
         down (rank, in) or (rank, in, kh, kw), with orthonormal rows, and up (out, rank).
     """
-    if adapter.targets[path].kind in TRANSPOSED:
-        tensor = tensor.mT  # stored as (in, out)
+    tensor = outputs_first(tensor[None], adapter.targets[path])[0]
     matrix = tensor.detach().flatten(1).double()  # (out, in · kernel)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     rank = min(rank, len(s))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.layout import Layout, TargetLayout, read_slice
-from metalora.adapters.targets import TRANSPOSED
+from metalora.adapters.weight_layout import outputs_first
 from metalora.tensornet.topology import classify_topology, connected_components
 
 
@@ -175,6 +175,5 @@ def _unfolded(target: TargetLayout, rows: Sequence[str], columns: Sequence[str],
 def _by_modes(layout: TargetLayout, tensor: Tensor) -> Tensor:
     """A tensor in the layout of the weight -> (*modes of the input side, *modes of the output side), in float64."""
     tensor = tensor.detach().double().cpu()
-    if layout.target.kind not in TRANSPOSED:
-        tensor = tensor.movedim(0, -1)  # (out, in, kh, kw) -> (in, kh, kw, out)
+    tensor = outputs_first(tensor[None], layout.target)[0].movedim(0, -1)  # (out, in, kh, kw) -> (in, kh, kw, out)
     return tensor.reshape(*(layout.sizes[mode] for mode in (*layout.network.inputs, *layout.network.outputs)))

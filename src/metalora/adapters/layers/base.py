@@ -19,6 +19,7 @@ from metalora.adapters.layers.base_layer import BaseLayer
 from metalora.adapters.layers.mergeable import MergeableLayer
 from metalora.adapters.plan import Form
 from metalora.adapters.targets import Target
+from metalora.adapters.weight_layout import along_outputs, outputs_first
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.circuit import Circuit
 from metalora.tensornet.forms.feature_wise import FeatureWiseForm
@@ -43,7 +44,6 @@ class AdaptedLayer(MergeableLayer):
 
     plain_bases: tuple[type[nn.Module], ...] = ()  # classes whose forward `apply_weight` and `fused` repeat
     channels = -1  # the axis of the output that holds its channels
-    out_axis = 0  # the axis of the base's weight that holds the outputs
     gate_by_gate = True  # True if a circuit takes an input through its gates; False if it forms its kernel first
 
     def __init__(self, base: nn.Module, target: Target, form: Form, adapter: Adapter):
@@ -253,9 +253,7 @@ class AdaptedLayer(MergeableLayer):
         if self.bound.rescalers:
             weight = self.base.weight.to(dense.dtype)
             scale = self.output_scale(factors, weight, weight + dense)  # (b or 1, o)
-            shape = [scale.shape[0], *[1] * weight.ndim]
-            shape[1 + self.out_axis] = scale.shape[1]  # o stands on the weight's output axis, behind the batch axis
-            dense = scale.reshape(shape) * (weight + dense) - weight
+            dense = along_outputs(scale, self.target, weight.shape) * (weight + dense) - weight
         return dense if len(dense) > 1 else dense[0]
 
     def magnitude(self, values: Values | None) -> Tensor | None:
@@ -271,7 +269,8 @@ class AdaptedLayer(MergeableLayer):
         factors = self.bound.read(values)
         dense = self.dense(factors)
         weight = self.base.weight.to(dense.dtype)
-        norms: Tensor = torch.linalg.vector_norm((weight + dense[0]).movedim(self.out_axis, 0).flatten(1), dim=-1)
+        rows = outputs_first(weight + dense[:1], self.target)[0].flatten(1)  # (o, i x kernel)
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=-1)
         return self.output_scale(factors, weight, weight + dense)[0] * norms
 
     def output_scale(self, factors: Mapping[str, Tensor], weight: Tensor, adapted: Tensor) -> Tensor:
@@ -285,8 +284,8 @@ class AdaptedLayer(MergeableLayer):
         Returns:
             g (b or 1, o): the product over the mechanisms.
         """
-        rows = weight.movedim(self.out_axis, 0).flatten(1)  # (o, i x kernel)
-        adapted_rows = adapted.movedim(1 + self.out_axis, 1).flatten(2)  # (b or 1, o, i x kernel)
+        rows = outputs_first(weight[None], self.target)[0].flatten(1)  # (o, i x kernel)
+        adapted_rows = outputs_first(adapted, self.target).flatten(2)  # (b or 1, o, i x kernel)
         scale = torch.ones(1, len(rows), dtype=weight.dtype, device=weight.device)
         for handler in self.bound.rescalers:
             handler_scale = handler.output_scale(rows, adapted_rows, factors)
@@ -371,9 +370,9 @@ class AdaptedLayer(MergeableLayer):
         left = left.reshape(form.left_rank, *left.shape[len(form.left_shape) :])  # (k, i, *kernel)
         if form.full_rank:  # Left alone is Delta W as (o, i, *kernel)
             identity = torch.eye(form.left_rank, dtype=left.dtype, device=left.device)
-            return left, self.scaled(identity)
+            return self.as_kernel(left), self.scaled(identity)
         up = self._fold_of(factors)
-        return left, up[0] if up.ndim == 3 else up
+        return self.as_kernel(left), up[0] if up.ndim == 3 else up
 
     # ---- biases ----------------------------------------------------------------------------------------------------
     def add_biases(self, y: Tensor, values: Values | None, repeat: int = 1) -> Tensor:
@@ -402,6 +401,21 @@ class AdaptedLayer(MergeableLayer):
 
     # ---- what differs between kinds of layers ----------------------------------------------------------------------
     embeds = False  # True for layers whose input is ids
+
+    def as_kernel(self, left: Tensor) -> Tensor:
+        """Return Left (k, i, *kernel) with all axes that the kernel of the base has."""
+        return left
+
+    def dense_update(self, x: Tensor, y: Tensor, values: Values | None, conditions: int) -> Tensor | None:
+        """Return x Delta W by way of Delta W, if this costs less than x Left, otherwise None.
+
+        Args:
+            x: Input of the layer, (b, ..).
+            y: base(x), for the shape and the type of the result.
+            values: The values that differ by example.
+            conditions: How many conditions there are.
+        """
+        return None
 
     def as_batch(self, x: Tensor, conditions: int) -> tuple[Tensor, bool]:
         """Give an input the batch axis that the kernels expect.

@@ -31,7 +31,6 @@ class AdaptedEmbedding(AdaptedLayer):
     """
 
     gate_by_gate = False
-    out_axis = 1
     embeds = True
 
     def as_batch(self, x: Tensor, conditions: int) -> tuple[Tensor, bool]:

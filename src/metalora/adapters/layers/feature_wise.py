@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metalora.adapters.layers.mergeable import MergeableLayer
 from metalora.adapters.layers.output_layer import OutputLayer
-from metalora.adapters.targets import TRANSPOSED
+from metalora.adapters.weight_layout import along_outputs
 from metalora.tensornet.forms.feature_wise import FeatureWiseForm
 
 if TYPE_CHECKING:
@@ -81,9 +81,7 @@ class FeatureWiseLayer(OutputLayer, MergeableLayer):
                 f"target {self.target.path!r}: Delta W is computed from the weight, and this one is {weight.dtype}: it "
                 "must not be quantised"
             )
-        shape = [len(gamma), *[1] * weight.ndim]
-        shape[2 if self.target.kind in TRANSPOSED else 1] = gamma.shape[1]  # behind the axis of the examples
-        dense = gamma.reshape(shape) * weight
+        dense = along_outputs(gamma, self.target, weight.shape) * weight
         return dense if len(dense) > 1 else dense[0]
 
     def shift(self, values: Values | None) -> Tensor | None:

@@ -145,7 +145,6 @@ class AdaptedTransposedLinear(_LinearLayer):
     """GPT-2's Conv1D: a linear layer that stores its weight as (i, o)."""
 
     transposed = True
-    out_axis = 1
 
     def __init__(self, base: nn.Module, target: Target, form: Form, adapter: Adapter):
         super().__init__(base, target, form, adapter)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from metalora.adapters.bound_target import BoundTarget
+from metalora.adapters.convolutions import POSITION_AXES
 from metalora.adapters.kernels import Kernel
 from metalora.adapters.layers.base_layer import BaseLayer
 from metalora.adapters.plan import Form
@@ -16,8 +17,6 @@ from metalora.adapters.targets import Target
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
     from metalora.adapters.conditioning.condition import Values
-
-CHANNELS = {"conv1d": -2, "conv2d": -3}  # the axis of the output that holds the channels; of other kinds the last
 
 
 class OutputLayer(nn.Module, ABC):
@@ -41,7 +40,7 @@ class OutputLayer(nn.Module, ABC):
         super().__init__()
         self.base, self.target = cast(BaseLayer, base), target
         self.owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
-        self.axis = CHANNELS.get(target.kind, -1)
+        self.axis = -1 - POSITION_AXES.get(target.kind, 0)  # of the output, the one that holds the channels
         self.bind(form)
 
     def bind(self, form: Form) -> None:
