@@ -23,7 +23,7 @@ from metalora.io.lora.snapshot import low_rank_updates
 LAYOUTS = {"loha": loha_tensors, "loha-tucker": loha_tensors, "lokr": lokr_tensors, "lokr-tucker": lokr_tensors,
            "lokr-full": lokr_tensors}  # fmt: skip
 """The methods that LyCORIS has a layout for; every other one becomes a LoCon."""
-KINDS = ("linear", "conv1d", "conv2d")
+KINDS = ("linear", "conv1d", "conv2d", "grouped_conv1d", "grouped_conv2d", "conv3d")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def export_kohya(
     """
     if prefix not in PREFIXES:
         raise ValueError(f"export: prefix {prefix!r}{nearest(prefix, PREFIXES)}")
-    layers = exportable_layers(adapter)
+    layers = exportable_layers(adapter, grouped=True)
     paths_by_name: dict[str, str] = {}
     for target in layers:
         if adapter.targets[target].kind not in KINDS:
@@ -121,6 +121,8 @@ def _tensors_of(adapter: Adapter, target: str, update: LowRankUpdate) -> dict[st
     has_core = "tucker" in adapter.method.name
     if _algorithm(adapter) == "locon" or (has_core and update.down[0, 0].numel() == 1):
         return locon_tensors(update)
+    if has_core and adapter.targets[target].kind == "conv3d":
+        raise ValueError(f"export: target {target!r} is a conv3d, whose core has no layout here; merge it instead")
     layer = adapter.layers[target]
     factors = {name: adapter.factors[f"{target}.{name}"] for name in adapter.method.factors}
     try:
