@@ -69,7 +69,10 @@ BAD_ATTACH = {
     ),
     "one of two targets": (config(targets=("conv", "nothing.*")), "target 'nothing.\\*' matches no module"),
     "everything excluded": (config(exclude=("*",)), "match nothing in Net"),
-    "grouped convolution": (config(targets=("depthwise",)), "target 'depthwise' .*groups=6"),
+    "rank too large for one input": (
+        config(rank=3, targets="depthwise", method="locon-tucker"),
+        "target 'depthwise': rank 3",
+    ),
     "a condition for attention": (
         config("metalora-cp", targets=("out_proj",), condition=ConditionConfig(source="tensor", feature_size=4)),
         "target 'attention.out_proj' is a matrix that its module reads itself, and method 'metalora-cp' takes c from",
@@ -201,9 +204,9 @@ def test_calls_on_an_adapted_model_refuse_and_leave_it_as_it_was(call, message):
 
 # ---- what is found instead ----
 FOUND = {
-    "all": ("all", (), ["conv", "fc"]),
+    "all": ("all", (), ["conv", "depthwise", "fc"]),
     "linear": ("linear", (), ["fc"]),
-    "conv": ("conv", (), ["conv"]),
+    "conv": ("conv", (), ["conv", "depthwise"]),
     "a name": ("head", (), ["head"]),
     "in the order of the model": (("head", "conv"), (), ["conv", "head"]),
     "a glob": (("*c*",), ("attention*", "depthwise"), ["conv", "fc"]),
@@ -218,6 +221,9 @@ def test_targets_found(targets, exclude, want):
 
 def test_sizes_of_targets_name_their_modes():
     model = nn.Sequential(nn.Conv2d(3, 5, (2, 4)), nn.Conv1d(3, 5, 2), nn.Linear(3, 5), nn.Embedding(3, 5))
+    model.extend(
+        [nn.Conv2d(6, 4, (2, 4), groups=2), nn.ConvTranspose2d(6, 4, (2, 5), groups=2), nn.Conv3d(3, 5, (2, 3, 4))]
+    )
     model.append(GPT2Model(GPT2Config(n_layer=1, n_embd=4, n_head=2, vocab_size=7)).h[0].mlp.c_fc)
     kinds = {t.kind: t.sizes for t in find_targets(model, ("*",))}
     assert kinds == {
@@ -225,6 +231,9 @@ def test_sizes_of_targets_name_their_modes():
         "conv1d": {"in": 3, "out": 5, "kw": 2},
         "linear": {"in": 3, "out": 5},
         "embedding": {"in": 3, "out": 5},
+        "grouped_conv2d": {"in": 3, "out": 4, "kh": 2, "kw": 4},
+        "conv_transpose2d": {"in": 3, "out": 4, "kh": 2, "kw": 5},
+        "conv3d": {"in": 3, "out": 5, "kh": 6, "kw": 4},
         "conv1d_gpt2": {"in": 4, "out": 16},
     }
 

@@ -21,6 +21,7 @@ import metalora
 from metalora import AdapterConfig, attach
 from metalora.adapters.skipped import OUTPUT_HEAD, skipped_weights
 from support.command import metalora_command
+from support.families import small_model
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=32)
 
@@ -35,12 +36,17 @@ def vit():
     return torchvision.models.VisionTransformer(32, 16, num_layers=3, num_heads=2, hidden_dim=8, mlp_dim=8)
 
 
+class OwnConvolution(nn.ConvTranspose1d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 def odd_layers():
-    """A layer of every kind that is like one that can be adapted, and is not."""
+    """Layers of every kind, and one of every kind that is like one that can be adapted, and is not."""
     return nn.Sequential(
         nn.Linear(4, 4), nn.LSTM(4, 4), nn.Bilinear(4, 4, 4), nn.TransformerEncoderLayer(4, 2, 8), nn.Embedding(9, 4),
         nn.LayerNorm((4, 4)), nn.Conv2d(3, 3, 1), nn.ConvTranspose2d(3, 3, 3), nn.Conv3d(2, 2, 2),
-        nn.Conv1d(4, 4, 3, groups=2), nn.Linear(4, 2),
+        nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3, groups=2)), OwnConvolution(3, 3, 3), nn.Linear(4, 2),
     )  # fmt: skip
 
 
@@ -54,7 +60,8 @@ def positions():
 
 
 ATTENTION = "nn.MultiheadAttention reads this weight itself"
-GROUPED = "grouped and depthwise convolutions are not adapted"
+COMPUTED = "a grouped, transposed or 3-D convolution is not adapted if its weight is computed from other tensors"
+OWN = "a grouped, transposed or 3-D convolution is not adapted if its class has a forward of its own"
 EXPERTS = "experts that are fused into one parameter"
 
 
@@ -75,8 +82,9 @@ CASES = {
     "fused experts, routers excluded": Skips(qwen3_moe, {EXPERTS: 4}, exclude=("mlp.gate",)),
     "fused experts, all excluded": Skips(qwen3_moe, {}, exclude=("mlp.*",)),
     "the user's own targets": Skips(qwen3_moe, {}, "q_proj"),
-    "depthwise": Skips(lambda: timm.create_model("efficientnet_lite0"), {GROUPED: 16}),
-    "depthwise, excluded": Skips(lambda: timm.create_model("efficientnet_lite0"), {}, exclude=("conv_dw",)),
+    "depthwise": Skips(lambda: timm.create_model("efficientnet_lite0"), {}),
+    "weight norm": Skips(lambda: small_model("wav2vec2"), {COMPUTED: 1}),
+    "weight norm, excluded": Skips(lambda: small_model("wav2vec2"), {}, exclude=("pos_conv_embed.*",)),
     "odd linear layers": Skips(
         odd_layers,
         {
@@ -87,11 +95,7 @@ CASES = {
         },
         "linear",
     ),
-    "odd convolutions": Skips(
-        odd_layers,
-        {"ConvTranspose2d is not a layer": ["7"], "Conv3d is not a layer": ["8"], GROUPED: ["9"]},
-        "conv",
-    ),
+    "odd convolutions": Skips(odd_layers, {COMPUTED: ["9"], OWN: ["10"]}, "conv"),
     "MLP-Mixer": Skips(lambda: timm.create_model("mixer_s32_224"), {}),
     "ResNet": Skips(lambda: timm.create_model("resnet18"), {}),
     "ViT of timm": Skips(lambda: timm.create_model("vit_tiny_patch16_224"), {}),
@@ -148,7 +152,7 @@ def test_a_warning_that_is_an_error_leaves_the_model_as_it_was():
 
 @pytest.mark.parametrize("verb", ("plan", "inspect"))
 def test_the_command_lists_what_a_preset_skips(verb):
-    code, out, _ = metalora_command(verb, "--model", "timm:efficientnet_lite0", "--targets", "conv")
-    assert code == 0 and f"skipped 16 weights because {GROUPED}: blocks.*.*.conv_dw" in " ".join(out.split())
-    code, out, _ = metalora_command(verb, "--model", "timm:efficientnet_lite0", "--targets", "conv_pw")
+    code, out, _ = metalora_command(verb, "--model", "timm:resnetv2_50", "--targets", "conv")  # its head is one
+    assert code == 0 and f"skipped 1 weight because {OUTPUT_HEAD}: head.fc" in " ".join(out.split())
+    code, out, _ = metalora_command(verb, "--model", "timm:resnetv2_50", "--targets", "conv3")
     assert code == 0 and "skipped" not in out

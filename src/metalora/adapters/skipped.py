@@ -59,10 +59,10 @@ def skipped_weights(
             are not returned.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, groups=6))
-        >>> [(weight.path, weight.reason) for weight in skipped_weights(model, "conv")]
-        [('1', 'grouped and depthwise convolutions are not adapted')]
-        >>> skipped_weights(model, "conv", exclude=["1"])
+        >>> model = nn.Sequential(nn.Linear(6, 6), nn.LSTM(6, 6), nn.Linear(6, 2))
+        >>> [weight.path for weight in skipped_weights(model, "linear")]
+        ['1.weight_ih_l0', '1.weight_hh_l0', '2']
+        >>> skipped_weights(model, "linear", exclude=["1", "2"])
         ()
     """
     if not isinstance(targets, str) or targets not in PRESETS:
@@ -86,9 +86,9 @@ def _is_excluded(path: str, exclude: Sequence[str]) -> bool:
 def _skipped_at(model: nn.Module, path: str, module: nn.Module, kinds: Sequence[str]) -> Iterator[SkippedWeight]:
     """What one module has of the kinds of a preset and cannot be adapted."""
     kind = kind_of(module)
-    if kind is not None or isinstance(module, nn.modules.conv._ConvNd):
+    if kind is not None:
         reason = reason_of_preset(model, path, module)
-        if reason is not None and (kind in kinds or (kind is None and "conv2d" in kinds)):
+        if reason is not None and kind in kinds:
             yield SkippedWeight(path, reason.reason)
         return
     class_name = type(module).__name__
@@ -153,8 +153,8 @@ def skipped_sentences(skipped: Sequence[SkippedWeight]) -> list[str]:
     """Describe skipped weights completely: for each reason their number and the patterns of their paths.
 
     Example:
-        >>> skipped_sentences([SkippedWeight(f"blocks.{layer}.dw", "Conv3d is not adapted") for layer in range(12)])
-        ['12 weights because Conv3d is not adapted: blocks.*.dw']
+        >>> skipped_sentences([SkippedWeight(f"blocks.{layer}.fc", "LSTM is not adapted") for layer in range(12)])
+        ['12 weights because LSTM is not adapted: blocks.*.fc']
     """
     sentences = []
     for reason, weights in by_reason(skipped).items():

@@ -114,5 +114,6 @@ def _fill(adapter: Adapter, experts: Sequence[Pairs]) -> None:
         a, b = factors[f"{target}.A"].zero_(), factors[f"{target}.B"].zero_()
         for number, expert in enumerate(experts):
             left, right = expert[target]
-            a[number, ..., : len(left)] = left.movedim((0, 1), (-1, -2))  # (k, i, *kernel) -> (*kernel, i, k)
+            inputs_first = left.movedim((0, 1), (-1, -2))  # (k, i, *kernel) -> (*kernel, i, k)
+            a[number, ..., : len(left)] = inputs_first.reshape(*a.shape[1:-1], len(left))
             b[number, : len(right)] = right

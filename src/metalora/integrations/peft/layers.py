@@ -52,7 +52,7 @@ class AdaptedModule(ReadAsBase, TunerLayer):
         self.merged_adapters: list[str] = []
         self.quantization_backend: QuantizationBackend | None = resolve_quantization_backend(base)
         self._path = target.path
-        self.in_features, self.out_features = target.sizes["in"], target.sizes["out"]
+        self.in_features, self.out_features = target.groups * target.sizes["in"], target.sizes["out"]
         # A tuple hides the container from nn.Module, which would otherwise register it in every layer.
         self._container = (container,)
         self._active_adapter = container.active_adapter

@@ -15,6 +15,7 @@ from torch import Tensor
 from metalora._util.files import new_folder, write_atomically
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.convolutions import POSITION_AXES
 from metalora.adapters.held_matrix import HeldMatrix
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.io.lora.card import card
@@ -174,7 +175,7 @@ def _write(adapter: Adapter, layers: Mapping[str, AdaptedLayer], lora: _Lora, fo
             tensors[f"{PREFIX}{path}.{BIAS}"] = shift.detach().to("cpu").contiguous()
         magnitude = lora.magnitudes[path]
         if magnitude is not None:
-            positions = [1] * {"conv1d": 1, "conv2d": 2}.get(adapter.targets[path].kind, 0)
+            positions = [1] * POSITION_AXES.get(adapter.targets[path].kind, 0)
             shape = (1, -1, *positions) if positions else (-1,)  # PEFT's magnitude multiplies a convolution's output
             tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = magnitude.detach().to("cpu").reshape(shape).contiguous()
     config = lora_config(adapter, lora.ranks, matrices)

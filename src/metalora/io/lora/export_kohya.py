@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from metalora.io.lora.exportable import exportable_layers
 from metalora.io.lora.kohya import PREFIXES, flat_name
 from metalora.io.lora.lycoris import locon_tensors, loha_tensors, lokr_tensors
 from metalora.io.lora.snapshot import low_rank_updates
+from metalora.tensornet.spec import KERNEL_MODES
 
 LAYOUTS = {"loha": loha_tensors, "loha-tucker": loha_tensors, "lokr": lokr_tensors, "lokr-tucker": lokr_tensors,
            "lokr-full": lokr_tensors}  # fmt: skip
 """The methods that LyCORIS has a layout for; every other one becomes a LoCon."""
-KINDS = ("linear", "conv1d", "conv2d")
+KINDS = ("linear", "conv1d", "conv2d", "grouped_conv1d", "grouped_conv2d", "conv3d")
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def export_kohya(
     """
     if prefix not in PREFIXES:
         raise ValueError(f"export: prefix {prefix!r}{nearest(prefix, PREFIXES)}")
-    layers = exportable_layers(adapter)
+    layers = exportable_layers(adapter, grouped=True)
     paths_by_name: dict[str, str] = {}
     for target in layers:
         if adapter.targets[target].kind not in KINDS:
@@ -122,11 +124,19 @@ def _tensors_of(adapter: Adapter, target: str, update: LowRankUpdate) -> dict[st
     if _algorithm(adapter) == "locon" or (has_core and update.down[0, 0].numel() == 1):
         return locon_tensors(update)
     layer = adapter.layers[target]
-    factors = {name: adapter.factors[f"{target}.{name}"] for name in adapter.method.factors}
+    kernel = getattr(layer.base, "kernel_size", ())
+    factors = {name: _with_kernel_axes(adapter, f"{target}.{name}", kernel) for name in adapter.method.factors}
     try:
         return LAYOUTS[adapter.method.name](factors, layer.bound.scale)
     except ValueError as error:
         raise ValueError(f"export: target {target!r}: {error}") from None
+
+
+def _with_kernel_axes(adapter: Adapter, key: str, kernel: Sequence[int]) -> Tensor:
+    """Return a stored factor (*kernel, ..), with all axes of the kernel: that of a Conv3d has two modes."""
+    factor, modes = adapter.factors[key], adapter.layout.params[key].modes
+    kernel_modes = sum(mode in KERNEL_MODES for mode in modes)
+    return factor.reshape(*kernel, *factor.shape[kernel_modes:]) if kernel_modes else factor
 
 
 def _metadata(algorithm: str, rank: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
@@ -58,8 +59,12 @@ def linear_layers(adapter: Adapter, verb: str) -> dict[str, AdaptedLayer]:
     return layers
 
 
-def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
+def exportable_layers(adapter: Adapter, grouped: bool = False) -> dict[str, AdaptedLayer]:
     """Return the adapted layers by module path.
+
+    Args:
+        adapter: The adapter.
+        grouped: True if the format has a LoRA of grouped convolutions that changes their weight, as LyCORIS has.
 
     Raises:
         ValueError: PEFT's LoRA cannot repeat the adapter: it is merged, a layer is not linear in its input, weights
@@ -81,7 +86,7 @@ def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
         if isinstance(layer.base, HeldMatrix):
             difference = difference_of_matrix(adapter.model, path, layer)
         else:
-            difference = _difference_in_peft(layer.base) or _difference_of_class(layer)
+            difference = _difference_in_peft(layer.base, grouped) or _difference_of_class(layer)
         if difference:
             raise ValueError(f"export: target {path!r} {difference}")
     has_matrices = any(isinstance(layer.base, HeldMatrix) for layer in layers.values())
@@ -90,9 +95,16 @@ def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
     return layers
 
 
-def _difference_in_peft(base: nn.Module) -> str:
+def _difference_in_peft(base: nn.Module, grouped: bool) -> str:
     """Return why PEFT's LoRA of a layer is not base + Delta W; empty if it is."""
-    if isinstance(base, (nn.Conv1d, nn.Conv2d)):
+    if isinstance(base, _ConvTransposeNd):
+        return f"is a {type(base).__name__}, and no format of LoRA has transposed convolutions; merge it instead"
+    if isinstance(base, _ConvNd):
+        if base.groups > 1 and not grouped:
+            return (
+                f"has groups={base.groups}, and PEFT's LoRA of a grouped convolution reads all groups, which no change "
+                "of its weight does; merge it, or write a file of LyCORIS"
+            )
         is_dilated = any(size > 1 and step > 1 for size, step in zip(base.kernel_size, base.dilation, strict=True))
         if is_dilated:
             return f"has dilation {base.dilation}, which PEFT's LoRA of a convolution leaves out"

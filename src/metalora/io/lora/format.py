@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from metalora._util.patterns import check_patterns
 from metalora._util.reading import read_regular
@@ -223,6 +224,8 @@ def check_shape(module: nn.Module, path: str, update: LowRankUpdate, source: str
     # the linear layer of GPT-2 and an embedding store (in, out)
     is_transposed = type(module).__name__ == "Conv1D" or isinstance(module, nn.Embedding)
     is_transposed = is_transposed or (isinstance(module, HeldMatrix) and module.transposed)
+    if isinstance(module, _ConvTransposeNd):
+        stored = (module.out_channels, module.in_channels // module.groups, *module.kernel_size)
     if stored != (shape[::-1] if is_transposed else shape):
         raise ValueError(f"{source}: {path!r} has an update for a weight of {shape}, the model's is {stored}")
 
@@ -283,7 +286,12 @@ def _scaled_update(file: Path, path: str, halves: Mapping[str, Tensor], rank: in
     if len(halves) != 2:
         raise ValueError(f"{file}: {shown(path)} has lora_{next(iter(halves))} alone, expected A and B")
     down, up = halves["A"], halves["B"]  # (rank, in, *kernel) and (out, rank, 1..)
-    is_pair = down.ndim in (2, 3, 4) and up.ndim == down.ndim and up.shape[1] == len(down)  # linear, conv1d, conv2d
+    is_pair = 2 <= down.ndim <= 5 and up.ndim == down.ndim and up.shape[1] == len(down)  # linear, conv1d to conv3d
+    if down.ndim > 2 and up.ndim == down.ndim and 0 < up.shape[1] < len(down):
+        raise ValueError(
+            f"{file}: {shown(path)} has lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)}, the LoRA of a grouped "
+            "convolution, which in PEFT reads all groups: no change of its weight does that"
+        )
     if not is_pair or 0 in (*down.shape, *up.shape) or up[0, 0].numel() != 1 or len(down) != rank:
         raise ValueError(
             f"{file}: {shown(path)} has lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)}, expected ({rank}, in) "

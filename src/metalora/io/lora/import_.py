@@ -123,7 +123,8 @@ def set_factors(adapter: Adapter, updates: Mapping[str, LowRankUpdate]) -> None:
     """
     factors = adapter.learned
     for target, update in updates.items():
-        factors[f"{target}.A"].copy_(update.down.movedim((0, 1), (-1, -2)))  # (r, in, kh, kw) -> (kh, kw, in, r)
+        a = factors[f"{target}.A"]
+        a.copy_(update.down.movedim((0, 1), (-1, -2)).reshape(a.shape))  # (r, in, kh, kw) -> (kh, kw, in, r)
         factors[f"{target}.B"].copy_(update.up.mT)  # (out, r) -> (r, out)
 
 

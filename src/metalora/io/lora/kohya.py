@@ -86,7 +86,7 @@ def read_kohya(path: str | Path, model: nn.Module) -> dict[str, LowRankUpdate]:
 def _update(group: Mapping[str, Tensor], model: nn.Module, module_path: str, place: str) -> LowRankUpdate:
     """Return the update of a module; ValueError if its tensors do not fit together, or not to the module."""
     module = model.get_submodule(module_path)
-    kernel = tuple(module.kernel_size) if isinstance(module, nn.Conv1d | nn.Conv2d) else ()
+    kernel = tuple(module.kernel_size) if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) else ()
     # First with the shapes alone: small factors may stand for a product that no memory holds.
     shapes = {suffix: value if suffix == "alpha" else value.to("meta") for suffix, value in group.items()}
     try:
