@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -48,7 +49,7 @@ class ModuleLock:
         return ModuleLock, ()
 
 
-class SubstitutedParameter(nn.Module):
+class SubstitutedParameter(nn.Module, ABC):
     """A parameter in whose place W + Delta W stands while a module that reads it runs.
 
     It is registered in the holder of the parameter. Threads run such a module one after another, since they share it.
@@ -56,31 +57,30 @@ class SubstitutedParameter(nn.Module):
     Args:
         holder: The module that has the parameter.
         name: Name of the parameter.
-        layers: Number of a matrix in the stack, or None -> its layer, whose base is a `HeldMatrix`.
 
     Attributes:
         replaced: The parameter, while W + Delta W stands in its place; None otherwise.
-
-    Example:
-        >>> import metalora
-        >>> model = nn.Sequential(nn.Identity(), nn.MultiheadAttention(4, 2))
-        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="in_proj_weight"))
-        >>> type(model[1].adapted_in_proj_weight).__name__
-        'SubstitutedParameter'
     """
 
-    def __init__(self, holder: nn.Module, name: str, layers: Mapping[int | None, MergeableLayer]):
+    def __init__(self, holder: nn.Module, name: str):
         super().__init__()
         self._holder = (holder,)  # a tuple: the holder registers this module, and not the other way round
         self.name = name
-        self.layers = nn.ModuleDict({_key(index): layer for index, layer in layers.items()})
         self.replaced: tuple[Tensor] | None = None  # a tuple hides the parameter from nn.Module
         self.outer: list[tuple[Tensor, tuple[Tensor] | None]] = []  # what stood there before each `enter`
         self.lock = ModuleLock()
 
+    @abstractmethod
     def layer_of(self, index: int | None) -> MergeableLayer | None:
-        """Return the layer of a matrix; None if this matrix is not adapted."""
-        return cast("MergeableLayer | None", self.layers._modules.get(_key(index)))
+        """Return a layer of a matrix of the stack, or of the whole parameter (None); None if it is not adapted."""
+
+    @abstractmethod
+    def active_layers(self) -> list[list[MergeableLayer]]:
+        """Return the layers whose updates are to be added now, adapter by adapter; none if the parameter is W.
+
+        Raises:
+            ValueError: The frozen network is to run, and a merged weight holds Delta W.
+        """
 
     def forward(self, x: Any) -> Any:
         """Return the input: an `nn.Sequential` holder calls all its children, and this is one of them."""
@@ -125,14 +125,44 @@ class SubstitutedParameter(nn.Module):
             parameter: The parameter itself.
             standing: What stands there now: W + Delta W inside of another module that reads it.
         """
+        active = self.active_layers()
+        if not active:
+            return parameter
+        return adapted_parameter(active) if standing is parameter else standing
+
+
+class AttachedParameter(SubstitutedParameter):
+    """A parameter that `metalora.attach` has adapted.
+
+    Args:
+        holder: The module that has the parameter.
+        name: Name of the parameter.
+        layers: Number of a matrix in the stack, or None -> its layer, whose base is a `HeldMatrix`.
+
+    Example:
+        >>> import metalora
+        >>> model = nn.Sequential(nn.Identity(), nn.MultiheadAttention(4, 2))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="in_proj_weight"))
+        >>> type(model[1].adapted_in_proj_weight).__name__
+        'AttachedParameter'
+    """
+
+    def __init__(self, holder: nn.Module, name: str, layers: Mapping[int | None, MergeableLayer]):
+        super().__init__(holder, name)
+        self.layers = nn.ModuleDict({_key(index): layer for index, layer in layers.items()})
+
+    def layer_of(self, index: int | None) -> MergeableLayer | None:
+        """Return the layer of a matrix; None if this matrix is not adapted."""
+        return cast("MergeableLayer | None", self.layers._modules.get(_key(index)))
+
+    def active_layers(self) -> list[list[MergeableLayer]]:
+        """Return the layers that are not merged; none if the adapter is off."""
         layers = [cast(MergeableLayer, layer) for layer in self.layers.values()]
         enabled = layers[0].owner[0].current().enabled
         for layer in layers:
             layer.check_base(enabled)
         active = [layer for layer in layers if layer.original is None]  # a merged weight holds Delta W already
-        if not enabled or not active:
-            return parameter
-        return adapted_parameter(active) if standing is parameter else standing
+        return [active] if enabled and active else []
 
 
 def _key(index: int | None) -> str:
@@ -140,28 +170,34 @@ def _key(index: int | None) -> str:
 
 
 # ---- W + Delta W ----------------------------------------------------------------------------------------------------
-def adapted_parameter(layers: Sequence[MergeableLayer]) -> Tensor:
+def adapted_parameter(layers_by_adapter: Sequence[Sequence[MergeableLayer]]) -> Tensor:
     """Return a parameter with the updates of its matrices, rounded once to its type as a merge does it.
 
     Args:
-        layers: The layers of some matrices of one parameter.
+        layers_by_adapter: The layers of some matrices of one parameter, adapter by adapter.
 
     Returns:
         (out, in) or (matrices, out, in), as the parameter stores it.
     """
-    matrices = [cast(HeldMatrix, layer.base) for layer in layers]
-    parameter = matrices[0].parameter
+    first = cast(HeldMatrix, layers_by_adapter[0][0].base)
+    parameter = first.parameter
     # Autocast would round the factors before Delta W is added; the module itself casts the sum.
     with torch.autocast(parameter.device.type, enabled=False):
-        updates = stacked_updates(layers)  # (n, o, i) or (n, i, o)
-        if parameter.ndim == 2:
-            adapted = updates[0] + parameter
-        elif len(layers) == len(parameter):
-            adapted = updates + parameter
-        else:
-            index = torch.tensor([matrix.index for matrix in matrices], device=parameter.device)
-            adapted = parameter.to(updates.dtype).index_add(0, index, updates)
+        adapted = parameter
+        for layers in layers_by_adapter:
+            adapted = _add_updates(adapted, layers)
         return adapted.to(parameter.dtype)
+
+
+def _add_updates(parameter: Tensor, layers: Sequence[MergeableLayer]) -> Tensor:
+    """Return a parameter with the updates of one adapter, in its shape and in the type of the factors."""
+    updates = stacked_updates(layers)  # (n, o, i) or (n, i, o)
+    if parameter.ndim == 2:
+        return updates[0] + parameter
+    if len(layers) == len(parameter):
+        return updates + parameter
+    index = torch.tensor([cast(HeldMatrix, layer.base).index for layer in layers], device=parameter.device)
+    return parameter.to(updates.dtype).index_add(0, index, updates)
 
 
 def stacked_updates(layers: Sequence[MergeableLayer]) -> Tensor:
@@ -198,18 +234,28 @@ def substitute(adapter: Adapter) -> None:
             place = (layer.base.holder, layer.base.name)
             by_parameter.setdefault(place, {})[layer.base.index] = layer
             paths.setdefault(place, path)
-    by_reader: dict[nn.Module, list[SubstitutedParameter]] = {}
     for (holder, name), layers in by_parameter.items():
-        substituted = SubstitutedParameter(holder, name, layers)
-        for reader in readers_of(adapter.model, paths[holder, name]):
-            by_reader.setdefault(reader, []).append(substituted)
-        holder.add_module(SUBSTITUTED + name, substituted)
-    for reader, parameters in by_reader.items():
-        _guard(reader, parameters)
+        install(adapter.model, paths[holder, name], AttachedParameter(holder, name, layers))
+
+
+def install(model: nn.Module, path: str, substituted: SubstitutedParameter) -> None:
+    """Register a substituted parameter in its holder, and let it run around the modules that read the parameter.
+
+    Args:
+        model: The model.
+        path: Path of the matrix, or of one in the stack.
+        substituted: The parameter.
+    """
+    for reader in readers_of(model, path):
+        if _is_guarded(reader):
+            cast(Any, reader.forward).args[1].append(substituted)
+        else:
+            _guard(reader, [substituted])
+    substituted._holder[0].add_module(SUBSTITUTED + substituted.name, substituted)
 
 
 def restore_parameters(model: nn.Module) -> None:
-    """Undo `substitute`: every module has its own forward again, and no layer of a matrix."""
+    """Undo `install` of all parameters: every module has its own forward again, and no layer of a matrix."""
     for module in list(model.modules()):
         _unguard(module)
     for module in list(model.modules()):
@@ -225,11 +271,15 @@ def _guard(reader: nn.Module, parameters: list[SubstitutedParameter]) -> None:
     reader.forward = guarded
 
 
-def _unguard(reader: nn.Module) -> None:
+def _is_guarded(reader: nn.Module) -> bool:
     forward = vars(reader).get("forward")
-    if not isinstance(forward, functools.partial) or forward.func is not _run:
+    return isinstance(forward, functools.partial) and forward.func is _run
+
+
+def _unguard(reader: nn.Module) -> None:
+    if not _is_guarded(reader):
         return
-    _, parameters, replaced = forward.args
+    _, parameters, replaced = cast(Any, reader.forward).args
     parameters.clear()  # somebody else may have kept the partial
     del reader.forward
     if replaced is not None:

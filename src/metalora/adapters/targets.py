@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, cast
@@ -29,6 +29,7 @@ from metalora.adapters.held_matrix import (
     is_read_by_parent,
     matrices_in,
     modules_along,
+    parameter_name,
     readers_of,
 )
 from metalora.adapters.own_forward import try_forward
@@ -256,19 +257,24 @@ def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude
     else:
         paths = _paths_of_patterns(model, targets.split(",") if isinstance(targets, str) else list(targets))
     paths = [path for path in paths if not any(matches(path, pattern) for pattern in exclude)]
+    check_named_once(paths)
     if not paths:
         raise ValueError(f"targets {targets!r} (exclude {tuple(exclude)!r}) match nothing in {type(model).__name__}")
-    return [target_at(model, path) for path in _in_order(model, paths)]
+    chosen = {*paths}
+    return [target_at(model, path) for path in paths_in_order(model) if path in chosen]
 
 
-def _in_order(model: nn.Module, paths: Sequence[str]) -> list[str]:
-    """Paths in the order of the model: a module, then the matrices that it holds."""
-    remaining, ordered = {*paths}, []
+def paths_in_order(model: nn.Module) -> list[str]:
+    """Return the paths of all modules and matrices in the order of the model: a module, then the matrices in it.
+
+    Example:
+        >>> paths_in_order(nn.MultiheadAttention(4, 2))
+        ['', 'in_proj_weight', 'out_proj', 'out_proj.weight']
+    """
+    paths = []
     for path, module in model.named_modules():
-        if path in remaining:
-            ordered.append(path)
-        ordered += [matrix for matrix in matrices_in(path, module) if matrix in remaining]
-    return ordered
+        paths += [path, *matrices_in(path, module)]
+    return paths
 
 
 def _paths_of_preset(model: nn.Module, preset: str) -> list[str]:
@@ -294,7 +300,7 @@ def _paths_of_patterns(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             hint = nearest(pattern, choices)
             raise ValueError(f"target {shown(pattern)} matches no module of {type(model).__name__}{hint}")
         for path in matched_layers or matrices or matched:
-            reason = _refusal_of_matrix(model, path) if path in matrices else refusal(model, path, modules[path])
+            reason = refusal_of_matrix(model, path) if path in matrices else refusal(model, path, modules[path])
             if reason is not None:
                 raise ValueError(f"target {path!r} (from {pattern!r}): {reason}")
             paths[path] = None
@@ -312,8 +318,13 @@ def _matrices_matching(model: nn.Module, pattern: str) -> list[str]:
     return matched
 
 
-def _refusal_of_matrix(model: nn.Module, path: str) -> Refusal | None:
-    """Why a matrix that a module holds cannot be a target; None if it can."""
+def refusal_of_matrix(model: nn.Module, path: str) -> Refusal | None:
+    """Why a matrix that a module holds cannot be a target; None if it can.
+
+    Args:
+        model: The model.
+        path: Path of a matrix, as `held_matrix` takes it.
+    """
     matrix = held_matrix(model, path)
     assert matrix is not None, path
     if not matrix.parameter.is_floating_point():
@@ -322,6 +333,36 @@ def _refusal_of_matrix(model: nn.Module, path: str) -> Refusal | None:
         reason = "no module that runs holds this parameter"
         return Refusal(reason, reason)
     return None
+
+
+def check_named_once(paths: Collection[str]) -> None:
+    """Raise a ValueError if a layer and its weight are both targets.
+
+    Example:
+        >>> check_named_once(["fc", "fc.weight"])
+        Traceback (most recent call last):
+        ValueError: targets 'fc' and 'fc.weight' are one weight: name one of them
+    """
+    for path in paths:
+        layer, _, name = path.rpartition(".")
+        if name == "weight" and layer in paths:
+            raise ValueError(f"targets {layer!r} and {path!r} are one weight: name one of them")
+
+
+def matrix_targets(model: nn.Module) -> dict[str, list[Target]]:
+    """Path of a parameter that a module holds -> the targets that are its matrices.
+
+    Example:
+        >>> [*matrix_targets(nn.Sequential(nn.MultiheadAttention(4, 2)))]
+        ['0.in_proj_weight', '0.out_proj.weight']
+    """
+    by_parameter: dict[str, list[Target]] = {}
+    for path, module in model.named_modules():
+        for matrix_path in matrices_in(path, module):
+            matrix = held_matrix(model, matrix_path)
+            assert matrix is not None, matrix_path
+            by_parameter.setdefault(parameter_name(matrix_path, matrix), []).append(target_at(model, matrix_path))
+    return by_parameter
 
 
 def target_at(model: nn.Module, path: str) -> Target:

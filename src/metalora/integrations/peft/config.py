@@ -79,6 +79,8 @@ class TensorNetworkConfig(PeftConfig):
     """Numerator of the scale; None means a scale of one."""
     target_modules: list[str] | str | None = None
     """Names of modules or a regular expression; or "all-linear"."""
+    target_parameters: list[str] | None = None
+    """Paths, or ends of paths, of parameters that a module reads itself: experts, routers, attention's projections."""
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
@@ -124,6 +126,10 @@ class TensorNetworkConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):  # PEFT's own configurations do the same
                 setattr(self, name, set(getattr(self, name)))
+        if not _is_list_of_names(self.target_parameters):
+            raise ValueError(
+                f"{type(self).__name__}: target_parameters is {self.target_parameters!r}, expected a list of names"
+            )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(f"{type(self).__name__}: layers_pattern needs layers_to_transform; set both")
         self.bias = _bias_in_peft(self.bias)
@@ -205,13 +211,19 @@ class TensorNetworkConfig(PeftConfig):
         values = {**super().to_dict(), **self._saved_values}
         # A field that earlier folders did not have is only there if it is set.
         return {
-            name: value for name, value in values.items() if name not in LATER_FIELDS or value not in ({}, "none", None)
+            name: value
+            for name, value in values.items()
+            if name not in (*LATER_FIELDS, "target_parameters") or value not in ({}, "none", None)
         }
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and add to a model card in the folder how to load the adapter."""
         super().save_pretrained(save_directory, **kwargs)
         add_loading_instructions(save_directory)
+
+
+def _is_list_of_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list | set) and all(isinstance(name, str) for name in value))
 
 
 def _bias_in_peft(bias: str) -> str:

@@ -28,7 +28,8 @@ from metalora.adapters.host import (
     unguard_forward,
 )
 from metalora.adapters.layers.base import AdaptedLayer
-from metalora.adapters.targets import Target, kind_of, target_at
+from metalora.adapters.substitution import restore_parameters
+from metalora.adapters.targets import Target, kind_of, matrix_targets, paths_in_order, target_at
 from metalora.integrations.peft.calls import TASK_IDS_KEYWORD, Call, Calls, Conditions, TaskIds
 from metalora.integrations.peft.peft_api import BaseTunerLayer
 
@@ -53,6 +54,8 @@ class AdapterContainer(TunerLayer, nn.Module):
 
     Attributes:
         targets: Path of a module of the model -> its target, None for a module that cannot be adapted.
+        matrices: Path of a parameter that a module reads itself -> its targets, one for each matrix.
+        paths: Paths of all modules and matrices, in the order of the model.
         calls: The running call of the PeftModel, for each thread and asyncio task its own.
     """
 
@@ -68,6 +71,8 @@ class AdapterContainer(TunerLayer, nn.Module):
         self.targets: dict[str, Target | None] = {
             path: target_at(model, path) if kind_of(module) else None for path, module in model.named_modules()
         }
+        self.matrices = matrix_targets(model)
+        self.paths = paths_in_order(model)
         self.calls = Calls()
         self._active_adapter: list[str] = []
         self._model = (model,)  # a tuple: the model registers the container, not the other way round
@@ -98,6 +103,7 @@ class AdapterContainer(TunerLayer, nn.Module):
             checkpoint = vars(module).get(CHECKPOINT_ATTRIBUTE)
             if isinstance(checkpoint, ConditionCheckpoint):
                 setattr(module, CHECKPOINT_ATTRIBUTE, checkpoint.checkpoint)
+        restore_parameters(model)
         delattr(model, CONTAINER_NAME)
 
     def remove_hooks(self) -> None:

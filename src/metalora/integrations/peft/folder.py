@@ -39,6 +39,7 @@ class _OfPeft:
     peft_version: str | None = None
     revision: str | None = None
     target_modules: str | tuple[str, ...] | None = None
+    target_parameters: tuple[str, ...] | None = None
     task_type: str | None = None
 
 

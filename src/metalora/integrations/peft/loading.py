@@ -12,6 +12,7 @@ from torch import nn
 
 from metalora._util.shown import cut
 from metalora.adapters.all_or_nothing import unchanged_on_error
+from metalora.adapters.targets import paths_in_order
 from metalora.integrations.peft.config import SOURCE, Source, TensorNetworkConfig
 from metalora.integrations.peft.container import container_of
 from metalora.integrations.peft.folder import CONFIG_FILE, check_folder
@@ -121,7 +122,7 @@ def _check_base(model: nn.Module, folder: str | Path, config: TensorNetworkConfi
         return
     container = container_of(base)
     # The container's paths are those of the base before its layers were replaced.
-    paths = list(dict(base.named_modules()) if container is None else container.targets)
+    paths = paths_in_order(base) if container is None else container.paths
     for target_path in saved["targets"]:
         if target_path not in paths:
             raise ValueError(

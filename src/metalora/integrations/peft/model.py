@@ -17,7 +17,9 @@ from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import build
 from metalora.adapters.conditioning.generation import sequences_per_example
+from metalora.adapters.held_matrix import HeldMatrix, held_matrix, parameter_name, substituted_parameter
 from metalora.adapters.skipped import warning_of
+from metalora.adapters.substitution import install
 from metalora.adapters.targets import Target
 from metalora.fitting.combination import Sign, combine_updates
 from metalora.fitting.updates import LowRankUpdate
@@ -34,6 +36,7 @@ from metalora.integrations.peft.container import (
     required_container,
 )
 from metalora.integrations.peft.layers import LAYER_CLASSES, AdaptedModule
+from metalora.integrations.peft.parameters import AdaptedParameter
 from metalora.integrations.peft.peft_api import BaseTuner
 from metalora.integrations.peft.registration import PREFIX
 from metalora.integrations.peft.saved_layout import check_frozen_factors, check_saved_shapes, saved_values
@@ -43,6 +46,7 @@ from metalora.integrations.peft.target_resolution import (
     is_all_linear,
     resolve_targets,
     skipped_by_all_linear,
+    targets_of_parameters,
     without_refused,
 )
 from metalora.integrations.peft.weighted import lora_config, parse_type, updates_by_name
@@ -121,6 +125,33 @@ class TensorNetworkModel(BaseTuner):
         module.adapter_layers[adapter_name] = layer
         module.is_computed_with = layer.is_computed_with
 
+    def _prepare_adapter_config(self, peft_config: TensorNetworkConfig, model_config: dict[str, Any]) -> Any:
+        """Accept parameters alone, of a model for which PEFT knows no modules."""
+        is_known = model_config.get("model_type") in self.target_module_mapping
+        if peft_config.target_modules is None and peft_config.target_parameters and not is_known:
+            peft_config.target_modules = []
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _inject_parameters(
+        self, peft_config: TensorNetworkConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        """Adapt the parameters of `target_parameters`; the modules that hold them stay where they are."""
+        container = self._container_with(adapter_name, peft_config)
+        layers = layers_of(container.adapters_by_name()[adapter_name])
+        names: dict[str, None] = {}  # a set that keeps its order
+        for path, layer in layers.items():
+            if not isinstance(layer.base, HeldMatrix):
+                continue
+            holder, name = layer.base.holder, layer.base.name
+            parameter = substituted_parameter(holder, name)
+            if parameter is None:
+                parameter = AdaptedParameter(holder, name, container)
+                install(model, path, parameter)
+            assert isinstance(parameter, AdaptedParameter), "`attach` and PEFT do not share a model"
+            parameter.adapter_layers.setdefault(adapter_name, []).append(layer)
+            names[parameter_name(path, layer.base)] = None
+        return list(names)
+
     def _container_with(self, adapter_name: str, config: TensorNetworkConfig) -> AdapterContainer:
         """The model's container with the adapter of this name; both are made if they are missing.
 
@@ -145,8 +176,10 @@ class TensorNetworkModel(BaseTuner):
         targets = self._targets_of(config, container)
         bases = {}
         for target in targets:
-            module = self.model.get_submodule(target.path)
-            bases[target.path] = getattr(module, "base_layer", module)  # another adapter may be there already
+            # Another adapter may be there already.
+            matrix = held_matrix(self.model, target.path)
+            module = self.model.get_submodule(target.path) if matrix is None else matrix
+            bases[target.path] = getattr(module, "base_layer", module)
         adapter_config = config.adapter_config(tuple(bases))
         check_saved_shapes(config, adapter_config, targets)
         with container.base_only():  # the width of a condition's features is found by a forward of the base
@@ -169,7 +202,9 @@ class TensorNetworkModel(BaseTuner):
         }
         if self._all_linear:
             matched = without_refused(self.model, config, matched)
-        return resolve_targets(self.model, config, matched)
+        matched |= targets_of_parameters(config, container.matrices, type(self.model).__name__)
+        in_order = {path: matched[path] for path in container.paths if path in matched}
+        return resolve_targets(self.model, config, in_order)
 
     def _check_new_adapter_config(self, config: TensorNetworkConfig) -> None:
         """Accept several adapters with `bias`, which PEFT refuses: here every adapter has changes of its own."""
@@ -195,8 +230,18 @@ class TensorNetworkModel(BaseTuner):
         if not autocast_adapter_dtype and weight.is_floating_point():
             adapter.to(weight.dtype)
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = True,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        if merge:  # PEFT merges only what replaces a module
+            for module in self.model.modules():
+                if isinstance(module, AdaptedParameter):
+                    module.merge(safe_merge, adapter_names)
+        model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         required_container(model).remove_from(model)
         return model
 
@@ -259,7 +304,9 @@ class TensorNetworkModel(BaseTuner):
             svd_rank = max((len(update.down) for by_path in updates for update in by_path.values()), default=None)
         products = combine_updates(updates, weights, rule, svd_rank)
         combined = {path: LowRankUpdate(product.left, product.right.mT) for path, product in products.items()}
-        configs[adapter_name] = lora_config(combined, configs[adapters[0]])
+        matrices = required_container(self.model).matrices
+        parameters = {target.path: parameter for parameter, targets in matrices.items() for target in targets}
+        configs[adapter_name] = lora_config(combined, configs[adapters[0]], parameters)
         self.inject_adapter(self.model, adapter_name)
         adapter = required_container(self.model).adapters_by_name()[adapter_name]
         set_factors(adapter, combined)
@@ -295,7 +342,9 @@ class TensorNetworkModel(BaseTuner):
         unknown = sorted({*adapter_names} - {BASE_NAME, *container.adapters_by_name()})
         if unknown:
             raise ValueError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
-        if any(isinstance(module, AdaptedModule) and module.merged for module in self.model.modules()):
+        if any(
+            isinstance(module, AdaptedModule | AdaptedParameter) and module.merged for module in self.model.modules()
+        ):
             raise ValueError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )

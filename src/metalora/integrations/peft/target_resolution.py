@@ -11,10 +11,20 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import nn
 
 from metalora._util.patterns import MOST_PATTERNS, check_patterns
+from metalora._util.suggest import nearest
 from metalora.adapters.heads import output_heads
+from metalora.adapters.held_matrix import modules_along
 from metalora.adapters.skipped import SkippedWeight, skipped_weights
 from metalora.adapters.stored_weight import is_parametrized
-from metalora.adapters.targets import PRESETS, Refusal, Target, kind_of, reason_of_preset
+from metalora.adapters.targets import (
+    PRESETS,
+    Refusal,
+    Target,
+    check_named_once,
+    kind_of,
+    reason_of_preset,
+    refusal_of_matrix,
+)
 from metalora.adapters.usable_targets import method_refusals
 from metalora.integrations.peft.compat import resolve_quantization_backend
 from metalora.integrations.peft.config import TensorNetworkConfig
@@ -24,9 +34,10 @@ from metalora.methods.registry import get_method
 from metalora.methods.resolve import resolve
 
 ALL_LINEAR = "all-linear"
-NAMES_OR_PATTERN = ("target_modules", "exclude_modules")
+NAMES_OR_PATTERN = ("target_modules", "exclude_modules", "target_parameters")
 EXPRESSIONS = {
     "target_modules": "(?:{})$",
+    "target_parameters": "(?:{})$",
     "exclude_modules": "(?:{})$",
     "layers_pattern": r"(?:^|.*?\.){}\.(?P<idx>\d+)\.",
     "modules_to_save": r"(^|.*\.){}($|\..*)",
@@ -58,6 +69,7 @@ def resolve_targets(
         ValueError: A layer cannot be adapted, or the targets are not those that the adapter was saved with.
     """
     check_same_targets(model, config, matched)
+    check_named_once(matched)
     targets = [_adaptable(model, path, target) for path, target in matched.items()]
     for path, reason in _refused_by_method(model, config, matched).items():
         raise ValueError(f"Target module {path!r} is not supported: {reason}")
@@ -71,13 +83,19 @@ def _adaptable(model: nn.Module, path: str, target: Target | None) -> Target:
     """Return the target; ValueError if its layer cannot be adapted."""
     reason = _refusal(model, path)
     if target is None or reason is not None:
-        raise ValueError(f"Target module {path!r} is not supported: {reason}")
+        held = (
+            f"; take target_parameters=[{f'{path}.weight'!r}]" if target is not None and "matrix" in target.kind else ""
+        )
+        raise ValueError(f"Target module {path!r} is not supported: {reason}{held}")
     return target
 
 
 def _refusal(model: nn.Module, path: str) -> Refusal | None:
     """Why a layer cannot be a target, whether or not there is an adapter around it."""
-    module = model.get_submodule(path)
+    modules = modules_along(model, path)
+    if len(modules) <= path.count(".") + 1:  # not every word names a module
+        return refusal_of_matrix(model, path)
+    module = modules[-1]
     base = getattr(module, "base_layer", module)
     # A quantised weight is refused in general, but PEFT may have a backend that can read and write it.
     if resolve_quantization_backend(base) is not None:
@@ -91,6 +109,30 @@ def _refusal(model: nn.Module, path: str) -> Refusal | None:
 def _refused_by_method(model: nn.Module, config: TensorNetworkConfig, paths: Collection[str]) -> dict[str, Refusal]:
     """Why the method of a configuration cannot adapt layers that others can, for those that it cannot."""
     return method_refusals(model, resolve(config.adapter_config()), paths)
+
+
+def targets_of_parameters(
+    config: TensorNetworkConfig, matrices: Mapping[str, list[Target]], model_name: str
+) -> dict[str, Target | None]:
+    """Return path -> target of the matrices that `target_parameters` names, by whole paths or their ends.
+
+    Args:
+        config: The configuration; a loaded one has the targets with which it was saved.
+        matrices: Path of a parameter -> its targets.
+        model_name: The model, for messages.
+
+    Raises:
+        ValueError: A name matches no parameter.
+    """
+    matched: dict[str, Target | None] = {}
+    for name in config.target_parameters or ():
+        parameters = [parameter for parameter in matrices if f".{parameter}".endswith(f".{name}")]
+        if not parameters:
+            raise ValueError(f"target_parameters: {name!r} is no parameter of {model_name}{nearest(name, matrices)}")
+        matched |= {target.path: target for parameter in parameters for target in matrices[parameter]}
+    if config.placement is None:
+        return matched
+    return {path: target for path, target in matched.items() if path in config.placement["targets"]}
 
 
 def check_patterns_of(model: nn.Module, config: TensorNetworkConfig) -> None:

@@ -80,21 +80,26 @@ def updates_by_name(
     return updates
 
 
-def lora_config(updates: Mapping[str, LowRankUpdate], first: TensorNetworkConfig) -> TensorNetworkConfig:
+def lora_config(
+    updates: Mapping[str, LowRankUpdate], first: TensorNetworkConfig, parameters: Mapping[str, str]
+) -> TensorNetworkConfig:
     """Return the configuration of a LoRA that can hold updates.
 
     Args:
         updates: Module path -> update.
         first: The configuration of the first adapter, whose task type and base the new one has.
+        parameters: Path of a matrix that a module reads itself -> path of its parameter.
     """
     ranks = {path: len(update.down) for path, update in updates.items()}
     largest = max(ranks.values())
+    modules = [path for path in updates if path not in parameters]
     shared: dict[str, Any] = {name: getattr(first, name) for name in FIELDS_OF_THE_FIRST}
     return TensorNetworkConfig(
         method="lora",
         r=largest,
         rank_pattern={f"^{re.escape(path)}$": rank for path, rank in ranks.items() if rank != largest},
-        target_modules="|".join(map(re.escape, updates)),  # a list would match other paths that end alike
+        target_modules="|".join(map(re.escape, modules)) or [],  # a list would match other paths that end alike
+        target_parameters=list(dict.fromkeys(parameters[path] for path in updates if path in parameters)) or None,
         seed=0,
         **shared,
     )
