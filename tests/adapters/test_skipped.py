@@ -21,7 +21,7 @@ import metalora
 from metalora import AdapterConfig, attach
 from metalora.adapters.skipped import OUTPUT_HEAD, skipped_weights
 from support.command import metalora_command
-from support.families import small_model
+from support.small_transformers import small_model
 
 SIZES = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, vocab_size=32)
 
