@@ -35,7 +35,7 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("kind", ("linear", "conv2d"))
+@pytest.mark.parametrize("kind", ("linear", "conv2d", "grouped_conv2d"))
 @pytest.mark.parametrize("case", COMPILED.values(), ids=COMPILED)
 def test_8_compiled_is_eager_and_new_values_do_not_recompile(case, kind):
     model, adapter, x, condition = attach_case(case, LAYERS[kind])
