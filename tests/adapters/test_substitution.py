@@ -264,9 +264,13 @@ def test_torch_compile_sees_w_plus_delta(name):
     model = kind.base()
     attach_random(model, AdapterConfig("lora", 2, targets=kind.targets))
     x = kind.inputs()
+    parameters = {name: id(parameter) for name, parameter in model.named_parameters()}
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert_close(compiled(x), model(x))
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == parameters
+    program = torch.export.export(model, (x,))
+    assert_close(program.module()(x), model(x))
 
 
 def test_a_tied_parameter_is_not_merged():

@@ -8,6 +8,7 @@ import torch
 
 from metalora import AdapterConfig, attach, count_params, detach, find_targets, load, merge, save, unmerge
 from metalora.adapters.held_matrix import held_matrix
+from metalora.io.merged_model import merged_state
 from support.adapters import assert_close, attach_random, randomise
 from support.holders import HOLDERS, with_weights
 from support.unchanged import look, unchanged
@@ -64,6 +65,9 @@ def test_3_merge_is_the_forward_and_unmerge_restores_the_bits(method, holder):
     plain, model, adapter, x = attached(method, holder)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     live = model(x)
+    written = copy.deepcopy(plain)
+    written.load_state_dict(merged_state(model))  # the names of the plain model
+    assert_close(written(x), live)
     merge(model)
     assert_close(model(x), live)
     with pytest.raises(ValueError, match="is merged"), adapter.disabled():

@@ -228,6 +228,30 @@ def matches(path: str, pattern: str) -> bool:
     return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
 
 
+class PathIndex:
+    """Paths by their last words, so that thousands of patterns that are paths are matched in a short time.
+
+    Args:
+        paths: The paths, in their order.
+
+    Example:
+        >>> PathIndex(["a.query", "b.query", "b.value"]).matching("b.*")
+        ['b.query', 'b.value']
+    """
+
+    def __init__(self, paths: Collection[str]):
+        self.paths = list(paths)
+        self._by_last_word: dict[str, list[str]] = {}
+        for path in self.paths:
+            self._by_last_word.setdefault(path.rpartition(".")[2], []).append(path)
+
+    def matching(self, pattern: str) -> list[str]:
+        """Return the paths that a pattern matches, as `matches` does."""
+        is_glob = any(character in pattern for character in "*?[")
+        candidates = self.paths if is_glob else self._by_last_word.get(pattern.rpartition(".")[2], [])
+        return [path for path in candidates if matches(path, pattern)]
+
+
 def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude: Sequence[str] = ()) -> list[Target]:
     """Find the targets that a preset or patterns name.
 
@@ -289,33 +313,42 @@ def _paths_of_preset(model: nn.Module, preset: str) -> list[str]:
 def _paths_of_patterns(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     modules = {path: module for path, module in model.named_modules() if path}
     layers = [path for path in modules if kind_of(modules[path])]
+    matrices = _matrices_by_name(model)
+    module_index, matrix_index = PathIndex(modules), PathIndex(matrices)
     paths: dict[str, None] = {}  # a set that keeps its order
     for pattern in patterns:
-        matched = [path for path in modules if matches(path, pattern)]
+        matched = module_index.matching(pattern)
         # A pattern such as "attention" may match a block and layers: then the layers are meant.
         matched_layers = [path for path in matched if kind_of(modules[path])]
-        matrices = [] if matched_layers else _matrices_matching(model, pattern)
-        if not (matched or matrices):
+        matched_matrices = [] if matched_layers else matrix_index.matching(pattern)
+        if not (matched or matched_matrices):
             choices = {*PRESETS, *layers, *(path.rpartition(".")[2] for path in layers)}
             hint = nearest(pattern, choices)
             raise ValueError(f"target {shown(pattern)} matches no module of {type(model).__name__}{hint}")
-        for path in matched_layers or matrices or matched:
-            reason = refusal_of_matrix(model, path) if path in matrices else refusal(model, path, modules[path])
-            if reason is not None:
-                raise ValueError(f"target {path!r} (from {pattern!r}): {reason}")
+        for path in [] if matched_matrices else matched_layers or matched:
+            _check_not_refused(path, pattern, refusal(model, path, modules[path]))
+            paths[path] = None
+        for path in (path for name in matched_matrices for path in matrices[name]):
+            _check_not_refused(path, pattern, refusal_of_matrix(model, path))
             paths[path] = None
     return list(paths)
 
 
-def _matrices_matching(model: nn.Module, pattern: str) -> list[str]:
-    """The matrices that a pattern names: all of a stack by the path of the parameter, or one by its number."""
-    matched = []
+def _check_not_refused(path: str, pattern: str, reason: Refusal | None) -> None:
+    if reason is not None:
+        raise ValueError(f"target {path!r} (from {pattern!r}): {reason}")
+
+
+def _matrices_by_name(model: nn.Module) -> dict[str, list[str]]:
+    """Path of a parameter, or of one matrix in a stack -> the paths of its matrices."""
+    by_name: dict[str, list[str]] = {}
     for path, module in model.named_modules():
         for matrix in matrices_in(path, module):
-            parameter = matrix.rpartition(".")[0] if matrix.rpartition(".")[2].isdecimal() else matrix
-            if matches(matrix, pattern) or matches(parameter, pattern):
-                matched.append(matrix)
-    return matched
+            parameter, _, number = matrix.rpartition(".")
+            if number.isdecimal():
+                by_name.setdefault(parameter, []).append(matrix)
+            by_name.setdefault(matrix, []).append(matrix)
+    return by_name
 
 
 def refusal_of_matrix(model: nn.Module, path: str) -> Refusal | None:
