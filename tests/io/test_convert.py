@@ -161,7 +161,7 @@ BAD = {
     "no JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "not JSON"),
     "truncated": (lambda f: cut(f / "adapter_model.safetensors"), "truncated or damaged"),
     "another type": (lambda f: change(f, peft_type="LOHA"), "peft_type is 'LOHA', expected 'LORA'"),
-    "DoRA": (lambda f: change(f, use_dora=True), "DoRA"),
+    "DoRA": (lambda f: change(f, use_dora=True), "has no lora_magnitude_vector, and use_dora"),
     "bias": (lambda f: change(f, bias="all"), "biases"),
     "PiSSA": (lambda f: change(f, init_lora_weights="pissa"), "changed the base's weights"),
     "another rank": (lambda f: change(f, r=3), r"expected \(3, in\)"),
@@ -457,5 +457,5 @@ def test_the_command_converts_loras_of_a_bert(tmp_path):
     torch.testing.assert_close(body(ids, task_ids=[0, 1])[0], expected, rtol=1e-4, atol=1e-4)
     detach(body)
     code, _, err = metalora_command(*words[:2], tmp_path / "nowhere", *words[3:], "--out", tmp_path / "two")
-    assert code == 2 and err.splitlines()[-1].startswith("metalora: ") and "no adapter_config.json" in err
+    assert code == 2 and err.splitlines()[-1].startswith("metalora: ") and "nowhere: no such file or folder" in err
     assert not (tmp_path / "two").exists()

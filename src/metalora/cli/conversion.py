@@ -18,8 +18,8 @@ from metalora.io.adapter_file import is_adapter_file, read, save
 from metalora.io.lora.combine import combine, read_updates
 from metalora.io.lora.convert import convert
 from metalora.io.lora.export import export_lora
-from metalora.io.lora.format import TENSORS
 from metalora.io.lora.import_ import load_lora
+from metalora.io.lora.source import read_source
 from metalora.zoo import load_model
 
 Value = TypeVar("Value")
@@ -52,7 +52,7 @@ def convert_files(
         "loras": dict(zip(map(str, loras), report.fit.by_task(), strict=True)),
         "parameters_before": report.params_before,
         "parameters": report.params_after,
-        "bytes_before": sum((folder / TENSORS).stat().st_size for folder in loras),
+        "bytes_before": sum(read_source(path).file.stat().st_size for path in loras),
         "bytes": out.stat().st_size,
     }
 

@@ -16,7 +16,7 @@ from metalora.adapters.targets import Refusal, Target, refusal
 from metalora.integrations.peft.compat import resolve_quantization_backend
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.saved_layout import check_same_targets
-from metalora.io.lora.format import AS_PEFT_MATCHES
+from metalora.io.lora.peft_patterns import AS_PEFT_MATCHES
 from metalora.methods.registry import get_method
 
 ALL_LINEAR = "all-linear"

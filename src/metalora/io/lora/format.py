@@ -1,29 +1,18 @@
-"""LoRA adapters as PEFT saves them: adapter_config.json and adapter_model.safetensors."""
+"""LoRA folders of PEFT without a model, and updates by the module paths of one."""
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Collection, Mapping, Sequence
-from math import sqrt
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from torch import Tensor, nn
+from torch import nn
 
-from metalora._util.patterns import check_patterns
-from metalora._util.reading import read_regular
-from metalora._util.shown import cut, shown
-from metalora._util.suggest import nearest
+from metalora._util.shown import shown
 from metalora.fitting.updates import LowRankUpdate
-from metalora.io.lora.peft_config import CONFIG, read_config
-
-TENSORS = "adapter_model.safetensors"
-PREFIX = "base_model.model."  # of the name of every tensor
-BIAS = "lora_B.bias"
-AS_PEFT_MATCHES = r"(.*\.)?({})$"  # PEFT's own expression around a pattern
+from metalora.io.lora.lycoris import MAGNITUDE
+from metalora.io.lora.placement import place
+from metalora.io.lora.source import read_folder
+from metalora.io.lora.trained_lora import TrainedLora, update_of_halves
 
 
 def read_lora(folder: str | Path) -> dict[str, LowRankUpdate]:
@@ -40,8 +29,8 @@ def read_lora(folder: str | Path) -> dict[str, LowRankUpdate]:
         (rank, in, kh, kw) and up (out, rank).
 
     Raises:
-        ValueError: A file is missing or damaged, or the adapter is not a plain LoRA: another peft_type, DoRA, trained
-            biases, an initialisation that changed the base, an embedding, or halves that do not fit.
+        ValueError: A file is missing or damaged, or the adapter is no low-rank update: another peft_type, DoRA, trained
+            biases, an initialisation that changed the base, or halves that do not fit.
 
     Warns:
         UserWarning: The folder also holds whole modules, such as a classifier; they are left out.
@@ -57,63 +46,14 @@ def read_lora(folder: str | Path) -> dict[str, LowRankUpdate]:
         >>> tuple(update.down.shape), tuple(update.up.shape)
         ((2, 8), (4, 2))
     """
-    folder = Path(folder)
-    config = read_config(folder)
-    halves, left_out = _read_halves(folder)
-    if left_out:
-        warnings.warn(f"{folder}: {len(left_out)} tensors saved whole are left out: {left_out[0]!r}", stacklevel=2)
-    if not halves:
-        raise ValueError(f"{folder / TENSORS}: holds no LoRA, expected names such as {PREFIX}PATH.lora_A.weight")
-    ranks, alphas = (
-        by_path(config.get(key), list(halves), f"{folder / CONFIG}: {key}") for key in ("rank_pattern", "alpha_pattern")
-    )
-    updates = {}
-    for path, pair in halves.items():
-        rank, alpha = ranks.get(path, config["r"]), alphas.get(path, config["lora_alpha"])
-        divisor = sqrt(rank) if config.get("use_rslora") else rank
-        updates[path] = _scaled_update(folder / TENSORS, path, pair, rank, alpha / divisor)
+    source = read_folder(Path(folder))
+    updates = {
+        name: update_of_halves(group, source.scales[name], f"{source.file}: {shown(name)}")
+        for name, group in source.groups.items()
+    }
+    magnitudes = {name: group[MAGNITUDE] for name, group in source.groups.items() if MAGNITUDE in group}
+    TrainedLora(updates, magnitudes, source.start, {}, source.file).check_is_update()
     return updates
-
-
-def read_tensors(path: Path, missing: str) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Args:
-        path: The file.
-        missing: The message of the error if the file does not exist.
-
-    Returns:
-        Name -> tensor, in the shape and the dtype of the file, on the CPU.
-
-    Raises:
-        ValueError: The file does not exist or is damaged.
-    """
-    try:
-        tensors: dict[str, Tensor] = load_tensors(read_regular(path))
-    except FileNotFoundError:
-        raise ValueError(missing) from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    # A type that torch does not have is a KeyError, a shape that it cannot have a RuntimeError.
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{path}: truncated or damaged ({cut(' '.join(str(error).split()))})") from None
-    return tensors
-
-
-def check_numbers(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise a ValueError unless all tensors of a file hold finite floating-point numbers.
-
-    Example:
-        >>> import torch
-        >>> check_numbers({"lora_A": torch.tensor([float("nan")])}, "lora.safetensors")
-        Traceback (most recent call last):
-        ValueError: lora.safetensors: 'lora_A' has numbers that are not finite
-    """
-    for name, value in tensors.items():
-        if not value.is_floating_point():
-            raise ValueError(f"{path}: {shown(name)} is of {value.dtype}, expected floating-point numbers")
-        if not value.float().isfinite().all():  # `float` also for the types of 8 bits, which have no `isfinite`
-            raise ValueError(f"{path}: {shown(name)} has numbers that are not finite")
 
 
 def in_model(
@@ -121,15 +61,13 @@ def in_model(
 ) -> dict[str, LowRankUpdate]:
     """Return updates by the module paths of a model, which may contain the model of the updates or be a part of it.
 
-    A path matches as it is, without its first components ("bert.encoder..." in a BertModel), or behind further ones.
-
     Args:
         updates: Module path -> update.
         model: The model to find the modules in.
         source: What the updates were read from, for error messages.
 
     Raises:
-        ValueError: A module is not in the model, or several modules match.
+        ValueError: A module is not in the model, or several modules match; see `place`.
 
     Example:
         >>> import torch
@@ -138,119 +76,4 @@ def in_model(
         >>> list(in_model({"wrapped.block.fc": update}, model))
         ['block.fc']
     """
-    paths = {path: None for path, _ in model.named_modules()}  # a set that keeps its order
-    placed: dict[str, LowRankUpdate] = {}
-    for path, update in updates.items():
-        matches = _matching_paths(path, paths)
-        if len(matches) != 1:
-            problem = f"has {len(matches)} modules {shown(path)}" if matches else f"has no module {shown(path)}"
-            raise ValueError(f"{source}: {type(model).__name__} {problem}{nearest(path, paths)[:300]}")
-        if matches[0] in placed:
-            raise ValueError(f"{source}: two updates of module {matches[0]!r}, the second by the name {shown(path)}")
-        placed[matches[0]] = update
-    return placed
-
-
-def _matching_paths(path: str, paths: Collection[str]) -> list[str]:
-    """Return the longest end of a path that is a module path; otherwise the module paths that end in the path.
-
-    The last component alone, such as "fc", does not count as an end: it says too little.
-    """
-    components = path.split(".")
-    longest = max(module_path.count(".") for module_path in paths) + 1
-    if path in paths:
-        return [path]
-    for start in range(max(len(components) - longest, 1), len(components) - 1):
-        end = ".".join(components[start:])
-        if end in paths:
-            return [end]
-    return [candidate for candidate in paths if candidate.endswith(f".{path}")]
-
-
-def check_shape(module: nn.Module, path: str, update: LowRankUpdate, source: str | Path) -> None:
-    """Raise a ValueError for an update that has not the shape of a module's weight.
-
-    Args:
-        module: The module.
-        path: Its path.
-        update: The update; its tensors may be on the meta device.
-        source: What the update was read from, for the message.
-
-    Raises:
-        ValueError: The shapes differ, or the module has no weight.
-    """
-    weight = getattr(module, "weight", None)
-    stored = tuple(weight.shape) if isinstance(weight, Tensor) else ()
-    shape = (len(update.up), *update.down.shape[1:])
-    # the linear layer of GPT-2 and an embedding store (in, out)
-    is_transposed = type(module).__name__ == "Conv1D" or isinstance(module, nn.Embedding)
-    if stored != (shape[::-1] if is_transposed else shape):
-        raise ValueError(f"{source}: {path!r} has an update for a weight of {shape}, the model's is {stored}")
-
-
-def by_path(patterns: Mapping[str, Any] | None, paths: Sequence[str], place: str) -> dict[str, Any]:
-    """Return the values that PEFT's patterns, such as `rank_pattern`, give to paths.
-
-    Args:
-        patterns: Regular expression of the end of a path -> value.
-        paths: Paths of the targets.
-        place: What messages name: a file, or a configuration, and the field.
-
-    Returns:
-        Path -> value, by the first pattern that the path ends with, as PEFT matches them; without the paths that no
-        pattern matches.
-
-    Raises:
-        ValueError: A pattern is not a regular expression, or could take too long to match (`check_patterns`).
-
-    Example:
-        >>> by_path({"query": 4}, ["layer.0.query", "layer.0.value"], "rank_pattern")
-        {'layer.0.query': 4}
-    """
-    if not patterns:
-        return {}
-    check_patterns(patterns, paths, place, AS_PEFT_MATCHES)
-    compiled = [(re.compile(AS_PEFT_MATCHES.format(pattern)), value) for pattern, value in patterns.items()]
-    values = {path: next((value for end, value in compiled if end.match(path)), None) for path in paths}
-    return {path: value for path, value in values.items() if value is not None}
-
-
-# ---- the two files --------------------------------------------------------------------------------------------------
-def _read_halves(folder: Path) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
-    """Return module path -> {"A": (rank, in, ...), "B": (out, rank, ...)}, and the names of all other tensors."""
-    file = folder / TENSORS
-    tensors = read_tensors(file, f"{folder}: no {TENSORS} (PEFT's older .bin files are not read)")
-    check_numbers(tensors, file)
-    halves: dict[str, dict[str, Tensor]] = {}
-    left_out = []
-    for name, value in tensors.items():
-        if "lora_embedding" in name:
-            raise ValueError(f"{file}: {shown(name)} is the LoRA of an embedding, which is not converted")
-        match = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name.removeprefix(PREFIX))
-        if match:
-            path, half = match.groups()
-            if half in halves.setdefault(path, {}):
-                raise ValueError(f"{file}: {shown(path)} has lora_{half} twice, with {PREFIX} and without")
-            halves[path][half] = value
-        elif "lora_" in name:
-            raise ValueError(f"{file}: {shown(name)} is not a half of a plain LoRA (lora_A.weight, lora_B.weight)")
-        else:
-            left_out.append(name)
-    return halves, left_out
-
-
-def _scaled_update(file: Path, path: str, halves: Mapping[str, Tensor], rank: int, scale: float) -> LowRankUpdate:
-    """Return the update of a target with its scale in `up`; ValueError if its halves do not fit."""
-    if len(halves) != 2:
-        raise ValueError(f"{file}: {shown(path)} has lora_{next(iter(halves))} alone, expected A and B")
-    down, up = halves["A"], halves["B"]  # (rank, in, *kernel) and (out, rank, 1..)
-    is_pair = down.ndim in (2, 3, 4) and up.ndim == down.ndim and up.shape[1] == len(down)  # linear, conv1d, conv2d
-    if not is_pair or 0 in (*down.shape, *up.shape) or up[0, 0].numel() != 1 or len(down) != rank:
-        raise ValueError(
-            f"{file}: {shown(path)} has lora_A {tuple(down.shape)} and lora_B {tuple(up.shape)}, expected ({rank}, in) "
-            f"and (out, {rank}), or those of a convolution"
-        )
-    scaled = up.float().flatten(1) * scale
-    if not scaled.isfinite().all():
-        raise ValueError(f"{file}: lora_B of {shown(path)} times its scale {scale:g} is not finite")
-    return LowRankUpdate(down.float(), scaled)
+    return {path: updates[name] for name, path in place(updates, model, source).items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.adapter import Adapter
-from metalora.io.lora.format import PREFIX
+from metalora.io.lora.tensor_names import PREFIX
 
 
 def lora_tensors(path: str, kind: str, left: Tensor, right: Tensor) -> dict[str, Tensor]:
