@@ -106,7 +106,8 @@ class ModuleIndex:
     def place(self, names: Sequence[str]) -> dict[str, str] | None:
         """Return the path of each name by the rule that fits all names and cuts least, or None if there is none."""
         candidates = self._candidates(min(names))
-        rules = [rule for rule in candidates if all(len(self._paths(name, rule)) == 1 for name in names)]
+        fitting = [rule for rule in candidates if all(len(self._paths(name, rule)) == 1 for name in names)]
+        rules = [rule for rule in fitting if self._says_enough(names, rule)]
         if not rules:
             return None
         # What is cut counts first, and as it is goes before "behind further components".
@@ -118,7 +119,7 @@ class ModuleIndex:
 
     def paths_of(self, name: str) -> list[str]:
         """Return the paths that one name alone may stand for."""
-        rules = self._candidates(name)
+        rules = [rule for rule in self._candidates(name) if self._says_enough([name], rule)]
         if not rules:
             return []
         best = min(rule.order for rule in rules)
@@ -131,14 +132,15 @@ class ModuleIndex:
         for count in range(max(len(components) - self.longest, 0), len(components)):
             prefix = self.joint.join(components[:count])
             rest = self.joint.join(components[count:])
-            for lead, paths in self.ends.get(rest, {}).items():
+            for lead in self.ends.get(rest, {}):
                 rule = Rule(prefix, self.joint, lead)
-                is_end_of_one = rule.cut_components and paths[0].removeprefix(f"{lead}.").count(".") == 0
-                # The last component alone, such as "fc", says too little; and nothing is both cut and put before.
-                if is_end_of_one or (rule.cut_components and lead):
-                    continue
-                rules.append(rule)
+                if not (rule.cut_components and lead):  # nothing is both cut and put before
+                    rules.append(rule)
         return rules
+
+    def _says_enough(self, names: Sequence[str], rule: Rule) -> bool:
+        """False if every name would lose all but its last component: "fc" alone may be any module."""
+        return not rule.cut_components or any("." in path for name in names for path in self._paths(name, rule))
 
     def _paths(self, name: str, rule: Rule) -> list[str]:
         start = f"{rule.cut}{self.joint}" if rule.cut else ""
