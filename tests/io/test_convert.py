@@ -446,7 +446,7 @@ def test_the_command_converts_loras_of_a_bert(tmp_path):
     body = transformers.AutoModel.from_pretrained(tmp_path / "base").eval()
     theirs = [peft_lora(bert, tmp_path / f"lora{k}", r=2) for k in range(2)]
     words = ["convert", tmp_path / "lora0", tmp_path / "lora1", "--model", f"hf:{tmp_path / 'base'}"]
-    words += ["--method", "metatt-4+1d", "--rank", "16", "--clip-rank", "--json"]
+    words += ["--class", "BertModel", "--method", "metatt-4+1d", "--rank", "16", "--clip-rank", "--json"]
     code, out, err = metalora_command(*words, "--out", tmp_path / "one")
     assert code == 0, err
     found = json.loads(out)

@@ -1,4 +1,4 @@
-"""LoRA files in the layouts of other programs: the same outputs as PEFT and LyCORIS compute, in any order of entries."""
+"""LoRA files in the layouts of other programs: the outputs of PEFT and LyCORIS, in any order of entries."""
 
 import copy
 import json
@@ -104,7 +104,12 @@ LAYOUTS = {
     "a prefix of its own": (flat("lora_prior"), *KOHYA),
     "diffusers with PEFT's names": (dotted("unet."), ".lora_A.weight", ".lora_B.weight", ".alpha"),
     "diffusers with its own names": (dotted("unet."), ".lora.down.weight", ".lora.up.weight", ".alpha"),
-    "diffusers' linear layers": (dotted(""), ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight", ".alpha"),
+    "diffusers' linear layers": (
+        dotted(""),
+        ".lora_linear_layer.down.weight",
+        ".lora_linear_layer.up.weight",
+        ".alpha",
+    ),
     "a transformer of diffusers": (dotted("transformer."), ".lora_A.weight", ".lora_B.weight", ".alpha"),
     "ComfyUI": (dotted("diffusion_model."), *KOHYA),
     "ComfyUI with PEFT's names": (dotted("diffusion_model."), ".lora_A.weight", ".lora_B.weight", ".alpha"),
@@ -324,7 +329,9 @@ def test_a_file_where_only_some_modules_are_dora_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("start", ("pissa", "olora"))
-@pytest.mark.parametrize("options", ({}, {"use_rslora": True}, {"rank_pattern": {"to_q": 3}, "alpha_pattern": {"to_q": 1}}))
+@pytest.mark.parametrize(
+    "options", ({}, {"use_rslora": True}, {"rank_pattern": {"to_q": 3}, "alpha_pattern": {"to_q": 1}})
+)
 def test_a_lora_that_took_its_start_from_the_base(start, options, tmp_path):
     want = trained(tmp_path, init_lora_weights=start, target_modules=["to_q", "to_out.0"], **options)
     model = unet()

@@ -20,6 +20,15 @@ PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 """Initial values that leave the base as it is."""
 STARTS: tuple[Start, ...] = ("pissa", "olora")
 """Those that subtract a part of the base's weight that the base alone decides, so that it can be found again."""
+CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+"""PEFT's task type -> the class of transformers that loads the base of such a task."""
 SWITCHES = ("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias", "use_qalora", "inference_mode")
 MUST_BE_OFF = {
     "lora_bias": "it has trained biases, which no factor can hold",
@@ -94,6 +103,33 @@ def check_config(config: Mapping[str, Any], place: str | Path) -> None:
     for key in sorted(config.keys() - known):
         if config[key] not in (None, False, "", [], {}) and config[key] != _default_in_peft(key):
             raise ValueError(f"{place}: {key} is {shown(config[key])}: this version does not know what that changes")
+
+
+def base_class_of(folder: str | Path) -> str | None:
+    """Return the name of the class of transformers that a LoRA was trained on, if its folder says it.
+
+    Args:
+        folder: A folder of PEFT; any other path says nothing.
+
+    Returns:
+        The class that PEFT's `auto_mapping` names, or the automatic class of its `task_type`.
+
+    Raises:
+        ValueError: adapter_config.json is not JSON.
+
+    Example:
+        >>> base_class_of("no-such-folder") is None
+        True
+    """
+    place = Path(folder) / CONFIG
+    config = read_json(place, str(place)) if place.is_file() else None
+    if not isinstance(config, dict):
+        return None
+    mapping, task = config.get("auto_mapping"), config.get("task_type")
+    named = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    if isinstance(named, str):
+        return named
+    return CLASSES.get(task) if isinstance(task, str) else None
 
 
 def start_of(config: Mapping[str, Any]) -> Start:
