@@ -112,7 +112,7 @@ def base_class_of(folder: str | Path) -> str | None:
         folder: A folder of PEFT; any other path says nothing.
 
     Returns:
-        The class that PEFT's `auto_mapping` names, or the automatic class of its `task_type`.
+        The class of transformers that PEFT's `auto_mapping` names, or the automatic class of its `task_type`.
 
     Raises:
         ValueError: adapter_config.json is not JSON.
@@ -126,9 +126,9 @@ def base_class_of(folder: str | Path) -> str | None:
     if not isinstance(config, dict):
         return None
     mapping, task = config.get("auto_mapping"), config.get("task_type")
-    named = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    if isinstance(named, str):
-        return named
+    # A class of another package, such as one that a user wrote around a model, is not one to load.
+    if isinstance(mapping, dict) and str(mapping.get("parent_library")).startswith("transformers."):
+        return str(mapping.get("base_model_class"))
     return CLASSES.get(task) if isinstance(task, str) else None
 
 
