@@ -88,10 +88,29 @@ def attach_dora(model: nn.Module, updates: Mapping[str, LowRankUpdate], magnitud
     with unchanged_on_error(model):
         adapter = attach(model, _config("dora", updates))
         set_factors(adapter, updates)
-        for path, magnitude in magnitudes.items():
-            norms = torch.linalg.vector_norm(_base_rows(adapter, path), dim=0)  # (out,)
-            adapter.learned[f"{path}.d"].copy_(magnitude.double().cpu() - norms)
+        set_magnitudes(adapter, magnitudes)
     return adapter
+
+
+@torch.no_grad()
+def set_magnitudes(adapter: Adapter, magnitudes: Mapping[str, Tensor]) -> None:
+    """Copy magnitudes into the factors of an adapter of method "dora", which learns their changes.
+
+    Args:
+        adapter: The adapter.
+        magnitudes: Module path -> the norms (out,) of the rows of the adapted weight.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 4))
+        >>> adapter = attach(model, AdapterConfig("dora", rank=1, targets=("0",)))
+        >>> set_magnitudes(adapter, {"0": adapter.layers["0"].base.weight.norm(dim=1) + 1})
+        >>> torch.allclose(adapter.factors["0.d"], torch.ones(4))
+        True
+    """
+    for path, magnitude in magnitudes.items():
+        base: Any = adapter.layers[path].base
+        norms = torch.linalg.vector_norm(input_rows(base.weight, adapter.targets[path]), dim=0)  # (out,)
+        adapter.learned[f"{path}.d"].copy_(magnitude.double().cpu() - norms)
 
 
 @torch.no_grad()
@@ -124,12 +143,6 @@ def attach_started(model: nn.Module, trained: TrainedLora) -> Adapter:
             for factor in ("A", "B"):  # the adapter learns the changes of the start
                 adapter.learned[f"{path}.{factor}"].sub_(adapter.factors[f"{path}.{factor}_0"])
     return adapter
-
-
-def _base_rows(adapter: Adapter, path: str) -> Tensor:
-    """The weight of a target's base as (inputs, out)."""
-    base: Any = adapter.layers[path].base
-    return input_rows(base.weight, adapter.targets[path])
 
 
 def _config(method: str, updates: Mapping[str, LowRankUpdate], **fields: Any) -> AdapterConfig:

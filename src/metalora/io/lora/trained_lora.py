@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metalora._util.shown import cut, shown
 from metalora.fitting.updates import LowRankUpdate
+from metalora.io.base_samples import plain_module
 from metalora.io.lora.lycoris import magnitude_of, update_of
 from metalora.io.lora.peft_config import RankAndScale, Start
 from metalora.io.lora.placement import place
@@ -54,7 +55,7 @@ class TrainedLora:
 def read_trained(model: nn.Module, path: str | Path, network: str | None = None, subfolder: str = "") -> TrainedLora:
     """Read a trained LoRA by the module paths of its base; see `metalora.load_lora`."""
     source = read_source(path, subfolder)
-    modules = dict(model.named_modules())
+    modules = {name: plain_module(module) or module for name, module in model.named_modules()}
     place_of_error = source.file if source.flat else path
     paths = place(source.groups, model, place_of_error, network, source.flat)
     updates, magnitudes, scales = {}, {}, {}
