@@ -34,7 +34,8 @@ def load_lora(model: nn.Module, path: str | Path, network: str | None = None, su
             one module each, or its shapes do not fit the model. The model is unchanged.
 
     Example:
-        >>> import copy, tempfile
+        >>> import copy, tempfile, torch
+        >>> from metalora import AdapterConfig, attach
         >>> base = nn.Sequential(nn.Linear(8, 4))
         >>> model = copy.deepcopy(base)
         >>> adapter = attach(model, AdapterConfig("lora", rank=2, targets=("0",)))
