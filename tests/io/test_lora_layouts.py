@@ -9,7 +9,7 @@ import pytest
 import torch
 from lycoris import create_lycoris
 from lycoris.wrapper import LycorisNetwork
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -310,6 +310,37 @@ def test_a_dora_of_lycoris(algorithm, tmp_path):
     check(tmp_path / "lora.safetensors", want, method="dora")
     with pytest.raises(ValueError, match="a DoRA, which also rescales the columns of the weight"):
         read_any_lora(unet(), tmp_path / "lora.safetensors")
+
+
+PEFT_LYCORIS = {
+    "LoHa": (LoHaConfig, {}),
+    "LoHa, ranks by pattern": (LoHaConfig, {"rank_pattern": {"to_q": 1}, "alpha_pattern": {"to_q": 5}}),
+    "LoHa, cores": (LoHaConfig, {"use_effective_conv2d": True}),
+    "LoKr": (LoKrConfig, {}),
+    "LoKr, both decomposed": (LoKrConfig, {"decompose_both": True, "decompose_factor": 3, "r": 1}),
+    "LoKr, full factors": (LoKrConfig, {"r": 50}),
+    "LoKr, cores": (LoKrConfig, {"use_effective_conv2d": True, "r": 1}),
+}
+
+
+@pytest.mark.parametrize("case", PEFT_LYCORIS)
+def test_a_loha_or_lokr_of_peft(case, tmp_path):
+    config_class, options = PEFT_LYCORIS[case]
+    torch.manual_seed(2)
+    theirs = get_peft_model(unet(), config_class(**{"r": 2, "alpha": 3, "target_modules": TARGETS} | options)).eval()
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "hada_" in name or "lokr_" in name:
+                parameter.normal_(0, 0.5)
+    theirs.save_pretrained(tmp_path)
+    model = unet()
+    adapter = load_lora(model, tmp_path)
+    assert {*adapter.targets} == PATHS and (theirs(X) - unet()(X)).abs().max() > 0.01
+    torch.testing.assert_close(model(X), theirs(X), rtol=1e-4, atol=1e-5)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"later": 1}))
+    with pytest.raises(ValueError, match="later is 1: this version does not know"):
+        load_lora(unet(), tmp_path)
 
 
 def test_magnitudes_of_the_inputs_are_refused(tmp_path):

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from metalora.fitting.updates import LowRankUpdate
-from metalora.io.lora.format import in_model
 from metalora.io.lora.import_ import load_lora
 from metalora.io.lora.peft_config import CHANGE_NOTHING, MUST_BE_OFF, READ, SWITCHES
+from metalora.io.lora.trained_lora import in_model
 from support.saved_folders import CONFIG, TENSORS, tensors
 from support.unchanged import unchanged
 

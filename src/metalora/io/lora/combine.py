@@ -17,10 +17,9 @@ from metalora.fitting.combination import CombinationRule, How, Sign, combine_upd
 from metalora.fitting.updates import LowRankUpdate
 from metalora.io.adapter_file import EXTRA, is_adapter_file, load, read
 from metalora.io.lora.attaching import attach_updates
-from metalora.io.lora.format import in_model
 from metalora.io.lora.import_ import read_any_lora
 from metalora.io.lora.snapshot import low_rank_updates
-from metalora.io.lora.trained_lora import check_shapes
+from metalora.io.lora.trained_lora import check_shapes, in_model
 from metalora.tensornet.truncation.truncated_svd import relative_error
 
 Source = str | Path | Mapping[str, LowRankUpdate]

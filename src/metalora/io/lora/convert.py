@@ -14,8 +14,8 @@ from metalora.adapters.attach import attach
 from metalora.config import AdapterConfig
 from metalora.fitting.fit_updates import FitReport, fit_updates
 from metalora.fitting.updates import LowRankUpdate
-from metalora.io.lora.format import in_model
 from metalora.io.lora.import_ import read_any_lora
+from metalora.io.lora.trained_lora import in_model
 from metalora.methods.resolve import resolve
 
 

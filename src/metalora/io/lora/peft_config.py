@@ -45,6 +45,13 @@ MUST_BE_OFF = {
     "velora_config": "VeLoRA is another method",
 }
 """Entry that must be absent or off -> what it means."""
+ALPHAS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+"""Types of PEFT's adapters that are read -> what they call alpha."""
+OF_LYCORIS = (
+    "alpha", "rank_dropout", "rank_dropout_scale", "module_dropout", "use_effective_conv2d", "decompose_both",
+    "decompose_factor", "init_weights",
+)  # fmt: skip
+"""Entries of LoHa and LoKr alone; those that are not read say how it was trained, or what the shapes tell."""
 READ = ("peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights")
 """Entries that are read here."""
 CHANGE_NOTHING = frozenset({
@@ -83,14 +90,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     place = folder / CONFIG
     config = read_json(place, f"{folder}: no {CONFIG}, expected the folder of a PEFT LoRA")
     peft_type = config.get("peft_type") if isinstance(config, dict) else config
-    if not isinstance(config, dict) or peft_type != "LORA":
-        raise ValueError(f"{folder}: peft_type is {shown(peft_type)}, expected 'LORA'")
+    if not isinstance(config, dict) or peft_type not in ALPHAS:
+        raise ValueError(f"{folder}: peft_type is {shown(peft_type)}, expected 'LORA', 'LOHA' or 'LOKR'")
     check_config(config, place)
     return config
 
 
 def check_config(config: Mapping[str, Any], place: str | Path) -> None:
-    """Raise a ValueError unless all entries of a LoraConfig are followed here, or change nothing.
+    """Raise a ValueError unless all entries of a configuration are followed here, or change nothing.
 
     Example:
         >>> check_config({"r": 2, "lora_alpha": 4, "use_tomorrow": True}, "FILE")
@@ -99,9 +106,9 @@ def check_config(config: Mapping[str, Any], place: str | Path) -> None:
     """
     _check_plain_lora(config, place)
     _check_numbers(config, place)
-    known = {*READ, *CHANGE_NOTHING, *SWITCHES, *MUST_BE_OFF}
+    known = {*READ, *CHANGE_NOTHING, *SWITCHES, *MUST_BE_OFF, *(() if _is_lora(config) else OF_LYCORIS)}
     for key in sorted(config.keys() - known):
-        if config[key] not in (None, False, "", [], {}) and config[key] != _default_in_peft(key):
+        if config[key] not in (None, False, "", [], {}) and config[key] != _default_in_peft(config, key):
             raise ValueError(f"{place}: {key} is {shown(config[key])}: this version does not know what that changes")
 
 
@@ -109,7 +116,7 @@ def base_class_of(folder: str | Path) -> str | None:
     """Return the name of the class of transformers that a LoRA was trained on, if its folder says it.
 
     Args:
-        folder: A folder of PEFT; any other path says nothing.
+        folder: A folder of PEFT, or its file of tensors; any other path says nothing.
 
     Returns:
         The class of transformers that PEFT's `auto_mapping` names, or the automatic class of its `task_type`.
@@ -121,7 +128,8 @@ def base_class_of(folder: str | Path) -> str | None:
         >>> base_class_of("no-such-folder") is None
         True
     """
-    place = Path(folder) / CONFIG
+    path = Path(folder)
+    place = path.with_name(CONFIG) if path.name.startswith("adapter_model.") else path / CONFIG
     config = read_json(place, str(place)) if place.is_file() else None
     if not isinstance(config, dict):
         return None
@@ -144,7 +152,7 @@ def start_of(config: Mapping[str, Any]) -> Start:
 
 
 def scales_of(config: Mapping[str, Any], paths: Sequence[str], place: str | Path) -> dict[str, RankAndScale]:
-    """Return the rank and the scale of each target: alpha / r, rsLoRA alpha / sqrt(r), by the patterns of a LoraConfig.
+    """Return the rank and the scale of each target by a configuration: alpha / r, of rsLoRA alpha / sqrt(r).
 
     Args:
         config: The entries of the configuration.
@@ -162,19 +170,25 @@ def scales_of(config: Mapping[str, Any], paths: Sequence[str], place: str | Path
     alphas = by_path(config.get("alpha_pattern"), paths, f"{place}: alpha_pattern")
     scales = {}
     for path in paths:
-        rank, alpha = ranks.get(path, config["r"]), alphas.get(path, config["lora_alpha"])
+        rank, alpha = ranks.get(path, config["r"]), alphas.get(path, config[ALPHAS[config.get("peft_type", "LORA")]])
         scales[path] = RankAndScale(rank, alpha / (sqrt(rank) if config.get("use_rslora") else rank))
     return scales
 
 
-def _default_in_peft(key: str) -> Any:
-    """Return the default of a field of LoraConfig in the installed version of PEFT; None if there is none.
+def _is_lora(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("peft_type", "LORA") == "LORA")
+
+
+def _default_in_peft(config: Mapping[str, Any], key: str) -> Any:
+    """Return the default of a field of a configuration in the installed version of PEFT; None if there is none.
 
     A later version writes fields that this module does not know, mostly with their defaults.
     """
     try:
         # By its name, since the library works without PEFT and imports it for this question alone.
-        fields = dataclasses.fields(import_module("peft").LoraConfig)
+        peft = import_module("peft")
+        classes = {"LORA": peft.LoraConfig, "LOHA": peft.LoHaConfig, "LOKR": peft.LoKrConfig}
+        fields = dataclasses.fields(classes[config.get("peft_type", "LORA")])
     except ImportError:
         return None
     return next((field.default for field in fields if field.name == key), None)
@@ -202,7 +216,8 @@ def _check_plain_lora(config: Mapping[str, Any], place: str | Path) -> None:
 
 def _check_numbers(config: Mapping[str, Any], place: str | Path) -> None:
     """Raise a ValueError unless the rank and alpha, and those of single targets, are numbers."""
-    for key, number, kinds in (("r", "an integer", int), ("lora_alpha", "a number", (int, float))):
+    alpha = ALPHAS[config.get("peft_type", "LORA")]
+    for key, number, kinds in (("r", "an integer", int), (alpha, "a number", (int, float))):
         _check_number(config.get(key), kinds, number, f"{place}: {key}")
     for key, number, kinds in (("rank_pattern", "an integer", int), ("alpha_pattern", "a number", (int, float))):
         patterns = config.get(key)

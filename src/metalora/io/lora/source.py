@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from metalora._util.plain_values import parse_json
 from metalora._util.shown import shown
 from metalora._util.user_warning import warn_user
-from metalora.io.lora.lycoris import MAGNITUDE, SUFFIXES
+from metalora.io.lora.lycoris import LOHA, LOKR, MAGNITUDE, SUFFIXES
 from metalora.io.lora.peft_config import CONFIG, RankAndScale, Start, check_config, read_config, scales_of, start_of
 from metalora.io.lora.tensor_files import check_numbers, read_metadata, read_tensors
 from metalora.io.lora.tensor_names import BIAS, DOWN, PREFIX, UP, group_tensors
@@ -19,6 +20,8 @@ from metalora.io.lora.tensor_names import BIAS, DOWN, PREFIX, UP, group_tensors
 TENSORS = "adapter_model.safetensors"
 PICKLED_TENSORS = "adapter_model.bin"  # as PEFT wrote it before safetensors
 DIFFUSERS_TENSORS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+PARTS = {"LORA": (DOWN, UP, MAGNITUDE), "LOHA": LOHA, "LOKR": LOKR}
+"""Type of an adapter of PEFT -> the parts that a module may have."""
 DIFFUSERS_METADATA = "lora_adapter_metadata"  # entry of the header: the LoraConfig of each network
 
 
@@ -82,7 +85,7 @@ def read_folder(folder: Path) -> LoraTensors:
     tensors = read_tensors(file, f"{folder}: no {TENSORS}")
     check_numbers(tensors, file)
     groups, others = group_tensors(tensors, file)
-    _check_parts(groups, bool(config.get("use_dora")), file)
+    _check_parts(groups, config, file)
     for name in others:
         if "lora_" in name:
             meaning = "trained biases, which no factor can hold" if name.endswith(BIAS) else "no part of a plain LoRA"
@@ -95,12 +98,13 @@ def read_folder(folder: Path) -> LoraTensors:
     return LoraTensors(file, groups, scales=scales, start=start_of(config))
 
 
-def _check_parts(groups: Mapping[str, Mapping[str, Tensor]], use_dora: bool, file: Path) -> None:
-    """Raise a ValueError unless each module has the parts of a plain LoRA, and a magnitude exactly if it is a DoRA."""
+def _check_parts(groups: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], file: Path) -> None:
+    """Raise a ValueError for a part of another type of adapter, and unless exactly a DoRA has magnitudes."""
+    use_dora = bool(config.get("use_dora"))
     for name, group in groups.items():
         for part in group:
-            if part not in (DOWN, UP, MAGNITUDE):
-                raise ValueError(f"{file}: {part} of {shown(name)} is no part of a LoRA of PEFT")
+            if part not in PARTS[config["peft_type"]]:
+                raise ValueError(f"{file}: {part} of {shown(name)} is no part of a {config['peft_type']} of PEFT")
         if (MAGNITUDE in group) != use_dora:
             problem = f"has a {MAGNITUDE}" if MAGNITUDE in group else f"has no {MAGNITUDE}"
             raise ValueError(f"{file}: {shown(name)} {problem}, and use_dora of {CONFIG} is {str(use_dora).lower()}")

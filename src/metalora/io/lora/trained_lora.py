@@ -72,6 +72,29 @@ def read_trained(model: nn.Module, path: str | Path, network: str | None = None,
     return TrainedLora(updates, magnitudes, source.start, scales, source.file)
 
 
+def in_model(
+    updates: Mapping[str, LowRankUpdate], model: nn.Module, source: str | Path = ""
+) -> dict[str, LowRankUpdate]:
+    """Return updates by the module paths of a model, which may contain the model of the updates or be a part of it.
+
+    Args:
+        updates: Module path -> update.
+        model: The model to find the modules in.
+        source: What the updates were read from, for error messages.
+
+    Raises:
+        ValueError: A module is not in the model, or several modules match; see `place`.
+
+    Example:
+        >>> import torch
+        >>> update = LowRankUpdate(torch.ones(1, 2), torch.ones(3, 1))
+        >>> model = nn.ModuleDict({"block": nn.ModuleDict({"fc": nn.Linear(2, 3)})})
+        >>> list(in_model({"wrapped.block.fc": update}, model))
+        ['block.fc']
+    """
+    return {path: updates[name] for name, path in place(updates, model, source).items()}
+
+
 def module_update(
     group: Mapping[str, Tensor], module: nn.Module, module_path: str, scale: RankAndScale | None, where: str
 ) -> LowRankUpdate:
@@ -92,7 +115,8 @@ def module_update(
         check_shape(module, module_path, update, where)
         return update
     kernel = tuple(module.kernel_size) if isinstance(module, nn.Conv1d | nn.Conv2d) else ()
-    group = {part: value.float() for part, value in group.items()}
+    group = {part: value.float() for part, value in group.items() if scale is None or part != "alpha"}
+    _check_rank(group, scale, where)
     # First with the shapes alone: small factors may stand for a product that no memory holds.
     shapes = {part: value if part == "alpha" else value.to("meta") for part, value in group.items()}
     try:
@@ -102,9 +126,18 @@ def module_update(
         raise ValueError(str(error) if str(error).startswith(where) else f"{where} {error}") from None
     except (RuntimeError, IndexError, TypeError) as error:  # axes that torch cannot multiply
         raise ValueError(f"{where} has tensors that do not fit together ({cut(str(error))})") from None
+    if scale is not None:
+        update = LowRankUpdate(update.down, update.up * scale.scale)
     if not all(half.isfinite().all() for half in update):
         raise ValueError(f"{where} has a product, or a product with its scale, that is not finite")
     return update
+
+
+def _check_rank(group: Mapping[str, Tensor], scale: RankAndScale | None, where: str) -> None:
+    """Raise a ValueError if a factor of a LoHa or a LoKr has another rank than its configuration says."""
+    for part in ("hada_w1_b", "hada_w2_b", "lokr_w1_b", "lokr_w2_b"):
+        if scale is not None and part in group and len(group[part]) != scale.rank:
+            raise ValueError(f"{where} has {part} {tuple(group[part].shape)}, expected {scale.rank} rows")
 
 
 def update_of_halves(group: Mapping[str, Tensor], scale: RankAndScale, where: str) -> LowRankUpdate:
