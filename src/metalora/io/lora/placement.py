@@ -16,6 +16,7 @@ from torch import nn
 
 from metalora._util.shown import cut, shown
 from metalora._util.suggest import nearest
+from metalora.io.lora.stability_names import name_in_diffusers
 
 KNOWN_PREFIX = re.compile(
     r"((lora|lycoris)_((prior_)?unet|(prior_)?te\d?|transformer|controlnet)|lora|lycoris"
@@ -65,12 +66,13 @@ def place(
     if not taken:
         return {}
     index = ModuleIndex.of(model, joint)
-    paths = index.place([*taken.values()])
-    if paths is None:
-        paths = _place_by_network([*taken.values()], model, joint)
-    if paths is None:
-        raise ValueError(f"{source}: {_problem([*taken.values()], index, type(model).__name__)}")
-    return {name: paths[rest] for name, rest in taken.items()}
+    names_in_diffusers = {name: name_in_diffusers(rest, joint) for name, rest in taken.items()}
+    for rest_by_name in (taken, names_in_diffusers):
+        rests = [*rest_by_name.values()]
+        paths = index.place(rests) or _place_by_network(rests, model, joint)
+        if paths is not None and len(paths) == len(rests):
+            return {name: paths[rest] for name, rest in rest_by_name.items()}
+    raise ValueError(f"{source}: {_problem([*taken.values()], index, type(model).__name__)}")
 
 
 @dataclass(frozen=True)
