@@ -8,9 +8,9 @@ import metalora
 from metalora import AdapterConfig, ConditionConfig
 from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.fitting.updates import LowRankUpdate
+from metalora.io.lora.attaching import attach_updates
 from metalora.io.lora.combine import combine
 from metalora.io.lora.convert import convert
-from metalora.io.lora.import_ import attach_updates
 from metalora.io.mixture import mixture
 from support.unchanged import unchanged
 
@@ -34,8 +34,8 @@ def mix(model, folder):
 
 
 LOADERS = {  # what attaches, and where it is interrupted behind the attach
-    "attach_updates": (lambda model, _: attach_updates(model, updates()), "metalora.io.lora.import_.set_factors"),
-    "combine": (lambda model, _: combine(model, [updates()], [1.0]), "metalora.io.lora.import_.set_factors"),
+    "attach_updates": (lambda model, _: attach_updates(model, updates()), "metalora.io.lora.attaching.set_factors"),
+    "combine": (lambda model, _: combine(model, [updates()], [1.0]), "metalora.io.lora.attaching.set_factors"),
     "convert": (
         lambda model, _: convert(model, [updates()], AdapterConfig("lora", rank=2)),
         "metalora.io.lora.convert.fit_updates",

@@ -11,7 +11,7 @@ from torch import nn
 import metalora.peft as mp
 from metalora import AdapterConfig, attach, load, save
 from metalora.io.lora.convert import convert
-from metalora.io.lora.format import read_lora
+from metalora.io.lora.import_ import read_any_lora
 
 ALPHA, PATTERN = 4.0, {"1.query": 12.0, "value": 2.0}
 FACTORS = {"0.query": 1.0, "0.value": 0.5, "1.query": 3.0, "1.value": 0.5}  # alpha of the target over ALPHA
@@ -103,7 +103,7 @@ def test_a_lora_of_peft_with_an_alpha_pattern_is_read(tmp_path):
     settings = dict(r=4, lora_alpha=4, target_modules=["query", "value"], init_lora_weights=False)
     model = get_peft_model(Network(), LoraConfig(**settings, alpha_pattern=PATTERN))
     model.save_pretrained(tmp_path)
-    for path, update in read_lora(tmp_path).items():
+    for path, update in read_any_lora(Network(), tmp_path).items():
         layer = model.get_submodule(f"base_model.model.{path}")
         torch.testing.assert_close(update.up @ update.down, layer.get_delta_weight("default"))
 

@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metalora import AdapterConfig, adapter_of, detach, load, save
 from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.convert import convert
-from metalora.io.lora.format import in_model, read_lora
+from metalora.io.lora.import_ import read_any_lora
+from metalora.io.lora.trained_lora import in_model
 from support.command import metalora_command
 
 
@@ -160,8 +161,8 @@ BAD = {
     "no tensors": (lambda f: (f / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
     "no JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "not JSON"),
     "truncated": (lambda f: cut(f / "adapter_model.safetensors"), "truncated or damaged"),
-    "another type": (lambda f: change(f, peft_type="LOHA"), "peft_type is 'LOHA', expected 'LORA'"),
-    "DoRA": (lambda f: change(f, use_dora=True), "DoRA"),
+    "another type": (lambda f: change(f, peft_type="IA3"), "peft_type is 'IA3', expected 'LORA', 'LOHA' or 'LOKR'"),
+    "DoRA": (lambda f: change(f, use_dora=True), "has no lora_magnitude_vector, and use_dora"),
     "bias": (lambda f: change(f, bias="all"), "biases"),
     "PiSSA": (lambda f: change(f, init_lora_weights="pissa"), "changed the base's weights"),
     "another rank": (lambda f: change(f, r=3), r"expected \(3, in\)"),
@@ -191,11 +192,11 @@ def drop(folder, name=None):
 def test_a_bad_folder_is_refused_in_one_line(tmp_path, what):
     (pairs,), _ = shared_pairs(1, 4, 18, 22)
     write_lora(tmp_path / "lora", pairs, 4)
-    read_lora(tmp_path / "lora")
+    read_any_lora(Net(), tmp_path / "lora")
     damage, message = BAD[what]
     damage(tmp_path / "lora")
     with pytest.raises(ValueError, match=message) as error:
-        read_lora(tmp_path / "lora")
+        read_any_lora(Net(), tmp_path / "lora")
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -207,7 +208,7 @@ def test_what_is_saved_whole_is_left_out_with_a_warning(tmp_path):
 
     save_file(load_file(path) | {"base_model.model.classifier.weight": torch.ones(2, 2)}, path)
     with pytest.warns(UserWarning, match="1 tensors saved whole"):
-        assert set(read_lora(tmp_path / "lora")) == set(pairs)
+        assert set(read_any_lora(Net(), tmp_path / "lora")) == set(pairs)
 
 
 def test_paths_of_the_whole_model_and_of_its_body():
@@ -446,7 +447,7 @@ def test_the_command_converts_loras_of_a_bert(tmp_path):
     body = transformers.AutoModel.from_pretrained(tmp_path / "base").eval()
     theirs = [peft_lora(bert, tmp_path / f"lora{k}", r=2) for k in range(2)]
     words = ["convert", tmp_path / "lora0", tmp_path / "lora1", "--model", f"hf:{tmp_path / 'base'}"]
-    words += ["--method", "metatt-4+1d", "--rank", "16", "--clip-rank", "--json"]
+    words += ["--class", "BertModel", "--method", "metatt-4+1d", "--rank", "16", "--clip-rank", "--json"]
     code, out, err = metalora_command(*words, "--out", tmp_path / "one")
     assert code == 0, err
     found = json.loads(out)
@@ -457,5 +458,5 @@ def test_the_command_converts_loras_of_a_bert(tmp_path):
     torch.testing.assert_close(body(ids, task_ids=[0, 1])[0], expected, rtol=1e-4, atol=1e-4)
     detach(body)
     code, _, err = metalora_command(*words[:2], tmp_path / "nowhere", *words[3:], "--out", tmp_path / "two")
-    assert code == 2 and err.splitlines()[-1].startswith("metalora: ") and "no adapter_config.json" in err
+    assert code == 2 and err.splitlines()[-1].startswith("metalora: ") and "nowhere: no such file or folder" in err
     assert not (tmp_path / "two").exists()

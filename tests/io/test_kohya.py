@@ -13,8 +13,7 @@ from torch import nn
 import metalora
 from metalora import AdapterConfig, ConditionConfig
 from metalora.io.lora.export_kohya import export_kohya
-from metalora.io.lora.import_ import load_lora
-from metalora.io.lora.kohya import read_kohya
+from metalora.io.lora.import_ import load_lora, read_any_lora
 from support.command import check_command, metalora_command, write_resnet_adapter
 
 
@@ -120,7 +119,7 @@ def test_written_read_again_and_run_by_lycoris(method, tmp_path):
 def test_a_lora_comes_back_bit_for_bit(tmp_path):
     _, adapter = trained("lora", alpha=3.0)
     export_kohya(adapter, tmp_path / "file.safetensors")
-    read = read_kohya(tmp_path / "file.safetensors", unet())
+    read = read_any_lora(unet(), tmp_path / "file.safetensors")
     for path, update in metalora.low_rank_updates(adapter).items():
         assert torch.equal(read[path].down, update.down) and torch.equal(read[path].up, update.up)
 
@@ -174,7 +173,7 @@ def test_a_snapshot_and_a_task(tmp_path):
     _, adapter = trained("metalora-cp", condition=CONDITION)
     condition = adapter.condition(torch.randn(1, 7))
     export_kohya(adapter, tmp_path / "file.safetensors", condition)
-    read = read_kohya(tmp_path / "file.safetensors", unet())
+    read = read_any_lora(unet(), tmp_path / "file.safetensors")
     for path in adapter.targets:
         dense = torch.tensordot(read[path].up, read[path].down, 1)
         torch.testing.assert_close(dense, adapter.delta(path, condition).detach(), rtol=1e-4, atol=1e-5)

@@ -113,7 +113,7 @@ def with_tensor(name, *shape):
 
 
 REFUSALS = {
-    "an unknown module": (with_tensor("lycoris_outt.alpha"), "'lycoris_outt' names no module.*'out'"),
+    "an unknown module": (with_tensor("lycoris_outt.alpha"), "no module 'lycoris_outt'; did you mean 'out'"),
     "another algorithm": (with_tensor("lycoris_out.hada_w1_a", 2), "'lycoris_out' has lora_.* next to hada_w1_a"),
     "an unknown algorithm": (with_tensor("lycoris_out.oft_blocks", 2), "'lycoris_out.oft_blocks' is not a part of"),
     "half a pair": (changed(lambda t: t.pop("lycoris_out.lora_up.weight")), "'lycoris_out' has lora_down alone"),

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from metalora import AdapterConfig, convert_loras, detach
-from metalora.io.lora.format import read_lora
 from metalora.io.lora.import_ import load_lora
 from support.adapters import assert_close, attach_random
 from support.holders import HOLDERS, IN, Mixture, Router
@@ -164,8 +163,6 @@ def test_a_damaged_folder_is_refused(tmp_path):
     model = net()
     attach_random(model, AdapterConfig("lora", 2, targets=PARAMETERS)).export_lora(tmp_path / "lora")
     detach(model)
-    with pytest.raises(ValueError, match="target_parameters are of modules that only the base model has"):
-        read_lora(tmp_path / "lora")
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps({**config, "target_parameters": "experts"}))
     with pytest.raises(ValueError, match="target_parameters is 'experts', expected a list of names"):
@@ -175,5 +172,5 @@ def test_a_damaged_folder_is_refused(tmp_path):
     tensors = load_file(file)
     name = "base_model.model.blocks.0.experts.lora_A.weight"
     save_file({**tensors, name: tensors[name][1:].clone()}, file)
-    with pytest.raises(ValueError, match="'blocks.0.experts.down_proj.0' has lora_A"):
+    with pytest.raises(ValueError, match="'blocks.0.experts' has lora_A"):
         load_lora(model, tmp_path / "lora")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from metalora.fitting.updates import LowRankUpdate
-from metalora.io.lora.format import in_model
 from metalora.io.lora.import_ import load_lora
+from metalora.io.lora.peft_config import CHANGE_NOTHING, MUST_BE_OFF, READ, SWITCHES
+from metalora.io.lora.trained_lora import in_model
 from support.saved_folders import CONFIG, TENSORS, tensors
 from support.unchanged import unchanged
 
@@ -89,11 +91,11 @@ DAMAGES = {name: (entry(key, value), message) for name, (key, value, message) in
     "a folder": (in_place_of(TENSORS, os.mkdir), "cannot be read \\(Is a directory\\)"),
     "NaN in A": (number(A, float("nan")), "lora_A.weight' has numbers that are not finite"),
     "inf in B": (number(B, float("inf")), "lora_B.weight' has numbers that are not finite"),
-    "a product that overflows": (number(B, 3e38), "lora_B of '0' times its scale 2 is not finite"),
+    "a product that overflows": (number(B, 3e38), "'0' has a lora_B whose product with its scale 2 is not finite"),
     "integers": (tensors(lambda t: t.update({A: t[A].int()})), "is of torch.int32, expected floating-point"),
     "no rows": (tensors(lambda t: t.update({A: t[A][:0], B: t[B][:, :0]})), "has lora_A \\(0, 6\\)"),
     "no axes": (tensors(lambda t: t.update({B: torch.tensor(1.0)})), "lora_B \\(\\)"),
-    "a half twice": (tensors(lambda t: t.update({"0.lora_A.weight": t[A].clone()})), "'0' has lora_A twice"),
+    "a half twice": (tensors(lambda t: t.update({"0.lora_A.weight": t[A].clone()})), "'0' has lora_down.weight twice"),
     "a long name": (rename("2", "a." * 9999 + "b"), "has no module 'a.a.a.*\\.\\.\\."),
 }  # fmt: skip
 
@@ -150,14 +152,32 @@ def test_entries_that_change_nothing_are_read(key, value, folder):
 def test_two_names_of_one_module_are_refused():
     model = nn.ModuleDict({"block": nn.ModuleDict({"fc": nn.Linear(6, 8)})})
     update = LowRankUpdate(torch.ones(1, 6), torch.ones(8, 1))
-    with pytest.raises(ValueError, match="FILE: two updates of module 'block.fc', the second by the name 'w.block.fc'"):
+    with pytest.raises(
+        ValueError, match="FILE: two updates of module 'block.fc', by the names 'block.fc' and 'w.block.fc'"
+    ):
         in_model({"block.fc": update, "w.block.fc": update}, model, "FILE")
 
 
-def test_an_unknown_entry_is_ignored_with_a_warning_as_peft_does(folder):
+def test_an_unknown_entry_is_refused_by_name(folder):
     entry("use_new_method", {"a": 1})(folder)
-    with pytest.warns(UserWarning, match="1 unknown entries are ignored, as PEFT ignores them: 'use_new_method'"):
-        load_lora(net(), folder)
+    check_refusal(folder, "adapter_config.json: use_new_method is {'a': 1}: this version does not know what that")
+
+
+def test_an_unknown_entry_with_the_default_of_the_installed_peft_is_read(folder, monkeypatch):
+    @dataclass
+    class LaterConfig(LoraConfig):
+        new_size: int = 16
+
+    monkeypatch.setattr("peft.LoraConfig", LaterConfig)
+    entry("new_size", 16)(folder)
+    load_lora(net(), folder)
+    entry("new_size", 17)(folder)
+    check_refusal(folder, "new_size is 17: this version does not know")
+
+
+def test_every_field_of_the_installed_peft_is_known():
+    known = {*READ, *CHANGE_NOTHING, *SWITCHES, *MUST_BE_OFF}
+    assert {field.name for field in fields(LoraConfig)} <= known
 
 
 # ---- files of kohya and LyCORIS --------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def test_a_part_of_a_sentence_encoder_is_a_folder_in_it(tmp_path, monkeypatch):
         sentence_encoder("encoder")
 
 
-@pytest.mark.parametrize("kind", ("pipeline", "AutoModel", "BertTokenizer", "logging", "NoSuchModel", "__name__"))
+@pytest.mark.parametrize("kind", ("pipeline", "AutoTokenizer", "BertTokenizer", "logging", "NoSuchModel", "__name__"))
 def test_the_class_of_a_base_is_one_of_models(kind, tmp_path):
     with pytest.raises(ValueError, match=f"the adapter's base is a '{kind}', which is not a class of models"):
         load_base(str(tmp_path), kind)

@@ -533,6 +533,12 @@ class Adapter(nn.Module):
 
         save(self.model, path, dtype, extra_module=extra_module)
 
+    def swap(self, path: str | Path, **options: Any) -> None:
+        """Replace the numbers by those of another file, in place; see `metalora.io.swap.swap`."""
+        from metalora.io.swap import swap
+
+        swap(self, path, **options)
+
     def sweep(self, **options: Any) -> SweepReport:
         """Truncate the factors to smaller ranks; the options are those of `metalora.sweep`."""
         from metalora.ranks.sweep import sweep

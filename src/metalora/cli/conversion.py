@@ -18,23 +18,31 @@ from metalora.io.adapter_file import is_adapter_file, read, save
 from metalora.io.lora.combine import combine, read_updates
 from metalora.io.lora.convert import convert
 from metalora.io.lora.export import export_lora
-from metalora.io.lora.format import TENSORS
 from metalora.io.lora.import_ import load_lora
+from metalora.io.lora.peft_config import base_class_of
+from metalora.io.lora.source import read_source
 from metalora.zoo import load_model
 
 Value = TypeVar("Value")
 
 
 def convert_files(
-    loras: Sequence[Path], model: nn.Module, config: AdapterConfig, out: Path, store: Literal["float32", "float16"]
+    loras: Sequence[Path],
+    config: AdapterConfig,
+    out: Path,
+    *,
+    model: str,
+    class_name: str | None = None,
+    store: Literal["float32", "float16"] = "float32",
 ) -> dict[str, Any]:
     """Fit one adapter to trained LoRAs and write it.
 
     Args:
-        loras: Folders in PEFT's format; several of them become tasks.
-        model: The base of all LoRAs; it is adapted in place.
+        loras: Folders or files, see `metalora.load_lora`; several of them become tasks.
         config: The adapter that is fitted.
         out: The adapter file.
+        model: Name of the base of all LoRAs, as `metalora.zoo.load_model` takes it.
+        class_name: The class of the base; None: the one that the LoRAs name.
         store: Data type of the numbers in the file.
 
     Returns:
@@ -43,8 +51,9 @@ def convert_files(
     Raises:
         ValueError: What `metalora.io.lora.convert.convert` refuses; nothing is written.
     """
-    _, report = convert(model, loras, config)
-    save(model, out, getattr(torch, store))  # the error that is reported is that of the unrounded numbers
+    base = load_common_base(loras, model, class_name)
+    _, report = convert(base, loras, config)
+    save(base, out, getattr(torch, store))  # the error that is reported is that of the unrounded numbers
     return {
         "adapter": str(out),
         "error": report.error,
@@ -52,18 +61,29 @@ def convert_files(
         "loras": dict(zip(map(str, loras), report.fit.by_task(), strict=True)),
         "parameters_before": report.params_before,
         "parameters": report.params_after,
-        "bytes_before": sum((folder / TENSORS).stat().st_size for folder in loras),
+        "bytes_before": sum(read_source(path).file.stat().st_size for path in loras),
         "bytes": out.stat().st_size,
     }
 
 
-def import_file(lora: Path, model: nn.Module, out: Path) -> dict[str, Any]:
-    """Write a trained LoRA as an adapter file of the method `lora`.
+def import_file(
+    lora: Path,
+    out: Path,
+    *,
+    model: str,
+    class_name: str | None = None,
+    network: str | None = None,
+    subfolder: str = "",
+) -> dict[str, Any]:
+    """Write a trained LoRA as an adapter file.
 
     Args:
-        lora: A folder in PEFT's format, or a file of kohya or LyCORIS.
-        model: The base of the LoRA; it is adapted in place.
+        lora: A folder or a file; see `metalora.load_lora`.
         out: The adapter file.
+        model: Name of the base, as `metalora.zoo.load_model` takes it.
+        class_name: The class of the base; None: the one that the LoRA names.
+        network: The network of the file to take.
+        subfolder: The folder inside of `lora` that holds the LoRA.
 
     Returns:
         The rank of each target, the parameters and the bytes of the file.
@@ -71,8 +91,9 @@ def import_file(lora: Path, model: nn.Module, out: Path) -> dict[str, Any]:
     Raises:
         ValueError: What `metalora.io.lora.import_.load_lora` refuses; nothing is written.
     """
-    adapter = load_lora(model, lora)
-    save(model, out)
+    base = load_common_base([lora / subfolder], model, class_name)
+    adapter = load_lora(base, lora, network, subfolder)
+    save(base, out)
     return {
         "adapter": str(out),
         "targets": {path: cast(AdaptedLayer, layer).form.rank for path, layer in adapter.layers.items()},
@@ -86,6 +107,7 @@ def combine_files(
     out: str,
     *,
     model: str,
+    class_name: str | None = None,
     weights: Sequence[float],
     how: How,
     density: float | None,
@@ -103,6 +125,7 @@ def combine_files(
         sources: Adapter files, folders in PEFT's format, or files of kohya or LyCORIS.
         out: The adapter file; if it ends in "/", a folder in PEFT's format.
         model: Name of the base of all of them, as `metalora.zoo.load_model` takes it.
+        class_name: The class of the base; None: the one that the adapters name.
         weights: One for each source; see `metalora.io.lora.combine.combine`, as for the arguments that follow.
         how: The rule.
         density: What is kept of each update.
@@ -124,7 +147,7 @@ def combine_files(
     check_arguments(len(sources), weights, CombinationRule(how, density, sign, seed), rank)  # before a long loading
     tasks = _one_for_each(sources, tasks, "tasks")
     files = _one_for_each(sources, conditions, "conditions")
-    base = _load_common_base(sources, model)
+    base = load_common_base(sources, model, class_name)
     updates = []
     for path, file, task in zip(sources, files, tasks, strict=True):
         condition = None if file is None else Condition.load(file, check_base=check_base)
@@ -147,11 +170,31 @@ def _one_for_each(sources: Sequence[Path], values: Sequence[Value | None] | None
     return [None] * len(sources) if values is None else values
 
 
-def _load_common_base(sources: Sequence[Path], model: str) -> nn.Module:
-    """Load the base in the class that the first adapter file was trained on; LoRAs of other libraries name none."""
-    for path in sources:
-        if is_adapter_file(path):
-            description, _ = read(path)
-            base, _ = load_named_base(model, description["base"]["class"])
-            return base
-    return load_model(model)
+def load_common_base(sources: Sequence[Path], model: str, class_name: str | None = None) -> nn.Module:
+    """Load the base in the class that trained adapters were made on.
+
+    Args:
+        sources: Adapter files, and folders or files of LoRAs. An adapter file says its class, a folder of PEFT its
+            class or its task; other files say nothing.
+        model: Name of the base, as `metalora.zoo.load_model` takes it.
+        class_name: The class, whatever the adapters say.
+
+    Raises:
+        ValueError: The adapters name several classes, or there is no such base.
+    """
+    named = {} if class_name is not None else {name: path for path in sources if (name := _class_of(path)) is not None}
+    if len(named) > 1:
+        raise ValueError(f"the adapters were made on several classes, {', '.join(sorted(named))}: give one by --class")
+    chosen = next(iter(named), class_name)
+    if chosen is None:
+        return load_model(model)
+    base, _ = load_named_base(model, chosen)
+    return base
+
+
+def _class_of(path: Path) -> str | None:
+    """Return the name of the class that an adapter was made on, or None if it does not say it."""
+    if is_adapter_file(path):
+        description, _ = read(path)
+        return str(description["base"]["class"])
+    return base_class_of(path)

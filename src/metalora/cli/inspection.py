@@ -140,12 +140,12 @@ def _inspect_finetuned(folder: Path) -> Finding:
 
 
 def _inspect_lora(folder: Path) -> Finding:
-    from metalora.io.lora.format import TENSORS, read_lora
+    from metalora.io.lora.source import read_folder
 
-    updates = read_lora(folder)
-    ranks = {name: len(update.down) for name, update in updates.items()}
+    lora = read_folder(folder)
+    ranks = {name: scale.rank for name, scale in lora.scales.items()}
     listed = ", ".join(f"rank {rank} at {count}" for rank, count in sorted(Counter(ranks.values()).items()))
-    size = (folder / TENSORS).stat().st_size
+    size = lora.file.stat().st_size
     sentences = [
         f"{folder} is a LoRA in PEFT's format: {len(ranks)} targets ({listed}), {size:,} bytes.",
         f"Its targets are {_names(list(ranks))}.",
@@ -209,7 +209,7 @@ def _inspect_condition(path: Path) -> Finding:
 
 
 def _inspect_checkpoint(path: Path) -> Finding:
-    from metalora.io.lora.format import read_tensors
+    from metalora.io.lora.tensor_files import read_tensors
 
     tensors = read_tensors(path, f"{path}: no such file")
     numbers = sum(prod(tensor.shape) for tensor in tensors.values())

@@ -15,7 +15,7 @@ from metalora.io.adapter_file import load, read
 from metalora.io.lora.export import Exported, export_lora
 from metalora.io.lora.export_kohya import KohyaFile, export_kohya
 from metalora.io.merged_model import save_merged
-from metalora.io.transformers_folder import load_base, save_merged_folder
+from metalora.io.transformers_folder import load_base, load_whole, save_merged_folder
 from metalora.zoo import architectures, load_model, plugin
 
 
@@ -35,7 +35,7 @@ def merge_file(
     Args:
         adapter: The adapter file.
         out: A safetensors file. If it ends in "/", a folder with weights, config and tokenizer, which is written for
-            a model of transformers only.
+            a model of transformers only, with the heads that the base's folder has.
         model: Name of the base, as `metalora.zoo.load_model` takes it.
         condition: A condition file, for a generated adapter.
         task: Number of the task, for an adapter with tasks.
@@ -62,7 +62,13 @@ def merge_file(
     chosen = None if condition is None else Condition.load(condition, check_base=check_base)
     if is_folder and not _may_be_transformers(model):
         raise ValueError(f"merge --out {out}: a folder is written for an hf: model only; name a file")
-    base, tokenizer = load_named_base(model, description["base"]["class"])
+    class_name = description["base"]["class"]
+    hub_name = _name_in_transformers(model)
+    if is_folder and hub_name is not None:
+        base, whole, tokenizer = load_whole(hub_name, class_name)
+    else:
+        base, tokenizer = load_named_base(model, class_name)
+        whole = base
     attached = load(base, adapter, check_base=check_base, allow_download=allow_download)
     if task is not None:
         chosen = attached.task(task)
@@ -70,7 +76,7 @@ def merge_file(
     if not is_folder:
         save_merged(base, path, chosen)
         return path.stat().st_size
-    save_merged_folder(base, path, tokenizer, chosen, max_shard_size)
+    save_merged_folder(base, path, tokenizer, chosen, max_shard_size, whole)
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
 
 
@@ -157,6 +163,14 @@ def _may_be_transformers(model: str) -> bool:
     return not model.startswith(("timm:", "torchvision:")) and model != "efficientnet-lite0"
 
 
+def _name_in_transformers(model: str) -> str | None:
+    """Return the folder or the name on the Hub that the name of a base stands for; None for other libraries."""
+    hub_names = architectures()
+    if model in hub_names:
+        return str(hub_names[model]["hub"])
+    return model.removeprefix("hf:") if model.startswith("hf:") else None
+
+
 def load_named_base(model: str, class_name: str) -> tuple[nn.Module, Any]:
     """Load a base and its tokenizer; a model of transformers in the class that the adapter was trained on.
 
@@ -164,9 +178,7 @@ def load_named_base(model: str, class_name: str) -> tuple[nn.Module, Any]:
         model: Name of the base, as `metalora.zoo.load_model` takes it.
         class_name: Name of the class, from the adapter file.
     """
-    hub_names = architectures()
-    if model in hub_names:
-        return load_base(hub_names[model]["hub"], class_name)
-    if model.startswith("hf:"):
-        return load_base(model.removeprefix("hf:"), class_name)
+    hub_name = _name_in_transformers(model)
+    if hub_name is not None:
+        return load_base(hub_name, class_name)
     return plugin(model) or (load_model(model), None)

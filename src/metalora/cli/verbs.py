@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 Adapter = Annotated[AdapterConfig, tyro.conf.arg(name="")]
 MODELS = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0 or a well-known name such as roberta-base"
 Base = Annotated[str, tyro.conf.arg(help=f"the base model: {MODELS}")]
+ModelClass = Annotated[
+    str | None,
+    tyro.conf.arg(
+        name="class",
+        help="class of an hf: base, such as AutoModelForCausalLM, if the adapter does not name it by its class or task",
+    ),
+]
 ConditionFile = Annotated[Path | None, tyro.conf.arg(help="condition file, for a generated adapter")]
 Task = Annotated[int | None, tyro.conf.arg(help="number of the task, for an adapter with tasks"), Range(least=0)]
 CheckBase = Annotated[
@@ -382,6 +389,7 @@ def convert(
     store: Annotated[
         Literal["float32", "float16"], tyro.conf.arg(help="data type of the numbers in the file")
     ] = "float32",
+    model_class: ModelClass = None,
     json: Json = False,
 ) -> None:
     """Fit one adapter with shared factors to trained LoRAs; several LoRAs become its tasks.
@@ -390,10 +398,9 @@ def convert(
     or to keep a library of LoRAs in one file.
     """
     from metalora.cli.conversion import convert_files
-    from metalora.zoo import load_model
 
     with status("reading the LoRAs and fitting", quiet=json):
-        result = convert_files(loras, load_model(model), adapter, out, store)
+        result = convert_files(loras, adapter, out, model=model, class_name=model_class, store=store)
     rows = [{"target": path, "error": error} for path, error in result["targets"].items()]
     show(result, json, f"{adapter.method}, {out}", ("target", "error"), rows)
     if not json:
@@ -407,17 +414,21 @@ def import_lora(
     lora: Annotated[
         Path,
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="LORA", help="a folder in PEFT's format, or a file of kohya or LyCORIS"),
+        tyro.conf.arg(metavar="LORA", help="a folder of PEFT or diffusers, or a file of kohya, LyCORIS, ComfyUI, ..."),
     ],
     model: Annotated[str, tyro.conf.arg(help=f"the base model of the LoRA: {MODELS}")],
     out: Annotated[Path, tyro.conf.arg(help="the adapter file")],
+    model_class: ModelClass = None,
+    network: Annotated[
+        str | None, tyro.conf.arg(help="the network of the file to take, such as unet, lora_te1 or encoder")
+    ] = None,
+    subfolder: Annotated[str, tyro.conf.arg(help="the folder inside of LORA that holds the LoRA")] = "",
     json: Json = False,
 ) -> None:
     """Write a trained LoRA as an adapter file, exactly."""
     from metalora.cli.conversion import import_file
-    from metalora.zoo import load_model
 
-    result = import_file(lora, load_model(model), out)
+    result = import_file(lora, out, model=model, class_name=model_class, network=network, subfolder=subfolder)
     rows = [{"target": path, "rank": rank} for path, rank in result["targets"].items()]
     show(result, json, f"lora, {out}", ("target", "rank"), rows)
     if not json:
@@ -459,6 +470,7 @@ def combine(
     conditions: Annotated[
         tuple[Path | None, ...] | None, tyro.conf.arg(help="condition file of each adapter, None for one without")
     ] = None,
+    model_class: ModelClass = None,
     check_base: CheckBase = True,
     allow_download: AllowDownload = False,
     json: Json = False,
@@ -474,6 +486,7 @@ def combine(
             adapters,
             out,
             model=model,
+            class_name=model_class,
             weights=weights,
             how=how,
             density=density,

@@ -113,7 +113,7 @@ def round_as_saved(adapter: Adapter, dtype: torch.dtype) -> None:
 
 
 def _description(adapter: Adapter, left_out: Sequence[str]) -> dict[str, Any]:
-    """Return what a file says of its adapter; `_check_base` and `_restore` compare it when the file is loaded."""
+    """Return what a file says of its adapter; `_check_base` and `restore` compare it when the file is loaded."""
     targets = {}
     for path, target_layout in adapter.layout.targets.items():
         target = target_layout.target
@@ -271,7 +271,7 @@ def load(
             raise ValueError(f"{path}: {error}") from None
         if check_base and adapter.extractor:
             check_samples(description["base"], {"extractor": extractor_digest(adapter)}, path, ANOTHER_BASE)
-        _restore(adapter, description, tensors, path)
+        restore(adapter, description, tensors, path)
     if extra_module is not None:
         extra_module.load_state_dict(_without_prefix(extra_tensors, EXTRA))
     return adapter
@@ -305,10 +305,16 @@ def _check_base(model: nn.Module, description: Mapping[str, Any], path: str | Pa
         if weight is None or weight.numel() != _weight_numel(entry["sizes"]):
             raise ValueError(f"{path}: target {shown(target)} has another shape in this {class_name}")
     if check_weights:
-        # The older digest is compared, too: files of earlier versions have no other.
-        older = fingerprint(model, list(targets))
-        check_samples({"weights": base["fingerprint"]}, {"weights": older}, path, ANOTHER_BASE)
-        check_samples(base, sample_base(model, targets, base.get("left_out", ())), path, ANOTHER_BASE)
+        check_weights_of_base(model, description, path)
+
+
+def check_weights_of_base(model: nn.Module, description: Mapping[str, Any], path: str | Path) -> None:
+    """Raise a ValueError unless a model, with or without an adapter, has the weights that a description says."""
+    targets, base = description["targets"], description["base"]
+    # The older digest is compared, too: files of earlier versions have no other.
+    older = fingerprint(model, list(targets))
+    check_samples({"weights": base["fingerprint"]}, {"weights": older}, path, ANOTHER_BASE)
+    check_samples(base, sample_base(model, targets, base.get("left_out", ())), path, ANOTHER_BASE)
 
 
 def _check_extra(extra_module: nn.Module, saved: Mapping[str, Tensor], path: str | Path) -> None:
@@ -329,7 +335,7 @@ def _check_extra(extra_module: nn.Module, saved: Mapping[str, Tensor], path: str
             )
 
 
-def _restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | Path) -> None:
+def restore(adapter: Adapter, description: Mapping[str, Any], tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Copy the tensors of a file into an adapter; ValueError if they are not those of this adapter."""
     saved_factors, factors = description["method"]["factors"], dict(adapter.method.factors)
     if factors != saved_factors:

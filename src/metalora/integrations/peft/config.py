@@ -23,7 +23,7 @@ from metalora.config import (
 from metalora.integrations.peft.card import add_loading_instructions
 from metalora.integrations.peft.peft_api import PeftConfig
 from metalora.integrations.peft.registration import NAME
-from metalora.io.lora.format import by_path
+from metalora.io.lora.peft_patterns import by_path
 from metalora.methods.registry import METHODS, get_method
 
 SHARED_FIELDS = (

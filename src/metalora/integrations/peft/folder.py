@@ -7,16 +7,16 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from torch import Tensor
 
 from metalora._util.reading import read_json
-from metalora._util.shown import cut, shown
+from metalora._util.shown import shown
 from metalora.config import check_field
 from metalora.integrations.peft.container import CONTAINER_NAME
 from metalora.integrations.peft.registration import NAME
-from metalora.io.lora.format import PREFIX, check_numbers, read_tensors
+from metalora.io.lora.tensor_files import check_numbers, read_tensors
+from metalora.io.lora.tensor_names import PREFIX
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -118,16 +118,9 @@ def _check_entries(cls: Any, values: Any, place: str) -> None:
 def _read_tensors(folder: Path) -> tuple[Path, Mapping[str, Tensor]]:
     """The file that PEFT will read, and its tensors."""
     path = folder / TENSOR_FILE
-    if path.exists() or not (folder / PICKLE_FILE).is_file():
-        return path, read_tensors(path, f"{folder}: no {TENSOR_FILE}, expected the folder of a saved adapter")
-    path = folder / PICKLE_FILE
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)  # no code of the file is run
-    except Exception as error:  # torch.load raises many types for a damaged file
-        raise ValueError(f"{path}: not a file of weights alone ({cut(' '.join(str(error).split()))})") from None
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ValueError(f"{path}: expected a mapping of names to tensors")
-    return path, tensors
+    if not path.exists() and (folder / PICKLE_FILE).is_file():
+        path = folder / PICKLE_FILE
+    return path, read_tensors(path, f"{folder}: no {TENSOR_FILE}, expected the folder of a saved adapter")
 
 
 def _check_tensor(key: str, value: Tensor, modules_to_save: Any, path: Path) -> None:

@@ -50,7 +50,7 @@ from metalora.integrations.peft.target_resolution import (
     without_refused,
 )
 from metalora.integrations.peft.weighted import lora_config, parse_type, updates_by_name
-from metalora.io.lora.import_ import set_factors
+from metalora.io.lora.attaching import set_factors
 
 
 class TensorNetworkModel(BaseTuner):

@@ -29,7 +29,7 @@ from metalora.adapters.usable_targets import method_refusals
 from metalora.integrations.peft.compat import resolve_quantization_backend
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.saved_layout import check_same_targets
-from metalora.io.lora.format import AS_PEFT_MATCHES
+from metalora.io.lora.peft_patterns import AS_PEFT_MATCHES
 from metalora.methods.registry import get_method
 from metalora.methods.resolve import resolve
 

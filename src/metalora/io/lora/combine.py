@@ -16,9 +16,11 @@ from metalora.adapters.conditioning.condition import Condition
 from metalora.fitting.combination import CombinationRule, How, Sign, combine_updates
 from metalora.fitting.updates import LowRankUpdate
 from metalora.io.adapter_file import EXTRA, is_adapter_file, load, read
-from metalora.io.lora.format import in_model
-from metalora.io.lora.import_ import attach_updates, check_shapes, read_any_lora
+from metalora.io.lora.attaching import attach_updates
+from metalora.io.lora.import_ import read_any_lora
+from metalora.io.lora.module_update import check_shapes
 from metalora.io.lora.snapshot import low_rank_updates
+from metalora.io.lora.trained_lora import in_model
 from metalora.tensornet.truncation.truncated_svd import relative_error
 
 Source = str | Path | Mapping[str, LowRankUpdate]
@@ -157,9 +159,7 @@ def read_updates(
     if not is_adapter_file(path):
         if condition is not None or task is not None:
             raise ValueError(f"{path}: a plain LoRA, which has neither a condition nor tasks")
-        updates = read_any_lora(model, path)
-        check_shapes(model, updates, path)
-        return updates
+        return read_any_lora(model, path)
     _, tensors = read(path)
     left_out = [name.removeprefix(EXTRA) for name in tensors if name.startswith(EXTRA)]
     if left_out:

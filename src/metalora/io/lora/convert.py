@@ -14,7 +14,8 @@ from metalora.adapters.attach import attach
 from metalora.config import AdapterConfig
 from metalora.fitting.fit_updates import FitReport, fit_updates
 from metalora.fitting.updates import LowRankUpdate
-from metalora.io.lora.format import in_model, read_lora
+from metalora.io.lora.import_ import read_any_lora
+from metalora.io.lora.trained_lora import in_model
 from metalora.methods.resolve import resolve
 
 
@@ -48,8 +49,8 @@ def convert(
 
     Args:
         model: The base model of the LoRAs, without an adapter.
-        loras: Folders of PEFT, or mappings of module path -> update. Several LoRAs become the tasks 0, 1, ... of a
-            method with a task mode.
+        loras: Folders or files of trained LoRAs (see `load_lora`), or mappings of module path -> update. Several LoRAs
+            become the tasks 0, 1, ... of a method with a task mode.
         config: The configuration of the adapter. Its targets are replaced by the modules that the LoRAs adapt, its
             number of tasks by the number of LoRAs.
 
@@ -91,7 +92,7 @@ def _read(model: nn.Module, lora: str | Path | Mapping[str, LowRankUpdate], name
     """Return a LoRA by the module paths of the model; `name` stands for it in errors if it is not a folder."""
     if isinstance(lora, Mapping):
         return in_model(lora, model, name)
-    return in_model(read_lora(lora, model), model, lora)
+    return read_any_lora(model, lora)
 
 
 def _num_params(update: LowRankUpdate) -> int:

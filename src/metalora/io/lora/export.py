@@ -20,10 +20,11 @@ from metalora.adapters.held_matrix import HeldMatrix
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.io.lora.card import card
 from metalora.io.lora.exportable import check_runtime, exportable_layers
-from metalora.io.lora.format import BIAS, PREFIX, TENSORS
 from metalora.io.lora.parameters import matrix_loras
 from metalora.io.lora.peft_config import CONFIG
 from metalora.io.lora.snapshot import snapshot
+from metalora.io.lora.source import TENSORS
+from metalora.io.lora.tensor_names import BIAS, PREFIX
 from metalora.io.lora.write import lora_config, lora_tensors
 from metalora.tensornet.truncation.truncated_svd import TruncatedProduct, relative_error, truncated_svd
 

@@ -17,7 +17,6 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
 from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.exportable import exportable_layers
-from metalora.io.lora.kohya import PREFIXES, flat_name
 from metalora.io.lora.lycoris import locon_tensors, loha_tensors, lokr_tensors
 from metalora.io.lora.snapshot import low_rank_updates
 from metalora.tensornet.spec import KERNEL_MODES
@@ -26,6 +25,18 @@ LAYOUTS = {"loha": loha_tensors, "loha-tucker": loha_tensors, "lokr": lokr_tenso
            "lokr-full": lokr_tensors}  # fmt: skip
 """The methods that LyCORIS has a layout for; every other one becomes a LoCon."""
 KINDS = ("linear", "conv1d", "conv2d", "grouped_conv1d", "grouped_conv2d", "conv3d")
+PREFIXES = ("lora_unet", "lora_transformer", "lora_te", "lora_te1", "lora_te2", "lora_te3", "lycoris", "lora")
+"""What may stand before the flattened path of a module."""
+
+
+def flat_name(path: str, prefix: str) -> str:
+    """Return the name of a module in a file.
+
+    Example:
+        >>> flat_name("mid_block.attentions.0", "lora_unet")
+        'lora_unet_mid_block_attentions_0'
+    """
+    return f"{prefix}_{path.replace('.', '_')}"
 
 
 @dataclass(frozen=True)
@@ -64,8 +75,9 @@ def export_kohya(
         path: The file to create or to replace.
         condition: The condition of one example, for an adapter with generated factors.
         task: Number of the task, for an adapter with tasks.
-        prefix: What stands before the flattened module paths: "lora_unet" for a UNet, "lora_te" for a text encoder
-            ("lora_te1" and "lora_te2" if there are two), "lycoris" for LyCORIS's wrapper of any model.
+        prefix: What stands before the flattened module paths: "lora_unet" for a UNet, "lora_transformer",
+            "lora_te" for a text encoder ("lora_te1", "lora_te2", "lora_te3" if there are several), "lycoris" for
+            LyCORIS's wrapper of any model.
         dtype: The dtype of the tensors in the file. None writes them as they are.
 
     Returns:

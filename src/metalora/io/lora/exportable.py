@@ -140,8 +140,8 @@ def check_runtime(
         max_rank: The rank to which the export truncates; None: it does not.
 
     Raises:
-        ValueError: An unknown server, a limit without a server, a kind of layer or a bias that the server does not
-            know, or a rank above its limit.
+        ValueError: An unknown server, a limit without a server, a kind of layer, a bias or a magnitude that the server
+            does not know, paths that are not those of the class that it serves, or a rank above its limit.
     """
     if runtime is None:
         if max_lora_rank is not None:
@@ -151,14 +151,38 @@ def check_runtime(
         raise ValueError(f"export: unknown runtime {runtime!r}{nearest(runtime, RUNTIMES)}")
     if any(layer.bound.has_biases for layer in layers.values()):
         raise ValueError(f"export: {adapter.method.name} has biases here, and {runtime}'s LoRA has none")
+    if any(layer.bound.rescalers for layer in layers.values()):
+        raise ValueError(f"export: {adapter.method.name} rescales outputs, and {runtime} has no DoRA: merge it instead")
+    _check_served_paths(adapter, runtime)
     limit = RUNTIMES[runtime].max_rank if max_lora_rank is None else max_lora_rank
     for path, layer in layers.items():
         kind = adapter.targets[path].kind
         if kind not in RUNTIMES[runtime].kinds:
             raise ValueError(f"export: {runtime} has no LoRA for target {path!r}, a {kind}")
+        if kind == "embedding" and layer.base is not _input_embedding(adapter.model, layer):
+            raise ValueError(f"export: {runtime} has a LoRA for the embedding of tokens alone, not for target {path!r}")
         rank = layer.form.rank if max_rank is None else min(max_rank, layer.form.rank)
         if rank > limit:
             raise ValueError(
                 f"export: target {path!r} has rank {rank}, above the {limit} of {runtime}'s max_lora_rank: start "
                 f"{runtime} with a larger one, or truncate with max_rank={limit}"
             )
+
+
+def _check_served_paths(adapter: Adapter, runtime: str) -> None:
+    """Raise a ValueError if the model is the body of the class that is served, whose paths have one component more."""
+    model = adapter.model
+    if getattr(model, "base_model", None) is model:  # of a model of transformers with a head it is the body
+        raise ValueError(
+            f"export: {runtime} serves a class with a head, such as ...ForCausalLM, whose paths are not those of "
+            f"{type(model).__name__}: train or import the adapter on that class (metalora import --class)"
+        )
+
+
+def _input_embedding(model: nn.Module, layer: AdaptedLayer) -> object:
+    """Return the embedding of tokens of a model of transformers; any other model is not asked."""
+    get_input_embeddings = getattr(model, "get_input_embeddings", None)
+    if get_input_embeddings is None:
+        return layer.base
+    embedding = get_input_embeddings()
+    return getattr(embedding, "base", embedding)

@@ -12,14 +12,16 @@ from metalora.fitting.updates import LowRankUpdate
 LOCON = ("lora_down.weight", "lora_up.weight", "lora_mid.weight")
 LOHA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
-SUFFIXES = (*LOCON, *LOHA, *LOKR, "alpha")
+DORA = "dora_scale"  # LyCORIS's magnitude
+MAGNITUDE = "lora_magnitude_vector"  # PEFT's
+SUFFIXES = (*LOCON, *LOHA, *LOKR, "alpha", DORA)
 
 
 def update_of(group: Mapping[str, Tensor], kernel: tuple[int, ...] = ()) -> LowRankUpdate:
     """Return the update of a module with its scale in `up`.
 
     Args:
-        group: Suffix -> tensor, such as lora_down.weight, hada_w1_a or alpha.
+        group: Suffix -> tensor, such as lora_down.weight, hada_w1_a or alpha; a magnitude does not count.
         kernel: The size of the kernel if the module is a convolution; LoHa and LoKr store it flattened.
 
     Returns:
@@ -35,11 +37,37 @@ def update_of(group: Mapping[str, Tensor], kernel: tuple[int, ...] = ()) -> LowR
         >>> (update.up @ update.down)[0, 0].item()  # alpha / rank times 2 times 2
         2.0
     """
+    group = {name: value for name, value in group.items() if name not in (DORA, MAGNITUDE)}
     if group.keys() & set(LOHA):
         return _loha(_only(group, LOHA, required=LOHA[:4]), group.get("alpha"), kernel)
     if group.keys() & set(LOKR):
         return _lokr(_only(group, LOKR, required=()), group.get("alpha"), kernel)
     return _locon(group)
+
+
+def magnitude_of(group: Mapping[str, Tensor], outputs: int) -> Tensor | None:
+    """Return the magnitudes of the outputs of a DoRA, (out,), or None if the tensors of a module hold none.
+
+    Args:
+        group: Suffix -> tensor.
+        outputs: The number of outputs.
+
+    Raises:
+        ValueError: It has another number of values, or they belong to the inputs, as in early versions of LyCORIS.
+
+    Example:
+        >>> magnitude_of({"dora_scale": torch.ones(4, 1)}, outputs=4).shape
+        torch.Size([4])
+    """
+    for name in (DORA, MAGNITUDE):
+        if name in group:
+            shape = tuple(group[name].shape)
+            # LyCORIS has the outputs first; PEFT's magnitude of a convolution is multiplied with its outputs.
+            fits = shape[:1] == (outputs,) or (name == MAGNITUDE and shape[:2] == (1, outputs))
+            if not fits or group[name].numel() != outputs:
+                raise ValueError(f"has {name} of shape {shape}, expected one magnitude for each of {outputs} outputs")
+            return group[name].flatten()
+    return None
 
 
 def _only(group: Mapping[str, Tensor], names: tuple[str, ...], required: tuple[str, ...]) -> dict[str, Tensor]:

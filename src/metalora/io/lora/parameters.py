@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.held_matrix import HeldMatrix, base_at, parameter_name
 from metalora.adapters.layers.base import AdaptedLayer
+from metalora.io.lora.tensor_names import DOWN, UP
 
 WRAPPED = ".base_layer"
 """What PEFT adds to the path of a module for each wrapper around it."""
@@ -175,20 +176,20 @@ def stack_pairs(pairs: Mapping[int, tuple[Tensor, Tensor]], count: int, rank: in
 
 
 def unstack_halves(halves: Mapping[str, Tensor], count: int) -> list[dict[str, Tensor]]:
-    """Return the halves of every matrix of a stack: "A" (r, i) and "B" (o, r); those that do not fit stay as they are.
+    """Return lora_A (r, i) and lora_B (o, r) of every matrix of a stack; those that do not fit stay as they are.
 
     Args:
-        halves: PEFT's tensors, "A" (E r, i) and "B" (o, r E).
+        halves: PEFT's tensors, lora_A (E r, i) and lora_B (o, r E).
         count: Number of matrices E.
     """
     if len(halves) != 2 or any(half.ndim != 2 for half in halves.values()):
         return [dict(halves)] * count  # the caller refuses them, as those of a layer
-    down, up = halves["A"], halves["B"]
+    down, up = halves[DOWN], halves[UP]
     if len(down) % count or up.shape[1] != len(down):
         return [dict(halves)] * count
     downs = down.reshape(count, -1, down.shape[1])  # (E, r, i)
     ups = up.reshape(len(up), -1, count).permute(2, 0, 1)  # (E, o, r)
-    return [{"A": a, "B": b} for a, b in zip(downs, ups, strict=True)]
+    return [{DOWN: down, UP: up} for down, up in zip(downs, ups, strict=True)]
 
 
 # ---- all matrices of an adapter -------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.held_matrix import HeldMatrix
-from metalora.io.lora.format import PREFIX
 from metalora.io.lora.parameters import MatrixLora
+from metalora.io.lora.tensor_names import PREFIX
 
 
 def lora_tensors(path: str, kind: str, left: Tensor, right: Tensor) -> dict[str, Tensor]:

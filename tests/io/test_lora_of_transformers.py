@@ -1,0 +1,83 @@
+"""LoRAs on models of transformers whose paths differ from those of the file, or are equal in two of their parts."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+from transformers import (
+    BartConfig,
+    BartModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5Model,
+)
+
+from metalora import load_lora
+from support.unchanged import unchanged
+
+SIZES = dict(vocab_size=60, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+
+
+def bart():
+    return BartModel(BartConfig(
+        vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=20,
+    ))  # fmt: skip
+
+
+def t5():
+    return T5Model(T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+
+
+def clip():
+    return CLIPModel(CLIPConfig(text_config=SIZES, vision_config=SIZES | {"image_size": 8, "patch_size": 4}))
+
+
+TOWERS = {
+    "BART": (bart, "fc1", "encoder", "decoder", "layers.0.fc1"),
+    "T5": (t5, "q", "encoder", "decoder", "block.0.layer.0.SelfAttention.q"),
+    "CLIP": (clip, "fc1", "text_model", "vision_model", "encoder.layers.0.mlp.fc1"),
+}
+
+
+@pytest.mark.parametrize("case", TOWERS)
+def test_a_tower_of_a_model_gets_its_own_lora_or_a_refusal_with_both_names(case, tmp_path):
+    build, name, first, second, path = TOWERS[case]
+    base = build()
+    theirs = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=[name], init_lora_weights=False))
+    theirs.save_pretrained(tmp_path)
+    for network in (first, second):
+        tower = copy.deepcopy(base.get_submodule(network))
+        with unchanged(tower), pytest.raises(ValueError, match=f"{path}.*; to load a part of the file give network="):
+            load_lora(tower, tmp_path)
+        adapter = load_lora(tower, tmp_path, network=network)
+        layer = theirs.base_model.model.get_submodule(f"{network}.{path}")
+        torch.testing.assert_close(adapter.delta(path), layer.get_delta_weight("default"))
+
+
+@pytest.mark.parametrize("prefix", ("lora_te_text_model", "lora_te1_text_model", "lora_te", "lycoris_text_model"))
+def test_a_text_encoder_of_clip_with_and_without_text_model_in_its_names(prefix, tmp_path):
+    name = f"{prefix}_encoder_layers_0_self_attn_q_proj"
+    down, up = torch.randn(2, 8), torch.randn(8, 2)
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    text = CLIPTextModel(CLIPTextConfig(**SIZES, bos_token_id=1, eos_token_id=2))
+    adapter = load_lora(text, tmp_path / "lora.safetensors")
+    [path] = adapter.targets
+    assert path.endswith("encoder.layers.0.self_attn.q_proj")
+    torch.testing.assert_close(adapter.delta(path), 0.5 * up @ down)
+
+
+def test_an_alora_is_refused_by_name(tmp_path):
+    base = LlamaForCausalLM(LlamaConfig(**SIZES))
+    config = LoraConfig(r=2, target_modules=["q_proj"], alora_invocation_tokens=[55, 56], task_type="CAUSAL_LM")
+    get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path)
+    with unchanged(base), pytest.raises(ValueError, match="alora_invocation_tokens is .55, 56.: an aLoRA is only"):
+        load_lora(base, tmp_path)
