@@ -1,8 +1,8 @@
 """Activation checkpointing with the condition as an explicit input.
 
 torch recomputes a checkpointed block during backward. At this time the condition of its forward is no longer active,
-or another condition is, and a `disabled` block may have ended. If the generated factors are arguments of the block, the result is exact: in both modes of
-torch (reentrant and not), and with two forwards before a backward.
+or another condition is, and a `disabled` block may have ended. If the generated factors are arguments of the block, the
+result is exact: in both modes of torch (reentrant and not), and with two forwards before a backward.
 """
 
 import contextlib

@@ -50,8 +50,8 @@ class Kernel:
 def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
     """Choose the kernel of a layer for an input; see the table of this module.
 
-    Hooks on the base, a patched forward, trained base weights, torch.func, torch.jit.trace and torch.compile (which fuses
-    by itself) exclude the fused kernels, since these call the base's function and not the base.
+    Hooks on the base, a patched forward, trained base weights, torch.func, torch.jit and torch.compile (which fuses by
+    itself) exclude the fused kernels, since these call the base's function and not the base.
 
     Args:
         layer: The adapted layer.
