@@ -93,7 +93,7 @@ def run(path: Path, names: Sequence[str]) -> None:
     """
     import transformers
 
-    from support.families import families
+    from support.model_families import families
     from support.model_sweep import rows_of
 
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)

@@ -117,6 +117,27 @@ def test_a_static_adapter_is_checkpointed_as_it_is(reentrant):
 
 
 @BOTH_MODES
+@pytest.mark.parametrize("method", ("lora", "metatt-4d", "metalora-cp"))
+def test_an_adapter_that_was_off_in_a_forward_is_off_in_its_recompute(method, reentrant):
+    model, inputs = body(method)
+    adapter = adapter_of(model)
+    inputs = [x.requires_grad_() for x in inputs]  # reentrant mode needs an input with gradient
+    grads = []
+    for how in (None, lambda block, x: checkpoint(block, x, adapter=adapter, use_reentrant=reentrant)):
+        model.how = how
+        model.zero_grad()
+        inputs[0].grad = None
+        with adapter.disabled():
+            off = model(inputs[0])
+        on = model(inputs[0])
+        (off - on).square().sum().backward()
+        grads.append([inputs[0].grad.clone(), *(p.grad.clone() for p in adapter.parameters() if p.grad is not None)])
+    assert len(grads[0]) > 1
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@BOTH_MODES
 def test_a_recompute_without_the_condition_is_a_clear_error(reentrant):
     model, inputs = body("metalora-cp")
     model.how = lambda block, x: torch.utils.checkpoint.checkpoint(block, x, use_reentrant=reentrant)

@@ -159,3 +159,24 @@ def test_the_command_prints_a_line_for_each_target():
 def test_the_command_refuses_what_attach_refuses():
     code, _, error = metalora_command("doctor", "timm:resnet10t", "--method", "lora", "--targets", "nothing")
     assert code == 2 and "matches no module" in error
+
+
+class WritesInPlace(nn.Module):
+    """A model whose own backward fails: it writes into what a product needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = self.layer(x)
+        z = y.exp()
+        y += z
+        z.mul_(2)
+        return y * z
+
+
+def test_a_backward_that_the_model_cannot_run_itself_is_no_fault_of_the_adapter():
+    report = metalora.check(WritesInPlace(), AdapterConfig("lora", 2, targets="layer"))
+    assert report.faults == [] and report.gradients.state == "unknown"
+    assert "with or without an adapter" in report.gradients.reason and answers(report, "live") == {"layer": "yes"}

@@ -120,7 +120,7 @@ def test_static_steps_train_the_adapter_and_not_the_mapping_net() -> None:
     for step, is_static in ((2, True), (3, False)):
         adapter.zero_grad(set_to_none=True)
         loss(step).backward()
-        head = adapter.required_conditioner.mapping_net.head.weight.grad
+        head = adapter.required_conditioner().mapping_net.head.weight.grad
         assert (head is None) == is_static
         assert all(value.grad is not None for key, value in adapter.learned.items() if key.endswith("A"))
 

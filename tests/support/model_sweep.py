@@ -15,7 +15,7 @@ from metalora.checkup import Answer, CheckReport
 from metalora.checkup.check import run_check
 from metalora.checkup.hosts import config_in_peft
 from metalora.checkup.subject import Subject, in_one_line, subject_of
-from support.families import Family
+from support.model_families import Family
 
 COLUMNS = ("attach", "forward", "gradients", "merged", "exported")
 WORDS = {"yes": "right", "no": "fault", "refused": "refused", "unknown": "not known"}

@@ -205,8 +205,7 @@ class Adapter(nn.Module):
         """True if a mapping net makes a factor, so that a forward needs a condition."""
         return self.conditioner is not None
 
-    @property
-    def required_conditioner(self) -> Conditioner:
+    def required_conditioner(self) -> Conditioner:  # no property: torch.jit reads all of these
         """The mapping net with its standardisation; ValueError for a static adapter."""
         if self.conditioner is None:
             raise ValueError(f"{self.method.name}: no factor is generated, so there is no condition to make")
@@ -326,14 +325,14 @@ class Adapter(nn.Module):
         Raises:
             ValueError: A static adapter, features that are not finite, missing labels, an unknown prompt.
         """
-        assert self.required_conditioner is not None  # raises a ValueError for a static adapter
+        assert self.required_conditioner() is not None  # raises a ValueError for a static adapter
         if self.reads_prompt:
             check_prompt_is_known(self, inputs)
         return self.condition_from(self.features(inputs), labels)
 
     def condition_from(self, features: Tensor, labels: Tensor | None = None) -> Condition:
         """Make a condition from features (n, d) that were kept, as `adapter.features` gives them."""
-        return self._made_here(self.required_conditioner(features, labels, self.centre()))
+        return self._made_here(self.required_conditioner()(features, labels, self.centre()))
 
     def _made_here(self, condition: Condition) -> Condition:
         """Return a condition that knows its adapter; under torch.compile, which traces no weak reference, as it is."""
@@ -358,11 +357,11 @@ class Adapter(nn.Module):
 
     def neutral(self) -> Condition:
         """Return the condition c0, which no feature has changed."""
-        return self._made_here(self.required_conditioner.neutral(self.centre()))
+        return self._made_here(self.required_conditioner().neutral(self.centre()))
 
     def centre(self) -> dict[str, Tensor]:
         """The condition-free values c0 of the generated factors: key -> (*shape of the factor)."""
-        return {key: self.learned_by_slot[slot_of(key)] for key in self.required_conditioner.shapes}
+        return {key: self.learned_by_slot[slot_of(key)] for key in self.required_conditioner().shapes}
 
     @torch.no_grad()
     def features(self, inputs: Inputs) -> Tensor:
@@ -403,7 +402,7 @@ class Adapter(nn.Module):
         Raises:
             ValueError: A static adapter, fewer than two examples, or features that are not finite or all equal.
         """
-        conditioner = self.required_conditioner
+        conditioner = self.required_conditioner()
         single = isinstance(inputs, (Tensor, Mapping)) or hasattr(inputs, "keys")
         batches = cast(Iterable[Inputs], [inputs] if single else inputs)
         conditioner.calibrate(torch.cat([self.features(batch) for batch in batches]))

@@ -1,8 +1,8 @@
 """Activation checkpointing with the condition as an explicit input.
 
 torch recomputes a checkpointed block during backward. At this time the condition of its forward is no longer active,
-or another condition is. If the generated factors are arguments of the block, the result is exact: in both modes of
-torch (reentrant and not), and with two forwards before a backward.
+or another condition is, and a `disabled` block may have ended. If the generated factors are arguments of the block, the
+result is exact: in both modes of torch (reentrant and not), and with two forwards before a backward.
 """
 
 import contextlib
@@ -47,36 +47,41 @@ def explicit(
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Return a function that takes the values of the active condition before its arguments, and all its arguments.
 
+    The function runs with the adapter on or off, as it is now, also when it is computed again later.
+
     Args:
         function: A part of the model.
         args: Its arguments.
         adapter: The adapter of the model.
 
     Returns:
-        The new function and its arguments; the function and the arguments unchanged if no condition is active.
+        The new function and its arguments.
 
     Example:
         >>> import metalora
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
         >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
-        >>> function, args = explicit(model[0], (torch.rand(3, 8),), adapter)
-        >>> function is model[0]
+        >>> _ = adapter.factors["0.B"].data.fill_(0.5)
+        >>> x = torch.rand(3, 8)
+        >>> with adapter.disabled():
+        ...     function, args = explicit(model[0], (x,), adapter)
+        >>> torch.equal(function(*args), model[0].base(x))
         True
     """
     current = adapter.current()
-    values, enabled = current.values, current.enabled
-    if values is None:  # factors that are the same for all examples are read again in a recomputation
-        return function, args
-    keys = list(values)
+    enabled = current.enabled
+    # None: factors that are the same for all examples are read again in a recomputation.
+    values = None if current.values is None else dict(current.values)
+    keys = list(values or {})
 
     # The values are arguments, not a closure: reentrant checkpointing gives gradients to arguments alone.
     def run(*inputs: Any, **kwargs: Any) -> Any:
-        given = dict(zip(keys, inputs[: len(keys)], strict=True))
+        given = None if values is None else dict(zip(keys, inputs[: len(keys)], strict=True))
         # The depth of now: blocks that are entered when it is computed again do not count.
         with adapter.state.part(enabled, adapter.blocks.active.get().depth, given):
             return function(*inputs[len(keys) :], **kwargs)
 
-    return run, (*values.values(), *args)
+    return run, (*(values or {}).values(), *args)
 
 
 @contextlib.contextmanager

@@ -54,8 +54,8 @@ class Kernel:
 def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
     """Choose the kernel of a layer for an input; see the table of this module.
 
-    Hooks on the base, a patched forward, trained base weights, torch.func and torch.compile (which fuses by itself)
-    exclude the fused kernels, since these call the base's function and not the base.
+    Hooks on the base, a patched forward, trained base weights, torch.func, torch.jit and torch.compile (which fuses by
+    itself) exclude the fused kernels, since these call the base's function and not the base.
 
     Args:
         layer: The adapted layer.
@@ -93,7 +93,7 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
                 return WEIGHT_FIRST
     if form.full_rank:
         return CIRCUIT
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
     if adapter.fused and unobserved and not transformed and layer.can_fuse(x, grad):
         return FUSED if conditions == 1 else PER_EXAMPLE
     return PLAIN if conditions == 1 else PER_EXAMPLE_PLAIN

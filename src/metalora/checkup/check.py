@@ -19,7 +19,9 @@ from metalora.checkup.outputs import distance, outputs
 from metalora.checkup.probing import (
     DID_NOT_RUN,
     YES,
+    Backward,
     Call,
+    base_runs_backward,
     changes_output,
     gradients,
     randomise,
@@ -135,15 +137,27 @@ def run_check(subject: Subject, config: AdapterConfig | TensorNetworkConfig) -> 
         live = randomise(host, subject)
         with recording(host.layers) as recorded, torch.no_grad():
             again = outputs(host.model, subject.inputs)
-        forward, has_gradient = gradients(host, subject, live)
-    except ValueError as error:
-        return dataclasses.replace(report, forward=Answer("refused", str(error)))
+        backward = gradients(host, subject, live)
     except CRASHES as error:
-        return dataclasses.replace(report, forward=Answer("no", in_one_line(error)))
-    if distance(live, again) > 0:
-        forward = Answer("no", "the second forward gives another output than the first")
-    answers = _of_targets(host, subject, live, recorded.calls, has_gradient)
-    merged, mergeable = verbs.merged(host, subject, live, recorded.calls)
+        refused = isinstance(error, ValueError) and "target" in str(error)
+        answer = Answer("refused", str(error)) if refused else Answer("no", in_one_line(error))
+        return dataclasses.replace(report, forward=answer)
+    same = distance(live, again) == 0
+    forward = backward.forward if same else Answer("no", "the second forward gives another output than the first")
+    return _with_verbs(dataclasses.replace(report, forward=forward), host, subject, live, recorded.calls, backward)
+
+
+def _with_verbs(
+    report: CheckReport,
+    host: Attached,
+    subject: Subject,
+    live: list[Tensor],
+    calls: Mapping[str, Call],
+    backward: Backward,
+) -> CheckReport:
+    """Add to a report what is found out target by target, by merging and by exporting."""
+    answers = _of_targets(host, subject, live, calls, backward)
+    merged, mergeable = verbs.merged(host, subject, live, calls)
     exported, exportable = verbs.exported(host, subject, live)
     targets = [
         TargetCheck(
@@ -156,26 +170,32 @@ def run_check(subject: Subject, config: AdapterConfig | TensorNetworkConfig) -> 
         for target in report.targets
     ]
     trained = _all_of([target.trained for target in targets], "no target gets a gradient in this forward")
-    return dataclasses.replace(
-        report, forward=forward, gradients=trained, merged=merged, exported=exported, targets=tuple(targets)
-    )
+    return dataclasses.replace(report, gradients=trained, merged=merged, exported=exported, targets=tuple(targets))
 
 
 def _of_targets(
-    host: Attached, subject: Subject, live: list[Tensor], calls: Mapping[str, Call], has_gradient: Mapping[str, bool]
+    host: Attached, subject: Subject, live: list[Tensor], calls: Mapping[str, Call], backward: Backward
 ) -> dict[str, tuple[Answer, Answer]]:
     """Return for each target whether it is live and whether it is trained."""
     answers = {}
     shares = host.adapter.shares_factors or bool(host.adapter.per_example)
+    crash = _crash(subject, backward.error) if backward.error else None
     for path in host.layers:
-        trained = has_gradient.get(path, False)
+        trained = backward.has_gradient.get(path, False)
         if trained and not shares:  # a gradient that is not zero says that the output changes
             answers[path] = YES, YES
         elif path not in calls and not trained:
             answers[path] = _of_silent(subject, path)
         else:
-            answers[path] = _live(host, subject, live, path), _trained(subject, path, trained)
+            answers[path] = _live(host, subject, live, path), crash or _trained(subject, path, trained)
     return answers
+
+
+def _crash(subject: Subject, error: str) -> Answer:
+    """The answer for every target if the backward of the adapted model has raised an error."""
+    if base_runs_backward(subject):
+        return Answer("no", error)
+    return Answer("unknown", f"the model cannot run a backward, with or without an adapter: {error}")
 
 
 def _of_silent(subject: Subject, path: str) -> tuple[Answer, Answer]:
@@ -207,4 +227,6 @@ def _all_of(answers: list[Answer], none: str) -> Answer:
     faults = [answer for answer in answers if answer.state == "no"]
     if faults:
         return faults[0]
-    return YES if any(answer.state == "yes" for answer in answers) else Answer("unknown", none)
+    if any(answer.state == "yes" for answer in answers):
+        return YES
+    return answers[0] if len({*answers}) == 1 else Answer("unknown", none)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from metalora.adapters.layout import read_slice
 from metalora.checkup.hosts import Attached
 from metalora.checkup.outputs import distance, outputs, size_of, tensors_of, tolerance
 from metalora.checkup.report import Answer
-from metalora.checkup.subject import Subject
+from metalora.checkup.subject import CRASHES, Subject, in_one_line
 
 SCALES = (0.1, 0.3, 1.0)  # of the random factors, tried in turn until the update is visible
 VISIBLE = 3e-3  # an update is visible if it changes the output by this part of it
@@ -112,29 +113,52 @@ def randomise(host: Attached, subject: Subject) -> list[Tensor]:
     return live
 
 
-def gradients(host: Attached, subject: Subject, live: list[Tensor]) -> tuple[Answer, dict[str, bool]]:
+@dataclass(frozen=True)
+class Backward:
+    """A forward with gradients, and its backward.
+
+    Attributes:
+        forward: Whether the forward gives the output of the one without gradients.
+        has_gradient: For each target whether all its factors have a gradient.
+        error: The error of the backward; empty if there was none.
+    """
+
+    forward: Answer
+    has_gradient: dict[str, bool]
+    error: str = ""
+
+
+def gradients(host: Attached, subject: Subject, live: list[Tensor]) -> Backward:
     """Run a forward with gradients, compare it with the one without, and run a backward.
 
     Args:
         host: The adapted model, with random factors.
         subject: The base and its inputs.
         live: The output without gradients.
-
-    Returns:
-        Whether the two forwards agree, and for each target whether all its factors have a gradient.
     """
     adapter = host.adapter
     adapter.zero_grad()
     condition = one_condition(adapter, subject.inputs)
-    if condition is not None:
-        with adapter.using(condition):
-            tensors = outputs(host.model, subject.inputs)
-    else:
+    with contextlib.nullcontext() if condition is None else adapter.using(condition):
         tensors = outputs(host.model, subject.inputs)
-    detached = [tensor.detach() for tensor in tensors]
-    allowed = tolerance(subject.base, live)
-    if distance(live, detached) > allowed:
-        return Answer("no", "a forward with gradients gives another output than one without"), {}
+    if distance(live, [tensor.detach() for tensor in tensors]) > tolerance(subject.base, live):
+        return Backward(Answer("no", "a forward with gradients gives another output than one without"), {})
+    try:
+        run_backward(tensors)
+    except CRASHES as error:
+        return Backward(YES, {}, in_one_line(error))
+    return Backward(YES, {path: _has_gradient(adapter, path) for path in adapter.targets})
+
+
+def run_backward(tensors: list[Tensor]) -> None:
+    """Run the backward of a random projection of tensors, as far as they have a gradient.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> run_backward([2 * x, torch.zeros(3)])
+        >>> x.grad.shape
+        torch.Size([2])
+    """
     generator = torch.Generator().manual_seed(1)
     total = torch.zeros((), dtype=torch.float64)
     for tensor in tensors:
@@ -143,7 +167,6 @@ def gradients(host: Attached, subject: Subject, live: list[Tensor]) -> tuple[Ans
             total = total + (tensor.nan_to_num(0, 0, 0) * weights).sum().double()
     if total.requires_grad:
         total.backward()  # type: ignore[no-untyped-call]
-    return YES, {path: _has_gradient(adapter, path) for path in adapter.targets}
 
 
 def _has_gradient(adapter: Adapter, path: str) -> bool:
@@ -192,10 +215,17 @@ def weight_is_trained(subject: Subject, path: str) -> bool:
     weight = model.get_submodule(path).weight
     assert isinstance(weight, Tensor)
     weight.requires_grad_(True)
-    tensors = [tensor for tensor in outputs(model, subject.inputs) if tensor.requires_grad]
-    if not tensors:
+    run_backward(outputs(model, subject.inputs))
+    return _is_useful(weight.grad)
+
+
+def base_runs_backward(subject: Subject) -> bool:
+    """Return True if the base runs a backward with respect to all its parameters."""
+    model = subject.fresh()
+    try:
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        run_backward(outputs(model, subject.inputs))
+    except CRASHES:
         return False
-    generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor) for tensor in tensors]
-    torch.autograd.backward(tensors, weights)
-    return weight.grad is not None and bool(weight.grad.any())
+    return True

@@ -79,7 +79,7 @@ class MappingNetGenerator(Generator):
         condition = adapter.config.condition
         same_stages = condition.source == "stages" and condition.stages in ((), features.stages)
         described = support.frozen
-        if not (same_stages and described.shape[1] == adapter.required_conditioner.feature_size):
+        if not (same_stages and described.shape[1] == adapter.required_conditioner().feature_size):
             described = adapter.features(support.inputs)
         return adapter.condition_from(described, support.labels)
 
@@ -98,7 +98,7 @@ class GradientStepGenerator(Generator):
 
     def __init__(self, adapter: Adapter):
         super().__init__()
-        self.log_rate = nn.Parameter(torch.full((len(adapter.required_conditioner.shapes),), FIRST_RATE).log())
+        self.log_rate = nn.Parameter(torch.full((len(adapter.required_conditioner().shapes),), FIRST_RATE).log())
 
     def forward(self, features: StageFeatures, readout: Readout, support: SupportSet) -> Condition:
         """Return c0 after one step down the gradient."""
@@ -152,7 +152,7 @@ class ComponentGenerator(Generator):
     def __init__(self, adapter: Adapter):
         super().__init__()
         self.paths = {}
-        for key, shape in adapter.required_conditioner.shapes.items():
+        for key, shape in adapter.required_conditioner().shapes.items():
             path = key.rpartition(".")[0]
             layer = adapter.layers.get(path)
             form = getattr(layer, "low_rank", None)

@@ -103,7 +103,7 @@ class LearnerSuite:
         """Count the parameters of a generated adapter whose core no mapping net makes: without it, with what does."""
         if adapter is None or self.generator is None or self.generator.name == "mapping-net":
             return {}
-        unused = sum(parameter.numel() for parameter in adapter.required_conditioner.parameters())
+        unused = sum(parameter.numel() for parameter in adapter.required_conditioner().parameters())
         own = sum(parameter.numel() for parameter in self.generator.parameters())
         return {"num_params": adapter.num_params() - unused + own}
 

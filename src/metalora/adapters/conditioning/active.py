@@ -142,5 +142,5 @@ def after_stem(adapter: Adapter, module: nn.Module, args: Any, output: Any) -> N
     recorder.stop()  # the stem may run again, such as in a recomputation for a checkpoint
     features = recorder.take()
     values = forward.pending_values or adapter.condition_from(features).values
-    generated = {key: values[key] for key in adapter.required_conditioner.shapes}
+    generated = {key: values[key] for key in adapter.required_conditioner().shapes}
     forward.values = {**(forward.values or {}), **generated}
