@@ -55,7 +55,7 @@ def run(*arguments):
 def test_a_lora_of_a_causal_model_is_merged_and_exported_with_its_head(options, base, tmp_path):
     theirs = save_lora(base, tmp_path / "lora", **options)
     model = ("--model", f"hf:{base}")
-    run("import", tmp_path / "lora", *model, "--out", tmp_path / "a.safetensors")
+    run("import", tmp_path, "--subfolder", "lora", *model, "--out", tmp_path / "a.safetensors")
     run("merge", tmp_path / "a.safetensors", *model, "--out", f"{tmp_path}/merged/")
     assert json.loads((tmp_path / "merged/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert json.loads((tmp_path / "merged/generation_config.json").read_text())["top_k"] == 3

@@ -206,7 +206,7 @@ def test_ctrl_c_during_a_load_leaves_the_model_as_it_was(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("metalora.io.adapter_file._restore", stop)
+    monkeypatch.setattr("metalora.io.adapter_file.restore", stop)
     with pytest.raises(KeyboardInterrupt):
         load(base, path)
     assert adapter_of(base) is None

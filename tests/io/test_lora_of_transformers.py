@@ -62,6 +62,19 @@ def test_a_tower_of_a_model_gets_its_own_lora_or_a_refusal_with_both_names(case,
         torch.testing.assert_close(adapter.delta(path), layer.get_delta_weight("default"))
 
 
+@pytest.mark.parametrize("case", TOWERS)
+def test_a_lora_of_one_tower_alone_is_not_taken_for_one_of_the_other(case, tmp_path):
+    build, name, first, second, path = TOWERS[case]
+    base = build()
+    config = LoraConfig(r=2, target_modules=rf"{first}\..*\.{name}", init_lora_weights=False)
+    get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path)
+    assert [*load_lora(copy.deepcopy(base.get_submodule(first)), tmp_path).targets] == [path]
+    other = copy.deepcopy(base.get_submodule(second))
+    with unchanged(other), pytest.raises(ValueError, match=f"give network='{first}' if it is meant for this one"):
+        load_lora(other, tmp_path)
+    assert [*load_lora(other, tmp_path, network=first).targets] == [path]
+
+
 @pytest.mark.parametrize("prefix", ("lora_te_text_model", "lora_te1_text_model", "lora_te", "lycoris_text_model"))
 def test_a_text_encoder_of_clip_with_and_without_text_model_in_its_names(prefix, tmp_path):
     name = f"{prefix}_encoder_layers_0_self_attn_q_proj"

@@ -175,6 +175,12 @@ def test_an_unknown_entry_with_the_default_of_the_installed_peft_is_read(folder,
     check_refusal(folder, "new_size is 17: this version does not know")
 
 
+@pytest.mark.parametrize("key", MUST_BE_OFF)
+def test_what_is_not_followed_is_refused_by_name(key, folder):
+    entry(key, True)(folder)
+    check_refusal(folder, f"adapter_config.json: {key} is True: ")
+
+
 def test_every_field_of_the_installed_peft_is_known():
     known = {*READ, *CHANGE_NOTHING, *SWITCHES, *MUST_BE_OFF}
     assert {field.name for field in fields(LoraConfig)} <= known

@@ -210,10 +210,12 @@ def _inspect_condition(path: Path) -> Finding:
 
 def _inspect_checkpoint(path: Path) -> Finding:
     from metalora.io.lora.tensor_files import read_tensors
+    from metalora.io.lora.tensor_names import parse_name
 
     tensors = read_tensors(path, f"{path}: no such file")
     numbers = sum(prod(tensor.shape) for tensor in tensors.values())
-    is_lora = any("lora_" in name or "hada_" in name or "lokr_" in name for name in tensors)
+    parts = [parse_name(name) for name in tensors]
+    is_lora = any(part is not None and part.part != "alpha" for part in parts)
     kind = "LoRA file" if is_lora else "checkpoint"
     sentences = [
         f"{path} is a safetensors file that metalora did not write: {len(tensors)} tensors, {numbers:,} numbers.",

@@ -8,7 +8,7 @@ never depends on the order of the names.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ CHILDREN = {"lora_unet": "unet", "lora_transformer": "transformer", "lora_te": "
     f"lora_te{number}": "text_encoder" if number == 1 else f"text_encoder_{number}" for number in (1, 2, 3)
 }
 """Prefix of a network in kohya's files -> its name in a pipeline of diffusers."""
+SIDES = (("encoder", "decoder"), ("decoder", "encoder"), ("text", "vision"), ("vision", "text"))
+"""Parts of one model with equal paths, by words in the names of the parts and of their classes."""
 EXAMPLES = 6  # choices in an error message
 
 
@@ -71,6 +73,8 @@ def place(
         rests = [*rest_by_name.values()]
         paths = index.place(rests) or _place_by_network(rests, model, joint)
         if paths is not None and len(paths) == len(rests):
+            if network is None:  # a person who names the part knows which it is
+                _check_side(paths, model, joint, source)
             return {name: paths[rest] for name, rest in rest_by_name.items()}
     raise ValueError(f"{source}: {_problem([*taken.values()], index, type(model).__name__)}")
 
@@ -207,6 +211,27 @@ def _networks(names: Sequence[str], joint: str) -> dict[str, list[str]]:
     for name, parts in zip(names, components, strict=True):
         groups.setdefault(joint.join(parts[: shared + 1]), []).append(name)
     return groups
+
+
+# ---- towers ---------------------------------------------------------------------------------------------------------
+def _check_side(paths: Mapping[str, str], model: nn.Module, joint: str, source: str | Path) -> None:
+    """Raise a ValueError if the prefix that is cut is that of an encoder and the model a decoder, or the like.
+
+    Both have equal paths and often equal shapes, so that nothing else would tell.
+    """
+    own = type(model).__name__.lower()
+    if isinstance(getattr(model, "is_decoder", None), bool):  # T5 has one class for both
+        own += " decoder" if model.is_decoder else " encoder"
+    for name, path in paths.items():
+        end = path.replace(".", joint)
+        prefix = name.removesuffix(end).rstrip(joint) if name.endswith(end) else ""
+        cut_part = joint.join(Rule(prefix, joint, "").cut_components)
+        for word, other in SIDES:
+            if word in cut_part and other not in cut_part and other in own and word not in own:
+                raise ValueError(
+                    f"{source}: {shown(name)} is a name of the {word}, and the {type(model).__name__} is that of the "
+                    f"{other}; give network={prefix!r} if it is meant for this one"
+                )
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
