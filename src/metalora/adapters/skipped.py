@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from metalora.adapters.path_index import matches
 from metalora.adapters.targets import (
     PRESETS,
     QUANTISED,
     READ_BY_ATTENTION,
     head_path,
     kind_of,
-    matches,
     reason_of_preset,
 )
 
