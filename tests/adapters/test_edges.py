@@ -132,10 +132,12 @@ def test_detach_restores_the_mode_of_batch_norm():
     assert model.training and model[1].training
 
 
-def test_a_preset_leaves_out_the_fast_path_of_torchs_transformer():
+def test_the_fast_path_of_torchs_transformer():
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), nn.Linear(8, 8))
-    with pytest.raises(ValueError, match="match nothing"):
+    with pytest.raises(ValueError, match="match nothing"):  # a preset leaves its layers out
         attach(model, AdapterConfig(rank=2, targets="linear"))
+    [adapted] = attach(model, AdapterConfig(rank=2, targets=("linear1",))).layers.values()
+    assert type(adapted.base).__name__ == "HeldMatrix"  # W + Delta W stands where the fast path reads
 
 
 def test_features_do_not_depend_on_gradient_checkpointing():

@@ -194,6 +194,36 @@ def matrices_in(path: str, module: nn.Module) -> Iterator[str]:
             yield from (f"{full_name}.{index}" for index in range(len(parameter)))
 
 
+def paths_in_order(model: nn.Module) -> list[str]:
+    """Return the paths of all modules and matrices in the order of the model: a module, then the matrices in it.
+
+    Example:
+        >>> paths_in_order(nn.MultiheadAttention(4, 2))
+        ['', 'in_proj_weight', 'out_proj', 'out_proj.weight']
+    """
+    paths = []
+    for path, module in model.named_modules():
+        paths += [path, *matrices_in(path, module)]
+    return paths
+
+
+def matrices_by_name(model: nn.Module) -> dict[str, list[str]]:
+    """Path of a parameter, or of one matrix in a stack -> the paths of its matrices.
+
+    Example:
+        >>> matrices_by_name(nn.MultiheadAttention(4, 2))
+        {'in_proj_weight': ['in_proj_weight'], 'out_proj.weight': ['out_proj.weight']}
+    """
+    by_name: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        for matrix in matrices_in(path, module):
+            parameter, _, number = matrix.rpartition(".")
+            if number.isdecimal():
+                by_name.setdefault(parameter, []).append(matrix)
+            by_name.setdefault(matrix, []).append(matrix)
+    return by_name
+
+
 def readers_of(model: nn.Module, path: str) -> list[nn.Module]:
     """Return the modules that read a matrix in their forwards: its holder, and those above that reach into it.
 

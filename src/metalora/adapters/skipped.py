@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from metalora.adapters.heads import output_heads
+from metalora.adapters.path_index import matches
 from metalora.adapters.stored_weight import QUANTISED
 from metalora.adapters.targets import (
     PRESETS,
     READ_BY_ATTENTION,
     kind_of,
-    matches,
     reason_of_preset,
 )
 

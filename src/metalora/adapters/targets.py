@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal, cast
 
 import torch
@@ -27,12 +26,15 @@ from metalora.adapters.held_matrix import (
     HeldMatrix,
     held_matrix,
     is_read_by_parent,
+    matrices_by_name,
     matrices_in,
     modules_along,
     parameter_name,
+    paths_in_order,
     readers_of,
 )
 from metalora.adapters.own_forward import try_forward
+from metalora.adapters.path_index import PathIndex, matches
 from metalora.adapters.stored_weight import QUANTISED, why_not_writable
 
 PRESETS = {
@@ -218,40 +220,6 @@ def reason_of_preset(model: nn.Module, path: str, module: nn.Module) -> Refusal 
     return Refusal(text, text)
 
 
-def matches(path: str, pattern: str) -> bool:
-    """Whether a glob pattern matches the path of a module, or its last components.
-
-    Example:
-        >>> matches("encoder.layer.0.attention.query", "attention.query")
-        True
-    """
-    return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
-
-
-class PathIndex:
-    """Paths by their last words, so that thousands of patterns that are paths are matched in a short time.
-
-    Args:
-        paths: The paths, in their order.
-
-    Example:
-        >>> PathIndex(["a.query", "b.query", "b.value"]).matching("b.*")
-        ['b.query', 'b.value']
-    """
-
-    def __init__(self, paths: Collection[str]):
-        self.paths = list(paths)
-        self._by_last_word: dict[str, list[str]] = {}
-        for path in self.paths:
-            self._by_last_word.setdefault(path.rpartition(".")[2], []).append(path)
-
-    def matching(self, pattern: str) -> list[str]:
-        """Return the paths that a pattern matches, as `matches` does."""
-        is_glob = any(character in pattern for character in "*?[")
-        candidates = self.paths if is_glob else self._by_last_word.get(pattern.rpartition(".")[2], [])
-        return [path for path in candidates if matches(path, pattern)]
-
-
 def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude: Sequence[str] = ()) -> list[Target]:
     """Find the targets that a preset or patterns name.
 
@@ -288,19 +256,6 @@ def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude
     return [target_at(model, path) for path in paths_in_order(model) if path in chosen]
 
 
-def paths_in_order(model: nn.Module) -> list[str]:
-    """Return the paths of all modules and matrices in the order of the model: a module, then the matrices in it.
-
-    Example:
-        >>> paths_in_order(nn.MultiheadAttention(4, 2))
-        ['', 'in_proj_weight', 'out_proj', 'out_proj.weight']
-    """
-    paths = []
-    for path, module in model.named_modules():
-        paths += [path, *matrices_in(path, module)]
-    return paths
-
-
 def _paths_of_preset(model: nn.Module, preset: str) -> list[str]:
     kinds, heads = PRESETS[preset], output_heads(model)
     return [
@@ -313,7 +268,7 @@ def _paths_of_preset(model: nn.Module, preset: str) -> list[str]:
 def _paths_of_patterns(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     modules = {path: module for path, module in model.named_modules() if path}
     layers = [path for path in modules if kind_of(modules[path])]
-    matrices = _matrices_by_name(model)
+    matrices = matrices_by_name(model)
     module_index, matrix_index = PathIndex(modules), PathIndex(matrices)
     paths: dict[str, None] = {}  # a set that keeps its order
     for pattern in patterns:
@@ -337,18 +292,6 @@ def _paths_of_patterns(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 def _check_not_refused(path: str, pattern: str, reason: Refusal | None) -> None:
     if reason is not None:
         raise ValueError(f"target {path!r} (from {pattern!r}): {reason}")
-
-
-def _matrices_by_name(model: nn.Module) -> dict[str, list[str]]:
-    """Path of a parameter, or of one matrix in a stack -> the paths of its matrices."""
-    by_name: dict[str, list[str]] = {}
-    for path, module in model.named_modules():
-        for matrix in matrices_in(path, module):
-            parameter, _, number = matrix.rpartition(".")
-            if number.isdecimal():
-                by_name.setdefault(parameter, []).append(matrix)
-            by_name.setdefault(matrix, []).append(matrix)
-    return by_name
 
 
 def refusal_of_matrix(model: nn.Module, path: str) -> Refusal | None:

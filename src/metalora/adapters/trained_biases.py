@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from metalora.adapters.bit_hash import bit_hash
+from metalora.adapters.path_index import matches
 from metalora.adapters.rounded_sum import rounded_sum
-from metalora.adapters.targets import matches
 from metalora.config import AdapterConfig
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from metalora._util.suggest import nearest
 from metalora.adapters.layout.coordinates import LocatedTarget, group_by_owner, largest_sizes
-from metalora.adapters.targets import matches
+from metalora.adapters.path_index import matches
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.methods.records import AnyRank

@@ -18,6 +18,7 @@ from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.conditioning.generation import sequences_per_example
 from metalora.adapters.generation import generating, guard_generate, unguard_generate
+from metalora.adapters.held_matrix import paths_in_order
 from metalora.adapters.host import (
     argument_names,
     begin_forward,
@@ -29,7 +30,7 @@ from metalora.adapters.host import (
 )
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.substitution import restore_parameters
-from metalora.adapters.targets import Target, kind_of, matrix_targets, paths_in_order, target_at
+from metalora.adapters.targets import Target, kind_of, matrix_targets, target_at
 from metalora.integrations.peft.calls import TASK_IDS_KEYWORD, Call, Calls, Conditions, TaskIds
 from metalora.integrations.peft.peft_api import BaseTunerLayer
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from metalora._util.shown import cut
 from metalora.adapters.all_or_nothing import unchanged_on_error
-from metalora.adapters.targets import paths_in_order
+from metalora.adapters.held_matrix import paths_in_order
 from metalora.integrations.peft.config import SOURCE, Source, TensorNetworkConfig
 from metalora.integrations.peft.container import container_of
 from metalora.integrations.peft.folder import CONFIG_FILE, check_folder

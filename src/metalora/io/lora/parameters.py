@@ -163,6 +163,7 @@ def stack_pairs(pairs: Mapping[int, tuple[Tensor, Tensor]], count: int, rank: in
         lora_A (E rank, i) and lora_B (o, rank E).
 
     Example:
+        >>> import torch
         >>> a, b = stack_pairs({1: (torch.ones(1, 3), torch.ones(1, 2))}, count=2, rank=1)
         >>> a.tolist(), b.tolist()
         ([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]])
