@@ -9,6 +9,7 @@
 | PerExamplePlain | many | as Plain, with factors of every example |
 | Circuit | both | base(x) + x Delta W, gate by gate |
 | Rescaled | both | g times what Plain gives, without the base's bias (DoRA) |
+| OwnForward | both | the base's own forward with W + Delta W, for a class that does not just multiply by its weight |
 
 `choose` is the only place that decides. `layer.kernel` says what ran last.
 """
@@ -21,6 +22,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from metalora.adapters.layers.whole import run_whole
+from metalora.adapters.own_forward import Dependence
 
 if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition import Values
@@ -72,6 +76,8 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
     adapter, bound, form = layer.owner[0], layer.bound, layer.form
     base = layer._modules["base"]  # without a way through Module.__getattr__
     assert base is not None
+    if layer.runs_whole:
+        return OWN_FORWARD
     grad = torch.is_grad_enabled()
     # A hook, or a forward that somebody has set on the instance, must see every call of the base.
     unobserved = layer.is_plain and not (base._forward_hooks or base._forward_pre_hooks or "forward" in base.__dict__)
@@ -132,6 +138,10 @@ def _plain(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: in
     return add_update(layer, x, layer.base(x), values)
 
 
+def _own_forward(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:
+    return run_whole(layer, x, values)
+
+
 def _weight_first(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:
     y = layer.apply_weight(x, layer.adapted_weight(values))
     return layer.add_biases(y, values) if layer.bound.has_biases else y
@@ -167,7 +177,9 @@ def _update(layer: AdaptedLayer, x: Tensor, y: Tensor, values: Values | None, co
         change = layer.with_dropout(layer.through(x, values, repeat, y.dtype))
         return layer.restore(layer.scaled(change), y)
     source = x.to(y.dtype) if x.is_floating_point() else x  # the ids of an embedding stay integers
-    hidden = layer.with_dropout(layer.hidden(source, layer.left_kernel(values, repeat).to(y.dtype)))
+    kernel = layer.left_kernel(values, repeat).to(y.dtype)
+    through_base = layer.dependence is Dependence.LINEAR
+    hidden = layer.with_dropout((layer.hidden_of_base if through_base else layer.hidden)(source, kernel))
     if conditions > 1:
         h, up = layer.mix_or_fold(layer.tokens_first(hidden, x), x, values, conditions)
         hidden = layer.channels_first(h)
@@ -183,6 +195,7 @@ PER_EXAMPLE = Kernel("PerExample", _fused_steps)
 PER_EXAMPLE_PLAIN = Kernel("PerExamplePlain", _plain)
 CIRCUIT = Kernel("Circuit", _plain)
 RESCALED = Kernel("Rescaled", _plain)
+OWN_FORWARD = Kernel("OwnForward", _own_forward)
 _CONSTANTS = {
     "Fused": "FUSED",
     "Plain": "PLAIN",
@@ -191,4 +204,5 @@ _CONSTANTS = {
     "PerExamplePlain": "PER_EXAMPLE_PLAIN",
     "Circuit": "CIRCUIT",
     "Rescaled": "RESCALED",
+    "OwnForward": "OWN_FORWARD",
 }

@@ -17,6 +17,8 @@ from metalora.adapters.bound_target import BoundTarget
 from metalora.adapters.kernels import Kernel, add_update, choose
 from metalora.adapters.layers.base_layer import BaseLayer
 from metalora.adapters.layers.mergeable import MergeableLayer
+from metalora.adapters.layers.whole import run_whole
+from metalora.adapters.own_forward import Dependence, run_with, try_forward
 from metalora.adapters.plan import Form
 from metalora.adapters.targets import Target
 from metalora.tensornet.forms.bottleneck import Bottleneck
@@ -32,7 +34,7 @@ class AdaptedLayer(MergeableLayer):
     """y = base(x) + scale . ((x Left) Mid) Right.
 
     A kernel (`metalora.adapters.kernels`) does it; what differs between kinds of layers is abstract here and final in
-    the subclasses. The layer has no `weight`: code that reads `.weight` fails loudly instead of ignoring the adapter.
+    the subclasses.
 
     Args:
         base: The frozen layer.
@@ -41,7 +43,6 @@ class AdaptedLayer(MergeableLayer):
         adapter: Owner of the factors; the layer holds a reference that is not registered.
     """
 
-    plain_bases: tuple[type[nn.Module], ...] = ()  # classes whose forward `apply_weight` and `fused` repeat
     channels = -1  # the axis of the output that holds its channels
     out_axis = 0  # the axis of the base's weight that holds the outputs
     gate_by_gate = True  # True if a circuit takes an input through its gates; False if it forms its kernel first
@@ -51,7 +52,8 @@ class AdaptedLayer(MergeableLayer):
         self.base, self.target = cast(BaseLayer, base), target
         self.owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
         # A subclass may have a forward of its own, which the fused kernels would not run.
-        self.is_plain = any(type(base).forward is plain.forward for plain in self.plain_bases)
+        self.dependence = try_forward(base, target.kind).dependence
+        self.is_plain = self.dependence is Dependence.PLAIN
         self._positions_per_output = prod(getattr(base, "stride", (1,)))  # input positions for each output position
         self._last: list[Kernel | None] = [None]  # a list: Module.__setattr__ would cost a call in every forward
         self.bind(form)
@@ -65,6 +67,11 @@ class AdaptedLayer(MergeableLayer):
         bound = self.bound
         # Selected once, so that a forward looks up no names; a handler needs all factors of the target together.
         self._left = bound.select(bound.left_factors) if bound.reads_as_stored else None
+        # A linear forward takes Left in the place of the weight, but neither gates nor a scale that needs W + Delta W.
+        needs_weight = form.full_rank or bool(bound.rescalers)
+        self.runs_whole = self.dependence is Dependence.GENERAL or (
+            self.dependence is Dependence.LINEAR and needs_weight
+        )
         readable = bound.reads_as_stored and self.low_rank is not None
         self._fold = bound.select((*form.mid, *form.right)) if readable else None
 
@@ -73,8 +80,16 @@ class AdaptedLayer(MergeableLayer):
         """The kernel that the last forward ran; None before the first."""
         return self._last[0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return base(x) + the update of x: (*, i) -> (*, o), in the base's own layout."""
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return base(x) + the update of x: (*, i) -> (*, o), in the base's own layout.
+
+        Args:
+            x: The input.
+            *args: Further arguments, of a base whose class has a forward of its own.
+            **kwargs: The same by name.
+        """
+        if args or kwargs:
+            return self._with_arguments(x, args, kwargs)
         adapter = self.owner[0]
         active = adapter.blocks.active.get()
         # A call less where no forward of the model is entered: every layer does this in every forward.
@@ -92,12 +107,20 @@ class AdaptedLayer(MergeableLayer):
         y = kernel.run(self, x, values, conditions)
         return y[0] if unbatched else y
 
+    def _with_arguments(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Return what the base's own forward gives with W + Delta W, for an input (*, i) and further arguments."""
+        current = self.owner[0].current()
+        if not current.enabled or self.original is not None:
+            self.check_base(current.enabled)
+            return cast(Tensor, self.base(x, *args, **kwargs))
+        return run_whole(self, x, current.values, args, kwargs)
+
     def add_update(self, x: Tensor, y: Tensor, values: Values | None = None) -> Tensor:
         """Return y + the update of x, for an output y of the base that is known.
 
         Args:
             x: Input of the layer, (*, i), (b, i, *positions) or ids (b, ..).
-            y: base(x), (*, o) or (b, o, *positions).
+            y: base(x), (*, o) or (b, o, *positions), with the base's own weight.
             values: The values that differ by example; None: those of the running forward.
 
         Returns:
@@ -108,6 +131,8 @@ class AdaptedLayer(MergeableLayer):
             self.check_base(current.enabled)
             return y
         values = current.values if values is None else values
+        if self.runs_whole:
+            return run_whole(self, x, values)
         conditions = self.bound.num_conditions(values)
         if self.channels > 0 or self.embeds:
             x, unbatched = self.as_batch(x, conditions)
@@ -168,6 +193,29 @@ class AdaptedLayer(MergeableLayer):
         if bound.scale != 1:
             up = up * bound.scale  # here and not at the output: this is the smallest of the tensors
         return up[0] if up.ndim == 3 and up.shape[0] == 1 else up
+
+    def hidden_of_base(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """Compute x Left by the base's own forward, with Left in the place of its weight.
+
+        Args:
+            x: Input of the layer, (b, .., i), (b, i, *positions) or ids (b, ..).
+            kernel: Left as the form gives it, (b?, *bonds, i, *kernel).
+
+        Returns:
+            x Left in the layer's own hidden layout.
+        """
+        bonds, batched = len(self.form.left_shape), self.form.left_batched
+        lefts = kernel.flatten(1, bonds) if batched else kernel.flatten(0, bonds - 1)[None]  # (b or 1, k, i, *kernel)
+        weights = self.to_base_layout(lefts.movedim(1, -1))
+        bias = getattr(self.base, "bias", None)
+        zeros = {} if bias is None else {"bias": weights.new_zeros(self.form.left_rank)}
+        examples = [x] if len(weights) == 1 else x.split(1)
+        parts = [run_with(self.base, {"weight": w, **zeros}, part) for w, part in zip(weights, examples, strict=True)]
+        h = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.channels > 0:
+            return h
+        examples_of_h = h.shape[0] if h.ndim > 1 else 1
+        return h.reshape(examples_of_h, prod(h.shape[1:-1]), h.shape[-1])  # (b, t, k)
 
     def scaled(self, value: Tensor) -> Tensor:
         """Multiply a tensor of any shape by the scale of this target; return the tensor itself if the scale is 1."""

@@ -82,4 +82,4 @@ class BottleneckLayer(OutputLayer):
             "Delta W of a weight equals it: it cannot be merged or exported; keep it next to the base"
         )
 
-    pair = delta
+    pair = shift = delta

@@ -28,7 +28,6 @@ class AdaptedConv(AdaptedLayer):
         torch.Size([1, 6, 3, 3])
     """
 
-    plain_bases = (nn.Conv1d, nn.Conv2d)
     channels = 1
     gate_by_gate = False
 

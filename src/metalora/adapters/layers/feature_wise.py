@@ -61,6 +61,11 @@ class FeatureWiseLayer(OutputLayer, MergeableLayer):
         shape[self.axis] = row.shape[1]
         return row.reshape(shape).to(y.dtype)
 
+    @property
+    def changes_bias(self) -> bool:
+        """True: the bias is scaled with the output."""
+        return True
+
     def delta(self, values: Values | None) -> Tensor:
         """Return scale . gamma * W in the base weight's layout.
 

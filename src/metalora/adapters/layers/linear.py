@@ -126,8 +126,6 @@ class AdaptedLinear(_LinearLayer):
         (torch.Size([2, 8]), torch.Size([2, 4]))
     """
 
-    plain_bases = (nn.Linear,)
-
     def to_base_layout(self, dense: Tensor) -> Tensor:
         """Bring (b, i, o) to (b, o, i)."""
         return dense.mT
@@ -146,11 +144,6 @@ class AdaptedTransposedLinear(_LinearLayer):
 
     transposed = True
     out_axis = 1
-
-    def __init__(self, base: nn.Module, target: Target, form: Form, adapter: Adapter):
-        super().__init__(base, target, form, adapter)
-        # By name, so that transformers is not imported for models that have no such layer.
-        self.is_plain = type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
 
     def to_base_layout(self, dense: Tensor) -> Tensor:
         """Return (b, i, o) as it is: this base stores its weight so."""

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from metalora.adapters.bit_hash import bit_hash
-from metalora.adapters.layers.base_layer import BaseLayer
+from metalora.adapters.layers.target_layer import TargetLayer
 from metalora.adapters.rounded_sum import rounded_sum
-from metalora.adapters.targets import Target
 
 if TYPE_CHECKING:
-    from metalora.adapters.adapter import Adapter
     from metalora.adapters.conditioning.condition import Values
 
 
-class MergeableLayer(nn.Module, ABC):
+class MergeableLayer(TargetLayer, ABC):
     """A layer with a Delta W, and perhaps a shift of the bias.
 
     Attributes:
@@ -26,10 +24,6 @@ class MergeableLayer(nn.Module, ABC):
         written: The hash of the weight that a merge has written; None otherwise.
         written_bias: The hash of the bias that a merge has written.
     """
-
-    base: BaseLayer
-    target: Target
-    owner: tuple[Adapter]
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,24 +40,6 @@ class MergeableLayer(nn.Module, ABC):
                 f"target {self.target.path!r} is merged, so the frozen network cannot run: unmerge the adapter first"
             )
 
-    @abstractmethod
-    def delta(self, values: Values | None) -> Tensor:
-        """Return the dense Delta W in the base weight's layout.
-
-        Args:
-            values: The values that differ by example; None if none do.
-
-        Returns:
-            (*base weight), or (b, *base weight) if the factors differ by example.
-
-        Raises:
-            RuntimeError: A factor differs by example and `values` is None.
-        """
-
-    @abstractmethod
-    def shift(self, values: Values | None) -> Tensor | None:
-        """Return what is added to the output in addition to x Delta W, (o,), of one condition; None if nothing is."""
-
     def merged_bias(self, values: Values | None) -> Tensor | None:
         """Return the base's bias (o,) with `shift`, in its type, or None if the method has no biases.
 
@@ -74,12 +50,13 @@ class MergeableLayer(nn.Module, ABC):
         shift = self.shift(values)
         if shift is None:
             return None
-        if self.base.bias is None:
+        bias = getattr(self.base, "bias", None)  # an embedding has no such attribute
+        if bias is None:
             method = self.owner[0].method.name
             raise ValueError(
                 f"merge: target {self.target.path!r} has no bias that the bias of {method!r} could be added to"
             )
-        return rounded_sum(self.base.bias, shift, f"the bias of target {self.target.path!r}")
+        return rounded_sum(bias, shift, f"the bias of target {self.target.path!r}")
 
     def merge_weight(self, merged: Tensor) -> None:
         """Put W + Delta W in the place of the base's weight, whose bits are kept."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from metalora.adapters.bound_target import BoundTarget
 from metalora.adapters.kernels import Kernel
 from metalora.adapters.layers.base_layer import BaseLayer
+from metalora.adapters.layers.target_layer import TargetLayer
 from metalora.adapters.plan import Form
 from metalora.adapters.targets import Target
 
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
 CHANNELS = {"conv1d": -2, "conv2d": -3}  # the axis of the output that holds the channels; of other kinds the last
 
 
-class OutputLayer(nn.Module, ABC):
+class OutputLayer(TargetLayer, ABC):
     """y = f(z) of the base's output z.
-
-    It has no `weight`: code that reads `.weight` fails loudly instead of ignoring the adapter.
 
     Args:
         base: The frozen layer.
@@ -93,14 +92,6 @@ class OutputLayer(nn.Module, ABC):
     def rows(self, name: str, factors: dict[str, Tensor]) -> Tensor:
         """Return a factor outside of a contraction as (b or 1, n)."""
         return factors[name].flatten(1) if name in self.owner[0].per_example else factors[name].reshape(1, -1)
-
-    @abstractmethod
-    def delta(self, values: Values | None) -> Tensor:
-        """Return the dense Delta W in the base weight's layout, as a `MergeableLayer` does.
-
-        Raises:
-            ValueError: There is no Delta W.
-        """
 
     @abstractmethod
     def changed(self, y: Tensor, factors: dict[str, Tensor]) -> Tensor:

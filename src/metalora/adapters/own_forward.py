@@ -1,0 +1,243 @@
+"""How the forward of a layer depends on its weight: as torch's own layers do, or in a way of its class.
+
+A subclass of Linear, Conv or Embedding may scale its output, pad its input, standardise its weight or return several
+tensors. What it does is found by trying it on random numbers, without a change of the layer and of torch's generator.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+PLAIN_CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
+    "linear": (nn.Linear,), "conv1d": (nn.Conv1d,), "conv2d": (nn.Conv2d,), "embedding": (nn.Embedding,),
+}  # fmt: skip
+RANK, BATCH, POSITIONS = 2, 2, 3  # sizes of the trial
+TOLERANCE = 1e-8  # relative to the largest number of the output, in float64
+
+
+class Dependence(Enum):
+    """How f(x; W), the forward of a layer, depends on its weight W.
+
+    Attributes:
+        PLAIN: The class has the forward of torch's layer.
+        SAME_UPDATE: f(x; W + Delta W) - f(x; W) is what torch's layer gives for Delta W: the update is computed as
+            for a plain layer.
+        LINEAR: It is f(x; Left) Right for Delta W = Left Right: Left runs through the forward of the class.
+        GENERAL: None of these: f(x; W + Delta W) itself is computed, with the forward of the class.
+    """
+
+    PLAIN = "plain"
+    SAME_UPDATE = "same update"
+    LINEAR = "linear"
+    GENERAL = "general"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial of a layer's forward has shown.
+
+    Attributes:
+        dependence: How it depends on the weight.
+        error: Why the layer cannot be adapted, as the end of a sentence; empty if it can.
+    """
+
+    dependence: Dependence
+    error: str = ""
+
+
+def is_plain(base: nn.Module, kind: str) -> bool:
+    """Whether the class of a layer has the forward of torch's layer of its kind.
+
+    Example:
+        >>> is_plain(nn.Linear(4, 2), "linear")
+        True
+    """
+    if kind == "conv1d_gpt2":  # by name, so that transformers is not imported for models that have no such layer
+        return type(base).__name__ == "Conv1D" and type(base).__module__ == "transformers.pytorch_utils"
+    return any(type(base).forward is plain.forward for plain in PLAIN_CLASSES[kind])
+
+
+def try_forward(base: nn.Module, kind: str) -> Trial:
+    """Find out how the forward of a layer depends on its weight.
+
+    Args:
+        base: The layer; neither it nor torch's generator is changed.
+        kind: Its kind, as `metalora.adapters.targets.kind_of` says it.
+
+    Example:
+        >>> class Doubled(nn.Linear):
+        ...     def forward(self, x):
+        ...         return 2 * super().forward(x)
+        >>> try_forward(Doubled(4, 2), "linear").dependence
+        <Dependence.LINEAR: 'linear'>
+    """
+    if is_plain(base, kind):
+        return Trial(Dependence.PLAIN)
+    if any(buffer.is_meta for buffer in base.buffers()):  # there are no numbers to try it with
+        return Trial(Dependence.GENERAL)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            return _Attempt(base, kind, generator).trial()
+        except Exception as error:  # whatever the class raises on numbers of this type
+            reason = str(error).strip().split("\n")[0][:200]
+            message = f"its forward, that of {type(base).__name__}, could not be tried ({type(error).__name__}: {reason})"
+            return Trial(Dependence.GENERAL, message)
+
+
+def run_with(base: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+    """Run a layer with other tensors in the place of its own parameters, and leave the layer as it is.
+
+    Args:
+        base: The layer.
+        tensors: Name of a parameter -> the tensor in its place.
+        *args: The layer's input, such as (*, i).
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        What the layer returns.
+
+    Example:
+        >>> base = nn.Linear(2, 1, bias=False)
+        >>> run_with(base, {"weight": torch.ones(1, 2)}, torch.tensor([3.0, 4.0]))
+        tensor([7.])
+    """
+    # A compiler traces the first way only; a forward that was set on the instance would run the layer's own tensors.
+    if torch.compiler.is_compiling() or "forward" in vars(base):
+        return torch.func.functional_call(base, dict(tensors), args, kwargs)
+    return _with_tensors(base, tensors)(*args, **kwargs)  # a copy: another thread may run the layer itself
+
+
+def _with_tensors(base: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of a layer that shares all but its parameters of these names."""
+    layer = copy.copy(base)
+    vars(layer)["_parameters"] = {**base._parameters, **tensors}
+    return layer
+
+
+class _Attempt:
+    """Runs the forward of a layer with random numbers in float64 on the CPU.
+
+    Args:
+        base: The layer.
+        kind: Its kind.
+        generator: Where the random numbers come from.
+    """
+
+    def __init__(self, base: nn.Module, kind: str, generator: torch.Generator):
+        self.base, self.kind, self.generator = base, kind, generator
+        self.layer = _in_float64(base)
+        shape = cast(Tensor, base.weight).shape
+        transposed = kind in ("conv1d_gpt2", "embedding")
+        outputs = shape[1] if transposed else shape[0]
+        inputs = (shape[0],) if transposed else tuple(shape[1:])
+        left, right = self.random(RANK, *inputs), self.random(outputs, RANK)  # (k, i, *kernel), (o, k)
+        product = torch.einsum("ok,k...->o...", right, left)
+        self.right, self.weight = right, self.random(*shape)
+        self.left, self.delta = (tensor.mT if transposed else tensor for tensor in (left, product))
+        has_bias = isinstance(base._parameters.get("bias"), Tensor)
+        self.bias, self.shift = (self.random(outputs), self.random(outputs)) if has_bias else (None, None)
+
+    def random(self, *shape: int) -> Tensor:
+        """Return random numbers of any shape."""
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+    def inputs(self) -> list[Tensor]:
+        """Return inputs (b, t, i), pictures of two sizes (b, i, *positions), or ids (b, t)."""
+        if self.kind == "embedding":
+            rows = min(len(self.weight), 5)
+            return [torch.arange(BATCH * POSITIONS).reshape(BATCH, POSITIONS) % rows]
+        if self.kind in ("linear", "conv1d_gpt2"):
+            features = self.weight.shape[0 if self.kind == "conv1d_gpt2" else 1]
+            return [self.random(BATCH, POSITIONS, features)]
+        layer = cast(Any, self.base)
+        sides = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+        smallest = [dilation * (kernel - 1) + 1 + stride for kernel, stride, dilation in sides]
+        sizes = [[side + more for side in smallest] for more in (0, 1)]  # some classes pad odd sizes in another way
+        return [self.random(BATCH, layer.in_channels, *size) for size in sizes]
+
+    def trial(self) -> Trial:
+        """Return what the trial shows."""
+        inputs = self.inputs()
+        before = [self.run(x, self.weight, self.bias) for x in inputs]
+        shifted = None if self.bias is None or self.shift is None else self.bias + self.shift
+        after = [self.run(x, self.weight + self.delta, shifted) for x in inputs]
+        if not any(_differ(old, new) for old, new in zip(before, after, strict=True)):
+            return Trial(Dependence.GENERAL, f"{type(self.base).__name__} does not compute with its `weight`")
+        if all(isinstance(value, Tensor) for value in (*before, *after)):
+            for dependence, forward in self.ways().items():
+                if self.explains(forward, inputs, before, after):
+                    return Trial(dependence)
+        return Trial(Dependence.GENERAL)
+
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+        """Run the layer's own forward on x, with other numbers as weight (*weight) and bias (o,)."""
+        tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        layer = _with_tensors(self.layer, tensors)
+        return type(layer).forward(layer, x)
+
+    def ways(self) -> dict[Dependence, Callable[[Tensor], Tensor]]:
+        """Return the cheap ways to compute x Left, (b, .., i) -> (b, .., k): as torch's layer, and as this class."""
+        bias = None if self.bias is None else torch.zeros(RANK, dtype=torch.float64)
+
+        def plain(x: Tensor) -> Tensor:
+            if self.kind == "conv1d_gpt2":
+                return x @ self.left
+            layer = _with_tensors(self.layer, {"weight": self.left} | ({} if bias is None else {"bias": bias}))
+            return cast(Tensor, PLAIN_CLASSES[self.kind][0].forward(layer, x))
+
+        return {Dependence.SAME_UPDATE: plain, Dependence.LINEAR: lambda x: self.run(x, self.left, bias)}
+
+    def explains(
+        self, hidden: Callable[[Tensor], Tensor], inputs: list[Tensor], before: list[Tensor], after: list[Tensor]
+    ) -> bool:
+        """Whether (x Left) Right and the shift of the bias are what W + Delta W changes at the output."""
+        axis = 1 if self.kind in ("conv1d", "conv2d") else -1
+        for x, old, new in zip(inputs, before, after, strict=True):
+            try:
+                update = hidden(x).movedim(axis, -1) @ self.right.mT + (0 if self.shift is None else self.shift)
+            except Exception:  # the class does not run with k outputs
+                return False
+            actual = (new - old).movedim(axis, -1)
+            if update.shape != actual.shape or (update - actual).abs().max() > TOLERANCE * new.abs().max():
+                return False
+        return True
+
+
+def _in_float64(base: nn.Module) -> nn.Module:
+    """Return a copy of a layer in eval mode, with its buffers and modules in float64 on the CPU."""
+    layer = copy.copy(base)
+    vars(layer).pop("forward", None)  # one that was set on the instance runs the original
+    vars(layer)["training"] = False
+    vars(layer)["_buffers"] = {name: _number_in_float64(buffer) for name, buffer in base._buffers.items()}
+    children = {name: copy.deepcopy(child) for name, child in base._modules.items() if child is not None}
+    vars(layer)["_modules"] = {name: child.to("cpu", torch.float64).eval() for name, child in children.items()}
+    parameters = {
+        name: None if parameter is None or name in ("weight", "bias") else _number_in_float64(parameter)
+        for name, parameter in base._parameters.items()
+    }
+    vars(layer)["_parameters"] = parameters
+    return layer
+
+
+def _number_in_float64(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None:
+        return None
+    copied = tensor.detach().to("cpu", copy=True)
+    return copied.double() if copied.is_floating_point() else copied
+
+
+def _differ(old: Any, new: Any) -> bool:
+    """Whether two outputs, tensors or tuples of them, differ."""
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        return not torch.equal(old, new)
+    if isinstance(old, (tuple, list)) and isinstance(new, (tuple, list)):
+        return any(_differ(first, second) for first, second in zip(old, new, strict=True))
+    return False
