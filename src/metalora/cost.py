@@ -11,9 +11,10 @@ from torch import nn
 
 from metalora.adapters.layout import Layout, TargetLayout, build_layout
 from metalora.adapters.plan import plan_form
-from metalora.adapters.skipped import SkippedWeight, skipped_weights
-from metalora.adapters.targets import Target, find_targets
+from metalora.adapters.skipped import SkippedWeight
+from metalora.adapters.targets import Target
 from metalora.adapters.trained_biases import bias_shapes
+from metalora.adapters.usable_targets import usable_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.methods.records import AnyRank, SplitRank
@@ -136,7 +137,7 @@ def match_parameters(
         5
     """
     method = resolve(config).method
-    targets = find_targets(model, config.targets, config.exclude)
+    targets, _ = usable_targets(model, config)
     step = config.experts if method.has(SplitRank) else 1  # rank = step * multiple
     # a single bond that may exceed every mode is the method's only size, and clipping it would end the search early
     clip_rank = not (method.has(AnyRank) and len(method.rank_bonds) == 1)
@@ -223,7 +224,7 @@ def summarise(model: nn.Module, config: AdapterConfig) -> CostSummary:
     """
     resolved = resolve(config)
     method = resolved.method
-    targets = find_targets(model, config.targets, config.exclude)
+    targets, skipped = usable_targets(model, config)
     layout = build_layout(targets, resolved)
     target_layouts = layout.targets.values()
     # planned without batched factors: the cost of an input whose examples share one condition
@@ -244,7 +245,7 @@ def summarise(model: nn.Module, config: AdapterConfig) -> CostSummary:
         multiply_adds=added,
         base_multiply_adds=base,
         overhead=added / base,
-        skipped=skipped_weights(model, config.targets, config.exclude),
+        skipped=skipped,
     )
 
 
@@ -266,7 +267,7 @@ def describe(model: nn.Module, config: AdapterConfig) -> AdapterDescription:
     """
     resolved = resolve(config)
     method = resolved.method
-    targets = find_targets(model, config.targets, config.exclude)
+    targets, skipped = usable_targets(model, config)
     layout, biases = build_layout(targets, resolved), _bias_numbers(model, config, targets)
     return AdapterDescription(
         method=method.name,
@@ -274,7 +275,7 @@ def describe(model: nn.Module, config: AdapterConfig) -> AdapterDescription:
         targets=[_describe_target(layout, target_layout) for target_layout in layout.targets.values()],
         parameters=layout.num_params() + biases,
         bytes=_file_bytes(layout, biases),
-        skipped=skipped_weights(model, config.targets, config.exclude),
+        skipped=skipped,
     )
 
 

@@ -29,9 +29,11 @@ from metalora.adapters.layers import (
 from metalora.adapters.layout import build_layout
 from metalora.adapters.merged_state import guard_state
 from metalora.adapters.plan import Form, plan_forms
-from metalora.adapters.skipped import skipped_weights, warning_of
-from metalora.adapters.targets import Target, find_targets
+from metalora.adapters.skipped import warning_of
+from metalora.adapters.targets import Target
 from metalora.adapters.trained_biases import OutsideBias, bias_shapes
+from metalora.adapters.usable_targets import usable_targets
+from metalora.adapters.weight_readers import computed_with
 from metalora.config import AdapterConfig
 from metalora.methods.resolve import resolve
 from metalora.tensornet.forms.bottleneck import Bottleneck
@@ -72,8 +74,7 @@ def attach(
         torch.Size([3, 2])
     """
     _check_no_adapter(model)
-    targets = find_targets(model, config.targets, config.exclude)
-    skipped = skipped_weights(model, config.targets, config.exclude)
+    targets, skipped = usable_targets(model, config)
     bases = {target.path: model.get_submodule(target.path) for target in targets}
     # All that may raise an error is done before the model is touched; a warning may be one too.
     warning = warning_of(skipped, str(config.targets), type(model).__name__)
@@ -139,8 +140,10 @@ def build(
         _remove_hooks(adapter)
         raise
     move_like(weights[targets[0].path], adapter)
+    read_by_model = computed_with(model)
     for path, form in plan_forms(layout, adapter.per_example).items():
         adapter.layers[path] = _layer(adapter, path, form, bases[path])
+        adapter.layers[path].is_computed_with = path in read_by_model
     mark_shared_inputs(adapter)
     return adapter
 
@@ -256,6 +259,7 @@ def count_params(config: AdapterConfig, targets: Sequence[Target], feature_size:
             `metalora.plan(model, config)` counts these.
 
     Example:
+        >>> from metalora import find_targets
         >>> targets = find_targets(nn.Sequential(nn.Linear(8, 4)), "0")
         >>> count_params(AdapterConfig("lora", rank=2), targets)
         24

@@ -54,7 +54,8 @@ def _drop_mark(adapter: nn.Module, state: dict[str, Any], prefix: str, *others: 
 
 
 def _check_mark(adapter: Adapter, model: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
-    if not any(f"{prefix}{path}.base.weight" in state for path in adapter.layers):
+    bases = tuple(f"{prefix}{path}.base." for path in adapter.layers)
+    if not any(name.startswith(bases) for name in state):
         return  # the adapter alone
     is_merged = any(name.startswith(prefix) and is_mark(name) for name in state)
     if is_merged and not adapter.merged:

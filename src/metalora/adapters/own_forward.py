@@ -15,6 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from metalora.adapters.stored_weight import is_quantised
+
 PLAIN_CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,), "conv1d": (nn.Conv1d,), "conv2d": (nn.Conv2d,), "embedding": (nn.Embedding,),
 }  # fmt: skip
@@ -46,10 +48,12 @@ class Trial:
     Attributes:
         dependence: How it depends on the weight.
         error: Why the layer cannot be adapted, as the end of a sentence; empty if it can.
+        returns_tensor: Whether it returns a single tensor.
     """
 
     dependence: Dependence
     error: str = ""
+    returns_tensor: bool = True
 
 
 def is_plain(base: nn.Module, kind: str) -> bool:
@@ -80,6 +84,8 @@ def try_forward(base: nn.Module, kind: str) -> Trial:
     """
     if is_plain(base, kind):
         return Trial(Dependence.PLAIN)
+    if is_quantised(base.weight):  # only a bridge adapts such layers, and adds the update to what they return
+        return Trial(Dependence.SAME_UPDATE)
     if any(buffer.is_meta for buffer in base.buffers()):  # there are no numbers to try it with
         return Trial(Dependence.GENERAL)
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +94,9 @@ def try_forward(base: nn.Module, kind: str) -> Trial:
             return _Attempt(base, kind, generator).trial()
         except Exception as error:  # whatever the class raises on numbers of this type
             reason = str(error).strip().split("\n")[0][:200]
-            message = f"its forward, that of {type(base).__name__}, could not be tried ({type(error).__name__}: {reason})"
+            message = (
+                f"its forward, that of {type(base).__name__}, could not be tried ({type(error).__name__}: {reason})"
+            )
             return Trial(Dependence.GENERAL, message)
 
 
@@ -143,7 +151,8 @@ class _Attempt:
         self.right, self.weight = right, self.random(*shape)
         self.left, self.delta = (tensor.mT if transposed else tensor for tensor in (left, product))
         has_bias = isinstance(base._parameters.get("bias"), Tensor)
-        self.bias, self.shift = (self.random(outputs), self.random(outputs)) if has_bias else (None, None)
+        self.bias = self.random(outputs) if has_bias else None
+        self.shift = self.random(outputs) if has_bias else None
 
     def random(self, *shape: int) -> Tensor:
         """Return random numbers of any shape."""
@@ -175,7 +184,8 @@ class _Attempt:
             for dependence, forward in self.ways().items():
                 if self.explains(forward, inputs, before, after):
                     return Trial(dependence)
-        return Trial(Dependence.GENERAL)
+            return Trial(Dependence.GENERAL)
+        return Trial(Dependence.GENERAL, returns_tensor=False)
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
         """Run the layer's own forward on x, with other numbers as weight (*weight) and bias (o,)."""

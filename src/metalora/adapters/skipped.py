@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from metalora.adapters.stored_weight import QUANTISED
 from metalora.adapters.targets import (
     PRESETS,
-    QUANTISED,
     READ_BY_ATTENTION,
     head_path,
     kind_of,

@@ -12,6 +12,8 @@ from torch import nn
 
 from metalora._util.shown import shown
 from metalora._util.suggest import nearest
+from metalora.adapters.own_forward import try_forward
+from metalora.adapters.stored_weight import why_not_writable
 
 PRESETS = {
     "all": ("linear", "conv1d_gpt2", "conv1d", "conv2d"),
@@ -111,7 +113,6 @@ def _weight(module: nn.Module) -> torch.Tensor:
     return cast(torch.Tensor, module.weight)
 
 
-QUANTISED = "quantised weights are not adapted"
 READ_BY_ATTENTION = "nn.MultiheadAttention reads this weight itself, so a wrapper would never run"
 
 
@@ -152,17 +153,20 @@ def refusal(model: nn.Module, path: str, module: nn.Module) -> Refusal | None:
     if groups != 1:
         reason = "grouped and depthwise convolutions are not adapted"
         return Refusal(f"{class_name} has groups={groups}; {reason}", reason)
-    weight = module.weight
-    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
-        dtype = getattr(weight, "dtype", type(weight).__name__)
-        return Refusal(f"its weight is {dtype}; {QUANTISED}", QUANTISED)
+    message, reason = why_not_writable(module)
+    if message:
+        return Refusal(message, reason)
+    if getattr(module, "max_norm", None) is not None:
+        reason = "max_norm writes into the weight in every forward, so it would not stay frozen"
+        return Refusal(f"{class_name} has max_norm={module.max_norm}; {reason}", reason)
     parent = model.get_submodule(path.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
         return Refusal(READ_BY_ATTENTION, READ_BY_ATTENTION)
     if isinstance(parent, nn.TransformerEncoderLayer):
         reason = "nn.TransformerEncoderLayer reads this weight itself in eval mode"
         return Refusal(reason, reason)
-    return None
+    error = try_forward(module, str(kind_of(module))).error
+    return Refusal(error, error) if error else None
 
 
 def head_path(model: nn.Module) -> str | None:

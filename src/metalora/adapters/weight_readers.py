@@ -13,6 +13,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from types import CodeType, FunctionType
+from typing import Any
 
 from torch import nn
 
@@ -53,7 +54,7 @@ def _has_module(model: nn.Module, path: str) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _chains(module_class: type[nn.Module]) -> tuple[str, ...]:
+def _chains(module_class: Any) -> tuple[str, ...]:
     """Return the attributes of a class ("attn.qkv") with whose weight its forward, or what that calls, computes."""
     if module_class.__module__.partition(".")[0] == "metalora":
         return ()

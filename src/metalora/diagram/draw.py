@@ -9,7 +9,7 @@ from torch import nn
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.layout import Layout, build_layout
-from metalora.adapters.targets import find_targets
+from metalora.adapters.usable_targets import usable_targets
 from metalora.config import AdapterConfig
 from metalora.diagram.compose import draw_network, with_title
 from metalora.diagram.svg import to_svg
@@ -68,7 +68,7 @@ def draw_on_model(model: nn.Module, config: AdapterConfig) -> str:
         True
     """
     resolved = resolve(config)
-    return _draw_layout(resolved, build_layout(find_targets(model, config.targets, config.exclude), resolved))
+    return _draw_layout(resolved, build_layout(usable_targets(model, config)[0], resolved))
 
 
 def _draw_layout(resolved: ResolvedMethod, layout: Layout) -> str:

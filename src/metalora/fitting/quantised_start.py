@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach, detach
 from metalora.adapters.init import input_rows
-from metalora.adapters.targets import TRANSPOSED, Target, find_targets
+from metalora.adapters.targets import TRANSPOSED, Target
+from metalora.adapters.usable_targets import usable_targets
 from metalora.config import AdapterConfig
 from metalora.fitting.data_start import KINDS
 from metalora.fitting.normal_float import rounded
@@ -61,7 +62,7 @@ def quantise_and_attach(model: nn.Module, config: AdapterConfig, *, bits: int = 
     """
     _check_numbers(bits, iterations)
     _check_config(config)
-    _check_weights(model, find_targets(model, config.targets, config.exclude))
+    _check_weights(model, usable_targets(model, config)[0])
     adapter = attach(model, config)
     try:
         starts = {path: _start(adapter, path, bits, iterations) for path in adapter.targets}

@@ -24,7 +24,7 @@ from metalora.adapters.attach import adapter_of, attach
 from metalora.adapters.conditioning.extractor import check_no_download
 from metalora.adapters.expected_shapes import expected_shapes
 from metalora.adapters.layout import counted_stacks
-from metalora.adapters.targets import find_targets
+from metalora.adapters.usable_targets import usable_targets
 from metalora.config import STACKS_WITHOUT_FIELD, AdapterConfig, config_in_file, from_dict, missing_in_file
 from metalora.io.base_samples import check_samples, sample_base, trained_with
 from metalora.io.condition_file import adapter_digest, extractor_digest
@@ -279,7 +279,7 @@ def load(
 def _check_shapes(model: nn.Module, config: AdapterConfig, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Raise a ValueError unless the tensors have the shapes that the configuration asks for, before any is made."""
     try:
-        shapes = expected_shapes(find_targets(model, config.targets, config.exclude), config)
+        shapes = expected_shapes(usable_targets(model, config)[0], config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     for name, shape in shapes.items():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.layout import Layout, build_layout
-from metalora.adapters.targets import find_targets
+from metalora.adapters.usable_targets import usable_targets
 from metalora.config import AdapterConfig
 from metalora.methods.method import Method
 from metalora.methods.resolve import ResolvedMethod, resolve
@@ -59,7 +59,7 @@ def ranks_by_spectra(
         ['r1', 'r2', 'r3']
     """
     resolved = resolve(replace(config, rank=1, clip_rank=False))  # the open axes do not depend on the rank
-    method, targets = resolved.method, find_targets(model, config.targets, config.exclude)
+    method, (targets, _) = resolved.method, usable_targets(model, config)
     cuts = _cuts(resolved)
     layout = build_layout(targets, resolved)
     if layout.num_params() > params:

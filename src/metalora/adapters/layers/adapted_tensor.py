@@ -12,12 +12,13 @@ from torch.utils._pytree import tree_map
 if TYPE_CHECKING:
     from metalora.adapters.layers.read_as_base import ReadAsBase
 
+ATTRIBUTES = (
+    "dtype", "device", "shape", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_quantized",
+    "requires_grad", "itemsize", "nbytes",
+)  # fmt: skip
 LOOKS = frozenset(
     {
-        Tensor.dtype.__get__, Tensor.device.__get__, Tensor.shape.__get__, Tensor.ndim.__get__,
-        Tensor.layout.__get__, Tensor.is_cuda.__get__, Tensor.is_cpu.__get__, Tensor.is_meta.__get__,
-        Tensor.is_sparse.__get__, Tensor.is_quantized.__get__, Tensor.requires_grad.__get__,
-        Tensor.itemsize.__get__, Tensor.nbytes.__get__,
+        *(getattr(Tensor, name).__get__ for name in ATTRIBUTES),
         Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.stride,
         Tensor.is_floating_point, Tensor.is_complex, Tensor.is_contiguous, Tensor.element_size, Tensor.get_device,
         Tensor.__len__, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full, Tensor.new_tensor,
@@ -35,7 +36,9 @@ WRITES = frozenset(
         Tensor.register_hook, Tensor.retain_grad, Tensor.backward,
     }
 )  # fmt: skip
-"""Functions that change a tensor, beside those whose names end with an underscore."""
+"""Functions that change a tensor, next to those whose names end with an underscore."""
+
+DETACHING = (Tensor.detach, getattr(Tensor, "data").__get__)  # noqa: B009
 
 
 class AdaptedTensor(Tensor):
@@ -74,7 +77,7 @@ class AdaptedTensor(Tensor):
             A tensor in the shape of the base's own, (*weight) or (o,).
         """
         stored = layer.stored(which)
-        adapted: AdaptedTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        adapted: AdaptedTensor = Tensor._make_wrapper_subclass(
             cls, stored.shape, stored.stride(), dtype=stored.dtype, device=stored.device, layout=stored.layout
         )
         adapted.layer, adapted.which, adapted.is_detached = layer, which, is_detached
@@ -106,7 +109,7 @@ class AdaptedTensor(Tensor):
         """Run a function of torch on the base's weight if it only looks, and otherwise on W + Delta W."""
         kwargs = dict(kwargs or {})
         first = args[0] if args else kwargs.get("tensor")  # the functions of torch.nn.init call it so
-        if isinstance(first, AdaptedTensor) and func in (Tensor.detach, Tensor.data.__get__):  # type: ignore[attr-defined]
+        if isinstance(first, AdaptedTensor) and func in DETACHING:
             return AdaptedTensor(first.layer, first.which, is_detached=True)
         written = first if func in WRITES or _is_in_place(func) else kwargs.get("out")
         if isinstance(written, AdaptedTensor):
@@ -118,7 +121,9 @@ class AdaptedTensor(Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Refuse what has come past `__torch_function__`, such as a kernel that takes the address of the numbers."""
         values = [*args, *(kwargs or {}).values()]
         adapted = next(value for value in values if isinstance(value, AdaptedTensor))

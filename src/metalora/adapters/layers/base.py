@@ -209,7 +209,7 @@ class AdaptedLayer(MergeableLayer):
         weights = self.to_base_layout(lefts.movedim(1, -1))
         bias = getattr(self.base, "bias", None)
         zeros = {} if bias is None else {"bias": weights.new_zeros(self.form.left_rank)}
-        examples = [x] if len(weights) == 1 else x.split(1)
+        examples = [x] if len(weights) == 1 else torch.split(x, 1)
         parts = [run_with(self.base, {"weight": w, **zeros}, part) for w, part in zip(weights, examples, strict=True)]
         h = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.channels > 0:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.layers.fused import inplace_low_rank_add

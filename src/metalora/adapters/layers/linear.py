@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from metalora.adapters.layers.base import AdaptedLayer, autocast_dtype, cast_all
 from metalora.adapters.layers.fused import (
@@ -16,12 +16,9 @@ from metalora.adapters.layers.fused import (
     inplace_low_rank_add,
     low_rank_linear,
 )
-from metalora.adapters.plan import Form
-from metalora.adapters.targets import Target
 from metalora.tensornet.forms.circuit import Circuit
 
 if TYPE_CHECKING:
-    from metalora.adapters.adapter import Adapter
     from metalora.adapters.conditioning.condition import Values
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from metalora.adapters.bit_hash import bit_hash
 from metalora.adapters.layers.target_layer import TargetLayer
 from metalora.adapters.rounded_sum import rounded_sum
+from metalora.adapters.stored_weight import KeptWeight, write_weight
 
 if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition import Values
@@ -30,6 +31,7 @@ class MergeableLayer(TargetLayer, ABC):
         # Of the instance: a quantised weight is a parameter, which cannot take the place of an attribute of the class.
         self.original: Tensor | None = None
         self.original_bias: Tensor | None = None
+        self._kept: KeptWeight | None = None
         self.written: int | None = None
         self.written_bias: int | None = None
 
@@ -60,15 +62,16 @@ class MergeableLayer(TargetLayer, ABC):
 
     def merge_weight(self, merged: Tensor) -> None:
         """Put W + Delta W in the place of the base's weight, whose bits are kept."""
-        self.original = self.base.weight.detach().clone()
-        self.base.weight.data.copy_(merged)
+        self._kept = KeptWeight(self.base)
+        self.original = self._kept.weight(self.base)
+        write_weight(self.base, merged)
         self.written = bit_hash(self.base.weight)
 
     def unmerge_weight(self) -> None:
         """Restore the base's weight, bit for bit."""
-        if self.original is not None:
-            self.base.weight.data.copy_(self.original)
-            self.original = self.written = None
+        if self._kept is not None:
+            self._kept.restore(self.base)
+            self.original = self.written = self._kept = None
 
     def changed_since_merge(self) -> bool:
         """Return True if the weight or the bias is no longer what a merge has written."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
@@ -48,9 +48,15 @@ class OutputLayer(TargetLayer, ABC):
         self.form = form
         self.bound = BoundTarget(self.owner[0], self.target.path, form)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return f(base(x)): (b, .., i) -> (b, .., o), in the base's own layout."""
-        return self.add_update(x, self.base(x))
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return f(base(x)): (b, .., i) -> (b, .., o), in the base's own layout.
+
+        Args:
+            x: The input.
+            *args: Further arguments of the base.
+            **kwargs: The same by name.
+        """
+        return self.add_update(x, self.base(x, *args, **kwargs))
 
     def add_update(self, x: Tensor, y: Tensor, values: Values | None = None) -> Tensor:
         """Return f(y), for an output y of the base that is known.

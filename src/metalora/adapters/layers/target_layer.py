@@ -25,6 +25,7 @@ class TargetLayer(ReadAsBase, ABC):
     owner: tuple[Adapter]
     bound: BoundTarget
     original: Tensor | None  # the base's weight while merged; None otherwise
+    runs_whole = False  # True if the base's own forward runs with W + Delta W
 
     @property
     def wrapped(self) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.layers.base import AdaptedLayer
+from metalora.adapters.layers.read_as_base import ReadAsBase
+from metalora.adapters.own_forward import run_with
 from metalora.adapters.targets import Target
 from metalora.integrations.peft.compat import resolve_quantization_backend
 from metalora.integrations.peft.container import AdapterContainer, TunerLayer, weight_of
 from metalora.integrations.peft.peft_api import QuantizationBackend
 
 
-class AdaptedModule(TunerLayer, nn.Module):
+class AdaptedModule(ReadAsBase, TunerLayer):
     """y = base(x) + the update of every active adapter.
 
     It owns no parameter: the factors are in the container.
@@ -48,6 +50,7 @@ class AdaptedModule(TunerLayer, nn.Module):
         self.adapter_layers: dict[str, AdaptedLayer] = {}
         self.merged_adapters: list[str] = []
         self.quantization_backend: QuantizationBackend | None = resolve_quantization_backend(base)
+        self.path_of_target = target.path
         self.in_features, self.out_features = target.sizes["in"], target.sizes["out"]
         # A tuple hides the container from nn.Module, which would otherwise register it in every layer.
         self._container = (container,)
@@ -82,16 +85,75 @@ class AdaptedModule(TunerLayer, nn.Module):
         if self.disable_adapters or self.merged or self.container.is_base_only:
             return self._base_output(x, *args, **kwargs)
         if self.container.call.adapter_names is not None:
+            self._check_rows_can_be_mixed(args, kwargs)
             return self._mixed_batch(x, self._base_output(x, *args, **kwargs))
-        layers = [self.adapter_layers[name] for name in self.active_adapters if name in self.adapter_layers]
-        if len(layers) == 1 and not args and not kwargs:
+        layers = self._active_layers()
+        if len(layers) == 1:
             # The layer runs the base itself, so that base and update can share their passes.
-            adapted: Tensor = layers[0](x)
+            adapted: Tensor = layers[0](x, *args, **kwargs)
             return adapted
+        if any(layer.runs_whole for layer in layers):
+            tensors = {name: self.adapted(name) for name in ("weight", "bias") if hasattr(self.base_layer, name)}
+            whole: Tensor = run_with(self.base_layer, tensors, x, *args, **kwargs)
+            return whole
         y = self._base_output(x, *args, **kwargs)
         for layer in layers:
             y = layer.add_update(x, y)
         return y
+
+    def _active_layers(self) -> list[AdaptedLayer]:
+        return [self.adapter_layers[name] for name in self.active_adapters if name in self.adapter_layers]
+
+    def _check_rows_can_be_mixed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise a ValueError if a base that runs as a whole has further arguments: they are not cut into rows."""
+        if (args or kwargs) and any(layer.runs_whole for layer in self.adapter_layers.values()):
+            raise ValueError(
+                f"target {self.path_of_target!r}: {type(self.base_layer).__name__} is called with more than its input, "
+                "so it cannot run with an adapter for each example (adapter_names)"
+            )
+
+    # ---- what a model reads ----------------------------------------------------------------------------------------
+    @property
+    def wrapped(self) -> nn.Module:
+        """The base."""
+        return self.base_layer
+
+    @property
+    def weight(self) -> Tensor:
+        """W + the Delta W of all active adapters (*weight); of a quantised base its own weight, as it is stored."""
+        if self.quantization_backend is None:
+            return super().weight
+        weight: Tensor = getattr(self.base_layer, "qweight", self.base_layer.weight)
+        return weight
+
+    @property
+    def changes_bias(self) -> bool:
+        """True if an adapter may change the bias."""
+        return any(layer.changes_bias for layer in self.adapter_layers.values())
+
+    def weight_change(self) -> Tensor | None:
+        """Return the sum of the Delta W of the active adapters (*weight); None if none acts now.
+
+        Raises:
+            ValueError: A Delta W differs by example, or the call has an adapter for each example.
+        """
+        return _total([layer.weight_change() for layer in self._acting_layers()])
+
+    def bias_change(self) -> Tensor | None:
+        """Return the sum of the changes of the bias (o,); None if there is none.
+
+        Raises:
+            ValueError: A change differs by example, or the call has an adapter for each example.
+        """
+        return _total([layer.bias_change() for layer in self._acting_layers()])
+
+    def _acting_layers(self) -> list[AdaptedLayer]:
+        """The layers that act now: none of them if the base runs alone or is merged."""
+        if self.disable_adapters or self.merged or self.container.is_base_only:
+            return []
+        if self.container.call.adapter_names is not None:
+            raise self.cannot_be_read("computes with it, while each example has an adapter of its own (adapter_names)")
+        return self._active_layers()
 
     def _base_output(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y: Tensor = self.base_layer(x, *args, **kwargs)
@@ -200,6 +262,12 @@ class Linear(AdaptedModule):
 
 LAYER_CLASSES: dict[str, type[AdaptedModule]] = {"linear": Linear, "conv1d_gpt2": Linear}
 """Kind of a target -> the class of its layer, if that is not `AdaptedModule`."""
+
+
+def _total(changes: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the sum of changes of one shape, without those that are None."""
+    present = [change for change in changes if change is not None]
+    return sum(present[1:], present[0]) if present else None
 
 
 def _check_one_condition(name: str, adapter: Adapter) -> None:

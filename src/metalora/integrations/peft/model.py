@@ -117,7 +117,9 @@ class TensorNetworkModel(BaseTuner):
             layer_class = LAYER_CLASSES.get(resolved_target.kind, AdaptedModule)
             module = layer_class(target, container, resolved_target)
             self._replace_module(parent, target_name, module, target)
-        module.adapter_layers[adapter_name] = layers_of(adapter)[current_key]
+        layer = layers_of(adapter)[current_key]
+        module.adapter_layers[adapter_name] = layer
+        module.is_computed_with = layer.is_computed_with
 
     def _container_with(self, adapter_name: str, config: TensorNetworkConfig) -> AdapterContainer:
         """The model's container with the adapter of this name; both are made if they are missing.
@@ -166,7 +168,7 @@ class TensorNetworkModel(BaseTuner):
             if path and self._check_target_module_exists(config, path)
         }
         if self._all_linear:
-            matched = without_refused(self.model, matched)
+            matched = without_refused(self.model, config, matched)
         return resolve_targets(self.model, config, matched)
 
     def _check_new_adapter_config(self, config: TensorNetworkConfig) -> None:

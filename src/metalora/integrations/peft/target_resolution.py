@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import replace
 
@@ -12,12 +12,15 @@ from torch import nn
 
 from metalora._util.patterns import MOST_PATTERNS, check_patterns
 from metalora.adapters.skipped import SkippedWeight, skipped_weights
-from metalora.adapters.targets import Refusal, Target, refusal
+from metalora.adapters.stored_weight import is_parametrized
+from metalora.adapters.targets import PRESETS, Refusal, Target, head_path, kind_of, refusal
+from metalora.adapters.usable_targets import method_refusals
 from metalora.integrations.peft.compat import resolve_quantization_backend
 from metalora.integrations.peft.config import TensorNetworkConfig
 from metalora.integrations.peft.saved_layout import check_same_targets
 from metalora.io.lora.format import AS_PEFT_MATCHES
 from metalora.methods.registry import get_method
+from metalora.methods.resolve import resolve
 
 ALL_LINEAR = "all-linear"
 NAMES_OR_PATTERN = ("target_modules", "exclude_modules")
@@ -55,6 +58,8 @@ def resolve_targets(
     """
     check_same_targets(model, config, matched)
     targets = [_adaptable(model, path, target) for path, target in matched.items()]
+    for path, reason in _refused_by_method(model, config, matched).items():
+        raise ValueError(f"Target module {path!r} is not supported: {reason}")
     if "layer" not in get_method(config.method).coordinates:
         return targets
     # PEFT's patterns often match a pooler too, and PEFT's tuners adapt it; `attach` refuses it.
@@ -74,7 +79,17 @@ def _refusal(model: nn.Module, path: str) -> Refusal | None:
     module = model.get_submodule(path)
     base = getattr(module, "base_layer", module)
     # A quantised weight is refused in general, but PEFT may have a backend that can read and write it.
-    return None if resolve_quantization_backend(base) is not None else refusal(model, path, base)
+    if resolve_quantization_backend(base) is not None:
+        return None
+    if is_parametrized(base):
+        reason = "its weight is computed by a parametrization, into which PEFT does not merge; metalora.attach does"
+        return Refusal(reason, reason)
+    return refusal(model, path, base)
+
+
+def _refused_by_method(model: nn.Module, config: TensorNetworkConfig, paths: Collection[str]) -> dict[str, Refusal]:
+    """Why the method of a configuration cannot adapt layers that others can, for those that it cannot."""
+    return method_refusals(model, resolve(config.adapter_config()), paths)
 
 
 def check_patterns_of(model: nn.Module, config: TensorNetworkConfig) -> None:
@@ -113,14 +128,19 @@ def is_all_linear(config: TensorNetworkConfig) -> bool:
     return isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR
 
 
-def without_refused(model: nn.Module, matched: Mapping[str, Target | None]) -> dict[str, Target | None]:
+def without_refused(
+    model: nn.Module, config: TensorNetworkConfig, matched: Mapping[str, Target | None]
+) -> dict[str, Target | None]:
     """Return the matched modules that can be adapted, for "all-linear", whose names the user did not choose.
 
     Args:
         model: The base model.
+        config: The configuration.
         matched: Path -> target, as in `resolve_targets`.
     """
-    return {path: target for path, target in matched.items() if _refusal(model, path) is None}
+    usable = {path: target for path, target in matched.items() if _refusal(model, path) is None}
+    refused = _refused_by_method(model, config, usable)
+    return {path: target for path, target in usable.items() if path not in refused}
 
 
 def skipped_by_all_linear(model: nn.Module, config: TensorNetworkConfig) -> tuple[SkippedWeight, ...]:
@@ -130,7 +150,16 @@ def skipped_by_all_linear(model: nn.Module, config: TensorNetworkConfig) -> tupl
         model: The base model.
         config: The configuration, before PEFT replaces "all-linear" by names.
     """
-    return tuple(weight for weight in skipped_weights(model, "linear") if not _is_excluded(config, weight.path))
+    head = head_path(model)
+    layers = {path: getattr(module, "base_layer", module) for path, module in model.named_modules() if path != head}
+    linear = [
+        path
+        for path, layer in layers.items()
+        if kind_of(layer) in PRESETS["linear"] and not path.endswith(".base_layer") and _refusal(model, path) is None
+    ]
+    by_method = (SkippedWeight(p, reason.reason) for p, reason in _refused_by_method(model, config, linear).items())
+    skipped = (*skipped_weights(model, "linear"), *by_method)
+    return tuple(weight for weight in skipped if not _is_excluded(config, weight.path))
 
 
 def _is_excluded(config: TensorNetworkConfig, path: str) -> bool:
