@@ -80,9 +80,13 @@ class KeptWeight:
         """Return the kept weight (*weight) of the layer, which has not changed yet."""
         return cast(Tensor, base.weight).detach().clone() if is_parametrized(base) else self.copies[0]
 
+    def pairs(self, base: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Return each tensor that the layer stores for its weight, of any shape, and its copy."""
+        return list(zip(_stored_tensors(base), self.copies, strict=True))
+
     def restore(self, base: nn.Module) -> None:
         """Put the copies back into the layer that they are of."""
-        for tensor, copied in zip(_stored_tensors(base), self.copies, strict=True):
+        for tensor, copied in self.pairs(base):
             tensor.data.copy_(copied)
 
 

@@ -13,7 +13,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -38,7 +38,7 @@ def computed_with(model: nn.Module) -> frozenset[str]:
     """
     paths = set()
     for path, module in model.named_modules():
-        for chain in _chains(type(module)):
+        for chain in _chains(cast(Any, type(module))):
             full = f"{path}.{chain}".lstrip(".")
             if _has_module(model, full):
                 paths.add(full)
@@ -54,7 +54,7 @@ def _has_module(model: nn.Module, path: str) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _chains(module_class: Any) -> tuple[str, ...]:
+def _chains(module_class: type[nn.Module]) -> tuple[str, ...]:
     """Return the attributes of a class ("attn.qkv") with whose weight its forward, or what that calls, computes."""
     if module_class.__module__.partition(".")[0] == "metalora":
         return ()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
-from metalora.adapters.layers import AdaptedLayer, OutputLayer
+from metalora.adapters.layers import AdaptedLayer, MergeableLayer, OutputLayer
 from metalora.io.fingerprint import base_weight, sampled_digest
 
 PARTS = {
@@ -110,7 +110,7 @@ def sample_base(model: nn.Module, targets: Collection[str], left_out: Collection
     """
     weights = {f"{path}.weight": base_weight(model.get_submodule(path)) for path in targets}
     skipped = set(left_out)
-    before_merging = _biases_before_merging(model)
+    before_merging = _before_merging(model)
     rest = [
         (name, before_merging.get(id(value), value))
         for name, value in base_tensors(model)
@@ -149,13 +149,16 @@ def _with_parents(name: str) -> list[str]:
     return [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
 
 
-def _biases_before_merging(model: nn.Module) -> dict[int, Tensor]:
-    """Return, by the id of a bias that a merged adapter has changed, the bias before."""
+def _before_merging(model: nn.Module) -> dict[int, Tensor]:
+    """Return, by the id of a bias or a part of a weight that a merged adapter has changed, what it was before."""
     before: dict[int, Tensor] = {}
     for adapter in (module for module in model.modules() if isinstance(module, Adapter)):
         changed = [(getattr(layer.base, "bias", None), layer.original_bias) for layer in adapter.layers.values()]
         changed += [(outside.module.bias, outside.original) for outside in adapter.outside_biases.values()]
-        for bias, original in changed:
+        for layer in adapter.layers.values():
+            kept = layer.kept if isinstance(layer, MergeableLayer) else None
+            changed += [] if kept is None else kept.pairs(layer.base)
+        for tensor, original in changed:
             if original is not None:
-                before.setdefault(id(bias), original)
+                before.setdefault(id(tensor), original)
     return before

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from metalora._util.digest import tensor_digest
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.layers.read_as_base import ReadAsBase
 
 SAMPLE_SIZE = 4096  # numbers of a weight that are hashed; all of a large model would take seconds
 DIGITS = 32
@@ -103,7 +104,7 @@ def frozen_digest(adapter: Adapter) -> str | None:
 def base_weight(module: nn.Module) -> Tensor:
     """Return the weight of a plain or adapted layer as it was before any merge."""
     original = getattr(module, "original", None)  # a merged layer keeps the weight of its base here
-    base = getattr(module, "base", module)
+    base = module.wrapped if isinstance(module, ReadAsBase) else module
     weight = base.weight if original is None else original
     assert isinstance(weight, Tensor)
     return weight

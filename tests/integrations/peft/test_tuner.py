@@ -163,11 +163,11 @@ def test_merge_unmerge_and_unload(name):
 
 def test_safe_merge_refuses_what_is_not_finite_and_changes_nothing():
     model = trained(get_peft_model(bert(), CONFIGS["metatt"]()))
-    before = model.get_base_model().encoder.layer[0].attention.self.query.weight.clone()
+    before = model.get_base_model().encoder.layer[0].attention.self.query.base_layer.weight.clone()
     mp.adapter_of(model).learned["G1"].data[0] = torch.nan
     with pytest.raises(ValueError, match="NaNs detected in the merged weights. The adapter default"):
         model.merge_adapter(safe_merge=True)
-    assert torch.equal(model.get_base_model().encoder.layer[0].attention.self.query.weight, before)
+    assert torch.equal(model.get_base_model().encoder.layer[0].attention.self.query.base_layer.weight, before)
 
 
 def test_a_generated_adapter_merges_for_a_fixed_condition():

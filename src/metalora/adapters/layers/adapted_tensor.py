@@ -38,6 +38,8 @@ WRITES = frozenset(
 )  # fmt: skip
 """Functions that change a tensor, next to those whose names end with an underscore."""
 
+TRAINING = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
+"""What sets whether the base's own tensor is trained."""
 DETACHING = (Tensor.detach, getattr(Tensor, "data").__get__)  # noqa: B009
 
 
@@ -111,10 +113,10 @@ class AdaptedTensor(Tensor):
         first = args[0] if args else kwargs.get("tensor")  # the functions of torch.nn.init call it so
         if isinstance(first, AdaptedTensor) and func in DETACHING:
             return AdaptedTensor(first.layer, first.which, is_detached=True)
-        written = first if func in WRITES or _is_in_place(func) else kwargs.get("out")
+        written = first if func in WRITES or (_is_in_place(func) and func not in TRAINING) else kwargs.get("out")
         if isinstance(written, AdaptedTensor):
             raise written.layer.cannot_be_read("changes it, which would have no effect (the base has its own)")
-        looks = func in LOOKS or (func in LOOKS_AT_SECOND and not isinstance(first, AdaptedTensor))
+        looks = func in LOOKS or func in TRAINING or (func in LOOKS_AT_SECOND and not isinstance(first, AdaptedTensor))
         replace = _stored if looks else _computed
         with torch._C.DisableTorchFunctionSubclass():
             args, kwargs = tree_map(replace, args), tree_map(replace, kwargs)

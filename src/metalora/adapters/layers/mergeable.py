@@ -22,6 +22,7 @@ class MergeableLayer(TargetLayer, ABC):
     Attributes:
         original: The base's weight while merged; None otherwise.
         original_bias: The base's bias while merged.
+        kept: What the base stores for its weight, while merged.
         written: The hash of the weight that a merge has written; None otherwise.
         written_bias: The hash of the bias that a merge has written.
     """
@@ -31,7 +32,7 @@ class MergeableLayer(TargetLayer, ABC):
         # Of the instance: a quantised weight is a parameter, which cannot take the place of an attribute of the class.
         self.original: Tensor | None = None
         self.original_bias: Tensor | None = None
-        self._kept: KeptWeight | None = None
+        self.kept: KeptWeight | None = None
         self.written: int | None = None
         self.written_bias: int | None = None
 
@@ -62,16 +63,16 @@ class MergeableLayer(TargetLayer, ABC):
 
     def merge_weight(self, merged: Tensor) -> None:
         """Put W + Delta W in the place of the base's weight, whose bits are kept."""
-        self._kept = KeptWeight(self.base)
-        self.original = self._kept.weight(self.base)
+        self.kept = KeptWeight(self.base)
+        self.original = self.kept.weight(self.base)
         write_weight(self.base, merged)
         self.written = bit_hash(self.base.weight)
 
     def unmerge_weight(self) -> None:
         """Restore the base's weight, bit for bit."""
-        if self._kept is not None:
-            self._kept.restore(self.base)
-            self.original = self.written = self._kept = None
+        if self.kept is not None:
+            self.kept.restore(self.base)
+            self.original = self.written = self.kept = None
 
     def changed_since_merge(self) -> bool:
         """Return True if the weight or the bias is no longer what a merge has written."""

@@ -50,7 +50,7 @@ class AdaptedModule(ReadAsBase, TunerLayer):
         self.adapter_layers: dict[str, AdaptedLayer] = {}
         self.merged_adapters: list[str] = []
         self.quantization_backend: QuantizationBackend | None = resolve_quantization_backend(base)
-        self.path_of_target = target.path
+        self._path = target.path
         self.in_features, self.out_features = target.sizes["in"], target.sizes["out"]
         # A tuple hides the container from nn.Module, which would otherwise register it in every layer.
         self._container = (container,)
@@ -119,12 +119,17 @@ class AdaptedModule(ReadAsBase, TunerLayer):
         return self.base_layer
 
     @property
+    def path_of_target(self) -> str:
+        """Path of the layer, for messages."""
+        return self._path
+
+    @property
     def weight(self) -> Tensor:
         """W + the Delta W of all active adapters (*weight); of a quantised base its own weight, as it is stored."""
         if self.quantization_backend is None:
             return super().weight
-        weight: Tensor = getattr(self.base_layer, "qweight", self.base_layer.weight)
-        return weight
+        packed: Tensor | None = getattr(self.base_layer, "qweight", None)
+        return weight_of(self.base_layer) if packed is None else packed
 
     @property
     def changes_bias(self) -> bool:
