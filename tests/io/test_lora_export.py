@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from timm.layers import StdConv2d
 from torch import nn
 
 import metalora
@@ -246,7 +247,7 @@ REFUSED = {  # make, config, keywords, message
     "two names": (lambda: (Twice(), None), lora(), {}, "target 'a' has several names"),
     "dilation": (one(nn.Conv2d(3, 4, 3, dilation=2)), lora(), {}, r"'0' has dilation \(2, 2\), which PEFT"),
     "padding mode": (one(nn.Conv1d(3, 4, 3, padding_mode="circular")), lora(), {}, "padding mode 'circular'"),
-    "max_norm": (one(nn.Embedding(9, 4, max_norm=1.0)), lora(), {}, "max_norm"),
+    "a forward of its own": (one(StdConv2d(3, 4, 3)), lora(), {}, "'0' is a StdConv2d, whose forward PEFT's LoRA does"),
     "embed_scale": (one(scaled()), lora(), {}, "embed_scale"),
     "above vllm's rank": (block, lora(5, ("a.fc",)), {"runtime": "vllm", "max_lora_rank": 4},
                           "target 'a.fc' has rank 5, above the 4 of vllm's max_lora_rank"),

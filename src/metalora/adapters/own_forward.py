@@ -31,7 +31,8 @@ class Dependence(Enum):
         PLAIN: The class has the forward of torch's layer.
         SAME_UPDATE: f(x; W + Delta W) - f(x; W) is what torch's layer gives for Delta W: the update is computed as
             for a plain layer.
-        LINEAR: It is f(x; Left) Right for Delta W = Left Right: Left runs through the forward of the class.
+        LINEAR: It is f(x; Left) Right for Delta W = Left Right, and a change of the bias is added to the output: Left
+            runs through the forward of the class.
         GENERAL: None of these: f(x; W + Delta W) itself is computed, with the forward of the class.
     """
 
@@ -79,7 +80,7 @@ def try_forward(base: nn.Module, kind: str) -> Trial:
         >>> class Doubled(nn.Linear):
         ...     def forward(self, x):
         ...         return 2 * super().forward(x)
-        >>> try_forward(Doubled(4, 2), "linear").dependence
+        >>> try_forward(Doubled(4, 2, bias=False), "linear").dependence
         <Dependence.LINEAR: 'linear'>
     """
     if is_plain(base, kind):

@@ -12,6 +12,7 @@ from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.merge import check_untied
+from metalora.adapters.own_forward import Dependence
 from metalora.methods.records import Biased
 
 
@@ -75,7 +76,7 @@ def exportable_layers(adapter: Adapter) -> dict[str, AdaptedLayer]:
             raise ValueError(f"export: {adapter.method.name} has biases, and target {path!r} none to add them to")
         assert isinstance(layer.base, nn.Module)
         # Such a layer could be written, and PEFT would then compute something else without an error.
-        difference = _difference_in_peft(layer.base)
+        difference = _difference_in_peft(layer.base) or _difference_of_class(layer)
         if difference:
             raise ValueError(f"export: target {path!r} {difference}")
     return layers
@@ -90,11 +91,16 @@ def _difference_in_peft(base: nn.Module) -> str:
         if base.padding_mode != "zeros":
             return f"has padding mode {base.padding_mode!r}, which PEFT's LoRA of a convolution leaves out"
     if isinstance(base, nn.Embedding):
-        if base.max_norm is not None:
-            return "has max_norm, which PEFT's LoRA would apply to its own table too"
         if getattr(base, "embed_scale", None) is not None:
             return "has embed_scale; some versions of PEFT multiply the LoRA by it, others do not"
     return ""
+
+
+def _difference_of_class(layer: AdaptedLayer) -> str:
+    """Return why a LoRA that is added to the output of the base's class is not the adapter; empty if it is."""
+    if layer.dependence in (Dependence.PLAIN, Dependence.SAME_UPDATE):
+        return ""
+    return f"is a {type(layer.base).__name__}, whose forward PEFT's LoRA does not run with; merge it instead"
 
 
 def check_runtime(
