@@ -27,13 +27,14 @@ def why_not_writable(base: nn.Module) -> tuple[str, str]:
         >>> why_not_writable(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))
         ('', '')
     """
+    # First, since to read such a weight may change what it is computed from.
+    if is_parametrized(base) and not is_parametrized(base, "bias"):
+        return _why_parametrization_cannot(base)
     weight = base.weight
     if is_quantised(weight):
         is_of_library = type(weight) not in (Tensor, nn.Parameter)
         described = type(weight).__name__ if is_of_library else cast(Tensor, weight).dtype
         return f"its weight is {described}; {QUANTISED}", QUANTISED
-    if is_parametrized(base) and not is_parametrized(base, "bias"):
-        return _why_parametrization_cannot(base)
     for name in ("weight", "bias"):
         if isinstance(getattr(base, name, None), Tensor) and name not in base._parameters:
             reason = f"its {name} is no parameter, but computed from others"
@@ -51,6 +52,21 @@ def is_quantised(weight: object) -> bool:
     if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dtype.itemsize < 2:
         return True
     return type(weight).__module__.partition(".")[0] in QUANTISING_LIBRARIES
+
+
+def check_not_parametrized(base: nn.Module, path: str, caller: str) -> None:
+    """Raise a ValueError if a parametrization computes the weight of a layer, so that it cannot be set or trained.
+
+    Args:
+        base: The layer.
+        path: Its path, for the message.
+        caller: What needs the weight itself, for the message.
+    """
+    if is_parametrized(base):
+        raise ValueError(
+            f"{caller}: the weight of target {path!r} is computed by a parametrization; remove it first, "
+            'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight"), or exclude the target'
+        )
 
 
 def write_weight(base: nn.Module, weight: Tensor) -> None:

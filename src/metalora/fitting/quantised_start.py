@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach, detach
 from metalora.adapters.init import input_rows
+from metalora.adapters.stored_weight import check_not_parametrized
 from metalora.adapters.targets import TRANSPOSED, Target
 from metalora.adapters.usable_targets import usable_targets
 from metalora.config import AdapterConfig
@@ -158,7 +159,9 @@ def _check_weights(model: nn.Module, targets: Sequence[Target]) -> None:
     for target in targets:
         if target.kind not in KINDS:
             raise ValueError(f"{CALLER}: target {target.path!r} is a {target.kind}, expected linear layers")
-        weight = model.get_submodule(target.path).weight
+        layer = model.get_submodule(target.path)
+        check_not_parametrized(layer, target.path, CALLER)
+        weight = layer.weight
         assert isinstance(weight, Tensor)
         if users[id(weight)] > 1:
             raise ValueError(f"{CALLER}: the weight of target {target.path!r} has another name too: exclude it")

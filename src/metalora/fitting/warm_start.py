@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
+from metalora.adapters.stored_weight import check_not_parametrized
 from metalora.adapters.targets import TRANSPOSED
 from metalora.fitting.fit_updates import FitReport, fit_updates, fitted_groups
 from metalora.fitting.updates import LowRankUpdate
@@ -189,6 +190,8 @@ def _base_weights(adapter: Adapter) -> dict[str, Tensor]:
 
 def _downhill_updates(adapter: Adapter, loss: Callable[[], Tensor], rank: int, caller: str) -> dict[str, LowRankUpdate]:
     """Path -> the leading part of the negative gradient of a loss at the base's weights."""
+    for path, layer in adapter.layers.items():
+        check_not_parametrized(layer.base, path, caller)
     weights = _base_weights(adapter)
     try:
         for weight in weights.values():

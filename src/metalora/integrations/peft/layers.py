@@ -93,7 +93,8 @@ class AdaptedModule(ReadAsBase, TunerLayer):
             adapted: Tensor = layers[0](x, *args, **kwargs)
             return adapted
         if any(layer.runs_whole for layer in layers):
-            tensors = {name: self.adapted(name) for name in ("weight", "bias") if hasattr(self.base_layer, name)}
+            names = [name for name in ("weight", "bias") if getattr(self.base_layer, name, None) is not None]
+            tensors = {name: self.adapted(name) for name in names}
             whole: Tensor = run_with(self.base_layer, tensors, x, *args, **kwargs)
             return whole
         y = self._base_output(x, *args, **kwargs)
