@@ -5,13 +5,14 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from metalora import attach, merge, unmerge
-from metalora.adapters.own_forward import try_forward
+from metalora.adapters.own_forward import Dependence, Trial, try_forward
 from metalora.adapters.targets import kind_of
 from support.adapters import assert_close, randomise
 from support.cases import CASES
-from support.own_forwards import GENERAL, OWN_FORWARDS, Router
+from support.own_forwards import GENERAL, OWN_FORWARDS, Router, closed
 
 METHODS = ("lora", "metatt-4d", "dora", "loha", "lokr-full", "quanta")
 PER_EXAMPLE = ("lora-A", "lora-B", "metalora-cp-c", "dora-d", "quanta-T13")
@@ -43,6 +44,13 @@ def test_the_trial_finds_how_the_forward_depends_on_the_weight_and_changes_nothi
     assert try_forward(base, kind_of(base)).dependence is layer.dependence
     assert base.training and torch.equal(numbers, torch.get_rng_state())
     assert all(torch.equal(value, state[name]) for name, value in base.state_dict().items())
+
+
+def test_the_trial_does_not_take_the_numbers_of_a_layer_for_its_rule():
+    assert try_forward(closed(), "conv2d") == Trial(GENERAL)
+    first, second = Gemma3TextScaledWordEmbedding(9, 6, 0, 1.0), Gemma3TextScaledWordEmbedding(9, 6, 0, 2.0)
+    found = [try_forward(layer, "embedding").dependence for layer in (first, second, first)]
+    assert found == [Dependence.SAME_UPDATE, Dependence.LINEAR, Dependence.SAME_UPDATE]
 
 
 @pytest.mark.parametrize("case", METHODS)

@@ -7,7 +7,7 @@ tensors. What it does is found by trying it on random numbers, without a change 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, cast
@@ -21,6 +21,8 @@ PLAIN_CLASSES: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,), "conv1d": (nn.Conv1d,), "conv2d": (nn.Conv2d,), "embedding": (nn.Embedding,),
 }  # fmt: skip
 RANK, BATCH, POSITIONS = 2, 2, 3  # sizes of the trial
+MOST_ROWS = 1000
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # such as its hooks, and whether it trains
 TOLERANCE = 1e-8  # relative to the largest number of the output, in float64
 
 
@@ -89,6 +91,47 @@ def try_forward(base: nn.Module, kind: str) -> Trial:
         return Trial(Dependence.SAME_UPDATE)
     if any(buffer.is_meta for buffer in base.buffers()):  # there are no numbers to try it with
         return Trial(Dependence.GENERAL)
+    settings = _settings(base)
+    if settings is None:
+        return _try(base, kind)
+    if settings not in _TRIALS:
+        if len(_TRIALS) >= MOST_TRIALS:
+            _TRIALS.clear()
+        _TRIALS[settings] = _try(base, kind)
+    return _TRIALS[settings]
+
+
+_TRIALS: dict[Hashable, Trial] = {}  # blocks of a network are alike, and `attach` asks several times for a layer
+MOST_TRIALS = 1000
+
+
+def _settings(base: nn.Module) -> Hashable | None:
+    """Return what the forward of a layer can depend on in addition to its input and parameters; None if that is more.
+
+    It is more if the layer has modules, buffers of more than one number, or attributes that are not plain values.
+    """
+    values: list[Hashable] = []
+    for name, value in vars(base).items():
+        value = tuple(value) if isinstance(value, list) else value
+        if name in OF_EVERY_MODULE:
+            continue
+        # A tuple may hold what cannot be compared as it is.
+        if not isinstance(value, (bool, int, float, str, type(None))) and not _is_plain_tuple(value):
+            return None
+        values.append((name, value))
+    for name, buffer in base._buffers.items():
+        if buffer is None or buffer.numel() != 1:
+            return None
+        values.append((name, float(buffer)))
+    shapes = tuple((name, None if p is None else (*p.shape,)) for name, p in base._parameters.items())
+    return None if base._modules else (type(base), shapes, tuple(values))
+
+
+def _is_plain_tuple(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(part, (bool, int, float, str)) for part in value)
+
+
+def _try(base: nn.Module, kind: str) -> Trial:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
@@ -142,8 +185,10 @@ class _Attempt:
 
     def __init__(self, base: nn.Module, kind: str, generator: torch.Generator):
         self.base, self.kind, self.generator = base, kind, generator
-        self.layer = _in_float64(base)
-        shape = cast(Tensor, base.weight).shape
+        self.layer = _in_float64(base, generator)
+        shape = list(cast(Tensor, base.weight).shape)
+        if kind == "embedding":  # a part of the vocabulary is enough, and is quick
+            shape[0] = min(shape[0], max(MOST_ROWS, 1 + (cast(Any, base).padding_idx or 0)))
         transposed = kind in ("conv1d_gpt2", "embedding")
         outputs = shape[1] if transposed else shape[0]
         inputs = (shape[0],) if transposed else tuple(shape[1:])
@@ -222,19 +267,23 @@ class _Attempt:
         return True
 
 
-def _in_float64(base: nn.Module) -> nn.Module:
-    """Return a copy of a layer in eval mode, with its buffers and modules in float64 on the CPU."""
+def _in_float64(base: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Return a copy of a layer in eval mode, with its buffers and modules in float64 on the CPU.
+
+    Its further parameters, such as gains, get numbers from 0.5 to 1.5: with zeros the weight would seem unused.
+    """
     layer = copy.copy(base)
     vars(layer).pop("forward", None)  # one that was set on the instance runs the original
     vars(layer)["training"] = False
     vars(layer)["_buffers"] = {name: _number_in_float64(buffer) for name, buffer in base._buffers.items()}
     children = {name: copy.deepcopy(child) for name, child in base._modules.items() if child is not None}
     vars(layer)["_modules"] = {name: child.to("cpu", torch.float64).eval() for name, child in children.items()}
-    parameters = {
-        name: None if parameter is None or name in ("weight", "bias") else _number_in_float64(parameter)
+    vars(layer)["_parameters"] = {
+        name: None
+        if parameter is None or name in ("weight", "bias")
+        else 0.5 + torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
         for name, parameter in base._parameters.items()
     }
-    vars(layer)["_parameters"] = parameters
     return layer
 
 

@@ -53,7 +53,7 @@ class AdaptedLayer(MergeableLayer):
         self.owner = (adapter,)  # a tuple, so that the adapter is registered once, by its owner
         # A subclass may have a forward of its own, which the fused kernels would not run.
         self.dependence = try_forward(base, target.kind).dependence
-        self.is_plain = self.dependence is Dependence.PLAIN
+        self.is_plain = self.dependence is Dependence.PLAIN and not self.embeds  # no product of a lookup is saved
         self._positions_per_output = prod(getattr(base, "stride", (1,)))  # input positions for each output position
         self._last: list[Kernel | None] = [None]  # a list: Module.__setattr__ would cost a call in every forward
         self.bind(form)

@@ -20,7 +20,7 @@ class AdaptedConv(AdaptedLayer):
 
     Example:
         >>> import metalora
-        >>> model = nn.Sequential(nn.Conv2d(3, 6, 5, stride=2))
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 5, stride=2))
         >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
         >>> model[0].left(None).shape, model[0].up(None).shape
         (torch.Size([2, 3, 5, 5]), torch.Size([2, 6]))

@@ -117,7 +117,7 @@ class AdaptedLinear(_LinearLayer):
 
     Example:
         >>> import metalora
-        >>> model = nn.Sequential(nn.Linear(8, 4))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4))
         >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
         >>> model[0].left(None).shape, model[0].up(None).shape
         (torch.Size([2, 8]), torch.Size([2, 4]))
