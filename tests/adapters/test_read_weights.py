@@ -10,7 +10,7 @@ from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
-from transformers import T5Config, T5Model, ViTConfig, ViTModel, WhisperConfig, WhisperModel
+from transformers import SwinConfig, SwinModel, T5Config, T5Model, ViTConfig, ViTModel, WhisperConfig, WhisperModel
 
 from metalora import AdapterConfig, ConditionConfig, attach, merge
 from metalora.adapters.layers.adapted_tensor import AdaptedTensor
@@ -39,6 +39,11 @@ def whisper():
     return model, {"input_features": torch.rand(2, 4, 16).double(), "decoder_input_ids": TOKENS}
 
 
+def swin_of_transformers():
+    sizes = dict(image_size=16, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=2)
+    return SwinModel(SwinConfig(**sizes)), {"pixel_values": torch.rand(2, 3, 16, 16).double()}
+
+
 def beit():
     sizes = dict(img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2, num_classes=3, qkv_bias=True)
     return Beit(**sizes), {"x": torch.rand(2, 3, 8, 8).double()}
@@ -54,7 +59,15 @@ def swin():
     return SwinTransformerV2(**sizes), {"x": torch.rand(2, 3, 16, 16).double()}
 
 
-MODELS = {"ViT": vit, "T5": t5, "Whisper": whisper, "BEiT": beit, "EVA": eva, "SwinV2": swin}
+MODELS = {
+    "ViT": vit,
+    "T5": t5,
+    "Whisper": whisper,
+    "Swin": swin_of_transformers,
+    "BEiT": beit,
+    "EVA": eva,
+    "SwinV2": swin,
+}
 COMPUTES = {"BEiT": "blocks.0.attn.qkv", "EVA": "blocks.0.attn.qkv", "SwinV2": "layers.1.blocks.0.attn.qkv"}
 
 

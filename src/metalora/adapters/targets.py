@@ -310,4 +310,5 @@ def _head_size(model: nn.Module, path: str) -> int | None:
                 return size
     width = getattr(config, "hidden_size", None)
     heads = next((getattr(config, name) for name in NUMBER_OF_HEADS if hasattr(config, name)), None)
-    return width // heads if width and heads else None
+    # Networks in stages, such as Swin, have a list of numbers, one for each stage.
+    return width // heads if isinstance(width, int) and isinstance(heads, int) and heads else None
