@@ -165,9 +165,9 @@ def refusal(model: nn.Module, path: str, module: nn.Module) -> Refusal | None:
         module: The layer.
 
     Example:
-        >>> model = nn.Sequential(nn.Bilinear(6, 6, 3))
+        >>> model = nn.Sequential(nn.ReLU())
         >>> str(refusal(model, "0", model[0]))
-        'Bilinear is not a layer that can be adapted (Linear, convolutions, Conv1D, Embedding)'
+        'ReLU is not a layer that can be adapted (Linear, convolutions, Conv1D, Embedding)'
     """
     class_name, kind = type(module).__name__, kind_of(module)
     if kind is None:

@@ -76,7 +76,7 @@ def check(
           merged     yes
           exported   yes
           0 (linear): live yes; trained yes; mergeable yes; exportable yes
-          skipped 1 weight because presets leave the output head, or else the last Linear, to you: 2
+          skipped 1 weight because presets leave the output head to you: 2
     """
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if on_meta or sum(parameter.numel() for parameter in model.parameters()) > largest:
