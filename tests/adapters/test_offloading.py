@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import metalora
 from metalora import AdapterConfig
 from support.adapters import assert_close, attach_random, randomise
+from support.holders import HOLDERS
 
 accelerate = pytest.importorskip("accelerate")
 TOKENS = torch.randint(3, 50, (2, 5), generator=torch.Generator().manual_seed(0))
@@ -105,3 +106,26 @@ def test_peft_brings_the_base_back_for_a_merge():
     assert_close(logits(model), before)
     model.unmerge_adapter()
     assert_close(logits(model), before)
+
+
+def test_experts_whose_weights_are_away_after_attach_give_what_they_gave(tmp_path):
+    kind = HOLDERS["experts"]
+    model, x = kind.base(), kind.inputs()
+    adapter = attach_random(model, AdapterConfig("metatt-4d", rank=2, targets=kind.targets), std=0.3)
+    with torch.no_grad():
+        want = model(x)
+        cpu_offload(model, str(tmp_path))
+        assert_close(model(x), want)
+        assert_close(model(x), want)
+    with pytest.raises(
+        ValueError, match="merge: target '0.gate.weight': accelerate keeps its weight on another device"
+    ):
+        adapter.merge()
+
+
+def test_experts_whose_weights_are_away_are_refused(tmp_path):
+    model = HOLDERS["experts"].base()
+    cpu_offload(model, str(tmp_path))
+    with pytest.raises(ValueError, match="target '0.gate.weight': accelerate keeps this parameter .* attach first"):
+        metalora.attach(model, AdapterConfig("lora", rank=2, targets=HOLDERS["experts"].targets))
+    assert metalora.adapter_of(model) is None

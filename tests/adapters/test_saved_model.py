@@ -6,7 +6,14 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 import metalora
 from metalora import AdapterConfig
@@ -110,3 +117,41 @@ def test_copies_save_themselves_and_detach_gives_the_verb_back(tmp_path):
     assert "save_pretrained" not in vars(model)
     model.save_pretrained(tmp_path / "base")
     assert not (tmp_path / "base" / ADAPTER_FILE).exists()
+
+
+# ---- experts, whose entries transformers converts ------------------------------------------------------------------
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj", "gate.weight")
+
+
+def mixtral():
+    torch.manual_seed(0)
+    return MixtralForCausalLM(MixtralConfig(**SIZES, num_key_value_heads=1, num_local_experts=4)).eval()
+
+
+def adapted_experts(method, targets):
+    model = mixtral()
+    torch.manual_seed(1)
+    return model, attach_random(model, AdapterConfig(method, rank=2, targets=targets), std=0.3)
+
+
+@pytest.mark.parametrize("method", ("lora", "metatt-4d"))
+@pytest.mark.parametrize("targets", (EXPERTS, ("q_proj", *EXPERTS)), ids=("experts", "experts and layers"))
+def test_adapted_experts_are_saved_as_those_of_the_base(method, targets, tmp_path):
+    model, adapter = adapted_experts(method, targets)
+    model.save_pretrained(tmp_path / "live")
+    loaded = MixtralForCausalLM.from_pretrained(tmp_path / "live").eval()
+    base = mixtral().state_dict()
+    assert all(torch.equal(value, base[name]) for name, value in loaded.state_dict().items())
+    metalora.load(loaded, tmp_path / "live" / ADAPTER_FILE)
+    assert torch.equal(logits(loaded), logits(model))
+    twin, _ = adapted_experts(method, targets)
+    torch.nn.init.zeros_(next(metalora.adapter_of(twin).parameters()))
+    state = load_file(tmp_path / "live" / "model.safetensors")
+    missing, _ = twin.load_state_dict(state, strict=False)  # as the Trainer does, which knows no conversions
+    assert not [name for name in missing if ".adapter." in name]
+    assert torch.equal(logits(twin), logits(model))
+    adapter.merge()
+    model.save_pretrained(tmp_path / "merged")
+    plain = MixtralForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert torch.equal(logits(plain), logits(model)) and not (tmp_path / "merged" / ADAPTER_FILE).exists()
+    assert not [name for name in load_file(tmp_path / "merged" / "model.safetensors") if "adapter" in name]

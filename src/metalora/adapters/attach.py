@@ -28,7 +28,7 @@ from metalora.adapters.layers import (
 )
 from metalora.adapters.layout import build_layout
 from metalora.adapters.merged_state import guard_state
-from metalora.adapters.offloading import BaseWeights
+from metalora.adapters.offloading import BaseWeights, check_matrix_present
 from metalora.adapters.plan import Form, plan_forms
 from metalora.adapters.saved_model import guard_saving, unguard_saving
 from metalora.adapters.skipped import warning_of
@@ -136,6 +136,7 @@ def build(
     for path, base in bases.items():
         if isinstance(base, HeldMatrix):
             _check_serves_matrices(resolved, path)
+            check_matrix_present(base, path)
     layout = build_layout(targets, resolved)
     weights = BaseWeights(bases)
     shapes = bias_shapes(model, config, bases)

@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from metalora.adapters.held_matrix import HeldMatrix
+
 
 class ParameterStore(nn.ParameterDict):
     """A dictionary of parameters that all layers of an adapter read.
@@ -77,10 +79,28 @@ def check_present(base: nn.Module, place: str) -> None:
         )
 
 
+def check_matrix_present(matrix: HeldMatrix, path: str) -> None:
+    """Check that a matrix that its module reads itself is here: the module reads it before accelerate brings it back.
+
+    Args:
+        matrix: The matrix.
+        path: Path of the target.
+
+    Raises:
+        ValueError: accelerate keeps it elsewhere.
+    """
+    if _hook_of(matrix) is not None:
+        raise ValueError(
+            f"target {path!r}: accelerate keeps this parameter on another device; attach first, and then offload the "
+            "model"
+        )
+
+
 def _hook_of(base: nn.Module) -> Any:
     """Return the hook of accelerate that has the weight of a layer; None if the weight is here."""
     if not getattr(base.weight, "is_meta", False):
         return None
-    outer = getattr(base, "_hf_hook", None)
+    owner = base.holder if isinstance(base, HeldMatrix) else base
+    outer = getattr(owner, "_hf_hook", None)
     hooks = getattr(outer, "hooks", (outer,))  # several hooks of a module are in one
     return next((hook for hook in hooks if getattr(hook, "weights_map", None) is not None), None)

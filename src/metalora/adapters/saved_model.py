@@ -10,10 +10,13 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from metalora.adapters.adapter import Adapter
+from metalora.adapters.held_matrix import HeldMatrix
 from metalora.adapters.merged_state import is_mark
 
 ADAPTER_FILE = "metalora_adapter.safetensors"
 """Name of the adapter's file in the folder."""
+NEUTRAL = "metalora_adapter."
+"""What the adapter's names start with in the model's file, if they are not to say a path."""
 
 
 def guard_saving(model: nn.Module, adapter: Adapter) -> list[RemovableHandle]:
@@ -66,14 +69,40 @@ def names_of_base(adapter: Adapter, state: dict[str, Any]) -> dict[str, Any]:
         ['0.weight', '0.bias', '0.adapter.owned.0/A', '0.adapter.owned.0/B']
     """
     inside = {f"{path}.base.": f"{path}." for path in adapter.layers}
-    own = next(f"{path}.adapter." for path, layer in adapter.layers.items() if "adapter" in layer._modules)
+    own, neutral = _path_of(adapter), neutral_names(adapter)
     renamed = {}
     for name, value in state.items():
         if is_mark(name) or (adapter.merged and name.startswith(own)):
             continue
         prefix = next((prefix for prefix in inside if name.startswith(prefix)), "")
-        renamed[inside.get(prefix, "") + name.removeprefix(prefix)] = value
+        renamed[neutral.get(name) or inside.get(prefix, "") + name.removeprefix(prefix)] = value
     return renamed
+
+
+def _path_of(adapter: Adapter) -> str:
+    """What the names of the adapter's entries start with in a state of the model."""
+    return next(f"{path}." for path, module in adapter.model.named_modules() if module is adapter)
+
+
+def neutral_names(adapter: Adapter) -> dict[str, str]:
+    """Return the adapter's names in a state of the model -> names that say no path, if it adapts experts.
+
+    transformers converts entries with "experts" in their names as if they were weights of the base: it cuts them up.
+
+    Args:
+        adapter: The adapter.
+
+    Example:
+        >>> import metalora
+        >>> model = nn.Sequential(nn.Identity(), nn.MultiheadAttention(4, 2))
+        >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="in_proj_weight"))
+        >>> [*neutral_names(adapter).values()]
+        ['metalora_adapter.0', 'metalora_adapter.1']
+    """
+    if not any(isinstance(layer.base, HeldMatrix) for layer in adapter.layers.values()):
+        return {}
+    path = _path_of(adapter)
+    return {f"{path}{name}": f"{NEUTRAL}{number}" for number, name in enumerate(adapter.state_dict())}
 
 
 def _save_pretrained(
@@ -93,6 +122,8 @@ def _save_pretrained(
 
 def _take_names_of_base(adapter: Adapter, model: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
     """Rename the entries of a state dict that has the names of the base, before it is loaded."""
+    for name, neutral in neutral_names(adapter).items():
+        _rename(state, prefix + neutral, prefix + name)
     for path, layer in adapter.layers.items():
         for name, _ in layer.base.named_parameters():
             _rename(state, f"{prefix}{path}.{name}", f"{prefix}{path}.base.{name}")

@@ -9,6 +9,7 @@ import functools
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -182,7 +183,8 @@ def adapted_parameter(layers_by_adapter: Sequence[Sequence[MergeableLayer]]) -> 
     first = cast(HeldMatrix, layers_by_adapter[0][0].base)
     parameter = first.parameter
     # Autocast would round the factors before Delta W is added; the module itself casts the sum.
-    with torch.autocast(parameter.device.type, enabled=False):
+    without_autocast = nullcontext() if parameter.is_meta else torch.autocast(parameter.device.type, enabled=False)
+    with without_autocast:
         adapted = parameter
         for layers in layers_by_adapter:
             adapted = _add_updates(adapted, layers)
