@@ -132,6 +132,12 @@ class AdaptedModule(ReadAsBase, TunerLayer):
         packed: Tensor | None = getattr(self.base_layer, "qweight", None)
         return weight_of(self.base_layer) if packed is None else packed
 
+    def has_one_weight(self) -> bool:
+        """Return True if one W + Delta W is all that the active adapters do now."""
+        if self.container.call.adapter_names is not None:
+            return False
+        return all(layer.has_one_weight() for layer in self._acting_layers())
+
     @property
     def changes_bias(self) -> bool:
         """True if an adapter may change the bias."""
