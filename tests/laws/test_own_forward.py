@@ -81,6 +81,17 @@ def test_a_mixed_batch_is_each_example_alone(case, layer):
         assert_close(mixed[number], with_weight(base, weight)(x[number : number + 1])[0])
 
 
+@pytest.mark.parametrize("case", ("lora", "lora-A", "metalora-cp-c"))
+@EVERY_LAYER
+def test_no_examples_give_no_outputs_and_no_gradients(case, layer):
+    model, adapter, x = attached(case, layer)
+    options = {"condition": CASES[case].condition(adapter, 3)[torch.arange(0)]} if CASES[case].per_example else {}
+    output = model(x[:0], **options)
+    assert output.shape == model[0].base(x[:0]).shape
+    output.sum().backward()
+    assert all(value.grad is None or not value.grad.any() for value in adapter.parameters())
+
+
 @EVERY_LAYER
 def test_a_compiled_forward_is_the_eager_one(layer):
     torch._dynamo.reset()

@@ -58,6 +58,9 @@ def run_whole(
 def _by_condition(x: Tensor, values: Values | None, conditions: int) -> Iterator[tuple[Tensor, Values]]:
     """Yield the rows of an input that share a condition, (rows, ..), and its values, (1, *modes) each."""
     assert values is not None, "only values differ by example"
+    if conditions == 0:  # no examples: one run over none of them, which the graph of the factors has too
+        yield x, {key: v.sum(0, keepdim=True) for key, v in values.items()}
+        return
     rows = x.shape[0] // conditions
     for number in range(conditions):
         own = {key: v if len(v) == 1 else v[number : number + 1] for key, v in values.items()}
