@@ -16,6 +16,7 @@ from support.own_forwards import GENERAL, OWN_FORWARDS, Router, closed
 
 METHODS = ("lora", "metatt-4d", "dora", "loha", "lokr-full", "quanta")
 PER_EXAMPLE = ("lora-A", "lora-B", "metalora-cp-c", "dora-d", "quanta-T13")
+WITH_BIAS = {name: layer for name, layer in OWN_FORWARDS.items() if getattr(layer.make(), "bias", None) is not None}
 EVERY_LAYER = pytest.mark.parametrize("layer", OWN_FORWARDS.values(), ids=OWN_FORWARDS)
 
 
@@ -70,6 +71,31 @@ def test_live_and_merged_are_the_forward_with_the_adapted_weight(case, layer):
     assert all(parameter.grad is None for parameter in base.parameters())
 
 
+@EVERY_LAYER
+def test_scaled_outputs_are_merged_or_refused(layer):
+    if layer.dependence is GENERAL:
+        with pytest.raises(ValueError, match="does not scale with its weight, as ia3 needs it"):
+            attached("ia3", layer)
+        return
+    model, adapter, x = attached("ia3", layer)
+    live = model(x)
+    assert not torch.allclose(live, model[0].base(x))
+    merge(model)
+    assert_close(model(x), live)
+
+
+@pytest.mark.parametrize("case", ("lora", "dora"))
+@pytest.mark.parametrize("layer", WITH_BIAS.values(), ids=WITH_BIAS)
+def test_trained_biases_are_merged(case, layer):
+    model, x = layer.base(), layer.inputs()
+    adapter = attach(model, CASES[case].config(bias="adapted"))
+    randomise(adapter)
+    live, without = model(x), with_weight(model[0].base, model[0].base.weight + adapter.delta("0"))(x)
+    assert not torch.allclose(live, without)
+    merge(model)
+    assert_close(model(x), live)
+
+
 @pytest.mark.parametrize("case", PER_EXAMPLE)
 @EVERY_LAYER
 def test_a_mixed_batch_is_each_example_alone(case, layer):
@@ -118,5 +144,10 @@ def test_further_arguments_reach_the_forward_of_the_class():
     positions = torch.tensor([[3, 1, 0, 2]])
     expected = with_weight(base, base.weight + adapter.delta("0"))(ids, position_ids=positions)
     assert_close(model[0](ids, position_ids=positions), expected)
+    adapter.dropout = 0.5
+    assert_close(model[0](ids, position_ids=positions), expected)  # in eval mode
+    adapter.train()
+    with pytest.raises(ValueError, match="target '0': BartLearned.* leaves the adapter's dropout out"):
+        model[0](ids, position_ids=positions)
     with adapter.disabled():
         assert torch.equal(model[0](ids, position_ids=positions), base(ids, position_ids=positions))

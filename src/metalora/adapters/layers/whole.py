@@ -37,8 +37,15 @@ def run_whole(
         What f returns.
 
     Raises:
-        ValueError: The factors differ by example, and f has further arguments or returns something else than a tensor.
+        ValueError: The factors differ by example, and f has further arguments or returns something else than a tensor;
+            or the adapter has dropout in training, which would act on x Left.
     """
+    adapter = layer.owner[0]
+    if adapter.training and adapter.dropout:
+        raise ValueError(
+            f"target {layer.target.path!r}: {type(layer.base).__name__} runs with W + ΔW as a whole, which leaves the "
+            f"adapter's dropout out; set dropout to 0, or leave the target out, exclude=[{layer.target.path!r}]"
+        )
     conditions = layer.bound.num_conditions(values)
     if conditions == 1:
         return cast(Tensor, _run(layer, x, values, args, kwargs or {}))
