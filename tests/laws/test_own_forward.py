@@ -137,6 +137,13 @@ def test_a_layer_that_returns_several_tensors():
     assert torch.equal(live.indices, expected.indices)
 
 
+def test_further_arguments_reach_a_base_with_a_bottleneck():
+    layer = OWN_FORWARDS["positions"]
+    model, ids, positions = layer.base(), layer.inputs(), torch.tensor([[3, 1, 0, 2]])
+    attach(model, CASES["loretta-adp"].config())  # it starts as the base
+    assert_close(model[0](ids, position_ids=positions), model[0].base(ids, position_ids=positions))
+
+
 def test_further_arguments_reach_the_forward_of_the_class():
     layer = OWN_FORWARDS["positions"]
     model, adapter, ids = attached("lora", layer)
