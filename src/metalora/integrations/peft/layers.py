@@ -180,7 +180,15 @@ class AdaptedModule(ReadAsBase, TunerLayer):
 
         Returns:
             The adapted output, in the shape of y.
+
+        Raises:
+            ValueError: The base returns more than a tensor.
         """
+        if not isinstance(y, Tensor):
+            raise ValueError(
+                f"target {self.path_of_target!r}: {type(self.base_layer).__name__} returns more than one tensor, so it "
+                "cannot run with an adapter for each example (adapter_names)"
+            )
         batch_size = x.shape[0]
         y = y.clone()  # its rows are overwritten, and autograd may need the base's output
         for name, rows in self.container.rows_by_adapter(batch_size).items():
