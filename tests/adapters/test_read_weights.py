@@ -263,6 +263,39 @@ def test_an_adapter_that_differs_by_example_can_be_looked_at_and_not_computed_wi
             model[0].weight.sum()
 
 
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.5}], ids=["generated", "and dropout"])
+def test_a_compiled_model_may_look_at_an_adapter_that_differs_by_example(changes):
+    torch._dynamo.reset()
+    model, output = run(vit)
+    adapter = attach_random(model, AdapterConfig("metalora-cp", 1, targets="all", **GENERATED, **changes))
+    condition = adapter.condition(torch.randn(2, 3))
+    with adapter.using(condition):
+        assert_close(output(torch.compile(model, backend="eager")), output())
+
+
+class Alias(nn.Module):
+    """Computes with the weight of a layer that it has given another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        layer = self.layer
+        return F.linear(x, layer.weight, layer.bias)
+
+
+def test_a_computation_that_no_source_shows_is_an_error_when_it_runs():
+    model, x = Alias(), torch.randn(2, 4)
+    adapter = attach_random(model, AdapterConfig("metalora-cp", 1, targets="layer", **GENERATED))
+    with adapter.using(adapter.condition(torch.randn(2, 3))):
+        with pytest.raises(ValueError, match="target 'layer': .* computes with it, while the adapter differs"):
+            model(x)
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match="LookedAt"):
+            torch.compile(model, backend="eager", fullgraph=True)(x)
+
+
 def test_attributes_are_those_of_the_base_but_for_its_parts():
     convolution = nn.Conv1d(4, 3, 2, stride=2)
     convolution.register_buffer("embed_scale", torch.tensor(2.0))

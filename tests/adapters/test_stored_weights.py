@@ -1,7 +1,5 @@
 """Weights that are not simply a parameter: what can hold W + Delta W, and what is refused by name."""
 
-import copy
-
 import pytest
 import torch
 from timm.layers import StdConv2d
@@ -35,6 +33,19 @@ def normed_bias():
     return layer
 
 
+class PackedTensor(torch.Tensor):
+    """A weight that says it has 32 bits, as those of torchao do."""
+
+
+PackedTensor.__module__ = "torchao.dtypes"
+
+
+def packed():
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.zeros(4, 4).as_subclass(PackedTensor), requires_grad=False)
+    return layer
+
+
 class Unused(nn.Linear):
     def forward(self, x):
         return x
@@ -55,6 +66,7 @@ REFUSED = {
     "the old weight norm": (hooked, "its weight is no parameter, but computed from others"),
     "a computed bias": (normed_bias, "its bias is no parameter, but computed from others"),
     "float8": (lambda: FP8Linear(128, 128, block_size=(128, 128)), "torch.float8_e4m3fn; quantised weights are not"),
+    "torchao": (packed, "its weight is PackedTensor; quantised weights are not"),
     "max_norm": (lambda: nn.Embedding(9, 4, max_norm=1.0), "max_norm=1.0; max_norm writes into the weight"),
     "an unused weight": (lambda: Unused(4, 4), "Unused does not compute with its `weight`"),
     "another signature": (lambda: TwoInputs(4, 4), "the forward|that of TwoInputs, could not be tried"),
@@ -64,11 +76,11 @@ REFUSED = {
 @pytest.mark.parametrize("make, message", REFUSED.values(), ids=REFUSED)
 def test_what_cannot_hold_the_adapted_weight_is_refused_and_unchanged(make, message):
     model = nn.Sequential(make())
-    state, numbers = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    hashes, numbers = {name: bit_hash(value) for name, value in model.state_dict().items()}, torch.get_rng_state()
     with pytest.raises(ValueError, match=f"target '0' .*{message}"):
         attach(model, LORA)
     assert torch.equal(numbers, torch.get_rng_state())
-    assert all(bit_hash(value) == bit_hash(state[name]) for name, value in model.state_dict().items())
+    assert hashes == {name: bit_hash(value) for name, value in model.state_dict().items()}
 
 
 METHOD_REFUSED = {

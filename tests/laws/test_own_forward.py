@@ -16,6 +16,7 @@ from support.own_forwards import GENERAL, OWN_FORWARDS, Router, closed
 
 METHODS = ("lora", "metatt-4d", "dora", "loha", "lokr-full", "quanta")
 PER_EXAMPLE = ("lora-A", "lora-B", "metalora-cp-c", "dora-d", "quanta-T13")
+WITH_BIAS = {name: layer for name, layer in OWN_FORWARDS.items() if getattr(layer.make(), "bias", None) is not None}
 EVERY_LAYER = pytest.mark.parametrize("layer", OWN_FORWARDS.values(), ids=OWN_FORWARDS)
 
 
@@ -70,6 +71,31 @@ def test_live_and_merged_are_the_forward_with_the_adapted_weight(case, layer):
     assert all(parameter.grad is None for parameter in base.parameters())
 
 
+@EVERY_LAYER
+def test_scaled_outputs_are_merged_or_refused(layer):
+    if layer.dependence is GENERAL:
+        with pytest.raises(ValueError, match="does not scale with its weight, as ia3 needs it"):
+            attached("ia3", layer)
+        return
+    model, adapter, x = attached("ia3", layer)
+    live = model(x)
+    assert not torch.allclose(live, model[0].base(x))
+    merge(model)
+    assert_close(model(x), live)
+
+
+@pytest.mark.parametrize("case", ("lora", "dora"))
+@pytest.mark.parametrize("layer", WITH_BIAS.values(), ids=WITH_BIAS)
+def test_trained_biases_are_merged(case, layer):
+    model, x = layer.base(), layer.inputs()
+    adapter = attach(model, CASES[case].config(bias="adapted"))
+    randomise(adapter)
+    live, without = model(x), with_weight(model[0].base, model[0].base.weight + adapter.delta("0"))(x)
+    assert not torch.allclose(live, without)
+    merge(model)
+    assert_close(model(x), live)
+
+
 @pytest.mark.parametrize("case", PER_EXAMPLE)
 @EVERY_LAYER
 def test_a_mixed_batch_is_each_example_alone(case, layer):
@@ -79,6 +105,17 @@ def test_a_mixed_batch_is_each_example_alone(case, layer):
     for number in range(len(x)):
         weight = base.weight + adapter.delta("0", condition[number])
         assert_close(mixed[number], with_weight(base, weight)(x[number : number + 1])[0])
+
+
+@pytest.mark.parametrize("case", ("lora", "lora-A", "metalora-cp-c"))
+@EVERY_LAYER
+def test_no_examples_give_no_outputs_and_no_gradients(case, layer):
+    model, adapter, x = attached(case, layer)
+    options = {"condition": CASES[case].condition(adapter, 3)[torch.arange(0)]} if CASES[case].per_example else {}
+    output = model(x[:0], **options)
+    assert output.shape == model[0].base(x[:0]).shape
+    output.sum().backward()
+    assert all(value.grad is None or not value.grad.any() for value in adapter.parameters())
 
 
 @EVERY_LAYER
@@ -100,6 +137,13 @@ def test_a_layer_that_returns_several_tensors():
     assert torch.equal(live.indices, expected.indices)
 
 
+def test_further_arguments_reach_a_base_with_a_bottleneck():
+    layer = OWN_FORWARDS["positions"]
+    model, ids, positions = layer.base(), layer.inputs(), torch.tensor([[3, 1, 0, 2]])
+    attach(model, CASES["loretta-adp"].config())  # it starts as the base
+    assert_close(model[0](ids, position_ids=positions), model[0].base(ids, position_ids=positions))
+
+
 def test_further_arguments_reach_the_forward_of_the_class():
     layer = OWN_FORWARDS["positions"]
     model, adapter, ids = attached("lora", layer)
@@ -107,5 +151,10 @@ def test_further_arguments_reach_the_forward_of_the_class():
     positions = torch.tensor([[3, 1, 0, 2]])
     expected = with_weight(base, base.weight + adapter.delta("0"))(ids, position_ids=positions)
     assert_close(model[0](ids, position_ids=positions), expected)
+    adapter.dropout = 0.5
+    assert_close(model[0](ids, position_ids=positions), expected)  # in eval mode
+    adapter.train()
+    with pytest.raises(ValueError, match="target '0': BartLearned.* leaves the adapter's dropout out"):
+        model[0](ids, position_ids=positions)
     with adapter.disabled():
         assert torch.equal(model[0](ids, position_ids=positions), base(ids, position_ids=positions))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.convolutions import CLASSES, GROUPED
 from metalora.adapters.held_matrix import HeldMatrix
-from metalora.adapters.stored_weight import is_quantised
+from metalora.adapters.stored_weight import is_parametrized, is_quantised
 
 PLAIN_CLASSES: dict[str, type[nn.Module]] = {
     "linear": nn.Linear,
@@ -176,8 +176,16 @@ def run_with(base: nn.Module, tensors: Mapping[str, Tensor], *args: Any, **kwarg
 
 def _with_tensors(base: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of a layer that shares all but its parameters of these names."""
-    layer = copy.copy(base)
+    assert not is_parametrized(base), "its weight is no parameter that could be replaced"
+    layer = _shallow_copy(base)
     vars(layer)["_parameters"] = {**base._parameters, **tensors}
+    return layer
+
+
+def _shallow_copy(base: nn.Module) -> nn.Module:
+    """Return a layer with the attributes of another; `copy.copy` would run what the class does to be pickled."""
+    layer: nn.Module = object.__new__(type(base))
+    vars(layer).update(vars(base))
     return layer
 
 
@@ -279,7 +287,7 @@ def _in_float64(base: nn.Module, generator: torch.Generator) -> nn.Module:
 
     Its further parameters, such as gains, get numbers from 0.5 to 1.5: with zeros the weight would seem unused.
     """
-    layer = copy.copy(base)
+    layer = _shallow_copy(base)
     vars(layer).pop("forward", None)  # one that was set on the instance runs the original
     vars(layer)["training"] = False
     vars(layer)["_buffers"] = {name: _number_in_float64(buffer) for name, buffer in base._buffers.items()}

@@ -101,5 +101,7 @@ def test_outputs_of_several_tensors_and_a_weight_that_a_parametrization_computes
     x, layer = torch.randn(3, 4).double(), model.base_model.model[0]
     weight = layer.base_layer.weight + mp.adapter_of(model).delta("0")
     assert_close(model(x).values, F.linear(x, weight, layer.base_layer.bias).softmax(-1).topk(2).values)
+    with pytest.raises(ValueError, match="target '0': Router returns more than one tensor"):
+        model.eval()(x, adapter_names=["default"] * 3)
     with pytest.raises(ValueError, match="computed by a parametrization, into which PEFT does not merge"):
         get_peft_model(nn.Sequential(weight_norm(nn.Linear(4, 4))), config("0"))

@@ -207,6 +207,8 @@ class AdaptedLayer(MergeableLayer):
         bonds, batched = len(self.form.left_shape), self.form.left_batched
         lefts = kernel.flatten(1, bonds) if batched else kernel.flatten(0, bonds - 1)[None]  # (b or 1, k, i, *kernel)
         weights = self.to_base_layout(lefts.movedim(1, -1))
+        if len(weights) == 0:  # no examples: one run over none of them
+            weights = weights.sum(0, keepdim=True)
         bias = getattr(self.base, "bias", None)
         zeros = {} if bias is None else {"bias": weights.new_zeros(self.form.left_rank)}
         examples = [x] if len(weights) == 1 else torch.split(x, 1)

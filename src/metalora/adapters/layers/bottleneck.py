@@ -71,6 +71,10 @@ class BottleneckLayer(OutputLayer):
             out = out + self.rows(bias, factors)[:, None].to(tokens.dtype)
         return out
 
+    def has_one_weight(self) -> bool:
+        """Return False: there is no Delta W."""
+        return False
+
     def delta(self, values: Values | None) -> NoReturn:
         """Refuse: there is no Delta W.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from metalora.adapters.layers.adapted_tensor import AdaptedTensor
+from metalora.adapters.layers.looked_at import LookedAt
 
 
 class ReadAsBase(nn.Module, ABC):
@@ -53,6 +54,10 @@ class ReadAsBase(nn.Module, ABC):
         Raises:
             ValueError: The change differs by example.
         """
+
+    @abstractmethod
+    def has_one_weight(self) -> bool:
+        """Return True if one W + Delta W is all that the adapter does now."""
 
     @property
     @abstractmethod
@@ -103,9 +108,11 @@ class ReadAsBase(nn.Module, ABC):
         return bias if bias is None or not self.changes_bias else self._read("bias")
 
     def _read(self, name: str) -> Tensor:
-        if self.is_computed_with or torch.compiler.is_compiling():  # a compiler removes what nobody uses
+        is_compiling = torch.compiler.is_compiling()
+        if self.is_computed_with or (is_compiling and self.has_one_weight()):  # a compiler removes what nobody uses
             return self.adapted(name)
-        return AdaptedTensor(self, name)
+        # A compiler cannot trace an `AdaptedTensor`.
+        return cast(Tensor, LookedAt.of(self.stored(name))) if is_compiling else AdaptedTensor(self, name)
 
     def __getattr__(self, name: str) -> Any:
         """Return what `nn.Module` finds, and otherwise the base's attribute of that name."""

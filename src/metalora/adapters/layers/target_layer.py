@@ -37,6 +37,14 @@ class TargetLayer(ReadAsBase, ABC):
         """Path of the layer, for messages."""
         return self.target.path
 
+    def has_one_weight(self) -> bool:
+        """Return True if one W + Delta W is all that the adapter does now."""
+        adapter, current = self.owner[0], self.owner[0].current()
+        if not current.enabled or self.original is not None:
+            return True
+        has_dropout = adapter.training and bool(adapter.dropout)
+        return not has_dropout and self.bound.num_conditions(current.values) == 1
+
     @property
     def changes_bias(self) -> bool:
         """True if the adapter may change the bias."""

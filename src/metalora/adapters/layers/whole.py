@@ -37,8 +37,15 @@ def run_whole(
         What f returns.
 
     Raises:
-        ValueError: The factors differ by example, and f has further arguments or returns something else than a tensor.
+        ValueError: The factors differ by example, and f has further arguments or returns something else than a tensor;
+            or the adapter has dropout in training, which would act on x Left.
     """
+    adapter = layer.owner[0]
+    if adapter.training and adapter.dropout:
+        raise ValueError(
+            f"target {layer.target.path!r}: {type(layer.base).__name__} runs with W + ΔW as a whole, which leaves the "
+            f"adapter's dropout out; set dropout to 0, or leave the target out, exclude=[{layer.target.path!r}]"
+        )
     conditions = layer.bound.num_conditions(values)
     if conditions == 1:
         return cast(Tensor, _run(layer, x, values, args, kwargs or {}))
@@ -58,6 +65,9 @@ def run_whole(
 def _by_condition(x: Tensor, values: Values | None, conditions: int) -> Iterator[tuple[Tensor, Values]]:
     """Yield the rows of an input that share a condition, (rows, ..), and its values, (1, *modes) each."""
     assert values is not None, "only values differ by example"
+    if conditions == 0:  # no examples: one run over none of them, which the graph of the factors has too
+        yield x, {key: v.sum(0, keepdim=True) for key, v in values.items()}
+        return
     rows = x.shape[0] // conditions
     for number in range(conditions):
         own = {key: v if len(v) == 1 else v[number : number + 1] for key, v in values.items()}

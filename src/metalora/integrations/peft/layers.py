@@ -133,6 +133,12 @@ class AdaptedModule(ReadAsBase, TunerLayer):
         packed: Tensor | None = getattr(self.base_layer, "qweight", None)
         return weight_of(self.base_layer) if packed is None else packed
 
+    def has_one_weight(self) -> bool:
+        """Return True if one W + Delta W is all that the active adapters do now."""
+        if self.container.call.adapter_names is not None:
+            return False
+        return all(layer.has_one_weight() for layer in self._acting_layers())
+
     @property
     def changes_bias(self) -> bool:
         """True if an adapter may change the bias."""
@@ -175,7 +181,15 @@ class AdaptedModule(ReadAsBase, TunerLayer):
 
         Returns:
             The adapted output, in the shape of y.
+
+        Raises:
+            ValueError: The base returns more than a tensor.
         """
+        if not isinstance(y, Tensor):
+            raise ValueError(
+                f"target {self.path_of_target!r}: {type(self.base_layer).__name__} returns more than one tensor, so it "
+                "cannot run with an adapter for each example (adapter_names)"
+            )
         batch_size = x.shape[0]
         y = y.clone()  # its rows are overwritten, and autograd may need the base's output
         for name, rows in self.container.rows_by_adapter(batch_size).items():
