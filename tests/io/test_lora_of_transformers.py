@@ -88,6 +88,24 @@ def test_a_text_encoder_of_clip_with_and_without_text_model_in_its_names(prefix,
     torch.testing.assert_close(adapter.delta(path), 0.5 * up @ down)
 
 
+@pytest.mark.parametrize("prefix", ("lora_te_text_model", "lora_te1_text_model", "text_encoder.text_model"))
+def test_a_text_encoder_alone_in_a_model_that_holds_a_unet_too(prefix, tmp_path):
+    joint = "." if "." in prefix else "_"
+    down, up = torch.randn(2, 8), torch.randn(8, 2)
+    tensors = {}
+    for layer in "01":
+        name = prefix + joint + joint.join(("encoder", "layers", layer, "self_attn", "q_proj"))
+        tensors |= {f"{name}.lora_down.weight": down.clone(), f"{name}.lora_up.weight": up * (1 + int(layer))}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    text = CLIPTextModel(CLIPTextConfig(**SIZES | {"num_hidden_layers": 2}, bos_token_id=1, eos_token_id=2))
+    unet = torch.nn.ModuleDict({"to_q": torch.nn.Linear(8, 8)})
+    adapter = load_lora(torch.nn.ModuleDict({"unet": unet, "text_encoder": text}), tmp_path / "lora.safetensors")
+    first, second = sorted(adapter.targets)
+    assert first.startswith("text_encoder.")
+    torch.testing.assert_close(adapter.delta(first), up @ down)
+    torch.testing.assert_close(adapter.delta(second), 2 * up @ down)
+
+
 def test_an_alora_is_refused_by_name(tmp_path):
     base = LlamaForCausalLM(LlamaConfig(**SIZES))
     config = LoraConfig(r=2, target_modules=["q_proj"], alora_invocation_tokens=[55, 56], task_type="CAUSAL_LM")
