@@ -181,6 +181,16 @@ def test_a_file_of_pytorch_that_is_refused(case, tmp_path, capsys):
     assert "printed" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("zipped", (True, False))
+def test_a_file_of_pytorch_that_is_cut_anywhere_is_refused(zipped, tmp_path):
+    torch.save({"lora_0.lora_up.weight": torch.ones(8, 2)}, tmp_path / "a.bin", _use_new_zipfile_serialization=zipped)
+    content = (tmp_path / "a.bin").read_bytes()
+    for length in range(0, len(content), 7):
+        (tmp_path / "b.bin").write_bytes(content[:length])
+        with pytest.raises(ValueError, match="b.bin: not a file of weights alone"):
+            load_lora(unet(), tmp_path / "b.bin")
+
+
 def test_a_file_of_peft_without_its_configuration_is_refused(tmp_path):
     trained(tmp_path)
     (tmp_path / "adapter_config.json").unlink()
