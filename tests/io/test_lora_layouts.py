@@ -143,6 +143,10 @@ def test_the_header_of_diffusers_has_the_scale(tmp_path):
     save_file(tensors, file, {"lora_adapter_metadata": json.dumps(config)})
     check(file, want)
     check(tmp_path, want, subfolder="diffusers")
+    alphas = {"unet.conv_in.alpha": torch.tensor(3.0), "unet.mid_block.attentions.0.to_q.alpha": torch.tensor(4.0)}
+    save_file(tensors | alphas, file, {"lora_adapter_metadata": json.dumps(config)})
+    with pytest.raises(ValueError, match="0.to_q' has another scale by its alpha than by lora_adapter_metadata"):
+        load_lora(unet(), file)
     save_file(tensors, file, {"lora_adapter_metadata": json.dumps(config | {"unet.use_later": True})})
     with pytest.raises(ValueError, match="lora_adapter_metadata of unet: use_later is True"):
         load_lora(unet(), file)

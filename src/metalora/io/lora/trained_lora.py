@@ -17,8 +17,6 @@ from metalora.io.lora.placement import place
 from metalora.io.lora.source import read_source
 from metalora.io.lora.tensor_names import DOWN, UP
 
-START_KINDS = {"pissa": "PiSSA", "olora": "OLoRA"}
-
 
 @dataclass(frozen=True)
 class TrainedLora:
