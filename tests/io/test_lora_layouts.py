@@ -283,7 +283,7 @@ def test_two_paths_with_one_flattened_name_are_refused_with_both(tmp_path):
         load_lora(model, tmp_path / "lora.safetensors")
 
 
-@pytest.mark.parametrize("layout", ("kohya", "diffusers with PEFT's names"))
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_order_of_the_entries_means_nothing(layout, tmp_path, monkeypatch):
     trained(tmp_path)
     tensors = renamed(tmp_path, *LAYOUTS[layout])
