@@ -84,6 +84,12 @@ def test_the_class_is_given_where_the_file_does_not_say_it(base, tmp_path):
     assert code == 2 and "'LlamaForCausalLN', which is not a class of models" in err
 
 
+def test_a_class_of_a_model_that_is_not_of_transformers_is_refused(tmp_path):
+    words = ("import", tmp_path, "--model", "timm:resnet10t", "--class", "LlamaModel", "--out", tmp_path / "a")
+    code, _, err = metalora_command(*words)
+    assert code == 2 and "--class LlamaModel: timm:resnet10t is no hf: model" in err
+
+
 def test_several_classes_are_refused_and_one_is_given(base, tmp_path):
     save_lora(base, tmp_path / "a", task_type="CAUSAL_LM")
     save_lora(base, tmp_path / "b", LlamaForSequenceClassification)

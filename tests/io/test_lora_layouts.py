@@ -143,6 +143,10 @@ def test_the_header_of_diffusers_has_the_scale(tmp_path):
     save_file(tensors, file, {"lora_adapter_metadata": json.dumps(config)})
     check(file, want)
     check(tmp_path, want, subfolder="diffusers")
+    alphas = {"unet.conv_in.alpha": torch.tensor(3.0), "unet.mid_block.attentions.0.to_q.alpha": torch.tensor(4.0)}
+    save_file(tensors | alphas, file, {"lora_adapter_metadata": json.dumps(config)})
+    with pytest.raises(ValueError, match="0.to_q' has another scale by its alpha than by lora_adapter_metadata"):
+        load_lora(unet(), file)
     save_file(tensors, file, {"lora_adapter_metadata": json.dumps(config | {"unet.use_later": True})})
     with pytest.raises(ValueError, match="lora_adapter_metadata of unet: use_later is True"):
         load_lora(unet(), file)
@@ -179,6 +183,16 @@ def test_a_file_of_pytorch_that_is_refused(case, tmp_path, capsys):
     with unchanged(model), pytest.raises(ValueError, match=message):
         load_lora(model, tmp_path / "lora.bin")
     assert "printed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("zipped", (True, False))
+def test_a_file_of_pytorch_that_is_cut_anywhere_is_refused(zipped, tmp_path):
+    torch.save({"lora_0.lora_up.weight": torch.ones(8, 2)}, tmp_path / "a.bin", _use_new_zipfile_serialization=zipped)
+    content = (tmp_path / "a.bin").read_bytes()
+    for length in range(0, len(content), 7):
+        (tmp_path / "b.bin").write_bytes(content[:length])
+        with pytest.raises(ValueError, match="b.bin: not a file of weights alone"):
+            load_lora(unet(), tmp_path / "b.bin")
 
 
 def test_a_file_of_peft_without_its_configuration_is_refused(tmp_path):
@@ -269,7 +283,7 @@ def test_two_paths_with_one_flattened_name_are_refused_with_both(tmp_path):
         load_lora(model, tmp_path / "lora.safetensors")
 
 
-@pytest.mark.parametrize("layout", ("kohya", "diffusers with PEFT's names"))
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_order_of_the_entries_means_nothing(layout, tmp_path, monkeypatch):
     trained(tmp_path)
     tensors = renamed(tmp_path, *LAYOUTS[layout])

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     BartConfig,
     BartModel,
@@ -13,13 +13,16 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    GPT2Config,
+    GPT2Model,
     LlamaConfig,
     LlamaForCausalLM,
     T5Config,
     T5Model,
 )
 
-from metalora import load_lora
+from metalora import AdapterConfig, attach, load_lora
+from metalora.io.lora.export_kohya import export_kohya
 from support.unchanged import unchanged
 
 SIZES = dict(vocab_size=60, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
@@ -86,6 +89,56 @@ def test_a_text_encoder_of_clip_with_and_without_text_model_in_its_names(prefix,
     [path] = adapter.targets
     assert path.endswith("encoder.layers.0.self_attn.q_proj")
     torch.testing.assert_close(adapter.delta(path), 0.5 * up @ down)
+
+
+def test_a_text_encoder_of_clip_is_written_with_the_names_that_other_programs_read(tmp_path):
+    text = CLIPTextModel(CLIPTextConfig(**SIZES, bos_token_id=1, eos_token_id=2))
+    adapter = attach(text, AdapterConfig("lora", 2, targets="q_proj"))
+    torch.nn.init.normal_(adapter.factors[f"{next(iter(adapter.targets))}.B"])
+    export_kohya(adapter, tmp_path / "lora.safetensors", prefix="lora_te1")
+    name = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
+    assert {key.split(".")[0] for key in load_file(tmp_path / "lora.safetensors")} == {name}
+    again = CLIPTextModel(CLIPTextConfig(**SIZES, bos_token_id=1, eos_token_id=2))
+    [path] = adapter.targets
+    torch.testing.assert_close(load_lora(again, tmp_path / "lora.safetensors").delta(path), adapter.delta(path))
+
+
+@pytest.mark.parametrize("prefix", ("lora_te_text_model", "lora_te1_text_model", "text_encoder.text_model"))
+def test_a_text_encoder_alone_in_a_model_that_holds_a_unet_too(prefix, tmp_path):
+    joint = "." if "." in prefix else "_"
+    down, up = torch.randn(2, 8), torch.randn(8, 2)
+    tensors = {}
+    for layer in "01":
+        name = prefix + joint + joint.join(("encoder", "layers", layer, "self_attn", "q_proj"))
+        tensors |= {f"{name}.lora_down.weight": down.clone(), f"{name}.lora_up.weight": up * (1 + int(layer))}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    text = CLIPTextModel(CLIPTextConfig(**SIZES | {"num_hidden_layers": 2}, bos_token_id=1, eos_token_id=2))
+    unet = torch.nn.ModuleDict({"to_q": torch.nn.Linear(8, 8)})
+    adapter = load_lora(torch.nn.ModuleDict({"unet": unet, "text_encoder": text}), tmp_path / "lora.safetensors")
+    first, second = sorted(adapter.targets)
+    assert first.startswith("text_encoder.")
+    torch.testing.assert_close(adapter.delta(first), up @ down)
+    torch.testing.assert_close(adapter.delta(second), 2 * up @ down)
+
+
+def test_a_start_from_the_weight_of_gpt2_which_is_stored_the_other_way_round(tmp_path):
+    torch.manual_seed(0)
+    base = GPT2Model(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=8)).eval()
+    config = LoraConfig(r=2, target_modules=["c_proj"], fan_in_fan_out=True, init_lora_weights="pissa")
+    theirs = get_peft_model(copy.deepcopy(base), config)
+    for name, parameter in theirs.named_parameters():
+        if "lora_" in name:
+            parameter.data.add_(torch.rand_like(parameter))
+    theirs.save_pretrained(tmp_path)
+    ids, model = torch.arange(5)[None], copy.deepcopy(base)
+    want = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()(ids)[0]
+    load_lora(model, tmp_path)
+    torch.testing.assert_close(model(ids)[0], want, rtol=1e-4, atol=1e-5)
+    # PEFT's OLoRA decomposes the weight as it is stored.
+    file = tmp_path / "adapter_config.json"
+    file.write_text(file.read_text().replace("pissa", "olora"))
+    with unchanged(base), pytest.raises(ValueError, match="is a Conv1D with a start of olora"):
+        load_lora(base, tmp_path)
 
 
 def test_an_alora_is_refused_by_name(tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.layers.base import AdaptedLayer
-from metalora.cli.merging import load_named_base
+from metalora.cli.merging import load_named_base, name_in_transformers
 from metalora.config import AdapterConfig
 from metalora.fitting.combination import CombinationRule, How, Sign, check_arguments
 from metalora.io.adapter_file import is_adapter_file, read, save
@@ -180,12 +180,15 @@ def load_common_base(sources: Sequence[Path], model: str, class_name: str | None
         class_name: The class, whatever the adapters say.
 
     Raises:
-        ValueError: The adapters name several classes, or there is no such base.
+        ValueError: The adapters name several classes, there is no such base, or a class is given for one that is no
+            model of transformers.
     """
     named = {} if class_name is not None else {name: path for path in sources if (name := _class_of(path)) is not None}
     if len(named) > 1:
         raise ValueError(f"the adapters were made on several classes, {', '.join(sorted(named))}: give one by --class")
     chosen = next(iter(named), class_name)
+    if class_name is not None and name_in_transformers(model) is None:
+        raise ValueError(f"--class {class_name}: {model} is no hf: model, and only those have classes to choose from")
     if chosen is None:
         return load_model(model)
     base, _ = load_named_base(model, chosen)

@@ -63,7 +63,7 @@ def merge_file(
     if is_folder and not _may_be_transformers(model):
         raise ValueError(f"merge --out {out}: a folder is written for an hf: model only; name a file")
     class_name = description["base"]["class"]
-    hub_name = _name_in_transformers(model)
+    hub_name = name_in_transformers(model)
     if is_folder and hub_name is not None:
         base, whole, tokenizer = load_whole(hub_name, class_name)
     else:
@@ -163,7 +163,7 @@ def _may_be_transformers(model: str) -> bool:
     return not model.startswith(("timm:", "torchvision:")) and model != "efficientnet-lite0"
 
 
-def _name_in_transformers(model: str) -> str | None:
+def name_in_transformers(model: str) -> str | None:
     """Return the folder or the name on the Hub that the name of a base stands for; None for other libraries."""
     hub_names = architectures()
     if model in hub_names:
@@ -178,7 +178,7 @@ def load_named_base(model: str, class_name: str) -> tuple[nn.Module, Any]:
         model: Name of the base, as `metalora.zoo.load_model` takes it.
         class_name: Name of the class, from the adapter file.
     """
-    hub_name = _name_in_transformers(model)
+    hub_name = name_in_transformers(model)
     if hub_name is not None:
         return load_base(hub_name, class_name)
     return plugin(model) or (load_model(model), None)

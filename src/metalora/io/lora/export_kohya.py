@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save as dump_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalora._util.files import write_atomically
 from metalora._util.suggest import nearest
@@ -37,6 +37,12 @@ def flat_name(path: str, prefix: str) -> str:
         'lora_unet_mid_block_attentions_0'
     """
     return f"{prefix}_{path.replace('.', '_')}"
+
+
+def _path_of_other_programs(model: nn.Module, path: str, prefix: str) -> str:
+    """Return a path as it was before transformers 5 took "text_model" out of the paths of CLIP's text encoder."""
+    is_new = type(model).__name__ == "CLIPTextModel" and "text_model" not in dict(model.named_children())
+    return f"text_model.{path}" if is_new and prefix.startswith("lora_te") else path
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def export_kohya(
     for target in layers:
         if adapter.targets[target].kind not in KINDS:
             raise ValueError(f"export: target {target!r} is of kind {adapter.targets[target].kind}, expected {KINDS}")
-        name = flat_name(target, prefix)
+        name = flat_name(_path_of_other_programs(adapter.model, target, prefix), prefix)
         if name in paths_by_name:
             raise ValueError(f"export: {target!r} and {paths_by_name[name]!r} have one name in the file, {name!r}")
         paths_by_name[name] = target

@@ -187,9 +187,10 @@ class Rule:
 # ---- several networks in one file -----------------------------------------------------------------------------------
 def _place_by_network(names: Sequence[str], model: nn.Module, joint: str) -> dict[str, str] | None:
     """Place the names of each network in the child of the model that has its name; None if there is none for one."""
-    groups = _networks(names, joint)
-    if len(groups) < 2:
-        return None
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        known = KNOWN_PREFIX.match(name)
+        groups.setdefault(name.split(joint)[0] if known is None else known[0], []).append(name)
     children = dict(model.named_children())
     paths: dict[str, str] = {}
     for prefix, members in groups.items():

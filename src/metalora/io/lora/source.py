@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +125,25 @@ def read_file(file: Path) -> LoraTensors:
     if not groups:
         raise ValueError(f"{file}: holds no LoRA")
     scales = _scales_in_header(file, list(groups))
+    _check_one_scale(groups, scales, file)
     from_peft = next((name for name in tensors if name.startswith(PREFIX)), None)
     if from_peft is not None and not scales and not all("alpha" in group for group in groups.values()):
         raise ValueError(f"{file}: {shown(from_peft)} is a name of PEFT, and {CONFIG} next to the file has the scale")
     flat = not any("." in name for name in groups)
     return LoraTensors(file, groups, flat, scales)
+
+
+def _check_one_scale(
+    groups: Mapping[str, Mapping[str, Tensor]], scales: Mapping[str, RankAndScale], file: Path
+) -> None:
+    """Raise a ValueError if the tensor alpha of a module says another scale than the header."""
+    for name, (rank, scale) in scales.items():
+        alpha = groups[name].get("alpha")
+        if alpha is not None and (alpha.numel() != 1 or not isclose(float(alpha) / rank, scale, rel_tol=1e-3)):
+            raise ValueError(
+                f"{file}: {shown(name)} has another scale by its alpha than by {DIFFUSERS_METADATA} in the header, "
+                f"{scale:g}"
+            )
 
 
 def _scales_in_header(file: Path, names: list[str]) -> dict[str, RankAndScale]:

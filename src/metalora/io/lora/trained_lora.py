@@ -19,8 +19,6 @@ from metalora.io.lora.peft_config import Start
 from metalora.io.lora.placement import place
 from metalora.io.lora.source import read_source
 
-START_KINDS = {"pissa": "PiSSA", "olora": "OLoRA"}
-
 
 @dataclass(frozen=True)
 class TrainedLora:
