@@ -41,6 +41,18 @@ class Branches(nn.Module):
         return self.used(x)
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, of which one is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.called, self.twin = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.twin.weight = self.called.weight
+
+    def forward(self, x):
+        return self.called(x)
+
+
 def answers(report, question):
     return {target.path: getattr(target, question).state for target in report.targets}
 
@@ -80,6 +92,11 @@ def test_a_target_whose_weight_is_read_behind_its_back_is_found():
     report = metalora.check(ReadsItsWeight(behind_its_back=True), AdapterConfig("lora", 2, targets="called,read"))
     assert answers(report, "live") == {"called": "yes", "read": "no"}
     assert "the model reads its weight, and the adapter has no effect" in report.faults[0]
+
+
+def test_a_layer_that_did_not_run_is_not_live_because_its_tied_twin_is():
+    report = metalora.check(Tied(), AdapterConfig("lora", 2, targets="called,twin"))
+    assert report.faults == [] and answers(report, "live") == {"called": "yes", "twin": "unknown"}
 
 
 def test_a_crash_of_the_adapted_model_is_a_fault(monkeypatch):

@@ -19,6 +19,7 @@ from support.model_families import Family
 
 COLUMNS = ("attach", "forward", "gradients", "merged", "exported")
 WORDS = {"yes": "right", "no": "fault", "refused": "refused", "unknown": "not known"}
+MOST_FAULTS = 5  # of a row: every target of a model may have the same
 SECONDS = 20  # of the processor, for a family; models that take longer are too large for the table
 
 
@@ -75,8 +76,8 @@ def _cells(subject: Subject, config: AdapterConfig, host: str) -> dict[str, Any]
     except Exception as error:  # a crash is a fault, and the row says which
         return {"attach": f"fault: {in_one_line(error)}"}
     cells = {name: _cell(getattr(report, name)) for name in COLUMNS[1:]}
-    targets = {"number": len(report.targets), "silent": _did_not_run(report)}
-    return {"attach": "right", **cells, **targets, "faults": report.faults, "skipped": list(report.skipped)}
+    numbers = {"number": len(report.targets), "silent": _did_not_run(report), "skipped": len(report.skipped)}
+    return {"attach": "right", **cells, **numbers, "faults": report.faults[:MOST_FAULTS]}
 
 
 def _cell(answer: Answer) -> str:

@@ -203,9 +203,14 @@ def changes_output(host: Attached, subject: Subject, live: list[Tensor], path: s
 def weight_matters(subject: Subject, path: str) -> bool:
     """Return True if another weight at a path changes the output of the base."""
     model = subject.fresh()
-    weight = model.get_submodule(path).weight
+    module = model.get_submodule(path)
+    weight = module.weight
     assert isinstance(weight, Tensor)
-    weight.copy_(weight + weight.abs().mean() * torch.randn_like(weight))
+    changed = weight + weight.abs().mean() * torch.randn_like(weight)
+    if sum(weight is own for other in model.modules() for own in other.parameters(recurse=False)) > 1:
+        module.weight = nn.Parameter(changed)  # tied: the other module keeps the weight that it has
+    else:
+        weight.copy_(changed)  # in place, since the model may hold the tensor itself
     return distance(subject.base, outputs(model, subject.inputs)) > 0
 
 

@@ -52,7 +52,7 @@ def subject_of(model: nn.Module, example: Inputs | None) -> tuple[Subject | None
     first_reason = ""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = without_constants(copy.deepcopy(model))
+        model = without_constants(copy.deepcopy(model)).eval()
         doubled = _in_double(model)
         for inputs in [example] if example is not None else candidates(model):
             for candidate in [doubled, model] if doubled is not None else [model]:
@@ -91,7 +91,6 @@ def _in_double(model: nn.Module) -> nn.Module | None:
 def _tried(model: nn.Module, inputs: Inputs) -> tuple[Subject | None, str]:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     inputs = cast_floats(inputs, dtype)
-    model = copy.deepcopy(model).eval()
     try:
         with torch.no_grad():
             base = outputs(model, inputs)

@@ -52,6 +52,7 @@ class AdaptedModule(ReadAsBase, TunerLayer):
         self.merged_adapters: list[str] = []
         self.quantization_backend: QuantizationBackend | None = resolve_quantization_backend(base)
         self._path = target.path
+        self._quantised_state: dict[str, Any] = {}  # the scales of an 8-bit weight, which bitsandbytes keeps apart
         self.in_features, self.out_features = target.groups * target.sizes["in"], target.sizes["out"]
         # A tuple hides the container from nn.Module, which would otherwise register it in every layer.
         self._container = (container,)
@@ -249,7 +250,10 @@ class AdaptedModule(ReadAsBase, TunerLayer):
 
     def _backup(self, weight: Tensor) -> Tensor:
         """What restores the base's weight: a copy; for a quantised base its parameter, which merging replaces."""
-        return weight.clone() if self.quantization_backend is None else weight_of(self.base_layer)
+        if self.quantization_backend is None:
+            return weight.clone()
+        self._quantised_state = dict(vars(self.base_layer.state)) if hasattr(self.base_layer, "state") else {}
+        return weight_of(self.base_layer)
 
     def unmerge(self) -> None:
         """Restore the base's weight and bias, bit for bit.
@@ -270,6 +274,8 @@ class AdaptedModule(ReadAsBase, TunerLayer):
             self._set_weight(original.to(weight_of(self.base_layer).device))
         else:
             self.base_layer.weight = original
+            if self._quantised_state:
+                vars(self.base_layer.state).update(self._quantised_state)
         # Each layer kept the bias that it found, so the first one, restored last, has the base's own.
         for name in reversed(self.merged_adapters):
             if name in self.adapter_layers:
