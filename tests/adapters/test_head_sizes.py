@@ -63,3 +63,11 @@ def test_a_size_that_nobody_says_is_asked_for_by_name():
         attach(Staged(), AdapterConfig("lorta", 2, targets="query"))
     adapter = attach(Staged(), AdapterConfig("lorta", 2, targets="query", head_dim=4))
     assert len(adapter.layers) == 2
+
+
+def test_every_layer_has_its_own_size_where_the_configuration_refuses_to_say_one():
+    model = small_model("gemma4_text", num_kv_shared_layers=0, hidden_size_per_layer_input=0)
+    with pytest.raises(RuntimeError, match="per-layer"):
+        _ = model.config.head_dim
+    sizes = {target.path: target.head_dim for target in find_targets(model, "q_proj")}
+    assert sizes == {"layers.0.self_attn.q_proj": 8, "layers.1.self_attn.q_proj": 512}

@@ -21,6 +21,7 @@ FAMILIES: dict[str, dict] = {
     "electra": TEXT | dict(embedding_size=16),
     "falcon": dict(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2),
     "gemma": GROUPED,
+    "gemma4_text": GROUPED,
     "gpt2": dict(vocab_size=60, n_embd=16, n_layer=2, n_head=2),
     "gpt_neox": TEXT,
     "llama": GROUPED,

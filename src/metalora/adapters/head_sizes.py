@@ -47,8 +47,17 @@ def head_size(model: nn.Module, path: str, width: int | None) -> int | None:
 
 def _integer(owner: object, names: tuple[str, ...]) -> int | None:
     """The first attribute with one of these names, if it is a whole number above zero."""
-    value = next((getattr(owner, name) for name in names if getattr(owner, name, None) is not None), None)
+    values = (_attribute(owner, name) for name in names)
+    value = next((value for value in values if value is not None), None)
     return value if type(value) is int and value > 0 else None
+
+
+def _attribute(owner: object, name: str) -> object:
+    """An attribute; None if there is none, or if a configuration refuses it because its layers differ (Gemma 4)."""
+    try:
+        return getattr(owner, name, None)
+    except RuntimeError:
+        return None
 
 
 def _size_nearby(above: nn.Module) -> int | None:

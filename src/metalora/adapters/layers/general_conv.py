@@ -9,7 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from metalora.adapters.convolutions import POSITION_AXES, TRANSPOSED_CONVOLUTIONS
 from metalora.adapters.layers.base import AdaptedLayer
@@ -30,7 +30,7 @@ class AdaptedGeneralConv(AdaptedLayer):
 
     Example:
         >>> import torch, metalora
-        >>> model = nn.Sequential(nn.Conv2d(6, 4, 3, groups=2))
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(6, 4, 3, groups=2))
         >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
         >>> model[0].left(None).shape, model[0].up(None).shape, model[0].delta(None).shape
         (torch.Size([2, 3, 3, 3]), torch.Size([2, 4]), torch.Size([4, 3, 3, 3]))
@@ -38,7 +38,6 @@ class AdaptedGeneralConv(AdaptedLayer):
         torch.Size([1, 4, 7, 7])
     """
 
-    plain_bases = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     channels = 1
     gate_by_gate = False
 
