@@ -311,6 +311,27 @@ def test_attributes_are_those_of_the_base_but_for_its_parts():
         assert copied[0].in_channels == 4 if hasattr(copied[0], "in_channels") else copied[0].in_features == 4
 
 
+class Strided(nn.Conv1d):
+    def output_length(self, length):
+        return self._of(length)
+
+    def _of(self, length):
+        return length // self.stride[0]
+
+    def energy(self):
+        return self._square()
+
+    def _square(self):
+        return self.weight.square().sum()
+
+
+def test_a_method_that_computes_with_settings_alone_is_that_of_the_base():
+    model, _ = one_layer(Strided(4, 3, 2, stride=2))
+    assert model[0].output_length(9) == 4
+    with pytest.raises(AttributeError, match="'AdaptedConv' object has no attribute 'energy'"):
+        model[0].energy()
+
+
 def test_only_what_a_forward_reaches_and_computes_with_is_found():
     assert computed_with(Direct()) == {"read"}
     assert computed_with(nn.Sequential(Direct())) == {"0.read"}

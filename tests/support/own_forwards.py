@@ -44,6 +44,13 @@ def closed() -> nn.Module:
     return layer
 
 
+class Cropped(nn.ConvTranspose2d):
+    """A transposed convolution that drops the border of its output."""
+
+    def forward(self, x):
+        return super().forward(x)[..., 1:-1, 1:-1]
+
+
 @dataclass(frozen=True)
 class OwnForward:
     """A layer: a function that makes it, the shape of one example, and how its forward depends on the weight."""
@@ -74,4 +81,8 @@ OWN_FORWARDS = {
     "positions": OwnForward(lambda: BartLearnedPositionalEmbedding(9, 6), (4,), LINEAR, 9),
     "weight norm": OwnForward(lambda: weight_norm(nn.Linear(6, 6)), (5, 6), Dependence.PLAIN),
     "weight norm of a convolution": OwnForward(lambda: weight_norm(nn.Conv2d(3, 6, 3)), (3, 7, 7), Dependence.PLAIN),
+    "pads a depthwise one": OwnForward(lambda: Conv2dSame(6, 6, 3, stride=2, groups=6), (6, 8, 7), GENERAL),
+    "standardises by groups": OwnForward(lambda: StdConv2d(4, 6, 3, groups=2), (4, 7, 7), GENERAL),
+    "weight norm by groups": OwnForward(lambda: weight_norm(nn.Conv1d(4, 6, 3, groups=2)), (4, 9), Dependence.PLAIN),
+    "crops a transposed one": OwnForward(lambda: Cropped(4, 6, 3, stride=2), (4, 5, 4), GENERAL),
 }

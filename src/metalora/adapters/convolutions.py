@@ -1,4 +1,4 @@
-"""Kinds of convolutions, the sizes of the modes of their weights, and which of them cannot be adapted."""
+"""Kinds of convolutions, and the sizes of the modes of their weights."""
 
 from __future__ import annotations
 
@@ -61,21 +61,3 @@ def outputs_per_position(module: nn.Module) -> int:
         (4, 1)
     """
     return prod(module.stride) if isinstance(module, _ConvTransposeNd) else 1
-
-
-def own_way_of_convolution(module: nn.Module, kind: str) -> str:
-    """Why a grouped, transposed or 3-D convolution is not what torch computes with its weight; empty if it is.
-
-    Args:
-        module: The layer.
-        kind: Its kind.
-    """
-    if kind not in CONVOLUTIONS or kind in ("conv1d", "conv2d"):
-        return ""
-    if not isinstance(module._parameters.get("weight"), nn.Parameter):
-        return "a grouped, transposed or 3-D convolution is not adapted if its weight is computed from other tensors"
-    plain = next(convolution for convolution in CLASSES.values() if isinstance(module, convolution))
-    methods = ("forward", "_conv_forward")
-    if any(getattr(type(module), name, None) is not getattr(plain, name, None) for name in methods):
-        return "a grouped, transposed or 3-D convolution is not adapted if its class has a forward of its own"
-    return ""

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.convolutions import CLASSES, GROUPED
+from metalora.adapters.convolutions import CLASSES, CONVOLUTIONS, GROUPED
 from metalora.adapters.held_matrix import HeldMatrix
 from metalora.adapters.stored_weight import is_parametrized, is_quantised
 
@@ -204,13 +204,17 @@ class _Attempt:
         shape = list(cast(Tensor, base.weight).shape)
         if kind == "embedding":  # a part of the vocabulary is enough, and is quick
             shape[0] = min(shape[0], max(MOST_ROWS, 1 + (cast(Any, base).padding_idx or 0)))
-        transposed = kind in ("conv1d_gpt2", "embedding")
-        outputs = shape[1] if transposed else shape[0]
-        inputs = (shape[0],) if transposed else tuple(shape[1:])
-        left, right = self.random(RANK, *inputs), self.random(outputs, RANK)  # (k, i, *kernel), (o, k)
-        product = torch.einsum("ok,k...->o...", right, left)
-        self.right, self.weight = right, self.random(*shape)
-        self.left, self.delta = (tensor.mT if transposed else tensor for tensor in (left, product))
+        self.weight = self.random(*shape)
+        self.has_left = kind not in CONVOLUTIONS or kind in ("conv1d", "conv2d")  # it has one Left for all outputs
+        if self.has_left:
+            transposed = kind in ("conv1d_gpt2", "embedding")
+            outputs = shape[1] if transposed else shape[0]
+            inputs = (shape[0],) if transposed else tuple(shape[1:])
+            left, self.right = self.random(RANK, *inputs), self.random(outputs, RANK)  # (k, i, *kernel), (o, k)
+            product = torch.einsum("ok,k...->o...", self.right, left)
+            self.left, self.delta = (tensor.mT if transposed else tensor for tensor in (left, product))
+        else:
+            outputs, self.delta = cast(Any, base).out_channels, self.random(*shape)
         has_bias = isinstance(base._parameters.get("bias"), Tensor)
         self.bias = self.random(outputs) if has_bias else None
         self.shift = self.random(outputs) if has_bias else None
@@ -256,6 +260,8 @@ class _Attempt:
 
     def ways(self) -> dict[Dependence, Callable[[Tensor], Tensor]]:
         """Return the cheap ways to compute x Left, (b, .., i) -> (b, .., k): as torch's layer, and as this class."""
+        if not self.has_left:
+            return {}
         bias = None if self.bias is None else torch.zeros(RANK, dtype=torch.float64)
 
         def plain(x: Tensor) -> Tensor:

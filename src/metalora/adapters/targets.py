@@ -17,7 +17,6 @@ from metalora.adapters.convolutions import (
     convolution_sizes,
     kind_of_convolution,
     outputs_per_position,
-    own_way_of_convolution,
 )
 from metalora.adapters.head_sizes import head_size
 from metalora.adapters.heads import output_heads
@@ -173,9 +172,6 @@ def refusal(model: nn.Module, path: str, module: nn.Module) -> Refusal | None:
     if kind is None:
         reason = f"{class_name} is not a layer that can be adapted"
         return Refusal(f"{reason} (Linear, convolutions, Conv1D, Embedding){_matrices_hint(path, module)}", reason)
-    own_way = own_way_of_convolution(module, kind)
-    if own_way:
-        return Refusal(f"{class_name}: {own_way}", own_way)
     message, reason = why_not_writable(module)
     if message:
         return Refusal(message, reason)

@@ -27,6 +27,8 @@ LOOKS = frozenset(
 """Attributes and methods of a tensor that do not depend on its numbers."""
 LOOKING_CALLS = frozenset({"isinstance", "hasattr", "getattr", "type", "id", "to", "type_as"})
 """Functions and methods that take a weight and do not depend on its numbers."""
+TENSORS = frozenset({"weight", "bias", "forward", "_conv_forward", "_parameters", "_buffers", "_modules", "__call__"})
+"""Names by which a method of a layer reaches its tensors."""
 
 
 def computed_with(model: nn.Module) -> frozenset[str]:
@@ -43,6 +45,24 @@ def computed_with(model: nn.Module) -> frozenset[str]:
             if _has_module(model, full):
                 paths.add(full)
     return frozenset(paths)
+
+
+def runs_without_tensors(module_class: type[nn.Module], method: str) -> bool:
+    """Whether a method of a class, with what it calls, names no tensor and no forward: it computes with settings.
+
+    Args:
+        module_class: The class.
+        method: Name of one of its methods.
+
+    Example:
+        >>> class Strided(nn.Conv1d):
+        ...     def output_length(self, length):
+        ...         return length // self.stride[0]
+        >>> runs_without_tensors(Strided, "output_length"), runs_without_tensors(Strided, "reset_parameters")
+        (True, False)
+    """
+    functions = list(_reached(module_class, method))
+    return bool(functions) and not any(_names(function.__code__) & TENSORS for function in functions)
 
 
 def _has_module(model: nn.Module, path: str) -> bool:
@@ -65,9 +85,9 @@ def _chains(module_class: type[nn.Module]) -> tuple[str, ...]:
     return tuple(chains)
 
 
-def _reached(module_class: type[nn.Module]) -> Iterator[FunctionType]:
-    """Yield the forward of a class and the methods that it names, directly or by others."""
-    names, seen = ["forward"], {"forward"}
+def _reached(module_class: type[nn.Module], start: str = "forward") -> Iterator[FunctionType]:
+    """Yield a method of a class and the methods that it names, directly or by others."""
+    names, seen = [start], {start}
     while names:
         function = _function(module_class, names.pop())
         if function is None:

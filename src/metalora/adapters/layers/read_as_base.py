@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.layers.adapted_tensor import AdaptedTensor
 from metalora.adapters.layers.looked_at import LookedAt
+from metalora.adapters.weight_readers import runs_without_tensors
 
 
 class ReadAsBase(nn.Module, ABC):
@@ -129,10 +130,12 @@ class ReadAsBase(nn.Module, ABC):
 
 
 def _is_known_of_base(base: nn.Module, name: str) -> bool:
-    """Whether an attribute of the base is also right for the adapted layer: a setting or a buffer.
+    """Whether an attribute of the base is also right for the adapted layer: a setting, a buffer, a method of settings.
 
-    Parameters and modules are a part of how the base computes its weight, and methods would run without the adapter.
+    Parameters and modules are a part of how the base computes its weight, and other methods would run without the
+    adapter.
     """
     if name.startswith("_") or name in base._parameters or name in base._modules or not hasattr(base, name):
         return False
-    return not isinstance(getattr(base, name), MethodType)
+    value = getattr(base, name)
+    return not isinstance(value, MethodType) or runs_without_tensors(type(base), name)
