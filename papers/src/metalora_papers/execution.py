@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -101,7 +102,7 @@ def _results(suite: Suite, adapter: Adapter | None, losses: list[float]) -> dict
     last = losses[-suite.averaged_losses :]
     results = suite.evaluate(adapter)
     results["num_params"] = count_trained(suite.model) if adapter is None else adapter.num_params()
-    results["loss"] = sum(last) / len(last) if last else None
+    results["loss"] = fmean(last) if last else None
     return results | suite.training_results(adapter)
 
 

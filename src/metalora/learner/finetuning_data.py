@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class HeldOutScore:
         total = (confusion.sum(0) + confusion.sum(1)).double()
         f1 = (2 * right / total.clamp_min(1)).tolist()
         accuracy = float(right.sum() / max(len(codes), 1))
-        return cls(accuracy, sum(f1) / classes, step)
+        return cls(accuracy, fmean(f1), step)
 
 
 @dataclass(frozen=True)

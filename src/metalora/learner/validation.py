@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,7 +84,7 @@ class BestState:
         learner.readout.eval()
         learner.adapter.eval()
         try:
-            return sum(self.features.accuracy(episode) for episode in self.episodes) / len(self.episodes)
+            return fmean(self.features.accuracy(episode) for episode in self.episodes)
         finally:
             learner.readout.train()
             learner.adapter.train()

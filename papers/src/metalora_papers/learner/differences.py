@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from metalora_papers.report import Difference, Table
 from metalora_papers.rows import Row
@@ -51,8 +52,8 @@ def _pairs(treated: Episodes, reference: Episodes) -> list[list[tuple[float, flo
 
 
 def _reference_mean(seeds: Sequence[Sequence[tuple[float, float]]]) -> float:
-    means = [sum(theirs for _, theirs in seed) / len(seed) for seed in seeds]
-    return sum(means) / len(means)
+    means = [fmean(theirs for _, theirs in seed) for seed in seeds]
+    return fmean(means)
 
 
 def difference_table(differences: Sequence[Difference], metrics: Mapping[str, str], title: str) -> Table:

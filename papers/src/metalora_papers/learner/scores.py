@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from metalora_papers.learner.line_up import FITTED, LORA_READOUT, ORIGINAL
@@ -116,7 +116,7 @@ def mean_by_episode(by_task: dict[str, list[float]], tasks: Sequence[str]) -> li
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return fmean(values)
 
 
 def seconds_table(rows: Sequence[Row], title: str) -> list[Table]:

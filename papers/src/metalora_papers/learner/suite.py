@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -274,12 +275,12 @@ class LearnerSuite:
         return accuracies
 
     def _summary(self, by_task: dict[str, list[float]]) -> dict[str, Any]:
-        means = {task: sum(values) / len(values) for task, values in by_task.items()}
+        means = {task: fmean(values) for task, values in by_task.items()}
         trained = [means[name] for name in self.data.trained]
         held_out = [means[name] for name in self.data.held_out if name != UNSEEN]
         return {
-            "trained_mean": sum(trained) / len(trained) if trained else None,
-            "held_out_mean": sum(held_out) / len(held_out) if held_out else None,
+            "trained_mean": fmean(trained) if trained else None,
+            "held_out_mean": fmean(held_out) if held_out else None,
             "per_task": means,
             "episodes": by_task,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class ContinuationSuite:
         results: dict[str, Any] = {"nats": {}, "nats_of_style": {}}
         for group, styles in STYLES.items():
             by_style = {"/".join(vars(style).values()): self._nats(style, adapter) for style in styles}
-            results["nats"][group] = sum(by_style.values()) / len(by_style)
+            results["nats"][group] = fmean(by_style.values())
             results["nats_of_style"][group] = by_style
         if adapter is not None and adapter.conditional:
             results["nats_with_another_prompt"] = self._nats_with_another_prompt(adapter)

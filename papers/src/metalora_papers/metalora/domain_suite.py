@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ class DomainSuite:
                 scores = [self._score(one, adapter) for one in banks]
                 for bank in ("clean", "own"):
                     for metric in scores[0][bank]:
-                        mean = sum(score[bank][metric] for score in scores) / len(scores)
+                        mean = fmean(score[bank][metric] for score in scores)
                         results[bank].setdefault(metric, {})[cell] = mean
                     accuracies = [score[bank]["k5"] for score in scores]
                     results["nested"].append(right_counts(f"{bank}.k5.{cell}", accuracies, len(banks[0].query_y)))
@@ -177,4 +178,4 @@ class DomainSuite:
                 query = self._embed(sets.query_x, condition)
                 accuracy = knn_accuracy(bank, sets.bank_y, query, sets.query_y, 5)
                 scores.setdefault(f"{name}_condition", []).append(accuracy)
-        return {name: sum(values) / len(values) for name, values in scores.items()}
+        return {name: fmean(values) for name, values in scores.items()}

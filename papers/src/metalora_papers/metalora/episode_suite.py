@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -227,12 +228,12 @@ class EpisodeSuite:
         return found
 
     def _summary(self, by_task: dict[str, list[float]]) -> dict[str, Any]:
-        means = {task: sum(values) / len(values) for task, values in by_task.items()}
+        means = {task: fmean(values) for task, values in by_task.items()}
         trained = [means[name] for name in self.config.trained]
         held_out = [means[name] for name in self.config.held_out]
         return {
-            "trained_mean": sum(trained) / len(trained),
-            "held_out_mean": sum(held_out) / len(held_out) if held_out else None,
+            "trained_mean": fmean(trained),
+            "held_out_mean": fmean(held_out) if held_out else None,
             "unseen_class": means[UNSEEN],
             "per_task": means,
         }
@@ -245,7 +246,7 @@ class EpisodeSuite:
             for metric, tasks in groups.items():
                 if tasks and variant in scores:
                     episodes = zip(*(scores[variant][task] for task in tasks), strict=True)
-                    accuracies = [sum(values) / len(tasks) for values in episodes]
+                    accuracies = [fmean(values) for values in episodes]
                     queries = self.config.test_query * len(tasks)
                     found.append(right_counts(f"{variant}.{metric}", accuracies, queries))
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from metalora_papers.comparison import RateKey
@@ -139,7 +140,7 @@ class TableOne:
         if not present:
             return "–"
         is_better = any(test.treatment == method and test.is_better for test in tests)
-        return f"{100 * sum(present) / len(present):.2f}{'*' if is_better else ''}"
+        return f"{100 * fmean(present):.2f}{'*' if is_better else ''}"
 
 
 def _metric(suite: str, count: int) -> str:

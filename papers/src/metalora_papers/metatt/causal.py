@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -306,7 +307,7 @@ class CausalSuite:
             answers = self.answers(source, questions, adapter)
             right = sum(answer == question.answer for answer, question in zip(answers, questions, strict=True))
             accuracy[source] = right / len(questions)
-        return {"accuracy": accuracy, "mean": sum(accuracy.values()) / len(accuracy)}
+        return {"accuracy": accuracy, "mean": fmean(accuracy.values())}
 
     @torch.no_grad()
     def answers(self, task: str, questions: Sequence[Question], adapter: Adapter | None) -> list[int]:

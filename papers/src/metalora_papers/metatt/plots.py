@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, variance
 from typing import Any
 
 import numpy as np
@@ -176,9 +177,9 @@ def _draw_stars(axes: Any, points: dict[float, list[float]], colour: str, steps:
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean and its standard error, which is 0 for a single value."""
     n = len(values)
-    mean = sum(values) / n
-    variance = sum((value - mean) ** 2 for value in values) / max(1, n - 1)
-    return mean, (variance / n) ** 0.5
+    mean = fmean(values)
+    spread = variance(values, mean) if n > 1 else 0.0
+    return mean, (spread / n) ** 0.5
 
 
 def _heat_map(row: dict[str, Any], path: Path) -> Path:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
@@ -64,7 +64,7 @@ def judged(evaluation: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, flo
 
 def mean_score(evaluation: Mapping[str, Any], tasks: Sequence[str]) -> float:
     """Return the mean over tasks of what judges each."""
-    return math.fsum(judged(evaluation, tasks).values()) / len(tasks)
+    return fmean(judged(evaluation, tasks).values())
 
 
 def by_metric(scores: Mapping[str, float]) -> dict[str, dict[str, float]]:

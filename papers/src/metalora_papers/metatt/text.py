@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -293,7 +294,7 @@ class TextSuite:
                 predicted = _linear_model(self.classes[task]).fit(features, labels.cpu()).predict(queries)
                 metrics = measured(predicted, answers.cpu().numpy(), self.classes[task])
                 found.append(metrics[metrics_of(task)[0]])
-            scores[task] = sum(found) / DRAWS
+            scores[task] = fmean(found)
         return scores
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from statistics import fmean
 
 from metalora_papers.metatt.scores import by_metric
 from metalora_papers.rows import Row
@@ -59,4 +60,4 @@ def _rows(example: Row, name: str, by_task: Scores, tasks: Sequence[str]) -> Ite
 
 
 def _mean(values: Collection[float]) -> float:
-    return sum(values) / len(values)
+    return fmean(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -247,7 +248,7 @@ class ImageSuite:
         labels = self.scored_set.labels
         right = (torch.cat(predicted) == labels).double()
         by_class = [float(right[labels == label].mean()) for label in labels.unique()]
-        return {"accuracy": float(right.mean()), "class_mean": sum(by_class) / len(by_class)}
+        return {"accuracy": float(right.mean()), "class_mean": fmean(by_class)}
 
     def training_results(self, adapter: Adapter | None) -> dict[str, Any]:
         """Return how many numbers of the head were trained."""
