@@ -347,3 +347,14 @@ def test_quantised_layers_go_through_peft_s_backend(monkeypatch):
     torch.testing.assert_close(merged_weight, base_weight + delta, rtol=0, atol=half_a_step)
     model.unmerge_adapter()
     assert layer.base_layer.weight is quantised_weight and torch.equal(output(model), adapted)
+
+
+def test_a_merge_into_a_tied_weight_is_refused_and_changes_nothing():
+    base = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=50, n_positions=8))
+    model = trained(get_peft_model(base, mp.TensorNetworkConfig(r=2, target_modules=["c_attn", "wte"])))
+    before = output(model)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="the weight of target 'transformer.wte' is tied to another module's"):
+        model.merge_adapter()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert torch.equal(output(model), before)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.layers.read_as_base import ReadAsBase
+from metalora.adapters.merge import check_untied
 from metalora.adapters.offloading import check_present
 from metalora.adapters.own_forward import run_with
 from metalora.adapters.targets import Target
@@ -211,8 +212,9 @@ class AdaptedModule(ReadAsBase, TunerLayer):
             adapter_names: The adapters to merge; None for the active ones.
 
         Raises:
-            ValueError: Delta W differs by example or task and no single condition is fixed; the method has a bias and
-                the base has none; `safe_merge` and the merged weight is not finite.
+            ValueError: Delta W differs by example or task and no single condition is fixed; the weight of a target is
+                another module's too, which would change with it; the method has a bias and the base has none;
+                `safe_merge` and the merged weight is not finite.
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.adapter_layers:
@@ -221,6 +223,7 @@ class AdaptedModule(ReadAsBase, TunerLayer):
     def _merge_adapter(self, name: str, safe_merge: bool) -> None:
         adapter, layer = self.container.adapters_by_name()[name], self.adapter_layers[name]
         _check_one_condition(name, adapter)
+        check_untied(adapter, "merge")
         check_present(self.base_layer, f"merge: target {layer.target.path!r}")
         weight = self._dense_weight()
         delta = adapter.delta(layer.target.path)
