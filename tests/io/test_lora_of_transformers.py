@@ -13,6 +13,8 @@ from transformers import (
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
+    DeepseekV3Config,
+    DeepseekV3Model,
     GPT2Config,
     GPT2Model,
     LlamaConfig,
@@ -23,6 +25,7 @@ from transformers import (
 
 from metalora import AdapterConfig, attach, load_lora
 from metalora.io.lora.export_kohya import export_kohya
+from support.adapters import attach_random
 from support.unchanged import unchanged
 
 SIZES = dict(vocab_size=60, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
@@ -147,3 +150,27 @@ def test_an_alora_is_refused_by_name(tmp_path):
     get_peft_model(copy.deepcopy(base), config).save_pretrained(tmp_path)
     with unchanged(base), pytest.raises(ValueError, match="alora_invocation_tokens is .55, 56.: an aLoRA is only"):
         load_lora(base, tmp_path)
+
+
+def test_dense_layers_that_peft_takes_for_experts_are_said(tmp_path):
+    sizes = dict(vocab_size=60, hidden_size=16, num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=2,
+                 intermediate_size=20, moe_intermediate_size=8, n_routed_experts=4, n_group=1, topk_group=1,
+                 num_experts_per_tok=2, q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4,
+                 v_head_dim=8, first_k_dense_replace=1)  # fmt: skip
+    torch.manual_seed(0)
+    base = DeepseekV3Model(DeepseekV3Config(**sizes)).eval()
+    fresh, other = copy.deepcopy(base), copy.deepcopy(base)
+    adapter = attach_random(base, AdapterConfig("lora", 2, targets="layers.0.mlp.*"))
+    with pytest.warns(UserWarning, match="PEFT takes 3 targets .* for experts"):
+        adapter.export_lora(tmp_path / "lora")
+    ids = torch.randint(60, (1, 5))
+    with torch.no_grad():
+        live, plain = base(ids).last_hidden_state, other(ids).last_hidden_state
+        load_lora(other, tmp_path / "lora")
+        assert torch.allclose(other(ids).last_hidden_state, live, atol=1e-5) and not torch.allclose(
+            live, plain, atol=1e-3
+        )
+        # Once PEFT has it all, the warning is wrong, and this fails.
+        assert not torch.allclose(
+            PeftModel.from_pretrained(fresh, tmp_path / "lora")(ids).last_hidden_state, live, atol=1e-3
+        )

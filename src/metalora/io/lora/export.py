@@ -13,6 +13,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from metalora._util.files import new_folder, write_atomically
+from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.convolutions import POSITION_AXES
@@ -22,6 +23,7 @@ from metalora.io.lora.card import card
 from metalora.io.lora.exportable import check_runtime, exportable_layers
 from metalora.io.lora.parameters import matrix_loras
 from metalora.io.lora.peft_config import CONFIG
+from metalora.io.lora.renamed_experts import taken_for_experts
 from metalora.io.lora.snapshot import snapshot
 from metalora.io.lora.source import TENSORS
 from metalora.io.lora.tensor_names import BIAS, PREFIX
@@ -77,6 +79,9 @@ def export_lora(
             is merged; weights are tied; PEFT's LoRA of a layer computes something else; a rank is above the limit of
             the runtime; the folder is not empty.
 
+    Warns:
+        UserWarning: PEFT takes targets for experts, because of their names, and would leave their LoRA out.
+
     Example:
         >>> import tempfile
         >>> from metalora import AdapterConfig, attach
@@ -98,6 +103,12 @@ def export_lora(
     # All that can be refused is refused before the first folder is made.
     values_by_task = {number: snapshot(adapter, condition, number) for number in tasks}
     check_runtime(adapter, layers, runtime, max_lora_rank, max_rank)
+    taken = taken_for_experts(adapter.model, [path for path in layers if not isinstance(layers[path].base, HeldMatrix)])
+    if taken and runtime is None:
+        warn_user(
+            f"export: PEFT takes {len(taken)} targets ({taken[0]}, ...) for experts, by their names, and leaves their "
+            "LoRA out; metalora.load_lora and metalora merge have it"
+        )
     reports = []
     with new_folder(folder) as temporary:
         for number, values in values_by_task.items():
