@@ -434,3 +434,27 @@ def test_a_condition_is_made_from_all_arguments_that_have_names(kind):
     seen = x if kind is Unnamed else 3 * x
     expected = model(x, scale=3.0, condition=adapter.condition(seen))
     torch.testing.assert_close(model(x, scale=3.0), expected)
+
+
+class SentenceEncoder(nn.Module):
+    """A model whose forward takes one mapping, as those of sentence-transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.query, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, features, **options):
+        return self.head(self.query(self.embedding(features["input_ids"])).tanh().mean(1))
+
+
+def test_a_model_whose_first_argument_is_a_mapping_makes_its_condition_from_it():
+    config = AdapterConfig("metalora-cp", 2, targets="query", condition=ConditionConfig(source="pooled"))
+    model, batch = SentenceEncoder(), {"input_ids": torch.tensor([[1, 2], [3, 4]])}
+    with pytest.raises(ValueError, match="SentenceEncoder does not run on a tensor .1, 4.,.*example=inputs"):
+        attach(model, config)
+    assert adapter_of(model) is None
+    adapter = attach(model, config, example=(batch,))
+    randomise(adapter)
+    rows = [model({"input_ids": row[None]}) for row in batch["input_ids"]]
+    torch.testing.assert_close(model(batch), torch.cat(rows))
+    torch.testing.assert_close(model(batch), model(batch, condition=adapter.condition(batch)))

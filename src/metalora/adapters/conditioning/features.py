@@ -1,5 +1,6 @@
 """Features that a condition is made from: statistics that hooks record while a frozen network runs."""
 
+import inspect
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from metalora.adapters.conditioning.stages import stages
 from metalora.adapters.heads import head_path
 
 CACHES = ("past_key_values", "cache_params")  # what models of transformers call the memory of a decoded sequence
+EMBEDDING = "sentence_embedding"  # what sentence-transformers calls it
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
@@ -198,10 +200,21 @@ def _record_answer(recorder: Recorder, index: int, module: nn.Module, args: Any,
 
 
 def _first_tensor(output: Any) -> Tensor:
-    """The first tensor of what a network returns: a tensor, a sequence or a mapping."""
+    """The first tensor of what a network returns: a tensor, a sequence, or the numbers of a mapping.
+
+    A mapping of sentence-transformers also has the inputs, so that its embedding goes before all others.
+    """
     while not isinstance(output, Tensor):
-        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
+        if isinstance(output, Mapping):
+            numbers = (value for value in output.values() if not _is_integer_tensor(value))
+            output = output[EMBEDDING] if EMBEDDING in output else next(numbers)
+        else:
+            output = output[0]
     return output
+
+
+def _is_integer_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.is_floating_point()
 
 
 def pooled(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -332,8 +345,16 @@ def token_mask(inputs: Inputs) -> Tensor | None:
         >>> token_mask(torch.rand(2, 3)) is None
         True
     """
-    mask = inputs.get("attention_mask") if hasattr(inputs, "get") else None
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if isinstance(inputs, Tensor):
+        return None
+    arguments = inputs.values() if isinstance(inputs, Mapping) else inputs
+    # The first argument of a model of sentence-transformers is a mapping itself.
+    mappings: tuple[Any, ...] = (inputs, next(iter(arguments), None))
+    for named in mappings:
+        mask = named.get("attention_mask") if hasattr(named, "get") else None
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            return mask
+    return None
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:
@@ -341,7 +362,8 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
 
     Args:
         model: The model.
-        inputs: A tensor, a sequence of positional arguments or a mapping of keyword arguments.
+        inputs: A tensor, a sequence of positional arguments or a mapping of keyword arguments. A mapping that has other
+            names than the model's forward is its first argument, as sentence-transformers has it.
 
     Returns:
         What the model returns.
@@ -353,8 +375,17 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, Tensor):
         return model(inputs)
     if isinstance(inputs, Mapping) or hasattr(inputs, "keys"):
-        return model(**cast(Mapping[str, Any], inputs))
+        named = cast(Mapping[str, Any], inputs)
+        return model(**named) if _has_names_of_forward(model, named) else model(named)
     return model(*inputs)
+
+
+def _has_names_of_forward(model: nn.Module, named: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(model.forward).bind(**named)
+    except TypeError:
+        return False
+    return True
 
 
 def example_input(model: nn.Module) -> Inputs:

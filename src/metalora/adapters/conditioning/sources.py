@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import nn
 
+from metalora._util.shown import cut
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.active import after_stem
@@ -56,12 +58,25 @@ def prepare_condition(adapter: Adapter, model: nn.Module, example: Inputs | None
     else:
         network = _watch(adapter, model, extractor)
         if size is None:
-            size = adapter.features(example_input(network) if example is None else example).shape[1]
+            size = adapter.features(example).shape[1] if example is not None else _size_of_guess(adapter, network)
             config = replace(config, condition=replace(condition, feature_size=size))
             adapter.resolved = replace(adapter.resolved, config=config)
     # Features must not change a factor that alone keeps Delta W at zero in the beginning.
     silent = [key for key in shapes if adapter.resolved.hides_features(adapter.layout.params[key].factor)]
     adapter.conditioner = Conditioner(condition, size, shapes, config.seed, silent)
+
+
+def _size_of_guess(adapter: Adapter, network: nn.Module) -> int:
+    """Return the width of the features of a guessed input; ValueError if the network does not take it."""
+    guess = example_input(network)
+    try:
+        return adapter.features(guess).shape[1]
+    except (AttributeError, TypeError, IndexError, KeyError, RuntimeError) as error:
+        shape = f"a tensor {tuple(guess.shape)}" if isinstance(guess, torch.Tensor) else "its dummy inputs"
+        raise ValueError(
+            f"{type(network).__name__} does not run on {shape}, which was guessed to measure its features "
+            f"({type(error).__name__}: {cut(str(error))}); pass attach(..., example=inputs)"
+        ) from error
 
 
 def _watch(adapter: Adapter, model: nn.Module, extractor: nn.Module | None) -> nn.Module:

@@ -28,6 +28,6 @@ def taken_for_experts(model: nn.Module, paths: Iterable[str]) -> list[str]:
     """
     # A model of transformers comes with this table, which PEFT reads too; other models have no such names.
     conversions = getattr(sys.modules.get("transformers.conversion_mapping"), "_MODEL_TO_CONVERSION_PATTERN", {})
-    family = conversions.get(getattr(getattr(model, "config", None), "model_type", None))
-    names = OLD_NAMES.get(family, ())
+    family = conversions.get(getattr(getattr(model, "config", None), "model_type", ""))
+    names = OLD_NAMES[family] if family in OLD_NAMES else ()
     return [path for path in paths if path.rpartition(".")[2] in names]
