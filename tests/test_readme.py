@@ -23,8 +23,10 @@ COMMANDS = [
     if (commands := [line for line in block.splitlines() if line.startswith("metalora ")])
 ]
 SMALLER = (  # a guide names settings that work; a test needs the same code with less work
-    (r"steps=300", "steps=2"),
+    (r"(MetaLearner\(.*)steps=300", r"\1steps=2, support=24, query=16"),
+    (r"(metalora fit .*)--steps 300", r"\1--steps 2 --support 24 --query 16 --report-episodes 1"),
     (r"--steps 300", "--steps 2"),
+    (r"--episodes 4", "--episodes 1"),
     (r"image_size=64", "image_size=32"),
     (r"--image-size 64", "--image-size 32"),
 )

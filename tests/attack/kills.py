@@ -1,7 +1,6 @@
 """Writers and trainings that are killed with SIGKILL, at a random moment or before a random operation on files."""
 
 import hashlib
-import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+
+from support.fresh_process import SERVER
 
 KILL_FAULTS = ("lost", "torn", "leftovers")
 LONGEST_WAIT = 0.05  # seconds until a kill; a save takes a few milliseconds
@@ -174,9 +175,8 @@ def kill_all(kills, trainings, workers, seed):
     cases = [("writer", number) for number in range(kills)] + [("training", number) for number in range(trainings)]
 
     def work(part):
-        context = multiprocessing.get_context("spawn")
-        pipe, end = context.Pipe()
-        process = context.Process(target=serve, args=(end, seed))
+        pipe, end = SERVER.Pipe()
+        process = SERVER.Process(target=serve, args=(end, seed))
         process.start()
         end.close()
         answers = []

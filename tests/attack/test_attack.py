@@ -14,7 +14,7 @@ def rows(tmp_path_factory):
     """The rows of a short attack."""
     folder = tmp_path_factory.mktemp("attack")
     arguments = [word for name, count in COUNTS.items() for word in (name, str(count))]
-    code = attack.main([*arguments, "--workers", "2", "--out", str(folder / "rows")])
+    code = attack.main([*arguments, "--workers", "1", "--out", str(folder / "rows")])
     return code, attack.RowStore(folder / "rows").rows()
 
 

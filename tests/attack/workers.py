@@ -1,7 +1,6 @@
 """Processes that load damaged files, each with a limit of its memory and without a network; a hang is ended."""
 
 import contextlib
-import multiprocessing
 import random
 import resource
 import shutil
@@ -9,6 +8,8 @@ import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from support.fresh_process import SERVER
 
 HANG_SECONDS = 30  # the slowest load takes less than a tenth of a second on a free processor
 MORE_MEMORY = 3 * 2**30
@@ -100,9 +101,8 @@ class Worker:
         self.process = None
 
     def start(self):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, end = context.Pipe()
-        self.process = context.Process(target=serve, args=(end, self.seed, self.folder), daemon=True)
+        self.pipe, end = SERVER.Pipe()
+        self.process = SERVER.Process(target=serve, args=(end, self.seed, self.folder), daemon=True)
         self.process.start()
         end.close()
         assert self.pipe.poll(START_SECONDS) and self.pipe.recv() == "ready"

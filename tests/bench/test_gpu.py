@@ -1,7 +1,5 @@
 """The GPU bench as a dry run on the CPU: its rows, its time budget and its errors."""
 
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,6 +12,7 @@ from metalora.bench.gpu.measure import measure
 from metalora.bench.gpu.run import run_sections
 from metalora.bench.gpu.sections import Section
 from metalora.bench.store import RowStore
+from support.fresh_process import run_fresh
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a dry run is for a machine without a card")
 
@@ -129,6 +128,6 @@ raise SystemExit(main(["--only", "laws float32"]))
 
 
 def test_it_needs_no_package_of_the_command_line():
-    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True)
+    done = run_fresh(BARE)
     assert done.returncode == 0, done.stderr
     assert "rows in" in done.stdout and "papers" not in done.stdout

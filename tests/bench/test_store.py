@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import socket
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -17,8 +16,6 @@ import torch
 
 from metalora.bench import store as rows_module
 from metalora.bench.store import RowStore, commit, environment, make_row, run_key
-
-SOURCE = str(Path(rows_module.__file__).resolve().parents[2])
 
 
 def together(work, store, names):
@@ -49,14 +46,9 @@ def claim_60(store, name, barrier):
     return taken
 
 
-CLAIM = """
-import sys
-from metalora.bench.store import RowStore
-store = RowStore(sys.argv[1])
-print(*[i for i in range(4) if store.claim(f"run{i}")])
-sys.stdout.flush()
-sys.stdin.read()
-"""
+def claim_4_and_stay(store, pipe):
+    pipe.send([i for i in range(4) if store.claim(f"run{i}")])
+    pipe.recv()
 
 
 @pytest.fixture
@@ -180,14 +172,11 @@ def test_two_processes_share_the_runs_without_overlap(store):
 
 
 def test_claims_of_a_dead_process_are_taken_over_and_those_of_a_live_one_are_not(store):
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, str(store.path)],
-        env={**os.environ, "PYTHONPATH": SOURCE},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert len(process.stdout.readline().split()) == 4
+    context = multiprocessing.get_context("fork")  # without importing torch again
+    pipe, end = context.Pipe()
+    process = context.Process(target=claim_4_and_stay, args=(store, end), daemon=True)
+    process.start()
+    assert pipe.recv() == [0, 1, 2, 3]
     assert not store.claim("run3")
     with pytest.raises(ValueError, match=f"claimed by process {process.pid} on"):
         store.release("run3")
@@ -196,7 +185,7 @@ def test_claims_of_a_dead_process_are_taken_over_and_those_of_a_live_one_are_not
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with pytest.warns(UserWarning, match="stale claim"):  # a zombie, nobody has waited for it
             assert store.claim("run2")
-    process.communicate()
+    process.join()
     with pytest.warns(UserWarning, match="stale claim"):
         assert store.claim("run3")
     assert not store.claim("run3")

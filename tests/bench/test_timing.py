@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from metalora.bench.tasks import tasks_in_a_batch
 from metalora.bench.timing import interleaved, ratio
 from metalora.config import ConditionConfig
 from support.command import metalora_command
+from support.fresh_process import SERVER, run_fresh
 
 TINY = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=50)
 
@@ -225,11 +225,11 @@ for _ in range(3):
     bytearray(64 << 20)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1000  # of 16,384 pages
+    assert int(run_fresh(code).stdout) < 1000  # of 16,384 pages
 
 
-def test_peak_memory_is_that_of_a_process_of_its_own():
+def test_peak_memory_is_that_of_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(memory.multiprocessing, "get_context", lambda method: {"spawn": SERVER}[method])
     config = BenchConfig(model="timm:resnet18", methods=("lora",), targets="conv", batch=2, size=32, rank=2)
     small, large = (memory.peak_bytes(replace(config, batch=batch), "lora") for batch in (1, 16))
     assert 0 < small < large

@@ -1,7 +1,6 @@
 """Only the core dependencies are installed: what works, and what a verb says about a package that is missing."""
 
 import importlib
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 
 from metalora.cli.extras import EXTRAS, missing_package_message
 from support.command import metalora_command
+from support.fresh_process import run_fresh
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
@@ -48,7 +48,7 @@ print("metalora-cp" in shown.getvalue())
 
 
 def test_the_core_dependencies_are_enough_to_attach_and_to_list_the_methods():
-    done = subprocess.run([sys.executable, "-c", CORE_ONLY], capture_output=True, text=True)
+    done = run_fresh(CORE_ONLY)
     assert done.stdout.strip() == "True", done.stderr
 
 

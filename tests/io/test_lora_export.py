@@ -4,8 +4,6 @@ import copy
 import errno
 import json
 import os
-import subprocess
-import sys
 import warnings
 from collections import OrderedDict
 from types import SimpleNamespace
@@ -19,6 +17,7 @@ import metalora
 from metalora import AdapterConfig, ConditionConfig, attach, merge
 from support.adapters import assert_close, attach_random
 from support.conv_net import BODY, conv_net, images
+from support.fresh_process import run_fresh
 
 pytest.importorskip("peft")
 CONSTANT = ConditionConfig(scope="constant")
@@ -347,7 +346,7 @@ def test_minilm_in_a_fresh_process_with_plain_peft(tmp_path):
     adapter.export_lora(tmp_path / "out")
     torch.save(batch, tmp_path / "inputs.pt")
     arguments = [model.name_or_path, tmp_path / "out", tmp_path / "inputs.pt", tmp_path / "states.pt"]
-    done = subprocess.run([sys.executable, "-c", FRESH, *map(str, arguments)], capture_output=True, text=True)
+    done = run_fresh(FRESH, *arguments)
     assert done.returncode == 0, done.stderr
     real = batch["attention_mask"].bool()  # a padding token's state is of no use, and rounds in the fifth digit
     torch.testing.assert_close(torch.load(tmp_path / "states.pt")[real], want[real], rtol=1e-5, atol=1e-5)

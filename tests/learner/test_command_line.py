@@ -130,7 +130,7 @@ def test_sentences_in_four_commands(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     subjects = {"animal": ["the dog", "a cat", "my horse"], "machine": ["the engine", "a pump", "our printer"]}
     rows = []
-    for number in range(400):
+    for number in range(160):
         topic = str(rng.choice(list(subjects)))
         past, question = bool(rng.integers(2)), bool(rng.integers(2))
         verb = str(rng.choice(["stopped", "moved"] if past else ["stops", "moves"]))

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from datetime import timedelta
@@ -18,6 +17,7 @@ from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.adapters.attach import adapter_of
 from metalora.config import RankBudgetConfig, RankScheduleConfig, TrainConfig, TwoSiteConfig
 from metalora.training.loop import fit
+from support.fresh_process import run_together
 
 pytest.importorskip("accelerate")
 STEPS, BATCH = 12, 4
@@ -175,16 +175,9 @@ def check_processes(rank, folder):
 def outcomes(tmp_path_factory):
     """The results of both processes: two of (tensors of every case, messages)."""
     folder = tmp_path_factory.mktemp("processes")
-    tests = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    left_out = ("RANK", "WORLD_SIZE", "LOCAL_RANK")  # so that Accelerate sees one process
-    environment = {key: value for key, value in os.environ.items() if key not in left_out}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": tests}
-    running = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE)
-        for rank in (0, 1)
-    ]
-    errors = [process.communicate(timeout=400)[1].decode()[-3000:] for process in running]
-    assert [process.returncode for process in running] == [0, 0], errors
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & {*os.environ}  # so that Accelerate sees one process
+    ended = run_together(__file__, [[rank, folder] for rank in (0, 1)], [{}, {}])
+    assert [process.returncode for process in ended] == [0, 0], [process.stderr[-3000:] for process in ended]
     return [(torch.load(folder / f"{rank}.pt"), json.loads((folder / f"{rank}.json").read_text())) for rank in (0, 1)]
 
 

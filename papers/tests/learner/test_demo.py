@@ -1,6 +1,7 @@
 """The demo from pictures to predictions, with a few steps and pictures of its own."""
 
 import csv
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ def coloured(count, seed):
 def small_pictures(monkeypatch):
     pictures = DemoPictures("squares", coloured(150, 1), ("light",), "light", coloured(60, 2))
     monkeypatch.setattr(report, "PEERS", report.PEERS[:2])
+    monkeypatch.setattr(demo, "MetaLearner", partial(demo.MetaLearner, support=24, query=12))
     monkeypatch.setattr(demo, "load_demo_pictures", lambda source: pictures)
     return pictures
 

@@ -178,12 +178,12 @@ def test_the_same_run_gives_the_same_row(config):
 def test_a_tiny_set_is_learned_by_heart(config):
     run = replace(
         config, by_task=True, adapter=replace(METATT, rank=8, targets="linear", init="ze-no-no-no"),
-        train=TrainConfig(steps=200, lr=3e-2, schedule="linear", store="float32"), batch=8, examples=24,
+        train=TrainConfig(steps=140, lr=3e-2, schedule="linear", store="float32"), batch=8, examples=24,
     )  # fmt: skip
     before = CausalSuite(run).evaluate(None)["mean"]
     row, adapter, _ = execute(run)
     assert row["results"]["mean"] == 1.0 > before
-    assert row["results"]["loss"] < 0.2  # 0.16 is left: the frozen head is too small to be surer
+    assert row["results"]["loss"] < 0.2  # 0.19 is left: the frozen head is too small to be surer
 
 
 def test_tasks_are_told_apart(config):

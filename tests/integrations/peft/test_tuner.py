@@ -3,8 +3,6 @@
 import copy
 import json
 import pickle
-import subprocess
-import sys
 
 import peft
 import pytest
@@ -17,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, G
 import metalora
 import metalora.peft as mp
 from metalora.config import AdapterConfig
+from support.fresh_process import run_fresh
 
 IDS = torch.arange(3 * 7).reshape(3, 7) % 50
 
@@ -292,7 +291,8 @@ def test_contractions_are_planned_once_for_targets_that_are_alike():
 
 def test_the_library_itself_imports_neither_peft_nor_transformers():
     code = "import metalora, metalora.adapters.attach, sys; assert not {'peft', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = run_fresh(code)
+    assert done.returncode == 0, done.stderr
 
 
 class EightBit(nn.Linear):

@@ -1,7 +1,5 @@
 """Draws from pools: usable label sets, groups kept apart, the same draws for the same seed."""
 
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -22,6 +20,7 @@ from metalora.learner.data import (
 )
 from metalora.learner.data.groups import GroupSplit
 from metalora.learner.data.random_draws import random_rows
+from support.fresh_process import run_fresh
 
 NO_NOTIONS = dict(procedural=0.0)
 
@@ -202,7 +201,7 @@ for seed in range(5):
 
 
 def test_two_processes_draw_the_same(capsys):
-    other = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    other = run_fresh(SCRIPT)  # its hashes of texts are not those of this process
     exec(SCRIPT, {})
     assert capsys.readouterr().out == other.stdout and len(other.stdout) > 1000, other.stderr
 
