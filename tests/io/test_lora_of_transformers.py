@@ -19,6 +19,7 @@ from transformers import (
     GPT2Model,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     T5Config,
     T5Model,
 )
@@ -26,6 +27,7 @@ from transformers import (
 from metalora import AdapterConfig, attach, load_lora
 from metalora.io.lora.export_kohya import export_kohya
 from support.adapters import attach_random
+from support.command import metalora_command
 from support.unchanged import unchanged
 
 SIZES = dict(vocab_size=60, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
@@ -174,3 +176,70 @@ def test_dense_layers_that_peft_takes_for_experts_are_said(tmp_path):
         assert not torch.allclose(
             PeftModel.from_pretrained(fresh, tmp_path / "lora")(ids).last_hidden_state, live, atol=1e-3
         )
+
+
+def classifier():
+    torch.manual_seed(0)
+    return LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=3, pad_token_id=0)).eval()
+
+
+@pytest.fixture
+def trained_classifier(tmp_path):
+    """A LoRA with a classifier that was trained whole, and what PEFT computes with it."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS", init_lora_weights=False)
+    peft_model = get_peft_model(classifier(), config).eval()
+    with torch.no_grad():
+        peft_model.base_model.model.score.weight.normal_()
+    peft_model.save_pretrained(tmp_path / "lora")
+    ids = torch.tensor([[3, 5, 7, 2]])
+    return tmp_path / "lora", ids, PeftModel.from_pretrained(classifier(), tmp_path / "lora").eval()(ids).logits
+
+
+def test_a_classifier_that_was_trained_whole_is_loaded_left_out_or_refused(trained_classifier):
+    path, ids, expected = trained_classifier
+    model = classifier()
+    with unchanged(model), pytest.raises(ValueError, match="'score' was trained whole.* whole_modules='load'"):
+        load_lora(model, path)
+    with unchanged(model), pytest.raises(ValueError, match="whole_modules is 'lode'.* 'load'"):
+        load_lora(model, path, whole_modules="lode")
+    plain = model.score.weight.clone()
+    load_lora(model, path, whole_modules="leave_out")
+    assert torch.equal(model.score.weight, plain) and not torch.allclose(model(ids).logits, expected)
+    model = classifier()
+    load_lora(model, path, whole_modules="load")
+    torch.testing.assert_close(model(ids).logits, expected)
+
+
+def test_a_swap_takes_the_classifier_too(trained_classifier):
+    path, ids, expected = trained_classifier
+    model = classifier()
+    adapter = attach(model, AdapterConfig("lora", 2, targets="q_proj"))
+    with pytest.raises(ValueError, match="'score' was trained whole"):
+        adapter.swap(path)
+    assert not any(adapter.delta(target).any() for target in adapter.targets)
+    adapter.swap(path, whole_modules="load")
+    torch.testing.assert_close(model(ids).logits, expected)
+
+
+def test_a_classifier_of_another_size_is_refused(trained_classifier):
+    path, _, _ = trained_classifier
+    model = LlamaForSequenceClassification(LlamaConfig(**SIZES, num_labels=4, pad_token_id=0))
+    with unchanged(model), pytest.raises(ValueError, match="'score.weight' is .3, 8., the model has .4, 8."):
+        load_lora(model, path, whole_modules="load")
+
+
+def test_the_command_goes_without_a_classifier_only_if_it_is_told_so(trained_classifier, tmp_path):
+    path, _, _ = trained_classifier
+    classifier().save_pretrained(tmp_path / "base")
+    command = (
+        "import",
+        str(path),
+        "--model",
+        f"hf:{tmp_path / 'base'}",
+        "--out",
+        str(tmp_path / "adapter.safetensors"),
+    )
+    code, _, error = metalora_command(*command)
+    assert code != 0 and "--leave-out-modules" in error and not (tmp_path / "adapter.safetensors").exists()
+    code, _, _ = metalora_command(*command, "--leave-out-modules")
+    assert code == 0 and (tmp_path / "adapter.safetensors").exists()

@@ -74,6 +74,7 @@ def import_file(
     class_name: str | None = None,
     network: str | None = None,
     subfolder: str = "",
+    leave_out_modules: bool = False,
 ) -> dict[str, Any]:
     """Write a trained LoRA as an adapter file.
 
@@ -84,6 +85,7 @@ def import_file(
         class_name: The class of the base; None: the one that the LoRA names.
         network: The network of the file to take.
         subfolder: The folder inside of `lora` that holds the LoRA.
+        leave_out_modules: Whether to go without modules that were trained whole, such as a classifier.
 
     Returns:
         The rank of each target, the parameters and the bytes of the file.
@@ -92,7 +94,7 @@ def import_file(
         ValueError: What `metalora.io.lora.import_.load_lora` refuses; nothing is written.
     """
     base = load_common_base([lora / subfolder], model, class_name)
-    adapter = load_lora(base, lora, network, subfolder)
+    adapter = load_lora(base, lora, network, subfolder, "leave_out" if leave_out_modules else "refuse")
     save(base, out)
     return {
         "adapter": str(out),

@@ -423,12 +423,23 @@ def import_lora(
         str | None, tyro.conf.arg(help="the network of the file to take, such as unet, lora_te1 or encoder")
     ] = None,
     subfolder: Annotated[str, tyro.conf.arg(help="the folder inside of LORA that holds the LoRA")] = "",
+    leave_out_modules: Annotated[
+        bool, tyro.conf.arg(help="go without modules that were trained whole, such as a classifier")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write a trained LoRA as an adapter file, exactly."""
     from metalora.cli.conversion import import_file
 
-    result = import_file(lora, out, model=model, class_name=model_class, network=network, subfolder=subfolder)
+    result = import_file(
+        lora,
+        out,
+        model=model,
+        class_name=model_class,
+        network=network,
+        subfolder=subfolder,
+        leave_out_modules=leave_out_modules,
+    )
     rows = [{"target": path, "rank": rank} for path, rank in result["targets"].items()]
     show(result, json, f"lora, {out}", ("target", "rank"), rows)
     if not json:

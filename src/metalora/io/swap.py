@@ -17,13 +17,20 @@ from metalora.fitting.updates import LowRankUpdate
 from metalora.io.adapter_file import check_weights_of_base, is_adapter_file, read, restore
 from metalora.io.lora.attaching import set_factors, set_magnitudes
 from metalora.io.lora.trained_lora import TrainedLora, read_trained
+from metalora.io.lora.whole_modules import WholeModules, values_of_whole_modules, write_values
 
 FREE_FIELDS = ("targets", "exclude", "seed", "init", "dropout")  # what they lead to is compared, or changes no output
 LORA_METHODS = ("lora", "rslora", "dora")
 
 
 def swap(
-    adapter: Adapter, path: str | Path, *, network: str | None = None, subfolder: str = "", check_base: bool = True
+    adapter: Adapter,
+    path: str | Path,
+    *,
+    network: str | None = None,
+    subfolder: str = "",
+    whole_modules: WholeModules = "refuse",
+    check_base: bool = True,
 ) -> None:
     """Replace the numbers of an attached adapter by those of another trained one of the same layout.
 
@@ -37,6 +44,7 @@ def swap(
             adapter's; the others get a Delta W of zero.
         network: The network of a LoRA file to take.
         subfolder: The folder inside of `path` that holds the LoRA.
+        whole_modules: What to do with modules that were trained whole beside a LoRA, as in `metalora.load_lora`.
         check_base: Whether to refuse an adapter file that was made on other weights of the base.
 
     Raises:
@@ -61,7 +69,7 @@ def swap(
     if is_adapter_file(path):
         _swap_file(adapter, path, check_base)
     else:
-        _swap_lora(adapter, read_trained(adapter.model, path, network, subfolder))
+        _swap_lora(adapter, read_trained(adapter.model, path, network, subfolder), whole_modules)
     adapter.accepted_origins.clear()  # condition files were compared with the old numbers
 
 
@@ -91,7 +99,7 @@ def _swap_file(adapter: Adapter, path: str | Path, check_base: bool) -> None:
 
 
 # ---- a LoRA of another program --------------------------------------------------------------------------------------
-def _swap_lora(adapter: Adapter, trained: TrainedLora) -> None:
+def _swap_lora(adapter: Adapter, trained: TrainedLora, whole_modules: WholeModules) -> None:
     method = adapter.method.name
     if method not in LORA_METHODS:
         raise ValueError(f"{trained.file}: a LoRA, and the attached adapter is a {method}; expected {LORA_METHODS}")
@@ -106,8 +114,10 @@ def _swap_lora(adapter: Adapter, trained: TrainedLora) -> None:
             if path not in trained.magnitudes:
                 raise ValueError(f"{trained.file}: has no magnitude for {path!r}, a target of the attached adapter")
     updates = {path: _fitted(adapter, path, trained.updates, trained.file) for path in adapter.targets}
+    values = values_of_whole_modules(adapter.model, trained.whole, trained.file, whole_modules)
     set_factors(adapter, updates)
     set_magnitudes(adapter, trained.magnitudes)
+    write_values(values)
 
 
 @torch.no_grad()

@@ -6,13 +6,21 @@ from pathlib import Path
 
 from torch import nn
 
+from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.attaching import attach_dora, attach_started, attach_updates
-from metalora.io.lora.trained_lora import read_trained
+from metalora.io.lora.trained_lora import TrainedLora, read_trained
+from metalora.io.lora.whole_modules import WholeModules, values_of_whole_modules, write_values
 
 
-def load_lora(model: nn.Module, path: str | Path, network: str | None = None, subfolder: str = "") -> Adapter:
+def load_lora(
+    model: nn.Module,
+    path: str | Path,
+    network: str | None = None,
+    subfolder: str = "",
+    whole_modules: WholeModules = "refuse",
+) -> Adapter:
     """Attach a trained LoRA to a model, exactly.
 
     The method of the adapter is "lora", or "dora", "pissa" or "olora" if the LoRA is one of these. The scale of the
@@ -25,13 +33,17 @@ def load_lora(model: nn.Module, path: str | Path, network: str | None = None, su
         network: The network of the file to take, by the prefix of its names ("unet", "lora_te1", "encoder"); the
             others are left out. None: all, which the model must hold ("unet" and "text_encoder" as children).
         subfolder: The folder inside of `path` that holds the LoRA.
+        whole_modules: What to do with modules that were trained whole beside the LoRA, such as a classifier (PEFT's
+            `modules_to_save`): "load" writes them into the model, where they stay after `detach`; "leave_out" goes
+            without them.
 
     Returns:
         The adapter.
 
     Raises:
         ValueError: The path does not exist, the LoRA is not readable (see `read_source`), its names do not belong to
-            one module each, or its shapes do not fit the model. The model is unchanged.
+            one module each, its shapes do not fit the model, or modules were trained whole and `whole_modules` does
+            not say what to do with them. The model is unchanged.
 
     Example:
         >>> import copy, tempfile, torch
@@ -48,6 +60,13 @@ def load_lora(model: nn.Module, path: str | Path, network: str | None = None, su
         True
     """
     trained = read_trained(model, path, network, subfolder)
+    values = values_of_whole_modules(model, trained.whole, trained.file, whole_modules)
+    adapter = _attach_trained(model, trained)
+    write_values(values)
+    return adapter
+
+
+def _attach_trained(model: nn.Module, trained: TrainedLora) -> Adapter:
     if trained.magnitudes:
         return attach_dora(model, trained.updates, trained.magnitudes)
     if trained.start:
@@ -56,7 +75,13 @@ def load_lora(model: nn.Module, path: str | Path, network: str | None = None, su
 
 
 def read_any_lora(model: nn.Module, path: str | Path) -> dict[str, LowRankUpdate]:
-    """Read a trained LoRA that is Delta W = up · down alone, by the module paths of its base; see `load_lora`."""
+    """Read a trained LoRA that is Delta W = up · down alone, by the module paths of its base; see `load_lora`.
+
+    Warns:
+        UserWarning: The folder also holds modules that were trained whole, such as a classifier; they are left out.
+    """
     trained = read_trained(model, path)
     trained.check_is_update()
+    if trained.whole:
+        warn_user(f"{path}: {len(trained.whole)} tensors saved whole are left out: {next(iter(trained.whole))!r}")
     return trained.updates

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from metalora._util.plain_values import parse_json
 from metalora._util.shown import shown
-from metalora._util.user_warning import warn_user
 from metalora.io.lora.lycoris import LOHA, LOKR, MAGNITUDE, SUFFIXES
 from metalora.io.lora.peft_config import CONFIG, RankAndScale, Start, check_config, read_config, scales_of, start_of
 from metalora.io.lora.tensor_files import check_numbers, read_metadata, read_tensors
@@ -37,6 +36,7 @@ class LoraTensors:
         scales: Name of a module -> its rank and scale by a configuration. Without one the part "alpha" says it.
         start: What the base has lost to the initial values.
         config: The entries of adapter_config.json, of a folder of PEFT; otherwise empty.
+        whole: Name of a tensor -> its value, for modules that were trained whole, such as a classifier.
     """
 
     file: Path
@@ -45,6 +45,7 @@ class LoraTensors:
     scales: dict[str, RankAndScale] = field(default_factory=dict)
     start: Start = ""
     config: dict[str, Any] = field(default_factory=dict)
+    whole: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read_source(path: str | Path, subfolder: str = "") -> LoraTensors:
@@ -57,9 +58,6 @@ def read_source(path: str | Path, subfolder: str = "") -> LoraTensors:
     Raises:
         ValueError: The path does not exist, a file is missing or damaged, a number is not finite, an entry of the
             configuration is not followed here, or the tensors are not those of a LoRA, LoCon, LoHa or LoKr.
-
-    Warns:
-        UserWarning: The folder also holds whole modules, such as a classifier; they are left out.
 
     Example:
         >>> read_source("no-such-file")
@@ -95,10 +93,9 @@ def read_folder(folder: Path) -> LoraTensors:
             raise ValueError(f"{file}: {shown(name)} is {meaning} (lora_A.weight, lora_B.weight)")
     if not groups:
         raise ValueError(f"{file}: holds no LoRA, expected names such as {PREFIX}PATH.lora_A.weight")
-    if others:
-        warn_user(f"{folder}: {len(others)} tensors saved whole are left out: {others[0]!r}")
+    whole = {name.removeprefix(PREFIX): tensors[name] for name in others}
     scales = scales_of(config, list(groups), folder / CONFIG)
-    return LoraTensors(file, groups, scales=scales, start=start_of(config), config=config)
+    return LoraTensors(file, groups, scales=scales, start=start_of(config), config=config, whole=whole)
 
 
 def _check_parts(groups: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any], file: Path) -> None:

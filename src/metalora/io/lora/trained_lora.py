@@ -30,6 +30,7 @@ class TrainedLora:
         start: "pissa" or "olora" if Delta W is up · down less a part of W that these decompositions find.
         scales: Path -> the scale that `up` includes, if a configuration says it.
         file: What it was read from, for error messages.
+        whole: Name of a tensor in the trained model -> its value, for modules that were trained whole.
     """
 
     updates: dict[str, LowRankUpdate]
@@ -37,6 +38,7 @@ class TrainedLora:
     start: Start
     scales: dict[str, float]
     file: Path
+    whole: dict[str, Tensor]
 
     def check_is_update(self) -> None:
         """Raise a ValueError unless Delta W is up · down at every module."""
@@ -74,7 +76,7 @@ def read_trained(model: nn.Module, path: str | Path, network: str | None = None,
         if name in source.scales:
             scales[module_path] = source.scales[name].scale
     _check_all_or_none(updates, magnitudes, source.file)
-    return TrainedLora(updates, magnitudes, source.start, scales, source.file)
+    return TrainedLora(updates, magnitudes, source.start, scales, source.file, source.whole)
 
 
 def in_model(
