@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from metalora.adapters.conditioning.generation import (
     sequences_per_example,
     setting,
 )
+from metalora.adapters.replaced_method import NAME_AND_DOC, replace_method, restore_method
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -117,11 +117,8 @@ def guard_generate(model: nn.Module, host: Host) -> None:
         model: The model; its `generate` is replaced.
         host: What runs around it.
     """
-    own = getattr(model, "generate", None)
-    if callable(own):
-        guarded = functools.partial(_guarded, model, host, vars(model).get("generate"))
-        functools.update_wrapper(guarded, own, ("__name__", "__doc__"))  # its annotations do not pickle
-        model.generate = guarded  # type: ignore[assignment]
+    if callable(getattr(model, "generate", None)):
+        replace_method(model, "generate", _guarded, host, NAME_AND_DOC)
 
 
 def _guarded(model: nn.Module, host: Host, replaced: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
@@ -134,9 +131,4 @@ def _guarded(model: nn.Module, host: Host, replaced: Callable[..., Any] | None, 
 
 def unguard_generate(model: nn.Module) -> None:
     """Give a model the `generate` back that it had; nothing if another wrapper stands there now."""
-    guarded = vars(model).get("generate")
-    if not isinstance(guarded, functools.partial) or guarded.func is not _guarded:
-        return
-    del model.generate
-    if guarded.args[2] is not None:  # the argument `replaced` of `_guarded`
-        model.generate = guarded.args[2]
+    restore_method(model, "generate", _guarded)

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from metalora.adapters.conditioning.active import values_of_forward
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.generation import check_no_condition, generating
+from metalora.adapters.replaced_method import is_replaced, replace_method, restore_method
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -239,11 +240,7 @@ def guard_forward(model: nn.Module, host: Host) -> list[RemovableHandle]:
     Returns:
         The handles of the hooks; `unguard_forward` gives the model its forward back.
     """
-    replaced = vars(model).get("forward")  # None if the model runs the forward of its class
-    # A partial of a function at module level: a closure could not be pickled.
-    guarded = functools.partial(_guarded, model, host, replaced)
-    functools.update_wrapper(guarded, model.forward)
-    model.forward = guarded
+    replace_method(model, "forward", _guarded, host)
     return [
         model.register_forward_pre_hook(functools.partial(_hook_before, host), with_kwargs=True),
         model.register_forward_hook(functools.partial(_hook_after, host), always_call=True),
@@ -252,8 +249,7 @@ def guard_forward(model: nn.Module, host: Host) -> list[RemovableHandle]:
 
 def _is_guarded(model: nn.Module) -> bool:
     """Return True if `model.forward` is the one that `guard_forward` has set, and not a wrapper around it."""
-    forward = vars(model).get("forward")
-    return isinstance(forward, functools.partial) and forward.func is _guarded
+    return is_replaced(model, "forward", _guarded)
 
 
 def _guarded(model: nn.Module, host: Host, replaced: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
@@ -300,10 +296,4 @@ def _calling_frame() -> FrameType | None:
 
 def unguard_forward(model: nn.Module) -> None:
     """Give a model the forward back that it had; nothing if another wrapper stands there now."""
-    if not _is_guarded(model):
-        return
-    guarded = model.forward
-    assert isinstance(guarded, functools.partial)
-    del model.forward
-    if guarded.args[2] is not None:  # the argument `replaced` of `_guarded`
-        model.forward = guarded.args[2]
+    restore_method(model, "forward", _guarded)

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.held_matrix import HeldMatrix
 from metalora.adapters.merged_state import is_mark
+from metalora.adapters.replaced_method import NAME_AND_DOC, replace_method, restore_method
 
 ADAPTER_FILE = "metalora_adapter.safetensors"
 """Name of the adapter's file in the folder."""
@@ -33,25 +34,16 @@ def guard_saving(model: nn.Module, adapter: Adapter) -> list[RemovableHandle]:
     Returns:
         The handles of the hooks.
     """
-    own = getattr(model, "save_pretrained", None)
-    if not callable(own):
+    if not callable(getattr(model, "save_pretrained", None)):
         return []
-    replaced = vars(model).get("save_pretrained")
-    guarded = functools.partial(_save_pretrained, model, adapter, replaced)
-    functools.update_wrapper(guarded, own, ("__name__", "__doc__"))  # its annotations do not pickle
-    model.save_pretrained = guarded  # type: ignore[assignment]
+    replace_method(model, "save_pretrained", _save_pretrained, adapter, NAME_AND_DOC)
     hook = functools.partial(_take_names_of_base, adapter)
     return [model.register_load_state_dict_pre_hook(hook)]  # type: ignore[no-untyped-call]
 
 
 def unguard_saving(model: nn.Module) -> None:
     """Give a model the `save_pretrained` back that it had; nothing if another wrapper stands there now."""
-    guarded = vars(model).get("save_pretrained")
-    if not isinstance(guarded, functools.partial) or guarded.func is not _save_pretrained:
-        return
-    del model.save_pretrained
-    if guarded.args[2] is not None:  # the argument `replaced` of `_save_pretrained`
-        model.save_pretrained = guarded.args[2]
+    restore_method(model, "save_pretrained", _save_pretrained)
 
 
 def names_of_base(adapter: Adapter, state: dict[str, Any]) -> dict[str, Any]:

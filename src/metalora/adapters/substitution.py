@@ -5,7 +5,6 @@ Legend: n matrices of a stack · k rank of the form · i, o channels in and out.
 
 from __future__ import annotations
 
-import functools
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from metalora.adapters.held_matrix import SUBSTITUTED, HeldMatrix, readers_of
 from metalora.adapters.host import own_forward
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.layers.mergeable import MergeableLayer
+from metalora.adapters.replaced_method import is_replaced, replace_method, restore_method
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -249,43 +249,26 @@ def install(model: nn.Module, path: str, substituted: SubstitutedParameter) -> N
         substituted: The parameter.
     """
     for reader in readers_of(model, path):
-        if _is_guarded(reader):
+        if is_replaced(reader, "forward", _run):
             cast(Any, reader.forward).args[1].append(substituted)
         else:
-            _guard(reader, [substituted])
+            replace_method(reader, "forward", _run, [substituted])
     substituted._holder[0].add_module(SUBSTITUTED + substituted.name, substituted)
 
 
 def restore_parameters(model: nn.Module) -> None:
     """Undo `install` of all parameters: every module has its own forward again, and no layer of a matrix."""
     for module in list(model.modules()):
-        _unguard(module)
+        _restore_forward(module)
     for module in list(model.modules()):
         for name in [name for name, child in module._modules.items() if isinstance(child, SubstitutedParameter)]:
             del module._modules[name]
 
 
-def _guard(reader: nn.Module, parameters: list[SubstitutedParameter]) -> None:
-    replaced = vars(reader).get("forward")  # None if the module runs the forward of its class
-    # A partial of a function at module level: a closure could not be pickled.
-    guarded = functools.partial(_run, reader, parameters, replaced)
-    functools.update_wrapper(guarded, reader.forward)
-    reader.forward = guarded
-
-
-def _is_guarded(reader: nn.Module) -> bool:
-    forward = vars(reader).get("forward")
-    return isinstance(forward, functools.partial) and forward.func is _run
-
-
-def _unguard(reader: nn.Module) -> None:
-    if not _is_guarded(reader):
-        return
-    _, parameters, replaced = cast(Any, reader.forward).args
-    parameters.clear()  # somebody else may have kept the partial
-    del reader.forward
-    if replaced is not None:
-        reader.forward = replaced
+def _restore_forward(reader: nn.Module) -> None:
+    if is_replaced(reader, "forward", _run):
+        cast(Any, reader.forward).args[1].clear()  # somebody else may have kept the partial
+        restore_method(reader, "forward", _run)
 
 
 def _run(

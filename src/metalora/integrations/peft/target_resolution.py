@@ -13,7 +13,7 @@ from torch import nn
 from metalora._util.patterns import MOST_PATTERNS, check_patterns
 from metalora._util.suggest import nearest
 from metalora.adapters.heads import output_heads
-from metalora.adapters.held_matrix import modules_along
+from metalora.adapters.held_matrix import MATRIX, MATRIX_TRANSPOSED, modules_along
 from metalora.adapters.skipped import SkippedWeight, skipped_weights
 from metalora.adapters.stored_weight import is_parametrized
 from metalora.adapters.targets import (
@@ -83,9 +83,8 @@ def _adaptable(model: nn.Module, path: str, target: Target | None) -> Target:
     """Return the target; ValueError if its layer cannot be adapted."""
     reason = _refusal(model, path)
     if target is None or reason is not None:
-        held = (
-            f"; take target_parameters=[{f'{path}.weight'!r}]" if target is not None and "matrix" in target.kind else ""
-        )
+        is_held = target is not None and target.kind in (MATRIX, MATRIX_TRANSPOSED)
+        held = f"; take target_parameters=[{f'{path}.weight'!r}]" if is_held else ""
         raise ValueError(f"Target module {path!r} is not supported: {reason}{held}")
     return target
 
