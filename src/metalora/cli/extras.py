@@ -14,6 +14,13 @@ EXTRAS = {
     "pandas": "learner",
     "matplotlib": "plots",
     "trl": "trl",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "multipart": "serve",
+    "httpx": "serve",
+    "psycopg": "postgres",
+    "ray": "ray",
 }
 
 

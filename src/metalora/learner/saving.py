@@ -269,6 +269,25 @@ def learner_fingerprint(learner: MetaLearner) -> str:
 # ---- tasks -----------------------------------------------------------------------------------------------------------
 def save_task(task: AdaptedTask, folder: str | Path, max_bytes: int | None) -> Path:
     """Write a task as a folder with one file; see `AdaptedTask.save_pretrained`."""
+    path = Path(folder)
+    content = dump_task(task, max_bytes, _relative(task.learner.folder, path), path)
+    with replaced_folder(path, marker=TASK_FILE) as temporary:
+        write_atomically(temporary / TASK_FILE, content)
+    return path
+
+
+def dump_task(task: AdaptedTask, max_bytes: int | None, learner_folder: str | None, place: str | Path) -> bytes:
+    """Return the content of a task's file.
+
+    Args:
+        task: The task.
+        max_bytes: Largest size of its readout; it is made compact if it needs more.
+        learner_folder: Where the learner is, relative to the folder of the task.
+        place: How messages call the task.
+
+    Raises:
+        ValueError: A number is not finite, or there is no readout that small.
+    """
     readout = task.readout if max_bytes is None else task.readout.compact(max_bytes)
     tensors = {READOUT + name: value for name, value in readout.tensors().items()}
     if task.condition is not None:
@@ -276,20 +295,17 @@ def save_task(task: AdaptedTask, folder: str | Path, max_bytes: int | None) -> P
     if task.factors is not None:
         tensors |= {FACTORS + key: value for key, value in task.factors.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    path = Path(folder)
-    _check_finite(tensors, path)
+    _check_finite(tensors, place)
     description: dict[str, Any] = {
         "format": TASK_FORMAT,
         "version": VERSION,
         "learner": task.learner.fingerprint,
-        "learner_folder": _relative(task.learner.folder, path),
+        "learner_folder": learner_folder,
         "labels": task.labels.to_dict(),
         "readout": readout.settings(),
     }
     description["sha256"] = checksum(description, tensors)
-    with replaced_folder(path, marker=TASK_FILE) as temporary:
-        write_atomically(temporary / TASK_FILE, dump_tensors(tensors, {"metalora": json.dumps(description)}))
-    return path
+    return dump_tensors(tensors, {"metalora": json.dumps(description)})
 
 
 def _relative(learner: Path | None, folder: Path) -> str | None:
@@ -314,13 +330,18 @@ def read_task(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{folder}: no task there (no {TASK_FILE})") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
-    description, tensors = parse_described(path, content, TASK_FORMAT, VERSION, "task file")
-    check_entries(description, TASK_SCHEMA, str(path))
-    _check_finite(tensors, path)
+    return parse_task(content, path)
+
+
+def parse_task(content: bytes, place: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description and the tensors of the content of a task's file; ValueError as `read_task`."""
+    description, tensors = parse_described(place, content, TASK_FORMAT, VERSION, "task file")
+    check_entries(description, TASK_SCHEMA, str(place))
+    _check_finite(tensors, place)
     return description, tensors
 
 
-def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+def _check_finite(tensors: dict[str, Tensor], path: str | Path) -> None:
     """Raise a ValueError if a number of a task is not finite."""
     for name, value in tensors.items():
         # The only item of a support set has no nearest other item: the distance is infinite.
@@ -336,16 +357,38 @@ def load_task(
     description, tensors = read_task(folder)
     if learner is None:
         learner = _learner_of(folder, description, allow_download)
+    return make_task(cls, description, tensors, learner, folder)
+
+
+def make_task(
+    cls: type[AdaptedTask],
+    description: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    learner: MetaLearner,
+    place: str | Path,
+) -> AdaptedTask:
+    """Return the task that a file describes.
+
+    Args:
+        cls: The class of the task.
+        description: What the file says of it.
+        tensors: Its tensors.
+        learner: Its learner.
+        place: How messages call the task.
+
+    Raises:
+        ValueError: Another learner made the task, or its parts do not fit together.
+    """
     if learner.fingerprint != description["learner"]:
         raise ValueError(
-            f"{folder}: made by another learner (fingerprint {description['learner']}, this one has "
+            f"{place}: made by another learner (fingerprint {description['learner']}, this one has "
             f"{learner.fingerprint})"
         )
     tensors = {name: value.to(learner.device) for name, value in tensors.items()}
     parts = {prefix: _with_prefix(tensors, prefix) for prefix in (READOUT, CONDITION, FACTORS)}
     for name in tensors:
         if not name.startswith(tuple(parts)):
-            raise ValueError(f"{folder}: tensor {shown(name)} is not expected")
+            raise ValueError(f"{place}: tensor {shown(name)} is not expected")
     condition = None
     if parts[CONDITION]:
         condition = Condition(parts[CONDITION], torch.zeros(1, 1), torch.zeros(()))
@@ -355,7 +398,7 @@ def load_task(
         readout = FittedReadout.from_tensors(parts[READOUT], description["readout"])
         _try_readout(readout, labels)
     except MISFITS as error:
-        raise ValueError(f"{folder}: its parts do not fit together or to its learner ({error})") from None
+        raise ValueError(f"{place}: its parts do not fit together or to its learner ({error})") from None
     return cls(learner, readout, labels, condition, parts[FACTORS] or None)
 
 
