@@ -11,7 +11,7 @@ import { saveOnSubmit } from "./saving.js";
 import { ask } from "./service.js";
 import { showTasks } from "./tasks.js";
 
-let started = false; // the work area is set up once; a new key goes on with it
+let refresh = null; // the work area is set up once; another key goes on with its inputs and its own tasks
 
 async function open() {
   if (!currentKey()) return askForKey("");
@@ -26,11 +26,10 @@ async function open() {
   byId("key-area").hidden = true;
   byId("work-area").hidden = false;
   byId("forget-key").hidden = false;
-  if (!started) await start(service.inputs);
+  await (refresh ? refresh() : start(service.inputs));
 }
 
 async function start(kind) {
-  started = true;
   const board = new Board();
   board.addGroup();
   board.addGroup();
@@ -39,8 +38,13 @@ async function start(kind) {
   pageKeys(view);
   showInputs(kind, board, addFiles);
   showPreviews(board, kind, showError);
-  const tasks = await showTasks(kind, showError);
+  const tasks = showTasks(kind, showError);
+  refresh = () => {
+    board.changed("inputs");
+    return tasks.reload();
+  };
   saveOnSubmit(board, kind, (task) => tasks.add(task), showError);
+  await tasks.reload();
 }
 
 function askForKey(message) {

@@ -1,8 +1,8 @@
 // The preview: each time the labels change, the service adapts to the examples and predicts the others.
 
-import { announce, byId, counted, element, percent } from "./dom.js";
+import { announce, byId, counted, element, percent, showBanner } from "./dom.js";
 import { answerAt } from "./item_view.js";
-import { examplesOf, inputsOf, showAtItem } from "./requests.js";
+import { examplesOf, inputsOf, putAtItem } from "./requests.js";
 import { ask } from "./service.js";
 
 const WAIT = 300; // milliseconds after the last change
@@ -22,8 +22,10 @@ export function showPreviews(board, kind, onError) {
   };
   const failed = (error, signal) => {
     if (signal.aborted) return;
-    byId("open-list").removeAttribute("aria-busy");
+    clearAnswers(board);
     byId("open-hint").textContent = "";
+    byId("accuracy").replaceChildren(element("p", { class: "hint" }, "Not known: see the message at the top."));
+    board.changed("answers");
     onError(error);
     if (error.retryAfter) start(1000 * error.retryAfter);
   };
@@ -39,11 +41,11 @@ async function preview(board, kind, signal) {
   byId("open-list").setAttribute("aria-busy", "true");
   const items = examples.map(({ item }) => item);
   const reply = await askPreview(items, examples, queries, kind, signal).catch((error) => {
-    if (showAtItem(error, { inputs: items, queries })) board.changed("answers");
+    putAtItem(error, { inputs: items, queries });
     throw error;
   });
   if (signal.aborted) return;
-  byId("open-list").removeAttribute("aria-busy");
+  showBanner("");
   showAnswers(board, reply, examples, queries);
 }
 
@@ -62,16 +64,22 @@ function clearErrors(board) {
   board.changed("answers");
 }
 
-function showNothing(board) {
+/** Take all predictions away: those of other labels would be wrong. */
+function clearAnswers(board) {
   for (const item of board.items) item.answer = null;
   byId("open-list").removeAttribute("aria-busy");
+}
+
+function showNothing(board) {
+  clearAnswers(board);
+  showBanner("");
   byId("open-hint").textContent = "Put inputs into two groups or more. The others are then predicted at once.";
   byId("accuracy").replaceChildren(element("p", { class: "hint" }, "Shown as soon as two groups have examples."));
   board.changed("answers");
 }
 
 function showAnswers(board, reply, examples, queries) {
-  for (const item of board.items) item.answer = null;
+  clearAnswers(board);
   queries.forEach((item, place) => {
     const neighbours = reply.neighbours[place].map(({ example }) => ({ ...examples[example].item, groupName: examples[example].label }));
     const frozen = answerAt(reply.frozen, place).label;

@@ -21,11 +21,15 @@ async function encoded(item) {
   return cache.get(item.picture);
 }
 
-/** Show an error at the input that it is about; return whether there is one. */
-export function showAtItem(error, lists) {
-  if (!error.place) return false;
+/**
+ * Put an error at the input that it is about, if there is one, and let its message begin with the input's name.
+ * `lists` are the inputs as they were sent: {"inputs": items, "queries": items}.
+ */
+export function putAtItem(error, lists) {
+  if (!error.place) return;
   const [list, index] = error.place;
   const item = lists[list]?.[index];
-  if (item) item.error = error.message;
-  return item !== undefined;
+  if (!item) return;
+  item.error = error.message;
+  error.message = `${item.name}: ${error.message}`;
 }

@@ -1,7 +1,7 @@
 // Saving the groups of the board as a task.
 
 import { announce, byId } from "./dom.js";
-import { examplesOf, inputsOf, showAtItem } from "./requests.js";
+import { examplesOf, inputsOf, putAtItem } from "./requests.js";
 import { ask } from "./service.js";
 
 /** Save the board as a task when the form is sent, and call `onSaved` with it. */
@@ -46,7 +46,8 @@ async function save(board, kind, requestKey) {
     announce("The task is saved.");
     return task;
   } catch (error) {
-    if (showAtItem(error, { inputs: items })) board.changed("answers");
+    putAtItem(error, { inputs: items });
+    board.changed("answers");
     throw error;
   }
 }

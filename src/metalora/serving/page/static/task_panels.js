@@ -4,7 +4,7 @@ import { announce, button, counted, element } from "./dom.js";
 import { linesOf } from "./inputs.js";
 import { answerAt, answerLines, describe, media } from "./item_view.js";
 import { chosenFiles, isPicture, shrink } from "./pictures.js";
-import { inputsOf } from "./requests.js";
+import { inputsOf, putAtItem } from "./requests.js";
 import { ask, send } from "./service.js";
 
 const AT_ONCE = 32; // inputs of one request
@@ -82,13 +82,12 @@ async function readPictures(files) {
 
 const readSentences = (text) => linesOf(text).map((line) => ({ name: line, text: line, picture: null, error: "" }));
 
-/** Send a request; if an error is about one input, its message begins with the name of that input. */
+/** Do a request about items; the message of an error begins with the name of the input that it is about. */
 async function atItems(items, request) {
   try {
     return await request();
   } catch (error) {
-    const item = error.place && items[error.place[1]];
-    if (item) error.message = `${item.name}: ${error.message}`;
+    putAtItem(error, { inputs: items });
     throw error;
   }
 }

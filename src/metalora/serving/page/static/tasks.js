@@ -6,12 +6,8 @@ import { ask, send } from "./service.js";
 
 const PAGE = 20; // tasks of one request
 
-/** Show the saved tasks; the returned object takes a new one with `add`. */
-export async function showTasks(kind, onError) {
-  const list = new TaskList(kind, onError);
-  await list.load();
-  return list;
-}
+/** The list of the saved tasks; `reload` fills it, and `add` puts a new one in. */
+export const showTasks = (kind, onError) => new TaskList(kind, onError);
 
 class TaskList {
   #next = null;
@@ -20,6 +16,14 @@ class TaskList {
     Object.assign(this, { kind, onError });
     this.tasks = [];
     this.open = new Map(); // the panel that is open below a task, by the id of the task
+  }
+
+  /** Show the tasks of the present key. */
+  async reload() {
+    this.#next = null;
+    this.tasks = [];
+    this.open.clear();
+    await this.load();
   }
 
   async load() {
