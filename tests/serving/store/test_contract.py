@@ -5,7 +5,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from metalora.serving.keys import key_digest, new_key
-from metalora.serving.store import KeyReused, LimitReached, NewTask, StoreFailure, VersionConflict, open_store, sql_store
+from metalora.serving.store import (
+    KeyReused,
+    LimitReached,
+    NewTask,
+    StoreFailure,
+    VersionConflict,
+    open_store,
+    sql_store,
+)
 from support.stored_tasks import NO_LIMIT, STRANGE_IDS, add_tenant, create, example, new_task
 
 DAMAGE = {  # table -> what one flipped bit of its content is found by
