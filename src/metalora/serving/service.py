@@ -261,8 +261,6 @@ class Service:
                         return await self._added(tenant, task_id, request, key)
                     except VersionConflict:
                         continue
-                    except KeyError:
-                        raise not_found() from None
         finally:
             if not change.locked():
                 self._changes.pop((tenant, task_id), None)
@@ -284,7 +282,10 @@ class Service:
         made = await self._made(tenant, encoded, _merged(every, task.summary["kind"]))
         summary = made.summary | {"name": task.summary["name"], "requests": requests}
         new = NewTask(self.engine.fingerprint, made.content, summary, every)
-        return await self.stored(self.store.replace_task, tenant, task_id, new, version=task.version)
+        try:
+            return await self.stored(self.store.replace_task, tenant, task_id, new, version=task.version)
+        except KeyError:  # it was deleted in between
+            raise not_found() from None
 
     async def _encoded(self, every: Sequence[Example], new_items: Sequence[Any]) -> list[Tensor]:
         """Return all examples prepared; an error names one of the new, since the old were read before."""
@@ -299,7 +300,7 @@ class Service:
         return await self.engine.run(tenant, len(encoded), lambda lane: made_task(lane, support, most, fingerprint))
 
     def _examples(self, items: Sequence[Any], request: LabelledRequest) -> list[Example]:
-        groups = request.groups or [None] * len(items)
+        groups: Sequence[Any] = request.groups or [None] * len(items)
         return [
             Example("text", item.encode(), label, group)
             if isinstance(item, str)
