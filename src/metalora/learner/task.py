@@ -199,20 +199,24 @@ class AdaptedTask:
         return dump_task(self, max_bytes, None, "task")
 
     @classmethod
-    def from_bytes(cls, content: bytes, learner: MetaLearner, *, place: str = "task") -> AdaptedTask:
+    def from_bytes(
+        cls, content: bytes, learner: MetaLearner, *, place: str = "task", fingerprint: str | None = None
+    ) -> AdaptedTask:
         """Load a task that `to_bytes` gave.
 
         Args:
             content: What `to_bytes` returned, or the content of a task's file.
             learner: The learner that made it.
             place: How messages call the task.
+            fingerprint: `learner.fingerprint`, by somebody who loads many tasks of a learner that is not trained any
+                more: to compute it takes milliseconds for each task.
 
         Raises:
             ValueError: The content is damaged, or of another learner.
         """
         from metalora.learner.saving import make_task, parse_task
 
-        return make_task(cls, *parse_task(content, place), learner, place)
+        return make_task(cls, *parse_task(content, place), learner, place, fingerprint)
 
     def __repr__(self) -> str:
         return f"AdaptedTask({self.labels.summary()}, readout {self.learner.config.readout})"
