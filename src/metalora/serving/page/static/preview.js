@@ -53,7 +53,8 @@ async function askPreview(items, examples, queries, kind, signal) {
   const body = {
     inputs: await inputsOf(items, kind),
     labels: examples.map(({ label }) => label),
-    queries: await inputsOf(queries, kind),
+    queries: await inputsOf(queries.length ? queries : items.slice(0, 1), kind), // the service wants one at least
+    kind: "classes",
     neighbours: Math.min(NEIGHBOURS, items.length),
   };
   return ask("POST", "v1/preview", body, { signal });
