@@ -18,7 +18,7 @@ def browser():
     if program is None:
         pytest.skip(f"needs one of the programs {', '.join(BROWSERS)}")
     with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        launched = started.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-extensions"])
         yield launched
         launched.close()
 
@@ -46,22 +46,27 @@ def text_service(standins):
     return standins.texts
 
 
+@pytest.fixture(scope="module")
+def desktop(browser):
+    """A window of a desktop; every page in it has a storage of its own."""
+    return browser.new_context(viewport={"width": 1280, "height": 900})
+
+
 @pytest.fixture
-def open_page(browser):
+def open_page(browser, desktop):
     """A function that opens the page of a service; errors of its scripts and breaches of its policy fail the test."""
-    contexts, problems = [], []
+    pages, problems = [], []
 
     def opened(standin, key=KEY, **settings):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **settings})
-        context.set_default_timeout(5000)
-        contexts.append(context)
-        page = context.new_page()
+        page = (browser.new_context(**settings) if settings else desktop).new_page()
+        page.set_default_timeout(5000)
+        pages.append(page)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: problems.append(message.text) if "Policy" in message.text else None)
         page.goto(f"{standin.address}/#key={key}" if key else standin.address)
         return page
 
     yield opened
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
     assert not problems

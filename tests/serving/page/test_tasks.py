@@ -55,7 +55,7 @@ def test_examples_are_added_to_a_task_that_keeps_them(page, service):
 
 def test_a_task_without_its_examples_takes_no_more(page):
     save(page, "Others")
-    page.get_by_role("heading", name="Others").wait_for()
+    page.get_by_role("heading", name="Others", exact=True).wait_for()
     assert page.get_by_role("button", name="Add examples: Others").count() == 0
 
 
