@@ -227,7 +227,7 @@ def on_cpu(outputs: Sequence[TaskOutputs]) -> list[TaskOutputs]:
     tensors = [tensor.float() for output in outputs for tensor in output]
     if tensors[0].device.type != "cpu":
         flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
-        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         tensors = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
     size = len(TaskOutputs._fields)
     return [TaskOutputs(*tensors[start : start + size]) for start in range(0, len(tensors), size)]
