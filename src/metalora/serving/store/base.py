@@ -83,6 +83,10 @@ class StoredTask:
     updated: str
 
 
+class StoreFailure(ValueError):
+    """The store cannot do its work: a full disk, a lost server, damaged content. The request is not at fault."""
+
+
 class VersionConflict(ValueError):
     """A task was changed by somebody else since it was read."""
 
@@ -99,7 +103,8 @@ class Store(Protocol):
     """Tenants, tasks and examples. All methods may be called from any thread, and by several processes at once.
 
     What a method has written survives a crash of the machine as soon as the method has returned. A method that takes a
-    tenant sees the tasks of this tenant only.
+    tenant sees the tasks of this tenant only. Every method raises StoreFailure if the store does not answer or cannot
+    be written; nothing is half written then.
     """
 
     # ---- tenants ---------------------------------------------------------------------------------------------------
@@ -127,6 +132,8 @@ class Store(Protocol):
     ) -> tuple[StoredTask, bool]:
         """Store a task, and return it, and whether it is new: a known idempotency key gives the task of then.
 
+        An idempotency key is remembered for a day, or until its task is deleted.
+
         Raises:
             LimitReached: The tenant has `limit` tasks already.
             KeyReused: The idempotency key belongs to a request with another digest.
@@ -139,7 +146,7 @@ class Store(Protocol):
         """Return a task, or None if this tenant has none of this id. It is fast enough for every request."""
 
     def content(self, tenant: int, task_id: str, version: int) -> bytes | None:
-        """Return the task file of a version; None if it is no longer there. A damaged one is a ValueError."""
+        """Return the task file of a version; None if it is no longer there. A damaged one is a StoreFailure."""
 
     def replace_task(self, tenant: int, task_id: str, task: NewTask, *, version: int) -> StoredTask:
         """Store the next version of a task.
@@ -162,17 +169,20 @@ class Store(Protocol):
         """Return tasks in the order of their ids, those after an id."""
 
     def examples(self, tenant: int, task_id: str) -> list[Example] | None:
-        """Return the examples of a task in the order they were given; None if they are not kept."""
+        """Return the examples of a task in the order they were given; None if they are not kept.
+
+        A damaged example is a StoreFailure.
+        """
 
     # ---- all tenants: for the service itself -----------------------------------------------------------------------
     def outdated(self, learner: str, *, limit: int) -> list[tuple[int, StoredTask]]:
-        """Return tasks that another learner made and that keep their examples, with their tenants."""
+        """Return tasks that another learner made and that keep their examples, with their tenants, in any order."""
 
     def count_by_learner(self) -> dict[str, int]:
         """Return how many tasks each learner has made: fingerprint -> number."""
 
     def check(self) -> None:
-        """Raise a ValueError if the store does not answer."""
+        """Raise a StoreFailure if the store does not answer."""
 
     def close(self) -> None:
         """Write what is pending and close."""
