@@ -30,7 +30,6 @@ from support.remote_service import (
 FORMS = ("sync", "async")
 TASK = TaskState(id="t_1", **{name: value for name, value in STATE.items() if name != "task"})
 LOST = httpx.ReadError("connection lost")
-NEVER_SENT = httpx.ConnectError("connection refused")
 
 
 def create(operations):
@@ -116,7 +115,7 @@ def test_a_label_that_json_cannot_hold_is_refused():
 # ---- parts -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("form", FORMS)
 def test_many_inputs_are_sent_in_parts_and_the_replies_are_put_together_in_order(form):
-    service = ListedService(predictions("cat", "dog"), predictions("dog", "dog"), predictions("cat"), max_rows=2)
+    service = ListedService(predictions("cat", "dog"), predictions("dog", "dog"), predictions("cat"), max_queue_rows=2)
     answer = service.carry_out(form, lambda operations: operations.predict(TASK, list("abcde")))
     assert [sent_json(request)["inputs"]["texts"] for request in service.requests] == [["a", "b"], ["c", "d"], ["e"]]
     assert answer.labels.tolist() == ["cat", "dog", "dog", "dog", "cat"]
@@ -132,7 +131,7 @@ def test_a_part_is_smaller_than_the_largest_request():
 
 
 def test_parts_of_two_versions_of_a_task_are_not_mixed():
-    service = ListedService(predictions("cat"), *[predictions("dog", version=2)] * 3, max_rows=1)
+    service = ListedService(predictions("cat"), *[predictions("dog", version=2)] * 3, max_queue_rows=1)
     answer = service.carry_out("sync", lambda operations: operations.predict(TASK, ["a", "b"]))
     assert answer.labels.tolist() == ["dog", "dog"] and answer.version == 2
 
@@ -145,13 +144,22 @@ def test_tasks_goes_over_all_pages():
 
 
 # ---- what is sent again ----------------------------------------------------------------------------------------------
+FAILURES = [
+    LOST,
+    httpx.ConnectError("connection refused"),
+    httpx.Response(502, text="a proxy"),
+    refusal(429, "busy"),
+    refusal(503, "stopping"),
+    refusal(504, "timeout"),
+]
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "failure", [LOST, NEVER_SENT, refusal(429, "busy"), refusal(503, "stopping"), refusal(504, "timeout")]
-)
-def test_a_task_is_sent_again_with_the_same_key_and_the_same_bytes(form, failure):
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("operation", [create, add])
+def test_what_changes_a_task_is_sent_again_with_the_same_key_and_the_same_bytes(form, failure, operation):
     service = ListedService(failure, failure, STATE)
-    assert service.carry_out(form, create) == TASK
+    assert service.carry_out(form, operation) == TASK
     assert len(service.requests) == 3
     assert len({(request.content, request.headers["idempotency-key"]) for request in service.requests}) == 1
 
@@ -165,22 +173,11 @@ def test_two_tasks_have_two_idempotency_keys():
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    ("failure", "attempts"),
-    [
-        (LOST, 1),
-        (refusal(504, "timeout"), 1),
-        (httpx.Response(503, text="a proxy"), 1),
-        (NEVER_SENT, 4),
-        (refusal(429, "busy"), 4),
-        (refusal(503, "stopping"), 4),
-    ],
-)
-def test_examples_are_only_sent_again_if_the_service_has_not_taken_them(form, failure, attempts):
-    service = ListedService(*[failure] * 4)
-    with pytest.raises(public.ServiceError) as caught:
-        service.carry_out(form, add)
-    assert len(service.requests) == caught.value.attempts == attempts
+def test_there_is_an_end_of_attempts(form):
+    service = ListedService(*[refusal(503, "stopping")] * 9)
+    with pytest.raises(public.Stopping) as caught:
+        service.carry_out(form, predict)
+    assert len(service.requests) == caught.value.attempts == AT_ONCE.attempts
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 413, 422, 500])
@@ -219,7 +216,7 @@ def test_a_task_that_a_lost_attempt_has_deleted_counts_as_deleted(form):
 # ---- errors ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("code", CLASSES)
 def test_every_code_has_its_exception(code):
-    service = ListedService(*[refusal(418, code)] * AT_ONCE.attempts)
+    service = ListedService(refusal(418, code))
     with pytest.raises(CLASSES[code]) as caught:
         service.carry_out("sync", predict)
     error = caught.value
@@ -243,7 +240,7 @@ def test_a_success_that_is_not_of_the_service_is_an_error(content, operation):
 
 
 def test_a_service_that_cannot_be_reached():
-    service = ListedService(*[NEVER_SENT] * 4)
+    service = ListedService(*[httpx.ConnectError("connection refused")] * 4)
     with pytest.raises(public.Unreachable, match="no reply to GET /v1/tasks/t_1: connection refused"):
         service.client().task("t_1")
     assert len(service.requests) == 4

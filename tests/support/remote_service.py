@@ -41,7 +41,7 @@ class ListedService:
 
     def __init__(self, *answers, inputs="texts", **limits):
         self.answers, self.requests = list(answers), []
-        self.about = {"inputs": inputs, "limits": {"max_rows": 64, "max_request_mb": 32} | limits}
+        self.about = {"inputs": inputs, "limits": {"max_queue_rows": 64, "max_request_mb": 32} | limits}
 
     def __call__(self, request):
         if request.url.path == "/v1/service":

@@ -13,6 +13,7 @@ from metalora.client.errors import (
     Stopping,
     TooLarge,
     Unauthorized,
+    Unavailable,
     Unreachable,
     UnsupportedMediaType,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Stopping",
     "TooLarge",
     "Unauthorized",
+    "Unavailable",
     "Unreachable",
     "UnsupportedMediaType",
 ]

@@ -39,7 +39,7 @@ class Client:
         >>> state = {"task": "t_1", "version": 1, "adapter": "5f", "kind": "classes", "classes": ["cat", "dog"]}
         >>> state |= {"examples": 2, "bytes": 900, "accuracy": 1.0, "name": None, "keep_examples": False, "created": ""}
         >>> answers = {
-        ...     "/v1/service": {"inputs": "texts", "limits": {"max_rows": 64, "max_request_mb": 32}},
+        ...     "/v1/service": {"inputs": "texts", "limits": {"max_queue_rows": 1024, "max_request_mb": 32}},
         ...     "/v1/tasks": state,
         ...     "/v1/tasks/t_1/predict": {"version": 1, "labels": ["cat"], "probabilities": [[0.9, 0.1]],
         ...                               "classes": ["cat", "dog"], "abstention": [0.0]},

@@ -85,6 +85,10 @@ class Stopping(ServiceError):
     """The service is about to stop."""
 
 
+class Unavailable(ServiceError):
+    """The store of the service does not work now."""
+
+
 class InternalError(ServiceError):
     """The service has a fault."""
 
@@ -98,6 +102,7 @@ CLASSES: dict[str, type[ServiceError]] = {
     "not_found": NotFound,
     "invalid_input": InvalidInput,
     "invalid_json": InvalidInput,
+    "invalid_form": InvalidInput,
     "too_large": TooLarge,
     "unsupported_media_type": UnsupportedMediaType,
     "conflict": Conflict,
@@ -105,6 +110,7 @@ CLASSES: dict[str, type[ServiceError]] = {
     "busy": Busy,
     "timeout": DeadlineExceeded,
     "stopping": Stopping,
+    "unavailable": Unavailable,
     "internal": InternalError,
 }
 

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 import httpx
 
 from metalora.client.calls import Call, form_call, json_call
-from metalora.client.errors import Conflict, NotFound, unexpected_reply
+from metalora.client.errors import Conflict, NotFound
 from metalora.client.inputs import Upload, plain_list, upload_of
 from metalora.client.replies import (
     Array,
@@ -19,13 +19,14 @@ from metalora.client.replies import (
     embeddings_of,
     page_of,
     prediction_of,
+    service_of,
     state_of,
 )
 from metalora.client.retries import RetryPolicy, Steps, reply_to
 
 MEGABYTE = 1_000_000
 PAGE = 100  # tasks
-FALLBACK_LIMITS = {"max_rows": 64, "max_request_mb": 8}  # of a service that does not say its own
+PART_ROWS = 64  # inputs of a request: more would take long, and gain nothing
 SHARE = 0.9  # of the largest request: the rest is for the labels and the form
 VERSION_ATTEMPTS = 3
 
@@ -45,10 +46,7 @@ class Operations:
         """Return what is served; it is asked for once."""
         if self._service is None:
             response = yield from reply_to(Call("GET", "/v1/service"), self.policy)
-            described = content_of(response)
-            if not isinstance(described, dict) or described.get("inputs") not in ("images", "texts"):
-                raise unexpected_reply(response)
-            self._service = described
+            self._service = service_of(response)
         return self._service
 
     # ---- tasks -----------------------------------------------------------------------------------------------------
@@ -85,9 +83,9 @@ class Operations:
                 raise
 
     def add(self, task_id: str, inputs: Sequence[Any], labels: Any, groups: Any) -> Steps[TaskState]:
-        """Add labelled inputs. Without a reply it is not repeated, for they could be added twice."""
+        """Add labelled inputs."""
         upload = yield from self._upload(inputs)
-        call = _call(_path(task_id, "examples"), upload, _labelled(labels, groups), repeatable=False)
+        call = _call(_path(task_id, "examples"), upload, _labelled(labels, groups), idempotent=True)
         return state_of((yield from reply_to(call, self.policy)))
 
     def file(self, task_id: str) -> Steps[bytes]:
@@ -123,9 +121,8 @@ class Operations:
 
     def _limits(self) -> Steps[tuple[int, int]]:
         """Return the largest number of inputs of a part, and its largest size in bytes."""
-        service = yield from self.service()
-        limits = FALLBACK_LIMITS | service.get("limits", {})
-        return int(limits["max_rows"]), int(SHARE * MEGABYTE * limits["max_request_mb"])
+        limits = (yield from self.service())["limits"]
+        return min(PART_ROWS, int(limits["max_queue_rows"])), int(SHARE * MEGABYTE * limits["max_request_mb"])
 
 
 def _version(response: httpx.Response) -> Any:
@@ -141,13 +138,10 @@ def _path(task_id: str, verb: str = "") -> str:
     return f"/v1/tasks/{quote(task_id, safe='')}" + (f"/{verb}" if verb else "")
 
 
-def _call(
-    path: str, upload: Upload, fields: dict[str, Any], *, idempotent: bool = False, repeatable: bool = True
-) -> Call:
+def _call(path: str, upload: Upload, fields: dict[str, Any], *, idempotent: bool = False) -> Call:
     """Return the request that sends inputs: pictures as a form, texts as JSON; fields that are None are left out."""
     fields = {name: value for name, value in fields.items() if value is not None}
     if upload.kind == "images":
         images = [item for item in upload.items if isinstance(item, bytes)]
-        return form_call(path, fields, images, idempotent=idempotent, repeatable=repeatable)
-    body = {"inputs": {"texts": list(upload.items)}, **fields}
-    return json_call(path, body, idempotent=idempotent, repeatable=repeatable)
+        return form_call(path, fields, images, idempotent=idempotent)
+    return json_call(path, {"inputs": {"texts": list(upload.items)}, **fields}, idempotent=idempotent)

@@ -77,6 +77,14 @@ def content_of(response: httpx.Response) -> Any:
         raise unexpected_reply(response) from None
 
 
+def service_of(response: httpx.Response) -> dict[str, Any]:
+    """Return what a reply says of the service; ServiceError if it says nothing."""
+    described = content_of(response)
+    if not isinstance(described, dict) or not {"inputs", "limits"} <= described.keys():
+        raise unexpected_reply(response)
+    return described
+
+
 def state_of(response: httpx.Response) -> TaskState:
     """Return the task of a reply; ServiceError if it describes none."""
     return _state(content_of(response), response)

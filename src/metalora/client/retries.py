@@ -12,9 +12,7 @@ import httpx
 from metalora.client.calls import Call
 from metalora.client.errors import ServiceError, Unreachable, error_of
 
-NOTHING_DONE = ("busy", "stopping")  # codes of the service that say that it has not begun
 PASSING = (429, 502, 503, 504)  # statuses, also of a proxy, that another attempt may cure
-NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class RetryPolicy:
 
 
 def reply_to(call: Call, policy: RetryPolicy) -> Steps[httpx.Response]:
-    """Send a call, again if it fails and may be repeated, and return the reply.
+    """Send a call, again if another attempt may cure the failure, and return the reply.
 
     Args:
         call: The call.
@@ -89,11 +87,11 @@ def _attempt(call: Call) -> Steps[tuple[httpx.Response | ServiceError, bool]]:
     assert outcome is not None
     if isinstance(outcome, httpx.TransportError):
         failure = Unreachable(f"no reply to {call.method} {call.path}: {_in_words(outcome)}", code="unreachable")
-        return failure, call.repeatable or isinstance(outcome, NOT_SENT)
+        return failure, True
     if outcome.is_success:
         return outcome, False
     refused = error_of(outcome)
-    return refused, refused.code in NOTHING_DONE or (call.repeatable and refused.status in PASSING)
+    return refused, refused.status in PASSING
 
 
 def _in_words(error: httpx.TransportError) -> str:

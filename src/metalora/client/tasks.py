@@ -60,7 +60,7 @@ class RemoteTask(TaskState):
     def add(self, inputs: Sequence[Any], labels: Any, *, groups: Any = None) -> RemoteTask:
         """Return the task after further labelled inputs; its version is higher.
 
-        If the connection fails before the reply, the inputs may have been added: `client.task(id)` says so.
+        A failed attempt is repeated with the same idempotency key, so that the inputs are added once.
 
         Args:
             inputs: Further inputs.
