@@ -13,11 +13,12 @@ from metalora.serving.store.sqlite import SqliteDatabase
 POSTGRES = "postgresql://"
 
 
-def open_store(url: str | Path) -> Store:
+def open_store(url: str | Path, *, create: bool = True) -> Store:
     """Open a store, or create it if there is none.
 
     Args:
         url: The path of a SQLite file, or "postgresql://user:password@host:port/database".
+        create: Whether a store that is not there is created.
 
     Raises:
         ValueError: An unknown kind of URL, or the store cannot be opened, or is of another version.
@@ -28,14 +29,14 @@ def open_store(url: str | Path) -> Store:
         'a tenant'
         >>> store.close()
     """
-    return SqlStore(_database(url))
+    return SqlStore(_database(url, create))
 
 
-def _database(url: str | Path) -> Database:
+def _database(url: str | Path, create: bool) -> Database:
     scheme, separator, _ = str(url).partition("://")
     if not separator:
-        return SqliteDatabase(url)
+        return SqliteDatabase(url, create)
     check_choice("kind of store", f"{scheme}://", (POSTGRES, "a path"))
     from metalora.serving.store.postgres import PostgresDatabase  # its driver is an extra
 
-    return PostgresDatabase(str(url))
+    return PostgresDatabase(str(url), create)

@@ -30,6 +30,7 @@ class PostgresDatabase:
 
     Args:
         url: "postgresql://user:password@host:port/database".
+        create: Whether the tables are created if there are none.
 
     Raises:
         ValueError: The server cannot be reached, or the tables are not of this version.
@@ -37,11 +38,11 @@ class PostgresDatabase:
 
     row_lock = " FOR NO KEY UPDATE"
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, create: bool):
         self.place, self._password = _place_and_password(url)
         try:
             with psycopg.connect(url, connect_timeout=CONNECT_SECONDS) as connection:
-                _create_tables(connection, self.place)
+                _prepare(connection, self.place, create)
         except psycopg.Error as error:
             raise ValueError(f"{self.place}: the store cannot be opened ({self._reason(error)})") from None
         self._pool = ConnectionPool(
@@ -141,23 +142,29 @@ def _configure(connection: Connection[Row]) -> None:
         connection.execute("SET synchronous_commit TO on")
 
 
-def _create_tables(connection: Connection[Row], place: str) -> None:
-    """Create the tables unless they exist; one process at a time.
+def _prepare(connection: Connection[Row], place: str, create: bool) -> None:
+    """Create the tables if there are none; one process at a time.
 
     Raises:
-        ValueError: The tables are of another version.
+        ValueError: There are no tables and none are to be created, or they are of another version.
     """
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+    if _value(connection, f"SELECT to_regclass('{SCHEMA}.schema_version')") is None:
+        if not create:
+            raise ValueError(f"{place}: there is no store")
+        _create_tables(connection)
+    version = _value(connection, f"SELECT version FROM {SCHEMA}.schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{place}: the store has version {version}, this library reads {SCHEMA_VERSION}")
+
+
+def _create_tables(connection: Connection[Row]) -> None:
     if _value(connection, f"SELECT to_regnamespace('{SCHEMA}')") is None:
         connection.execute(f"CREATE SCHEMA {SCHEMA}")
     connection.execute(f"SET LOCAL search_path TO {SCHEMA}")
-    if _value(connection, f"SELECT to_regclass('{SCHEMA}.schema_version')") is None:
-        for statement in schema_statements(TYPES):
-            connection.execute(statement.encode())
-        connection.execute("CREATE TABLE schema_version AS SELECT %s AS version", (SCHEMA_VERSION,))
-    version = _value(connection, "SELECT version FROM schema_version")
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{place}: the store has version {version}, this library reads {SCHEMA_VERSION}")
+    for statement in schema_statements(TYPES):
+        connection.execute(statement.encode())
+    connection.execute(f"CREATE TABLE schema_version AS SELECT {SCHEMA_VERSION} AS version")
 
 
 def _value(connection: Connection[Row], query: str) -> Any:

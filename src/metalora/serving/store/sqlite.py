@@ -40,7 +40,8 @@ class SqliteDatabase:
     """A SQLite file as the database of a store.
 
     Args:
-        path: The file; it is created if there is none.
+        path: The file.
+        create: Whether it is created if there is none.
 
     Raises:
         ValueError: It cannot be opened or written, or is no store of this version.
@@ -48,9 +49,9 @@ class SqliteDatabase:
 
     row_lock = ""  # a transaction that writes is alone
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, create: bool):
         self.path = Path(path).absolute()
-        self._connection = open_file(self.path)
+        self._connection = open_file(self.path, create)
         self._file = self._identity()
         self._idle: deque[sqlite3.Connection] = deque()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()

@@ -17,15 +17,18 @@ CACHE_KIB = 512  # of each connection
 LARGEST_IDLE_LOG = 4 * 2**20
 
 
-def open_file(path: Path) -> sqlite3.Connection:
+def open_file(path: Path, create: bool) -> sqlite3.Connection:
     """Open the file of a store, or create it, and return a connection that may write.
 
     Args:
         path: The file.
+        create: Whether it is created if there is none.
 
     Raises:
         ValueError: It cannot be opened or written, or is no store of this version.
     """
+    if not create and not path.exists():
+        raise ValueError(f"{path}: there is no store")
     try:
         _create_privately(path)
         connection = connect(path)
