@@ -5,7 +5,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from metalora.serving.keys import key_digest, new_key
-from metalora.serving.store import KeyReused, LimitReached, NewTask, StoreFailure, VersionConflict, open_store, sql_store
+from metalora.serving.store import (
+    KeyReused,
+    LimitReached,
+    NewTask,
+    StoreFailure,
+    VersionConflict,
+    open_store,
+    sql_store,
+)
 from support.stored_tasks import NO_LIMIT, STRANGE_IDS, add_tenant, create, example, new_task
 
 DAMAGE = {  # table -> what one flipped bit of its content is found by
@@ -192,7 +200,9 @@ def test_pages_have_every_task_once_in_the_order_of_ids(store):
 
 def test_tasks_of_older_learners_are_found_if_their_examples_are_kept(store):
     first, second = add_tenant(store, "first"), add_tenant(store, "second")
-    tasks = {(tenant, create(store, tenant, examples=[example(1)], learner="b").id) for tenant in (first, second, first)}
+    tasks = {
+        (tenant, create(store, tenant, examples=[example(1)], learner="b").id) for tenant in (first, second, first)
+    }
     create(store, second, examples=[example(1)], learner="c")
     create(store, second, learner="b")
     expected = sorted(tasks, key=lambda pair: pair[1])
