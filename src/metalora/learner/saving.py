@@ -276,7 +276,13 @@ def save_task(task: AdaptedTask, folder: str | Path, max_bytes: int | None) -> P
     return path
 
 
-def dump_task(task: AdaptedTask, max_bytes: int | None, learner_folder: str | None, place: str | Path) -> bytes:
+def dump_task(
+    task: AdaptedTask,
+    max_bytes: int | None,
+    learner_folder: str | None,
+    place: str | Path,
+    fingerprint: str | None = None,
+) -> bytes:
     """Return the content of a task's file.
 
     Args:
@@ -284,6 +290,7 @@ def dump_task(task: AdaptedTask, max_bytes: int | None, learner_folder: str | No
         max_bytes: Largest size of its readout; it is made compact if it needs more.
         learner_folder: Where the learner is, relative to the folder of the task.
         place: How messages call the task.
+        fingerprint: The fingerprint of the learner; None: it is computed.
 
     Raises:
         ValueError: A number is not finite, or there is no readout that small.
@@ -299,7 +306,7 @@ def dump_task(task: AdaptedTask, max_bytes: int | None, learner_folder: str | No
     description: dict[str, Any] = {
         "format": TASK_FORMAT,
         "version": VERSION,
-        "learner": task.learner.fingerprint,
+        "learner": fingerprint or task.learner.fingerprint,
         "learner_folder": learner_folder,
         "labels": task.labels.to_dict(),
         "readout": readout.settings(),
@@ -366,6 +373,7 @@ def make_task(
     tensors: Mapping[str, Tensor],
     learner: MetaLearner,
     place: str | Path,
+    fingerprint: str | None = None,
 ) -> AdaptedTask:
     """Return the task that a file describes.
 
@@ -375,14 +383,15 @@ def make_task(
         tensors: Its tensors.
         learner: Its learner.
         place: How messages call the task.
+        fingerprint: The fingerprint of the learner; None: it is computed.
 
     Raises:
         ValueError: Another learner made the task, or its parts do not fit together.
     """
-    if learner.fingerprint != description["learner"]:
+    fingerprint = fingerprint or learner.fingerprint
+    if fingerprint != description["learner"]:
         raise ValueError(
-            f"{place}: made by another learner (fingerprint {description['learner']}, this one has "
-            f"{learner.fingerprint})"
+            f"{place}: made by another learner (fingerprint {description['learner']}, this one has {fingerprint})"
         )
     tensors = {name: value.to(learner.device) for name, value in tensors.items()}
     parts = {prefix: _with_prefix(tensors, prefix) for prefix in (READOUT, CONDITION, FACTORS)}

@@ -185,34 +185,38 @@ class AdaptedTask:
 
         return load_task(cls, folder, learner, allow_download)
 
-    def to_bytes(self, *, max_bytes: int | None = None) -> bytes:
+    def to_bytes(self, *, max_bytes: int | None = None, fingerprint: str | None = None) -> bytes:
         """Return the content of the file that `save_pretrained` writes, for a store that is no folder.
 
         Args:
             max_bytes: Largest size of its numbers; the readout is made compact if it needs more.
+            fingerprint: The fingerprint of the learner, if it is known already; it takes milliseconds to compute.
 
         Raises:
             ValueError: A number is not finite, or there is no readout that small.
         """
         from metalora.learner.saving import dump_task
 
-        return dump_task(self, max_bytes, None, "task")
+        return dump_task(self, max_bytes, None, "task", fingerprint)
 
     @classmethod
-    def from_bytes(cls, content: bytes, learner: MetaLearner, *, place: str = "task") -> AdaptedTask:
+    def from_bytes(
+        cls, content: bytes, learner: MetaLearner, *, place: str = "task", fingerprint: str | None = None
+    ) -> AdaptedTask:
         """Load a task that `to_bytes` gave.
 
         Args:
             content: What `to_bytes` returned, or the content of a task's file.
             learner: The learner that made it.
             place: How messages call the task.
+            fingerprint: The fingerprint of the learner, if it is known already; it takes milliseconds to compute.
 
         Raises:
             ValueError: The content is damaged, or of another learner.
         """
         from metalora.learner.saving import make_task, parse_task
 
-        return make_task(cls, *parse_task(content, place), learner, place)
+        return make_task(cls, *parse_task(content, place), learner, place, fingerprint)
 
     def __repr__(self) -> str:
         return f"AdaptedTask({self.labels.summary()}, readout {self.learner.config.readout})"

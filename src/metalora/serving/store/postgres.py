@@ -20,7 +20,7 @@ TYPES = TypeNames(
 )
 MOST_CONNECTIONS = 8
 CONNECT_SECONDS = 3
-ATTEMPTS = 2  # of work that a lost connection has stopped
+WAIT_SECONDS = 3.0  # for a connection of the pool
 SCHEMA = "metalora"
 SCHEMA_LOCK = 0x6D6C6F72  # number of the advisory lock under which the tables are created
 
@@ -49,8 +49,8 @@ class PostgresDatabase:
             url,
             min_size=1,
             max_size=MOST_CONNECTIONS,
-            timeout=CONNECT_SECONDS,
-            reconnect_timeout=CONNECT_SECONDS,
+            timeout=WAIT_SECONDS,
+            reconnect_timeout=WAIT_SECONDS,
             configure=_configure,
             kwargs={"connect_timeout": CONNECT_SECONDS, "autocommit": True},
             open=True,
@@ -58,28 +58,39 @@ class PostgresDatabase:
 
     def read(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Return the rows of a query; StoreFailure if it fails."""
-        return self.write(lambda transaction: transaction.run(statement, parameters), "read")
+        return self._on_a_connection(lambda connection: _PostgresTransaction(connection).run(statement, parameters))
 
-    def write(self, work: Callable[[Transaction], Result], done: str = "written") -> Result:
-        """Do work in a transaction, and return its result when the server's disk has it; see `Database`.
+    def write(self, work: Callable[[Transaction], Result]) -> Result:
+        """Do work in a transaction, and return its result when the server's disk has it; see `Database`."""
 
-        Args:
-            work: What is done. It is done again if the connection was lost before the commit.
-            done: What messages say is done.
-        """
-        for attempt in range(ATTEMPTS):
+        def in_a_transaction(connection: Connection[Row]) -> Result:
             is_committing = False
             try:
-                with self._pool.connection() as connection, connection.transaction():
+                with connection.transaction():
                     result = work(_PostgresTransaction(connection))
                     is_committing = True
                 return result
-            except psycopg.Error as error:
-                is_last = attempt == ATTEMPTS - 1 or not isinstance(error, psycopg.OperationalError)
-                if is_committing or is_last:
-                    raise StoreFailure(f"{self.place}: the store cannot be {done} ({self._reason(error)})") from None
-                self._pool.check()  # it replaces connections that were lost
-        raise AssertionError("the last attempt returns or raises")
+            except psycopg.OperationalError as error:
+                if is_committing:
+                    raise self._failure("its connection was lost in a commit", error) from None
+                raise
+
+        return self._on_a_connection(in_a_transaction)
+
+    def _on_a_connection(self, act: Callable[[Connection[Row]], Result]) -> Result:
+        """Return what an act gives; if its connection was lost, it is done once more on another one."""
+        try:
+            with self._pool.connection() as connection:
+                return act(connection)
+        except psycopg.OperationalError:
+            self._pool.check()  # it replaces connections that were lost
+        except psycopg.Error as error:
+            raise self._failure("it refuses", error) from None
+        try:
+            with self._pool.connection() as connection:
+                return act(connection)
+        except psycopg.Error as error:
+            raise self._failure("it does not answer", error) from None
 
     def check(self) -> None:
         """Raise a StoreFailure if the server does not answer."""
@@ -88,6 +99,9 @@ class PostgresDatabase:
     def close(self) -> None:
         """Close all connections."""
         self._pool.close()
+
+    def _failure(self, what: str, error: psycopg.Error) -> StoreFailure:
+        return StoreFailure(f"{self.place}: the store cannot be used: {what} ({self._reason(error)})")
 
     def _reason(self, error: psycopg.Error) -> str:
         """Return the message of an error on one line, without the password."""

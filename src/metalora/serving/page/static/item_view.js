@@ -1,0 +1,56 @@
+// What is shown of one input and of its prediction.
+
+import { element, percent } from "./dom.js";
+
+const UNLIKE = 0.9; // from this abstention on, a prediction is marked
+
+/** The picture or the text of an input. */
+export const media = (item) =>
+  item.picture ? element("img", { src: item.url, alt: "", draggable: "false" }) : element("span", { class: "text" }, item.text);
+
+/** The lines about a prediction: label, probability, a mark if it is unlike the examples, and the nearest of them. */
+export function answerLines(answer) {
+  if (answer.label === undefined) return [];
+  const lines = [element("span", { class: "label" }, answer.label)];
+  if (answer.probability !== null) {
+    lines.push(element("meter", { min: 0, max: 1, value: answer.probability }), element("span", {}, percent(answer.probability)));
+  }
+  const all = [element("span", { class: "answer" }, ...lines)];
+  if (isUnlike(answer)) all.push(element("span", { class: "unlike" }, "unlike your examples"));
+  if (answer.frozen && answer.frozen !== answer.label) {
+    all.push(element("span", { class: "hint" }, "frozen network: ", element("span", {}, answer.frozen)));
+  }
+  if (answer.neighbours?.length) {
+    const near = answer.neighbours.map((neighbour) => element("span", { title: neighbour.groupName }, media(neighbour)));
+    all.push(element("span", { class: "neighbours" }, element("span", { class: "hint" }, "nearest"), ...near));
+  }
+  return all;
+}
+
+/** The same as a sentence, for screen readers. */
+export function describe(item) {
+  const parts = [item.text ?? item.name];
+  const { answer } = item;
+  if (answer?.label !== undefined) {
+    const share = answer.probability === null ? "" : `, ${percent(answer.probability)}`;
+    parts.push(`predicted ${answer.label}${share}`);
+    if (isUnlike(answer)) parts.push("unlike your examples");
+    const groups = [...new Set((answer.neighbours ?? []).map((neighbour) => neighbour.groupName))];
+    if (groups.length) parts.push(`nearest examples: ${groups.join(", ")}`);
+  }
+  if (item.error) parts.push(`error: ${item.error}`);
+  return parts.join("; ");
+}
+
+/** Make a prediction out of a reply: of its labels, probabilities and abstentions, those at one place. */
+export function answerAt(reply, place) {
+  const label = reply.labels[place];
+  const probabilities = reply.probabilities?.[place];
+  return {
+    label: Array.isArray(label) ? label.join(", ") || "none" : String(label),
+    probability: probabilities ? Math.max(...probabilities) : null,
+    abstention: reply.abstention[place],
+  };
+}
+
+const isUnlike = (answer) => answer.abstention >= UNLIKE;

@@ -1,0 +1,118 @@
+// The preview: each time the labels change, the service adapts to the examples and predicts the others.
+
+import { announce, byId, counted, element, percent, showBanner } from "./dom.js";
+import { answerAt } from "./item_view.js";
+import { examplesOf, inputsOf, putAtItem } from "./requests.js";
+import { ask } from "./service.js";
+
+const WAIT = 300; // milliseconds after the last change
+const MOST_QUERIES = 60; // inputs that are predicted at once
+const NEIGHBOURS = 3;
+
+/** Ask for a preview whenever the inputs or their labels change. */
+export function showPreviews(board, kind, onError) {
+  let timer = null;
+  let running = new AbortController();
+  const start = (wait) => {
+    clearTimeout(timer);
+    running.abort();
+    running = new AbortController();
+    const { signal } = running;
+    timer = setTimeout(() => preview(board, kind, signal).catch((error) => failed(error, signal)), wait);
+  };
+  const failed = (error, signal) => {
+    if (signal.aborted) return;
+    clearAnswers(board);
+    byId("open-hint").textContent = "";
+    byId("accuracy").replaceChildren(element("p", { class: "hint" }, "Not known: see the message at the top."));
+    board.changed("answers");
+    onError(error);
+    if (error.retryAfter) start(1000 * error.retryAfter);
+  };
+  board.listen((what) => what === "inputs" && start(WAIT));
+  start(0);
+}
+
+async function preview(board, kind, signal) {
+  const examples = examplesOf(board);
+  const queries = board.itemsOf(null).slice(0, MOST_QUERIES);
+  clearErrors(board);
+  if (new Set(examples.map(({ label }) => label)).size < 2) return showNothing(board);
+  byId("open-list").setAttribute("aria-busy", "true");
+  const items = examples.map(({ item }) => item);
+  const reply = await askPreview(items, examples, queries, kind, signal).catch((error) => {
+    putAtItem(error, { inputs: items, queries });
+    throw error;
+  });
+  if (signal.aborted) return;
+  showBanner("");
+  showAnswers(board, reply, examples, queries);
+}
+
+async function askPreview(items, examples, queries, kind, signal) {
+  const body = {
+    inputs: await inputsOf(items, kind),
+    labels: examples.map(({ label }) => label),
+    queries: await inputsOf(queries, kind),
+    neighbours: Math.min(NEIGHBOURS, items.length),
+  };
+  return ask("POST", "v1/preview", body, { signal });
+}
+
+function clearErrors(board) {
+  for (const item of board.items) item.error = "";
+  board.changed("answers");
+}
+
+/** Take all predictions away: those of other labels would be wrong. */
+function clearAnswers(board) {
+  for (const item of board.items) item.answer = null;
+  byId("open-list").removeAttribute("aria-busy");
+}
+
+function showNothing(board) {
+  clearAnswers(board);
+  showBanner("");
+  byId("open-hint").textContent = "Put inputs into two groups or more. The others are then predicted at once.";
+  byId("accuracy").replaceChildren(element("p", { class: "hint" }, "Shown as soon as two groups have examples."));
+  board.changed("answers");
+}
+
+function showAnswers(board, reply, examples, queries) {
+  clearAnswers(board);
+  queries.forEach((item, place) => {
+    const neighbours = reply.neighbours[place].map(({ example }) => ({ ...examples[example].item, groupName: examples[example].label }));
+    const frozen = answerAt(reply.frozen, place).label;
+    item.answer = { ...answerAt(reply.adapted, place), frozen, neighbours };
+  });
+  showAccuracy(reply);
+  const left = board.itemsOf(null).length - queries.length;
+  byId("open-hint").textContent = openHint(queries.length, left);
+  board.changed("answers");
+}
+
+function openHint(shown, left) {
+  if (shown === 0) return "Inputs that you leave out of the groups are predicted here.";
+  const more = left > 0 ? ` ${counted(left, "further input")} will be predicted when you label or remove some.` : "";
+  return `A wrong prediction? Put the input into its group.${more}`;
+}
+
+function showAccuracy(reply) {
+  const adapted = reply.adapted.accuracy;
+  const frozen = reply.frozen.accuracy;
+  if (adapted === null) {
+    byId("accuracy").replaceChildren(element("p", { class: "hint" }, "More examples are needed for an estimate."));
+    return;
+  }
+  byId("accuracy").replaceChildren(
+    element("p", { class: "hint" }, "Your examples, each predicted from the others:"),
+    ...bar("Adapted network", adapted),
+    ...(frozen === null ? [] : bar("Frozen network", frozen)),
+  );
+  announce(`Accuracy ${percent(adapted)}${frozen === null ? "" : `; frozen network ${percent(frozen)}`}.`);
+}
+
+function bar(name, share) {
+  const value = element("span", {}, percent(share));
+  return [element("div", { class: "bar" }, element("span", {}, name), value, element("meter", { min: 0, max: 1, value: share, "aria-label": name }))];
+}
