@@ -20,6 +20,7 @@ from metalora.learner.learner import MetaLearner
 from metalora.serving.config import ServingConfig
 from metalora.serving.errors import ServiceError
 from metalora.serving.middleware import RequestFrame
+from metalora.serving.readaptation import readapting
 from metalora.serving.routes import about, predictions, tasks
 from metalora.serving.schemas import InputsRequest, LabelledRequest, PreviewRequest, TaskRequest
 from metalora.serving.service import Service
@@ -45,7 +46,8 @@ def make_app(learners: Sequence[MetaLearner], store: Store, config: ServingConfi
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with readapting(service):
+            yield
         await run_in_threadpool(service.close)
 
     app = FastAPI(title=TITLE, description=ABOUT, version=version("metalora"), lifespan=lifespan, redoc_url=None)
