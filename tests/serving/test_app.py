@@ -1,7 +1,6 @@
 """The paths of the service, with the answers of the library as the right ones."""
 
 import asyncio
-import json
 
 import numpy as np
 import pytest

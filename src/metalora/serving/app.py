@@ -20,6 +20,7 @@ from metalora.learner.learner import MetaLearner
 from metalora.serving.config import ServingConfig
 from metalora.serving.errors import ServiceError
 from metalora.serving.middleware import RequestFrame
+from metalora.serving.page.page import add_page
 from metalora.serving.readaptation import readapting
 from metalora.serving.routes import about, predictions, tasks
 from metalora.serving.schemas import InputsRequest, LabelledRequest, PreviewRequest, TaskRequest
@@ -54,6 +55,7 @@ def make_app(learners: Sequence[MetaLearner], store: Store, config: ServingConfi
     app.state.service = service
     for router in (tasks.ROUTER, predictions.ROUTER, about.ROUTER):
         app.include_router(router)
+    add_page(app)
     _answer_errors(app)
     _add_middleware(app, service)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -76,8 +76,9 @@ class Readaptation:
             await asyncio.sleep(error.retry_after or 0)  # if the lane is full, requests go first
         except StoreFailure:
             self._warn(tenant, task, "damaged or unavailable")
-        except Exception:
-            LOGGER.exception("the re-adaptation of a task ended in an error")
+        except Exception as error:
+            trace = (type(error), None, error.__traceback__)  # its message may have what the tenant sent
+            LOGGER.error("the re-adaptation of a task ended in an error", exc_info=trace)
         return "failed"
 
     @staticmethod
