@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -95,7 +95,7 @@ def _field(location: tuple[int | str, ...]) -> str | None:
 async def _form(headers: Headers, content: bytes) -> dict[str, Any]:
     """Return the parts of a form in the structure that JSON has."""
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield content
 
     parser = MultiPartParser(
