@@ -74,11 +74,8 @@ class Readaptation:
         except ServiceError as error:
             self._warn(tenant, task, error.code)
             await asyncio.sleep(error.retry_after or 0)  # if the lane is full, requests go first
-        except StoreFailure:
-            self._warn(tenant, task, "damaged or unavailable")
-        except Exception as error:
-            trace = (type(error), None, error.__traceback__)  # its message may have what the tenant sent
-            LOGGER.error("the re-adaptation of a task ended in an error", exc_info=trace)
+        except Exception as error:  # its message may have what the tenant sent
+            self._warn(tenant, task, type(error).__name__)
         return "failed"
 
     @staticmethod

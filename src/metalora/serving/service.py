@@ -100,6 +100,11 @@ class Service:
         """What the service takes: "images" or "texts"."""
         return self._reader(self.engine).kind
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether all lanes of all learners run."""
+        return all(engine.is_alive for engine in self.engines.values())
+
     def close(self) -> None:
         """Finish what was accepted, and close the store."""
         self.stopping = True
