@@ -27,7 +27,6 @@ class Block:
     Attributes:
         values: The values of the factors that differ by example; None: this block gives none.
         disabled: Whether the frozen base runs inside.
-        packed: Whether the one row of the batch holds the tokens of many examples, with a value for each token.
         beams: How many rows of the batch share one condition; None: this block does not say it.
         prompt: How many positions the forward has that makes the condition of a call of `generate`; None: any number.
         generator: The frame of the generator that has entered the block; None if no generator has.
@@ -36,7 +35,6 @@ class Block:
 
     values: Values | None = None
     disabled: bool = False
-    packed: bool = False
     beams: int | None = None
     prompt: int | None = None
     generator: FrameType | None = None
@@ -51,7 +49,6 @@ class Active:
         blocks: The blocks, the innermost one last.
         values: The values of the innermost `using`; None outside of one.
         enabled: False inside of `disabled`.
-        packed: Whether these values are for the tokens of one row, and not for the rows of the batch.
         beams: How many rows of the batch share one condition.
         prompt: That of the innermost block.
         depth: How many blocks are entered.
@@ -61,7 +58,6 @@ class Active:
     blocks: tuple[Block, ...] = ()
     values: Values | None = None
     enabled: bool = True
-    packed: bool = False
     beams: int = 1
     prompt: int | None = None
     depth: int = 0
@@ -91,7 +87,6 @@ def _active(blocks: tuple[Block, ...]) -> Active:
         blocks,
         values=using[-1].values if using else None,
         enabled=not disabled,
-        packed=bool(using) and using[-1].packed,
         beams=next((block.beams for block in reversed(blocks) if block.beams is not None), 1),
         prompt=blocks[-1].prompt if blocks else None,
         depth=len(blocks),
@@ -132,7 +127,6 @@ class Blocks:
         disabled: bool = False,
         beams: int | None = None,
         prompt: int | None = None,
-        packed: bool = False,
     ) -> Iterator[None]:
         """Enter a block; the arguments are those of `Block`.
 
@@ -141,8 +135,7 @@ class Blocks:
                 leaves it. The block is left in any case.
         """
         generator = _entering_generator(sys._getframe(1))
-        owner = None if generator is None else _thread_and_task()
-        block = Block(values, disabled, packed, beams, prompt, generator, owner)
+        block = Block(values, disabled, beams, prompt, generator, None if generator is None else _thread_and_task())
         token = self.active.set(_active((*self.active.get().blocks, block)))
         problem = ""
         try:

@@ -17,7 +17,6 @@ from metalora.adapters.bound_target import BoundTarget
 from metalora.adapters.kernels import Kernel, add_update, choose
 from metalora.adapters.layers.base_layer import BaseLayer
 from metalora.adapters.layers.mergeable import MergeableLayer
-from metalora.adapters.layers.packed import tokens_as_rows
 from metalora.adapters.layers.whole import run_whole
 from metalora.adapters.own_forward import Dependence, run_with, try_forward
 from metalora.adapters.plan import Form
@@ -101,15 +100,11 @@ class AdaptedLayer(MergeableLayer):
             return cast(Tensor, self.base(x))
         values = current.values
         conditions = self.bound.num_conditions(values) if adapter.per_example else 1
-        packed = conditions > 1 and active.packed and values is active.values
-        x, packed = tokens_as_rows(x, conditions) if packed else (x, False)
         # Linear layers take (*, i) as it is: only pictures and ids may need a batch axis.
         x, unbatched = self.as_batch(x, conditions) if self.channels > 0 or self.embeds else (x, False)
         kernel = choose(self, x, conditions)
         self._last[0] = kernel
         y = kernel.run(self, x, values, conditions)
-        if packed:
-            return y.transpose(0, 1)  # (t, 1, ..) -> (1, t, ..)
         return y[0] if unbatched else y
 
     def _with_arguments(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -11,7 +11,6 @@ from metalora.adapters.bound_target import BoundTarget
 from metalora.adapters.convolutions import POSITION_AXES
 from metalora.adapters.kernels import Kernel
 from metalora.adapters.layers.base_layer import BaseLayer
-from metalora.adapters.layers.packed import tokens_as_rows
 from metalora.adapters.layers.target_layer import TargetLayer
 from metalora.adapters.plan import Form
 from metalora.adapters.targets import Target
@@ -77,16 +76,11 @@ class OutputLayer(TargetLayer, ABC):
             return y
         values = current.values if values is None else values
         conditions = self.bound.num_conditions(values)
-        active = self.owner[0].blocks.active.get()
-        packed = conditions > 1 and active.packed and values is active.values
-        y, packed = tokens_as_rows(y, conditions) if packed else (y, False)
         single = y.ndim == -self.axis  # one example without a batch axis, such as (o,) or (o, *positions)
         y = y[None] if single else y
         if self.target.kind == "embedding" and len(y) == 1:  # positions, one row for all examples
             y = y.expand(conditions, *y.shape[1:])
         y = self.changed(y, self.bound.read(values, repeat=self._repeats(len(y), conditions)))
-        if packed:
-            return y.transpose(0, 1)  # (t, 1, ..) -> (1, t, ..)
         return y[0] if single else y
 
     def _repeats(self, batch: int, conditions: int) -> int:
