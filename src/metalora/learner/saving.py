@@ -391,7 +391,8 @@ def make_task(
             raise ValueError(f"{place}: tensor {shown(name)} is not expected")
     condition = None
     if parts[CONDITION]:
-        condition = Condition(parts[CONDITION], torch.zeros(1, 1), torch.zeros(()))
+        maker = None if learner.adapter is None else learner.adapter.as_maker()
+        condition = Condition(parts[CONDITION], torch.zeros(1, 0), torch.zeros(()), maker)
     try:
         _check_values(learner.adapter, condition, parts[FACTORS])
         labels = TaskLabels.from_dict(description["labels"])
