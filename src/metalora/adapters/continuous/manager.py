@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.conditioning.rows import TokenValues, check_packed
 from metalora.adapters.continuous.blocks_of_tenants import share_within_tenants
 from metalora.adapters.continuous.requests import TenantRequests, TenantTable
 from metalora.adapters.continuous.tenants import Prompt, is_known, tenants_of_prompts
@@ -42,7 +43,8 @@ def serve_tenants(manager: Any, adapter: Adapter) -> None:
         adapter: The adapter of its model.
 
     Raises:
-        ValueError: The continuous batching of this version of transformers works in another way.
+        ValueError: A target cannot have a condition for each token, or the continuous batching of this version of
+            transformers works in another way.
     """
     if "add_request" in vars(manager):
         return
@@ -51,6 +53,7 @@ def serve_tenants(manager: Any, adapter: Adapter) -> None:
             "continuous batching with a condition for each request was made for transformers 5.23, and this version "
             "runs its requests in another way: use generate, or another version of transformers"
         )
+    check_packed(adapter)
     settings = manager.continuous_batching_config
     settings.use_cuda_graph, settings.use_async_batching = (False, False), False
     settings.varlen_compile_config = settings.decode_compile_config = None
@@ -173,6 +176,9 @@ def _step(
     requests.keep_only({*scheduler.active_requests, *scheduler.waiting_requests})
     batch = processor.inputs_and_outputs.requests_in_batch
     tenants = [requests.tenant(future.state.request_id) for future in batch]
-    values = table.take(tenants, [future.query_length for future in batch])
-    with adapter.blocks.entered(values=values, packed=True):
+    if len({tenant.salt for tenant in tenants}) == 1:
+        values = tenants[0].values
+    else:
+        values = TokenValues(table.take(tenants, [future.query_length for future in batch]))
+    with adapter.using(values):
         own(model)

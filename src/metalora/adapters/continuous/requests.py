@@ -6,12 +6,13 @@ import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import torch
 
-from metalora.adapters.conditioning.condition import Values
+from metalora.adapters.conditioning.condition import Condition, Values
+from metalora.adapters.conditioning.condition_table import ConditionTable
 from metalora.adapters.continuous.tenants import Tenant
 
 CHILD = "__child#"  # what transformers puts between the name of a request and the number of a further sequence of it
+SPARE = 64  # tenants without a request in a step whose values stay, since their next step may come soon
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,20 +88,18 @@ class TenantRequests:
 
 
 class TenantTable:
-    """The values of the tenants of a run, one below the other, so that a step takes those of its tokens at once.
+    """The values of the tenants of a run in one matrix, so that a step takes those of all of its tokens at once.
 
     Example:
         >>> table = TenantTable()
         >>> one, two = (Tenant({"C": torch.full((1, 1), float(number))}, (number,)) for number in (1, 2))
         >>> table.take([one, two, one], tokens=[2, 1, 1])["C"].flatten().tolist()
         [1.0, 1.0, 2.0, 1.0]
-        >>> table.take([two, two], tokens=[2, 1])["C"].tolist()
-        [[2.0]]
     """
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[int, ...], int] = {}
-        self._values: Values = {}
+        self._table = ConditionTable()
+        self._numbers: dict[tuple[int, ...], int] = {}  # salt of a tenant -> its number in the table
 
     def take(self, tenants: Sequence[Tenant], tokens: Sequence[int]) -> Values:
         """Return the values of the tokens of one step.
@@ -110,20 +109,20 @@ class TenantTable:
             tokens: How many tokens each request has in this step.
 
         Returns:
-            Key of a stored factor -> its values, (tokens, *factor shape); (1, *factor shape) if all are of one tenant.
+            Key of a stored factor -> its values, (tokens, *factor shape).
         """
         present = {tenant.salt: tenant for tenant in tenants}
-        if len(present) == 1:
-            return tenants[0].values
-        if not present.keys() <= self._rows.keys():
-            self._fill(present)
-        device = next(iter(self._values.values())).device
-        rows = torch.tensor([self._rows[tenant.salt] for tenant in tenants], device=device)
-        index = rows.repeat_interleave(torch.tensor(tokens, device=device))  # (tokens,)
-        return {key: value.index_select(0, index) for key, value in self._values.items()}
+        if len(self._numbers) > 2 * len(present) + SPARE:
+            self._keep_only(present)
+        for salt in present.keys() - self._numbers.keys():
+            values = dict(present[salt].values)
+            first = next(iter(values.values()))
+            self._numbers[salt] = self._table.add(Condition(values, first.new_zeros(1, 0), first.new_zeros(())))
+        numbers = [self._numbers[tenant.salt] for tenant in tenants]
+        pairs = zip(numbers, tokens, strict=True)
+        return self._table.take([number for number, count in pairs for _ in range(count)]).values
 
-    def _fill(self, tenants: dict[tuple[int, ...], Tenant]) -> None:
-        """Hold the values of these tenants, and of no others."""
-        self._rows = {salt: row for row, salt in enumerate(tenants)}
-        keys = next(iter(tenants.values())).values
-        self._values = {key: torch.cat([tenant.values[key] for tenant in tenants.values()]) for key in keys}
+    def _keep_only(self, salts: Collection[tuple[int, ...]]) -> None:
+        """Forget the values of all other tenants."""
+        for salt in self._numbers.keys() - salts:
+            self._table.remove(self._numbers.pop(salt))
