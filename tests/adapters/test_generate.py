@@ -452,9 +452,6 @@ REFUSALS = {
     "support set": (
         lambda: Decoder(scope="support", labelled=False).model.generate(IDS, **OPTIONS), "comes from a support set",
     ),
-    "paged": (
-        lambda: Decoder().adapter.generate(IDS, cache_implementation="paged", **OPTIONS), "fix one for all with",
-    ),
     "stem in chunks": (lambda: of_stem(prefill_chunk_size=2), "reads 2 of the 5 positions of the prompt"),
     "stem without a cache": (lambda: of_stem(use_cache=False), "reads 6 of the 5 positions of the prompt"),
     "stem, prompt lookup": (

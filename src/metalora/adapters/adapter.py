@@ -535,6 +535,54 @@ class Adapter(nn.Module):
 
         return generate(self, condition, task_ids, args, options)
 
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        condition: Condition | None = None,
+        task_ids: Tensor | Sequence[int] | int | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Call the model's own `generate_batch` (continuous batching), each prompt under its condition and its task.
+
+        The prompts have different lengths, and those of many tenants run together; every token of a step takes the
+        factors of the tenant whose prompt it belongs to. Key-value blocks of equal prompts are shared within a tenant
+        only. `model.generate_batch` takes the same arguments; the managers of `model.init_continuous_batching` and
+        `model.continuous_batching_context_manager` take `condition=` and `task_ids=` in `add_request` and
+        `add_requests`.
+
+        Args:
+            prompts: The tokens of each prompt.
+            condition: One condition for all prompts, or one for each of them; None: chosen as for `generate`.
+            task_ids: A task for each prompt, or one for all, of a method with tasks.
+            **options: The other arguments of the model's `generate_batch`, such as `continuous_batching_config`, whose
+                `num_blocks` says how much memory the key-value cache takes (otherwise most of what is free).
+
+        Returns:
+            Name of the request -> `GenerationOutput` of transformers, in the order of the prompts.
+
+        Raises:
+            ValueError: The model has no continuous batching, a condition that does not fit the prompts or that would
+                have no effect, no condition and nothing to make it from, a configuration that records or compiles
+                steps, or a call inside of `disabled()`, which another thread would not see.
+
+        Example:
+            >>> import metalora
+            >>> from transformers import ContinuousBatchingConfig, GPT2Config, GPT2LMHeadModel
+            >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=16, n_embd=8, n_layer=1, n_head=1))
+            >>> config = metalora.AdapterConfig("metatt-4+1d", rank=2, tasks=3, targets="c_attn")
+            >>> adapter = metalora.attach(model, config)
+            >>> memory = ContinuousBatchingConfig(num_blocks=8, page_size=8, max_batch_tokens=32)
+            >>> texts = adapter.generate_batch(
+            ...     [[5, 6, 7], [5, 6, 7]], task_ids=[0, 2], continuous_batching_config=memory, max_new_tokens=4
+            ... )
+            >>> [len(text.generated_tokens) for text in texts.values()]
+            [4, 4]
+        """
+        from metalora.adapters.continuous import generate_batch
+
+        outputs: dict[str, Any] = generate_batch(self, prompts, condition, task_ids, options)
+        return outputs
+
     # ---- verbs -----------------------------------------------------------------------------------------------------
     # They import inside, since the modules of the verbs import this one.
     def merge(self, condition: Condition | None = None) -> None:

@@ -14,6 +14,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.bound_target import slot_of
 from metalora.adapters.conditioning.features import Inputs
 from metalora.adapters.conditioning.sources import prepare_condition
+from metalora.adapters.continuous import guard_continuous_batching, unguard_continuous_batching
 from metalora.adapters.generation import guard_generate, unguard_generate
 from metalora.adapters.held_matrix import HeldMatrix, required_base
 from metalora.adapters.host import AttachedHost, guard_forward, unguard_forward
@@ -101,6 +102,7 @@ def attach(
         host = AttachedHost(adapter, adapter.frozen_norms)
         adapter.hooks += guard_forward(model, host)
         guard_generate(model, host)
+    guard_continuous_batching(model, adapter)
     adapter.hooks += guard_saving(model, adapter)  # before the next one, which looks for the names of adapted layers
     adapter.hooks += guard_state(model, adapter)
     adapter.train(model.training)
@@ -272,6 +274,7 @@ def detach(model: nn.Module) -> None:
     _remove_hooks(adapter)
     unguard_forward(model)
     unguard_generate(model)
+    unguard_continuous_batching(model)
     unguard_saving(model)
     _replace(model, {layer: base for base, layer in _wrapped(adapter).items()})
     restore_parameters(model)

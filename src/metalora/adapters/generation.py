@@ -16,9 +16,8 @@ from metalora.adapters.conditioning.generation import (
     positions_of,
     prompt_of,
     sequences_per_example,
-    setting,
 )
-from metalora.adapters.replaced_method import NAME_AND_DOC, replace_method, restore_method
+from metalora.adapters.replaced_method import NAME_AND_DOC, own_method, replace_method, restore_method
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -73,8 +72,6 @@ def generating(
     adapter.check_started()
     if len(args) > 1:
         kwargs = {**kwargs, "generation_config": args[1]}
-    if setting(adapter.model, kwargs, "cache_implementation") == "paged":
-        _check_fixed(adapter, condition, task_ids)
     sequences = sequences_per_example(adapter.model, kwargs)
     prompt = prompt_of(adapter.model, args, kwargs)
     with torch.no_grad():
@@ -97,16 +94,6 @@ def _check_examples(values: Values, examples: int, sequences: int) -> None:
         )
 
 
-def _check_fixed(adapter: Adapter, condition: Condition | None, task_ids: Any) -> None:
-    """Raise a ValueError unless a fixed condition serves: paged generation mixes requests, in a thread of its own."""
-    block = adapter.blocks.active.get().values
-    if adapter.fixed_condition is None or any(given is not None for given in (condition, task_ids, block)):
-        raise ValueError(
-            "generate: cache_implementation='paged' runs several prompts in one row, in another thread, where no "
-            "condition of a call can reach them: fix one for all with adapter.fix(condition), or leave 'paged' out"
-        )
-
-
 # ---- around the model's own `generate` -------------------------------------------------------------------------------
 def guard_generate(model: nn.Module, host: Host) -> None:
     """Let a host run around every call of a model's `generate`; do nothing for a model that has none.
@@ -124,9 +111,7 @@ def guard_generate(model: nn.Module, host: Host) -> None:
 def _guarded(model: nn.Module, host: Host, replaced: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
     """Run a model's `generate` under the condition that a host takes out of its arguments."""
     with host.generating(model, args, kwargs) as own_arguments:
-        if replaced is None:
-            return type(model).generate(model, *args, **own_arguments)  # type: ignore[attr-defined]
-        return replaced(*args, **own_arguments)
+        return own_method(model, "generate", replaced)(*args, **own_arguments)
 
 
 def unguard_generate(model: nn.Module) -> None:

@@ -58,6 +58,24 @@ def is_replaced(model: nn.Module, name: str, function: Callable[..., Any]) -> bo
     return isinstance(guarded, functools.partial) and guarded.func is function
 
 
+def own_method(model: nn.Module, name: str, replaced: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return the method that a function stands in the place of: the one that was on the instance, or that of the class.
+
+    Args:
+        model: The model.
+        name: Name of the method.
+        replaced: What stood on the instance before, the third argument of the function; None: nothing did.
+
+    Example:
+        >>> own_method(nn.Identity(), "forward", None)(3)
+        3
+    """
+    if replaced is not None:
+        return replaced
+    method: Callable[..., Any] = getattr(type(model), name).__get__(model)
+    return method
+
+
 def restore_method(model: nn.Module, name: str, function: Callable[..., Any]) -> None:
     """Give a model the method back that it had; do nothing if another wrapper stands there now.
 

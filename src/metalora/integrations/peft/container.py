@@ -32,6 +32,7 @@ from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.substitution import restore_parameters
 from metalora.adapters.targets import Target, kind_of, matrix_targets, target_at
 from metalora.integrations.peft.calls import TASK_IDS_KEYWORD, Call, Calls, Conditions, TaskIds
+from metalora.integrations.peft.continuous import guard_continuous_batching, unguard_continuous_batching
 from metalora.integrations.peft.peft_api import BaseTunerLayer
 
 CONTAINER_NAME = "tensor_bank"
@@ -80,6 +81,7 @@ class AdapterContainer(TunerLayer, nn.Module):
         self.own_names = argument_names(model)
         self.handles = guard_forward(model, self)
         guard_generate(model, self)
+        guard_continuous_batching(model, self)
 
     def adapters_by_name(self) -> dict[str, Adapter]:
         """Adapter name -> adapter, now; a deleted adapter stays in a dictionary that was returned before."""
@@ -113,6 +115,7 @@ class AdapterContainer(TunerLayer, nn.Module):
             handle.remove()
         unguard_forward(self._model[0])
         unguard_generate(self._model[0])
+        unguard_continuous_batching(self._model[0])
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and the hooks with which it reads the features of its condition."""
