@@ -12,14 +12,14 @@ from support.adapters import randomise
 from support.tenants import TENANTS, Served, X
 
 GIVEN = ConditionConfig(source="tensor", scope="support", labelled=False, feature_size=5)
-METHODS = {"lora": {}, "vera": {}, "metatt-4+1d": {"tasks": 3, "targets": ("0",)}, "metalora-cp": {"condition": GIVEN}}
+METHODS = {"lora": {}, "vera": {}, "film": {"tasks": 3}, "metalora-cp": {"condition": GIVEN}}
 
 
 def adapted(method="metalora-cp"):
     torch.manual_seed(0)
     layers = (nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 3))
     model = nn.Sequential(*layers).eval()
-    randomise(attach(model, AdapterConfig(method, rank=2, **{"targets": ("0", "3")} | METHODS[method])), 0.4)
+    randomise(attach(model, AdapterConfig(method, rank=2, targets=("0", "3"), **METHODS[method])), 0.4)
     return model
 
 

@@ -41,7 +41,7 @@ def replica(model: nn.Module) -> nn.Module:
     adapters = [module for module in model.modules() if isinstance(module, Adapter)]
     if any(adapter.merged for adapter in adapters):
         raise ValueError(
-            "replica: the adapter is merged, and a replica could not be unmerged with it; unmerge it first"
+            "replica: the adapter is merged, and both could not be unmerged; unmerge it first"
         )
     networks = [model, *(network for adapter in adapters for network in adapter.extractor)]
     tensors = chain.from_iterable(chain(network.parameters(), network.buffers()) for network in networks)
