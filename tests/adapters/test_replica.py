@@ -12,7 +12,12 @@ from support.adapters import randomise
 from support.tenants import TENANTS, Served, X
 
 GIVEN = ConditionConfig(source="tensor", scope="support", labelled=False, feature_size=5)
-METHODS = {"lora": {}, "vera": {}, "film": {"tasks": 3}, "metalora-cp": {"condition": GIVEN}}
+METHODS = {
+    "lora": {},
+    "vera": {},
+    "film": {"tasks": 3, "condition": ConditionConfig(scope="constant")},
+    "metalora-cp": {"condition": GIVEN},
+}
 
 
 def adapted(method="metalora-cp"):

@@ -40,9 +40,7 @@ def replica(model: nn.Module) -> nn.Module:
     """
     adapters = [module for module in model.modules() if isinstance(module, Adapter)]
     if any(adapter.merged for adapter in adapters):
-        raise ValueError(
-            "replica: the adapter is merged, and both could not be unmerged; unmerge it first"
-        )
+        raise ValueError("replica: the adapter is merged, and both could not be unmerged; unmerge it first")
     networks = [model, *(network for adapter in adapters for network in adapter.extractor)]
     tensors = chain.from_iterable(chain(network.parameters(), network.buffers()) for network in networks)
     shared: list[object] = [*tensors, *(adapter.sharing for adapter in adapters)]
