@@ -13,7 +13,7 @@ export function answerLines(answer) {
   if (answer.label === undefined) return [];
   const lines = [element("span", { class: "label" }, answer.label)];
   if (answer.probability !== null) {
-    lines.push(element("meter", { min: 0, max: 1, value: answer.probability }), element("span", {}, percent(answer.probability)));
+    lines.push(element("span", {}, percent(answer.probability)), element("meter", { min: 0, max: 1, value: answer.probability }));
   }
   const all = [element("span", { class: "answer" }, ...lines)];
   if (isUnlike(answer)) all.push(element("span", { class: "unlike" }, "unlike your examples"));

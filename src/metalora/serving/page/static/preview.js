@@ -34,7 +34,8 @@ export function showPreviews(board, kind, onError) {
 }
 
 async function preview(board, kind, signal) {
-  const examples = examplesOf(board);
+  const usable = board.groups.filter((group) => board.nameError(group) === "" && !board.needsMore(group));
+  const examples = examplesOf(board, usable);
   const queries = board.itemsOf(null).slice(0, MOST_QUERIES);
   clearErrors(board);
   if (new Set(examples.map(({ label }) => label)).size < 2) return showNothing(board);
@@ -74,7 +75,7 @@ function clearAnswers(board) {
 function showNothing(board) {
   clearAnswers(board);
   showBanner("");
-  byId("open-hint").textContent = "Put inputs into two groups or more. The others are then predicted at once.";
+  byId("open-hint").textContent = "Put two inputs or more into each of two groups. The others are then predicted at once.";
   byId("accuracy").replaceChildren(element("p", { class: "hint" }, "Shown as soon as two groups have examples."));
   board.changed("answers");
 }
