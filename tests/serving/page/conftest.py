@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from support.page_service import KEY, start
+from support.page_service import KEY, standin_of
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -26,10 +26,8 @@ def browser():
 @pytest.fixture(scope="module")
 def standins():
     """A stand-in for a service of pictures, and one of texts."""
-    started = {kind: start(kind) for kind in ("images", "texts")}
-    yield SimpleNamespace(**{kind: standin for kind, (standin, _) in started.items()})
-    for _, stop in started.values():
-        stop()
+    with standin_of("images") as images, standin_of("texts") as texts:
+        yield SimpleNamespace(images=images, texts=texts)
 
 
 @pytest.fixture
