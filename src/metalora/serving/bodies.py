@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -95,12 +95,14 @@ def _field(location: tuple[int | str, ...]) -> str | None:
 async def _form(headers: Headers, content: bytes) -> dict[str, Any]:
     """Return the parts of a form in the structure that JSON has."""
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield content
 
     parser = MultiPartParser(
         headers, stream(), max_files=MOST_PARTS, max_fields=MOST_PARTS, max_part_size=len(content) + 1
     )
+    if not content.rstrip().endswith(b"--"):  # the parser would drop its last part in silence
+        raise ServiceError("invalid_form", "the form is not complete: its last boundary is missing")
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError, UnicodeDecodeError) as error:

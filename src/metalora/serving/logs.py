@@ -19,8 +19,6 @@ class JsonLines(logging.Formatter):
         line = {"time": f"{moment}.{record.msecs:03.0f}Z", "level": record.levelname.lower()}
         line["message"] = record.getMessage()
         line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 import secrets
 import time
+import traceback
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -88,7 +88,7 @@ class Exchange:
 
     async def run(self, app: ASGIApp, seconds: float) -> None:
         """Run the app until it has answered, the time is over, or the client goes away."""
-        work = asyncio.create_task(app(self._scope, self.receive, self.send))
+        work = asyncio.create_task(self._answer(app))
         watch = asyncio.create_task(self._until_client_leaves())
         try:
             await asyncio.wait((work, watch), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -104,10 +104,13 @@ class Exchange:
             for task in (work, watch):
                 task.cancel()
 
+    async def _answer(self, app: ASGIApp) -> None:
+        await app(self._scope, self.receive, self.send)
+
     async def _failed(self, error: BaseException) -> None:
         fields = {"request": self.request_id, "error": type(error).__name__}
-        trace = (type(error), None, error.__traceback__)  # the message of an error may have what the client sent
-        LOGGER.log(logging.ERROR, "internal error", exc_info=trace, extra={"fields": fields})
+        fields["traceback"] = "".join(traceback.format_tb(error.__traceback__))  # not the message: it may have inputs
+        LOGGER.error("internal error", extra={"fields": fields})
         if not self._started:
             await self.fail(ServiceError("internal", "something went wrong in the service; its log says more"))
 

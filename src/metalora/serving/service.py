@@ -35,6 +35,7 @@ from metalora.serving.store import (
     Tenant,
     VersionConflict,
 )
+from metalora.serving.store.sqlite import SqliteDatabase
 
 Result = TypeVar("Result")
 TASK_ID = re.compile(r"t_[A-Za-z0-9_-]{22}")
@@ -73,6 +74,7 @@ class Service:
         self.engine, self.engines = engines[0], {engine.fingerprint: engine for engine in engines}
         self.hot = HotTasks(config.hot_mb * 10**6)
         self.stopping, self.active = False, 0
+        self._is_embedded = isinstance(getattr(store, "database", None), SqliteDatabase)
         self._preparing = ThreadPoolExecutor(READERS, "metalora inputs")
         self._storing = ThreadPoolExecutor(WRITERS, "metalora store")
         self._changes: dict[tuple[int, str], asyncio.Lock] = {}
@@ -82,7 +84,7 @@ class Service:
         self.metrics.gauge(
             "metalora_queue_rows",
             "Inputs that wait for a prediction",
-            lambda: sum(engine.waiting_rows for engine in self.engines.values()),
+            lambda: sum(engine.predictions.rows for engine in self.engines.values()),
         )
         self.metrics.gauge("metalora_hot_tasks", "Tasks in memory", lambda: len(self.hot))
         self.metrics.gauge("metalora_hot_task_bytes", "Bytes of the tasks in memory", lambda: self.hot.bytes)
@@ -106,6 +108,10 @@ class Service:
         self._storing.shutdown()
         self.store.close()
 
+    async def _looked_up(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a method of the store that every request needs; a store in this process answers in microseconds."""
+        return function(*arguments) if self._is_embedded else await self.stored(function, *arguments)
+
     async def stored(self, function: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         """Call a method of the store in a thread of its own, so that a slow disk holds up nobody else."""
         call = functools.partial(function, *arguments, **named)
@@ -120,7 +126,7 @@ class Service:
     # ---- tenants and their tasks -----------------------------------------------------------------------------------
     async def tenant(self, key: str | None) -> Tenant:
         """Return the tenant with a key; ServiceError if there is none."""
-        tenant = None if key is None else await self.stored(self.store.tenant_of, key_digest(key))
+        tenant = None if key is None else await self._looked_up(self.store.tenant_of, key_digest(key))
         if tenant is None:
             raise ServiceError("unauthorized", "expected the header Authorization: Bearer KEY with a valid key")
         return tenant
@@ -128,7 +134,7 @@ class Service:
     async def task(self, tenant: int, task_id: str) -> StoredTask:
         """Return a task of a tenant; ServiceError if it has none of this id. A malformed id takes the same way."""
         searched = task_id if TASK_ID.fullmatch(task_id) else ""
-        task = await self.stored(self.store.task, tenant, searched)
+        task = await self._looked_up(self.store.task, tenant, searched)
         if task is None:
             raise not_found()
         return task
@@ -171,7 +177,8 @@ class Service:
     async def outputs(self, tenant: int, task: AdaptedTask, engine: Engine, inputs: Inputs) -> TaskOutputs:
         """Return the outputs of a task for inputs; ServiceError if an input cannot be read, or too many wait."""
         items = self._reader(engine).check(inputs, self.config.max_queue_rows)
-        encoded = await self._prepared(self._reader(engine).prepare, items)
+        with engine.predictions.announced(len(items)):
+            encoded = await self._prepared(self._reader(engine).prepare, items)
         return await engine.outputs(tenant, task, encoded)
 
     async def preview(self, tenant: int, request: PreviewRequest) -> PreviewReply:
@@ -179,9 +186,11 @@ class Service:
         reader = self._reader(self.engine)
         items = self.checked(request)
         queries = reader.check(request.queries, self.config.max_queue_rows, "queries")
-        support = Support(await self._prepared(reader.prepare, items), request.labels, request.kind, request.groups)
-        encoded = await self._prepared(reader.prepare, queries, "queries")
-        rows = len(items) + len(encoded)
+        rows = len(items) + len(queries)
+        with self.engine.adaptations.announced(rows):
+            prepared = await self._prepared(reader.prepare, items)
+            encoded = await self._prepared(reader.prepare, queries, "queries")
+        support = Support(prepared, request.labels, request.kind, request.groups)
         return await self.engine.run(tenant, rows, lambda lane: preview(lane, support, encoded, request.neighbours))
 
     # ---- adapting --------------------------------------------------------------------------------------------------
@@ -219,7 +228,9 @@ class Service:
                 known = await self.stored(self.store.known_request, tenant, key, digest)
                 if known is not None:
                     return known, False
-            made = await self._made(tenant, await self._prepared(self._reader(self.engine).prepare, items), request)
+            with self.engine.adaptations.announced(len(items)):
+                encoded = await self._prepared(self._reader(self.engine).prepare, items)
+            made = await self._made(tenant, encoded, request)
             summary = made.summary | {"name": request.name}
             examples = self._examples(items, request) if request.keep_examples else None
             new = NewTask(self.engine.fingerprint, made.content, summary, examples)
@@ -261,8 +272,6 @@ class Service:
                         return await self._added(tenant, task_id, request, key)
                     except VersionConflict:
                         continue
-                    except KeyError:
-                        raise not_found() from None
         finally:
             if not change.locked():
                 self._changes.pop((tenant, task_id), None)
@@ -284,14 +293,18 @@ class Service:
         made = await self._made(tenant, encoded, _merged(every, task.summary["kind"]))
         summary = made.summary | {"name": task.summary["name"], "requests": requests}
         new = NewTask(self.engine.fingerprint, made.content, summary, every)
-        return await self.stored(self.store.replace_task, tenant, task_id, new, version=task.version)
+        try:
+            return await self.stored(self.store.replace_task, tenant, task_id, new, version=task.version)
+        except KeyError:  # it was deleted in between
+            raise not_found() from None
 
     async def _encoded(self, every: Sequence[Example], new_items: Sequence[Any]) -> list[Tensor]:
         """Return all examples prepared; an error names one of the new, since the old were read before."""
         reader = self._reader(self.engine)
-        new = await self._prepared(reader.prepare, new_items)
-        old = [content_of(example) for example in every[: len(every) - len(new)]]
-        return [*await self._prepared(reader.prepare, old, "stored"), *new]
+        with self.engine.adaptations.announced(len(every)):
+            new = await self._prepared(reader.prepare, new_items)
+            old = [content_of(example) for example in every[: len(every) - len(new)]]
+            return [*await self._prepared(reader.prepare, old, "stored"), *new]
 
     async def _made(self, tenant: int, encoded: Sequence[Tensor], labelled: Any) -> MadeTask:
         support = Support(encoded, labelled.labels, labelled.kind, labelled.groups)
@@ -299,7 +312,7 @@ class Service:
         return await self.engine.run(tenant, len(encoded), lambda lane: made_task(lane, support, most, fingerprint))
 
     def _examples(self, items: Sequence[Any], request: LabelledRequest) -> list[Example]:
-        groups = request.groups or [None] * len(items)
+        groups: Sequence[Any] = request.groups or [None] * len(items)
         return [
             Example("text", item.encode(), label, group)
             if isinstance(item, str)

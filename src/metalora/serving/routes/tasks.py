@@ -22,6 +22,7 @@ from metalora.serving.schemas import LabelledRequest, TaskReply, TaskRequest, Ta
 
 ROUTER = APIRouter(tags=["tasks"])
 BODY_ERRORS = ("invalid_json", "invalid_form", "too_large", "unsupported_media_type", "invalid_input", "busy")
+ID_ERRORS = ("unauthorized", "not_found", "invalid_input")
 FILE_TYPE = "application/octet-stream"
 IdempotencyKey = Annotated[
     str | None, Header(min_length=1, max_length=200, description="the same key gives the same task, for a day")
@@ -67,13 +68,13 @@ async def list_tasks(
     return {"tasks": [task_reply(task) for task in page], "next": page[-1].id if len(tasks) > limit else None}
 
 
-@ROUTER.get("/v1/tasks/{task_id}", response_model=TaskReply, responses=answers("unauthorized", "not_found"))
+@ROUTER.get("/v1/tasks/{task_id}", response_model=TaskReply, responses=answers(*ID_ERRORS))
 async def read_task(task_id: TaskId, caller: Caller, service: Served) -> dict[str, Any]:
     """Describe a task."""
     return task_reply(await service.task(caller.id, task_id))
 
 
-@ROUTER.delete("/v1/tasks/{task_id}", status_code=204, responses=answers("unauthorized", "not_found"))
+@ROUTER.delete("/v1/tasks/{task_id}", status_code=204, responses=answers(*ID_ERRORS))
 async def delete_task(task_id: TaskId, caller: Caller, service: Served) -> None:
     """Delete a task, with its examples."""
     task = await service.task(caller.id, task_id)
@@ -86,7 +87,7 @@ async def delete_task(task_id: TaskId, caller: Caller, service: Served) -> None:
     response_class=Response,
     responses={
         200: {"content": {FILE_TYPE: {"schema": {"type": "string", "format": "binary"}}}},
-        **answers("unauthorized", "not_found"),
+        **answers(*ID_ERRORS),
     },
 )
 async def read_file(task_id: TaskId, caller: Caller, service: Served) -> Response:

@@ -66,7 +66,7 @@ class StoredTask:
         id: Its id, "t_" and 22 characters; it cannot be guessed.
         version: 1, and one more with every change.
         learner: Fingerprint of the learner that made it.
-        size: Size of its content, in bytes.
+        size: Size of its content, in bytes; the store packs it, and takes less.
         summary: As it was written.
         keeps_examples: Whether its examples are stored.
         created: When it was created, ISO 8601 in UTC.

@@ -27,11 +27,13 @@ from metalora.serving.store.rows import (
     example_row,
     new_task_id,
     now,
+    packed,
     searchable,
     summary_text,
     task_checksum,
     task_of_row,
     tenant_of_row,
+    unpacked,
 )
 
 LONGEST_NAME = 200
@@ -84,7 +86,7 @@ class SqlStore:
         """Return the tenant with this key (SHA-256 of it); None if there is none or the key was revoked."""
         query = f"SELECT key_sha256, {TENANT_COLUMNS} FROM tenants WHERE key_sha256 = ? AND revoked = 0"
         for stored, *columns in self.database.read(query, (key_digest,)):
-            if hmac.compare_digest(bytes(stored), key_digest):
+            if hmac.compare_digest(stored, key_digest):
                 return tenant_of_row(columns)
         return None
 
@@ -99,6 +101,7 @@ class SqlStore:
         request_digest: bytes = b"",
     ) -> tuple[StoredTask, bool]:
         """Store a task, and return it, and whether it is new: a known idempotency key gives the task of then."""
+        stored_content = packed(task.content)  # before the transaction, in which other writers wait
 
         def work(transaction: Transaction) -> tuple[StoredTask, bool]:
             self._lock_tenant(transaction, tenant)
@@ -107,7 +110,7 @@ class SqlStore:
                 if (known := _known_task(rows, request_digest)) is not None:
                     return known, False
             _check_limit(transaction, tenant, limit)
-            number, stored = _insert_task(transaction, tenant, task)
+            number, stored = _insert_task(transaction, tenant, task, stored_content)
             _write_examples(transaction, number, task.examples or ())
             if idempotency_key is not None:
                 _remember(transaction, tenant, idempotency_key, request_digest, number)
@@ -128,15 +131,15 @@ class SqlStore:
     def content(self, tenant: int, task_id: str, version: int) -> bytes | None:
         """Return the task file of a version; None if it is no longer there."""
         query = "SELECT learner, checksum, content FROM tasks WHERE tenant = ? AND id = ? AND version = ?"
-        for learner, checksum, content in self.database.read(query, (tenant, searchable(task_id), version)):
-            content = bytes(content)
-            if task_checksum(task_id, version, learner, content) != bytes(checksum):
+        for learner, checksum, stored in self.database.read(query, (tenant, searchable(task_id), version)):
+            if task_checksum(task_id, version, learner, stored) != checksum:
                 raise StoreFailure(f"task {task_id}: does not match its checksum: it was damaged after it was written")
-            return content
+            return unpacked(stored)
         return None
 
     def replace_task(self, tenant: int, task_id: str, task: NewTask, *, version: int) -> StoredTask:
         """Store the next version of a task, which was made from a version."""
+        stored = packed(task.content)
 
         def work(transaction: Transaction) -> StoredTask:
             rows = transaction.run(
@@ -149,9 +152,9 @@ class SqlStore:
                     len(task.content),
                     int(task.examples is not None),
                     now(),
-                    task_checksum(task_id, version + 1, task.learner, task.content),
+                    task_checksum(task_id, version + 1, task.learner, stored),
                     summary_text(task),
-                    task.content,
+                    stored,
                     tenant,
                     searchable(task_id),
                     version,
@@ -226,8 +229,8 @@ def _check_limit(transaction: Transaction, tenant: int, limit: int) -> None:
         raise LimitReached(f"this tenant has {count} tasks, and may have {limit}: delete one first")
 
 
-def _insert_task(transaction: Transaction, tenant: int, task: NewTask) -> tuple[int, StoredTask]:
-    """Insert a task, and return its number and the task."""
+def _insert_task(transaction: Transaction, tenant: int, task: NewTask, stored: bytes) -> tuple[int, StoredTask]:
+    """Insert a task with its packed content, and return its number and the task."""
     task_id, time = new_task_id(), now()
     ((number, *columns),) = transaction.run(
         "INSERT INTO tasks (tenant, id, version, learner, size, keeps_examples, created, updated, checksum, summary,"
@@ -240,9 +243,9 @@ def _insert_task(transaction: Transaction, tenant: int, task: NewTask) -> tuple[
             int(task.examples is not None),
             time,
             time,
-            task_checksum(task_id, 1, task.learner, task.content),
+            task_checksum(task_id, 1, task.learner, stored),
             summary_text(task),
-            task.content,
+            stored,
         ),
     )
     return number, task_of_row(columns)
@@ -253,7 +256,7 @@ def _write_examples(transaction: Transaction, number: int, examples: Sequence[Ex
     stored = transaction.run("SELECT checksum FROM examples WHERE task = ? ORDER BY position", (number,))
     rows = [example_row(number, position, example) for position, example in enumerate(examples)]
     same = 0
-    while same < min(len(stored), len(rows)) and bytes(stored[same][0]) == rows[same][5]:
+    while same < min(len(stored), len(rows)) and stored[same][0] == rows[same][5]:
         same += 1
     transaction.run("DELETE FROM examples WHERE task = ? AND position >= ?", (number, same))
     transaction.run_many(
@@ -287,7 +290,7 @@ def _request_query(tenant: int, idempotency_key: str) -> tuple[str, tuple[Any, .
 
 def _known_task(rows: Sequence[Sequence[Any]], request_digest: bytes) -> StoredTask | None:
     for known_digest, *columns in rows:
-        if bytes(known_digest) != request_digest:
+        if known_digest != request_digest:
             raise KeyReused("this idempotency key was used before with another request: choose a new key")
         return task_of_row(columns)
     return None
