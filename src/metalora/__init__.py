@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from metalora.adapters.attach import adapter_of, attach, count_params, detach
     from metalora.adapters.checkpointing import checkpoint, checkpointing
     from metalora.adapters.conditioning.condition import Condition
+    from metalora.adapters.conditioning.condition_table import ConditionTable
     from metalora.adapters.merge import merge, unmerge
     from metalora.adapters.new_task import new_task
     from metalora.adapters.targets import Target, find_targets
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 _HOMES = {  # public name -> its module, and its name there
     "Adapter": ("metalora.adapters.adapter", "Adapter"),
     "Condition": ("metalora.adapters.conditioning.condition", "Condition"),
+    "ConditionTable": ("metalora.adapters.conditioning.condition_table", "ConditionTable"),
     "SweepReport": ("metalora.ranks.sweep", "SweepReport"),
     "Target": ("metalora.adapters.targets", "Target"),
     "adapter_of": ("metalora.adapters.attach", "adapter_of"),
@@ -67,6 +69,7 @@ __all__ = [
     "AdapterConfig",
     "Condition",
     "ConditionConfig",
+    "ConditionTable",
     "SweepReport",
     "Target",
     "TrainConfig",

@@ -306,7 +306,7 @@ def dump_task(
     description: dict[str, Any] = {
         "format": TASK_FORMAT,
         "version": VERSION,
-        "learner": fingerprint or task.learner.fingerprint,
+        "learner": task.learner.fingerprint if fingerprint is None else fingerprint,
         "learner_folder": learner_folder,
         "labels": task.labels.to_dict(),
         "readout": readout.settings(),
@@ -388,7 +388,7 @@ def make_task(
     Raises:
         ValueError: Another learner made the task, or its parts do not fit together.
     """
-    fingerprint = fingerprint or learner.fingerprint
+    fingerprint = learner.fingerprint if fingerprint is None else fingerprint
     if fingerprint != description["learner"]:
         raise ValueError(
             f"{place}: made by another learner (fingerprint {description['learner']}, this one has {fingerprint})"
@@ -400,7 +400,8 @@ def make_task(
             raise ValueError(f"{place}: tensor {shown(name)} is not expected")
     condition = None
     if parts[CONDITION]:
-        condition = Condition(parts[CONDITION], torch.zeros(1, 1), torch.zeros(()))
+        maker = None if learner.adapter is None else learner.adapter.as_maker()
+        condition = Condition(parts[CONDITION], torch.zeros(1, 0), torch.zeros(()), maker)
     try:
         _check_values(learner.adapter, condition, parts[FACTORS])
         labels = TaskLabels.from_dict(description["labels"])

@@ -190,7 +190,7 @@ class AdaptedTask:
 
         Args:
             max_bytes: Largest size of its numbers; the readout is made compact if it needs more.
-            fingerprint: The fingerprint of the learner, if it is known already; it takes milliseconds to compute.
+            fingerprint: `learner.fingerprint`, if it is known; see `from_bytes`.
 
         Raises:
             ValueError: A number is not finite, or there is no readout that small.
@@ -209,7 +209,8 @@ class AdaptedTask:
             content: What `to_bytes` returned, or the content of a task's file.
             learner: The learner that made it.
             place: How messages call the task.
-            fingerprint: The fingerprint of the learner, if it is known already; it takes milliseconds to compute.
+            fingerprint: `learner.fingerprint`, by somebody who loads many tasks of a learner that is not trained any
+                more: to compute it takes milliseconds for each task.
 
         Raises:
             ValueError: The content is damaged, or of another learner.

@@ -101,6 +101,8 @@ async def _form(headers: Headers, content: bytes) -> dict[str, Any]:
     parser = MultiPartParser(
         headers, stream(), max_files=MOST_PARTS, max_fields=MOST_PARTS, max_part_size=len(content) + 1
     )
+    if not content.rstrip().endswith(b"--"):  # the parser would drop its last part in silence
+        raise ServiceError("invalid_form", "the form is not complete: its last boundary is missing")
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError, UnicodeDecodeError) as error:

@@ -59,4 +59,6 @@ class _PageFiles(StaticFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
         response.headers.update(HEADERS)
+        if path.endswith(".js"):  # systems differ in it, and a browser runs no module of another type
+            response.headers["Content-Type"] = "text/javascript; charset=utf-8"
         return response

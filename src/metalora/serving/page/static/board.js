@@ -1,8 +1,8 @@
 // The inputs of a person, their groups, and which of them are selected.
 
 /**
- * Inputs and groups. A change calls every listener with what has changed: "inputs" (what the service sees),
- * "selection", or "answers".
+ * Inputs and groups. A change calls every listener with what has changed: "inputs" (inputs or their
+ * groups), "names" (of groups), "selection", or "answers".
  */
 export class Board {
   #listeners = [];
@@ -42,7 +42,7 @@ export class Board {
 
   rename(id, name) {
     this.groups.find((group) => group.id === id).name = name;
-    this.changed("inputs");
+    this.changed("names");
   }
 
   /** What is wrong with the name of a group; an empty text if nothing is. */

@@ -5,7 +5,7 @@ import { answerAt } from "./item_view.js";
 import { examplesOf, inputsOf, putAtItem } from "./requests.js";
 import { ask } from "./service.js";
 
-const WAIT = 300; // milliseconds after the last change
+const WAIT = { inputs: 120, names: 400 }; // milliseconds after the last change; a name is typed letter by letter
 const MOST_QUERIES = 60; // inputs that are predicted at once
 const NEIGHBOURS = 3;
 
@@ -29,7 +29,7 @@ export function showPreviews(board, kind, onError) {
     onError(error);
     if (error.retryAfter) start(1000 * error.retryAfter);
   };
-  board.listen((what) => what === "inputs" && start(WAIT));
+  board.listen((what) => what in WAIT && start(WAIT[what]));
   start(0);
 }
 
@@ -53,7 +53,8 @@ async function askPreview(items, examples, queries, kind, signal) {
   const body = {
     inputs: await inputsOf(items, kind),
     labels: examples.map(({ label }) => label),
-    queries: await inputsOf(queries, kind),
+    queries: await inputsOf(queries.length ? queries : items.slice(0, 1), kind), // the service wants one at least
+    kind: "classes",
     neighbours: Math.min(NEIGHBOURS, items.length),
   };
   return ask("POST", "v1/preview", body, { signal });

@@ -30,6 +30,6 @@ export function putAtItem(error, lists) {
   const [list, index] = error.place;
   const item = lists[list]?.[index];
   if (!item) return;
-  item.error = error.message;
-  error.message = `${item.name}: ${error.message}`;
+  item.error = error.message.replace(`${error.field}: `, "");
+  error.message = `${item.name}: ${item.error}`;
 }

@@ -11,7 +11,7 @@ export function saveOnSubmit(board, kind, onSaved, onError) {
   const forget = () => {
     requestKey = null;
   };
-  board.listen((what) => what === "inputs" && forget());
+  board.listen((what) => ["inputs", "names"].includes(what) && forget());
   form.addEventListener("input", forget);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
