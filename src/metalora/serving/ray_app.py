@@ -18,6 +18,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from metalora.config import Configuration, from_dict
 from metalora.serving.config import ServingConfig
@@ -43,6 +44,27 @@ class RayArguments(Configuration):
     store: str
     also: tuple[str, ...] = ()
     config: ServingConfig = ServingConfig()
+
+
+class WithoutRequestId:
+    """Leaves the header X-Request-Id to the proxy of Ray, which gives its id to the app and adds it to every answer.
+
+    Args:
+        app: The app.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+
+        async def send_without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [pair for pair in message["headers"] if pair[0] != b"x-request-id"]
+            await send(message)
+
+        await self.app(scope, receive, send_without_id)
 
 
 class Replica:
@@ -100,6 +122,7 @@ def bound_application(launch: Launch, replicas: int | None = None) -> serve.Appl
 def _app_of_replica(launch: Launch) -> FastAPI:
     app = app_of(launch)
     export_to_ray(app.state.service.metrics.registry)
+    app.add_middleware(WithoutRequestId)
     return app
 
 
