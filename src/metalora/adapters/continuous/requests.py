@@ -6,7 +6,6 @@ import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-
 from metalora.adapters.conditioning.condition import Condition, Values
 from metalora.adapters.conditioning.condition_table import ConditionTable
 from metalora.adapters.continuous.tenants import Tenant
