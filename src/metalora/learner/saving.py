@@ -366,6 +366,7 @@ def make_task(
     tensors: Mapping[str, Tensor],
     learner: MetaLearner,
     place: str | Path,
+    fingerprint: str | None = None,
 ) -> AdaptedTask:
     """Return the task that a file describes.
 
@@ -375,14 +376,15 @@ def make_task(
         tensors: Its tensors.
         learner: Its learner.
         place: How messages call the task.
+        fingerprint: The fingerprint of the learner; None: it is computed.
 
     Raises:
         ValueError: Another learner made the task, or its parts do not fit together.
     """
-    if learner.fingerprint != description["learner"]:
+    fingerprint = learner.fingerprint if fingerprint is None else fingerprint
+    if fingerprint != description["learner"]:
         raise ValueError(
-            f"{place}: made by another learner (fingerprint {description['learner']}, this one has "
-            f"{learner.fingerprint})"
+            f"{place}: made by another learner (fingerprint {description['learner']}, this one has {fingerprint})"
         )
     tensors = {name: value.to(learner.device) for name, value in tensors.items()}
     parts = {prefix: _with_prefix(tensors, prefix) for prefix in (READOUT, CONDITION, FACTORS)}

@@ -199,20 +199,24 @@ class AdaptedTask:
         return dump_task(self, max_bytes, None, "task")
 
     @classmethod
-    def from_bytes(cls, content: bytes, learner: MetaLearner, *, place: str = "task") -> AdaptedTask:
+    def from_bytes(
+        cls, content: bytes, learner: MetaLearner, *, place: str = "task", fingerprint: str | None = None
+    ) -> AdaptedTask:
         """Load a task that `to_bytes` gave.
 
         Args:
             content: What `to_bytes` returned, or the content of a task's file.
             learner: The learner that made it.
             place: How messages call the task.
+            fingerprint: `learner.fingerprint`, by somebody who loads many tasks of a learner that is not trained any
+                more: to compute it takes milliseconds for each task.
 
         Raises:
             ValueError: The content is damaged, or of another learner.
         """
         from metalora.learner.saving import make_task, parse_task
 
-        return make_task(cls, *parse_task(content, place), learner, place)
+        return make_task(cls, *parse_task(content, place), learner, place, fingerprint)
 
     def __repr__(self) -> str:
         return f"AdaptedTask({self.labels.summary()}, readout {self.learner.config.readout})"
@@ -245,13 +249,20 @@ def adapt_task(
     with learner.features.factor_use.others(factors):
         condition = task_condition(learner, items, encoder)
         support = learner.encode(items, condition)
-    check_finite(support, items)
-    assert encoder.targets is not None
-    targets = encoder.targets
-    with torch.no_grad():
-        readout = learner.readout.fit(support, targets, frozen_width=learner.frozen_width, groups=group_codes)
     examples = LabelledItems(items, list(labels), None if groups is None else list(groups))
-    return AdaptedTask(learner, readout, encoder, condition, factors, examples)
+    return AdaptedTask(
+        learner, fit_readout(learner, support, encoder, examples, group_codes), encoder, condition, factors, examples
+    )
+
+
+@torch.no_grad()
+def fit_readout(
+    learner: MetaLearner, support: Tensor, labels: TaskLabels, examples: LabelledItems, groups: Tensor | None
+) -> FittedReadout:
+    """Return the readout of a support set with features (n, d); ValueError if a feature is not finite."""
+    check_finite(support, examples.inputs)
+    assert labels.targets is not None
+    return learner.readout.fit(support, labels.targets, frozen_width=learner.frozen_width, groups=groups)
 
 
 @torch.no_grad()

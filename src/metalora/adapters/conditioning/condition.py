@@ -96,7 +96,7 @@ class Maker:
             ValueError: Its numbers have been replaced since by those of another file.
         """
         adapter = self.reference()
-        if adapter is not None and adapter.swaps[0] != self.swaps:
+        if adapter is not None and adapter.sharing.swaps != self.swaps:
             raise ValueError(
                 "the condition was made before swap put the numbers of another file into its adapter: make it again"
             )
@@ -258,13 +258,12 @@ def common_maker(conditions: Iterable[Condition]) -> Maker | None:
     from metalora.adapters.conditioning.check import same_adapter
 
     makers = [condition.maker for condition in conditions if condition.maker is not None]
-    first = makers[0].adapter() if makers else None
-    for maker in makers:
-        adapter = maker.adapter()
-        if first is not None and adapter is not None and not same_adapter(first, adapter):
+    alive = [adapter for maker in makers if (adapter := maker.adapter()) is not None]
+    for adapter in {id(adapter): adapter for adapter in alive}.values():  # each once: a batch has one condition a row
+        if not same_adapter(alive[0], adapter):
             raise ValueError(
-                f"conditions of different adapters ({first.method.name} and {adapter.method.name}), or of one before "
-                "and after further training: keep those of each adapter apart"
+                f"conditions of different adapters ({alive[0].method.name} and {adapter.method.name}), or of one "
+                "before and after further training: keep those of each adapter apart"
             )
     return makers[0] if makers else None
 

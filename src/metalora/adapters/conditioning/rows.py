@@ -39,12 +39,17 @@ def values_of_rows(values: Values, rows: Tensor | Sequence[int]) -> dict[str, Te
         tensor([2., 1., 2.])
     """
     first = next(iter(values.values()))
-    index = torch.as_tensor(rows, device=first.device)
+    index = torch.as_tensor(rows)
     if index.ndim != 1 or (len(index) and (index.is_floating_point() or index.dtype == torch.bool)):
         raise ValueError(f"rows: expected the number of a condition for each row, (m,), got {tuple(index.shape)}")
-    if not torch.compiler.is_compiling() and len(index) and (int(index.min()) < 0 or int(index.max()) >= len(first)):
-        raise ValueError(f"rows: {index.tolist()} are not all numbers of conditions, 0..{len(first) - 1}")
-    return {key: value.index_select(0, index.long()) for key, value in values.items()}
+    index = index.long()
+    if not torch.compiler.is_compiling() and len(index):
+        if int(index.min()) < 0 or int(index.max()) >= len(first):
+            raise ValueError(f"rows: {index.tolist()} are not all numbers of conditions, 0..{len(first) - 1}")
+        if len(index) == len(first) and torch.equal(index, torch.arange(len(index), device=index.device)):
+            return dict(values)  # all of them in their order
+    index = index.to(first.device)
+    return {key: value.index_select(0, index) for key, value in values.items()}
 
 
 def check_packed(adapter: Adapter) -> None:
