@@ -240,6 +240,17 @@ def while_running(served):
     served.model.init_continuous_batching(continuous_batching_config=memory()).add_request([5])
 
 
+def of_the_body():
+    """An adapter of a part of the model, whose condition would be made from the row of all requests."""
+    model = llama().double().eval()
+    attach(model.model, CONFIGS["from the prompt"], example={"input_ids": torch.tensor([SAME[0]])}).requires_grad_(
+        False
+    )
+    with model.continuous_batching_context_manager(continuous_batching_config=memory(), warmup=False) as run:
+        run.add_request(SAME[0], max_new_tokens=NEW)
+        raise ValueError(run.get_result(timeout=20).error)
+
+
 def static(**arguments):
     model = llama()
     return lambda: attach(model, AdapterConfig("lora", 2, targets="q_proj")).generate_batch(SAME, **arguments)
@@ -254,6 +265,7 @@ REFUSALS = {
     "disabled": (lambda: disabled(Served()), "a thread of its own"),
     "disabled, one adapter for all": (lambda: disabled_static(), "a thread of its own"),
     "merged": (lambda: merged(Served()), "is merged"),
+    "a part of the model": (of_the_body, "a row holds several texts"),
     "static": (static(task_ids=2), "no factor of this lora differs"),
     "one name twice": (lambda: twice(Served()), "'one name' waits or runs already"),
     "a prompt while others run": (lambda: while_running(Served("from the prompt")), "needs the model that is running"),

@@ -11,7 +11,7 @@ from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition, Values, merge_values
 from metalora.adapters.conditioning.features import Inputs
 from metalora.adapters.conditioning.generation import check_whole_prompt
-from metalora.adapters.conditioning.prompt import check_prompt_is_known, forward_inputs, prompt_inputs
+from metalora.adapters.conditioning.prompt import check_not_packed, check_prompt_is_known, forward_inputs, prompt_inputs
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -106,6 +106,7 @@ def _from_inputs(
     """The values that a forward starts with; `continued` are those of the sequences that it continues."""
     config = adapter.config.condition
     inputs = forward_inputs(adapter.model, args, kwargs)
+    check_not_packed(inputs)
     if config.source == "stem":  # the stem's hook replaces c0 as soon as the stem has run
         if continued is None and adapter.reads_prompt:
             check_prompt_is_known(adapter, inputs)

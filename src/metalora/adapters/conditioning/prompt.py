@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # the label of a token that no loss sees, in torch and in transformers
 LOSS_INPUTS = ("num_items_in_batch", "fused_lm_head", "return_token_accuracy", "skip_logits")  # of Trainer, TRL, Liger
+_SEVERAL_TEXTS = (
+    "a row holds several texts (packing, padding-free or continuous batches), and a condition that is made from a row "
+    "is one for all of them: switch the packing off, use condition scope 'constant', or attach the adapter to the model "
+    "that has generate_batch"
+)
 PACKED = ("cu_seq_lens_q", "seq_idx")  # inputs with which transformers tells several texts in one row apart
 
 
@@ -140,6 +145,16 @@ def _check_every_row_has_a_prompt(mask: Tensor) -> None:
         )
 
 
+def check_not_packed(inputs: Inputs) -> None:
+    """Raise a ValueError if the inputs of a forward say that a row holds several texts, so that it has one condition.
+
+    Args:
+        inputs: What the model takes.
+    """
+    if isinstance(inputs, Mapping) and any(inputs.get(name) is not None for name in PACKED):
+        raise ValueError(_SEVERAL_TEXTS)
+
+
 def _check_one_text_per_row(inputs: Mapping[str, Any]) -> None:
     positions = inputs.get("position_ids")
     packed = any(inputs.get(name) is not None for name in PACKED)
@@ -150,7 +165,4 @@ def _check_one_text_per_row(inputs: Mapping[str, Any]) -> None:
             starts_again = starts_again & attended[:, 1:].bool() & attended[:, :-1].bool()
         packed = packed or bool(starts_again.any())
     if packed:
-        raise ValueError(
-            "a row holds several texts (packing, padding-free batches), and a row has one condition: switch the "
-            "packing off, or use condition scope 'constant'"
-        )
+        raise ValueError(_SEVERAL_TEXTS)

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-
 from metalora.adapters.conditioning.condition import Condition, Values
 from metalora.adapters.conditioning.condition_table import ConditionTable
 from metalora.adapters.continuous.tenants import Tenant
@@ -26,6 +25,7 @@ class TenantRequests:
     """The tenants of the requests that wait or run; any thread may add some.
 
     Example:
+        >>> import torch
         >>> requests = TenantRequests()
         >>> requests.add("a", Tenant({"C": torch.ones(1, 2)}, (1,)))
         >>> requests.tenant("a").salt, requests.tenant("a__child#0").salt
@@ -91,6 +91,7 @@ class TenantTable:
     """The values of the tenants of a run in one matrix, so that a step takes those of all of its tokens at once.
 
     Example:
+        >>> import torch
         >>> table = TenantTable()
         >>> one, two = (Tenant({"C": torch.full((1, 1), float(number))}, (number,)) for number in (1, 2))
         >>> table.take([one, two, one], tokens=[2, 1, 1])["C"].flatten().tolist()
