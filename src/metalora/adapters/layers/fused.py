@@ -82,7 +82,9 @@ class FusedLowRankLinear(Function):
         if needs_x and dh is not None and down is not None:
             dx = dh @ down if dx is None else dx.addmm_(dh, down)  # in place: nobody else has dx yet
         if needs_down and dh is not None:
-            d_down = dh.mT @ x.reshape(-1, x.shape[-1])  # (k, i)
+            rows = x.reshape(-1, x.shape[-1])
+            # In the layout of Left, which may be a transposed view of its factor: autograd copies any other one.
+            d_down = dh.mT @ rows if down is None or down.is_contiguous() else (rows.mT @ dh).mT  # (k, i)
         dx = None if dx is None else dx.view(ctx.shape)
         return dx, None, None, d_down, dh if needs_hidden else None, d_up
 
@@ -115,7 +117,8 @@ class FusedLinearDown(Function):
         if ctx.needs_input_grad[0] and dh is not None:
             dx = dh @ down if dx is None else dx.addmm_(dh, down)
         if ctx.needs_input_grad[3] and dh is not None:
-            d_down = dh.mT @ x.reshape(-1, x.shape[-1])
+            rows = x.reshape(-1, x.shape[-1])
+            d_down = dh.mT @ rows if down.is_contiguous() else (rows.mT @ dh).mT  # see FusedLowRankLinear
         return None if dx is None else dx.view(ctx.shape), None, None, d_down
 
 
@@ -209,6 +212,11 @@ def _rows(y: Tensor, h: Tensor, channels: int) -> Tensor:
     if y.ndim == 2:
         return y.view(*h.shape[:2], y.shape[-1])
     return y.movedim(channels, -1).flatten(1, -2)
+
+
+def is_transformed() -> bool:
+    """Return True if torch.compile, torch.func or torch.jit looks at the operations, so that no fused node may run."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
 
 
 class SharedInputCache:
