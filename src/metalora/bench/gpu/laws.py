@@ -160,8 +160,9 @@ def _forward(model: nn.Module, x: Tensor, condition: Condition | None) -> Tensor
 
 def _randomise(adapter: Adapter) -> None:
     """Give all parameters values at which Delta W is about as large as W."""
+    generator = torch.Generator().manual_seed(2)  # of the CPU, so that they are the same on every device
     for parameter in adapter.parameters():
-        parameter.normal_(0, 0.3)
+        parameter.copy_(torch.empty(parameter.shape).normal_(0, 0.3, generator=generator))
 
 
 def _gradients_reach_factors(model: nn.Module, adapter: Adapter, x: Tensor, condition: Condition | None) -> bool:

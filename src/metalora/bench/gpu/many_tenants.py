@@ -47,13 +47,13 @@ def _run_tenants(setup: Setup, rank: int, budget: Budget) -> Results:
     base, inputs = base_and_inputs(setup)
     base.eval()
     batch = len(next(iter(inputs.values())))
-    model, condition = _adapted(setup, base, rank, batch)
+    model, condition = adapted_for_tenants(setup, base, rank, batch)
     same = condition[torch.zeros(batch, dtype=torch.long, device=condition.features.device)]
     runs: dict[str, Callable[[], Tensor]] = {
-        FLOOR: partial(_run_model, base, inputs),
-        ONE: partial(_run_model, model, inputs, condition=condition[0]),
-        SAME: partial(_run_model, model, inputs, condition=same),
-        MANY: partial(_run_model, model, inputs, condition=condition),
+        FLOOR: partial(run_model, base, inputs),
+        ONE: partial(run_model, model, inputs, condition=condition[0]),
+        SAME: partial(run_model, model, inputs, condition=same),
+        MANY: partial(run_model, model, inputs, condition=condition),
         LOOP: partial(_one_by_one, model, inputs, condition),
     }
     errors: dict[str, str] = {}
@@ -74,8 +74,15 @@ def _run_tenants(setup: Setup, rank: int, budget: Budget) -> Results:
     }
 
 
-def _adapted(setup: Setup, base: nn.Module, rank: int, tenants: int) -> tuple[nn.Module, Condition]:
-    """A copy of the base with a generated adapter, and a condition for each tenant."""
+def adapted_for_tenants(setup: Setup, base: nn.Module, rank: int, tenants: int) -> tuple[nn.Module, Condition]:
+    """Return a copy of the base with a generated adapter, and a condition for each tenant.
+
+    Args:
+        setup: The targets of the adapter.
+        base: The frozen model.
+        rank: The rank of the adapter.
+        tenants: Number of conditions.
+    """
     model = copy.deepcopy(base)
     source = ConditionConfig(source="tensor", feature_size=FEATURES)
     adapter = attach(model, AdapterConfig(METHOD, rank, targets=setup.bench.targets, condition=source))
@@ -88,7 +95,14 @@ def _adapted(setup: Setup, base: nn.Module, rank: int, tenants: int) -> tuple[nn
 
 
 @torch.no_grad()
-def _run_model(model: Any, inputs: Inputs, **options: Any) -> Tensor:
+def run_model(model: Any, inputs: Inputs, **options: Any) -> Tensor:
+    """Run inference and return the output tensor of a model, or the first of several.
+
+    Args:
+        model: The model.
+        inputs: Keyword arguments of its forward.
+        **options: Further ones.
+    """
     return first_output(model(**inputs, **options))
 
 
@@ -97,7 +111,7 @@ def _one_by_one(model: nn.Module, inputs: Inputs, condition: Condition | None) -
     outputs = []
     for row in range(len(next(iter(inputs.values())))):
         options = {} if condition is None else {"condition": condition[row]}
-        outputs.append(_run_model(model, {name: value[row : row + 1] for name, value in inputs.items()}, **options))
+        outputs.append(run_model(model, {name: value[row : row + 1] for name, value in inputs.items()}, **options))
     return torch.cat(outputs)
 
 
@@ -105,7 +119,7 @@ def _by_peft(setup: Setup, base: nn.Module, inputs: Inputs, rank: int, tenants: 
     paths = [target.path for target in find_targets(base, setup.bench.targets)]
     names = [f"tenant{number}" for number in range(tenants)]
     model = adapt_by_many_loras(copy.deepcopy(base), paths, rank, names)
-    return partial(_run_model, model, inputs, adapter_names=names)
+    return partial(run_model, model, inputs, adapter_names=names)
 
 
 def _timed(run: Callable[[], Tensor]) -> Phases:

@@ -8,6 +8,7 @@ import torch
 
 from metalora.bench.device import bench_device
 from metalora.bench.gpu.budget import Budget, OutOfTime
+from metalora.bench.gpu.graphed import graphed_steps_section, graphed_tenants_section
 from metalora.bench.gpu.launches import launches_section
 from metalora.bench.gpu.laws import CASES, LAYERS, LawCase, check_laws
 from metalora.bench.gpu.many_tenants import tenants_section
@@ -27,6 +28,7 @@ def sections(dry_run: bool) -> list[Section]:
     return [
         *(_laws_section(dtype, methods) for dtype in ("float32", "bfloat16", "float16")),
         *(launches_section(name, 20, _sized(setup, dry_run)) for name, setup in _launches().items()),
+        *_graphed(dry_run),
         *(tenants_section(name, 25, _sized(setup, dry_run)) for name, setup in _tenants().items()),
         *(timed_section(name, seconds, _sized(setup, dry_run)) for name, (seconds, setup) in _timed().items()),
     ]
@@ -38,6 +40,15 @@ def _sized(setup: Setup, dry_run: bool) -> Setup:
 
 def _launches() -> dict[str, Setup]:
     return {"launches roberta-base bfloat16": small_batch("bfloat16")}
+
+
+def _graphed(dry_run: bool) -> list[Section]:
+    tenants = table_20("roberta-base", "bfloat16", vera_rank=1024, metatt_rank=24)
+    return [
+        graphed_steps_section("graphed steps roberta-base bfloat16", 15, _sized(small_batch("bfloat16"), dry_run)),
+        graphed_tenants_section("graphed serving roberta-base bfloat16", 15, _sized(tenants, dry_run)),
+        graphed_tenants_section("graphed serving resnet50 bfloat16", 15, _sized(resnet50("bfloat16"), dry_run)),
+    ]
 
 
 def _tenants() -> dict[str, Setup]:
