@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from metalora import AdapterConfig, ConditionConfig, sweep
-from metalora.adapters.layers.fused import InplaceLowRankAdd
+from metalora.adapters.layers.fused import InplaceChannelsAdd, InplaceLowRankAdd
 from support.adapters import attach_random
 
 CONSTANT, GIVEN = ConditionConfig(scope="constant"), ConditionConfig(source="tensor", feature_size=5, hidden=3)
@@ -278,3 +278,18 @@ def test_the_product_writes_into_the_output():
     torch.testing.assert_close(got, want)
     picture = copy.deepcopy(y).mT  # (b, o, t), as Conv1d gives it
     torch.testing.assert_close(InplaceLowRankAdd.apply(picture.contiguous(), h, up, 1), (want + h @ up).mT)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_an_update_of_pictures_with_the_channels_first_has_the_gradients_of_plain_autograd(axes):
+    torch.manual_seed(0)
+    shape = (4, 3)[:axes]
+    y, h = torch.randn(2, 5, *shape, dtype=torch.float64), torch.randn(2, 3, *shape, dtype=torch.float64)
+    operands = [tensor.requires_grad_() for tensor in (y, h, torch.randn(3, 5, dtype=torch.float64))]
+
+    def update(y, h, up):
+        return InplaceChannelsAdd.apply(y.clone(), h, up)
+
+    expected = y + torch.einsum("bk...,ko->bo...", h, operands[2])
+    torch.testing.assert_close(update(*operands), expected)
+    assert torch.autograd.gradcheck(update, operands) and torch.autograd.gradgradcheck(update, operands)

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from metalora.bench import cases, memory, report, scaling, steps, tasks
+from metalora.bench import cases, encoder, memory, report, scaling, steps
 from metalora.bench.config import BenchConfig
 from metalora.bench.plot import plot
 from metalora.bench.report import run
@@ -51,7 +51,7 @@ def test_many_tasks_in_a_batch():
 
 def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers"), pytest.importorskip("peft")
-    monkeypatch.setattr(tasks, "ENCODER", TINY)
+    monkeypatch.setattr(encoder, "ENCODER", TINY)
     monkeypatch.setattr(memory, "peak_bytes", lambda config, name: 2**20)
     config = BenchConfig(
         methods=("metatt-4d",),
@@ -90,7 +90,7 @@ def test_adapters_beside_the_frozen_model_and_peft(tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize("model, targets", [("minilm", ("query", "key", "value")), ("timm:resnet18", "conv")])
 def test_every_way_computes_the_same(model, targets, monkeypatch):
     pytest.importorskip("transformers")
-    monkeypatch.setattr(tasks, "ENCODER", TINY)
+    monkeypatch.setattr(encoder, "ENCODER", TINY)
     config = BenchConfig(
         model, methods=("lora",), peers=(), rank=2, targets=targets, batch=2, tokens=3, size=32, plain=True, dense=True
     )
@@ -136,7 +136,7 @@ def test_scaling_sets_the_rank_itself():
 
 def test_the_dense_way_takes_one_delta_for_all(monkeypatch):
     pytest.importorskip("transformers")
-    monkeypatch.setattr(tasks, "ENCODER", TINY)
+    monkeypatch.setattr(encoder, "ENCODER", TINY)
     config = BenchConfig(methods=("metatt-4+1d",), peers=(), rank=2, batch=2, tokens=3, rounds=1, tasks=2, dense=True)
     with pytest.raises(ValueError, match="--dense takes one Delta W .* 'encoder.layer.0.attention.self.query' has one"):
         steps.time_cases(config)
@@ -147,7 +147,7 @@ def test_the_dense_way_takes_one_delta_for_all(monkeypatch):
 )
 def test_methods_whose_factors_differ_by_example(more, monkeypatch):
     pytest.importorskip("transformers")
-    monkeypatch.setattr(tasks, "ENCODER", TINY)
+    monkeypatch.setattr(encoder, "ENCODER", TINY)
     methods = ("lora", "metatt-4d") if "dense" in more else ("metatt-4+1d", "metalora-cp")
     stem = ConditionConfig(source="stem", stem="embeddings")
     config = BenchConfig(
@@ -167,7 +167,7 @@ def test_what_is_timed_for_tasks_is_what_the_row_says():
 
 def test_attaching_beside_peft(monkeypatch):
     pytest.importorskip("transformers"), pytest.importorskip("peft")
-    monkeypatch.setattr(tasks, "ENCODER", TINY)
+    monkeypatch.setattr(encoder, "ENCODER", TINY)
     config = BenchConfig(methods=("metatt-4d", "lotr"), rank=2, layers=2, rounds=1, keep_memory=False)
     cases = {row["case"]: row for row in run(config, "attach", None)["results"]["cases"]}
     expected = [name + how for name in config.methods for how in ("", ", loaded", ", in peft")]
@@ -178,7 +178,7 @@ def test_attaching_beside_peft(monkeypatch):
 
 def test_growth_over_every_axis(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    monkeypatch.setattr(tasks, "ENCODER", TINY)
+    monkeypatch.setattr(encoder, "ENCODER", TINY)
     axes = {"rank": (1, 2), "layers": (1, 2), "targets": (1, 6), "tokens": (2, 3), "tasks": (1, 30)}
     monkeypatch.setattr(scaling, "AXES", axes)
     config = BenchConfig(

@@ -63,9 +63,9 @@ VERBS = {  # missing module -> a command that needs it
 
 @pytest.mark.parametrize("module, arguments", VERBS.items(), ids=VERBS)
 def test_a_verb_says_which_extra_brings_a_missing_package(module, arguments, tmp_path, monkeypatch):
-    from metalora.bench import memory, tasks
+    from metalora.bench import encoder, memory
 
-    monkeypatch.setattr(tasks, "ENCODER", dict(hidden_size=8, num_attention_heads=2, intermediate_size=8))
+    monkeypatch.setattr(encoder, "ENCODER", dict(hidden_size=8, num_attention_heads=2, intermediate_size=8))
     monkeypatch.setattr(memory, "peak_bytes", lambda config, name: 0)
     imported = [name for name in sys.modules if name.partition(".")[0] == module]
     for name in (*imported, "metalora.bench.attaching"):

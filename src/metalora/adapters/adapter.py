@@ -16,6 +16,7 @@ from metalora._util.suggest import nearest
 from metalora.adapters.batched_fold import BatchedFold, batched_folds
 from metalora.adapters.blocks import Active, Blocks
 from metalora.adapters.bound_target import LEARNED_MODULE, slot_of
+from metalora.adapters.cast_once import CastOnce
 from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition, Maker, Values, task_index
 from metalora.adapters.conditioning.condition_cache import ConditionCache
@@ -118,6 +119,7 @@ class Adapter(nn.Module):
         self.task_keys = self._task_keys()
         self.per_example = self.resolved.per_example
         self._folds: list[BatchedFold] | None = None  # to be found anew, since the forms change with the layout
+        self._cast_once: CastOnce | None = None
 
     @property
     def config(self) -> AdapterConfig:
@@ -188,6 +190,12 @@ class Adapter(nn.Module):
         if self._folds is None:
             self._folds = batched_folds(self)
         return self._folds
+
+    def cast_once(self) -> CastOnce:
+        """The layers whose factors are cast together in a forward."""
+        if self._cast_once is None:
+            self._cast_once = CastOnce(self)
+        return self._cast_once
 
     @property
     def scale(self) -> float:

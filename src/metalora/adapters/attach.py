@@ -12,6 +12,7 @@ from torch import nn
 from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.bound_target import slot_of
+from metalora.adapters.cast_once import has_half_bases
 from metalora.adapters.conditioning.features import Inputs
 from metalora.adapters.conditioning.sources import prepare_condition
 from metalora.adapters.continuous import guard_continuous_batching, unguard_continuous_batching
@@ -98,7 +99,8 @@ def attach(
     _replace(model, _wrapped(adapter))
     substitute(adapter)
     adapter.frozen_norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    if adapter.per_example or adapter.frozen_norms or adapter.shares_factors or not adapter.started:
+    prepares_factors = adapter.per_example or adapter.shares_factors or has_half_bases(adapter)
+    if prepares_factors or adapter.frozen_norms or not adapter.started:
         host = AttachedHost(adapter, adapter.frozen_norms)
         adapter.hooks += guard_forward(model, host)
         guard_generate(model, host)

@@ -14,10 +14,25 @@ from torch import Tensor
 
 from metalora.adapters.blocks import is_running
 from metalora.adapters.conditioning.condition import Values
-from metalora.adapters.layers.fused import SharedInputCache
+from metalora.adapters.layers.fused import SharedInputCache, is_transformed
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
+
+
+@dataclass
+class CastFactors:
+    """Factors in the type of a 16-bit base.
+
+    Attributes:
+        lefts: Path -> Left (k, i, *kernel).
+        ups: Path -> scale . Mid . Right (k, o), if neither differs by example.
+        rights: Path -> scale . Right (k', o), if Mid differs by example.
+    """
+
+    lefts: dict[str, Tensor] = field(default_factory=dict)
+    ups: dict[str, Tensor] = field(default_factory=dict)
+    rights: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -33,6 +48,7 @@ class Forward:
         pending_values: Values that are known, but are not to be used before the stem has run; otherwise None.
         slices: Stacked factors, cut once a forward: key -> slices along the stacked axis.
         folded: Path -> scale . Mid . Right (k, o), folded for all targets of one plan together.
+        cast: Factors in the type of a 16-bit base, cast for all targets together; None: every layer casts its own.
         recording: What the recorder had recorded of the outer forward.
         caller: The frame that will end it; None if it ends whatever happens.
     """
@@ -45,6 +61,7 @@ class Forward:
     pending_values: Values | None = None
     slices: dict[str, tuple[Tensor, ...]] | None = None
     folded: dict[str, Tensor] = field(default_factory=dict)
+    cast: CastFactors | None = None
     recording: Any = None
     caller: FrameType | None = None
 
@@ -90,6 +107,8 @@ class ForwardState(threading.local):
         if not torch.compiler.is_compiling() and adapter.fused:  # torch.compile sees the whole graph
             for fold in adapter.batched_folds():
                 forward.folded |= fold()
+            if not is_transformed():
+                forward.cast = adapter.cast_once()()
 
     def leave(self) -> None:
         """Leave the innermost forward: nothing of it stays, and the outer one goes on as it was."""
@@ -110,6 +129,7 @@ class ForwardState(threading.local):
         part = Forward(outer, enabled, depth, values, given=values)
         if outer is not None:
             part.slices, part.folded = outer.slices, outer.folded
+            part.cast = outer.cast
         self.forward = part
         try:
             yield

@@ -26,6 +26,8 @@ from torch import Tensor
 from metalora.adapters.layers.whole import run_whole
 from metalora.adapters.own_forward import Dependence
 
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # not None in a checkpointed part
+
 if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition import Values
     from metalora.adapters.layers.base import AdaptedLayer
@@ -93,6 +95,7 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
                 return WEIGHT_FIRST
     if form.full_rank:
         return CIRCUIT
+    # `is_transformed`, without its call
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
     if adapter.fused and unobserved and not transformed and layer.can_fuse(x, grad):
         return FUSED if conditions == 1 else PER_EXAMPLE
@@ -108,8 +111,15 @@ def _fused(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: in
     # By identity: the parent passes one and the same tensor to Q, K and V.
     shared = bound.shares_input and cache.x is x
     hidden = cache.take(bound.left_key, x, bound.path, values) if shared else None
-    down = layer.left(values) if hidden is None else None
-    y, hidden = layer.fused(x, down, hidden, layer.up(values))
+    forward, down, up = adapter.state.forward, None, None
+    # As in `AdaptedLayer.up`: not in a checkpointed part.
+    if forward is not None and forward.cast is not None and _top_hooks(True) is None:
+        down, up = forward.cast.lefts.get(bound.path), forward.cast.ups.get(bound.path)
+    if hidden is not None:
+        down = None
+    elif down is None:
+        down = layer.left(values)
+    y, hidden = layer.fused(x, down, hidden, layer.up(values) if up is None else up)
     if down is not None and bound.shares_input:
         cache.keep(bound.left_key, x, bound.path, values, hidden)
     return layer.add_biases(y, values) if bound.has_biases else y
@@ -121,7 +131,11 @@ def _fused_steps(layer: AdaptedLayer, x: Tensor, values: Values | None, conditio
     layer.check_batch(x, conditions)
     shared = bound.shares_input and cache.x is x
     hidden = cache.take(bound.left_key, x, bound.path, values) if shared else None
-    down = layer.left(values, layer.repeats(x, conditions)) if hidden is None else None
+    forward, down = layer.owner[0].state.forward, None
+    cast = None if forward is None or _top_hooks(True) is not None else forward.cast
+    if hidden is None:
+        down = None if cast is None else cast.lefts.get(bound.path)
+        down = layer.left(values, layer.repeats(x, conditions)) if down is None else down
     y, computed = layer.base_and_hidden(x, down)
     if computed is not None:
         hidden = computed
@@ -129,7 +143,7 @@ def _fused_steps(layer: AdaptedLayer, x: Tensor, values: Values | None, conditio
             cache.keep(bound.left_key, x, bound.path, values, computed)
     assert hidden is not None
     h = layer.with_dropout(layer.tokens_first(hidden, x))  # (b, t, k)
-    h, up = layer.mix_or_fold(h, x, values, conditions)
+    h, up = layer.mix_or_fold(h, x, values, conditions, cast)
     y = layer.add_in_place(y, h, up, x)
     return layer.add_biases(y, values) if bound.has_biases else y
 

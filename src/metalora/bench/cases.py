@@ -24,7 +24,7 @@ from metalora.adapters.merge import merge
 from metalora.adapters.targets import find_targets
 from metalora.bench.config import BenchConfig
 from metalora.bench.device import bench_device, synchronize
-from metalora.bench.tasks import encoder
+from metalora.bench.encoder import encoder
 from metalora.config import AdapterConfig, ConditionConfig
 from metalora.methods.registry import get_method
 from metalora.zoo import architectures, build_architecture, load_model
@@ -228,6 +228,27 @@ def adapt_by_peft(model: nn.Module, peer: str, rank: int, names: list[str]) -> n
     wrapper: Any = peft.get_peft_model(cast(Any, model), config)
     wrapper.to(device)  # VeRA's shared matrices stay on the CPU otherwise, and each forward copies them
     return cast(nn.Module, wrapper.base_model.model)
+
+
+def adapt_by_many_loras(model: nn.Module, targets: list[str], rank: int, names: list[str]) -> nn.Module:
+    """Put several LoRAs of PEFT, with random weights, on modules of a model, in place.
+
+    Args:
+        model: The model.
+        targets: Names or endings of names of the modules, as PEFT's `target_modules` takes them.
+        rank: The rank of each LoRA.
+        names: The names of the LoRAs.
+
+    Returns:
+        PEFT's wrapper in eval mode, whose forward takes `adapter_names`, one for each row.
+    """
+    import peft
+
+    config = peft.LoraConfig(r=rank, target_modules=targets, init_lora_weights=False)
+    wrapper: Any = peft.get_peft_model(cast(Any, model), config, adapter_name=names[0])
+    for name in names[1:]:
+        wrapper.add_adapter(name, config)
+    return cast(nn.Module, wrapper.eval())
 
 
 def _attach(model: nn.Module, name: str, inputs: Inputs, config: BenchConfig) -> Inputs:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metalora.adapters.attach import attach
+from metalora.bench.cases import adapt_by_many_loras
+from metalora.bench.encoder import encoder
 from metalora.bench.timing import Ratio, interleaved, ratio
 from metalora.config import AdapterConfig, ConditionConfig
 
 METHOD, TARGETS, BATCH, TOKENS = "metatt-4+1d", ("query", "value"), 64, 32
-ENCODER = dict(hidden_size=384, num_attention_heads=12, intermediate_size=1536)  # the shape of MiniLM
 
 
 def tasks_in_a_batch(rounds: int = 11, batch: int = BATCH, tokens: int = TOKENS, rank: int = 8) -> list[Ratio]:
@@ -47,14 +48,6 @@ def tasks_in_a_batch(rounds: int = 11, batch: int = BATCH, tokens: int = TOKENS,
     ]
 
 
-def encoder(layers: int = 6) -> nn.Module:
-    """Build a random encoder of MiniLM's shape, with the given number of layers, in eval mode."""
-    from transformers import BertConfig, BertModel
-
-    config = BertConfig(**ENCODER | {"num_hidden_layers": layers})
-    return cast(nn.Module, BertModel(config, add_pooling_layer=False).eval())
-
-
 def _ratios(cases: dict[str, Callable[[], object]], reference: str, rounds: int) -> list[Ratio]:
     times = interleaved(cases, rounds)
     return [ratio(times, name, reference) for name in cases if name != reference]
@@ -77,14 +70,8 @@ def _step(model: nn.Module, inputs: dict[str, Tensor], task_ids: Tensor | int) -
 
 
 def _forward_by_peft(inputs: dict[str, Tensor], batch: int, rank: int) -> Callable[[], object]:
-    from peft import LoraConfig, get_peft_model
-
     names = [f"task{number}" for number in range(batch)]
-    config = LoraConfig(r=rank, target_modules=list(TARGETS), init_lora_weights=False)
-    model: Any = get_peft_model(cast(Any, encoder()), config, adapter_name=names[0])
-    for name in names[1:]:
-        model.add_adapter(name, config)
-    model.eval()  # PEFT takes `adapter_names` in eval mode only
+    model = adapt_by_many_loras(encoder(), list(TARGETS), rank, names)
 
     @torch.no_grad()
     def forward() -> Any:

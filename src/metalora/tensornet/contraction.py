@@ -58,6 +58,7 @@ class Contraction:
         self._order: tuple[int, ...] | None = None  # of the axes of a single operand that is only permuted
         if len(self.operand_modes) == 1 and not identities and sorted(operand_modes[0]) == sorted(out):
             self._order = tuple(list(operand_modes[0]).index(mode) for mode in out)
+        self._is_ordered = self._order == tuple(range(len(out)))  # a permutation costs a node of the graph
         if self.operand_modes:
             self._plan(sizes, output)
 
@@ -73,7 +74,7 @@ class Contraction:
     def __call__(self, operands: Sequence[Tensor]) -> Tensor:
         """Contract tensors whose axes are `operand_modes`; the result has the axes `out`, its tail reshaped."""
         if self._order is not None:  # what layers do in every forward, without einsum's Python
-            result = operands[0].permute(self._order)
+            result = operands[0] if self._is_ordered else operands[0].permute(self._order)
             num_axes, shape = self.tail
             return result.reshape(*result.shape[:-num_axes], *shape) if num_axes else result
         pending = list(operands)

@@ -30,6 +30,7 @@ from metalora.tensornet.forms.feature_wise import FeatureWiseForm
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
     from metalora.adapters.conditioning.condition import Values
+    from metalora.adapters.forward_state import CastFactors
 
 
 class AdaptedLayer(MergeableLayer):
@@ -204,6 +205,20 @@ class AdaptedLayer(MergeableLayer):
             up = up * bound.scale  # here and not at the output: this is the smallest of the tensors
         return up[0] if up.ndim == 3 and up.shape[0] == 1 else up
 
+    def right(self, values: Values | None, repeat: int = 1) -> Tensor:
+        """Return scale . Right as (k', o), or (b, k', o) if it differs by example.
+
+        Args:
+            values: The values that differ by example; None if none do.
+            repeat: How many rows of the batch share one condition.
+        """
+        form = self.low_rank
+        assert form is not None, "a circuit has no Right"
+        factors = self.bound.read(values, form.right, repeat)
+        up = form.expand([factors[name] for name in form.right])  # (b?, *bonds, o)
+        lead = up.shape[:1] if form.right_batched else ()
+        return self.scaled(up.reshape(*lead, form.right_rank, up.shape[-1]))
+
     def hidden_of_base(self, x: Tensor, kernel: Tensor) -> Tensor:
         """Compute x Left by the base's own forward, with Left in the place of its weight.
 
@@ -250,7 +265,9 @@ class AdaptedLayer(MergeableLayer):
         """Return how many rows of an input (b, ..) share one condition: the beams of `generate`, otherwise 1."""
         return 1 if conditions in (1, self.examples(x)) else self.owner[0].beams
 
-    def mix_or_fold(self, h: Tensor, x: Tensor, values: Values | None, conditions: int) -> tuple[Tensor, Tensor]:
+    def mix_or_fold(
+        self, h: Tensor, x: Tensor, values: Values | None, conditions: int, cast: CastFactors | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Choose between (h Mid) Right and h (Mid Right) for factors that differ by example.
 
         Activations first if there are so few tokens that the per-example Mid touches fewer numbers that way.
@@ -260,6 +277,7 @@ class AdaptedLayer(MergeableLayer):
             x: Input of the layer.
             values: The values that differ by example.
             conditions: How many conditions there are.
+            cast: What the forward has cast for all targets together, or None.
 
         Returns:
             (b, t, k') and scale . Right as (k', o) or (b, k', o); or h and scale . Mid . Right.
@@ -268,13 +286,13 @@ class AdaptedLayer(MergeableLayer):
         assert form is not None, "a circuit has no Mid and no Right"
         # With k = k', an example costs k k o multiply-adds to fold Mid and Right, and t k k to mix h: t against o.
         if conditions == 1 or not form.fold_batched or h.shape[1] > self.target.sizes["out"]:
-            return h, self.up(values, repeat)
-        factors = self.bound.read(values, repeat=repeat)
+            up = None if cast is None else cast.ups.get(self.bound.path)
+            return h, self.up(values, repeat) if up is None else up
+        factors = self.bound.read(values, form.mid, repeat)
         mids = [factors[name].to(h.dtype) for name in form.mid]
         h = form.mix([h.reshape(*h.shape[:-1], *form.left_shape), *mids]).flatten(2)  # (b, t, *bonds) -> (b, t, k')
-        up = form.expand([factors[name] for name in form.right])  # (b?, *bonds, o)
-        lead = up.shape[:1] if form.right_batched else ()
-        return h, self.scaled(up.reshape(*lead, form.right_rank, up.shape[-1]))
+        right = None if cast is None else cast.rights.get(self.bound.path)
+        return h, self.right(values, repeat) if right is None else right
 
     def with_dropout(self, h: Tensor) -> Tensor:
         """Return the hidden activation after the adapter's dropout (in training), in the same layout."""

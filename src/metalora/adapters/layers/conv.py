@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalora.adapters.layers.base import AdaptedLayer
-from metalora.adapters.layers.fused import inplace_low_rank_add
+from metalora.adapters.layers.fused import InplaceChannelsAdd, add_channels_, inplace_low_rank_add
 
 if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition import Values
@@ -50,7 +50,10 @@ class AdaptedConv(AdaptedLayer):
         if down is not None:
             hidden = self.convolve(x.to(y.dtype), down.to(y.dtype))
         assert hidden is not None, "either Left or x Left is given"
-        return self.add_in_place(y, self.tokens_first(hidden, x), up.to(y.dtype), x), hidden
+        up = up.to(y.dtype)
+        if _has_channels_first(y) and _has_channels_first(hidden) and _pixels(hidden) >= len(up):
+            return (InplaceChannelsAdd.apply if torch.is_grad_enabled() else add_channels_)(y, hidden, up), hidden
+        return self.add_in_place(y, self.tokens_first(hidden, x), up, x), hidden
 
     def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return base(x) (b, o, *positions), and x Left (b, k, *positions)."""
@@ -130,3 +133,12 @@ class AdaptedConv(AdaptedLayer):
     def apply_weight(self, x: Tensor, weight: Tensor) -> Tensor:
         """Run the base's forward with another W (o, i, *kernel): (b, i, *positions) -> (b, o, *positions)."""
         return self.base._conv_forward(x, weight, self.base.bias)
+
+
+def _has_channels_first(picture: Tensor) -> bool:
+    """Return True for a batch of pictures (b, c, *positions) that autograd lets be written to as it is."""
+    return len(picture) > 0 and picture.is_contiguous() and not picture._is_view()
+
+
+def _pixels(picture: Tensor) -> int:
+    return picture.shape[2:].numel()

@@ -82,7 +82,9 @@ class FusedLowRankLinear(Function):
         if needs_x and dh is not None and down is not None:
             dx = dh @ down if dx is None else dx.addmm_(dh, down)  # in place: nobody else has dx yet
         if needs_down and dh is not None:
-            d_down = dh.mT @ x.reshape(-1, x.shape[-1])  # (k, i)
+            rows = x.reshape(-1, x.shape[-1])
+            # In the layout of Left, which may be a transposed view of its factor: autograd copies any other one.
+            d_down = dh.mT @ rows if down is None or down.is_contiguous() else (rows.mT @ dh).mT  # (k, i)
         dx = None if dx is None else dx.view(ctx.shape)
         return dx, None, None, d_down, dh if needs_hidden else None, d_up
 
@@ -115,7 +117,8 @@ class FusedLinearDown(Function):
         if ctx.needs_input_grad[0] and dh is not None:
             dx = dh @ down if dx is None else dx.addmm_(dh, down)
         if ctx.needs_input_grad[3] and dh is not None:
-            d_down = dh.mT @ x.reshape(-1, x.shape[-1])
+            rows = x.reshape(-1, x.shape[-1])
+            d_down = dh.mT @ rows if down.is_contiguous() else (rows.mT @ dh).mT  # see FusedLowRankLinear
         return None if dx is None else dx.view(ctx.shape), None, None, d_down
 
 
@@ -190,6 +193,44 @@ def add_low_rank_(y: Tensor, h: Tensor, up: Tensor, channels: int) -> Tensor:
     return y
 
 
+class InplaceChannelsAdd(Function):
+    """y + Right' h, in place, for pictures with the channels first: y (b, o, *pos), h (b, k, *pos), Right (k, o).
+
+    It is `InplaceLowRankAdd` with fewer views, which cost a card more time than the product of a small layer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, h: Tensor, up: Tensor) -> Tensor:
+        """Return y, in its own shape, after Right' h was written into it."""
+        ctx.save_for_backward(h, up)
+        ctx.mark_dirty(y)
+        return add_channels_(y, h, up)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Return dy itself, dh (b, k, *pos) = Right dy and dRight = h dy' (k, o), summed over the examples."""
+        h, up = ctx.saved_tensors
+        pixels = dy.flatten(2)  # (b, o, t)
+        dh = d_up = None
+        if ctx.needs_input_grad[1]:
+            dh = torch.bmm(up.expand(len(pixels), *up.shape), pixels).view(h.shape)
+        if ctx.needs_input_grad[2]:
+            d_up = torch.bmm(h.flatten(2), pixels.mT).sum(0)
+        return dy, dh, d_up
+
+
+def add_channels_(y: Tensor, h: Tensor, up: Tensor) -> Tensor:
+    """Write y + Right' h into y and return it; the shapes are those of `InplaceChannelsAdd`.
+
+    Example:
+        >>> y, h, up = torch.zeros(2, 4, 3, 3), torch.ones(2, 5, 3, 3), torch.ones(5, 4)
+        >>> add_channels_(y, h, up) is y, y[0, 0, 0]
+        (True, tensor([5., 5., 5.]))
+    """
+    y.flatten(2).baddbmm_(up.mT.expand(len(h), *up.mT.shape), h.flatten(2))
+    return y
+
+
 def _sum_to(gradients: Tensor, up: Tensor) -> Tensor:
     """Sum per-example gradients (b, k, o) to the shape of Right: (k, o), (1, k, o) or (b, k, o)."""
     if up.ndim == 2:
@@ -209,6 +250,11 @@ def _rows(y: Tensor, h: Tensor, channels: int) -> Tensor:
     if y.ndim == 2:
         return y.view(*h.shape[:2], y.shape[-1])
     return y.movedim(channels, -1).flatten(1, -2)
+
+
+def is_transformed() -> bool:
+    """Return True if torch.compile, torch.func or torch.jit looks at the operations, so that no fused node may run."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
 
 
 class SharedInputCache:

@@ -49,7 +49,8 @@ class _LinearLayer(AdaptedLayer):
         assert stored is not None
         weight = stored.t() if self.transposed else stored  # (o, i)
         # Autocast does not cast the operands of an in-place product, so all operands are cast here.
-        if up.dtype != weight.dtype or torch.is_autocast_enabled(x.device.type):
+        is_cast = up.dtype == weight.dtype and (down is None or down.dtype == weight.dtype)
+        if not is_cast or torch.is_autocast_enabled(x.device.type):
             dtype = autocast_dtype(x) or weight.dtype
             x, weight, bias, down, hidden, up = cast_all(dtype, x, weight, bias, down, hidden, up)
         if torch.is_grad_enabled():

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("dry run: tiny shapes, whose times mean nothing" + _no_card(torch.cuda.is_available()))
     else:
         print(f"{torch.cuda.get_device_name()}, at most {options.minutes:g} minutes")
-    chosen = [section for section in sections(dry_run) if options.only in section.name]
+    chosen = [section for section in sections(dry_run) if section.name.startswith(options.only)]
     rows = run_sections(chosen, RowStore(out), 60 * options.minutes, dry_run)
     print(f"rows in {out}")
     return int(any(_has_failed(row["results"]) for row in rows))
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help=f"file of rows ({RESULTS}; of a dry run: a temporary file)")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes; always so without a card")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time budget of the run (%(default)s)")
-    parser.add_argument("--only", default="", help="run only the sections whose name contains this text")
+    parser.add_argument("--only", default="", help="run only the sections whose name begins with this text")
     return parser
 
 

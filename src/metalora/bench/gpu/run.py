@@ -11,7 +11,7 @@ import torch
 
 from metalora.bench.gpu.budget import Budget, OutOfTime
 from metalora.bench.gpu.measure import describe_error
-from metalora.bench.gpu.sections import Section
+from metalora.bench.gpu.section import Section
 from metalora.bench.store import Row, RowStore, make_row
 
 LEAST_SECONDS = 5.0  # a section is not started with less
