@@ -286,8 +286,9 @@ def dump_task(task: AdaptedTask, max_bytes: int | None, learner_folder: str | No
         place: How messages call the task.
 
     Raises:
-        ValueError: A number is not finite, or there is no readout that small.
+        ValueError: A number is not finite, there is no readout that small, or the learner was trained since.
     """
+    task.check_learner()
     readout = task.readout if max_bytes is None else task.readout.compact(max_bytes)
     tensors = {READOUT + name: value for name, value in readout.tensors().items()}
     if task.condition is not None:
