@@ -22,7 +22,7 @@ from metalora import AdapterConfig, ConditionConfig
 from metalora.learner import AdaptedTask, ImagePreprocessor, MetaLearner
 from metalora_papers.metatt.news import TOPICS, News
 
-SIZES = (8_000, 10_000, 20_000, 30_000, 50_000, None)
+SIZES = (8_000, 10_000, 20_000, 50_000, 100_000, 200_000, None)
 TRAINED, SUPPORT, QUERIES, TASKS = 1_000, 60, 200, 6
 GENERATED = AdapterConfig("metalora-cp", rank=4, targets="all", condition=ConditionConfig(scope="support", hidden=16))
 
