@@ -18,7 +18,9 @@ def browser():
     if program is None:
         pytest.skip(f"needs one of the programs {', '.join(BROWSERS)}")
     with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-extensions"])
+        launched = started.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-extensions"]
+        )
         yield launched
         launched.close()
 
