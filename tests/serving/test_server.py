@@ -76,6 +76,7 @@ def test_the_service_stops_without_losing_a_request_and_keeps_its_tasks(text_fol
         assert process.wait(MOST_SECONDS) == 0
 
 
+@pytest.mark.slow  # it starts five processes that import torch
 def test_replicas_share_a_store_and_one_that_dies_is_replaced(text_folder, tmp_path):
     with served(text_folder, tmp_path / "tasks.db", "--replicas", "2") as (process, address, key):
         headers = {"Authorization": f"Bearer {key}"}
@@ -99,7 +100,8 @@ def children(pid):
 
 
 def test_mistakes_are_one_line(text_folder, tmp_path):
-    arrays = MetaLearner(torch.nn.Sequential(torch.nn.Linear(4, 4)), steps=0).save_pretrained(tmp_path / "arrays")
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    arrays = MetaLearner(network, adapter=None).save_pretrained(tmp_path / "arrays")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         mistakes = {
@@ -109,7 +111,7 @@ def test_mistakes_are_one_line(text_folder, tmp_path):
             (text_folder, "--also", arrays): "takes arrays",
             (text_folder, "--tls-cert", "x"): "--tls-cert and --tls-key belong together",
             (text_folder, "--tls-cert", "x", "--tls-key", "y"): "there is no such file",
-            (text_folder, "--max-rows", "0"): "max-rows",
+            (text_folder, "--max-rows", "0"): "max_rows is 0, expected at least 1",
             (text_folder, "--dtype", "float8"): "float8",
         }
         for arguments, message in mistakes.items():
