@@ -134,7 +134,7 @@ def test_a_killed_replica_costs_few_requests_and_no_right_answer(text_folder, te
         expected = make_tasks(service, text_learner, TASKS)
         first = service.replicas()
         assert len(first) == 2
-        killed = [_answers_with_a_kill(service, expected, pid, first) for pid in first]
+        killed = [_answers_with_a_kill(service, expected, pid) for pid in first]
         assert not set(first) & set(service.replicas())
         connection = http.client.HTTPConnection(service.host, timeout=60)
         assert service.call(connection, "DELETE", f"/v1/tasks/{min(expected)}")[0] == 204
@@ -143,7 +143,7 @@ def test_a_killed_replica_costs_few_requests_and_no_right_answer(text_folder, te
         assert answers.wrong == 0 and len(answers.failures) <= 0.01 * answers.count and answers.count > 100
 
 
-def _answers_with_a_kill(service, expected, pid, first):
+def _answers_with_a_kill(service, expected, pid):
     answers, _ = loaded(service, expected, CLIENTS, SECONDS, lambda: kill(pid))
     until = time.monotonic() + 120
     while len(service.replicas()) < 2 and time.monotonic() < until:  # Ray starts another one
