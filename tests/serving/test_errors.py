@@ -135,6 +135,18 @@ def test_wrong_ways(text_learner, tmp_path):
     run(scenario, text_learner, tmp_path, **LIMITS)
 
 
+def test_pages_of_given_origins_may_call(text_learner, tmp_path):
+    async def scenario(served):
+        asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        for origin, allowed in (("https://a.org", "https://a.org"), ("https://b.org", None)):
+            answer = await served.client.options("/v1/tasks", headers={"Origin": origin, **asks})
+            assert answer.headers.get("access-control-allow-origin") == allowed
+        answer = await served.client.get("/v1/tasks", headers={"Origin": "https://a.org"})
+        assert answer.status_code == 200 and "X-Request-Id" in answer.headers["access-control-expose-headers"]
+
+    run(scenario, text_learner, tmp_path, cors_origins=("https://a.org",))
+
+
 def test_limits_of_a_tenant_and_of_a_task(text_learner, tmp_path):
     async def scenario(served):
         body = task_body(sentences(4), keep_examples=True)
@@ -184,6 +196,47 @@ def test_a_full_queue_a_late_answer_and_a_failure(text_learner, tmp_path, monkey
         check(await served.client.post(path, json=body), 500, "internal")
 
     run(scenario, text_learner, tmp_path, deadline_s=0.6, max_queue_rows=6)
+
+
+def test_a_client_that_goes_away_is_not_computed(text_learner, tmp_path, monkeypatch):
+    async def scenario(served):
+        task = (await served.client.post("/v1/tasks", json=task_body(sentences(4)))).json()["task"]
+        path, queue = f"/v1/tasks/{task}/predict", served.service.engine.predictions
+        gone, waits = asyncio.Event(), asyncio.Event()
+
+        async def outcome(queue, job, right=served.service.engine._outcome):
+            monkeypatch.setattr(queue, "take", lambda *arguments: [])
+            waits.set()
+            return await right(queue, job)
+
+        monkeypatch.setattr(served.service.engine, "_outcome", outcome)
+        content = json.dumps({"inputs": json_inputs(sentences(2))}).encode()
+        messages = [{"type": "http.request", "body": content, "more_body": False}]
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        key = served.keys["a"].encode()
+        headers = [(b"authorization", b"Bearer " + key), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+                 "headers": headers, "http_version": "1.1", "scheme": "http", "server": ("s", 80), "client": None,
+                 "root_path": "", "asgi": {"version": "3.0"}}  # fmt: skip
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        answering = asyncio.create_task(served.app(scope, receive, send))
+        await waits.wait()
+        gone.set()
+        await answering
+        assert sent == [] and queue.rows == 0
+        assert 'route="/v1/tasks/{task_id}/predict",status="499"' in (await served.client.get("/metrics")).text
+
+    run(scenario, text_learner, tmp_path)
 
 
 def test_an_older_learner_is_served_and_one_that_is_gone_is_a_conflict(text_folder, text_learner, tmp_path):

@@ -60,21 +60,28 @@ class ServedProcesses:
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
         content = answer.read()
-        return answer.status, json.loads(
-            content
-        ) if answer.headers.get_content_type() == "application/json" else content
+        is_json = content and answer.headers.get_content_type() == "application/json"
+        return answer.status, json.loads(content) if is_json else content
 
     def processes(self):
         """All processes of the service."""
         return [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
 
     def replicas(self):
-        """The numbers of the processes of Ray's replicas."""
-        return [process.pid for process in self.processes() if _command(process).startswith(REPLICA)]
+        """The numbers of the processes of Ray's replicas that are ready."""
+        commands = {process.pid: _command(process) for process in self.processes()}
+        return [pid for pid, name in commands.items() if name.startswith(REPLICA) and "initialize" not in name]
 
     def cpu_seconds(self):
         """What all processes have computed until now."""
-        return sum(sum(process.cpu_times()[:2]) for process in self.processes())
+        return sum(map(_cpu_seconds, self.processes()))
+
+
+def _cpu_seconds(process):
+    try:
+        return sum(process.cpu_times()[:2])
+    except psutil.Error:  # it has just ended
+        return 0.0
 
 
 def _command(process):

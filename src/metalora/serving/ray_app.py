@@ -139,7 +139,7 @@ def _place_of(store: str) -> dict[str, float]:
 
 
 # ---- the verb `serve` with --ray -----------------------------------------------------------------------------------
-def serve_on_ray(launch: Launch, host: str, port: int, replicas: int, welcome: str) -> None:
+def serve_on_ray(launch: Launch, host: str, port: int, replicas: int) -> None:
     """Serve on the Ray cluster that RAY_ADDRESS names, or on a cluster of this machine alone, until a signal ends it.
 
     Args:
@@ -147,7 +147,6 @@ def serve_on_ray(launch: Launch, host: str, port: int, replicas: int, welcome: s
         host: Interface that the machines listen at.
         port: Port that they listen at.
         replicas: Number of replicas.
-        welcome: What is printed when the service answers.
 
     Raises:
         ValueError: A store that the machines of the cluster do not share.
@@ -157,7 +156,6 @@ def serve_on_ray(launch: Launch, host: str, port: int, replicas: int, welcome: s
     try:
         serve.start(proxy_location="EveryNode", http_options=_http_options(launch, host, port))
         _run(bound_application(absolute(launch), replicas))
-        print(welcome, flush=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         stop.wait()

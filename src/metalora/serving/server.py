@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -143,6 +144,24 @@ def serve_replicas(launch: Launch, listening: socket.socket, count: int) -> None
     Replicas(launch, listening, count).run()
 
 
+def serve_as_replica(launch: Launch, listening: socket.socket) -> None:
+    """Serve as one of several processes, and stop when the process that started them is gone.
+
+    Args:
+        launch: What is served.
+        listening: The socket.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+    serve(launch, listening)
+
+
 class Replicas:
     """Processes that serve on one socket, and are started again if they end by themselves.
 
@@ -171,7 +190,7 @@ class Replicas:
             self._end()
 
     def _started(self) -> tuple[BaseProcess, float]:
-        process = self._context.Process(target=serve, args=self._arguments)
+        process = self._context.Process(target=serve_as_replica, args=self._arguments)
         process.start()
         return process, time.monotonic()
 
@@ -179,7 +198,8 @@ class Replicas:
         """Return a process and its start, or those of another one in its place if it has ended."""
         if process.is_alive() or self._stopping:
             return process, started
-        if time.monotonic() - started < SHORTEST_LIFE:
+        was_killed = process.exitcode is not None and process.exitcode < 0
+        if not was_killed and time.monotonic() - started < SHORTEST_LIFE:
             raise ValueError(f"a replica ended right after its start (exit code {process.exitcode}); its log says why")
         return self._started()
 

@@ -8,6 +8,7 @@ import pytest
 from support.page_service import KEY, standin_of
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-extensions")
 
 
 @pytest.fixture(scope="module")  # not longer: playwright keeps an event loop running, which other tests could not bear
@@ -18,9 +19,7 @@ def browser():
     if program is None:
         pytest.skip(f"needs one of the programs {', '.join(BROWSERS)}")
     with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-extensions"]
-        )
+        launched = started.chromium.launch(executable_path=program, args=list(FLAGS))
         yield launched
         launched.close()
 

@@ -26,8 +26,7 @@ def add(page, inputs):
     """Add pictures (bytes) or sentences."""
     if isinstance(inputs[0], bytes):
         files = [
-            {"name": f"{place}.png", "mimeType": "image/png", "buffer": content}
-            for place, content in enumerate(inputs)
+            {"name": f"{place}.png", "mimeType": "image/png", "buffer": content} for place, content in enumerate(inputs)
         ]
         page.set_input_files("#picture-files", files)
     else:
