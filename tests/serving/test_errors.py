@@ -186,6 +186,47 @@ def test_a_full_queue_a_late_answer_and_a_failure(text_learner, tmp_path, monkey
     run(scenario, text_learner, tmp_path, deadline_s=0.6, max_queue_rows=6)
 
 
+def test_a_client_that_goes_away_is_not_computed(text_learner, tmp_path, monkeypatch):
+    async def scenario(served):
+        task = (await served.client.post("/v1/tasks", json=task_body(sentences(4)))).json()["task"]
+        path, queue = f"/v1/tasks/{task}/predict", served.service.engine.predictions
+        gone, waits = asyncio.Event(), asyncio.Event()
+
+        async def outcome(queue, job, right=served.service.engine._outcome):
+            monkeypatch.setattr(queue, "take", lambda *arguments: [])
+            waits.set()
+            return await right(queue, job)
+
+        monkeypatch.setattr(served.service.engine, "_outcome", outcome)
+        content = json.dumps({"inputs": json_inputs(sentences(2))}).encode()
+        messages = [{"type": "http.request", "body": content, "more_body": False}]
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        key = served.keys["a"].encode()
+        headers = [(b"authorization", b"Bearer " + key), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+                 "headers": headers, "http_version": "1.1", "scheme": "http", "server": ("s", 80), "client": None,
+                 "root_path": "", "asgi": {"version": "3.0"}}  # fmt: skip
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        answering = asyncio.create_task(served.app(scope, receive, send))
+        await waits.wait()
+        gone.set()
+        await answering
+        assert sent == [] and queue.rows == 0
+        assert 'route="/v1/tasks/{task_id}/predict",status="499"' in (await served.client.get("/metrics")).text
+
+    run(scenario, text_learner, tmp_path)
+
+
 def test_an_older_learner_is_served_and_one_that_is_gone_is_a_conflict(text_folder, text_learner, tmp_path):
     from metalora.learner import MetaLearner
 

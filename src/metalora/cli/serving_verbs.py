@@ -30,7 +30,10 @@ def serve(
     port: Annotated[
         int, tyro.conf.arg(help="port to listen at; 0: any that is free"), Range(least=0, most=65535)
     ] = 8000,
-    replicas: Annotated[int, tyro.conf.arg(help="processes on this machine that share the store"), Range(least=1)] = 1,
+    replicas: Annotated[int, tyro.conf.arg(help="processes that share the store"), Range(least=1)] = 1,
+    ray: Annotated[
+        bool, tyro.conf.arg(help="replicas by Ray Serve, on the cluster of RAY_ADDRESS or on this machine")
+    ] = False,
     tls_cert: Annotated[Path | None, tyro.conf.arg(help="file of the TLS certificate")] = None,
     tls_key: Annotated[Path | None, tyro.conf.arg(help="file of the key of the TLS certificate")] = None,
     config: Annotated[ServingConfig, tyro.conf.AvoidSubcommands, tyro.conf.arg(name="")] = ServingConfig(),  # noqa: B008
@@ -43,19 +46,34 @@ def serve(
     from metalora.serving.store import open_store
 
     _check_tls(tls_cert, tls_key)
+    if ray:
+        _check_ray(port)
     folders = server.learner_folders(str(learner), [str(folder) for folder in also])
     opened = open_store(store, create=True)
     listening = server.listen(host, port)
     key = _first_key(opened)
     opened.close()
-    address = server.link(listening, host, key, is_secure=tls_cert is not None)
+    address = server.link(listening.getsockname()[1], host, key, is_secure=tls_cert is not None)
     print(f"open {address}" if key else f"serving at {address}", flush=True)
     files = None if tls_cert is None else str(tls_cert), None if tls_key is None else str(tls_key)
     launch = server.Launch(folders, store, server.with_threads(config, replicas), *files)
-    if replicas == 1:
+    if ray:
+        from metalora.serving.ray_app import serve_on_ray
+
+        listening.close()
+        serve_on_ray(launch, host, port, replicas)
+    elif replicas == 1:
         server.serve(launch, listening)
     else:
         server.serve_replicas(launch, listening, replicas)
+
+
+def _check_ray(port: int) -> None:
+    """Raise an error before anything is written: Ray is not installed, or the machines would listen at no one port."""
+    import metalora.serving.ray_app  # noqa: F401 (its packages are an extra)
+
+    if port == 0:
+        raise ValueError("--port 0 does not go with --ray, whose machines all listen at one port: choose a --port")
 
 
 def _check_tls(certificate: Path | None, key: Path | None) -> None:

@@ -21,6 +21,7 @@ from metalora.serving.config import ServingConfig
 from metalora.serving.errors import ServiceError
 from metalora.serving.middleware import RequestFrame
 from metalora.serving.page.page import add_page
+from metalora.serving.readaptation import readapting
 from metalora.serving.routes import about, predictions, tasks
 from metalora.serving.schemas import InputsRequest, LabelledRequest, PreviewRequest, TaskRequest
 from metalora.serving.service import Service
@@ -46,7 +47,8 @@ def make_app(learners: Sequence[MetaLearner], store: Store, config: ServingConfi
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with readapting(service):
+            yield
         await run_in_threadpool(service.close)
 
     app = FastAPI(title=TITLE, description=ABOUT, version=version("metalora"), lifespan=lifespan)

@@ -24,9 +24,10 @@ class ServingConfig(Configuration):
         max_examples: Largest number of labelled inputs of a task.
         max_request_mb: Largest request, in megabytes.
         max_pixels: Largest picture, in pixels.
-        task_bytes: Largest size of a stored task, in bytes; its readout is made compact.
+        task_bytes: Largest size of the readout of a stored task, in bytes; a larger one is made compact.
         deadline_s: Time for a request, in seconds.
         stop_s: Time to finish accepted requests when the service stops, in seconds.
+        readapt: Make the tasks of older learners anew with the current one, in the background.
         cors_origins: Origins of web pages that may call the service; none by default.
     """
 
@@ -43,4 +44,5 @@ class ServingConfig(Configuration):
     task_bytes: Annotated[int, Range(least=1000)] = 20_000
     deadline_s: Annotated[float, Range(above=0)] = 30.0
     stop_s: Annotated[float, Range(least=0)] = 30.0
+    readapt: bool = True
     cors_origins: tuple[str, ...] = ()

@@ -95,6 +95,11 @@ class Engine:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether both lanes run."""
+        return all(thread.is_alive() for thread in self._threads)
+
     async def outputs(self, tenant: int, task: AdaptedTask, encoded: Sequence[Tensor]) -> TaskOutputs:
         """Return the outputs of a task for prepared inputs, on the CPU.
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -92,6 +93,22 @@ def listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"cannot listen at {host}:{port} ({reason}): choose another --port or --host") from None
 
 
+def app_of(launch: Launch) -> FastAPI:
+    """Load the learners, open the store, and return the app of a process.
+
+    Args:
+        launch: What is served.
+
+    Raises:
+        ValueError: A learner or the store cannot be opened.
+    """
+    if launch.config.threads is not None:
+        torch.set_num_threads(launch.config.threads)
+    log_to_stderr()
+    learners = [MetaLearner.from_pretrained(folder) for folder in launch.learners]
+    return make_app(learners, open_store(launch.store), launch.config)
+
+
 def serve(launch: Launch, listening: socket.socket) -> None:
     """Load the learners, and serve until a signal ends the process.
 
@@ -99,11 +116,7 @@ def serve(launch: Launch, listening: socket.socket) -> None:
         launch: What is served.
         listening: The socket.
     """
-    if launch.config.threads is not None:
-        torch.set_num_threads(launch.config.threads)
-    log_to_stderr()
-    learners = [MetaLearner.from_pretrained(folder) for folder in launch.learners]
-    app = make_app(learners, open_store(launch.store), launch.config)
+    app = app_of(launch)
     settings = uvicorn.Config(
         app,
         lifespan="on",
@@ -129,6 +142,24 @@ def serve_replicas(launch: Launch, listening: socket.socket, count: int) -> None
         ValueError: A replica ended right after its start.
     """
     Replicas(launch, listening, count).run()
+
+
+def serve_as_replica(launch: Launch, listening: socket.socket) -> None:
+    """Serve as one of several processes, and stop when the process that started them is gone.
+
+    Args:
+        launch: What is served.
+        listening: The socket.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+    serve(launch, listening)
 
 
 class Replicas:
@@ -159,7 +190,7 @@ class Replicas:
             self._end()
 
     def _started(self) -> tuple[BaseProcess, float]:
-        process = self._context.Process(target=serve, args=self._arguments)
+        process = self._context.Process(target=serve_as_replica, args=self._arguments)
         process.start()
         return process, time.monotonic()
 
@@ -167,7 +198,8 @@ class Replicas:
         """Return a process and its start, or those of another one in its place if it has ended."""
         if process.is_alive() or self._stopping:
             return process, started
-        if time.monotonic() - started < SHORTEST_LIFE:
+        was_killed = process.exitcode is not None and process.exitcode < 0
+        if not was_killed and time.monotonic() - started < SHORTEST_LIFE:
             raise ValueError(f"a replica ended right after its start (exit code {process.exitcode}); its log says why")
         return self._started()
 
@@ -197,22 +229,21 @@ def with_threads(config: ServingConfig, replicas: int) -> ServingConfig:
     return dataclasses.replace(config, threads=max(1, (os.cpu_count() or 1) // replicas))
 
 
-def link(listening: socket.socket, host: str, key: str | None, *, is_secure: bool) -> str:
+def link(port: int, host: str, key: str | None, *, is_secure: bool) -> str:
     """Return the address of the service, with a key if there is one.
 
     Args:
-        listening: The socket.
+        port: The port.
         host: The host that it listens at; for all interfaces, the address names this machine.
         key: The key of a tenant, which the page takes out of the address.
         is_secure: Whether it uses TLS.
 
     Example:
-        >>> with listen("127.0.0.1", 0) as listening:
-        ...     link(listening, "127.0.0.1", "ml_key", is_secure=False).startswith("http://127.0.0.1:")
-        True
+        >>> link(8000, "0.0.0.0", "ml_key", is_secure=False)
+        'http://127.0.0.1:8000/#key=ml_key'
     """
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    address = f"{'https' if is_secure else 'http'}://{name}:{listening.getsockname()[1]}/"
+    address = f"{'https' if is_secure else 'http'}://{name}:{port}/"
     return address if key is None else f"{address}#key={key}"
 
 

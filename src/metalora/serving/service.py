@@ -42,6 +42,7 @@ TASK_ID = re.compile(r"t_[A-Za-z0-9_-]{22}")
 READERS = 4  # requests whose inputs are prepared at once
 WRITERS = 16  # calls of the store that may wait for its disk at once
 ATTEMPTS = 20  # to add examples, if others change the task at the same time
+NO_TENANT = 0  # has the turn of one tenant in the adapting lane: work of the service itself; tenants begin at 1
 REMEMBERED_REQUESTS = 32  # idempotency keys of a task's additions
 
 
@@ -98,6 +99,11 @@ class Service:
     def kind(self) -> str:
         """What the service takes: "images" or "texts"."""
         return self._reader(self.engine).kind
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether all lanes of all learners run."""
+        return all(engine.is_alive for engine in self.engines.values())
 
     def close(self) -> None:
         """Finish what was accepted, and close the store."""
@@ -297,6 +303,21 @@ class Service:
             return await self.stored(self.store.replace_task, tenant, task_id, new, version=task.version)
         except KeyError:  # it was deleted in between
             raise not_found() from None
+
+    async def remade(self, task: StoredTask, examples: Sequence[Example]) -> NewTask:
+        """Return the next version of a task, made by the current learner from all its examples; nothing is stored.
+
+        Args:
+            task: The task.
+            examples: Its examples.
+
+        Raises:
+            ServiceError: The examples are no task for the current learner, or too many inputs wait.
+        """
+        contents = [content_of(example) for example in examples]
+        encoded = await self._prepared(self._reader(self.engine).prepare, contents, "stored")
+        made = await self._made(NO_TENANT, encoded, _merged(examples, task.summary["kind"]))
+        return NewTask(self.engine.fingerprint, made.content, task.summary | made.summary, examples)
 
     async def _encoded(self, every: Sequence[Example], new_items: Sequence[Any]) -> list[Tensor]:
         """Return all examples prepared; an error names one of the new, since the old were read before."""
