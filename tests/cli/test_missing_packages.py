@@ -12,7 +12,12 @@ from support.command import metalora_command
 from support.fresh_process import run_fresh
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+    "sklearn": "scikit-learn",
+}
 OPTIONAL = (*EXTRAS, "scipy", "datasets")
 
 CORE_ONLY = f"""
@@ -58,6 +63,7 @@ VERBS = {  # missing module -> a command that needs it
     "transformers": "plan --model roberta-base --targets query",
     "peft": "bench --what attach --methods lora --rounds 1 --layers 1",
     "matplotlib": "bench --plot {}/plot.png --methods --peers --rounds 1 --layers 1 --batch 1 --tokens 2",
+    "psycopg": "tenants list --store postgresql://host/x",
 }
 
 
@@ -68,7 +74,7 @@ def test_a_verb_says_which_extra_brings_a_missing_package(module, arguments, tmp
     monkeypatch.setattr(tasks, "ENCODER", dict(hidden_size=8, num_attention_heads=2, intermediate_size=8))
     monkeypatch.setattr(memory, "peak_bytes", lambda config, name: 0)
     imported = [name for name in sys.modules if name.partition(".")[0] == module]
-    for name in (*imported, "metalora.bench.attaching"):
+    for name in (*imported, "metalora.bench.attaching", "metalora.serving.store.postgres"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     code, out, err = metalora_command(*arguments.format(tmp_path).split())

@@ -24,7 +24,7 @@ class ServingConfig(Configuration):
         max_examples: Largest number of labelled inputs of a task.
         max_request_mb: Largest request, in megabytes.
         max_pixels: Largest picture, in pixels.
-        task_bytes: Largest size of a stored task, in bytes; its readout is made compact.
+        task_bytes: Largest size of the readout of a stored task, in bytes; a larger one is made compact.
         deadline_s: Time for a request, in seconds.
         stop_s: Time to finish accepted requests when the service stops, in seconds.
         readapt: Make the tasks of older learners anew with the current one, in the background.
