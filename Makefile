@@ -53,6 +53,8 @@ bench: setup
 	$(BIN)/metalora bench --model timm:resnet18 --targets conv --methods lora metalora-cp --batch 32 \
 		--condition.source stages --out runs/bench.jsonl
 	$(BIN)/metalora bench --what tasks --out runs/bench.jsonl
+	$(BIN)/metalora bench --what serving --batch 64 --tokens 32 --out runs/bench.jsonl
+	$(BIN)/metalora bench --what serving --batch 64 --model timm:resnet18 --targets conv --out runs/bench.jsonl
 	$(BIN)/metalora bench --what attach --layers 56 --methods lora metatt-4d lotr --out runs/bench.jsonl \
 		--targets query key value attention.output.dense intermediate.dense output.dense
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition_table import ConditionTable
     from metalora.adapters.merge import merge, unmerge
     from metalora.adapters.new_task import new_task
+    from metalora.adapters.replica import replica
     from metalora.adapters.targets import Target, find_targets
     from metalora.checkup import check
     from metalora.cost import summarise as plan
@@ -58,6 +59,7 @@ _HOMES = {  # public name -> its module, and its name there
     "new_task": ("metalora.adapters.new_task", "new_task"),
     "plan": ("metalora.cost", "summarise"),
     "quantise_and_attach": ("metalora.fitting.quantised_start", "quantise_and_attach"),
+    "replica": ("metalora.adapters.replica", "replica"),
     "save": ("metalora.io.adapter_file", "save"),
     "start_from_data": ("metalora.fitting.data_start", "start_from_data"),
     "sweep": ("metalora.ranks.sweep", "sweep"),
@@ -94,6 +96,7 @@ __all__ = [
     "new_task",
     "plan",
     "quantise_and_attach",
+    "replica",
     "save",
     "start_from_data",
     "sweep",

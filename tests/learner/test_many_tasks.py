@@ -1,5 +1,7 @@
 """Rows of many tasks in one pass: each task gets what it gets alone, whatever its labels, readout and adapter are."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -156,3 +158,103 @@ def test_texts_of_many_lengths_keep_their_tenants():
         start = sum(counts[:k])
         alone = [task.decision_function([query])[0] for query in queries[start : start + counts[k]]]
         np.testing.assert_allclose(output.logits.numpy(), np.stack(alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("generator", ("mapping-net", "gradient-step", "component"))
+def test_many_support_sets_are_adapted_as_each_alone(generator):
+    torch.manual_seed(0)
+    layers = (nn.Linear(WIDTH, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 24))
+    learner = MetaLearner(nn.Sequential(*layers), adapter=ADAPTERS["support"], generator=generator, batch_size=16)
+    randomise(learner.adapter, 0.4)
+    check_adapted_as_alone(learner)
+
+
+@pytest.mark.parametrize("adapter", ("static", "per example", "none"))
+def test_many_support_sets_of_other_adapters(adapter):
+    check_adapted_as_alone(learner_of(adapter))
+
+
+def check_adapted_as_alone(learner):
+    alone = tasks_of(learner, ("classes", "three classes", "classes"))
+    together = learner.adapt_many([task.support for task in alone], kind="classes")
+    x = items(9, seed=8)
+    for left, right in zip(together, alone, strict=True):
+        assert left.support == right.support and left.classes_.tolist() == right.classes_.tolist()
+        if right.condition is not None:
+            torch.testing.assert_close(left.condition.vector(), right.condition.vector(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(left.decision_function(x), right.decision_function(x), rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(left.predict(x), right.predict(x))
+
+
+def test_support_sets_keep_their_groups_and_a_wrong_one_is_refused():
+    learner, x = learner_of(), items(24, seed=0)
+    labels = np.where(x[:, 0] > 0, "ripe", "green").tolist()
+    groups = [number // 2 for number in range(24)]
+    together = learner.adapt_many([(x, labels, groups), (x, labels)])
+    for task, own in zip(together, (groups, None), strict=True):
+        alone = learner.adapt(x, labels, groups=own)
+        np.testing.assert_allclose(task.decision_function(x), alone.decision_function(x), rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="24 inputs but 23 labels"):
+        learner.adapt_many([(x, labels), (x, labels[1:])])
+    assert learner.adapt_many([]) == []
+
+
+def test_threads_get_bit_for_bit_what_one_thread_gets():
+    learner = learner_of()
+    tasks, x = tasks_of(learner), items(12, seed=4)
+    tensors = torch.from_numpy(x)
+
+    def of_many():
+        outputs = outputs_of_many(learner, tensors, tasks, [5, 3, 4])
+        return torch.cat([torch.cat([o.novelty, o.logits.flatten(), o.embeddings.flatten()]) for o in outputs])
+
+    calls = [
+        of_many,
+        lambda: learner.encode(x, tasks[0].condition),
+        lambda: learner.encode(x, tasks[1].condition),
+        lambda: torch.from_numpy(tasks[2].decision_function(x)),
+    ]
+    right, problems, entered = [call() for call in calls], [], threading.Barrier(len(calls))
+
+    def work(number):
+        entered.wait()
+        for _ in range(15):
+            try:
+                if not torch.equal(calls[number](), right[number]):
+                    problems.append(number)
+            except Exception as error:
+                problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_the_nearest_examples_of_a_query(readout):
+    learner = learner_of(readout=readout)
+    task, x = tasks_of(learner)[0], items(24, seed=0)
+    phi = learner.encode(x[[5, 17]], task.condition)
+    positions, distances = task.readout.neighbours(phi, 3)
+    assert positions[:, 0].tolist() == [5, 17] and distances.shape == (2, 3)
+    brute = torch.cdist(task.readout.embed(phi).double(), task.readout.support.double())
+    torch.testing.assert_close(distances.double(), brute.gather(1, positions), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(distances.double(), brute.sort(1).values[:, :3], rtol=1e-3, atol=1e-3)
+    for k in (0, 25):
+        with pytest.raises(ValueError, match=f"k must be from 1 to 24, the items of the support set, not {k}"):
+            task.readout.neighbours(phi, k)
+
+
+def test_the_fingerprint_of_a_learner_may_be_handed_over(monkeypatch):
+    learner = learner_of()
+    task, fingerprint = tasks_of(learner)[0], learner.fingerprint
+    content = task.to_bytes()
+    monkeypatch.setattr(MetaLearner, "fingerprint", property(lambda self: pytest.fail("computed anew")))
+    loaded = AdaptedTask.from_bytes(content, learner, fingerprint=fingerprint)
+    x = items(5, seed=2)
+    np.testing.assert_array_equal(loaded.decision_function(x), task.decision_function(x))
+    with pytest.raises(ValueError, match="task: made by another learner"):
+        AdaptedTask.from_bytes(content, learner, fingerprint="0" * 32)

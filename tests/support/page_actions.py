@@ -13,7 +13,7 @@ def picture(name, colour, size=(32, 32)):
     return {"name": name, "mimeType": kind, "buffer": content.getvalue()}
 
 
-COLOURS = {"red-1": (250, 0, 0), "blue-1": (0, 0, 250), "red-2": (220, 0, 0), "blue-2": (0, 0, 220)}
+COLOURS = {f"{name}-{number}": colour for number in (1, 2, 3) for name, colour in (("red", "#f00"), ("blue", "#00f"))}
 
 
 def add_pictures(page, colours=COLOURS):
@@ -51,12 +51,13 @@ def put(page, name, number):
 
 
 def label_pictures(page):
-    """Add the pictures of `COLOURS`, and put the first two into the groups red and blue."""
+    """Add the pictures of `COLOURS`, and put all but the last two into the groups red and blue."""
     add_pictures(page)
     name_groups(page, "red", "blue")
-    put(page, "red-1", 1)
-    put(page, "blue-1", 2)
-    item(page, "red-2.png; predicted").wait_for()
+    for number in (1, 2):
+        put(page, f"red-{number}", 1)
+        put(page, f"blue-{number}", 2)
+    item(page, "red-3.png; predicted").wait_for()
 
 
 def save(page, name):

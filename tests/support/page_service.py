@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,21 +53,25 @@ def refusal(status, code, message, place=None, **headers):
     return JSONResponse({"error": {"code": code, "message": message, "field": place}}, status, headers)
 
 
-def start(kind):
-    """Start a stand-in on a free port; return it with a function that stops it."""
-    standin = Standin(kind)
-    server = uvicorn.Server(uvicorn.Config(_app(standin), port=0, log_level="error"))
+@contextmanager
+def served(app):
+    """Serve an app on a free port; the context is its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         thread.join(0.01)
-    standin.address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
-    def stop():
-        server.should_exit = True
-        thread.join()
 
-    return standin, stop
+@contextmanager
+def standin_of(kind):
+    """Serve a stand-in for a service of pictures or of texts."""
+    standin = Standin(kind)
+    with served(_app(standin)) as standin.address:
+        yield standin
 
 
 def _app(standin):

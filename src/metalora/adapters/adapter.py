@@ -27,6 +27,7 @@ from metalora.adapters.conditioning.rows import TokenValues, check_packed, value
 from metalora.adapters.forward_state import Forward, ForwardState
 from metalora.adapters.layout import Layout, scales_by_path
 from metalora.adapters.offloading import ParameterStore
+from metalora.adapters.sharing import Sharing
 from metalora.adapters.skipped import SkippedWeight, skipped_sentences
 from metalora.config import AdapterConfig
 from metalora.methods.method import FROM_DATA, Method
@@ -90,7 +91,7 @@ class Adapter(nn.Module):
         self.reads_prompt = False  # whether a condition is made from the prompt of a causal language model
         self.fixed_condition: Condition | None = None
         self.accepted_origins: set[str] = set()  # of condition files that were compared with this adapter
-        self.swaps = [0]  # how often `swap` has replaced the numbers; a list, which replicas share
+        self.sharing = Sharing()
         self.digest_in_file: str | None = None  # before its numbers were rounded, of an adapter that was loaded
         self.blocks = Blocks()
         self.state = ForwardState()
@@ -342,7 +343,7 @@ class Adapter(nn.Module):
 
     def as_maker(self) -> Maker:
         """Return what a condition says of this adapter, with the numbers that it has now."""
-        return Maker(ref(self), self.swaps[0])
+        return Maker(ref(self), self.sharing.swaps)
 
     def task(self, ids: Tensor | Sequence[int] | int) -> Condition:
         """Return the condition of tasks by number: one for each of `ids` (n,), or one for all for a single number.

@@ -16,6 +16,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
 from metalora.adapters.conditioning.condition import Condition
 from metalora.config import TrainConfig, from_dict
+from metalora.learner.adapt_many import adapt_tasks
 from metalora.learner.backbone import Backbone, load_backbone
 from metalora.learner.config import LearnerConfig
 from metalora.learner.data import (
@@ -372,6 +373,23 @@ class MetaLearner:
             ValueError: Inputs or labels do not fit each other or the backbone, or there are fewer than two classes.
         """
         return adapt_task(self, inputs, labels, kind, groups=groups)
+
+    def adapt_many(self, support_sets: Sequence[tuple[Sequence[Any], ...]], *, kind: str = "auto") -> list[AdaptedTask]:
+        """Adapt to several tasks; their support sets share the passes of the network.
+
+        The generators "gradient-step" and "component" have a pass more for each support set.
+
+        Args:
+            support_sets: (inputs, labels) or (inputs, labels, groups) of each task; see `adapt`.
+            kind: What the labels of all of them are; see `adapt`.
+
+        Returns:
+            A task for each support set: what `adapt` gives for it.
+
+        Raises:
+            ValueError: As `adapt`; no task is made then.
+        """
+        return adapt_tasks(self, support_sets, kind)
 
     # ---- files -----------------------------------------------------------------------------------------------------
     def save_pretrained(self, folder: str | Path) -> Path:

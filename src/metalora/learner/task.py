@@ -250,13 +250,20 @@ def adapt_task(
     with learner.features.factor_use.others(factors):
         condition = task_condition(learner, items, encoder)
         support = learner.encode(items, condition)
-    check_finite(support, items)
-    assert encoder.targets is not None
-    targets = encoder.targets
-    with torch.no_grad():
-        readout = learner.readout.fit(support, targets, frozen_width=learner.frozen_width, groups=group_codes)
     examples = LabelledItems(items, list(labels), None if groups is None else list(groups))
-    return AdaptedTask(learner, readout, encoder, condition, factors, examples)
+    return AdaptedTask(
+        learner, fit_readout(learner, support, encoder, examples, group_codes), encoder, condition, factors, examples
+    )
+
+
+@torch.no_grad()
+def fit_readout(
+    learner: MetaLearner, support: Tensor, labels: TaskLabels, examples: LabelledItems, groups: Tensor | None
+) -> FittedReadout:
+    """Return the readout of a support set with features (n, d); ValueError if a feature is not finite."""
+    check_finite(support, examples.inputs)
+    assert labels.targets is not None
+    return learner.readout.fit(support, labels.targets, frozen_width=learner.frozen_width, groups=groups)
 
 
 @torch.no_grad()

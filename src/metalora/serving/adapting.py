@@ -149,9 +149,10 @@ def _judged(labels: TaskLabels, readout: FittedReadout, features: Tensor, truth:
 
 def _neighbours(readout: FittedReadout, features: Tensor, count: int) -> list[list[Neighbour]]:
     """Return the nearest examples of queries, in the features that are weighted by what they tell of the task."""
-    distances = torch.cdist(readout.embed(features), readout.support)  # (m, n)
-    nearest = distances.topk(min(count, distances.shape[1]), largest=False)
-    pairs = zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
+    if not count:
+        return [[] for _ in features]
+    indices, distances = readout.neighbours(features, min(count, len(readout.support)))
+    pairs = zip(indices.tolist(), distances.tolist(), strict=True)
     return [
         [Neighbour(example=number, distance=value) for number, value in zip(numbers, values, strict=True)]
         for numbers, values in pairs

@@ -209,7 +209,7 @@ class Turns:
     Example:
         >>> turns = Turns(longest=0.01)
         >>> with turns.first():
-        ...     turns.wait()  # returns after 0.01 s
+        ...     seconds = turns.wait()  # returns after 0.01 s
     """
 
     def __init__(self, longest: float):

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from support.page_service import KEY, start
+from support.page_service import KEY, standin_of
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-extensions")
 
 
 @pytest.fixture(scope="module")  # not longer: playwright keeps an event loop running, which other tests could not bear
@@ -18,9 +19,7 @@ def browser():
     if program is None:
         pytest.skip(f"needs one of the programs {', '.join(BROWSERS)}")
     with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(
-            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-extensions"]
-        )
+        launched = started.chromium.launch(executable_path=program, args=list(FLAGS))
         yield launched
         launched.close()
 
@@ -28,10 +27,8 @@ def browser():
 @pytest.fixture(scope="module")
 def standins():
     """A stand-in for a service of pictures, and one of texts."""
-    started = {kind: start(kind) for kind in ("images", "texts")}
-    yield SimpleNamespace(**{kind: standin for kind, (standin, _) in started.items()})
-    for _, stop in started.values():
-        stop()
+    with standin_of("images") as images, standin_of("texts") as texts:
+        yield SimpleNamespace(images=images, texts=texts)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Keys, and what the page says when the service refuses."""
 
-from support.page_actions import group, item, label_pictures, name_groups, names_in, save
+from support.page_actions import group, item, label_pictures, name_groups, names_in, put, save
 from support.page_service import KEY, refusal
 
 UNKNOWN = "The service does not know this key."
@@ -41,14 +41,14 @@ def test_a_key_that_is_revoked_on_the_way_keeps_the_inputs(service, open_page):
     page.get_by_text(UNKNOWN).wait_for()
     page.get_by_label("Key", exact=True).fill(KEY)
     page.get_by_role("button", name="Open").click()
-    item(page, "red-2.png; predicted scarlet").wait_for()
-    assert names_in(group(page, 1)) == ["red-1"]
+    item(page, "red-3.png; predicted scarlet").wait_for()
+    assert names_in(group(page, 1)) == ["red-1", "red-2"]
 
 
 def test_an_error_is_shown_at_its_input_and_old_predictions_go(service, open_page):
     page = open_page(service)
     label_pictures(page)
-    place = "inputs.images[1]"
+    place = "inputs.images[2]"
     service.refusals["preview"] = [refusal(422, "invalid_input", f"{place}: this file is truncated", place)]
     name_groups(page, "scarlet")
     page.get_by_role("alert").get_by_text("blue-1.png: this file is truncated").wait_for()
@@ -56,7 +56,7 @@ def test_an_error_is_shown_at_its_input_and_old_predictions_go(service, open_pag
     assert page.locator("[role=option] .error").count() == 1
     assert page.locator("#open-list .answer").count() == page.locator("#accuracy .bar").count() == 0
     name_groups(page, "crimson")
-    item(page, "red-2.png; predicted crimson").wait_for()
+    item(page, "red-3.png; predicted crimson").wait_for()
     assert page.locator(".error:visible, .banner:visible").count() == 0
 
 
@@ -65,7 +65,7 @@ def test_an_error_of_a_query_is_shown_at_the_query(service, open_page):
     label_pictures(page)
     service.refusals["preview"] = [refusal(422, "invalid_input", "too many pixels", "queries.images[1]")]
     name_groups(page, "scarlet")
-    item(page, "blue-2.png; error: too many pixels").wait_for()
+    item(page, "blue-3.png; error: too many pixels").wait_for()
 
 
 def test_a_busy_service_is_asked_again(service, open_page):
@@ -75,7 +75,7 @@ def test_a_busy_service_is_asked_again(service, open_page):
     service.refusals["preview"] = [refusal(429, "busy", "the service is busy", **busy)]
     name_groups(page, "scarlet")
     page.get_by_text("the service is busy Trying again in 1 s.").wait_for()
-    item(page, "red-2.png; predicted scarlet").wait_for()
+    item(page, "red-3.png; predicted scarlet").wait_for()
     assert not page.locator("#banner").is_visible()
 
 
@@ -88,10 +88,20 @@ def test_a_service_that_does_not_answer_is_said_and_a_second_try_saves_once(serv
     page.unroute("**/v1/tasks")
     page.get_by_role("button", name="Save the task").click()
     page.locator(".task").wait_for()
-    keys = [
-        headers["idempotency-key"] for method, path, headers, _ in service.asked if (method, path) == ("POST", "tasks")
-    ]
+    saves = [headers for method, path, headers, _ in service.asked if (method, path) == ("POST", "tasks")]
+    keys = [headers["idempotency-key"] for headers in saves]
     assert len(keys) == 2 and keys[0] == keys[1]
+
+
+def test_groups_without_a_name_are_not_left_out_of_a_task(service, open_page):
+    page = open_page(service)
+    label_pictures(page)
+    page.get_by_role("button", name="Add a group").click()
+    page.get_by_label("Name of group 3").fill("red")
+    put(page, "red-3", 3)
+    save(page, "colours")
+    page.locator("#save-error", has_text="Give each group a name of its own.").wait_for()
+    assert not service.tasks
 
 
 def test_a_refused_task_is_said_at_the_form(service, open_page):
@@ -100,4 +110,4 @@ def test_a_refused_task_is_said_at_the_form(service, open_page):
     service.refusals["tasks"] = [refusal(403, "limit_reached", "you have 1000 tasks: delete some")]
     save(page, "colours")
     page.locator("#save-error", has_text="you have 1000 tasks: delete some").wait_for()
-    assert names_in(group(page, 1)) == ["red-1"]
+    assert names_in(group(page, 1)) == ["red-1", "red-2"]

@@ -27,9 +27,9 @@ def page(service, open_page):
 def test_a_task_is_saved_and_listed(page, service):
     body = service.bodies("tasks")[-1]
     assert {key: body[key] for key in ("labels", "kind", "name", "keep_examples")} == {
-        "labels": ["red", "blue"], "kind": "classes", "name": "Colours", "keep_examples": True
+        "labels": ["red", "red", "blue", "blue"], "kind": "classes", "name": "Colours", "keep_examples": True
     }  # fmt: skip
-    assert page.locator(".task .hint").inner_text() == "blue, red: 2 examples, 93 % right, 7.1 kB"
+    assert page.locator(".task .hint").inner_text() == "blue, red: 4 examples, 93 % right, 7.1 kB"
     page.reload()
     page.get_by_role("heading", name="Colours").wait_for()
 
@@ -48,7 +48,7 @@ def test_examples_are_added_to_a_task_that_keeps_them(page, service):
     page.get_by_label("Group of these examples").fill("green")
     page.get_by_label("Pictures", exact=True).set_input_files([picture("a.png", "green")])
     page.get_by_role("button", name="Add", exact=True).click()
-    page.get_by_text("blue, green, red: 3 examples, 93 % right, 7.1 kB, version 2").wait_for()
+    page.get_by_text("blue, green, red: 5 examples, 93 % right, 7.1 kB, version 2").wait_for()
     page.get_by_text("1 example added.").wait_for()
     assert service.bodies("tasks/t_1/examples")[0]["labels"] == ["green"]
 

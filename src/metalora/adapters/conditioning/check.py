@@ -74,7 +74,7 @@ def same_adapter(maker: Adapter, adapter: Adapter) -> bool:
         >>> same_adapter(adapter, copied)
         False
     """
-    if maker.swaps is adapter.swaps:  # one object, or a replica, which has the same parameters
+    if maker is adapter:
         return True
     if maker.config != adapter.config:  # whose seed makes the frozen factors, which no state has
         return False

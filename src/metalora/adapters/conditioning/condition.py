@@ -96,7 +96,7 @@ class Maker:
             ValueError: Its numbers have been replaced since by those of another file.
         """
         adapter = self.reference()
-        if adapter is not None and adapter.swaps[0] != self.swaps:
+        if adapter is not None and adapter.sharing.swaps != self.swaps:
             raise ValueError(
                 "the condition was made before swap put the numbers of another file into its adapter: make it again"
             )

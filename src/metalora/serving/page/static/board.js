@@ -1,5 +1,7 @@
 // The inputs of a person, their groups, and which of them are selected.
 
+const LEAST = 2; // examples that a group needs before it can be learnt
+
 /**
  * Inputs and groups. A change calls every listener with what has changed: "inputs" (inputs or their
  * groups), "names" (of groups), "selection", or "answers".
@@ -51,6 +53,12 @@ export class Board {
     if (!name) return "Give the group a name.";
     const first = this.groups.find((other) => other.name.trim() === name);
     return first === group ? "" : "Another group has this name.";
+  }
+
+  /** Whether a group has examples, but too few. */
+  needsMore(group) {
+    const count = this.itemsOf(group.id).length;
+    return count > 0 && count < LEAST;
   }
 
   #freeName() {

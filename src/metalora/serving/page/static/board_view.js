@@ -54,15 +54,16 @@ class BoardView {
     });
     const count = element("span", { class: "count" });
     const remove = button("×", () => this.#removeGroup(group), { class: "quiet" });
+    const need = element("p", { class: "hint" }, "One more example is needed.");
     const list = this.#list(group.id);
-    const section = element("section", { class: "group" }, element("div", { class: "title-row" }, key, name, count, remove), error, list);
+    const section = element("section", { class: "group" }, element("div", { class: "title-row" }, key, name, count, remove), error, need, list);
     acceptDrops(section, this.board, group.id, this.addFiles);
     this.#moveOnTap(section, group.id);
-    return { section, key, name, count, error, remove, list };
+    return { section, key, name, count, error, need, remove, list };
   }
 
   #drawGroup(group, index) {
-    const { section, key, name, count, error, remove, list } = this.#sections.get(group.id);
+    const { section, key, name, count, error, need, remove, list } = this.#sections.get(group.id);
     const items = this.board.itemsOf(group.id);
     if (name.value !== group.name) name.value = group.name;
     name.setAttribute("aria-label", `Name of group ${index + 1}`);
@@ -70,6 +71,7 @@ class BoardView {
     remove.setAttribute("aria-label", `Remove group ${group.name}`);
     key.textContent = index < KEYS ? index + 1 : "";
     count.textContent = items.length;
+    need.hidden = !this.board.needsMore(group);
     error.textContent = this.board.nameError(group);
     name.setAttribute("aria-invalid", String(error.textContent !== ""));
     this.#drawList(list, group.id, `Group ${group.name}, ${counted(items.length, "input")}`);

@@ -9,7 +9,7 @@ export function fileAdder(board) {
   return async (pairs, groupId) => {
     const inputs = [];
     const unreadable = [];
-    for (const [file, path] of pairs.filter(([candidate]) => isPicture(candidate))) {
+    for (const [file, path] of inOrder(pairs).filter(([candidate]) => isPicture(candidate))) {
       try {
         inputs.push({ name: file.name, picture: await shrink(file), folder: groupOfPath(path) });
       } catch {
@@ -22,6 +22,12 @@ export function fileAdder(board) {
     byId("unreadable").replaceChildren(...unreadable.map((sentence) => element("li", {}, sentence)));
     announce(`${counted(inputs.length, "picture")} added.`);
   };
+}
+
+/** Files of a folder in the order of their names; a browser gives them in any. */
+function inOrder(pairs) {
+  const fromFolder = pairs.some(([, path]) => path.includes("/"));
+  return fromFolder ? [...pairs].sort(([, a], [, b]) => a.localeCompare(b, undefined, { numeric: true })) : pairs;
 }
 
 /** Show the field for what the service takes, and add what a person puts in. */

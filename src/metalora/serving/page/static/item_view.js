@@ -2,7 +2,8 @@
 
 import { element, percent } from "./dom.js";
 
-const UNLIKE = 0.9; // from this abstention on, a prediction is marked
+const CHANCE = 0.1; // of a mark for an input that is like the examples
+export const EXAMPLES_FOR_MARKS = 1 / CHANCE - 1; // with fewer examples no input can be told to be unlike them
 
 /** The picture or the text of an input. */
 export const media = (item) =>
@@ -13,10 +14,10 @@ export function answerLines(answer) {
   if (answer.label === undefined) return [];
   const lines = [element("span", { class: "label" }, answer.label)];
   if (answer.probability !== null) {
-    lines.push(element("meter", { min: 0, max: 1, value: answer.probability }), element("span", {}, percent(answer.probability)));
+    lines.push(element("span", {}, percent(answer.probability)), element("meter", { min: 0, max: 1, value: answer.probability }));
   }
   const all = [element("span", { class: "answer" }, ...lines)];
-  if (isUnlike(answer)) all.push(element("span", { class: "unlike" }, "unlike your examples"));
+  if (answer.unlike) all.push(element("span", { class: "unlike" }, "unlike your examples"));
   if (answer.frozen && answer.frozen !== answer.label) {
     all.push(element("span", { class: "hint" }, "frozen network: ", element("span", {}, answer.frozen)));
   }
@@ -34,7 +35,7 @@ export function describe(item) {
   if (answer?.label !== undefined) {
     const share = answer.probability === null ? "" : `, ${percent(answer.probability)}`;
     parts.push(`predicted ${answer.label}${share}`);
-    if (isUnlike(answer)) parts.push("unlike your examples");
+    if (answer.unlike) parts.push("unlike your examples");
     const groups = [...new Set((answer.neighbours ?? []).map((neighbour) => neighbour.groupName))];
     if (groups.length) parts.push(`nearest examples: ${groups.join(", ")}`);
   }
@@ -42,15 +43,19 @@ export function describe(item) {
   return parts.join("; ");
 }
 
-/** Make a prediction out of a reply: of its labels, probabilities and abstentions, those at one place. */
-export function answerAt(reply, place) {
+/** Make a prediction out of a reply of a task of some examples: its label, probability and mark at one place. */
+export function answerAt(reply, place, examples) {
   const label = reply.labels[place];
   const probabilities = reply.probabilities?.[place];
   return {
     label: Array.isArray(label) ? label.join(", ") || "none" : String(label),
     probability: probabilities ? Math.max(...probabilities) : null,
-    abstention: reply.abstention[place],
+    unlike: isUnlike(reply.abstention[place], examples),
   };
 }
 
-const isUnlike = (answer) => answer.abstention >= UNLIKE;
+/**
+ * Whether an input is unlike the examples. The abstention is the share of the examples that lie nearer to the others
+ * than the input does; an input that is like them has a higher one with the probability below.
+ */
+const isUnlike = (abstention, examples) => (1 + examples * (1 - abstention)) / (examples + 1) <= CHANCE;

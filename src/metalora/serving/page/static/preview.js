@@ -1,7 +1,7 @@
 // The preview: each time the labels change, the service adapts to the examples and predicts the others.
 
 import { announce, byId, counted, element, percent, showBanner } from "./dom.js";
-import { answerAt } from "./item_view.js";
+import { answerAt, EXAMPLES_FOR_MARKS } from "./item_view.js";
 import { examplesOf, inputsOf, putAtItem } from "./requests.js";
 import { ask } from "./service.js";
 
@@ -34,7 +34,8 @@ export function showPreviews(board, kind, onError) {
 }
 
 async function preview(board, kind, signal) {
-  const examples = examplesOf(board);
+  const usable = board.groups.filter((group) => board.nameError(group) === "" && !board.needsMore(group));
+  const examples = examplesOf(board, usable);
   const queries = board.itemsOf(null).slice(0, MOST_QUERIES);
   clearErrors(board);
   if (new Set(examples.map(({ label }) => label)).size < 2) return showNothing(board);
@@ -74,7 +75,7 @@ function clearAnswers(board) {
 function showNothing(board) {
   clearAnswers(board);
   showBanner("");
-  byId("open-hint").textContent = "Put inputs into two groups or more. The others are then predicted at once.";
+  byId("open-hint").textContent = "Put two inputs or more into each of two groups. The others are then predicted at once.";
   byId("accuracy").replaceChildren(element("p", { class: "hint" }, "Shown as soon as two groups have examples."));
   board.changed("answers");
 }
@@ -83,19 +84,20 @@ function showAnswers(board, reply, examples, queries) {
   clearAnswers(board);
   queries.forEach((item, place) => {
     const neighbours = reply.neighbours[place].map(({ example }) => ({ ...examples[example].item, groupName: examples[example].label }));
-    const frozen = answerAt(reply.frozen, place).label;
-    item.answer = { ...answerAt(reply.adapted, place), frozen, neighbours };
+    const frozen = answerAt(reply.frozen, place, examples.length).label;
+    item.answer = { ...answerAt(reply.adapted, place, examples.length), frozen, neighbours };
   });
   showAccuracy(reply);
   const left = board.itemsOf(null).length - queries.length;
-  byId("open-hint").textContent = openHint(queries.length, left);
+  byId("open-hint").textContent = openHint(queries.length, left, examples.length);
   board.changed("answers");
 }
 
-function openHint(shown, left) {
+function openHint(shown, left, examples) {
   if (shown === 0) return "Inputs that you leave out of the groups are predicted here.";
   const more = left > 0 ? ` ${counted(left, "further input")} will be predicted when you label or remove some.` : "";
-  return `A wrong prediction? Put the input into its group.${more}`;
+  const marks = examples < EXAMPLES_FOR_MARKS ? ` From ${EXAMPLES_FOR_MARKS} examples on, inputs unlike them are marked.` : "";
+  return `A wrong prediction? Put the input into its group.${marks}${more}`;
 }
 
 function showAccuracy(reply) {

@@ -8,10 +8,9 @@ export async function inputsOf(items, kind) {
   return { images: await Promise.all(items.map(encoded)) };
 }
 
-/** The labelled items of the board: those in groups whose name is right. */
-export function examplesOf(board) {
-  const named = board.groups.filter((group) => board.nameError(group) === "");
-  return named.flatMap((group) => board.itemsOf(group.id).map((item) => ({ item, label: group.name.trim() })));
+/** The items of groups, each with its label. */
+export function examplesOf(board, groups) {
+  return groups.flatMap((group) => board.itemsOf(group.id).map((item) => ({ item, label: group.name.trim() })));
 }
 
 const cache = new WeakMap(); // the base64 text of each picture: every preview sends them all

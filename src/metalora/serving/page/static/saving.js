@@ -31,8 +31,11 @@ export function saveOnSubmit(board, kind, onSaved, onError) {
   });
 }
 
+/** Save all groups: one that is too small is refused by the service, not left out. */
 async function save(board, kind, requestKey) {
-  const examples = examplesOf(board);
+  const groups = board.groups.filter((group) => board.itemsOf(group.id).length > 0);
+  if (groups.some((group) => board.nameError(group) !== "")) throw new Error("Give each group a name of its own.");
+  const examples = examplesOf(board, groups);
   const items = examples.map(({ item }) => item);
   const body = {
     inputs: await inputsOf(items, kind),

@@ -20,7 +20,7 @@ export function predictPanel(task, kind) {
       const part = items.slice(start, start + AT_ONCE);
       const reply = await atItems(part, async () => ask("POST", `${address(task)}/predict`, { inputs: await inputsOf(part, kind) }));
       part.forEach((item, place) => {
-        item.answer = answerAt(reply, place);
+        item.answer = answerAt(reply, place, task.examples);
         results.append(resultRow(item));
       });
     }
