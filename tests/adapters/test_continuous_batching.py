@@ -216,8 +216,9 @@ def test_copies_and_detached_models():
     assert not {"generate_batch", "init_continuous_batching"} & vars(served.model).keys()
 
 
-def run_with(served, **settings):
-    return lambda: served.adapter.generate_batch(SAME, served.condition, continuous_batching_config=memory(**settings))
+def run_with(**settings):
+    served = Served()
+    served.adapter.generate_batch(SAME, served.condition, continuous_batching_config=memory(**settings))
 
 
 def disabled(served):
@@ -252,25 +253,7 @@ def of_the_body():
 
 
 def static(**arguments):
-    model = llama()
-    return lambda: attach(model, AdapterConfig("lora", 2, targets="q_proj")).generate_batch(SAME, **arguments)
-
-
-REFUSALS = {
-    "no condition": (lambda: Served().model.generate_batch(SAME), "comes from a support set"),
-    "no task": (lambda: Served("tasks").model.generate_batch(SAME), "has 4 tasks"),
-    "number of conditions": (lambda: Served().adapter.generate_batch(SAME[:3], Served().condition), "for 4 examples"),
-    "recorded steps": (run_with(Served(), use_cuda_graph=True), "use_cuda_graph=True"),
-    "compiled steps": (run_with(Served(), default_compile_level=1), "default_compile_level=1"),
-    "disabled": (lambda: disabled(Served()), "a thread of its own"),
-    "disabled, one adapter for all": (lambda: disabled_static(), "a thread of its own"),
-    "merged": (lambda: merged(Served()), "is merged"),
-    "a part of the model": (of_the_body, "a row holds several texts"),
-    "static": (static(task_ids=2), "no factor of this lora differs"),
-    "one name twice": (lambda: twice(Served()), "'one name' waits or runs already"),
-    "a prompt while others run": (lambda: while_running(Served("from the prompt")), "needs the model that is running"),
-    "no continuous batching": (lambda: no_continuous_batching(), "has no continuous batching"),
-}
+    attach(llama(), AdapterConfig("lora", 2, targets="q_proj")).generate_batch(SAME, **arguments)
 
 
 def disabled_static():
@@ -283,6 +266,23 @@ def disabled_static():
 def no_continuous_batching():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
     attach(model, AdapterConfig("lora", 2, targets="0")).generate_batch(SAME)
+
+
+REFUSALS = {
+    "no condition": (lambda: Served().model.generate_batch(SAME), "comes from a support set"),
+    "no task": (lambda: Served("tasks").model.generate_batch(SAME), "has 4 tasks"),
+    "number of conditions": (lambda: Served().adapter.generate_batch(SAME[:3], Served().condition), "for 4 examples"),
+    "recorded steps": (lambda: run_with(use_cuda_graph=True), "use_cuda_graph=True"),
+    "compiled steps": (lambda: run_with(default_compile_level=1), "default_compile_level=1"),
+    "disabled": (lambda: disabled(Served()), "a thread of its own"),
+    "disabled, one adapter for all": (disabled_static, "a thread of its own"),
+    "merged": (lambda: merged(Served()), "is merged"),
+    "a part of the model": (of_the_body, "a row holds several texts"),
+    "static": (lambda: static(task_ids=2), "no factor of this lora differs"),
+    "one name twice": (lambda: twice(Served()), "'one name' waits or runs already"),
+    "a prompt while others run": (lambda: while_running(Served("from the prompt")), "needs the model that is running"),
+    "no continuous batching": (no_continuous_batching, "has no continuous batching"),
+}
 
 
 @pytest.mark.parametrize("call, message", REFUSALS.values(), ids=REFUSALS)

@@ -19,7 +19,7 @@ IGNORED = -100  # the label of a token that no loss sees, in torch and in transf
 LOSS_INPUTS = ("num_items_in_batch", "fused_lm_head", "return_token_accuracy", "skip_logits")  # of Trainer, TRL, Liger
 _SEVERAL_TEXTS = (
     "a row holds several texts (packing, padding-free or continuous batches), and a condition that is made from a row "
-    "is one for all of them: switch the packing off, use condition scope 'constant', or attach the adapter to the model "
+    "is one for all of them: switch packing off, use condition scope 'constant', or attach the adapter to the model "
     "that has generate_batch"
 )
 PACKED = ("cu_seq_lens_q", "seq_idx")  # inputs with which transformers tells several texts in one row apart

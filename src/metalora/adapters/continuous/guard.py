@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from metalora.adapters.conditioning.condition import Condition
-from metalora.adapters.continuous.manager import check_config, check_reachable, prompts_of, serve_tenants
+from metalora.adapters.continuous.manager import check_can_serve, check_reachable, prompts_of, serve_tenants
 from metalora.adapters.generation import check_no_condition
 from metalora.adapters.replaced_method import NAME_AND_DOC, own_method, replace_method, restore_method
 
@@ -89,7 +89,7 @@ def _init_continuous_batching(
     check_reachable(adapter)
     if not adapter.per_example or adapter.merged:
         return own(*args, **kwargs)
-    check_config(args[1] if len(args) > 1 else kwargs.get("continuous_batching_config"))
+    check_can_serve(adapter, args[1] if len(args) > 1 else kwargs.get("continuous_batching_config"))
     manager = own(*args, **kwargs)
     serve_tenants(manager, adapter)
     return manager

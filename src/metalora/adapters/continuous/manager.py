@@ -22,8 +22,29 @@ FIXED_GRAPHS = ("use_cuda_graph", "use_async_batching", "varlen_compile_config",
 """Settings under which a step replays addresses of tensors that were read in another step."""
 
 
-def check_config(config: Any) -> None:
-    """Raise a ValueError if a configuration asks for what cannot have a condition for each request."""
+def check_can_serve(adapter: Adapter, config: Any) -> None:
+    """Check that each request can have a condition, before a manager changes the attention of the model.
+
+    Args:
+        adapter: The adapter.
+        config: The `ContinuousBatchingConfig` that the caller has passed, or None.
+
+    Raises:
+        ValueError: A target cannot have a condition for each token, the configuration records or compiles steps, or
+            this version of transformers runs its requests in another way.
+    """
+    check_packed(adapter)
+    _check_config(config)
+    from transformers.generation.continuous_batching import ContinuousBatchingManager
+
+    if not hasattr(ContinuousBatchingManager, "_create_batch_processor"):
+        raise ValueError(
+            "continuous batching with a condition for each request was made for transformers 5.23, and this version "
+            "runs its requests in another way: use generate, or another version of transformers"
+        )
+
+
+def _check_config(config: Any) -> None:
     for name in (*FIXED_GRAPHS, "default_compile_level", "q_padding_interval_size", "kv_padding_interval_size"):
         setting = getattr(config, name, None)
         if any(setting) if isinstance(setting, tuple) else setting:
@@ -41,19 +62,9 @@ def serve_tenants(manager: Any, adapter: Adapter) -> None:
     Args:
         manager: A `ContinuousBatchingManager` that has not been started.
         adapter: The adapter of its model.
-
-    Raises:
-        ValueError: A target cannot have a condition for each token, or the continuous batching of this version of
-            transformers works in another way.
     """
     if "add_request" in vars(manager):
         return
-    if not hasattr(manager, "_create_batch_processor"):
-        raise ValueError(
-            "continuous batching with a condition for each request was made for transformers 5.23, and this version "
-            "runs its requests in another way: use generate, or another version of transformers"
-        )
-    check_packed(adapter)
     settings = manager.continuous_batching_config
     settings.use_cuda_graph, settings.use_async_batching = (False, False), False
     settings.varlen_compile_config = settings.decode_compile_config = None
