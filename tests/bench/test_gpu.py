@@ -1,11 +1,12 @@
 """The GPU bench as a dry run on the CPU: its rows, its time budget and its errors."""
 
 import time
+import warnings
 
 import pytest
 import torch
 
-from metalora.bench.gpu import laws, sections
+from metalora.bench.gpu import launches, laws, sections
 from metalora.bench.gpu.__main__ import MINUTES, main
 from metalora.bench.gpu.budget import Budget, OutOfTime
 from metalora.bench.gpu.measure import measure
@@ -52,6 +53,46 @@ def test_a_section_times_each_case_next_to_the_frozen_model(name, adapters, tmp_
     assert cases["lora"]["num_params"] == cases["peft: lora"]["num_params"] and cases["lora"]["rank"] == 2
     decoded = {case["case"] for case in row["results"].get("decode", [])}
     assert decoded == (set(cases) if name.startswith("llama") else set())
+
+
+def test_launches_are_counted_for_each_case(tmp_path):
+    code, (row,) = rows_of(tmp_path, "--only", "launches")
+    cases = {case["case"]: case for case in row["results"]["cases"]}
+    assert code == 0 and list(cases) == ["frozen model", "peft: lora", "lora", "metatt-4d", "metalora-cp"]
+    assert row["results"]["targets"] == 4
+    assert all(case["forward_launches"] is None and case["backward_waits"] == [] for case in cases.values())
+
+
+def test_a_wait_for_the_card_is_named_by_its_line():
+    def run():
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    (place,) = launches.waits(run)
+    assert place.startswith("bench/test_gpu.py:") and place.partition(":")[2].isdigit()
+
+
+@pytest.mark.parametrize("name", ["serving roberta-base float32", "serving resnet50 float32"])
+def test_a_batch_of_tenants_gives_what_a_loop_gives(name, tmp_path):
+    code, (row,) = rows_of(tmp_path, "--only", name)
+    results = row["results"]
+    assert code == 0 and results["tenants"] == 2 and results["error_against_loop"] < 1e-5 < results["change"]
+    timed = [case["case"] for case in results["cases"] if case["forward_seconds"] > 0]
+    assert timed == [
+        "frozen model",
+        "one condition",
+        "the same condition for each row",
+        "a condition for each row",
+        "a loop over the conditions",
+        "peft: a LoRA for each row",
+    ]
+
+
+def test_steps_and_inference_run_as_they_would_be_captured(tmp_path):
+    code, (steps, *serving) = rows_of(tmp_path, "--only", "graphed")
+    assert code == 0 and len(steps["results"]["cases"]) == 4 and len(serving) == 2
+    for row in serving:
+        assert set(row["results"]["error_against_plain"].values()) == {0.0}
 
 
 def test_the_real_run_has_the_published_ranks_and_fits_into_eight_minutes():
