@@ -45,7 +45,7 @@ def test_every_readout_has_a_compact_form_that_a_file_stores(name):
 
 
 def correlated_task(width=3000, classes=10, seed=0):
-    """A support set of 60 and 200 queries whose features are mixtures of 30 numbers, which tell the class, and noise."""
+    """A support set of 60 and 200 queries: features are mixtures of 30 numbers, which tell the class, and noise."""
     generator = torch.Generator().manual_seed(seed)
     means, mixing = torch.randn(classes, 30, generator=generator), torch.randn(30, width, generator=generator)
 
