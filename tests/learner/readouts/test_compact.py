@@ -44,6 +44,30 @@ def test_every_readout_has_a_compact_form_that_a_file_stores(name):
     assert compact.leave_one_out.shape == fitted.leave_one_out.shape
 
 
+def correlated_task(width=3000, classes=10, seed=0):
+    """A support set of 60 and 200 queries: features are mixtures of 30 numbers, which tell the class, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    means, mixing = torch.randn(classes, 30, generator=generator), torch.randn(30, width, generator=generator)
+
+    def draw(count):
+        codes = torch.arange(count) % classes
+        numbers = means[codes] + torch.randn(count, 30, generator=generator)
+        return numbers @ mixing + torch.randn(count, width, generator=generator), codes
+
+    return *draw(60), *draw(200)
+
+
+def test_features_without_room_cost_little_if_the_others_tell_the_same():
+    losses = []
+    for seed in range(3):
+        support, codes, queries, truth = correlated_task(seed=seed)
+        fitted = make_readout("kernel-ridge").eval().fit(support, Targets.classes(codes, 10))
+        compact = fitted.compact(10_000)
+        assert len(compact.scaling.mean) < 500
+        losses.append(accuracy(fitted, queries, truth) - accuracy(compact, queries, truth))
+    assert sum(losses) / len(losses) <= 0.03  # with the coefficients of all features it was 0.45
+
+
 def test_a_large_support_set_is_reduced_to_representatives():
     fitted, queries, truth = fitted_to(items=500, width=100)
     compact = fitted.compact(MAX_BYTES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,9 +47,9 @@ def compacted(fitted: FittedReadout, max_bytes: int) -> FittedReadout:
 
     The weighted features are projected (`projection_onto`) onto the directions in which the logits change most and the
     principal directions of the support set. A large support set is first reduced to representatives (a Nystroem
-    approximation). Features of the smallest weights are left out if there is no room for all. Of the
-    numbers of dimensions and representatives that fit, those are chosen that change the probabilities of random queries
-    least; these queries have the class means and the covariance of the support set.
+    approximation). Features of the smallest weights are left out if there is no room for all, and a kernel rule is
+    fitted anew to the others. Of the numbers of dimensions and representatives that fit, those are chosen that change
+    the probabilities of random queries least; these queries have the class means and the covariance of the support set.
 
     Args:
         fitted: A fitted readout.
@@ -73,16 +74,70 @@ def compacted(fitted: FittedReadout, max_bytes: int) -> FittedReadout:
     wanted = _outputs(precise.rule.logits(queries, precise.support), precise)
     best: FittedReadout | None = None
     smallest_change = float("inf")
-    for candidate, reduced, columns in _candidates(precise, max_bytes):
+    for candidate, narrow in _candidates(precise, max_bytes):
         assert candidate.scaling.projection is not None
-        projected = candidate.scaling.projection.of_queries(queries[:, columns].float())
+        projected = candidate.scaling.projection.of_queries(narrow.features(queries).float())
         outputs = _outputs(candidate.rule.logits(projected, candidate.support), candidate)
         change = float((outputs - wanted).abs().mean())
         if change < smallest_change:
-            best, best_reduced, best_columns, smallest_change = candidate, reduced, columns, change
+            best, best_narrow, smallest_change = candidate, narrow, change
     if best is None:
         raise ValueError(f"a readout of {len(fitted.support)} examples has no form of at most {max_bytes} bytes")
-    return replace(best, nearest=_held_out_nearest(best, best_reduced, precise.support, best_columns)).rounded()
+    items = best_narrow.features(precise.support)
+    return replace(best, nearest=_held_out_nearest(best, best_narrow.fitted, items)).rounded()
+
+
+class _Narrow(NamedTuple):
+    """A readout that uses some of the features.
+
+    Attributes:
+        fitted: The readout, with the weighted features (m, d') of its representatives.
+        columns: Positions of its features among all, (d',).
+        factor: By what their weights are larger than before.
+    """
+
+    fitted: FittedReadout
+    columns: Tensor
+    factor: Tensor
+
+    def features(self, weighted: Tensor) -> Tensor:
+        """Return its weighted features, (n, d'), of all weighted features (n, d)."""
+        return weighted[:, self.columns] * self.factor
+
+
+def _narrowed(
+    fitted: FittedReadout, reduced: FittedReadout, representatives: Tensor | None, columns: Tensor
+) -> _Narrow:
+    """Return a readout that uses some of the features.
+
+    The weights of a kernel rule get the sum of squares again that they had, and its coefficients are fitted anew: those
+    of a kernel of all features are wrong for one of some of them.
+
+    Args:
+        fitted: The readout with the weighted features of the whole support set, (n, d).
+        reduced: The readout with those of the representatives, (m, d).
+        representatives: Positions of the representatives, (m,); None: all.
+        columns: Positions of the features, (d',).
+    """
+    energy = fitted.support.square().sum(0)
+    if len(columns) == len(energy):
+        return _Narrow(reduced, columns, energy.new_ones(()))
+    if not isinstance(fitted.rule, KernelRule):
+        return _Narrow(_with_columns(fitted, columns), columns, energy.new_ones(()))
+    factor = (energy.sum() / energy[columns].sum()).sqrt()
+    narrow = _with_columns(fitted, columns)
+    scaled = replace(narrow, scaling=narrow.scaling.weighted(factor), support=narrow.support * factor)
+    return _Narrow(_refit(scaled, representatives)[0], columns, factor)
+
+
+def _with_columns(fitted: FittedReadout, columns: Tensor) -> FittedReadout:
+    """Return a readout without the features that are not at `columns`, (d',); its rule is not fitted anew."""
+    return replace(
+        fitted,
+        scaling=fitted.scaling.only(columns),
+        support=fitted.support[:, columns],
+        rule=fitted.rule.only(columns),
+    )
 
 
 def _with_one_kernel(fitted: FittedReadout) -> FittedReadout:
@@ -134,23 +189,24 @@ def _outputs(logits: Tensor, fitted: FittedReadout) -> Tensor:
     return softmax(logits, -1) if fitted.targets.kind == "classes" else logits.sigmoid()
 
 
-def _candidates(fitted: FittedReadout, max_bytes: int) -> Iterator[tuple[FittedReadout, FittedReadout, Tensor]]:
-    """Yield compact forms of at most `max_bytes`, before the projection too, and the features that they use, (d',)."""
+def _candidates(fitted: FittedReadout, max_bytes: int) -> Iterator[tuple[FittedReadout, _Narrow]]:
+    """Yield compact forms of at most `max_bytes`, each with the readout that it is a projection of."""
     items = len(fitted.support)
     counts = [items] if items <= REPRESENTATIVES[0] else []
     if isinstance(fitted.rule, KernelRule):
         counts += [count for count in REPRESENTATIVES if count < items]
     for count in counts:
-        reduced = fitted
+        reduced, representatives = fitted, None
         if count < items:
             representatives = pivots(FeatureKernel()(fitted.support, fitted.support), count)
             reduced, _ = _refit(fitted, representatives)
         for size in DIMENSIONS:
             columns = _columns_that_fit(reduced, size, max_bytes)
             if len(columns) >= size:
-                candidate = _projected(reduced, columns, size)
+                narrow = _narrowed(fitted, reduced, representatives, columns)
+                candidate = _projected(narrow.fitted, size)
                 if stored_bytes(candidate) <= max_bytes:
-                    yield candidate, reduced, columns
+                    yield candidate, narrow
 
 
 def _columns_that_fit(fitted: FittedReadout, size: int, max_bytes: int) -> Tensor:
@@ -161,7 +217,8 @@ def _columns_that_fit(fitted: FittedReadout, size: int, max_bytes: int) -> Tenso
         return everything
     per_feature = size + 2 * (2 if _can_be_halved(fitted) else 4)  # levels, mean and factor
     per_column = 4  # its number, unless all are used
-    fixed = stored_bytes(_projected(fitted, everything[:size], size)) - size * (per_feature + per_column)
+    smallest = _projected(_with_columns(fitted, everything[:size]), size)
+    fixed = stored_bytes(smallest) - size * (per_feature + per_column)
     if fitted.scaling.columns is None and fixed - BYTES_PER_TENSOR + width * per_feature <= max_bytes:
         return everything
     room = (max_bytes - fixed) // (per_feature + per_column)
@@ -169,26 +226,22 @@ def _columns_that_fit(fitted: FittedReadout, size: int, max_bytes: int) -> Tenso
     return weights.topk(max(0, min(room, width))).indices.sort().values
 
 
-def _projected(fitted: FittedReadout, columns: Tensor, size: int) -> FittedReadout:
-    """Return a readout with some of the weighted features, projected to `size` dimensions, and rounded.
+def _projected(fitted: FittedReadout, size: int) -> FittedReadout:
+    """Return a readout whose weighted features are projected to `size` dimensions, and rounded.
 
     Args:
         fitted: A readout with m representatives of the support set, or with all items.
-        columns: Positions of the features that stay, (d',).
         size: Number of dimensions.
     """
-    width = len(fitted.scaling.mean)
-    scaling = fitted.scaling if len(columns) == width else fitted.scaling.only(columns)
-    representatives = fitted.support[:, columns]
-    projection = projection_onto(fitted.rule.directions(fitted.support)[columns], representatives, size)
+    projection = projection_onto(fitted.rule.directions(fitted.support), fitted.support, size)
     halved = ["support", "leave_one_out", "nearest"]
     if _can_be_halved(fitted):
         halved += ["mean", "factor"]
     compact = replace(
         fitted,
-        scaling=replace(scaling, projection=projection),
-        support=projection.of_items(representatives),
-        rule=fitted.rule.projected(projection, columns),
+        scaling=replace(fitted.scaling, projection=projection),
+        support=projection.of_items(fitted.support),
+        rule=fitted.rule.projected(projection),
         halved=tuple(halved),
     )
     return compact.rounded()
@@ -232,7 +285,7 @@ def pivots(kernel: Tensor, count: int) -> Tensor:
     return torch.tensor(sorted(chosen), device=kernel.device)
 
 
-def _held_out_nearest(compact: FittedReadout, reduced: FittedReadout, items: Tensor, columns: Tensor) -> Tensor:
+def _held_out_nearest(compact: FittedReadout, reduced: FittedReadout, items: Tensor) -> Tensor:
     """Return the projected distance of each item to its nearest representative, (n,), as if the item were a query.
 
     A projection onto the principal directions of a support set is closer to its items than to queries. The items of
@@ -241,13 +294,12 @@ def _held_out_nearest(compact: FittedReadout, reduced: FittedReadout, items: Ten
     Args:
         compact: The compact form.
         reduced: The readout before its projection.
-        items: Weighted features of the support set, (n, d).
-        columns: Positions of the features of the compact form, (d',).
+        items: Its weighted features of the support set, (n, d').
     """
     assert compact.scaling.projection is not None
     size = compact.scaling.projection.mixing.shape[0]
-    directions = reduced.rule.directions(reduced.support)[columns]
-    items, representatives = items[:, columns], reduced.support[:, columns]
+    directions = reduced.rule.directions(reduced.support)
+    representatives = reduced.support
     nearest = compact.nearest if compact.nearest is not None else nearest_distances(items)
     nearest = nearest.to(items)
     fold = torch.arange(len(items), device=items.device) % min(FOLDS, len(items))

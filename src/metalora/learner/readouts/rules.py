@@ -31,8 +31,12 @@ class Rule(ABC):
     def directions(self, support: Tensor) -> Tensor:
         """Return the directions (d, k) in which the logits change most with the features."""
 
-    def projected(self, projection: Projection, columns: Tensor) -> Self:
-        """Return the rule for the features at `columns`, (d',), after a projection; the default needs no change."""
+    def only(self, columns: Tensor) -> Self:
+        """Return the rule for the features at `columns`, (d',); the default needs no change."""
+        return self
+
+    def projected(self, projection: Projection) -> Self:
+        """Return the rule for features after a projection; the default needs no change."""
         return self
 
     def tensors(self) -> dict[str, Tensor]:
@@ -103,9 +107,13 @@ class LinearRule(Rule):
         """Return the slopes, (d, count)."""
         return self.slope
 
-    def projected(self, projection: Projection, columns: Tensor) -> LinearRule:
+    def only(self, columns: Tensor) -> LinearRule:
+        """Return the rule with the slopes of some features."""
+        return replace(self, slope=self.slope[columns])
+
+    def projected(self, projection: Projection) -> LinearRule:
         """Return the rule with projected slopes."""
-        return replace(self, slope=projection.of_directions(self.slope[columns]))
+        return replace(self, slope=projection.of_directions(self.slope))
 
 
 @dataclass(frozen=True)
@@ -135,9 +143,13 @@ class PrototypeRule(Rule):
         """Return the prototypes as columns, (d, classes)."""
         return self.prototypes.mT
 
-    def projected(self, projection: Projection, columns: Tensor) -> PrototypeRule:
+    def only(self, columns: Tensor) -> PrototypeRule:
+        """Return the rule with some features of the prototypes."""
+        return replace(self, prototypes=self.prototypes[:, columns])
+
+    def projected(self, projection: Projection) -> PrototypeRule:
         """Return the rule with projected prototypes."""
-        return replace(self, prototypes=projection.of_items(self.prototypes[:, columns]))
+        return replace(self, prototypes=projection.of_items(self.prototypes))
 
 
 @dataclass(frozen=True)
