@@ -15,10 +15,13 @@ REQUEST = encoded_request("POST", "/v1/tasks", "ml_a", {"a": 1}, "Idempotency-Ke
 
 
 class StandIn:
-    """A server in this process that answers after a time, one request after the other; every `fails`-th it drops."""
+    """A server in this process that answers after a time, one request after the other; every `fails`-th it drops.
 
-    def __init__(self, seconds=0.0, fails=0):
-        self.seconds, self.fails, self.requests = seconds, fails, []
+    With `keeps` it closes a connection after so many answers.
+    """
+
+    def __init__(self, seconds=0.0, fails=0, keeps=10**9):
+        self.seconds, self.fails, self.keeps, self.requests = seconds, fails, keeps, []
         self._one_at_a_time = asyncio.Lock()
 
     async def __aenter__(self):
@@ -31,7 +34,7 @@ class StandIn:
 
     async def serve(self, reader, writer):
         try:
-            while True:
+            for _ in range(self.keeps):
                 self.requests.append(await reader.readuntil(b"}"))
                 if self.fails and len(self.requests) % self.fails == 0:
                     break
@@ -67,6 +70,18 @@ def test_a_dropped_connection_is_opened_again():
             return [await connections.send(REQUEST) for _ in range(4)]
 
     assert [reply is NO_REPLY for reply in asyncio.run(scenario())] == [False, True, False, True]
+
+
+def test_a_connection_that_the_service_has_closed_while_idle_is_no_error():
+    async def scenario():
+        async with StandIn(keeps=1) as server, Connections(server.address, 1) as connections:
+            replies = []
+            for _ in range(3):
+                replies.append(await connections.send(REQUEST))
+                await asyncio.sleep(0.05)
+            return replies
+
+    assert [reply.status for reply in asyncio.run(scenario())] == [201, 201, 201]
 
 
 def test_a_late_service_is_seen_to_be_late():
