@@ -32,10 +32,6 @@ export class Board {
     return group;
   }
 
-  groupNamed(name) {
-    return this.groups.find((group) => group.name.trim() === name.trim()) ?? this.addGroup(name);
-  }
-
   removeGroup(id) {
     this.groups = this.groups.filter((group) => group.id !== id);
     for (const item of this.items) if (item.group === id) item.group = null;

@@ -56,7 +56,8 @@ class BoardView {
     const remove = button("×", () => this.#removeGroup(group), { class: "quiet" });
     const need = element("p", { class: "hint" }, "One more example is needed.");
     const list = this.#list(group.id);
-    const section = element("section", { class: "group" }, element("div", { class: "title-row" }, key, name, count, remove), error, need, list);
+    const title = element("div", { class: "title-row" }, key, name, count, remove);
+    const section = element("section", { class: "group" }, title, error, need, list);
     acceptDrops(section, this.board, group.id, this.addFiles);
     this.#moveOnTap(section, group.id);
     return { section, key, name, count, error, need, remove, list };
@@ -85,14 +86,17 @@ class BoardView {
 
   #moveOnTap(area, groupId) {
     area.addEventListener("click", (event) => {
-      if (this.board.selected.size && !event.target.closest("[role=option], button, input")) this.moveSelection(groupId);
+      const onPart = event.target.closest("[role=option], button, input");
+      if (this.board.selected.size && !onPart) this.moveSelection(groupId);
     });
   }
 
   // ---- lists of items --------------------------------------------------------------------------------------------
   #list(groupId) {
-    const list = element("div", { role: "listbox", "aria-multiselectable": "true", class: groupId === null ? "open items" : "items" });
-    list.setAttribute("aria-describedby", "board-help");
+    const list = element("div", {
+      role: "listbox", "aria-multiselectable": "true", "aria-describedby": "board-help",
+      class: groupId === null ? "open items" : "items",
+    });
     listKeys(list, this, groupId);
     return list;
   }
@@ -109,7 +113,8 @@ class BoardView {
   #option(item) {
     if (!this.#options.has(item.id)) {
       const details = element("span", { class: "details" });
-      const option = element("div", { role: "option", class: "item", draggable: "true", title: item.picture ? item.name : false }, media(item), details);
+      const attributes = { role: "option", class: "item", draggable: "true", title: item.picture && item.name };
+      const option = element("div", attributes, media(item), details);
       option.itemId = item.id;
       this.#options.set(item.id, option);
     }
@@ -157,8 +162,8 @@ class BoardView {
     const ids = this.chosen();
     if (!ids.size) return;
     this.#keepFocus(ids, () => this.board.move(ids, groupId));
-    const name = this.board.groups.find((group) => group.id === groupId)?.name;
-    announce(name === undefined ? `${counted(ids.size, "input")} out of the groups.` : `${counted(ids.size, "input")} put into ${name}.`);
+    const group = this.board.groups.find(({ id }) => id === groupId);
+    announce(`${counted(ids.size, "input")} ${group ? `put into ${group.name}` : "out of the groups"}.`);
   }
 
   /** Remove the chosen items from the page. */

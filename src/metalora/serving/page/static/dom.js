@@ -21,7 +21,8 @@ export const button = (text, onclick, attributes = {}) =>
 
 /** Set the children of an element, and leave it alone if they are there already, so that the focus stays. */
 export function setChildren(parent, children) {
-  const same = parent.childNodes.length === children.length && children.every((node, i) => parent.childNodes[i] === node);
+  const old = parent.childNodes;
+  const same = old.length === children.length && children.every((node, place) => old[place] === node);
   if (!same) parent.replaceChildren(...children);
 }
 

@@ -68,7 +68,8 @@ export const linesOf = (text) => text.split(/\r?\n/).map((line) => line.trim()).
 function groupOfFolder(board, folder) {
   const named = board.groups.find((group) => group.name.trim() === folder);
   if (named) return named.id;
-  const unused = board.groups.find((group) => /^group \d+$/.test(group.name) && board.itemsOf(group.id).length === 0 && !group.taken);
+  const isUnused = (group) => /^group \d+$/.test(group.name) && !board.itemsOf(group.id).length && !group.taken;
+  const unused = board.groups.find(isUnused);
   if (!unused) return board.addGroup(folder).id;
   unused.taken = true;
   board.rename(unused.id, folder);

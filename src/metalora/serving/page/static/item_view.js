@@ -6,15 +6,18 @@ const CHANCE = 0.1; // of a mark for an input that is like the examples
 export const EXAMPLES_FOR_MARKS = 1 / CHANCE - 1; // with fewer examples no input can be told to be unlike them
 
 /** The picture or the text of an input. */
-export const media = (item) =>
-  item.picture ? element("img", { src: item.url, alt: "", draggable: "false" }) : element("span", { class: "text" }, item.text);
+export function media(item) {
+  if (item.picture) return element("img", { src: item.url, alt: "", draggable: "false" });
+  return element("span", { class: "text" }, item.text);
+}
 
 /** The lines about a prediction: label, probability, a mark if it is unlike the examples, and the nearest of them. */
 export function answerLines(answer) {
   if (answer.label === undefined) return [];
   const lines = [element("span", { class: "label" }, answer.label)];
   if (answer.probability !== null) {
-    lines.push(element("span", {}, percent(answer.probability)), element("meter", { min: 0, max: 1, value: answer.probability }));
+    const meter = element("meter", { min: 0, max: 1, value: answer.probability });
+    lines.push(element("span", {}, percent(answer.probability)), meter);
   }
   const all = [element("span", { class: "answer" }, ...lines)];
   if (answer.unlike) all.push(element("span", { class: "unlike" }, "unlike your examples"));
@@ -22,7 +25,7 @@ export function answerLines(answer) {
     all.push(element("span", { class: "hint" }, "frozen network: ", element("span", {}, answer.frozen)));
   }
   if (answer.neighbours?.length) {
-    const near = answer.neighbours.map((neighbour) => element("span", { title: neighbour.groupName }, media(neighbour)));
+    const near = answer.neighbours.map((example) => element("span", { title: example.groupName }, media(example)));
     all.push(element("span", { class: "neighbours" }, element("span", { class: "hint" }, "nearest"), ...near));
   }
   return all;

@@ -11,6 +11,7 @@ export function listKeys(list, view, groupId) {
     const ends = [from < 0 ? items.indexOf(item) : from, items.indexOf(item)].sort((a, b) => a - b);
     board.select(items.slice(ends[0], ends[1] + 1).map((other) => other.id), true);
   };
+  const selectAll = () => board.select(board.itemsOf(groupId).map(({ id }) => id), true);
   const toggle = (item) => {
     anchor = item.id;
     board.select([item.id], !board.selected.has(item.id));
@@ -32,7 +33,7 @@ export function listKeys(list, view, groupId) {
       view.focusItem(next);
       if (event.shiftKey) selectTo(next);
     } else if (event.key === " ") toggle(item);
-    else if (event.key === "a" && (event.ctrlKey || event.metaKey)) board.select(board.itemsOf(groupId).map(({ id }) => id), true);
+    else if (event.key === "a" && (event.ctrlKey || event.metaKey)) selectAll();
     else return;
     event.preventDefault();
   });
@@ -75,9 +76,10 @@ function nextRow(list, place, step) {
   let row = place;
   while (options[row]?.offsetTop === offsetTop) row += step;
   if (!options[row]) return place;
+  const distance = (other) => Math.abs(options[other].offsetLeft - offsetLeft);
   let best = row;
   for (let other = row; options[other]?.offsetTop === options[row].offsetTop; other += step) {
-    if (Math.abs(options[other].offsetLeft - offsetLeft) < Math.abs(options[best].offsetLeft - offsetLeft)) best = other;
+    if (distance(other) < distance(best)) best = other;
   }
   return best;
 }

@@ -75,7 +75,8 @@ function clearAnswers(board) {
 function showNothing(board) {
   clearAnswers(board);
   showBanner("");
-  byId("open-hint").textContent = "Put two inputs or more into each of two groups. The others are then predicted at once.";
+  const start = "Put two inputs or more into each of two groups.";
+  byId("open-hint").textContent = `${start} The others are then predicted at once.`;
   byId("accuracy").replaceChildren(element("p", { class: "hint" }, "Shown as soon as two groups have examples."));
   board.changed("answers");
 }
@@ -83,7 +84,8 @@ function showNothing(board) {
 function showAnswers(board, reply, examples, queries) {
   clearAnswers(board);
   queries.forEach((item, place) => {
-    const neighbours = reply.neighbours[place].map(({ example }) => ({ ...examples[example].item, groupName: examples[example].label }));
+    const nearest = reply.neighbours[place].map(({ example }) => examples[example]);
+    const neighbours = nearest.map((example) => ({ ...example.item, groupName: example.label }));
     const frozen = answerAt(reply.frozen, place, examples.length).label;
     item.answer = { ...answerAt(reply.adapted, place, examples.length), frozen, neighbours };
   });
@@ -96,7 +98,8 @@ function showAnswers(board, reply, examples, queries) {
 function openHint(shown, left, examples) {
   if (shown === 0) return "Inputs that you leave out of the groups are predicted here.";
   const more = left > 0 ? ` ${counted(left, "further input")} will be predicted when you label or remove some.` : "";
-  const marks = examples < EXAMPLES_FOR_MARKS ? ` From ${EXAMPLES_FOR_MARKS} examples on, inputs unlike them are marked.` : "";
+  const isEarly = examples < EXAMPLES_FOR_MARKS;
+  const marks = isEarly ? ` From ${EXAMPLES_FOR_MARKS} examples on, inputs unlike them are marked.` : "";
   return `A wrong prediction? Put the input into its group.${marks}${more}`;
 }
 
@@ -109,13 +112,14 @@ function showAccuracy(reply) {
   }
   byId("accuracy").replaceChildren(
     element("p", { class: "hint" }, "Your examples, each predicted from the others:"),
-    ...bar("Adapted network", adapted),
-    ...(frozen === null ? [] : bar("Frozen network", frozen)),
+    bar("Adapted network", adapted),
+    ...(frozen === null ? [] : [bar("Frozen network", frozen)]),
   );
   announce(`Accuracy ${percent(adapted)}${frozen === null ? "" : `; frozen network ${percent(frozen)}`}.`);
 }
 
 function bar(name, share) {
   const value = element("span", {}, percent(share));
-  return [element("div", { class: "bar" }, element("span", {}, name), value, element("meter", { min: 0, max: 1, value: share, "aria-label": name }))];
+  const meter = element("meter", { min: 0, max: 1, value: share, "aria-label": name });
+  return element("div", { class: "bar" }, element("span", {}, name), value, meter);
 }

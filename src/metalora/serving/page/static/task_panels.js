@@ -18,7 +18,8 @@ export function predictPanel(task, kind) {
     results.replaceChildren();
     for (let start = 0; start < items.length; start += AT_ONCE) {
       const part = items.slice(start, start + AT_ONCE);
-      const reply = await atItems(part, async () => ask("POST", `${address(task)}/predict`, { inputs: await inputsOf(part, kind) }));
+      const body = { inputs: await inputsOf(part, kind) };
+      const reply = await atItems(part, () => ask("POST", `${address(task)}/predict`, body));
       part.forEach((item, place) => {
         item.answer = answerAt(reply, place, task.examples);
         results.append(resultRow(item));
@@ -30,13 +31,15 @@ export function predictPanel(task, kind) {
 }
 
 function resultRow(item) {
-  return element("li", { class: "result" }, media(item), element("span", { class: "details" }, ...answerLines(item.answer)));
+  const details = element("span", { class: "details" }, ...answerLines(item.answer));
+  return element("li", { class: "result" }, media(item), details);
 }
 
 /** Add examples of one group to a task whose examples are kept. */
 export function addPanel(task, kind, list) {
   const label = element("input", { list: `classes-${task.task}`, required: true, autocomplete: "off" });
-  const options = element("datalist", { id: `classes-${task.task}` }, ...task.classes.map((name) => element("option", { value: name })));
+  const names = task.classes.map((name) => element("option", { value: name }));
+  const options = element("datalist", { id: `classes-${task.task}` }, ...names);
   const field = element("label", {}, "Group of these examples", label, options);
   return inputPanel(kind, "Add", field, null, async (items) => {
     const body = { inputs: await inputsOf(items, kind), labels: items.map(() => label.value.trim()) };
@@ -111,7 +114,8 @@ export function commandPanel(task, kind) {
 }
 
 function command(task, kind) {
-  const start = `curl ${new URL(`${address(task)}/predict`, document.baseURI)} -H "Authorization: Bearer $METALORA_KEY"`;
+  const url = new URL(`${address(task)}/predict`, document.baseURI);
+  const start = `curl ${url} -H "Authorization: Bearer $METALORA_KEY"`;
   if (kind === "images") return `${start} -F images=@picture.jpg`;
   return `${start} -H "Content-Type: application/json" -d '{"inputs": {"texts": ["A sentence."]}}'`;
 }
@@ -128,5 +132,6 @@ export function deletePanel(task, list) {
     }
   };
   const question = element("p", {}, "Delete this task? This cannot be undone.");
-  return element("div", { class: "panel" }, question, element("p", { class: "buttons" }, button("Delete it", confirm, { class: "danger" })));
+  const buttons = element("p", { class: "buttons" }, button("Delete it", confirm, { class: "danger" }));
+  return element("div", { class: "panel" }, question, buttons);
 }

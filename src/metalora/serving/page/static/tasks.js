@@ -67,15 +67,18 @@ class TaskList {
   #entry(task) {
     const title = task.name ?? task.task;
     const place = element("div", {}, ...(this.open.has(task.task) ? [this.open.get(task.task)] : []));
-    const toggle = (text, makePanel) => button(text, () => this.#toggle(task, text, makePanel, place), { "aria-label": `${text}: ${title}` });
+    const named = (text, onclick) => button(text, onclick, { "aria-label": `${text}: ${title}` });
+    const toggle = (text, makePanel) => named(text, () => this.#toggle(task, text, makePanel, place));
     const buttons = [
       toggle("Predict", () => predictPanel(task, this.kind)),
       task.keep_examples ? toggle("Add examples", () => addPanel(task, this.kind, this)) : null,
-      button("Download", () => this.#download(task), { "aria-label": `Download: ${title}` }),
+      named("Download", () => this.#download(task)),
       toggle("Command", () => commandPanel(task, this.kind)),
       toggle("Delete", () => deletePanel(task, this)),
     ];
-    return element("article", { class: "task" }, element("h3", {}, title), element("p", { class: "hint" }, summary(task)), element("p", { class: "buttons" }, ...buttons), place);
+    const about = element("p", { class: "hint" }, summary(task));
+    const row = element("p", { class: "buttons" }, ...buttons);
+    return element("article", { class: "task" }, element("h3", {}, title), about, row, place);
   }
 
   #toggle(task, text, makePanel, place) {
