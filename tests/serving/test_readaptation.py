@@ -169,11 +169,11 @@ def test_two_processes_share_the_work(text_learner, newer, tmp_path):
     async def scenario():
         tasks, key = await old_tasks(text_learner, tmp_path, 12, keep_examples=True)
         async with Updated(newer, text_learner, tmp_path, key) as first:
-            folder_of_first = first.store
+            store = first.store
             async with ServedApp(newer, tmp_path, tenants=("c",), also=[text_learner]) as second:
                 await asyncio.gather(*(Readaptation(served.service).run_once() for served in (first, second)))
                 done = [count_of(served, "done") for served in (first, second)]
-                return sum(done), min(done), [folder_of_first.task(1, task).version for task in tasks]
+                return sum(done), min(done), [store.task(1, task).version for task in tasks]
 
     total, least, versions = run(scenario())
     assert total == 12 and least > 0 and versions == [2] * 12

@@ -131,5 +131,5 @@ def test_links(host):
     with listen(host, 0) as listening:
         port = listening.getsockname()[1]
         name = "[::1]" if ":" in host else host
-        assert link(listening, host, "k", is_secure=True) == f"https://{name}:{port}/#key=k"
-        assert link(listening, "0.0.0.0", None, is_secure=False) == f"http://127.0.0.1:{port}/"
+        assert link(port, host, "k", is_secure=True) == f"https://{name}:{port}/#key=k"
+        assert link(port, "0.0.0.0", None, is_secure=False) == f"http://127.0.0.1:{port}/"

@@ -16,7 +16,7 @@ class ServingConfig(Configuration):
     Attributes:
         max_rows: Largest number of inputs in one forward pass of the network.
         max_wait_ms: How long a batch waits for further requests, in milliseconds.
-        max_queue_rows: Inputs that may wait; with more the service answers 429.
+        max_queue_rows: Inputs that may wait, and inputs of one request; with more waiting the service answers 429.
         hot_mb: Memory for tasks that were used last, in megabytes.
         dtype: Precision of the network.
         threads: Threads of the computation; None: those of PyTorch.
