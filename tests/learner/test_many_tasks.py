@@ -1,5 +1,6 @@
 """Rows of many tasks in one pass: each task gets what it gets alone, whatever its labels, readout and adapter are."""
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -258,3 +259,21 @@ def test_the_fingerprint_of_a_learner_may_be_handed_over(monkeypatch):
     np.testing.assert_array_equal(loaded.decision_function(x), task.decision_function(x))
     with pytest.raises(ValueError, match="task: made by another learner"):
         AdaptedTask.from_bytes(content, learner, fingerprint="0" * 32)
+
+
+def test_a_task_does_not_outlive_another_training_of_its_learner():
+    learner = learner_of()
+    task, x = tasks_of(learner)[0], items(24, seed=0)
+    learner.config = dataclasses.replace(learner.config, steps=2, validate_every=0)
+    learner.fit(items(60, seed=5), report=False)
+    uses = (
+        lambda: task.predict(x),
+        lambda: outputs_of_many(learner, torch.from_numpy(x), [task], [24]),
+        lambda: task.refine(x, ["ripe", "green"] * 12, steps=1),
+        task.to_bytes,  # which would say that the trained learner made it
+    )
+    for use in uses:
+        with pytest.raises(ValueError, match="the learner was trained after it had adapted to this task"):
+            use()
+    again = task.add(x[:2], ["ripe", "green"])  # which adapts to all examples
+    assert len(again.predict(x)) == 24

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from metalora.learner import AdaptedTask
+from metalora import AdapterConfig
+from metalora.learner import AdaptedTask, MetaLearner, TextPreprocessor
 from metalora.serving.config import ServingConfig
 from metalora.serving.engine import Engine
 from metalora.serving.errors import ServiceError
 from metalora.serving.hot_tasks import HotTasks, TaskKey, task_bytes
 from metalora.serving.metrics import Metrics
-from support.serving import ServedApp, json_inputs, pictures, sentences, task_body, two_labels
+from support.adapters import randomise
+from support.serving import ServedApp, json_inputs, pictures, sentences, task_body, two_labels, word_tokenizer
+from support.small_transformers import small_model
 
 
 def stored(learner, task):
@@ -20,13 +23,13 @@ def stored(learner, task):
     return AdaptedTask.from_bytes(task.to_bytes(max_bytes=20_000), learner)
 
 
-@pytest.mark.parametrize("modality, requests", (("images", 2), ("texts", 8)))
-def test_sixteen_tenants_at_once_get_what_each_gets_alone(modality, requests, image_learner, text_learner, tmp_path):
+@pytest.mark.parametrize("modality, count", (("images", 5), ("texts", 16)))
+def test_many_tenants_at_once_get_what_each_gets_alone(modality, count, image_learner, text_learner, tmp_path):
     learner, inputs = (image_learner, pictures) if modality == "images" else (text_learner, sentences)
-    tenants = tuple(f"tenant {number}" for number in range(16))
+    tenants = tuple(f"tenant {number}" for number in range(count))
     labels = {name: [f"{name} {label}" for label in two_labels(8)] for name in tenants}
     supports = {name: inputs(8, seed=100 + number) for number, name in enumerate(tenants)}
-    queries = [inputs(1 + number % 5, seed=number) for number in range(requests)]
+    queries = [inputs(1 + number % 5, seed=number) for number in range(count // 2)]
 
     async def main():
         async with ServedApp(learner, tmp_path, tenants=tenants, max_rows=16, hot_mb=1) as served:
@@ -52,6 +55,27 @@ def test_sixteen_tenants_at_once_get_what_each_gets_alone(modality, requests, im
     for name, items, answer in asyncio.run(main()):
         assert answer["labels"] == alone[name].predict(items).tolist()
         np.testing.assert_allclose(answer["probabilities"], alone[name].predict_proba(items), atol=2e-4)
+
+
+OTHERS = (None, AdapterConfig("lora", 2), AdapterConfig("metalora-cp", 2))  # the last one: a condition of each input
+
+
+@pytest.mark.parametrize("adapter", OTHERS, ids=("no adapter", "static", "by input"))
+def test_learners_without_a_condition_of_the_task(adapter, tmp_path):
+    preprocessor = TextPreprocessor(word_tokenizer(), 16)
+    learner = MetaLearner(small_model("bert"), adapter=adapter, preprocessor=preprocessor, device="cpu")
+    if learner.adapter is not None:
+        randomise(learner.adapter, 0.2)
+    items = sentences(5, seed=1)
+
+    async def main():
+        async with ServedApp(learner, tmp_path) as served:
+            made = (await served.client.post("/v1/tasks", json=task_body(sentences(8)))).json()["task"]
+            answer = await served.client.post(f"/v1/tasks/{made}/predict", json={"inputs": json_inputs(items)})
+            return answer.json()["probabilities"]
+
+    right = stored(learner, learner.adapt(sentences(8), two_labels(8))).predict_proba(items)
+    np.testing.assert_allclose(asyncio.run(main()), right, atol=1e-4)
 
 
 def test_a_request_is_split_over_batches_and_put_together(text_learner):

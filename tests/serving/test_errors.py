@@ -135,6 +135,18 @@ def test_wrong_ways(text_learner, tmp_path):
     run(scenario, text_learner, tmp_path, **LIMITS)
 
 
+def test_pages_of_given_origins_may_call(text_learner, tmp_path):
+    async def scenario(served):
+        asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        for origin, allowed in (("https://a.org", "https://a.org"), ("https://b.org", None)):
+            answer = await served.client.options("/v1/tasks", headers={"Origin": origin, **asks})
+            assert answer.headers.get("access-control-allow-origin") == allowed
+        answer = await served.client.get("/v1/tasks", headers={"Origin": "https://a.org"})
+        assert answer.status_code == 200 and "X-Request-Id" in answer.headers["access-control-expose-headers"]
+
+    run(scenario, text_learner, tmp_path, cors_origins=("https://a.org",))
+
+
 def test_limits_of_a_tenant_and_of_a_task(text_learner, tmp_path):
     async def scenario(served):
         body = task_body(sentences(4), keep_examples=True)

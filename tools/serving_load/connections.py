@@ -70,6 +70,8 @@ class Connection:
     async def send(self, request: bytes) -> Reply:
         """Send a request and return its reply; NO_REPLY if the connection fails."""
         try:
+            if self._streams is not None and self._streams[0].at_eof():  # the service closes what is idle for long
+                self.close()
             if self._streams is None:
                 self._streams = await asyncio.open_connection(self.address.host, self.address.port, limit=2**22)
             reader, writer = self._streams

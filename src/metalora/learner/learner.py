@@ -112,6 +112,7 @@ class MetaLearner:
         if self.generator is not None:
             self.generator.to(self.device)
         self.frozen_width = 0  # number of features of the frozen network, the first columns of `encode`
+        self.trainings = 0  # how often it was trained: its earlier tasks belong to other numbers
         self.folder: Path | None = None  # where it was saved last, so that a task can say where its learner is
         self.watch()
         self._initial = self._trained_state()
@@ -218,6 +219,7 @@ class MetaLearner:
         split = split_pools(pools, holdout, config.holdout_items, config.seed)
         if not config.warm_start:
             self._reset()
+        self.trainings += 1
         if self.adapter is not None and config.steps:
             source = self._episodes(split.trained)
             self._train(source, split, checkpoint, on_step)

@@ -70,16 +70,18 @@ def outputs_of_many(
         >>> [tuple(outputs.logits.shape) for outputs in outputs_of_many(learner, inputs[:7], tasks, [3, 4])]
         [(3, 2), (4, 4)]
     """
-    _check_counts(batch_size(inputs), tasks, counts)
+    _check(batch_size(inputs), tasks, counts)
     adapted = _adapted(learner, inputs, tasks, counts, conditions)
     features = torch.cat([learner.features.frozen(inputs), adapted], 1)
     parts = torch.split(features, list(counts))
     return [_outputs(task, part, novelty, embeddings) for task, part in zip(tasks, parts, strict=True)]
 
 
-def _check_counts(rows: int, tasks: Sequence[AdaptedTask], counts: Sequence[int]) -> None:
+def _check(rows: int, tasks: Sequence[AdaptedTask], counts: Sequence[int]) -> None:
     if len(tasks) != len(counts) or sum(counts) != rows:
         raise ValueError(f"{rows} rows, {len(tasks)} tasks and counts {list(counts)}: expected the rows of each task")
+    for task in tasks:
+        task.check_learner()
 
 
 def _adapted(

@@ -293,8 +293,9 @@ def dump_task(
         fingerprint: The fingerprint of the learner; None: it is computed.
 
     Raises:
-        ValueError: A number is not finite, or there is no readout that small.
+        ValueError: A number is not finite, there is no readout that small, or the learner was trained since.
     """
+    task.check_learner()
     readout = task.readout if max_bytes is None else task.readout.compact(max_bytes)
     tensors = {READOUT + name: value for name, value in readout.tensors().items()}
     if task.condition is not None:

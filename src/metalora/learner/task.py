@@ -55,6 +55,7 @@ class AdaptedTask:
     ):
         self.learner, self.readout, self.labels = learner, readout, labels
         self.condition, self.factors, self.support = condition, factors, support
+        self._training = learner.trainings
 
     @property
     def kind(self) -> str:
@@ -68,9 +69,19 @@ class AdaptedTask:
 
     # ---- predictions -----------------------------------------------------------------------------------------------
     def features(self, inputs: Sequence[Any]) -> Tensor:
-        """Return the features phi of inputs under this task's adapter, (m, d)."""
+        """Return the features phi of inputs under this task's adapter, (m, d).
+
+        Raises:
+            ValueError: The learner was trained since the task was made.
+        """
+        self.check_learner()
         with self.learner.features.factor_use.others(self.factors):
             return self.learner.encode(inputs, self.condition)
+
+    def check_learner(self) -> None:
+        """Raise a ValueError if the learner was trained since the task was made: its readout is of other features."""
+        if self._training != self.learner.trainings:
+            raise ValueError("the learner was trained after it had adapted to this task: adapt to its examples again")
 
     @torch.no_grad()
     def decision_function(self, inputs: Sequence[Any]) -> Array:
@@ -153,6 +164,7 @@ class AdaptedTask:
         """
         from metalora.learner.refinement import refine_task
 
+        self.check_learner()
         return refine_task(self, inputs, labels, steps, lr, seed)
 
     # ---- files -----------------------------------------------------------------------------------------------------

@@ -21,6 +21,12 @@ JSON_PARTS = ("texts", "labels", "groups", "keep_examples")  # parts of a form t
 MOST_PARTS = 20_000
 
 
+class MemoryParser(MultiPartParser):
+    """Keeps the files of a form in memory, where the body is already: what tenants send is not written to the disk."""
+
+    spool_max_size = 2**40
+
+
 async def read_body(request: Request, schema: type[Body], most_bytes: int) -> Body:
     """Return the body of a request.
 
@@ -98,7 +104,7 @@ async def _form(headers: Headers, content: bytes) -> dict[str, Any]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield content
 
-    parser = MultiPartParser(
+    parser = MemoryParser(
         headers, stream(), max_files=MOST_PARTS, max_fields=MOST_PARTS, max_part_size=len(content) + 1
     )
     if not content.rstrip().endswith(b"--"):  # the parser would drop its last part in silence

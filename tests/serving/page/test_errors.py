@@ -55,17 +55,12 @@ def test_an_error_is_shown_at_its_input_and_old_predictions_go(service, open_pag
     assert item(page, "blue-1").locator(".error").inner_text() == "this file is truncated"
     assert page.locator("[role=option] .error").count() == 1
     assert page.locator("#open-list .answer").count() == page.locator("#accuracy .bar").count() == 0
+    service.refusals["preview"] = [refusal(422, "invalid_input", "too many pixels", "queries.images[1]")]
+    name_groups(page, "ruby")
+    item(page, "blue-3.png; error: too many pixels").wait_for()
     name_groups(page, "crimson")
     item(page, "red-3.png; predicted crimson").wait_for()
     assert page.locator(".error:visible, .banner:visible").count() == 0
-
-
-def test_an_error_of_a_query_is_shown_at_the_query(service, open_page):
-    page = open_page(service)
-    label_pictures(page)
-    service.refusals["preview"] = [refusal(422, "invalid_input", "too many pixels", "queries.images[1]")]
-    name_groups(page, "scarlet")
-    item(page, "blue-3.png; error: too many pixels").wait_for()
 
 
 def test_a_busy_service_is_asked_again(service, open_page):
