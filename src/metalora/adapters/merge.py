@@ -48,7 +48,8 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     Raises:
         ValueError: No adapter; merged already; a condition of several examples; a Delta W that is not finite; weights
             that accelerate keeps elsewhere; a sum that the type of W cannot hold, such as 70000 in float16; a bias that
-            the base has no bias for; a method without a Delta W (a bottleneck). Nothing is changed then.
+            the base has no bias for; a method without a Delta W (a bottleneck); a model with replicas. Nothing is
+            changed then.
 
     Example:
         >>> import metalora
@@ -64,6 +65,8 @@ def merge(model: nn.Module, condition: Condition | None = None) -> None:
     adapter = required_adapter(model, "merge")
     if adapter.merged:
         raise ValueError("merge: the adapter is already merged")
+    if adapter.sharing.has_replicas:
+        raise ValueError("merge: replicas of the model read the same base weights; merge a copy (copy.deepcopy) of it")
     condition = condition if condition is not None else adapter.fixed_condition
     if condition is not None:
         if len(condition) != 1:

@@ -28,7 +28,7 @@ def plot(row: dict[str, Any], path: Path) -> None:
         for panel, axis in zip(panels, axes, strict=True):
             _draw_growth(panel, axis, row["results"])
     else:
-        metrics = [name for name in ("step", "forward", "backward", "cost") if name in cases[0]]
+        metrics = [name for name in ("step", "forward", "backward", "cost", "cpu", "wall") if name in cases[0]]
         figure = Figure(figsize=(5.2 * len(metrics), 0.8 + 0.36 * len(cases)), layout="constrained")
         panels = figure.subplots(1, len(metrics), squeeze=False)[0]
         for panel, metric in zip(panels, metrics, strict=True):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,14 @@ from metalora.bench import tasks
 from metalora.bench.config import BenchConfig
 from metalora.bench.memory import keep_freed
 from metalora.bench.scaling import scaling
+from metalora.bench.serving import serving
 from metalora.bench.steps import steps
 from metalora.bench.store import RowStore, make_row
 from metalora.bench.timing import Ratio
 from metalora.config import to_dict
 
 WHAT_TASKS_TAKES = ("rank", "rounds", "keep_memory")
+WHAT_SERVING_TAKES = (*WHAT_TASKS_TAKES, "model", "targets", "layers", "batch", "tokens", "size", "dtype")
 
 
 def run(config: BenchConfig, measurement: str, out: Path | None) -> dict[str, Any]:
@@ -23,7 +27,7 @@ def run(config: BenchConfig, measurement: str, out: Path | None) -> dict[str, An
 
     Args:
         config: The configuration.
-        measurement: "steps", "tasks", "attach" or "scaling".
+        measurement: "steps", "tasks", "attach", "scaling" or "serving".
         out: File to which the row is appended; None: no file.
 
     Returns:
@@ -35,6 +39,8 @@ def run(config: BenchConfig, measurement: str, out: Path | None) -> dict[str, An
     start = time.monotonic()
     if measurement == "tasks":
         config = tasks_config(config)
+    if measurement == "serving" and config != _only(config, WHAT_SERVING_TAKES):
+        raise ValueError(f"bench: --what serving takes only {', '.join(WHAT_SERVING_TAKES)}")
     if config.keep_memory:
         keep_freed()
     results = _measure(config, measurement)
@@ -57,18 +63,23 @@ def tasks_config(config: BenchConfig) -> BenchConfig:
     Raises:
         ValueError: A setting is given that it does not take.
     """
-    accepted = {name: getattr(config, name) for name in WHAT_TASKS_TAKES}
-    if config != BenchConfig(**accepted):  # some other setting is not at its default
+    accepted = _only(config, WHAT_TASKS_TAKES)
+    if config != accepted:  # some other setting is not at its default
         names = ", ".join(WHAT_TASKS_TAKES)
         raise ValueError(f"bench: --what tasks has a batch and a model of its own and takes only {names}")
-    return BenchConfig(
-        **accepted,
+    return replace(
+        accepted,
         methods=(tasks.METHOD,),
         targets=tasks.TARGETS,
         tasks=tasks.BATCH,
         batch=tasks.BATCH,
         tokens=tasks.TOKENS,
     )
+
+
+def _only(config: BenchConfig, names: Sequence[str]) -> BenchConfig:
+    """Return the configuration with all other settings at their defaults."""
+    return BenchConfig(**{name: getattr(config, name) for name in names})
 
 
 def _measure(config: BenchConfig, measurement: str) -> dict[str, Any]:
@@ -78,6 +89,8 @@ def _measure(config: BenchConfig, measurement: str) -> dict[str, Any]:
     if measurement == "tasks":
         ratios = tasks.tasks_in_a_batch(config.rounds, config.batch, config.tokens, config.rank)
         return {"cases": _cost_rows(ratios)}
+    if measurement == "serving":
+        return {"cases": serving(config)}
     if measurement == "attach":
         from metalora.bench.attaching import attaching  # it needs PEFT
 

@@ -15,6 +15,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "recommend": learner_verbs.recommend,
     "evaluate": learner_verbs.evaluate,
     "finetune": learner_verbs.finetune,
+    "serve": serving_verbs.serve,
     "tenants": serving_verbs.tenants,
     "methods": verbs.methods,
     "inspect": verbs.inspect,

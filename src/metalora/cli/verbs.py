@@ -518,11 +518,11 @@ def combine(
 def bench(
     config: Annotated[BenchConfig, tyro.conf.arg(name="")] = BenchConfig(),  # noqa: B008 (frozen)
     measurement: Annotated[
-        Literal["steps", "tasks", "attach", "scaling"],
+        Literal["steps", "tasks", "attach", "scaling", "serving"],
         tyro.conf.arg(
             name="what",
             help="steps: a step of each adapter; tasks: many tasks in a batch; attach: time until a model is adapted; "
-            "scaling: cost over rank, layers, targets, tokens and tasks",
+            "scaling: cost over rank, layers, targets, tokens and tasks; serving: a batch of as many tenants as rows",
         ),
     ] = "steps",
     out: Annotated[Path | None, tyro.conf.arg(help="file to which the result is appended as a row")] = None,

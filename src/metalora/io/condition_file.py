@@ -75,7 +75,7 @@ def origin_of(condition: Condition) -> dict[str, Any] | None:
     if condition.origin is not None:
         record: dict[str, Any] = json.loads(condition.origin.record)
         return record
-    adapter = None if condition.maker is None else condition.maker()
+    adapter = None if condition.maker is None else condition.maker.adapter()
     digest = None if adapter is None else adapter_digest(adapter)
     if adapter is None or digest is None:
         return None

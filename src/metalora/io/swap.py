@@ -71,6 +71,7 @@ def swap(
     else:
         _swap_lora(adapter, read_trained(adapter.model, path, network, subfolder), whole_modules)
     adapter.accepted_origins.clear()  # condition files were compared with the old numbers
+    adapter.sharing.swaps += 1  # conditions in memory belong to the old numbers
 
 
 # ---- an adapter file ------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -124,20 +124,34 @@ class StageFeatures:
                 handle.remove()
         return pooled[:, : pooled.shape[1] // 2] if is_text else pooled  # the means come before the deviations
 
-    def adapted(self, inputs: Inputs, condition: Condition | None = None) -> Tensor:
+    def adapted(self, inputs: Inputs, condition: Condition | None = None, rows: Tensor | None = None) -> Tensor:
         """Return the statistics of the adapted network, differentiable with respect to the adapter.
 
         Args:
             inputs: What the network takes, for n examples.
-            condition: The condition of a generated adapter.
+            condition: The condition of a generated adapter; one for all, or one for each example.
+            rows: Number of the condition of each example, (n,), if `condition` has any number of conditions.
 
         Returns:
             The statistics, (n, d), float32; (n, 0) without an adapter.
         """
         if self.adapter is None:
             return torch.empty(batch_size(inputs), 0, device=next(self.model.parameters()).device)
-        with self._under(condition):
-            return by_length(self._record_adapted if self.hidden else self._record, inputs)
+        record = self._record_adapted if self.hidden else self._record
+        with self.factor_use.own():
+            if condition is None or (rows is None and len(condition) == 1):
+                with contextlib.nullcontext() if condition is None else self.adapter.using(condition):
+                    return by_length(record, inputs)
+            rows = torch.arange(len(condition)) if rows is None else rows
+            return by_length(partial(self._record_rows, record, condition), inputs, rows)
+
+    def _record_rows(
+        self, record: Callable[[Inputs], Tensor], condition: Condition, inputs: Inputs, rows: Any
+    ) -> Tensor:
+        """Record inputs of n examples under the conditions of their rows, (n,)."""
+        assert self.adapter is not None
+        with self.adapter.using(condition, rows=rows):
+            return record(inputs)
 
     def hidden_statistics(self, inputs: Inputs, condition: Condition | None = None) -> dict[str, Tensor]:
         """Return the statistics of the hidden activations of each adapted layer: path -> (n, 2 * ranks).

@@ -16,6 +16,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
 from metalora.adapters.conditioning.condition import Condition
 from metalora.config import TrainConfig, from_dict
+from metalora.learner.adapt_many import adapt_tasks
 from metalora.learner.backbone import Backbone, load_backbone
 from metalora.learner.config import LearnerConfig
 from metalora.learner.data import (
@@ -111,6 +112,7 @@ class MetaLearner:
         if self.generator is not None:
             self.generator.to(self.device)
         self.frozen_width = 0  # number of features of the frozen network, the first columns of `encode`
+        self.trainings = 0  # how often it was trained: its earlier tasks belong to other numbers
         self.folder: Path | None = None  # where it was saved last, so that a task can say where its learner is
         self.watch()
         self._initial = self._trained_state()
@@ -217,6 +219,7 @@ class MetaLearner:
         split = split_pools(pools, holdout, config.holdout_items, config.seed)
         if not config.warm_start:
             self._reset()
+        self.trainings += 1
         if self.adapter is not None and config.steps:
             source = self._episodes(split.trained)
             self._train(source, split, checkpoint, on_step)
@@ -372,6 +375,23 @@ class MetaLearner:
             ValueError: Inputs or labels do not fit each other or the backbone, or there are fewer than two classes.
         """
         return adapt_task(self, inputs, labels, kind, groups=groups)
+
+    def adapt_many(self, support_sets: Sequence[tuple[Sequence[Any], ...]], *, kind: str = "auto") -> list[AdaptedTask]:
+        """Adapt to several tasks; their support sets share the passes of the network.
+
+        The generators "gradient-step" and "component" have a pass more for each support set.
+
+        Args:
+            support_sets: (inputs, labels) or (inputs, labels, groups) of each task; see `adapt`.
+            kind: What the labels of all of them are; see `adapt`.
+
+        Returns:
+            A task for each support set: what `adapt` gives for it.
+
+        Raises:
+            ValueError: As `adapt`; no task is made then.
+        """
+        return adapt_tasks(self, support_sets, kind)
 
     # ---- files -----------------------------------------------------------------------------------------------------
     def save_pretrained(self, folder: str | Path) -> Path:

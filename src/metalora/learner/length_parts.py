@@ -14,8 +14,8 @@ PARTS = 4
 FEWEST = 8  # texts of a part; with fewer the matrices are too small to be fast
 
 
-def by_length(function: Callable[[Any], Tensor], inputs: Inputs) -> Tensor:
-    """Return function(inputs), computed on texts of similar length together.
+def by_length(function: Callable[..., Tensor], inputs: Inputs, *of_examples: Tensor) -> Tensor:
+    """Return function(inputs, *of_examples), computed on texts of similar length together.
 
     A batch of texts is padded to its longest, so that a long one makes all others as slow as itself. Here it is divided
     into at most four parts, and each is cut off at its own longest text. This is done on a CPU only: a GPU computes a
@@ -24,6 +24,7 @@ def by_length(function: Callable[[Any], Tensor], inputs: Inputs) -> Tensor:
     Args:
         function: Inputs -> features, (n, d); those of an example must not depend on the others.
         inputs: What the network takes, for n examples.
+        of_examples: Further arguments of the function, which have a number or a row for each example, (n, ...).
 
     Returns:
         The features, (n, d), in the order of the inputs.
@@ -36,11 +37,14 @@ def by_length(function: Callable[[Any], Tensor], inputs: Inputs) -> Tensor:
     """
     mask = token_mask(inputs)
     if mask is None or mask.device.type != "cpu" or len(mask) < 2 * FEWEST or mask.all():
-        return function(inputs)
+        return function(inputs, *of_examples)
     rows = mask.sum(1).argsort(stable=True)
     parts = torch.split(rows, max(FEWEST, -(-len(rows) // PARTS)))
-    features = torch.cat([function(_cut(inputs, part, mask)) for part in parts])
-    return features[rows.argsort()]
+    features = []
+    for part in parts:
+        arguments = (tensor[part.to(tensor.device)] for tensor in of_examples)
+        features.append(function(_cut(inputs, part, mask), *arguments))
+    return torch.cat(features)[rows.argsort()]
 
 
 def _cut(inputs: Any, rows: Tensor, mask: Tensor) -> dict[str, Any]:

@@ -276,7 +276,13 @@ def save_task(task: AdaptedTask, folder: str | Path, max_bytes: int | None) -> P
     return path
 
 
-def dump_task(task: AdaptedTask, max_bytes: int | None, learner_folder: str | None, place: str | Path) -> bytes:
+def dump_task(
+    task: AdaptedTask,
+    max_bytes: int | None,
+    learner_folder: str | None,
+    place: str | Path,
+    fingerprint: str | None = None,
+) -> bytes:
     """Return the content of a task's file.
 
     Args:
@@ -284,10 +290,12 @@ def dump_task(task: AdaptedTask, max_bytes: int | None, learner_folder: str | No
         max_bytes: Largest size of its readout; it is made compact if it needs more.
         learner_folder: Where the learner is, relative to the folder of the task.
         place: How messages call the task.
+        fingerprint: The fingerprint of the learner; None: it is computed.
 
     Raises:
-        ValueError: A number is not finite, or there is no readout that small.
+        ValueError: A number is not finite, there is no readout that small, or the learner was trained since.
     """
+    task.check_learner()
     readout = task.readout if max_bytes is None else task.readout.compact(max_bytes)
     tensors = {READOUT + name: value for name, value in readout.tensors().items()}
     if task.condition is not None:
@@ -299,7 +307,7 @@ def dump_task(task: AdaptedTask, max_bytes: int | None, learner_folder: str | No
     description: dict[str, Any] = {
         "format": TASK_FORMAT,
         "version": VERSION,
-        "learner": task.learner.fingerprint,
+        "learner": task.learner.fingerprint if fingerprint is None else fingerprint,
         "learner_folder": learner_folder,
         "labels": task.labels.to_dict(),
         "readout": readout.settings(),
@@ -366,6 +374,7 @@ def make_task(
     tensors: Mapping[str, Tensor],
     learner: MetaLearner,
     place: str | Path,
+    fingerprint: str | None = None,
 ) -> AdaptedTask:
     """Return the task that a file describes.
 
@@ -375,14 +384,15 @@ def make_task(
         tensors: Its tensors.
         learner: Its learner.
         place: How messages call the task.
+        fingerprint: The fingerprint of the learner; None: it is computed.
 
     Raises:
         ValueError: Another learner made the task, or its parts do not fit together.
     """
-    if learner.fingerprint != description["learner"]:
+    fingerprint = learner.fingerprint if fingerprint is None else fingerprint
+    if fingerprint != description["learner"]:
         raise ValueError(
-            f"{place}: made by another learner (fingerprint {description['learner']}, this one has "
-            f"{learner.fingerprint})"
+            f"{place}: made by another learner (fingerprint {description['learner']}, this one has {fingerprint})"
         )
     tensors = {name: value.to(learner.device) for name, value in tensors.items()}
     parts = {prefix: _with_prefix(tensors, prefix) for prefix in (READOUT, CONDITION, FACTORS)}
@@ -391,7 +401,8 @@ def make_task(
             raise ValueError(f"{place}: tensor {shown(name)} is not expected")
     condition = None
     if parts[CONDITION]:
-        condition = Condition(parts[CONDITION], torch.zeros(1, 1), torch.zeros(()))
+        maker = None if learner.adapter is None else learner.adapter.as_maker()
+        condition = Condition(parts[CONDITION], torch.zeros(1, 0), torch.zeros(()), maker)
     try:
         _check_values(learner.adapter, condition, parts[FACTORS])
         labels = TaskLabels.from_dict(description["labels"])

@@ -55,6 +55,7 @@ class AdaptedTask:
     ):
         self.learner, self.readout, self.labels = learner, readout, labels
         self.condition, self.factors, self.support = condition, factors, support
+        self._training = learner.trainings
 
     @property
     def kind(self) -> str:
@@ -68,9 +69,19 @@ class AdaptedTask:
 
     # ---- predictions -----------------------------------------------------------------------------------------------
     def features(self, inputs: Sequence[Any]) -> Tensor:
-        """Return the features phi of inputs under this task's adapter, (m, d)."""
+        """Return the features phi of inputs under this task's adapter, (m, d).
+
+        Raises:
+            ValueError: The learner was trained since the task was made.
+        """
+        self.check_learner()
         with self.learner.features.factor_use.others(self.factors):
             return self.learner.encode(inputs, self.condition)
+
+    def check_learner(self) -> None:
+        """Raise a ValueError if the learner was trained since the task was made: its readout is of other features."""
+        if self._training != self.learner.trainings:
+            raise ValueError("the learner was trained after it had adapted to this task: adapt to its examples again")
 
     @torch.no_grad()
     def decision_function(self, inputs: Sequence[Any]) -> Array:
@@ -153,6 +164,7 @@ class AdaptedTask:
         """
         from metalora.learner.refinement import refine_task
 
+        self.check_learner()
         return refine_task(self, inputs, labels, steps, lr, seed)
 
     # ---- files -----------------------------------------------------------------------------------------------------
@@ -185,34 +197,39 @@ class AdaptedTask:
 
         return load_task(cls, folder, learner, allow_download)
 
-    def to_bytes(self, *, max_bytes: int | None = None) -> bytes:
+    def to_bytes(self, *, max_bytes: int | None = None, fingerprint: str | None = None) -> bytes:
         """Return the content of the file that `save_pretrained` writes, for a store that is no folder.
 
         Args:
             max_bytes: Largest size of its numbers; the readout is made compact if it needs more.
+            fingerprint: `learner.fingerprint`, if it is known; see `from_bytes`.
 
         Raises:
             ValueError: A number is not finite, or there is no readout that small.
         """
         from metalora.learner.saving import dump_task
 
-        return dump_task(self, max_bytes, None, "task")
+        return dump_task(self, max_bytes, None, "task", fingerprint)
 
     @classmethod
-    def from_bytes(cls, content: bytes, learner: MetaLearner, *, place: str = "task") -> AdaptedTask:
+    def from_bytes(
+        cls, content: bytes, learner: MetaLearner, *, place: str = "task", fingerprint: str | None = None
+    ) -> AdaptedTask:
         """Load a task that `to_bytes` gave.
 
         Args:
             content: What `to_bytes` returned, or the content of a task's file.
             learner: The learner that made it.
             place: How messages call the task.
+            fingerprint: `learner.fingerprint`, by somebody who loads many tasks of a learner that is not trained any
+                more: to compute it takes milliseconds for each task.
 
         Raises:
             ValueError: The content is damaged, or of another learner.
         """
         from metalora.learner.saving import make_task, parse_task
 
-        return make_task(cls, *parse_task(content, place), learner, place)
+        return make_task(cls, *parse_task(content, place), learner, place, fingerprint)
 
     def __repr__(self) -> str:
         return f"AdaptedTask({self.labels.summary()}, readout {self.learner.config.readout})"
@@ -245,13 +262,20 @@ def adapt_task(
     with learner.features.factor_use.others(factors):
         condition = task_condition(learner, items, encoder)
         support = learner.encode(items, condition)
-    check_finite(support, items)
-    assert encoder.targets is not None
-    targets = encoder.targets
-    with torch.no_grad():
-        readout = learner.readout.fit(support, targets, frozen_width=learner.frozen_width, groups=group_codes)
     examples = LabelledItems(items, list(labels), None if groups is None else list(groups))
-    return AdaptedTask(learner, readout, encoder, condition, factors, examples)
+    return AdaptedTask(
+        learner, fit_readout(learner, support, encoder, examples, group_codes), encoder, condition, factors, examples
+    )
+
+
+@torch.no_grad()
+def fit_readout(
+    learner: MetaLearner, support: Tensor, labels: TaskLabels, examples: LabelledItems, groups: Tensor | None
+) -> FittedReadout:
+    """Return the readout of a support set with features (n, d); ValueError if a feature is not finite."""
+    check_finite(support, examples.inputs)
+    assert labels.targets is not None
+    return learner.readout.fit(support, labels.targets, frozen_width=learner.frozen_width, groups=groups)
 
 
 @torch.no_grad()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from metalora.serving.errors import ServiceError
@@ -58,6 +60,7 @@ class FairQueue:
         self.most_rows = most_rows
         self._tenants: OrderedDict[int, deque[Waiting]] = OrderedDict()  # the first one has the next turn
         self._rows = 0
+        self._announced = 0  # rows that come soon
         self._seconds_of_row = FIRST_GUESS
         self._closed = False
         self._changed = threading.Condition()
@@ -67,18 +70,37 @@ class FairQueue:
         """Number of rows that wait."""
         return self._rows
 
-    def put(self, request: Waiting) -> None:
-        """Add a request.
+    @contextlib.contextmanager
+    def announced(self, rows: int) -> Iterator[None]:
+        """Keep room for rows that are being prepared, and put at the end of the block.
+
+        Args:
+            rows: How many they are.
 
         Raises:
             ServiceError: Too many rows wait, or the queue is closed; it says when to try again.
         """
         with self._changed:
-            if self._closed:
-                raise ServiceError("stopping", "the service is stopping", retry_after=1)
-            if self._rows and self._rows + request.rows > self.most_rows:
-                message = f"{self._rows} inputs are waiting; try again later"
-                raise ServiceError("busy", message, retry_after=max(1, math.ceil(self._rows * self._seconds_of_row)))
+            self._check_room(rows)
+            self._announced += rows
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._announced -= rows
+
+    def _check_room(self, rows: int) -> None:
+        if self._closed:
+            raise ServiceError("stopping", "the service is stopping", retry_after=1)
+        present = self._rows + self._announced
+        if present and present + rows > self.most_rows:
+            message = f"{present} inputs are waiting; try again later"
+            raise ServiceError("busy", message, retry_after=max(1, math.ceil(present * self._seconds_of_row)))
+
+    def put(self, request: Waiting) -> None:
+        """Add a request; ServiceError as `announced`."""
+        with self._changed:
+            self._check_room(request.rows)
             self._tenants.setdefault(request.tenant, deque()).append(request)
             self._rows += request.rows
             self._changed.notify()
@@ -187,7 +209,7 @@ class Turns:
     Example:
         >>> turns = Turns(longest=0.01)
         >>> with turns.first():
-        ...     turns.wait()  # returns after 0.01 s
+        ...     seconds = turns.wait()  # returns after 0.01 s
     """
 
     def __init__(self, longest: float):

@@ -16,7 +16,7 @@ class ServingConfig(Configuration):
     Attributes:
         max_rows: Largest number of inputs in one forward pass of the network.
         max_wait_ms: How long a batch waits for further requests, in milliseconds.
-        max_queue_rows: Inputs that may wait; with more the service answers 429.
+        max_queue_rows: Inputs that may wait, and inputs of one request; with more waiting the service answers 429.
         hot_mb: Memory for tasks that were used last, in megabytes.
         dtype: Precision of the network.
         threads: Threads of the computation; None: those of PyTorch.
@@ -27,6 +27,7 @@ class ServingConfig(Configuration):
         task_bytes: Largest size of the readout of a stored task, in bytes; a larger one is made compact.
         deadline_s: Time for a request, in seconds.
         stop_s: Time to finish accepted requests when the service stops, in seconds.
+        readapt: Make the tasks of older learners anew with the current one, in the background.
         cors_origins: Origins of web pages that may call the service; none by default.
     """
 
@@ -43,4 +44,5 @@ class ServingConfig(Configuration):
     task_bytes: Annotated[int, Range(least=1000)] = 20_000
     deadline_s: Annotated[float, Range(above=0)] = 30.0
     stop_s: Annotated[float, Range(least=0)] = 30.0
+    readapt: bool = True
     cors_origins: tuple[str, ...] = ()

@@ -77,13 +77,15 @@ class Engine:
     Attributes:
         learner: As given.
         fingerprint: Its fingerprint, computed once.
+        predictions: Inputs that wait for a prediction.
+        adaptations: Support sets that wait.
     """
 
     def __init__(self, learner: MetaLearner, config: ServingConfig, metrics: Metrics):
         self.learner, self.config, self.metrics = learner, config, metrics
         self.fingerprint = learner.fingerprint
-        self._predictions = FairQueue(config.max_queue_rows)
-        self._adaptations = FairQueue(config.max_queue_rows)
+        self.predictions = FairQueue(config.max_queue_rows)
+        self.adaptations = FairQueue(config.max_queue_rows)
         self._turns = Turns(LONGEST_TURN)
         self._lane_learner = lane_learner(learner, self._turns.wait)
         self._threads = [
@@ -94,9 +96,9 @@ class Engine:
             thread.start()
 
     @property
-    def waiting_rows(self) -> int:
-        """Inputs that wait for a prediction."""
-        return self._predictions.rows
+    def is_alive(self) -> bool:
+        """Whether both lanes run."""
+        return all(thread.is_alive() for thread in self._threads)
 
     async def outputs(self, tenant: int, task: AdaptedTask, encoded: Sequence[Tensor]) -> TaskOutputs:
         """Return the outputs of a task for prepared inputs, on the CPU.
@@ -104,7 +106,7 @@ class Engine:
         Raises:
             ServiceError: Too many inputs wait, or the features of an input are not finite.
         """
-        outputs: TaskOutputs = await self._outcome(self._predictions, Prediction(tenant, task, encoded))
+        outputs: TaskOutputs = await self._outcome(self.predictions, Prediction(tenant, task, encoded))
         return outputs
 
     async def run(self, tenant: int, rows: int, function: Callable[[MetaLearner], Result]) -> Result:
@@ -118,12 +120,12 @@ class Engine:
         Raises:
             ServiceError: Too many inputs wait.
         """
-        result: Result = await self._outcome(self._adaptations, Adaptation(tenant, rows, function))
+        result: Result = await self._outcome(self.adaptations, Adaptation(tenant, rows, function))
         return result
 
     def close(self) -> None:
         """Finish what waits, and end the threads."""
-        for queue in (self._predictions, self._adaptations):
+        for queue in (self.predictions, self.adaptations):
             queue.close()
         for thread in self._threads:
             thread.join()
@@ -138,7 +140,7 @@ class Engine:
 
     # ---- the lane that predicts ------------------------------------------------------------------------------------
     def _predict(self) -> None:
-        while batch := self._predictions.take(self.config.max_rows, self.config.max_wait_ms / 1000):
+        while batch := self.predictions.take(self.config.max_rows, self.config.max_wait_ms / 1000):
             with self._turns.first():
                 finished = self._computed(batch)
             _deliver(finished)
@@ -148,7 +150,7 @@ class Engine:
         start = time.monotonic()
         outputs = self._outputs_or_errors(batch)
         rows, seconds = sum(part.stop - part.start for part in batch), time.monotonic() - start
-        self._predictions.measured(rows, seconds)
+        self.predictions.measured(rows, seconds)
         self.metrics.batch(rows, seconds)
         finished: list[tuple[Job, Any]] = []
         for part, output in zip(batch, outputs, strict=True):
@@ -186,12 +188,12 @@ class Engine:
 
     # ---- the lane that adapts --------------------------------------------------------------------------------------
     def _adapt(self) -> None:
-        while (job := self._adaptations.take_request()) is not None:
+        while (job := self.adaptations.take_request()) is not None:
             assert isinstance(job, Adaptation)
             start = time.monotonic()
             outcome = self._result(job)
             seconds = time.monotonic() - start
-            self._adaptations.measured(job.rows, seconds)
+            self.adaptations.measured(job.rows, seconds)
             self.metrics.adapt_seconds.observe(seconds)
             _deliver([(job, outcome)])
 
@@ -227,7 +229,7 @@ def on_cpu(outputs: Sequence[TaskOutputs]) -> list[TaskOutputs]:
     tensors = [tensor.float() for output in outputs for tensor in output]
     if tensors[0].device.type != "cpu":
         flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
-        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         tensors = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
     size = len(TaskOutputs._fields)
     return [TaskOutputs(*tensors[start : start + size]) for start in range(0, len(tensors), size)]

@@ -18,6 +18,7 @@ STATUS = {  # code -> status of HTTP
     "busy": 429,
     "internal": 500,
     "stopping": 503,
+    "unavailable": 503,
     "timeout": 504,
 }
 

@@ -13,6 +13,7 @@ from metalora.learner.data import Preprocessor
 from metalora.serving.errors import ServiceError
 from metalora.serving.schemas import Inputs
 
+MOST_TIMES_LONGER = 100  # one side of a picture than the other: the shorter one is made as long as the network needs
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
@@ -88,4 +89,6 @@ class InputReader:
         if image.width * image.height > self._max_pixels:
             size = f"{image.width} x {image.height}"
             raise ValueError(f"{name}: the picture has {size} pixels, expected at most {self._max_pixels}")
+        if max(image.size) > MOST_TIMES_LONGER * min(image.size):
+            raise ValueError(f"{name}: one side of the picture is more than {MOST_TIMES_LONGER} times the other")
         return image

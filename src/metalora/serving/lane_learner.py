@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -56,6 +56,7 @@ def lane_learner(learner: MetaLearner, wait: Callable[[], object]) -> MetaLearne
     """
     lane = copy.copy(learner)
     backbone = learner.backbone
-    lane.backbone = PreparedBackbone(backbone.model, PreparedItems(backbone.preprocessor, wait), backbone.name)
+    prepared = cast(Preprocessor, PreparedItems(backbone.preprocessor, wait))
+    lane.backbone = PreparedBackbone(backbone.model, prepared, backbone.name)
     lane.config = dataclasses.replace(learner.config, batch_size=min(PIECE, learner.config.batch_size))
     return lane

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
@@ -50,7 +50,7 @@ class Inputs(Request):
     texts: list[Text] = Field(default=[], min_length=1)
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Inputs:
+    def _one_kind(self) -> Self:
         if len(self.model_fields_set) != 1:
             raise ValueError("expected either images or texts")
         return self
@@ -62,6 +62,12 @@ class LabelledRequest(Request):
     inputs: Inputs
     labels: list[Label] = Field(min_length=1, description="a label for each input; for several labels, a list")
     groups: list[Name | Whole] | None = Field(None, description="inputs of one group are variants of one thing")
+
+    @model_validator(mode="after")
+    def _one_kind_of_labels(self) -> Self:
+        if len({isinstance(label, list) for label in self.labels}) > 1:
+            raise ValueError("labels: either all are lists, or none")
+        return self
 
 
 class TaskRequest(LabelledRequest):
@@ -162,7 +168,7 @@ class ServiceReply(BaseModel):
     backbone: str
     adapter: str
     method: str | None
-    limits: dict[str, float]
+    limits: dict[str, int | float]
     version: str
 
 

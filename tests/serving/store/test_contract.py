@@ -200,13 +200,17 @@ def test_pages_have_every_task_once_in_the_order_of_ids(store):
 
 def test_tasks_of_older_learners_are_found_if_their_examples_are_kept(store):
     first, second = add_tenant(store, "first"), add_tenant(store, "second")
-    old = create(store, first, examples=[example(1)], learner="b")
-    other = create(store, second, examples=[example(1)], learner="d")
+    tasks = {
+        (tenant, create(store, tenant, examples=[example(1)], learner="b").id) for tenant in (first, second, first)
+    }
     create(store, second, examples=[example(1)], learner="c")
     create(store, second, learner="b")
-    assert sorted(store.outdated("c", limit=10)) == [(first, old), (second, other)]
-    assert len(store.outdated("c", limit=1)) == 1
-    assert store.count_by_learner() == {"b": 2, "c": 1, "d": 1}
+    expected = sorted(tasks, key=lambda pair: pair[1])
+    assert [(tenant, task.id) for tenant, task in store.outdated("b", limit=10)] == expected
+    assert [(tenant, task.id) for tenant, task in store.outdated("b", limit=1)] == expected[:1]
+    assert [(tenant, task.id) for tenant, task in store.outdated("b", limit=10, after=expected[0][1])] == expected[1:]
+    assert store.outdated("a", limit=10) == []
+    assert store.count_by_learner() == {"b": 4, "c": 1}
 
 
 @pytest.mark.parametrize("table", DAMAGE)

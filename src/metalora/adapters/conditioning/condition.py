@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,32 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Maker:
+    """The adapter that made a condition in memory.
+
+    Attributes:
+        reference: The adapter, for as long as it lives.
+        swaps: How often its numbers had been replaced by those of another file.
+    """
+
+    reference: ReferenceType[Adapter]
+    swaps: int
+
+    def adapter(self) -> Adapter | None:
+        """Return the adapter; None if it does not live any more.
+
+        Raises:
+            ValueError: Its numbers have been replaced since by those of another file.
+        """
+        adapter = self.reference()
+        if adapter is not None and adapter.sharing.swaps != self.swaps:
+            raise ValueError(
+                "the condition was made before swap put the numbers of another file into its adapter: make it again"
+            )
+        return adapter
+
+
+@dataclass(frozen=True)
 class Condition:
     """Generated factors for n examples (n = 1: one condition for all), and the features that they were made from.
 
@@ -104,7 +130,7 @@ class Condition:
     values: dict[str, Tensor]
     features: Tensor
     penalty: Tensor
-    maker: ReferenceType[Adapter] | None = field(default=None, repr=False, compare=False)
+    maker: Maker | None = field(default=None, repr=False, compare=False)
     origin: Origin | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,9 +168,20 @@ class Condition:
         """Return the same numbers without their autograd graph, so that they can be stored."""
         return replace(self._map(Tensor.detach), penalty=self.penalty.detach())
 
-    def to(self, device: torch.device | str) -> Condition:
-        """Return the same condition on another device."""
-        return replace(self._map(lambda tensor: tensor.to(device)), penalty=self.penalty.to(device))
+    def to(self, device: torch.device | str | None = None, *, dtype: torch.dtype | None = None) -> Condition:
+        """Return the same condition on another device or in another type.
+
+        Args:
+            device: The device; None: it stays where it is.
+            dtype: The type of values, features and penalty, such as float16 to store it; None: it stays as it is.
+
+        Raises:
+            ValueError: The type is not a floating one.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"a condition has floating numbers, it cannot be converted to {dtype}")
+        converted = self._map(lambda tensor: tensor.to(device=device, dtype=dtype))
+        return replace(converted, penalty=self.penalty.to(device=device, dtype=dtype))
 
     def vector(self) -> Tensor:
         """Return all generated numbers side by side, (n, total size of the factors)."""
@@ -158,22 +195,28 @@ class Condition:
             conditions: At least one condition; all have the same factors and the same number of features.
 
         Returns:
-            A condition whose n is the sum of theirs, and whose penalty is the mean of theirs.
+            A condition whose n is the sum of theirs, and whose penalty is the mean of theirs. It has no features,
+            (n, 0), if theirs differ in number.
 
         Raises:
-            ValueError: Two of them were loaded, and different adapters made them.
+            ValueError: Different adapters made two of them.
         """
         first = conditions[0]
+        maker, origin = common_maker(conditions), common_origin(conditions)
         values = {key: torch.cat([condition.values[key] for condition in conditions]) for key in first.values}
-        features = torch.cat([condition.features for condition in conditions])  # (sum of n, d)
+        all_features = [condition.features for condition in conditions]
+        width = first.features.shape[1] if len({features.shape[1] for features in all_features}) == 1 else 0
+        features = torch.cat([features[:, :width] for features in all_features])  # (sum of n, d)
         penalty = torch.stack([condition.penalty for condition in conditions]).mean()
-        return Condition(values, features, penalty, _common_maker(conditions), _common_origin(conditions))
+        return Condition(values, features, penalty, maker, origin)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, features: bool = True) -> None:
         """Write the condition as one safetensors file, atomically, with digests of its adapter and its base as of now.
 
         Args:
             path: The file; an existing file is replaced.
+            features: Whether the file has the features, which no forward needs; without them the file is smaller, and
+                the condition that is loaded has none, (n, 0).
 
         Raises:
             ValueError: A number is not finite, the values are of different numbers of examples, or the file could not
@@ -181,7 +224,7 @@ class Condition:
         """
         from metalora.io.condition_file import save_condition
 
-        save_condition(self, path)
+        save_condition(self if features else replace(self, features=self.features[:, :0]), path)
 
     @staticmethod
     def load(path: str | Path, *, check_base: bool = True) -> Condition:
@@ -206,16 +249,29 @@ class Condition:
         return load_condition(path, check_base)
 
 
-def _common_maker(conditions: Sequence[Condition]) -> ReferenceType[Adapter] | None:
-    """Return the adapter that made all conditions, or None."""
-    first = conditions[0].maker
-    return first if all(condition.maker == first for condition in conditions) else None
+def common_maker(conditions: Iterable[Condition]) -> Maker | None:
+    """Return the adapter that made all conditions, apart from those that were made by hand; None for none.
+
+    Raises:
+        ValueError: Two adapters made them, of which one is not a replica or a copy of the other.
+    """
+    from metalora.adapters.conditioning.check import same_adapter
+
+    makers = [condition.maker for condition in conditions if condition.maker is not None]
+    alive = [adapter for maker in makers if (adapter := maker.adapter()) is not None]
+    for adapter in {id(adapter): adapter for adapter in alive}.values():  # each once: a batch has one condition a row
+        if not same_adapter(alive[0], adapter):
+            raise ValueError(
+                f"conditions of different adapters ({alive[0].method.name} and {adapter.method.name}), or of one "
+                "before and after further training: keep those of each adapter apart"
+            )
+    return makers[0] if makers else None
 
 
-def _common_origin(conditions: Sequence[Condition]) -> Origin | None:
+def common_origin(conditions: Iterable[Condition]) -> Origin | None:
     """Return the origin of those conditions that were loaded; ValueError if they have different ones."""
     origins = [condition.origin for condition in conditions if condition.origin is not None]
     for origin in origins:
         if origin.record != origins[0].record:
-            raise ValueError(f"stack: conditions of different adapters: {origins[0].file} and {origin.file}")
+            raise ValueError(f"conditions of different adapters: {origins[0].file} and {origin.file}")
     return origins[0] if origins else None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.bound_target import BoundTarget
+from metalora.adapters.conditioning.rows import TokenValues, tokens_as_examples
 from metalora.adapters.kernels import Kernel, add_update, choose
 from metalora.adapters.layers.base_layer import BaseLayer
 from metalora.adapters.layers.mergeable import MergeableLayer
@@ -100,11 +101,16 @@ class AdaptedLayer(MergeableLayer):
             return cast(Tensor, self.base(x))
         values = current.values
         conditions = self.bound.num_conditions(values) if adapter.per_example else 1
+        exchanged = False
+        if type(values) is TokenValues:
+            x, exchanged = tokens_as_examples(x, values, int(not self.embeds), self.target.path)
         # Linear layers take (*, i) as it is: only pictures and ids may need a batch axis.
         x, unbatched = self.as_batch(x, conditions) if self.channels > 0 or self.embeds else (x, False)
         kernel = choose(self, x, conditions)
         self._last[0] = kernel
         y = kernel.run(self, x, values, conditions)
+        if exchanged:
+            return y.transpose(0, 1)
         return y[0] if unbatched else y
 
     def _with_arguments(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -133,6 +139,10 @@ class AdaptedLayer(MergeableLayer):
         values = current.values if values is None else values
         if self.runs_whole:
             return run_whole(self, x, values)
+        if type(values) is TokenValues:
+            x, exchanged = tokens_as_examples(x, values, int(not self.embeds), self.target.path)
+            updated = add_update(self, x, y.transpose(0, 1) if exchanged else y, values)
+            return updated.transpose(0, 1) if exchanged else updated
         conditions = self.bound.num_conditions(values)
         if self.channels > 0 or self.embeds:
             x, unbatched = self.as_batch(x, conditions)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 
 from metalora.adapters.bound_target import BoundTarget
+from metalora.adapters.conditioning.rows import TokenValues, tokens_as_examples
 from metalora.adapters.convolutions import POSITION_AXES
 from metalora.adapters.kernels import Kernel
 from metalora.adapters.layers.base_layer import BaseLayer
@@ -75,6 +76,10 @@ class OutputLayer(TargetLayer, ABC):
         if not current.enabled or self.original is not None:
             return y
         values = current.values if values is None else values
+        if type(values) is TokenValues:
+            y, exchanged = tokens_as_examples(y, values, 1, self.target.path)
+            updated = self.changed(y, self.bound.read(values))
+            return updated.transpose(0, 1) if exchanged else updated
         conditions = self.bound.num_conditions(values)
         single = y.ndim == -self.axis  # one example without a batch axis, such as (o,) or (o, *positions)
         y = y[None] if single else y

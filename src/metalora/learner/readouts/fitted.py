@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from metalora._util.shown import shown
 from metalora._util.suggest import check_choice
-from metalora.learner.readouts.kernel import squared_distances
+from metalora.learner.readouts.kernel import kernel_of_distances, squared_distances
 from metalora.learner.readouts.projection import Projection
 from metalora.learner.readouts.rules import KernelRule, LinearRule, NeighbourRule, PrototypeRule, Rule
 from metalora.learner.readouts.standardise import Scaling
@@ -106,8 +107,80 @@ class FittedReadout:
             tensor([1.])
         """
         with full_precision(queries):
-            distances = squared_distances(self._weighted(queries), self.support).amin(1).sqrt()  # (m,)
-            return (self._nearest() < distances[:, None]).to(distances.dtype).mean(1)
+            return self._novelty_of(squared_distances(self._weighted(queries), self.support))
+
+    @torch.no_grad()
+    def outputs(self, queries: Tensor, *, novelty: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `logits`, `novelty` and `embed` return, without computing twice what they share.
+
+        Args:
+            queries: Features, (m, d).
+            novelty: Whether the novelty is computed; otherwise it is empty, (0,).
+
+        Returns:
+            Logits (m, count), novelties (m,) and weighted features (m, d').
+
+        Raises:
+            ValueError: As `logits`.
+
+        Example:
+            >>> from metalora.learner.readouts.registry import make_readout
+            >>> targets = Targets.classes(torch.arange(12) % 3, 3)
+            >>> fitted = make_readout("kernel-ridge").eval().fit(torch.randn(12, 5), targets)
+            >>> [tuple(output.shape) for output in fitted.outputs(torch.randn(4, 5))]
+            [(4, 3), (4,), (4, 5)]
+        """
+        with full_precision(queries):
+            weighted, is_kernel = self._weighted(queries), isinstance(self.rule, KernelRule)
+            none = weighted.new_zeros(0)
+            if not (novelty or is_kernel):
+                return self.rule.logits(weighted, self.support), none, weighted
+            products = weighted @ self.support.mT  # (m, n)
+            distances = squared_distances(weighted, self.support, products, self._support_norms)
+            if isinstance(self.rule, KernelRule):
+                logits = self.rule.logits_of_kernel(kernel_of_distances(products, distances), weighted, self.support)
+            else:
+                logits = self.rule.logits(weighted, self.support)
+            return logits, self._novelty_of(distances) if novelty else none, weighted
+
+    @cached_property
+    def _support_norms(self) -> Tensor:
+        """The squared norms of the rows of the support set, (n,): for few queries they cost as much as the products."""
+        return self.support.detach().square().sum(1)
+
+    def _novelty_of(self, distances: Tensor) -> Tensor:
+        """Return the novelties, (m,), of squared distances to the support set, (m, n)."""
+        to_nearest = distances.amin(1).sqrt()  # (m,)
+        return (self._nearest() < to_nearest[:, None]).to(distances.dtype).mean(1)
+
+    def neighbours(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return the k items of the support set that are nearest to each query, in weighted features.
+
+        Args:
+            queries: Features, (m, d).
+            k: Number of neighbours, from 1 to the number of items.
+
+        Returns:
+            Positions of the items, int64 (m, k), the nearest first; in a compact form with representatives, positions
+            among these. And the distances, (m, k).
+
+        Raises:
+            ValueError: As `logits`, or k is not from 1 to the number of items.
+
+        Example:
+            >>> from metalora.learner.readouts.registry import make_readout
+            >>> support, targets = torch.randn(12, 5), Targets.classes(torch.arange(12) % 3, 3)
+            >>> fitted = make_readout("kernel-ridge").eval().fit(support, targets)
+            >>> fitted.neighbours(support[7:8], k=1)[0]
+            tensor([[7]])
+        """
+        if not 1 <= k <= len(self.support):
+            raise ValueError(f"k must be from 1 to {len(self.support)}, the items of the support set, not {k}")
+        with full_precision(queries):
+            # In float64: a difference of large squares has no digits left for an item that is the query itself.
+            distances = squared_distances(self._weighted(queries).double(), self.support.double()).sqrt()  # (m, n)
+        nearest = distances.sort(dim=1, stable=True)
+        return nearest.indices[:, :k], nearest.values[:, :k].to(self.support.dtype)
 
     def _nearest(self) -> Tensor:
         """Return the distance of each item of the support set to its nearest other item, (n,)."""

@@ -27,7 +27,17 @@ def linear_and_rbf(left: Tensor, right: Tensor) -> Tensor:
         tensor([[ 1.0000, -0.3161]])
     """
     products = left @ right.mT
-    return products / 2 + torch.exp(-squared_distances(left, right, products) / 4) / 2
+    return kernel_of_distances(products, squared_distances(left, right, products))
+
+
+def kernel_of_distances(products: Tensor, distances: Tensor) -> Tensor:
+    """Return `linear_and_rbf` of rows whose inner products and squared distances are known, both (m, n).
+
+    Example:
+        >>> kernel_of_distances(torch.tensor([[1.0, -1.0]]), torch.tensor([[0.0, 4.0]]))
+        tensor([[ 1.0000, -0.3161]])
+    """
+    return products / 2 + torch.exp(-distances / 4) / 2
 
 
 def kernel_of_products(products: Tensor) -> Tensor:
@@ -53,20 +63,23 @@ def distances_of_products(products: Tensor) -> Tensor:
     return (norms[:, None] + norms - 2 * products).clamp_min(0)
 
 
-def squared_distances(left: Tensor, right: Tensor, products: Tensor | None = None) -> Tensor:
+def squared_distances(
+    left: Tensor, right: Tensor, products: Tensor | None = None, right_norms: Tensor | None = None
+) -> Tensor:
     """Return |a - b|^2 of each pair of rows, (m, n).
 
     Args:
         left: Features, (m, d).
         right: Features, (n, d).
         products: The inner products of the rows, (m, n), if they are computed already.
+        right_norms: The squared norms of the rows of `right`, (n,), if they are computed already.
 
     Example:
         >>> squared_distances(torch.tensor([[0.0, 3.0]]), torch.tensor([[4.0, 0.0]]))
         tensor([[25.]])
     """
     products = left @ right.mT if products is None else products
-    right_norms = right.square().sum(1)
+    right_norms = right.square().sum(1) if right_norms is None else right_norms
     left_norms = right_norms if left is right else left.square().sum(1)
     norms = left_norms[:, None] + right_norms
     return (norms - 2 * products).clamp_min(0)
@@ -86,7 +99,10 @@ class FeatureKernel:
 
     def __call__(self, left: Tensor, right: Tensor) -> Tensor:
         """Return kernel values, (m, n), of weighted features (m, d) and (n, d)."""
-        of_all = linear_and_rbf(left, right)
+        return self.completed(linear_and_rbf(left, right), left, right)
+
+    def completed(self, of_all: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Return kernel values, (m, n), of features (m, d) and (n, d) whose `linear_and_rbf` is computed already."""
         if not self.frozen_width:
             return of_all
         left, right = left[:, : self.frozen_width], right[:, : self.frozen_width]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from metalora.learner.readouts.kernel import FeatureKernel, squared_distances
+from metalora.learner.readouts.kernel import FeatureKernel, linear_and_rbf, squared_distances
 from metalora.learner.readouts.projection import Projection
 
 
@@ -73,8 +73,12 @@ class KernelRule(Rule):
 
     def logits(self, features: Tensor, support: Tensor) -> Tensor:
         """Return logits, (m, count)."""
-        kernel = FeatureKernel(self.frozen_width, self.frozen_scale)
-        return kernel(features, support) @ self.coefficients + self.offset
+        return self.logits_of_kernel(linear_and_rbf(features, support), features, support)
+
+    def logits_of_kernel(self, of_all: Tensor, features: Tensor, support: Tensor) -> Tensor:
+        """Return logits, (m, count), if the kernel of all columns is computed already, (m, n)."""
+        kernel = FeatureKernel(self.frozen_width, self.frozen_scale).completed(of_all, features, support)
+        return kernel @ self.coefficients + self.offset
 
     def directions(self, support: Tensor) -> Tensor:
         """Return the gradients of the linear part and, at the mean, of the other part, (d, 2 * count)."""

@@ -175,8 +175,14 @@ class Store(Protocol):
         """
 
     # ---- all tenants: for the service itself -----------------------------------------------------------------------
-    def outdated(self, learner: str, *, limit: int) -> list[tuple[int, StoredTask]]:
-        """Return tasks that another learner made and that keep their examples, with their tenants, in any order."""
+    def outdated(self, learner: str, *, limit: int, after: str = "") -> list[tuple[int, StoredTask]]:
+        """Return tasks that an older learner made and that keep their examples, with their tenants.
+
+        Args:
+            learner: Fingerprint of the older learner.
+            limit: Largest number of tasks.
+            after: They are in the order of their ids, those after this one.
+        """
 
     def count_by_learner(self) -> dict[str, int]:
         """Return how many tasks each learner has made: fingerprint -> number."""

@@ -60,7 +60,7 @@ def schema_statements(types: TypeNames) -> list[str]:
             content {content} NOT NULL,
             UNIQUE (tenant, id)
         )""",
-        "CREATE INDEX tasks_by_learner ON tasks (learner, keeps_examples)",
+        "CREATE INDEX tasks_by_learner ON tasks (learner, keeps_examples, id)",
         f"""CREATE TABLE examples (
             task {integer} NOT NULL REFERENCES tasks (number) ON DELETE CASCADE,
             position {integer} NOT NULL,

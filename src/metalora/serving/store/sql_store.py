@@ -192,13 +192,19 @@ class SqlStore:
         return [example_of_row(row[1:], f"{place}{row[0]}") for row in rows if row[0] is not None]
 
     # ---- all tenants: for the service itself -----------------------------------------------------------------------
-    def outdated(self, learner: str, *, limit: int) -> list[tuple[int, StoredTask]]:
-        """Return tasks that another learner made and that keep their examples, with their tenants, in any order."""
+    def outdated(self, learner: str, *, limit: int, after: str = "") -> list[tuple[int, StoredTask]]:
+        """Return tasks that an older learner made and that keep their examples, with their tenants.
+
+        Args:
+            learner: Fingerprint of the older learner.
+            limit: Largest number of tasks.
+            after: They are in the order of their ids, those after this one.
+        """
         query = f"""
             SELECT tenant, {TASK_COLUMNS} FROM tasks
-            WHERE (learner < ? OR learner > ?) AND keeps_examples = 1 LIMIT ?
-        """  # two ranges of the index, where <> would read all rows
-        return [(row[0], task_of_row(row[1:])) for row in self.database.read(query, (learner, learner, limit))]
+            WHERE learner = ? AND keeps_examples = 1 AND id > ? ORDER BY id LIMIT ?
+        """
+        return [(row[0], task_of_row(row[1:])) for row in self.database.read(query, (learner, after, limit))]
 
     def count_by_learner(self) -> dict[str, int]:
         """Return how many tasks each learner has made: fingerprint -> number."""

@@ -1,0 +1,92 @@
+"""Which condition each row of a batch, or each token of a packed batch, runs under."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from metalora.adapters.conditioning.condition import Values
+
+if TYPE_CHECKING:
+    from metalora.adapters.adapter import Adapter
+
+
+class TokenValues(dict[str, Tensor]):
+    """Values for every token of a packed batch: key of a stored factor -> (tokens, *factor shape).
+
+    The inputs of such a batch are (1, tokens, ..). A layer takes them as `tokens` examples of one token each.
+    """
+
+
+def values_of_rows(values: Values, rows: Tensor | Sequence[int]) -> dict[str, Tensor]:
+    """Return the values of the condition of each row.
+
+    Args:
+        values: Key of a stored factor -> its values, (n, *factor shape).
+        rows: Number of the condition of each row, (m,), from 0 to n - 1.
+
+    Returns:
+        Key of a stored factor -> (m, *factor shape).
+
+    Raises:
+        ValueError: The rows are not integers from 0 to n - 1, (m,).
+
+    Example:
+        >>> values_of_rows({"C": torch.tensor([[1.0], [2.0]])}, [1, 0, 1])["C"].flatten()
+        tensor([2., 1., 2.])
+    """
+    first = next(iter(values.values()))
+    index = torch.as_tensor(rows)
+    if index.ndim != 1 or (len(index) and (index.is_floating_point() or index.dtype == torch.bool)):
+        raise ValueError(f"rows: expected the number of a condition for each row, (m,), got {tuple(index.shape)}")
+    index = index.long()
+    if not torch.compiler.is_compiling() and len(index):
+        if int(index.min()) < 0 or int(index.max()) >= len(first):
+            raise ValueError(f"rows: {index.tolist()} are not all numbers of conditions, 0..{len(first) - 1}")
+        if len(index) == len(first) and torch.equal(index, torch.arange(len(index), device=index.device)):
+            return dict(values)  # all of them in their order
+    index = index.to(first.device)
+    return {key: value.index_select(0, index) for key, value in values.items()}
+
+
+def check_packed(adapter: Adapter) -> None:
+    """Raise a ValueError if a target of an adapter cannot have a condition for each token of one example."""
+    from metalora.adapters.layers import AdaptedLayer
+
+    for path, layer in adapter.layers.items():
+        mixes = isinstance(layer, AdaptedLayer) and layer.runs_whole
+        if layer.target.kind not in ("linear", "conv1d_gpt2", "embedding") or mixes:
+            raise ValueError(
+                f"packed=True: target {path!r} ({type(layer.base).__name__}) may mix the tokens of an example, so that "
+                f"it has no condition for each; leave it out, exclude=[{path!r}], or run the tenants as a batch of "
+                "several rows"
+            )
+
+
+def tokens_as_examples(x: Tensor, values: TokenValues, axes: int, path: str) -> tuple[Tensor, bool]:
+    """Return an input of a packed batch with a token for each example.
+
+    Args:
+        x: The input of a layer, (1, tokens, *axes of a token) or (tokens, *axes of a token).
+        values: The values of the tokens.
+        axes: Number of axes of a token: 1 for its channels, 0 for an id.
+        path: Path of the layer, for messages.
+
+    Returns:
+        The input (tokens, 1, *axes) or (tokens, *axes), and whether its first two axes were exchanged.
+
+    Raises:
+        ValueError: The input is of another number of tokens, or of several rows.
+    """
+    tokens = len(next(iter(values.values())))
+    if x.ndim == 1 + axes and x.shape[0] == tokens:
+        return x, False
+    if x.ndim == 2 + axes and x.shape[0] == 1 and x.shape[1] == tokens:
+        return x.transpose(0, 1), True
+    raise ValueError(
+        f"target {path!r}: rows name the conditions of {tokens} tokens of a packed batch, the layer got an input of "
+        f"shape {tuple(x.shape)}; expected (1, {tokens}{', channels' if axes else ''})"
+    )

@@ -1,0 +1,1 @@
+"""A load on `metalora serve`: `PYTHONPATH=tools python -m serving_load MODE`, or `make load`."""
