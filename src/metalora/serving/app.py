@@ -51,7 +51,9 @@ def make_app(learners: Sequence[MetaLearner], store: Store, config: ServingConfi
             yield
         await run_in_threadpool(service.close)
 
-    app = FastAPI(title=TITLE, description=ABOUT, version=version("metalora"), lifespan=lifespan)
+    app = FastAPI(
+        title=TITLE, description=ABOUT, version=version("metalora"), docs_url=None, redoc_url=None, lifespan=lifespan
+    )
     app.router.redirect_slashes = False
     app.state.service = service
     for router in (tasks.ROUTER, predictions.ROUTER, about.ROUTER):

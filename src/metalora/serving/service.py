@@ -32,6 +32,7 @@ from metalora.serving.store import (
     NewTask,
     Store,
     StoredTask,
+    StoreFailure,
     Tenant,
     VersionConflict,
 )
@@ -41,6 +42,7 @@ Result = TypeVar("Result")
 TASK_ID = re.compile(r"t_[A-Za-z0-9_-]{22}")
 READERS = 4  # requests whose inputs are prepared at once
 WRITERS = 16  # calls of the store that may wait for its disk at once
+MOST_READS = 20  # of a task that others change or delete at the same time
 ATTEMPTS = 20  # to add examples, if others change the task at the same time
 NO_TENANT = 0  # has the turn of one tenant in the adapting lane: work of the service itself; tenants begin at 1
 REMEMBERED_REQUESTS = 32  # idempotency keys of a task's additions
@@ -146,12 +148,17 @@ class Service:
         return task
 
     async def content(self, tenant: int, task_id: str) -> tuple[StoredTask, bytes]:
-        """Return the newest version of a task with its file; ServiceError if there is none."""
-        while True:
+        """Return the newest version of a task with its file; ServiceError if there is none.
+
+        Raises:
+            StoreFailure: The store has the task, and never gives its content.
+        """
+        for _ in range(MOST_READS):
             task = await self.task(tenant, task_id)
             content = await self.stored(self.store.content, tenant, task.id, task.version)
             if content is not None:  # otherwise it was replaced or deleted in between
                 return task, content
+        raise StoreFailure("the store has a task without its content")
 
     async def loaded(self, tenant: int, task_id: str) -> tuple[StoredTask, AdaptedTask, Engine]:
         """Return the newest version of a task, ready to predict, with its engine.
