@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -320,18 +321,21 @@ class MetaLearner:
         return torch.cat([self.features.frozen(batch) for batch in self.batches(items)])
 
     @torch.no_grad()
-    def encode(self, items: Sequence[Any], condition: Condition | None = None) -> Tensor:
+    def encode(self, items: Sequence[Any], condition: Condition | None = None, frozen: Tensor | None = None) -> Tensor:
         """Return the features phi of items: statistics of the frozen, then of the adapted network, (n, d).
 
         Args:
             items: Paths, pictures, texts or arrays.
             condition: The condition of a generated adapter; a condition for each example if the adapter takes one.
+            frozen: What `frozen_features` gives for these items, (n, d'), if it is known: it is not computed again.
         """
+        assert frozen is None or len(frozen) == len(items), "a row for each item"
+        known: Iterable[Tensor | None] = repeat(None) if frozen is None else torch.split(frozen, self.config.batch_size)
         phi = []
-        for batch in self.batches(items):
-            frozen = self.features.frozen(batch)
-            self.frozen_width = frozen.shape[1]
-            phi.append(torch.cat([frozen, self.features.adapted(batch, condition)], 1))
+        for batch, part in zip(self.batches(items), known, strict=False):  # repeat has no end
+            statistics = self.features.frozen(batch) if part is None else part
+            self.frozen_width = statistics.shape[1]
+            phi.append(torch.cat([statistics, self.features.adapted(batch, condition)], 1))
         return torch.cat(phi)
 
     @torch.no_grad()

@@ -260,8 +260,10 @@ def adapt_task(
     encoder = TaskLabels.of(labels, kind, len(items))
     group_codes = None if groups is None else group_numbers(groups, len(items)).to(learner.device)
     with learner.features.factor_use.others(factors):
-        condition = task_condition(learner, items, encoder)
-        support = learner.encode(items, condition)
+        # Without a generator there is one pass over the items, which prepares them once.
+        frozen = None if learner.generator is None else learner.frozen_features(items)
+        condition = None if frozen is None else learner.support_condition(items, frozen, encoder.class_codes())
+        support = learner.encode(items, condition, frozen)
     examples = LabelledItems(items, list(labels), None if groups is None else list(groups))
     return AdaptedTask(
         learner, fit_readout(learner, support, encoder, examples, group_codes), encoder, condition, factors, examples
@@ -276,14 +278,6 @@ def fit_readout(
     check_finite(support, examples.inputs)
     assert labels.targets is not None
     return learner.readout.fit(support, labels.targets, frozen_width=learner.frozen_width, groups=groups)
-
-
-@torch.no_grad()
-def task_condition(learner: MetaLearner, items: Sequence[Any], labels: TaskLabels) -> Condition | None:
-    """Return the condition that a support set makes; None if the adapter takes none from a support set."""
-    if learner.generator is None:
-        return None
-    return learner.support_condition(items, learner.frozen_features(items), labels.class_codes())
 
 
 def check_finite(features: Tensor, items: Sequence[Any]) -> None:

@@ -27,6 +27,7 @@ from metalora.serving.store import open_store
 BACKLOG = 2048  # connections that wait to be accepted
 SHORTEST_LIFE = 10.0  # seconds; a replica that ends sooner by itself would do so again
 LAST_SECOND = 1  # for uvicorn to close connections, after the time to stop is over
+IDLE_SECONDS = 75  # that a connection stays open: longer than the idle time of load balancers (60 s), which close first
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def serve(launch: Launch, listening: socket.socket) -> None:
         ssl_certfile=launch.certificate,
         ssl_keyfile=launch.certificate_key,
         timeout_graceful_shutdown=LAST_SECOND,
+        timeout_keep_alive=IDLE_SECONDS,
     )
     DrainingServer(settings, app).run([listening])
 
