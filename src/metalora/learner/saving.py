@@ -394,7 +394,8 @@ def make_task(
         raise ValueError(
             f"{place}: made by another learner (fingerprint {description['learner']}, this one has {fingerprint})"
         )
-    tensors = {name: value.to(learner.device) for name, value in tensors.items()}
+    # Copies: tensors that were read from bytes are views, of which one would keep the bytes of all.
+    tensors = {name: value.to(learner.device, copy=True) for name, value in tensors.items()}
     parts = {prefix: _with_prefix(tensors, prefix) for prefix in (READOUT, CONDITION, FACTORS)}
     for name in tensors:
         if not name.startswith(tuple(parts)):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from metalora.learner.task import AdaptedTask
 
+OF_A_TENSOR = 400  # bytes of memory beside its numbers; measured
+
 
 class TaskKey(NamedTuple):
     """A version of a task of a tenant; a version never changes."""
@@ -64,9 +66,9 @@ class HotTasks:
 
 
 def task_bytes(task: AdaptedTask) -> int:
-    """Return the size of the tensors of a task that was loaded, in bytes."""
+    """Return about how much memory a task that was loaded takes, in bytes."""
     condition = {} if task.condition is None else task.condition.values
-    return sum(tensor.nbytes for tensor in (*tensors_in(task.readout), *condition.values()))
+    return sum(tensor.nbytes + OF_A_TENSOR for tensor in (*tensors_in(task.readout), *condition.values()))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
