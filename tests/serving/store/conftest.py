@@ -1,6 +1,5 @@
 """Every test of a store runs on SQLite and on Postgres."""
 
-import psycopg
 import pytest
 
 from metalora.serving.store import open_store
@@ -20,6 +19,7 @@ def postgres():
 @pytest.fixture
 def postgres_url(postgres):
     """The URL of a database without tables."""
+    psycopg = pytest.importorskip("psycopg", reason='needs pip install "metalora[postgres]"')
     with psycopg.connect(postgres.url) as connection:
         connection.execute("DROP SCHEMA IF EXISTS metalora CASCADE")
     return postgres.url

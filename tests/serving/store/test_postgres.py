@@ -1,16 +1,16 @@
 """Postgres: connections that are lost, a server that is down, tables of the future, passwords that nobody reads."""
 
-import psycopg
 import pytest
 
 from metalora.serving.store import StoreFailure, open_store
-from metalora.serving.store import postgres as postgres_store
 from support.stored_tasks import add_tenant, create, new_task
+
+psycopg = pytest.importorskip("psycopg", reason='needs pip install "metalora[postgres]"')
 
 
 @pytest.fixture
 def store(postgres_url, monkeypatch):
-    monkeypatch.setattr(postgres_store, "WAIT_SECONDS", 0.5)
+    monkeypatch.setattr("metalora.serving.store.postgres.WAIT_SECONDS", 0.5)
     opened = open_store(postgres_url)
     yield opened
     opened.close()
