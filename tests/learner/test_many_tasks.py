@@ -1,7 +1,7 @@
 """Rows of many tasks in one pass: each task gets what it gets alone, whatever its labels, readout and adapter are."""
 
 import dataclasses
-import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from metalora import AdapterConfig, ConditionConfig, ConditionTable
 from metalora.learner import AdaptedTask, MetaLearner
 from metalora.learner.many_tasks import outputs_of_many
 from support.adapters import randomise
+from support.in_threads import problems_in_threads
 from support.small_transformers import small_model
 from support.word_texts import WORDS, text_preprocessor
 
@@ -215,23 +216,7 @@ def test_threads_get_bit_for_bit_what_one_thread_gets():
         lambda: learner.encode(x, tasks[1].condition),
         lambda: torch.from_numpy(tasks[2].decision_function(x)),
     ]
-    right, problems, entered = [call() for call in calls], [], threading.Barrier(len(calls))
-
-    def work(number):
-        entered.wait()
-        for _ in range(15):
-            try:
-                if not torch.equal(calls[number](), right[number]):
-                    problems.append(number)
-            except Exception as error:
-                problems.append(error)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not problems
+    assert not problems_in_threads(calls, 15, partial(torch.testing.assert_close, rtol=0, atol=0))
 
 
 @pytest.mark.parametrize("readout", READOUTS)

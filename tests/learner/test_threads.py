@@ -1,7 +1,6 @@
 """Several threads use one learner at once, each for a task of its own."""
 
 import copy
-import threading
 from functools import partial
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import nn
 
 from metalora import AdapterConfig
 from metalora.learner import MetaLearner
+from support.in_threads import problems_in_threads
 
 WIDTH, THREADS, ROUNDS = 8, 6, 6
 
@@ -72,22 +72,7 @@ CASES = [("lora", predictions), ("lora", embeddings), ("lora", adaptations), ("m
 def test_every_thread_gets_what_it_gets_alone(method, calls_of):
     learner = learner_of(method)
     calls = calls_of(learner)
-    right, problems, entered = [call() for call in calls], [], threading.Barrier(len(calls))
-
-    def work(number):
-        entered.wait()
-        for _ in range(ROUNDS):
-            try:
-                np.testing.assert_allclose(calls[number](), right[number], rtol=1e-4, atol=1e-4)
-            except Exception as error:
-                problems.append(error)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not problems
+    assert not problems_in_threads(calls, ROUNDS, partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4))
 
 
 def test_a_copy_of_a_network_records_by_itself():
