@@ -17,6 +17,7 @@ import torch
 
 from metalora.cli.extras import missing_package_message
 from metalora.learner import MetaLearner
+from metalora.serving.server import KERNEL_CACHE, KERNELS, Launch, app_of
 from support.command import metalora_command
 from support.serving import json_inputs, sentences, task_body
 
@@ -133,3 +134,14 @@ def test_links(host):
         name = "[::1]" if ":" in host else host
         assert link(port, host, "k", is_secure=True) == f"https://{name}:{port}/#key=k"
         assert link(port, "0.0.0.0", None, is_secure=False) == f"http://127.0.0.1:{port}/"
+
+
+@pytest.mark.parametrize("chosen", [None, "7"])
+def test_the_memory_of_compiled_convolutions_is_bounded_unless_the_user_says_so(
+    chosen, text_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(KERNEL_CACHE, chosen or "")
+    if chosen is None:
+        monkeypatch.delenv(KERNEL_CACHE)
+    app_of(Launch((str(text_folder),), str(tmp_path / "tasks.db"))).state.service.close()
+    assert os.environ[KERNEL_CACHE] == (chosen or str(KERNELS))

@@ -13,6 +13,7 @@ from torch import Tensor
 from metalora.learner.task import AdaptedTask
 
 OF_A_TENSOR = 400  # bytes of memory beside its numbers; measured
+OF_A_TASK = 7500  # bytes of memory beside its tensors; measured
 
 
 class TaskKey(NamedTuple):
@@ -68,7 +69,8 @@ class HotTasks:
 def task_bytes(task: AdaptedTask) -> int:
     """Return about how much memory a task that was loaded takes, in bytes."""
     condition = {} if task.condition is None else task.condition.values
-    return sum(tensor.nbytes + OF_A_TENSOR for tensor in (*tensors_in(task.readout), *condition.values()))
+    tensors = (*tensors_in(task.readout), *condition.values())
+    return OF_A_TASK + sum(tensor.nbytes + OF_A_TENSOR for tensor in tensors)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

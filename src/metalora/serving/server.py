@@ -27,6 +27,8 @@ from metalora.serving.store import open_store
 BACKLOG = 2048  # connections that wait to be accepted
 SHORTEST_LIFE = 10.0  # seconds; a replica that ends sooner by itself would do so again
 LAST_SECOND = 1  # for uvicorn to close connections, after the time to stop is over
+KERNEL_CACHE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+KERNELS = 128  # compiled convolutions that are kept, one for each layer and batch size; oneDNN would keep 1024 of them
 IDLE_SECONDS = 75  # that a connection stays open: longer than the idle time of load balancers (60 s), which close first
 
 
@@ -105,6 +107,7 @@ def app_of(launch: Launch) -> FastAPI:
     """
     if launch.config.threads is not None:
         torch.set_num_threads(launch.config.threads)
+    os.environ.setdefault(KERNEL_CACHE, str(KERNELS))  # read at the first convolution
     log_to_stderr()
     learners = [MetaLearner.from_pretrained(folder) for folder in launch.learners]
     return make_app(learners, open_store(launch.store), launch.config)

@@ -371,7 +371,7 @@ def _check_stored(tensors: Mapping[str, Tensor], halved: Sequence[str], count: i
 
 def _stored_scaling(tensors: Mapping[str, Tensor], width: int) -> Scaling:
     """Return the scaling of the tensors of a fitted readout."""
-    columns = tensors["columns"].long() if "columns" in tensors else None
+    columns = tensors.get("columns")
     projection = Projection(tensors["levels"], tensors["mixing"]) if "levels" in tensors else None
     return Scaling(tensors["mean"], tensors["factor"], width, columns, projection)
 

@@ -24,7 +24,7 @@ class Scaling:
         mean: Means of the features over the support set, (d',).
         factor: Factors, (d',); 0 for a feature that does not vary in the support set, which is thus ignored.
         width: Number d of features of an example.
-        columns: The features that are used, int64 (d',); None: all.
+        columns: The features that are used, int64 or, from a file, int32 (d',); None: all.
         projection: A projection of the scaled features to fewer dimensions, in a compact form.
     """
 

@@ -13,7 +13,7 @@ APPLICATION_ID = 0x6D6C6F72  # "mlor": the file says whose it is
 TYPES = TypeNames(number="INTEGER PRIMARY KEY", integer="INTEGER", text="TEXT", bytes="BLOB")
 PAGE_BYTES = 2048  # of 1 to 16 KiB it wastes little at the end of contents, and writes as fast as any
 BUSY_SECONDS = 20.0
-CACHE_KIB = 512  # of each connection
+CACHE_KIB = 128  # of each connection
 LARGEST_IDLE_LOG = 4 * 2**20
 
 
