@@ -58,3 +58,23 @@ def test_the_counts_are_those_of_the_formulas():
         assert numbers["MetaTT-4D"][place] == r * 2 * d + r * r * (layers + projections)
         assert numbers["MetaTT-5D"][place] == r * (d + width) + r * r * (layers + projections + heads)
         assert numbers["TensLoRA QKV-Depth"][place] == r * (2 * d + layers + projections) + r**4
+
+
+def luminance(colour):
+    """The relative luminance of WCAG 2, of a colour such as #1b1e26 or #111."""
+    digits = {"white": "ffffff"}.get(colour, colour.lstrip("#"))
+    digits = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("name", ("choose.svg", "network-metalora-cp.svg"))
+def test_texts_can_be_read_in_the_light_and_in_the_dark_form(name):
+    light, dark = (IMAGES / name).read_text(encoding="utf-8").split("@media")
+    for form in (light, dark.split("</style>")[0]):
+        words = luminance(re.search(r"text {[^}]*fill: ([#\w]+)", form)[1])
+        grounds = {luminance(colour) for colour in re.findall(r"\.(?!dot|head|curve)[\w ]+{ fill: ([#\w]+)", form)}
+        assert len(grounds) >= 4
+        for ground in grounds:
+            assert (max(words, ground) + 0.05) / (min(words, ground) + 0.05) > 4.5

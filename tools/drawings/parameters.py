@@ -18,7 +18,7 @@ METHODS = {  # name in the plot -> method
     "VeRA": "vera",
 }
 RANKS = (1, 2, 4, 8, 16, 32, 64)
-DASHES = ("none", "2 4", "10 3", "6 3 2 3", "12 4 3 4", "4 2")
+DASHES = ("none", "7 7", "10 3", "6 3 2 3", "12 4 3 4", "4 2")
 WIDTH, HEIGHT = 350.0, 430.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 338.0, 56.0, 290.0  # of the area of the curves
 LOWEST, HIGHEST = 2.8, 7.4  # powers of ten
