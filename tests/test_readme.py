@@ -11,9 +11,10 @@ from support.command import metalora_command
 from support.own_tasks import write_messages, write_pictures
 
 ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 BLOCKS = [
-    (f"{path.name}-{k}", block)
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    (f"{path.relative_to(ROOT)}-{k}", block)
+    for path in PAGES
     for k, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.S))
 ]
 GUIDE = (ROOT / "docs" / "own-tasks.md").read_text()

@@ -1,4 +1,4 @@
-"""The pages of the papers and the docstrings: every example runs, and the tables hold the numbers of the rows."""
+"""The examples of the docstrings run, and the tables in docs/papers hold the numbers of the rows."""
 
 import dataclasses
 import doctest
@@ -18,23 +18,7 @@ from metalora_papers.metalora.table import ImageComparison
 from metalora_papers.tenslora.config import ImageTableConfig
 
 PAPERS = Path(__file__).parents[1]
-BLOCKS = [
-    (f"{path.name}-{k}", block)
-    for path in (PAPERS / "README.md", *sorted((PAPERS / "docs").glob("*.md")))
-    for k, block in enumerate(re.findall(r"```python\n(.*?)```", path.read_text(), re.S))
-]
-
-
-def test_there_are_blocks():
-    assert BLOCKS
-
-
-@pytest.mark.parametrize("block", [block for _, block in BLOCKS], ids=[name for name, _ in BLOCKS])
-def test_a_block_runs(block, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "block", "exec"), {"__name__": "__main__"})
-
-
+DOCS = PAPERS.parent / "docs" / "papers"
 SOURCE = PAPERS / "src"
 MODULES = [
     ".".join(path.relative_to(SOURCE).with_suffix("").parts)
@@ -51,8 +35,8 @@ def test_the_examples_of_a_module_run(module):
 
 @pytest.mark.parametrize("name", ["learners", "metalora", "metatt", "tenslora"])
 def test_a_page_links_to_files_that_exist(name):
-    page = PAPERS / "docs" / f"{name}.md"
-    links = re.findall(r"\]\(((?:\.\./)?[\w./-]+\.(?:md|jsonl|yaml))", page.read_text())
+    page = DOCS / f"{name}.md"
+    links = re.findall(r"\]\(((?:\.\./)*[\w./-]+\.(?:md|jsonl|yaml))", page.read_text())
     recipes = re.findall(r"papers/(recipes/\S+?\.yaml)", page.read_text())
     assert links and recipes
     for target in [*(page.parent / link for link in links), *(PAPERS / recipe for recipe in recipes)]:
@@ -76,7 +60,7 @@ def test_the_numbers_of_the_page_are_those_of_the_rows(suite, data, backbone):
     comparison = ImageComparison("metalora", TableConfig(suite=suite, data=data, backbone=backbone))
     rows = RowStore(PAPERS / "results" / f"{suite}.jsonl").rows()
     found = comparison.report(comparison.rows_of(rows))
-    text = (PAPERS / "docs" / "metalora.md").read_text()
+    text = (DOCS / "metalora.md").read_text()
     for cells in found.tables[0].cells:
         line = " | ".join(cells[2:4])  # the two metrics that are compared
         assert f"| {line} |" in text, cells
@@ -91,14 +75,14 @@ def test_table_one_is_that_of_the_rows_in_the_readme_and_in_the_page():
     found = report_of("metalora-1", TableConfig(data="fashion-mnist"), "attributes.jsonl").tables[0]
     lines = [" | ".join(cells[1:]) for cells in found.cells if not cells[0].startswith("MoE")]
     assert len(lines) == 6
-    for path in (PAPERS.parent / "README.md", PAPERS / "docs" / "metalora.md"):
+    for path in (PAPERS.parent / "README.md", DOCS / "metalora.md"):
         text = path.read_text()
         assert [line for line in lines if f"| {line} |" not in text] == []
 
 
 def test_the_continuations_are_those_of_the_rows_in_the_page():
     found = report_of("metalora-continuation", ContinuationTableConfig(), "continuation.jsonl").tables[0]
-    page = (PAPERS / "docs" / "metalora.md").read_text().replace("**", "")
+    page = (DOCS / "metalora.md").read_text().replace("**", "")
     lines = [" | ".join(cells[2:]) for cells in found.cells]
     assert len(lines) == 4 and [line for line in lines if f"| {line} |" not in page] == []
 
@@ -116,7 +100,7 @@ def test_the_continuations_are_those_of_the_rows_in_the_page():
 def test_the_baselines_are_those_of_the_rows_in_the_page(paper, name, file, count):
     recipe = from_dict(TextTableConfig, read_yaml(PAPERS / "recipes" / paper / f"{file}.yaml"))
     found = report_of(name, recipe, f"{file}.jsonl").tables[0]
-    page = (PAPERS / "docs" / f"{paper}.md").read_text().replace("**", "")
+    page = (DOCS / f"{paper}.md").read_text().replace("**", "")
     columns = [found.columns.index(column) for column in ("method", "mean", "parameters")]
     lines = [" | ".join(cells[column] for column in columns) for cells in found.cells]
     assert len(lines) == count and [line for line in lines if f"| {line} |" not in page] == []
@@ -127,7 +111,7 @@ def test_the_starts_rates_and_ranks_are_those_of_the_rows_in_the_page(name, curv
     recipe = from_dict(TextTableConfig, read_yaml(PAPERS / "recipes" / "metatt" / "metatt-figures.yaml"))
     recipe = dataclasses.replace(recipe, lr_grid=() if name == "metatt-fig9" else recipe.lr_grid)
     found = report_of(name, recipe, "metatt-figures.jsonl").tables[0]
-    page = (PAPERS / "docs" / "metatt.md").read_text()
+    page = (DOCS / "metatt.md").read_text()
     mean = found.columns.index("mean")
     lines: dict[str, list[str]] = {}
     for cells in found.cells:  # a start has a line of its own, a rate or a rank is a cell of its method
@@ -139,7 +123,7 @@ def test_the_starts_rates_and_ranks_are_those_of_the_rows_in_the_page(name, curv
 def test_the_constructions_on_pictures_are_those_of_the_rows_in_the_page():
     recipe = from_dict(ImageTableConfig, read_yaml(PAPERS / "recipes" / "tenslora" / "tenslora-vision.yaml"))
     found = report_of("tenslora-vision", recipe, "tenslora-vision.jsonl")
-    page = (PAPERS / "docs" / "tenslora.md").read_text()
+    page = (DOCS / "tenslora.md").read_text()
     against_lora = {pair.treatment: pair for pair in found.comparisons if pair.metric == "accuracy"}
     sizes = found.tables[0].columns.index("parameters")
     assert len(found.tables[0].cells) == 9
@@ -157,7 +141,7 @@ def learner_table(suite, **settings):
 
 def test_the_emoji_are_those_of_the_rows_in_the_readme_and_in_the_page():
     found = learner_table("emoji", methods=("original", "lora"))
-    page, readme = (path.read_text() for path in (PAPERS / "docs" / "learners.md", PAPERS.parent / "README.md"))
+    page, readme = (path.read_text() for path in (DOCS / "learners.md", PAPERS.parent / "README.md"))
     trained, never = found.columns.index("trained"), found.columns.index("never trained")
     for cells in found.cells:
         in_page = [cell.split(" ")[0] for cell in cells[2:trained]]
@@ -170,7 +154,7 @@ def test_the_emoji_are_those_of_the_rows_in_the_readme_and_in_the_page():
 
 def test_the_texts_are_those_of_the_rows_in_the_page():
     found = learner_table("texts", methods=("original", "lora"))
-    page = (PAPERS / "docs" / "learners.md").read_text().replace("**", "")
+    page = (DOCS / "learners.md").read_text().replace("**", "")
     never = found.columns.index("never trained")
     lines = {
         cells[0]: " | ".join([*(cell.split(" ")[0] for cell in cells[2 : never - 1]), *cells[never - 1 : never + 1]])
@@ -186,7 +170,7 @@ ATTRIBUTES = [{}, {"backbone": "mixer"}, {"data": "mnist-5k", "seeds": (0, 1, 2)
 @pytest.mark.parametrize("settings", ATTRIBUTES, ids=["fashion resnet", "fashion mixer", "mnist resnet"])
 def test_the_attributes_are_those_of_the_rows_in_the_page(settings):
     found = learner_table("attributes", methods=("original", "lora"), **settings)
-    page = (PAPERS / "docs" / "learners.md").read_text().replace("**", "")
+    page = (DOCS / "learners.md").read_text().replace("**", "")
     means = slice(found.columns.index("trained"), found.columns.index("unseen classes") + 1)
     shown = [cells[0] for cells in found.cells if f"| {' | '.join(cells[means])} |" in page]
     assert len(shown) == 7 and "lora" in shown
@@ -200,7 +184,7 @@ MEANS = ("seeds", "trained", "never trained")
 )
 def test_the_generated_adapters_are_those_of_the_rows_in_the_page(suite, names, count):
     found = learner_table(suite)
-    page = (PAPERS / "docs" / "learners.md").read_text().replace("**", "")
+    page = (DOCS / "learners.md").read_text().replace("**", "")
     columns = [found.columns.index(name) for name in names]
     lines = {cells[0]: " | ".join(cells[column] for column in columns) for cells in found.cells}
     shown = [method for method, line in lines.items() if f"| {line} |" in page]

@@ -196,7 +196,7 @@ def test_the_command_prints_a_file_that_loads(tmp_path, monkeypatch, capsys):
 
 
 def test_the_run_in_the_documentation_loads(tmp_path):
-    text = (Path(__file__).parents[2] / "docs" / "metatt.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "papers" / "metatt.md").read_text()
     (tmp_path / "run.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.S)[1])
     run = load_run(tmp_path / "run.yaml")
     assert isinstance(run, CausalRunConfig) and run.adapter.method == "metatt-4d"

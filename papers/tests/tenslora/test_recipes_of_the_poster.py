@@ -72,7 +72,7 @@ def test_what_the_recipes_share():
 
 
 def test_the_run_in_the_documentation_loads(tmp_path):
-    text = (Path(__file__).parents[2] / "docs" / "tenslora.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "papers" / "tenslora.md").read_text()
     (tmp_path / "run.yaml").write_text(re.search(r"```yaml\n(.*?)```", text, re.S)[1])
     run = load_run(tmp_path / "run.yaml")
     assert isinstance(run, ImageRunConfig) and run.adapter.method == "tenslora-qkv-depth"

@@ -8,13 +8,27 @@ from metalora.diagram.shapes import RADIUS, Drawing, Label, Node, Point, Wire, t
 
 MARGIN = 16.0
 SWATCH = 7.0  # radius of the circles of the legend
-FILLS = {"learned": "#cfe3f7", "generated": "#fbd9a6", "frozen": "#e2e2e2"}
+KINDS = ("learned", "generated", "frozen")
 STYLE = """
   text { font: 12px monospace; text-anchor: middle; dominant-baseline: central; fill: #111; }
   line { stroke: #444; stroke-width: 1.6; }
-  .factor circle { stroke: #333; stroke-width: 1.6; }
+  .paper { fill: white; }
+  .factor circle { fill: white; stroke: #333; stroke-width: 1.6; }
+  .learned circle { fill: #cfe3f7; }
+  .generated circle { fill: #fbd9a6; }
+  .frozen circle { fill: #e2e2e2; }
   .separate circle { stroke-dasharray: 4 3; }
-  .dot { fill: #444; }"""
+  .dot { fill: #444; }
+  @media (prefers-color-scheme: dark) {
+    text { fill: #eee; }
+    line { stroke: #bbb; }
+    .paper { fill: #1b1e26; }
+    .factor circle { fill: #1b1e26; stroke: #ccc; }
+    .learned circle { fill: #234b73; }
+    .generated circle { fill: #7a4a06; }
+    .frozen circle { fill: #4a4d55; }
+    .dot { fill: #bbb; }
+  }"""
 
 
 def to_svg(drawing: Drawing) -> str:
@@ -31,7 +45,7 @@ def to_svg(drawing: Drawing) -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" viewBox="{view}">',
             f"<style>{STYLE}\n</style>",
-            f'<rect x="{left - MARGIN:.1f}" y="{top - MARGIN:.1f}" width="100%" height="100%" fill="white"/>',
+            f'<rect x="{left - MARGIN:.1f}" y="{top - MARGIN:.1f}" width="100%" height="100%" class="paper"/>',
             *body,
             *legend,
             "</svg>\n",
@@ -50,7 +64,7 @@ def _wire(wire: Wire) -> str:
 
 def _node(node: Node) -> str:
     kind = f"factor {node.style}" + (" separate" if node.separate else "")
-    circle = f'<circle cx="{node.centre.x:.1f}" cy="{node.centre.y:.1f}" r="{RADIUS:.0f}" fill="{FILLS[node.style]}"/>'
+    circle = f'<circle cx="{node.centre.x:.1f}" cy="{node.centre.y:.1f}" r="{RADIUS:.0f}"/>'
     name = quoteattr(node.name)
     return f'<g class="{kind}" data-factor={name}>{circle}{_text(Label(node.name, node.centre))}</g>'
 
@@ -66,7 +80,7 @@ def _text(label: Label) -> str:
 def _kinds(drawing: Drawing) -> list[tuple[str, str]]:
     """The kinds of factors that occur, (class, words)."""
     styles = {node.style for node in drawing.nodes}
-    kinds = [(f"factor {style}", style) for style in FILLS if style in styles]
+    kinds = [(f"factor {style}", style) for style in KINDS if style in styles]
     if any(node.separate for node in drawing.nodes):
         kinds.append(("factor separate", "outside of the product"))
     return kinds
@@ -76,8 +90,7 @@ def _legend(drawing: Drawing, left: float, y: float) -> list[str]:
     lines = []
     x = left
     for kind, words in _kinds(drawing):
-        fill = FILLS.get(words, "white")
-        circle = f'<circle cx="{x + SWATCH:.1f}" cy="{y:.1f}" r="{SWATCH:.0f}" fill="{fill}"/>'
+        circle = f'<circle cx="{x + SWATCH:.1f}" cy="{y:.1f}" r="{SWATCH:.0f}"/>'
         middle = x + 2 * SWATCH + 6 + text_width(words) / 2
         lines.append(f'<g class="legend {kind}">{circle}{_text(Label(words, Point(middle, y)))}</g>')
         x += 46 + text_width(words)

@@ -343,7 +343,7 @@ def _commonsense(
     )  # fmt: skip
     common = (
         "Answers are ranked by log-likelihood in the training prompt; the paper's numbers are lm-evaluation-harness's:",
-        "merge into a folder for that (docs/metatt.md). The paper prints no seed, length or precision.",
+        "merge into a folder for that (docs/papers/metatt.md). The paper prints no seed, length or precision.",
     )
     return Recipe(name, model, run, seeds, (*note, *common))
 

@@ -1,0 +1,1 @@
+"""The drawings of the documentation, as SVG with a light and a dark form: `PYTHONPATH=tools python -m drawings`."""
