@@ -86,7 +86,8 @@ class TextComparison:
         """Return the test rows of this model, head and tasks; ValueError if there is none."""
         jobs = jobs_of(self.name, self.table)
         keys = {job.rate_key for job in jobs}
-        own_rows = [row for row in latest(rows) if row["config"]["model"] == self.table.model]
+        text_rows = [row for row in latest(rows) if row["suite"] in TEXT_SUITES]
+        own_rows = [row for row in text_rows if row["config"]["model"] == self.table.model]
         own_rows = [row for row in own_rows if _rate_key(row) in keys and _head(row) == self.table.head]
         # The name of a row with a fixed rate says the rate, so nothing was chosen for it.
         fixed = {job.rate_key for job in jobs if job.lr is not None}
