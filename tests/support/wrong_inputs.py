@@ -55,7 +55,7 @@ def write_tables(folder: Path) -> None:
     write_csv(folder / "no-rows.csv", ["file", "colour"], [])
     write_csv(folder / "lost-files.csv", ["file", "colour"], [[f"lost-{row[0]}", row[1]] for row in rows])
     write_csv(folder / "twice.csv", ["file", "file"], [row[:2] for row in rows])
-    write_csv(folder / "texts.csv", ["text", "colour"], [[f"a text of {row[1]} {row[0]}", row[1]] for row in rows])
+    write_csv(folder / "texts.csv", ["text", "colour"], [[f"number {row[2]} is a text about {row[1]} things", row[1]] for row in rows])
     write_csv(folder / "large.csv", ["file", "colour"], [[f"{number:06}.png", "red"] for number in range(12_000)])
     (folder / "empty.csv").write_text("")
     (folder / "binary.csv").write_bytes(bytes(range(256)))

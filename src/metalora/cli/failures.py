@@ -9,7 +9,7 @@ from metalora._util.shown import cut
 from metalora.cli.extras import missing_package_message
 
 USAGE, FAILURE = 2, 1
-BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, None)
+BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Numbers of errors that are those of the machine; the others are those of a path that the user gave."""
 LONGEST = 1500  # characters of a line
 SHOW_TRACEBACK = "METALORA_TRACEBACK"  # a variable of the environment
@@ -48,10 +48,11 @@ def exit_code(error: Exception) -> int:
     """
     if isinstance(error, ModuleNotFoundError):
         return USAGE
-    cause = error.__context__ if isinstance(error, ValueError) else error  # of a ValueError that reports an OSError
-    if isinstance(cause, OSError):
-        return FAILURE if cause.errno in BROKEN else USAGE
-    return USAGE if isinstance(error, ValueError) else FAILURE
+    cause = error.__context__ if isinstance(error, ValueError) else error  # a ValueError may report an OSError
+    if isinstance(cause, OSError) and cause.errno in BROKEN:
+        return FAILURE
+    is_of_user = isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno is not None)
+    return USAGE if is_of_user else FAILURE
 
 
 def wants_traceback() -> bool:

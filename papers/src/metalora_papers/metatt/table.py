@@ -10,7 +10,7 @@ from typing import Literal
 
 from metalora.config import TrainConfig
 from metalora_papers.comparison import RateKey
-from metalora_papers.config import TEXT_TABLES, TextRunConfig, TextTableConfig
+from metalora_papers.config import TEXT_SUITES, TEXT_TABLES, TextRunConfig, TextTableConfig
 from metalora_papers.metatt import plots
 from metalora_papers.metatt.heads import LINEAR
 from metalora_papers.metatt.jobs import DESIGNS, Job, jobs_of, tasks_key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
+
+from metalora._util.shown import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,6 +56,8 @@ def open_picture(item: Any, name: str = "picture") -> Image:
     if isinstance(item, Mapping):
         content = item.get("bytes")
         item = content if content is not None else Path(item.get("path") or "")
+    if isinstance(item, str) and not is_picture_path(item) and not os.path.isfile(item):
+        raise ValueError(f"{shown(item)} is not the path of a picture; texts need a backbone for texts, such as minilm")
     if isinstance(item, str | Path):
         return _from_file(item, str(item))
     if isinstance(item, bytes):
