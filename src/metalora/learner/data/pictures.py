@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
-
-from metalora._util.shown import shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,8 +53,6 @@ def open_picture(item: Any, name: str = "picture") -> Image:
     if isinstance(item, Mapping):
         content = item.get("bytes")
         item = content if content is not None else Path(item.get("path") or "")
-    if isinstance(item, str) and not is_picture_path(item) and not os.path.isfile(item):
-        raise ValueError(f"{shown(item)} is not the path of a picture; texts need a backbone for texts, such as minilm")
     if isinstance(item, str | Path):
         return _from_file(item, str(item))
     if isinstance(item, bytes):
