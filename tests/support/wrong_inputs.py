@@ -12,16 +12,6 @@ from safetensors.torch import save_file
 
 from support.command import write_resnet_adapter
 
-RUN = """
-suite: attributes
-data: digits
-method: metalora-cp
-adapter: {method: metalora-cp, rank: 2, clip_rank: true, condition: {scope: support, hidden: 4}}
-backbone: {steps: 3, batch: 16}
-train: {steps: 2}
-episodes: {trained: [class, frame], held_out: [scale], support: 12, query: 8, test_support: 36, test_query: 12,
-           test_episodes: 1}
-"""
 COLOURS = {"red": (220, 40, 40), "blue": (50, 80, 220)}
 
 
@@ -55,7 +45,11 @@ def write_tables(folder: Path) -> None:
     write_csv(folder / "no-rows.csv", ["file", "colour"], [])
     write_csv(folder / "lost-files.csv", ["file", "colour"], [[f"lost-{row[0]}", row[1]] for row in rows])
     write_csv(folder / "twice.csv", ["file", "file"], [row[:2] for row in rows])
-    write_csv(folder / "texts.csv", ["text", "colour"], [[f"number {row[2]} is a text about {row[1]} things", row[1]] for row in rows])
+    write_csv(
+        folder / "texts.csv",
+        ["text", "colour"],
+        [[f"number {row[2]} is a text about {row[1]} things", row[1]] for row in rows],
+    )
     write_csv(folder / "large.csv", ["file", "colour"], [[f"{number:06}.png", "red"] for number in range(12_000)])
     (folder / "empty.csv").write_text("")
     (folder / "binary.csv").write_bytes(bytes(range(256)))
