@@ -139,7 +139,7 @@ def wrong_values():
                 yield pytest.param(cls, name, (), id=f"{cls.__name__}.{name}: none")
 
 
-@pytest.mark.parametrize("cls, name, value", wrong_values())
+@pytest.mark.parametrize("cls, name, value", list(wrong_values()))
 def test_a_wrong_value_is_refused_by_name_in_python_as_in_a_file(cls, name, value):
     for make, place in (
         (lambda: cls(**{name: value}), cls.__name__),
