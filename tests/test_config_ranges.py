@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metalora._util.number_range import Range
+from metalora._util.number_range import Items, Range
 from metalora._util.plain_values import parse_json, parse_yaml
 from metalora._util.shown import LONGEST
 from metalora.cli.main import VERBS
@@ -52,7 +52,7 @@ def hints_of(cls):
 def fields_with_ranges():
     for cls in CLASSES:
         for name, hint in hints_of(cls).items():
-            for part in getattr(hint, "__metadata__", ()):
+            for part in [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Range)]:
                 yield pytest.param(cls, name, hint.__origin__, part, id=f"{cls.__name__}.{name}")
 
 
@@ -123,12 +123,46 @@ def test_the_defaults_are_in_their_ranges(cls):
     assert from_dict(cls, dataclasses.asdict(cls())) == cls()
 
 
+class Nothing:
+    """A value that no field takes."""
+
+
+def wrong_values():
+    """(class, field, value) of another type, of no choice, too few, or there twice: for every field that can be."""
+    for cls in CLASSES:
+        for name, hint in hints_of(cls).items():
+            yield pytest.param(cls, name, Nothing(), id=f"{cls.__name__}.{name}: another type")
+            kind = getattr(hint, "__origin__", hint)
+            if typing.get_origin(kind) is typing.Literal:
+                yield pytest.param(cls, name, "no such choice", id=f"{cls.__name__}.{name}: no choice")
+            if any(isinstance(part, Items) for part in getattr(hint, "__metadata__", ())):
+                yield pytest.param(cls, name, (), id=f"{cls.__name__}.{name}: none")
+
+
+@pytest.mark.parametrize("cls, name, value", list(wrong_values()))
+def test_a_wrong_value_is_refused_by_name_in_python_as_in_a_file(cls, name, value):
+    for make, place in (
+        (lambda: cls(**{name: value}), cls.__name__),
+        (lambda: from_dict(cls, {name: value}, "run.yaml"), "run.yaml"),
+    ):
+        with pytest.raises(ValueError) as error:
+            make()
+        assert str(error.value).startswith(f"{place}.{name}")
+
+
 TEXTS = {
     "a rate of NaN": (TrainConfig, "lr: .nan", "lr is nan, expected more than 0"),
     "a negative rate": (TrainConfig, "lr: -1", "lr is -1.0, expected more than 0"),
     "negative steps": (TrainConfig, "steps: -5", "steps is -5, expected at least 0"),
     "a warm-up of seven": (TrainConfig, "warmup: 7", "warmup is 7.0, expected at least 0 and at most 1"),
     "no checkpoint": (TrainConfig, "checkpoint_every: 0", "checkpoint_every is 0, expected at least 1"),
+    "no task": (AdapterConfig, "targets: []", "targets is empty, expected at least 1 item"),
+    "a target twice": (AdapterConfig, "targets: [query, query]", "targets[1] is 'query', which is there twice"),
+    "steps beyond tensors": (
+        TrainConfig,
+        "steps: 99999999999999999999",
+        "of a magnitude of at most 9223372036854775807",
+    ),
     "an alpha of NaN": (AdapterConfig, "alpha: .nan", "alpha is nan, expected a finite number"),
     "an infinite alpha": (AdapterConfig, "alpha: -.inf", "alpha is -inf, expected a finite number"),
     "an alpha beyond single precision": (

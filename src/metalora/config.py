@@ -16,8 +16,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from metalora._util.number_range import PROBABILITY, SEED, Range
+from metalora._util.number_range import PROBABILITY, SEED, Items, Range
 from metalora._util.plain_values import parse_yaml
+from metalora._util.reading import read_text
 from metalora._util.shown import cut, shown
 from metalora._util.suggest import nearest
 
@@ -30,18 +31,21 @@ else:
 
 
 class Configuration:
-    """The base of all configurations: it checks the numbers whose fields declare a `Range` in their annotation.
+    """The base of all configurations: it checks that every field has its type, its range and one of its choices.
 
     Example:
         >>> TrainConfig(lr=-1.0)
         Traceback (most recent call last):
         ValueError: TrainConfig.lr is -1.0, expected more than 0
+        >>> ConditionConfig(scope="supprt")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: ConditionConfig.scope: unknown choice 'supprt'; did you mean 'support'? (known: constant, ...)
     """
 
     def __post_init__(self) -> None:
         cls: Any = type(self)
-        for name in _number_fields(cls):
-            check_field(cls, name, getattr(self, name), f"{cls.__name__}.{name}")
+        for item in dataclasses.fields(cls):
+            check_field(cls, item.name, getattr(self, item.name), f"{cls.__name__}.{item.name}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class AdapterConfig(Configuration):
 
     method: str = "lora"
     """name of the method; `metalora methods` lists all of them"""
-    rank: Annotated[int | dict[str, int] | tuple[int, ...], Range(least=1)] = 8
+    rank: Annotated[int | dict[str, int] | tuple[int, ...], Range(least=1), Items(may_repeat=True)] = 8
     """size of every bond; or a size per bond by name; or a size per bond, in the order of the method's modes"""
     rank_pattern: Annotated[dict[str, int], Range(least=1)] = field(default_factory=dict)
     """ranks of single targets: glob patterns of module paths, as in `targets`, and their ranks; only for methods whose
@@ -124,7 +128,7 @@ class AdapterConfig(Configuration):
     """numerator of the scale of Delta W; none: the scale is 1"""
     scale: Literal["alpha/r", "alpha/sqrt(r)", "alpha"] | None = None
     """how alpha and the rank r give the scale; none: as the method defines it"""
-    targets: str | tuple[str, ...] = "all"
+    targets: Annotated[str | tuple[str, ...], Items()] = "all"
     """which modules are adapted: all, linear, conv, or glob patterns of module paths (the last components of a path are
     enough, such as query for encoder.layer.0.attention.self.query)"""
     exclude: tuple[str, ...] = ()
@@ -441,11 +445,11 @@ def read_yaml(path: str | Path) -> Any:
         4
     """
     try:
-        text = Path(path).read_text()
+        text = read_text(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ValueError(f"{path}: cannot be read ({error.strerror}), expected a YAML file") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from None
     return parse_yaml(text, str(path)) or {}
@@ -473,14 +477,8 @@ def check_field(cls: type, name: str, value: Any, place: str) -> None:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    """Return field -> its type, with the range of a number; the annotations are strings here, this evaluates them."""
+    """Return field -> its type, with its conditions; the annotations are strings here, this evaluates them."""
     return typing.get_type_hints(cls, include_extras=True)
-
-
-@functools.cache
-def _number_fields(cls: type) -> tuple[str, ...]:
-    """Return the fields that declare a range."""
-    return tuple(name for name, hint in _hints(cls).items() if typing.get_origin(hint) is typing.Annotated)
 
 
 def _required_fields(cls: type[DataclassInstance]) -> list[str]:
@@ -497,7 +495,7 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
     """Return a plain value as a value of the type `hint`; ValueError if it is not one."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return _convert_number(value, hint, place)
+        return _convert_annotated(value, hint, place)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else from_dict(hint, value, place)  # nested fields have a dotted path
     if origin is Literal:
@@ -512,11 +510,11 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
     return _convert_scalar(value, hint, place)
 
 
-def _convert_number(value: Any, hint: Any, place: str) -> Any:
-    """Return the value of a field that declares a range; ValueError if a number in it is out of the range."""
+def _convert_annotated(value: Any, hint: Any, place: str) -> Any:
+    """Return the value of a field with conditions, such as a range; ValueError if it does not meet one of them."""
     converted = _convert(value, hint.__origin__, place)
-    for allowed in hint.__metadata__:
-        allowed.check(converted, place)
+    for condition in hint.__metadata__:
+        condition.check(converted, place)
     return converted
 
 

@@ -178,11 +178,17 @@ def options_for(name: str) -> dict[str, bool]:
 
 
 def check_base_is_here(folder: str) -> None:
-    """Raise a ValueError if a folder is that of an adapter whose base transformers would look for on the Hub.
+    """Check that transformers would load a folder without a look at the Hub; the name of a model there passes.
+
+    Raises:
+        ValueError: There is no such folder, or it is that of an adapter whose base is not here.
 
     Example:
         >>> check_base_is_here("/")
     """
+    is_path = folder.startswith(("/", ".", "~")) or folder.count("/") > 1
+    if is_path and not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder}")
     file = Path(folder) / "adapter_config.json"
     if not file.is_file():
         return

@@ -1,4 +1,4 @@
-"""A broken disk is one line of the command, exit code 2, and a folder is written whole or not at all."""
+"""A broken disk is one line of the command, exit code 1, and a folder is written whole or not at all."""
 
 import pytest
 import torch
@@ -6,25 +6,36 @@ from safetensors import SafetensorError
 from transformers import BertConfig, BertModel
 
 from metalora import AdapterConfig, attach
+from metalora._util.files import errors_for_users
 from metalora.cli.render import run_verbs
 from metalora.io.transformers_folder import save_merged_folder
 
 ERRORS = {
-    "full": (OSError(28, "No space left on device", "/a/rows"), "program: /a/rows: No space left on device"),
-    "read-only": (PermissionError(13, "Permission denied", "/a"), "program: /a: Permission denied"),
-    "without a path": (OSError(30, "Read-only file system"), "program: Read-only file system"),
-    "without a number": (OSError("the disk is gone"), "program: the disk is gone"),
+    "full": (OSError(28, "No space left on device", "/a/rows"), "program: /a/rows: No space left on device", 1),
+    "not allowed": (PermissionError(13, "Permission denied", "/a"), "program: /a: Permission denied", 2),
+    "without a path": (OSError(30, "Read-only file system"), "program: Read-only file system", 1),
+    "without a number": (OSError("the disk is gone"), "program: the disk is gone", 1),
 }
 
 
-@pytest.mark.parametrize("error, line", ERRORS.values(), ids=ERRORS)
-def test_an_error_of_the_disk_is_one_line(error, line, capsys):
+@pytest.mark.parametrize("error, line, code", ERRORS.values(), ids=ERRORS)
+def test_an_error_of_the_disk_is_one_line(error, line, code, capsys):
     def verb() -> None:
         raise error
 
     with pytest.raises(SystemExit) as stop:
         run_verbs({"verb": verb, "other": verb}, "program", ["verb"], "about")
-    assert stop.value.code == 2 and capsys.readouterr().err == f"{line}\n"
+    assert stop.value.code == code and capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_full_disk_that_a_message_names_is_no_mistake_of_the_user(tmp_path, capsys):
+    def verb() -> None:
+        with errors_for_users(tmp_path, "nothing is lost"):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(SystemExit) as stop:
+        run_verbs({"verb": verb, "other": verb}, "program", ["verb"], "about")
+    assert stop.value.code == 1 and "No space left on device); nothing is lost" in capsys.readouterr().err
 
 
 class Tokenizer:

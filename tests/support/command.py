@@ -78,3 +78,25 @@ def write_resnet_adapter(folder):
     metalora.save(model, folder / "adapter.safetensors")
     metalora.detach(model)
     save_file(model.state_dict(), folder / "resnet.safetensors")
+
+
+PROGRESS = ("meta-training", "training", "fine-tuning", "Loading weights", "runs")  # lines before that of an error
+
+
+def check_wrong_input(run, program, arguments, fragment, folder, code=2):
+    """Fail unless a wrong command line ends with one line that says the fragment, and leaves the folder as it is.
+
+    Args:
+        run: `metalora_command` or `papers_command`.
+        program: Its name.
+        arguments: The command line.
+        fragment: What the line says.
+        folder: The folder whose files stay those that they are.
+        code: The exit code.
+    """
+    before = set(folder.rglob("*"))
+    exit_code, out, err = run(*arguments)
+    lines = [line for line in err.splitlines() if line.strip() and not line.startswith(PROGRESS)]
+    assert exit_code == code and out == "" and len(lines) == 1, err
+    assert lines[0].startswith(f"{program}: ") and fragment in lines[0] and len(lines[0]) < 1600
+    assert set(folder.rglob("*")) == before

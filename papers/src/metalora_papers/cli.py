@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from metalora._util.files import check_file
 from metalora._util.number_range import SEED, Range
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, flatten, progress, run_verbs, show, status
@@ -132,6 +133,7 @@ def train(
     from metalora_papers.scheduler import run_one
 
     run = load_run(config)
+    check_file(out / "rows.jsonl", makes_folder=True)
     with progress(run.train.steps, f"training {run.method}", quiet=json) as advance:
         row = run_one(run, out, on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"))
     row["adapter"] = str(out / "adapters" / f"{row['key']}.safetensors") if run.adapter else None
@@ -197,6 +199,7 @@ def grid(
     runs = grid_runs(load_run(run), _over_file(values, config, GridConfig()))
     lines = [settings_of(point) for point in runs]
     if not dry_run:
+        check_file(out / "rows.jsonl", makes_folder=True)
         with progress(len(runs), "runs", quiet=json) as advance:
             numbers = itertools.count(1)
             rows = run_all(runs, out, workers=workers, on_done=lambda point: advance(next(numbers)))
@@ -218,6 +221,8 @@ def fetch(
 ) -> None:
     """Fetch data or weights that this package may not pass on, and keep them in the cache of the user."""
     check_choice("data", data, ("emoji", "vit"))
+    if out is not None:
+        check_file(out / data, makes_folder=True)
     if data == "vit":
         _fetch_vit(vendors, out, json)
         return
@@ -247,6 +252,7 @@ def demo(
     out: Annotated[Path, tyro.conf.arg(help="folder of what the demo writes")] = Path("runs/demo"),
 ) -> None:
     """Train a learner on pictures with several columns of labels, adapt it to a new task, predict; some minutes."""
+    check_file(out / "rows.jsonl", makes_folder=True)
     from metalora_papers.learner.demo import run_demo
 
     run_demo(config, out)

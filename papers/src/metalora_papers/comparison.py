@@ -33,7 +33,14 @@ class Presentation(Protocol):
         """Draw the figures and return their PNG files."""
 
 
-class Comparison(Presentation, Protocol):
+class HasRows(Protocol):
+    """What finds its own rows among those of a file."""
+
+    def rows_of(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the test rows of this comparison; ValueError if there is none."""
+
+
+class Comparison(Presentation, HasRows, Protocol):
     """One table or figure: which runs it takes, and what their rows say."""
 
     @property

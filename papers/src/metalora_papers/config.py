@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from metalora._util.number_range import PROBABILITY, SEED, Range
+from metalora._util.number_range import PROBABILITY, SEED, Items, Range
 from metalora.config import AdapterConfig, Configuration, RankScheduleConfig, TrainConfig
 
 
@@ -37,7 +37,7 @@ class BackboneConfig(Configuration):
 class EpisodeConfig(Configuration):
     """Which notions of similarity are trained, which are only tested, and how large the sets are."""
 
-    trained: tuple[str, ...] = ("class", "hue", "rotation", "frame", "position")
+    trained: Annotated[tuple[str, ...], Items()] = ("class", "hue", "rotation", "frame", "position")
     held_out: tuple[str, ...] = ("scale", "noise")
     """drawn in every image, never a task in training"""
     size: Annotated[int, Range(least=1)] = 32
@@ -119,7 +119,7 @@ class TableConfig(Configuration):
     """image size of suite attributes"""
     methods: tuple[str, ...] = ()
     """rows to run (empty: all but full); full: every weight of the backbone is trained, at a hundredth of the rate"""
-    trained: tuple[str, ...] = ("class", "hue", "rotation", "frame", "position")
+    trained: Annotated[tuple[str, ...], Items()] = ("class", "hue", "rotation", "frame", "position")
     """suite attributes: the notions that are tasks in training"""
     held_out: tuple[str, ...] = ("scale", "noise")
     """suite attributes: the notions that are only tested"""
@@ -142,7 +142,7 @@ class TableConfig(Configuration):
     networks for large pictures see little in 32 pixels"""
     descriptor_dropout: Annotated[float, PROBABILITY] = 0.0
     """of the condition of the generated methods"""
-    seeds: Annotated[tuple[int, ...], SEED] = (0, 1, 2, 3, 4, 5)
+    seeds: Annotated[tuple[int, ...], SEED, Items()] = (0, 1, 2, 3, 4, 5)
     steps: Annotated[int, Range(least=0)] = 1500
     pretrain_steps: Annotated[int, Range(least=0)] = 1500
     lr: Annotated[float, Range(above=0)] = 5e-3
@@ -168,7 +168,7 @@ class TextRunConfig(Configuration):
     suite: Literal["news", "glue"] = "news"
     data_root: str | None = None
     """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
-    tasks: tuple[str, ...] = ("topic",)
+    tasks: Annotated[tuple[str, ...], Items()] = ("topic",)
     """trained together; a batch holds as many examples of each"""
     phases: tuple[str, ...] = ()
     """the tasks one after another instead, each for as many steps; a task may return. Scored after each phase"""
@@ -220,15 +220,15 @@ class TextTableConfig(Configuration):
     suite: Literal["news", "glue"] = "news"
     data_root: str | None = None
     """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
-    tasks: tuple[str, ...] = ("topic", "same-article", "acceptable", "next")
+    tasks: Annotated[tuple[str, ...], Items()] = ("topic", "same-article", "acceptable", "next")
     methods: tuple[str, ...] = ()
     """rows to run (empty: all); further ones by name: a method such as vera, "lotr, rank 80", full, frozen"""
     model: str = "minilm"
     """minilm, or hf:FOLDER_OR_ID"""
-    targets: tuple[str, ...] = ("query", "value")
+    targets: Annotated[tuple[str, ...], Items()] = ("query", "value")
     wide_targets: tuple[str, ...] = ()
     """metatt-2: also a train over these; further matrices cost a train next to nothing"""
-    qkv_targets: tuple[str, ...] = ("query", "key", "value")
+    qkv_targets: Annotated[tuple[str, ...], Items()] = ("query", "key", "value")
     """tenslora: what LoRA and the constructions adapt"""
     rank: Annotated[int, Range(least=1)] = 8
     alpha: Annotated[float, Range()] = 4.0
@@ -240,7 +240,7 @@ class TextTableConfig(Configuration):
     head: Literal["linear", "roberta"] = "linear"
     """linear: one linear layer on the mean over the tokens; roberta: that of RobertaForSequenceClassification, a layer
     with tanh and a linear layer on the first token"""
-    seeds: Annotated[tuple[int, ...], SEED] = (0, 1, 2, 3, 4)
+    seeds: Annotated[tuple[int, ...], SEED, Items()] = (0, 1, 2, 3, 4)
     steps: Annotated[int, Range(least=0)] = 300
     """metatt-sequential: of each phase"""
     examples: Annotated[int, Range(least=1)] = 1000
@@ -264,9 +264,15 @@ class TextTableConfig(Configuration):
     """metatt-4: when the first and the last sweep are made, as shares of the steps"""
     sweep: RankScheduleConfig = field(default_factory=RankScheduleConfig)
     """metatt-4: how they are made (gauge, state, mode, gamma); their steps and the final rank are given above"""
-    inits: tuple[str, ...] = ("ze-id-id-id", "ze-no-no-no", "ze-no-no-id", "id-id-id-ze", "no-no-no-ze")
+    inits: Annotated[tuple[str, ...], Items()] = (
+        "ze-id-id-id",
+        "ze-no-no-no",
+        "ze-no-no-id",
+        "id-id-id-ze",
+        "no-no-no-ze",
+    )
     """metatt-fig4: core by core"""
-    ranks: Annotated[tuple[int, ...], Range(least=1)] = (4, 8, 16, 32)
+    ranks: Annotated[tuple[int, ...], Range(least=1), Items()] = (4, 8, 16, 32)
     """metatt-fig9"""
     evaluate_every: Annotated[int, Range(least=0)] = 0
     """score along the way, for curves over the steps and for `report: best`"""
@@ -282,7 +288,7 @@ class CausalRunConfig(Configuration):
     suite: Literal["commonsense"] = "commonsense"
     data_root: str | None = None
     """folder with commonsense_170k.json and <task>/test.json; None: the publisher's files, through `datasets`"""
-    tasks: tuple[str, ...] = (
+    tasks: Annotated[tuple[str, ...], Items()] = (
         "boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa",
     )  # fmt: skip
     """the test sets; with by_task they are trained on together too"""
@@ -334,6 +340,7 @@ class GridConfig(Configuration):
     """the number of steps changes with it, so that a run sees as many examples"""
 
 
+TEXT_SUITES = ("news", "glue")
 TEXT_TABLES = {
     "metatt-2": "one adapter a task (Tables 2, 15, 16, 18; Figs. 6, 12)",
     "metatt-3": "one adapter for all tasks (Tables 3, 13; Figs. 3, 5)",

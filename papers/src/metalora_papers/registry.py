@@ -71,9 +71,11 @@ def load_run(path: str | Path) -> Run:
         The configuration.
 
     Raises:
-        ValueError: An unknown suite, an unknown field, or a value of the wrong type.
+        ValueError: An empty file, an unknown suite, an unknown field, or a value of the wrong type.
     """
     values = read_yaml(path)
+    if values == {}:
+        raise ValueError(f"{path}: the file is empty; expected a run, such as one of `metalora-papers recipe NAME`")
     suite = values.get("suite", "attributes") if isinstance(values, dict) else "attributes"
     if not isinstance(suite, str) or suite not in SUITES:
         raise ValueError(f"{path}.suite: unknown choice {suite!r}{nearest(str(suite), SUITES)}")

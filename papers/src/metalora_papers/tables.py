@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from metalora.bench.store import RowStore
-from metalora_papers.comparison import Presentation, RateKey, load_comparison
+from metalora._util.files import check_file
+from metalora_papers.comparison import HasRows, Presentation, RateKey, load_comparison
 from metalora_papers.report import print_table, write_markdown
-from metalora_papers.rows import Row
+from metalora_papers.rows import Row, read_rows
 from metalora_papers.runs import Run, Table
 from metalora_papers.scheduler import run_all
 
@@ -40,10 +40,11 @@ def run_table(
     Raises:
         ValueError: Settings that cannot work, or a file without a row of this comparison.
     """
+    check_file(out / "rows.jsonl", makes_folder=True)
     comparison = load_comparison(name, table)
     console = Console(stderr=as_json)
     if rows_file is not None:
-        _publish(comparison, comparison.rows_of(RowStore(rows_file).rows()), out, console, as_json)
+        _publish(comparison, _rows_of_file(comparison, rows_file), out, console, as_json)
         return
     choosing_rows = _run(console, "learning rates (validation)", comparison.choosing_runs(), out, workers)
     rates = comparison.chosen_rates(choosing_rows)
@@ -66,9 +67,22 @@ def show_figure_13(rows_file: Path, out: Path, *, as_json: bool) -> None:
     """
     from metalora_papers.metatt.figure_13 import Figure13
 
+    check_file(out / "rows.jsonl", makes_folder=True)
     figure = Figure13()
-    rows = figure.rows_of(RowStore(rows_file).rows())
+    rows = _rows_of_file(figure, rows_file)
     _publish(figure, rows, out, Console(stderr=as_json), as_json)
+
+
+def _rows_of_file(comparison: HasRows, path: Path) -> list[Row]:
+    """Return the rows of a comparison in a file; ValueError if there is none, or one lacks what its suite records."""
+    rows = read_rows(path)
+    try:
+        return comparison.rows_of(rows)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: a row of this suite has another form ({type(error).__name__}: {error})") from None
+    except ValueError as error:
+        suites = ", ".join(sorted({row["suite"] for row in rows}))
+        raise ValueError(f"{path}: {error} (it has rows of {suites})") from None
 
 
 def _run(console: Console, label: str, runs: Sequence[Run], out: Path, workers: int) -> list[Row]:

@@ -146,10 +146,44 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 def check_new_folder(path: str | Path) -> None:
     """Check that `new_folder` may write a folder, before the work that fills it; ValueError if the name is taken."""
+    _check_folder_above(Path(path))
     with errors_for_users(path, "there is no such folder"):
         is_empty_folder = os.path.isdir(path) and not os.listdir(path)
         if os.path.exists(path) and not is_empty_folder:
             raise ValueError(f"{path}: exists already; delete it or name another folder")
+
+
+def check_file(path: str | Path, *, makes_folder: bool = False) -> None:
+    """Check that a file can be written, before the work whose result it takes.
+
+    Args:
+        path: The file.
+        makes_folder: Whether its folder is made if there is none.
+
+    Raises:
+        ValueError: A folder has that name, or there is no folder for it.
+
+    Example:
+        >>> check_file("no-such-folder/rows.jsonl")
+        Traceback (most recent call last):
+        ValueError: no-such-folder/rows.jsonl: there is no folder no-such-folder, make it or name another file
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected the name of a file")
+    if makes_folder:
+        return _check_folder_above(path)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}, make it or name another file")
+
+
+def _check_folder_above(path: Path) -> None:
+    """Raise a ValueError if the folder of a path cannot be made, since a file has the name of one of its parts."""
+    above = path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise ValueError(f"{path}: {above} is a file, expected a folder")
 
 
 def check_folder(path: str | Path, marker: str) -> None:
@@ -162,6 +196,7 @@ def check_folder(path: str | Path, marker: str) -> None:
     Raises:
         ValueError: Something else has that name.
     """
+    _check_folder_above(Path(path))
     folder_above = Path(os.path.realpath(path)).parent
     with errors_for_users(path, "what is there is unchanged"):
         if folder_above.is_dir():

@@ -9,6 +9,9 @@ from metalora._util.shown import shown
 LARGEST = 3.4e38
 """Of a real number: a larger one is infinite in single precision, in which adapters compute."""
 
+LARGEST_INTEGER = 2**63 - 1
+"""Of a whole number: a larger one is in no tensor."""
+
 
 @dataclass(frozen=True)
 class Range:
@@ -32,7 +35,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         return (
-            (not isinstance(value, float) or abs(value) <= LARGEST)
+            abs(value) <= (LARGEST if isinstance(value, float) else LARGEST_INTEGER)
             and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)
@@ -66,11 +69,49 @@ class Range:
             for key, item in value.items():
                 self.check(item, f"{place}.{key}")
         elif isinstance(value, (int, float)) and not isinstance(value, bool) and value not in self:
-            too_large = isinstance(value, float) and LARGEST < abs(value) < math.inf
-            limit = f", of a magnitude of at most {LARGEST}" if too_large else ""
+            largest = LARGEST if isinstance(value, float) else LARGEST_INTEGER
+            limit = f", of a magnitude of at most {largest}" if largest < abs(value) < math.inf else ""
             raise ValueError(f"{place} is {shown(value)}, expected {self}{limit}")
 
 
+@dataclass(frozen=True)
+class Items:
+    """What a field with several things must hold: at least so many, and none of them twice.
+
+    Attributes:
+        least: The smallest number of items.
+        may_repeat: Whether an item may be there twice.
+
+    Example:
+        >>> Items(least=1).check((), "tasks")
+        Traceback (most recent call last):
+        ValueError: tasks is empty, expected at least 1 item
+    """
+
+    least: int = 1
+    may_repeat: bool = False
+
+    def check(self, value: Any, place: str) -> None:
+        """Check a list or a mapping; a single text or number is one item, if it is not empty.
+
+        Args:
+            value: The value of the field.
+            place: What the message calls the value.
+
+        Raises:
+            ValueError: There are too few items, or one is there twice.
+        """
+        if value is None or isinstance(value, (int, float)):
+            return
+        if len(value) < self.least:
+            said = f"is {shown(value)}" if value else "is empty"
+            raise ValueError(f"{place} {said}, expected at least {self.least} item{'s' if self.least > 1 else ''}")
+        if isinstance(value, (tuple, list)) and not self.may_repeat:
+            for index, item in enumerate(value):
+                if item in value[:index]:
+                    raise ValueError(f"{place}[{index}] is {shown(item)}, which is there twice")
+
+
 PROBABILITY = Range(least=0, most=1)
-SEED = Range(least=0, most=2**63 - 1)
+SEED = Range(least=0, most=LARGEST_INTEGER)
 """What the generators of PyTorch and of NumPy both take."""

@@ -5,14 +5,18 @@ from typing import Any
 LONGEST = 80
 
 
-def cut(text: str) -> str:
+def cut(text: str, longest: int = LONGEST) -> str:
     """Return a text, without its end if it is long.
+
+    Args:
+        text: The text.
+        longest: Number of characters that it may have.
 
     Example:
         >>> len(cut("x" * 1000))
         80
     """
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def shown(value: Any) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 
 from metalora._util.shown import cut, shown
 
+MOST_LISTED = 24  # names of a message
+
 
 def closest(name: str, choices: Iterable[str], *, count: int = 1, cutoff: float = 0.5) -> list[str]:
     """Return the choices that are spelt most like a name, the best one first.
@@ -56,4 +58,6 @@ def check_choice(noun: str, value: str, choices: Sequence[str]) -> None:
 def _suggestion(name: str, choices: Sequence[str], cutoff: float) -> str:
     close = closest(name, choices, cutoff=cutoff)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (known: {', '.join(choices)})"
+    listed = ", ".join(choices[:MOST_LISTED])
+    more = f" and {len(choices) - MOST_LISTED} more" if len(choices) > MOST_LISTED else ""
+    return f"{hint} (known: {listed}{more})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from metalora._util.number_range import Range
+from metalora._util.number_range import Items, Range
 from metalora.config import ConditionConfig, Configuration
 
 
@@ -23,7 +23,7 @@ class BenchConfig(Configuration):
     """ranks of single methods and tuners by name, such as vera 1024 'peft: vera' 1024; the others have `rank`"""
     clip_rank: bool = True
     """lower a rank to what the sizes of the modes allow; otherwise a published rank may exceed them"""
-    targets: str | tuple[str, ...] = ("query", "key", "value")
+    targets: Annotated[str | tuple[str, ...], Items()] = ("query", "key", "value")
     tasks: Annotated[int, Range(least=1)] = 1
     """number of tasks, for methods with a task mode; the examples of a batch take turns in them"""
     layers: Annotated[int, Range(least=1)] = 6

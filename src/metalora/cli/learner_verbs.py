@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from metalora._util.files import check_folder, write_atomically
+from metalora._util.files import check_file, check_folder, write_atomically
 from metalora._util.number_range import Range
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, is_first_process, print_json, progress, show, status
@@ -249,6 +249,8 @@ def predict(
     json: Json = False,
 ) -> None:
     """Predict: for every input its label, the probability of the label, and how unlike the support set it is."""
+    if out is not None:
+        check_file(out)
     load = _loader(task, learner, allow_download)  # a folder that holds no task is reported before inputs are read
     pools = read_inputs(inputs, columns)
     items = [item for pool in pools for item in pool.inputs]
@@ -348,8 +350,8 @@ def evaluate(
     from metalora.learner.evaluation import EpisodeFeatures
     from metalora.learner.report import evaluate_pools
 
-    if html is not None and not html.absolute().parent.is_dir():
-        raise ValueError(f"--html {html}: there is no folder {html.parent}")
+    if html is not None:
+        check_file(html)
     pools = read_tasks(data, label_columns=label_columns, **vars(columns))
     with status("running the episodes", quiet=json):
         loaded = MetaLearner.from_pretrained(learner, allow_download=allow_download)

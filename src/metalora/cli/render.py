@@ -18,8 +18,12 @@ import tyro
 
 from metalora._util.number_range import Range
 from metalora._util.progress import progress_bar
-from metalora.cli.extras import missing_package_message
+from metalora._util.shown import shown
+from metalora._util.suggest import check_choice
+from metalora.cli.failures import exit_code, failure_line, wants_traceback
+from metalora.cli.usage import usage_line
 
+HELP = ("-h", "--help")
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
 
 
@@ -117,31 +121,49 @@ def _with_checked_numbers(verb: Callable[..., None]) -> Callable[..., Callable[[
     return checked
 
 
-def _parse(app: tyro.extras.SubcommandApp, program: str, arguments: Sequence[str], about: str) -> Callable[[], None]:
-    """Parse the arguments and give the call to make.
+def _parse(verb: Callable[..., None], command: str, arguments: Sequence[str]) -> Callable[[], None]:
+    """Parse the arguments of a verb and give the call to make.
 
-    tyro prints a value that a part of the configuration refuses in a box, under a name of its own; here it is a
-    ValueError, as such a value is everywhere else.
+    tyro prints a mistake in a box; here it is a ValueError, as every other mistake is.
     """
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            call: Callable[[], None] = app.cli(prog=program, args=list(arguments), description=about)
+            call: Callable[[], None] = tyro.cli(_with_checked_numbers(verb), prog=command, args=list(arguments))
     except SystemExit as stop:
         refused = stop.__context__
         if isinstance(getattr(refused, "arg", None), str):  # the part's name; of a flag, it is the flag's definition
             raise ValueError(getattr(refused, "message", refused)) from None
-        sys.stderr.write(printed.getvalue())
-        raise
+        if not stop.code:  # after the help text
+            raise
+        raise ValueError(usage_line(printed.getvalue(), command, arguments)) from None
     return call
+
+
+def _check_verb(arguments: Sequence[str], verbs: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the first argument is a verb, or asks for help."""
+    if not arguments:
+        raise ValueError(f"a command is missing: one of {', '.join(verbs)}")
+    if not arguments[0].startswith("-"):
+        check_choice("command", arguments[0], tuple(verbs))
+    elif arguments[0] not in HELP:
+        raise ValueError(f"unexpected {shown(arguments[0])} before the command: one of {', '.join(verbs)}")
+
+
+def _show_help(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:
+    """Print what the verbs are. Parsers of all of them take time, so that a verb alone is parsed without them."""
+    app = tyro.extras.SubcommandApp()
+    for name, verb in verbs.items():
+        app.command(name=name)(verb)
+    app.cli(prog=program, args=list(arguments), description=about)
 
 
 def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:
     """Parse the arguments and call a verb.
 
-    A ValueError is the user's mistake, a missing package is the user's to install, and a disk may be broken: each
-    prints as one line, exit code 2. Ctrl-C exits with 130. If the reader of a pipe stops reading (`| head`), the
-    program ends without a message, exit code 1.
+    Every error prints as one line: exit code 2 for a mistake of the user or a missing package, 1 for what failed in a
+    right command (`metalora.cli.failures`). Ctrl-C exits with 130. If the reader of a pipe stops reading (`| head`),
+    the program ends without a message, exit code 1.
 
     Args:
         verbs: Name -> function whose parameters are the flags.
@@ -149,26 +171,23 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
         arguments: The command line without the program.
         about: One sentence for `--help`.
     """
-    app, command = tyro.extras.SubcommandApp(), program.split()[0]  # lines of errors begin with one word
-    for name, verb in verbs.items():
-        app.command(name=name)(_with_checked_numbers(verb))
+    command = program.split()[0]  # lines of errors begin with one word
     try:
-        _parse(app, program, arguments, about)()
+        _check_verb(arguments, verbs)
+        if arguments[0] in verbs:
+            _parse(verbs[arguments[0]], f"{program} {arguments[0]}", arguments[1:])()
+        else:
+            _show_help(verbs, program, arguments, about)
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes standard output once more at its exit, which would print a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except ModuleNotFoundError as error:
-        print(f"{command}: {missing_package_message(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:  # after that of a pipe, which is one too
-        where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"{command}: {where}{error.strerror or error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except ValueError as error:
-        print(f"{command}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except Exception as error:  # whatever it is, the user gets one line
+        if wants_traceback():
+            raise
+        print(f"{command}: {failure_line(error)}", file=sys.stderr)
+        raise SystemExit(exit_code(error)) from None
     except KeyboardInterrupt:
         print(
             f"{command}: stopped; finished runs and checkpoints are kept, run the same command again to continue",

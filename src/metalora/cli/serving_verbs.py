@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -49,8 +50,8 @@ def serve(
     if ray:
         _check_ray(port)
     folders = server.learner_folders(str(learner), [str(folder) for folder in also])
+    listening = server.listen(host, port)  # before the store, which is made if there is none
     opened = open_store(store, create=True)
-    listening = server.listen(host, port)
     key = _first_key(opened)
     opened.close()
     address = server.link(listening.getsockname()[1], host, key, is_secure=tls_cert is not None)
@@ -83,6 +84,19 @@ def _check_tls(certificate: Path | None, key: Path | None) -> None:
     for flag, file in (("--tls-cert", certificate), ("--tls-key", key)):
         if file is not None and not file.is_file():
             raise ValueError(f"{flag} {file}: there is no such file")
+    if certificate is not None:
+        _check_pair(certificate, key)
+
+
+def _check_pair(certificate: Path, key: Path | None) -> None:
+    """Raise a ValueError unless the files are a certificate and its key."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(
+            f"--tls-cert {certificate}, --tls-key {key}: not a certificate and its key in PEM "
+            f"({error.strerror or error})"
+        ) from None
 
 
 def _first_key(opened: Store) -> str | None:

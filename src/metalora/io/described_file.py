@@ -62,7 +62,9 @@ def parse_described(
     try:
         tensors = load_tensors(content)
         description = json.loads(header_of(content)["__metadata__"]["metalora"])
-    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+    except KeyError:  # of another program
+        raise ValueError(f"{path}: not a {file_format} file: metalora has not written it") from None
+    except (SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a complete {noun} (truncated or damaged: {cut(str(error))})") from None
     if not isinstance(description, dict) or description.get("format") != file_format:
         raise ValueError(f"{path}: not a {file_format} file")

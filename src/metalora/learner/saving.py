@@ -130,7 +130,7 @@ def read_json_description(
     path = Path(folder) / file
     try:
         description = parse_json(read_text(path), str(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder}: not the folder of {noun} (it has no {file})") from None
     except (UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None

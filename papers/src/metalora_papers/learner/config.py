@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from metalora._util.number_range import PROBABILITY, SEED, Range
+from metalora._util.number_range import PROBABILITY, SEED, Items, Range
 from metalora.config import AdapterConfig, Configuration, TrainConfig
 from metalora_papers.config import BackboneConfig
 
@@ -102,7 +102,7 @@ class LearnerTableConfig(Configuration):
     """table learner-emoji: a vendor whose pictures are only tested on"""
     size: Annotated[int, Range(least=1)] = 32
     """height and width of the pictures, in pixels"""
-    targets: tuple[str, ...] = ("all",)
+    targets: Annotated[tuple[str, ...], Items()] = ("all",)
     """what is adapted: all, linear, conv, or patterns of module paths"""
     rank: Annotated[int, Range(least=1)] = 8
     """rank of LoRA, and of the tensor trains"""
@@ -114,7 +114,7 @@ class LearnerTableConfig(Configuration):
     """width of the mapping net of the generated methods"""
     readout: str = "kernel-ridge"
     """what a support set generates"""
-    seeds: Annotated[tuple[int, ...], SEED] = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...], SEED, Items()] = (0, 1, 2)
     steps: Annotated[int, Range(least=0)] = 500
     lr: Annotated[float, Range(above=0)] = 5e-3
     lr_grid: Annotated[tuple[float, ...], Range(above=0)] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from metalora._util.number_range import SEED, Range
+from metalora._util.number_range import SEED, Items, Range
 from metalora.config import AdapterConfig, Configuration, TrainConfig
 
 
@@ -22,6 +22,13 @@ class DecoderConfig(Configuration):
     batch: Annotated[int, Range(least=1)] = 16
     lr: Annotated[float, Range(above=0)] = 3e-3
     seed: Annotated[int, SEED] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width % (2 * self.heads):  # rotary positions turn pairs of numbers
+            raise ValueError(
+                f"DecoderConfig.width is {self.width}, expected a multiple of twice its {self.heads} heads"
+            )
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class ContinuationTableConfig(Configuration):
     methods: tuple[str, ...] = ()
     """rows to run (empty: all)"""
     targets: str = "linear"
-    seeds: Annotated[tuple[int, ...], SEED] = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...], SEED, Items()] = (0, 1, 2)
     steps: Annotated[int, Range(least=0)] = 600
     lr: Annotated[float, Range(above=0)] = 5e-3
     lr_grid: Annotated[tuple[float, ...], Range(above=0)] = (1.5e-3, 5e-3, 1.5e-2)

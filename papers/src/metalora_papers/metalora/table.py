@@ -107,9 +107,11 @@ class ImageComparison:
     def _is_own(self, row: Row) -> bool:
         """Return whether a row, of any split and learning rate, belongs to this table."""
         table, config = self.table, row["config"]
+        if row["suite"] != table.suite:
+            return False
         methods = {"original", *GENERATED, *STATIC, *BY_NAME}
         return (
-            (row["suite"], config["data"]) == (table.suite, self.data)
+            config["data"] == self.data
             and config["backbone"]["architecture"] == table.backbone
             and config.get("model", "") == table.model  # rows of before that field have none
             and is_of_source(table, config)

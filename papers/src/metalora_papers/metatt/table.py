@@ -10,7 +10,7 @@ from typing import Literal
 
 from metalora.config import TrainConfig
 from metalora_papers.comparison import RateKey
-from metalora_papers.config import TEXT_TABLES, TextRunConfig, TextTableConfig
+from metalora_papers.config import TEXT_SUITES, TEXT_TABLES, TextRunConfig, TextTableConfig
 from metalora_papers.metatt import plots
 from metalora_papers.metatt.heads import LINEAR
 from metalora_papers.metatt.jobs import DESIGNS, Job, jobs_of, tasks_key
@@ -86,7 +86,8 @@ class TextComparison:
         """Return the test rows of this model, head and tasks; ValueError if there is none."""
         jobs = jobs_of(self.name, self.table)
         keys = {job.rate_key for job in jobs}
-        own_rows = [row for row in latest(rows) if row["config"]["model"] == self.table.model]
+        text_rows = [row for row in latest(rows) if row["suite"] in TEXT_SUITES]
+        own_rows = [row for row in text_rows if row["config"]["model"] == self.table.model]
         own_rows = [row for row in own_rows if _rate_key(row) in keys and _head(row) == self.table.head]
         # The name of a row with a fixed rate says the rate, so nothing was chosen for it.
         fixed = {job.rate_key for job in jobs if job.lr is not None}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from metalora._util.number_range import PROBABILITY, SEED, Range
+from metalora._util.number_range import PROBABILITY, SEED, Items, Range
 from metalora.config import AdapterConfig, Configuration, TrainConfig
 
 
@@ -69,7 +69,7 @@ class ImageTableConfig(Configuration):
     methods: tuple[str, ...] = ()
     """rows to run (empty: all); further ones by name: a method such as metatt-4d, "lora, rank 16", or any construction
     with a protocol, such as "tenslora-qkv-depth-tt, isoparameters" """
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    targets: Annotated[tuple[str, ...], Items()] = ("q_proj", "k_proj", "v_proj")
     """what LoRA and the constructions adapt; attn.qkv in a ViT of timm"""
     rank: Annotated[int, Range(least=1)] = 8
     """of LoRA, whose scale is two"""
@@ -77,7 +77,7 @@ class ImageTableConfig(Configuration):
     """of the tensor trains of MetaTT"""
     init: str = "ze-id-id-id"
     """of MetaTT-4D, core by core"""
-    seeds: Annotated[tuple[int, ...], SEED] = (0, 1, 2, 3, 4)
+    seeds: Annotated[tuple[int, ...], SEED, Items()] = (0, 1, 2, 3, 4)
     steps: Annotated[int, Range(least=0)] = 300
     batch: Annotated[int, Range(least=1)] = 16
     examples: Annotated[int, Range(least=0)] = 0

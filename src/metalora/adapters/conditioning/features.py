@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from metalora._util.suggest import nearest
 from metalora.adapters.conditioning.stages import stages
 from metalora.adapters.heads import head_path
 
@@ -260,11 +261,20 @@ def watch_stages(model: nn.Module, paths: Sequence[str], recorder: Recorder) -> 
     Returns:
         The handles of the hooks, one for each stage.
 
+    Raises:
+        ValueError: A path is none of the network.
+
     Example:
         >>> len(watch_stages(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), ["0"], Recorder()))
         1
     """
-    modules = [_last(model.get_submodule(path)) for path in paths]
+    names = dict(model.named_modules(remove_duplicate=False))
+    for path in paths:
+        if path not in names:
+            raise ValueError(
+                f"stage {path!r} is no module of {type(model).__name__}{nearest(path, filter(None, names))}"
+            )
+    modules = [_last(names[path]) for path in paths]
     return [
         module.register_forward_hook(partial(_record_output, recorder, number)) for number, module in enumerate(modules)
     ]
