@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from metalora._util.progress import progress_lines, shows_bars
 from metalora.bench.store import RowStore
 from metalora_papers.comparison import Presentation, RateKey, load_comparison
 from metalora_papers.report import print_table, write_markdown
@@ -102,7 +104,10 @@ def _publish(comparison: Presentation, rows: Sequence[Row], out: Path, console: 
 
 @contextmanager
 def _progress(console: Console, label: str, total: int) -> Iterator[Callable[[Run], None]]:
-    """Show a progress bar; yields what is called with every run that is done."""
+    """Show a progress bar, or lines where there is no terminal; yields what is called with every run that is done."""
+    if not shows_bars(console.is_terminal, console.is_dumb_terminal, console.is_jupyter):
+        yield _line_on_done(progress_lines(total, label))
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
         task = bar.add_task(label, total=total, note="data and models, then runs")
@@ -111,3 +116,9 @@ def _progress(console: Console, label: str, total: int) -> Iterator[Callable[[Ru
             bar.update(task, advance=1, note=f"{run.method}, seed {run.seed}")
 
         yield on_done
+
+
+def _line_on_done(advance: Callable[..., None]) -> Callable[[Run], None]:
+    """Return what counts the runs that are done for the lines of `progress_lines`."""
+    numbers = itertools.count(1)
+    return lambda run: advance(next(numbers), f"{run.method}, seed {run.seed}")

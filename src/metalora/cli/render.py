@@ -17,8 +17,10 @@ from typing import Annotated, Any
 import tyro
 
 from metalora._util.number_range import Range
-from metalora._util.progress import progress_bar
+from metalora._util.progress import progress_bar, shows_bars
+from metalora.cli.before_verbs import ABOUT, answer_without_verb
 from metalora.cli.extras import missing_package_message
+from metalora.cli.table_output import print_cells
 
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
 
@@ -45,7 +47,7 @@ def show(value: Any, as_json: bool, title: str, columns: Sequence[str], rows: Se
     Args:
         value: What is printed as JSON.
         as_json: Print JSON.
-        title: Title of the table.
+        title: Title of the table, which is a comment where there is no terminal.
         columns: Names of its columns.
         rows: One mapping per line, with a value for each column.
     """
@@ -55,16 +57,9 @@ def show(value: Any, as_json: bool, title: str, columns: Sequence[str], rows: Se
     if not is_first_process():
         return
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        cells = [escape(_cell(row[column])) for column in columns]
-        table.add_row(*cells)
-    Console().print(table)
+    cells = [[_cell(row[column]) for column in columns] for row in rows]
+    print_cells(Console(), title, columns, cells)
 
 
 def _cell(value: Any) -> str:
@@ -90,10 +85,12 @@ def flatten(results: Mapping[str, Any], prefix: str = "") -> list[dict[str, Any]
 
 
 def status(label: str, quiet: bool) -> AbstractContextManager[Any]:
-    """Show a spinner with a label on standard error, or nothing if `quiet`."""
+    """Show a spinner with a label on standard error; nothing if `quiet`, or where nothing can be drawn."""
     from rich.console import Console
 
-    return Console(stderr=True).status(label) if is_first_process() and not quiet else nullcontext()
+    console = Console(stderr=True)
+    is_shown = shows_bars(console.is_terminal, console.is_dumb_terminal, console.is_jupyter)
+    return console.status(label) if is_shown and is_first_process() and not quiet else nullcontext()
 
 
 def progress(total: int, label: str, quiet: bool) -> AbstractContextManager[Callable[..., None]]:
@@ -153,7 +150,8 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
     for name, verb in verbs.items():
         app.command(name=name)(_with_checked_numbers(verb))
     try:
-        _parse(app, program, arguments, about)()
+        if not answer_without_verb(app, program, arguments):
+            _parse(app, program, arguments, f"{about} {ABOUT.format(program=program)}")()
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes standard output once more at its exit, which would print a second error.
