@@ -16,6 +16,7 @@ from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, flatten, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
 from metalora_papers.config import TEXT_TABLES, GridConfig, TableConfig, TextTableConfig
+from metalora_papers.finished import say_finished
 from metalora_papers.learner.config import LEARNER_TABLES, LearnerTableConfig
 from metalora_papers.learner.demo_config import DemoConfig
 from metalora_papers.metalora.continuation_config import ContinuationTableConfig
@@ -132,6 +133,7 @@ def train(
     from metalora_papers.scheduler import run_one
 
     run = load_run(config)
+    say_finished([run], out)
     with progress(run.train.steps, f"training {run.method}", quiet=json) as advance:
         row = run_one(run, out, on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"))
     row["adapter"] = str(out / "adapters" / f"{row['key']}.safetensors") if run.adapter else None
@@ -197,6 +199,7 @@ def grid(
     runs = grid_runs(load_run(run), _over_file(values, config, GridConfig()))
     lines = [settings_of(point) for point in runs]
     if not dry_run:
+        say_finished(runs, out)
         with progress(len(runs), "runs", quiet=json) as advance:
             numbers = itertools.count(1)
             rows = run_all(runs, out, workers=workers, on_done=lambda point: advance(next(numbers)))

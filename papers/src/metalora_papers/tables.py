@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from metalora._util.progress import progress_lines, shows_bars
 from metalora.bench.store import RowStore
 from metalora_papers.comparison import Presentation, RateKey, load_comparison
+from metalora_papers.finished import say_finished
 from metalora_papers.report import print_table, write_markdown
 from metalora_papers.rows import Row
 from metalora_papers.runs import Run, Table
@@ -77,6 +78,7 @@ def _run(console: Console, label: str, runs: Sequence[Run], out: Path, workers: 
     """Return the rows of the runs, with a progress bar while they are executed."""
     if not runs:
         return []
+    say_finished(runs, out)
     with _progress(console, label, len(runs)) as on_done:
         return run_all(runs, out, workers=workers, on_done=on_done)
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -203,19 +203,36 @@ def make_row(
     return row
 
 
-def finished_row(config: Any, results: dict[str, Any], start: float) -> Row:
+def keyed_by_content(config: dict[str, Any], content: Mapping[str, str]) -> str:
+    """Return the name of a run that reads files: other contents of the same files are another run.
+
+    Args:
+        config: The configuration.
+        content: Name of what is read -> its digest; empty if the configuration says all.
+
+    Example:
+        >>> keyed_by_content({"seed": 0}, {}) == run_key({"seed": 0})
+        True
+        >>> keyed_by_content({"seed": 0}, {"data": "5f0c"}) == run_key({"seed": 0})
+        False
+    """
+    return run_key(config | {"content": dict(content)} if content else config)
+
+
+def finished_row(config: Any, results: dict[str, Any], start: float, content: Mapping[str, str] | None = None) -> Row:
     """Return the row of a run that ends now.
 
     Args:
         config: The configuration of the run: a dataclass with `suite` and `seed`.
         results: The results.
         start: When the run began, by `time.monotonic`.
+        content: Digests of the files that the run has read, by what they are; the row names them.
     """
-    described = to_dict(config)
+    described, content = to_dict(config), dict(content or {})
     seconds = round(time.monotonic() - start, 2)
-    return make_row(
-        key=run_key(described), suite=config.suite, config=described, seed=config.seed, results=results, seconds=seconds
-    )
+    key = keyed_by_content(described, content)
+    row = make_row(key=key, suite=config.suite, config=described, seed=config.seed, results=results, seconds=seconds)
+    return row | {"content": content} if content else row
 
 
 def environment() -> dict[str, Any]:
