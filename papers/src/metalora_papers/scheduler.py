@@ -51,6 +51,7 @@ def run_all(
     are waited for.
     """
     store = RowStore(folder / ROWS_FILE)
+    store.check()
     missing = _without_row(configs, store)
     for config in configs:
         if on_done is not None and config not in missing:
@@ -128,6 +129,7 @@ def _pretrain(config: Run) -> None:
 def run_one(config: Run, folder: Path, *, on_step: OnStep | None = None) -> Row:
     """Execute one run, or return the row that it already has; ValueError if another process is at it."""
     store = RowStore(folder / ROWS_FILE)
+    store.check()
     if _without_row([config], store):
         _one(config, folder, on_step)
     row = _rows_by_key(store).get(key_of(config))

@@ -15,6 +15,7 @@ from metalora._util.progress import progress_lines, shows_bars
 from metalora.bench.store import RowStore
 from metalora_papers.comparison import Presentation, RateKey, load_comparison
 from metalora_papers.finished import say_finished
+from metalora_papers.made_files import made_files
 from metalora_papers.report import print_table, write_markdown
 from metalora_papers.rows import Row
 from metalora_papers.runs import Run, Table
@@ -29,6 +30,7 @@ def run_table(
     workers: int,
     as_json: bool,
     rows_file: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Run a comparison, print its tables and draw its figures.
 
@@ -39,6 +41,7 @@ def run_table(
         workers: Number of processes.
         as_json: Print one JSON object instead of tables.
         rows_file: Report from this file of rows; nothing is run.
+        overwrite: Replace tables and figures in the folder that no such command has made.
 
     Raises:
         ValueError: Settings that cannot work, or a file without a row of this comparison.
@@ -46,23 +49,24 @@ def run_table(
     comparison = load_comparison(name, table)
     console = Console(stderr=as_json)
     if rows_file is not None:
-        _publish(comparison, comparison.rows_of(RowStore(rows_file).rows()), out, console, as_json)
+        _publish(comparison, comparison.rows_of(RowStore(rows_file).rows()), out, console, as_json, overwrite)
         return
     choosing_rows = _run(console, "learning rates (validation)", comparison.choosing_runs(), out, workers)
     rates = comparison.chosen_rates(choosing_rows)
     _show_rates(console, rates)
     runs = comparison.runs(rates)
     rows = _run(console, comparison.title, runs, out, workers)
-    _publish(comparison, rows, out, console, as_json)
+    _publish(comparison, rows, out, console, as_json, overwrite)
 
 
-def show_figure_13(rows_file: Path, out: Path, *, as_json: bool) -> None:
+def show_figure_13(rows_file: Path, out: Path, *, as_json: bool, overwrite: bool = False) -> None:
     """Print Table 18 of MetaTT and draw its Fig. 13 from rows of `train`.
 
     Args:
         rows_file: The rows.
         out: Folder of the table and the figure.
         as_json: Print one JSON object instead of the table.
+        overwrite: Replace a table and a figure in the folder that no such command has made.
 
     Raises:
         ValueError: No row of a run on a language model, or rows that cannot be compared.
@@ -71,7 +75,7 @@ def show_figure_13(rows_file: Path, out: Path, *, as_json: bool) -> None:
 
     figure = Figure13()
     rows = figure.rows_of(RowStore(rows_file).rows())
-    _publish(figure, rows, out, Console(stderr=as_json), as_json)
+    _publish(figure, rows, out, Console(stderr=as_json), as_json, overwrite)
 
 
 def _run(console: Console, label: str, runs: Sequence[Run], out: Path, workers: int) -> list[Row]:
@@ -88,13 +92,15 @@ def _show_rates(console: Console, rates: Mapping[RateKey, float]) -> None:
         console.print("learning rates:", {" on ".join(key): rate for key, rate in rates.items()})
 
 
-def _publish(comparison: Presentation, rows: Sequence[Row], out: Path, console: Console, as_json: bool) -> None:
+def _publish(
+    comparison: Presentation, rows: Sequence[Row], out: Path, console: Console, as_json: bool, overwrite: bool
+) -> None:
     """Write the tables and figures of the rows, and print the tables."""
-    out.mkdir(parents=True, exist_ok=True)
     report = comparison.report(rows)
-    plots = comparison.plot(rows, out)
     text = out / f"{comparison.file_stem}.md"
-    write_markdown(report.tables, text)
+    with made_files(out, overwrite) as folder:
+        plots = [out / path.name for path in comparison.plot(rows, folder)]
+        write_markdown(report.tables, folder / text.name)
     if as_json:
         content = {**report.to_json(), "rows": rows, "plots": [str(path) for path in plots]}
         print(json.dumps(content, indent=1, allow_nan=False))

@@ -62,9 +62,26 @@ class RowStore:
             ValueError: The row holds NaN or something that JSON cannot hold, or the file cannot be written.
         """
         _check_json(row, "row")
+        self.check()
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         with errors_for_users(self.path, "the rows in it are unchanged"):
             self._append(line)
+
+    def check(self) -> None:
+        """Check that rows may be added to the file: it has rows, is empty, or is not there.
+
+        Raises:
+            ValueError: It is a file of another kind.
+        """
+        with errors_for_users(self.path, "the file is unchanged"):
+            if not self.path.is_file():
+                return
+            with self.path.open("rb") as file:
+                first = next((line for line in file if line.strip()), b"")
+        row = _parsed(first)
+        # A first line that was cut off is no row yet, but begins as one.
+        if first and not (first.startswith(b'{"') if row is None else "key" in row):
+            raise ValueError(f"{self.path}: is not a file of rows, and nothing is added to it; name another file")
 
     def _append(self, line: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

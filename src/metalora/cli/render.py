@@ -24,6 +24,8 @@ from metalora.cli.table_output import print_cells
 
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
 
+Overwrite = Annotated[bool, tyro.conf.arg(help="replace the file if it exists; without it nothing is replaced")]
+
 
 def is_first_process() -> bool:
     """Return whether this process prints: with `accelerate launch` the first one does, otherwise the only one."""
