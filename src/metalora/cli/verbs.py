@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from metalora.io.lora.export_kohya import KohyaFile
 
 Adapter = Annotated[AdapterConfig, tyro.conf.arg(name="")]
-MODELS = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0 or a well-known name such as roberta-base"
+MODELS = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, minilm, efficientnet-lite0 or a known name such as roberta-base"
 Base = Annotated[str, tyro.conf.arg(help=f"the base model: {MODELS}")]
 ModelClass = Annotated[
     str | None,
