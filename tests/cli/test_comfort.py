@@ -148,8 +148,8 @@ def test_a_log_gets_a_line_every_ten_seconds(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines() == said
 
 
-def test_quick_work_says_nothing_in_a_log(capsys):
+def test_quick_work_says_in_a_log_that_it_is_done(capsys):
     with progress.progress_bar(2, "training") as advance:
         advance(1)
         advance(2)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "training: 2 of 2, 0 s\n"

@@ -54,8 +54,6 @@ def shows_bars(is_terminal: bool, is_dumb: bool, is_notebook: bool) -> bool:
 def progress_lines(total: int, label: str, seconds: float = LINE_SECONDS) -> Callable[..., None]:
     """Return a function that prints how far the work is, at most one line in ten seconds and one at the end.
 
-    Work that ends within that time prints nothing.
-
     Args:
         total: Number of steps.
         label: What is done.
@@ -69,8 +67,7 @@ def progress_lines(total: int, label: str, seconds: float = LINE_SECONDS) -> Cal
     def advance(done: int, note: str = "") -> None:
         nonlocal printed
         now = time.monotonic()
-        is_last_line = done >= total and printed > started
-        if now - printed < seconds and not is_last_line:
+        if now - printed < seconds and done < total:
             return
         printed = now
         line = f"{label}: {done} of {total}, {now - started:.0f} s"
