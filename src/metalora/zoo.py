@@ -60,7 +60,7 @@ def load_model(name: str, *, weights: bool = True, device: torch.device | str = 
 
     Args:
         name: timm:NAME or timm:NAME@CHECKPOINT, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0, the short name
-            of a well-known transformer (roberta-base), or a name with the prefix of a plugin.
+            of a well-known transformer (minilm, roberta-base), or a name with the prefix of a plugin.
         weights: Load the weights. False builds the architecture only, without a download; models of transformers are
             then on `device`.
         device: Where a model of transformers without weights is; on "meta" it has shapes only.
@@ -80,10 +80,11 @@ def load_model(name: str, *, weights: bool = True, device: torch.device | str = 
         loaded = plugin(name)  # it may be of another package, so nothing is refused before this
         if loaded is not None:
             return loaded[0]  # without its tokenizer
+    if name in named_sizes and not weights:
+        return build_architecture(name, device=device)
     if name in named_sizes:
-        sizes = named_sizes[name]
-        return _transformers(sizes["hub"], weights=True) if weights else build_architecture(name, device=device)
-    if library == "efficientnet-lite0":
+        return _transformers(minilm_folder() if name == "minilm" else named_sizes[name]["hub"], weights=True)
+    if name == "efficientnet-lite0":
         return efficientnet_lite0_imagenet()
     if library not in LIBRARIES or not rest:
         raise ValueError(

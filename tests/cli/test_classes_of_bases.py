@@ -80,7 +80,7 @@ def test_the_class_is_given_where_the_file_does_not_say_it(base, tmp_path):
     model = LlamaForCausalLM.from_pretrained(base)
     metalora.load(model, tmp_path / "a.safetensors")
     torch.testing.assert_close(model(IDS).logits, theirs(IDS).logits, rtol=1e-5, atol=1e-6)
-    code, _, err = metalora_command(*words, "--class", "LlamaForCausalLN")
+    code, _, err = metalora_command(*words, "--class", "LlamaForCausalLN", "--overwrite")
     assert code == 2 and "'LlamaForCausalLN', which is not a class of models" in err
 
 

@@ -135,6 +135,20 @@ def test_an_interrupted_training_continues_to_the_same_bits(every: int, tmp_path
     assert resumed.fingerprint == straight.fingerprint
 
 
+def test_an_interrupted_training_is_not_continued_on_other_labels(tmp_path: Any) -> None:
+    checkpoint = tmp_path / "training.pt"
+
+    def interrupt(step: int, loss: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small().fit(table(), report=False, checkpoint=checkpoint, on_step=interrupt)
+    changed = table()
+    changed["product"].reverse()
+    with pytest.raises(ValueError, match="training.pt: made on other data"):
+        small().fit(changed, report=False, checkpoint=checkpoint)
+
+
 def test_fit_starts_anew_unless_it_is_asked_to_go_on() -> None:
     learner = small(steps=3, validate_every=0).fit(table(), report=False)
     first = learner.fingerprint

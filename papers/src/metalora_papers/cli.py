@@ -14,9 +14,10 @@ import tyro
 from metalora._util.files import check_file
 from metalora._util.number_range import SEED, Range
 from metalora._util.suggest import check_choice
-from metalora.cli.render import Json, flatten, progress, run_verbs, show, status
+from metalora.cli.render import Json, flatten, print_json, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
 from metalora_papers.config import TEXT_TABLES, GridConfig, TableConfig, TextTableConfig
+from metalora_papers.finished import say_finished
 from metalora_papers.learner.config import LEARNER_TABLES, LearnerTableConfig
 from metalora_papers.learner.demo_config import DemoConfig
 from metalora_papers.metalora.continuation_config import ContinuationTableConfig
@@ -26,6 +27,7 @@ from metalora_papers.tenslora.config import ImageTableConfig
 ABOUT = "The tables and figures of MetaLoRA, MetaTT and TensLoRA."
 Config = Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")]
 Out = Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")]
+Overwrite = Annotated[bool, tyro.conf.arg(help="replace tables, figures and pages that this command did not make")]
 Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")]
 Workers = Annotated[int, tyro.conf.arg(help="processes, one thread each"), Range(least=1)]
 ABOUT_TABLES = {
@@ -70,12 +72,13 @@ def _table_verb(name: str) -> Callable[..., None]:
         out: Out = Path("runs") / folder,
         rows: Rows = None,
         workers: Workers = 2,
+        overwrite: Overwrite = False,
         json: Json = False,
     ) -> None:
         from metalora_papers.tables import run_table
 
         settings = _over_file(table, config, default)
-        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows)
+        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows, overwrite=overwrite)
 
     verb.__annotations__["table"] = Annotated[type(default), tyro.conf.arg(name="")]
     verb.__doc__ = _about(name)
@@ -111,12 +114,13 @@ def _complexity(json: Json = False) -> None:
 def _figure_13(
     rows: Annotated[Path, tyro.conf.arg(help="file of rows, such as runs/train/rows.jsonl")],
     out: Annotated[Path, tyro.conf.arg(help="folder of the table and the figure")] = Path("runs/metatt"),
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """MetaTT on Commonsense15k over the steps (Fig. 13, Table 18), from rows of `train` (recipes figure13-...)."""
     from metalora_papers.tables import show_figure_13
 
-    show_figure_13(rows, out, as_json=json)
+    show_figure_13(rows, out, as_json=json, overwrite=overwrite)
 
 
 TABLES: dict[str, Callable[..., None]] = {name: _table_verb(name) for name in TABLE_SETTINGS}
@@ -134,6 +138,7 @@ def train(
 
     run = load_run(config)
     check_file(out / "rows.jsonl", makes_folder=True)
+    say_finished([run], out)
     with progress(run.train.steps, f"training {run.method}", quiet=json) as advance:
         row = run_one(run, out, on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"))
     row["adapter"] = str(out / "adapters" / f"{row['key']}.safetensors") if run.adapter else None
@@ -164,11 +169,13 @@ def recipe(
     json: Json = False,
 ) -> None:
     """Print an experiment of MetaTT or TensLoRA at its own scale as a RUN.yaml for `train`, or list all of them."""
+    import yaml
+
     from metalora_papers import recipes
 
     if name:
-        print(recipes.recipe(name).yaml(seed), end="")
-        return
+        text = recipes.recipe(name).yaml(seed)
+        return print_json(yaml.safe_load(text)) if json else print(text, end="")
     rows = [
         {
             "name": entry.name,
@@ -200,6 +207,7 @@ def grid(
     lines = [settings_of(point) for point in runs]
     if not dry_run:
         check_file(out / "rows.jsonl", makes_folder=True)
+        say_finished(runs, out)
         with progress(len(runs), "runs", quiet=json) as advance:
             numbers = itertools.count(1)
             rows = run_all(runs, out, workers=workers, on_done=lambda point: advance(next(numbers)))
@@ -250,12 +258,13 @@ def _fetch_vit(vendors: tuple[str, ...], out: Path | None, json: bool) -> None:
 def demo(
     config: Annotated[DemoConfig, tyro.conf.arg(name="")] = DemoConfig(),  # noqa: B008 (frozen)
     out: Annotated[Path, tyro.conf.arg(help="folder of what the demo writes")] = Path("runs/demo"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Train a learner on pictures with several columns of labels, adapt it to a new task, predict; some minutes."""
     check_file(out / "rows.jsonl", makes_folder=True)
     from metalora_papers.learner.demo import run_demo
 
-    run_demo(config, out)
+    run_demo(config, out, overwrite)
 
 
 def table() -> None:

@@ -18,6 +18,7 @@ from metalora.adapters.attach import attach
 from metalora.bench.store import finished_row
 from metalora.io.adapter_file import round_as_saved
 from metalora.training.loop import fit
+from metalora_papers.content import content_of
 from metalora_papers.metalora.backbones import tensors_hash
 from metalora_papers.registry import open_suite
 from metalora_papers.rows import Row
@@ -55,6 +56,7 @@ def execute(
         RuntimeError: Training changed a buffer of the frozen model, such as a running mean of a BatchNorm.
     """
     start = time.monotonic()
+    content = content_of(config)  # before the files are read
     if suite is None:
         suite = open_suite(config)
     buffers = base_buffers_hash(suite.model)
@@ -69,7 +71,7 @@ def execute(
             raise RuntimeError("training changed a buffer of the frozen backbone")
     results = _results(suite, adapter, losses)
     _warn_if_condition_is_unused(config.method, results)
-    return Outcome(finished_row(config, results, start), adapter, suite.extra_modules())
+    return Outcome(finished_row(config, results, start, content), adapter, suite.extra_modules())
 
 
 def _train(

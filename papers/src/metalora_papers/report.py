@@ -20,6 +20,7 @@ from rich.table import Table as RichTable
 
 from metalora._util.files import write_atomically, write_figure
 from metalora.bench.palette import PALETTE
+from metalora.cli.table_output import draws_tables, print_cells
 from metalora_papers.rows import Row
 from metalora_papers.statistics import (
     Summary,
@@ -374,12 +375,11 @@ def print_table(table: Table, console: Console | None = None) -> None:
 
     Args:
         table: The table.
-        console: Where to print it; None for standard output. A pipe or a file gets lines as long as needed.
+        console: Where to print it; None for standard output. A pipe or a file gets a line for each record.
     """
     console = console or Console()
-    if not console.is_terminal:
-        # Otherwise rich would fold the cells to 80 characters, and `grep` would not match them.
-        console.width = max(console.width, 30 * len(table.columns))
+    if not draws_tables(console):
+        return _print_plain(table, console)
     drawn = RichTable(
         title=escape(table.title) or None, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=escape(table.note)
     )
@@ -389,6 +389,12 @@ def print_table(table: Table, console: Console | None = None) -> None:
     for cells in table.cells:
         drawn.add_row(*map(escape, cells))
     console.print(drawn)
+
+
+def _print_plain(table: Table, console: Console) -> None:
+    print_cells(console, table.title, table.columns, table.cells)
+    if table.note:
+        print(f"# {table.note}", file=console.file)
 
 
 def write_markdown(tables: Sequence[Table], path: str | Path) -> None:

@@ -13,21 +13,28 @@ from pathlib import Path
 
 import torch
 
-from metalora.bench.store import RowStore, run_key
+from metalora.bench.store import RowStore, keyed_by_content
 from metalora.config import from_dict, to_dict
 from metalora.io.adapter_file import save
+from metalora_papers.content import content_of
 from metalora_papers.execution import OnStep, execute
 from metalora_papers.registry import SUITES, open_suite
 from metalora_papers.rows import Row
 from metalora_papers.runs import Run
 
+ROWS_FILE = "rows.jsonl"  # in the folder of a table, of `train` or of a grid
 WAIT = 1.0  # seconds between looks at what another process is doing
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def key_of(config: Run) -> str:
-    """The key of a run's row."""
-    return run_key(to_dict(config))
+    """The key of a run's row: of its configuration, and of what the files hold that it names by a path."""
+    return keyed_by_content(to_dict(config), content_of(config))
+
+
+def missing_runs(configs: Sequence[Run], folder: Path) -> list[Run]:
+    """Return the runs that have no row in a folder yet."""
+    return _without_row(configs, RowStore(folder / ROWS_FILE))
 
 
 def run_all(
@@ -43,7 +50,8 @@ def run_all(
     finished rows and the checkpoints of its unfinished runs; another process may work on the same folder, and its runs
     are waited for.
     """
-    store = RowStore(folder / "rows.jsonl")
+    store = RowStore(folder / ROWS_FILE)
+    store.check()
     missing = _without_row(configs, store)
     for config in configs:
         if on_done is not None and config not in missing:
@@ -64,12 +72,16 @@ def run_all(
 
 
 def _rows_by_key(store: RowStore) -> dict[str, Row]:
-    """Rows by their key, and by the key that their run has today: a field that came in later has its default."""
+    """Rows by their key, and by the key that their run has today: a field that came in later has its default.
+
+    A row that names files and does not say what they held answers no run.
+    """
     rows = store.rows()
     found = {row["key"]: row for row in rows if "key" in row}
     for row in rows:
         with contextlib.suppress(ValueError, KeyError):  # of a configuration that no longer exists
-            found[key_of(from_dict(SUITES[row["suite"]].config, row["config"]))] = row
+            config = from_dict(SUITES[row["suite"]].config, row["config"])
+            found[keyed_by_content(to_dict(config), row.get("content", {}))] = row
     return found
 
 
@@ -116,7 +128,8 @@ def _pretrain(config: Run) -> None:
 
 def run_one(config: Run, folder: Path, *, on_step: OnStep | None = None) -> Row:
     """Execute one run, or return the row that it already has; ValueError if another process is at it."""
-    store = RowStore(folder / "rows.jsonl")
+    store = RowStore(folder / ROWS_FILE)
+    store.check()
     if _without_row([config], store):
         _one(config, folder, on_step)
     row = _rows_by_key(store).get(key_of(config))
@@ -126,7 +139,7 @@ def run_one(config: Run, folder: Path, *, on_step: OnStep | None = None) -> Row:
 
 
 def _one(config: Run, folder: Path, on_step: OnStep | None = None) -> None:
-    key, store = key_of(config), RowStore(folder / "rows.jsonl")
+    key, store = key_of(config), RowStore(folder / ROWS_FILE)
     if not store.claim(key):
         return
     try:

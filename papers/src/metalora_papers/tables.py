@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from metalora._util.files import check_file
+from metalora._util.progress import progress_lines, shows_bars
 from metalora_papers.comparison import HasRows, Presentation, RateKey, load_comparison
+from metalora_papers.finished import say_finished
+from metalora_papers.made_files import made_files
 from metalora_papers.report import print_table, write_markdown
 from metalora_papers.rows import Row, read_rows
 from metalora_papers.runs import Run, Table
@@ -26,6 +30,7 @@ def run_table(
     workers: int,
     as_json: bool,
     rows_file: Path | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Run a comparison, print its tables and draw its figures.
 
@@ -36,6 +41,7 @@ def run_table(
         workers: Number of processes.
         as_json: Print one JSON object instead of tables.
         rows_file: Report from this file of rows; nothing is run.
+        overwrite: Replace tables and figures in the folder that no such command has made.
 
     Raises:
         ValueError: Settings that cannot work, or a file without a row of this comparison.
@@ -44,23 +50,24 @@ def run_table(
     comparison = load_comparison(name, table)
     console = Console(stderr=as_json)
     if rows_file is not None:
-        _publish(comparison, _rows_of_file(comparison, rows_file), out, console, as_json)
+        _publish(comparison, _rows_of_file(comparison, rows_file), out, console, as_json, overwrite)
         return
     choosing_rows = _run(console, "learning rates (validation)", comparison.choosing_runs(), out, workers)
     rates = comparison.chosen_rates(choosing_rows)
     _show_rates(console, rates)
     runs = comparison.runs(rates)
     rows = _run(console, comparison.title, runs, out, workers)
-    _publish(comparison, rows, out, console, as_json)
+    _publish(comparison, rows, out, console, as_json, overwrite)
 
 
-def show_figure_13(rows_file: Path, out: Path, *, as_json: bool) -> None:
+def show_figure_13(rows_file: Path, out: Path, *, as_json: bool, overwrite: bool = False) -> None:
     """Print Table 18 of MetaTT and draw its Fig. 13 from rows of `train`.
 
     Args:
         rows_file: The rows.
         out: Folder of the table and the figure.
         as_json: Print one JSON object instead of the table.
+        overwrite: Replace a table and a figure in the folder that no such command has made.
 
     Raises:
         ValueError: No row of a run on a language model, or rows that cannot be compared.
@@ -70,7 +77,7 @@ def show_figure_13(rows_file: Path, out: Path, *, as_json: bool) -> None:
     check_file(out / "rows.jsonl", makes_folder=True)
     figure = Figure13()
     rows = _rows_of_file(figure, rows_file)
-    _publish(figure, rows, out, Console(stderr=as_json), as_json)
+    _publish(figure, rows, out, Console(stderr=as_json), as_json, overwrite)
 
 
 def _rows_of_file(comparison: HasRows, path: Path) -> list[Row]:
@@ -89,6 +96,7 @@ def _run(console: Console, label: str, runs: Sequence[Run], out: Path, workers: 
     """Return the rows of the runs, with a progress bar while they are executed."""
     if not runs:
         return []
+    say_finished(runs, out)
     with _progress(console, label, len(runs)) as on_done:
         return run_all(runs, out, workers=workers, on_done=on_done)
 
@@ -98,13 +106,15 @@ def _show_rates(console: Console, rates: Mapping[RateKey, float]) -> None:
         console.print("learning rates:", {" on ".join(key): rate for key, rate in rates.items()})
 
 
-def _publish(comparison: Presentation, rows: Sequence[Row], out: Path, console: Console, as_json: bool) -> None:
+def _publish(
+    comparison: Presentation, rows: Sequence[Row], out: Path, console: Console, as_json: bool, overwrite: bool
+) -> None:
     """Write the tables and figures of the rows, and print the tables."""
-    out.mkdir(parents=True, exist_ok=True)
     report = comparison.report(rows)
-    plots = comparison.plot(rows, out)
     text = out / f"{comparison.file_stem}.md"
-    write_markdown(report.tables, text)
+    with made_files(out, overwrite) as folder:
+        plots = [out / path.name for path in comparison.plot(rows, folder)]
+        write_markdown(report.tables, folder / text.name)
     if as_json:
         content = {**report.to_json(), "rows": rows, "plots": [str(path) for path in plots]}
         print(json.dumps(content, indent=1, allow_nan=False))
@@ -116,7 +126,10 @@ def _publish(comparison: Presentation, rows: Sequence[Row], out: Path, console: 
 
 @contextmanager
 def _progress(console: Console, label: str, total: int) -> Iterator[Callable[[Run], None]]:
-    """Show a progress bar; yields what is called with every run that is done."""
+    """Show a progress bar, or lines where there is no terminal; yields what is called with every run that is done."""
+    if not shows_bars(console.is_terminal, console.is_dumb_terminal, console.is_jupyter):
+        yield _line_on_done(progress_lines(total, label))
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bar:
         task = bar.add_task(label, total=total, note="data and models, then runs")
@@ -125,3 +138,9 @@ def _progress(console: Console, label: str, total: int) -> Iterator[Callable[[Ru
             bar.update(task, advance=1, note=f"{run.method}, seed {run.seed}")
 
         yield on_done
+
+
+def _line_on_done(advance: Callable[..., None]) -> Callable[[Run], None]:
+    """Return what counts the runs that are done for the lines of `progress_lines`."""
+    numbers = itertools.count(1)
+    return lambda run: advance(next(numbers), f"{run.method}, seed {run.seed}")

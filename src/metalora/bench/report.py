@@ -37,6 +37,8 @@ def run(config: BenchConfig, measurement: str, out: Path | None) -> dict[str, An
         ValueError: The configuration names something unknown, or has a setting that the measurement does not take.
     """
     start = time.monotonic()
+    if out is not None:
+        RowStore(out).check()
     if measurement == "tasks":
         config = tasks_config(config)
     if measurement == "serving" and config != _only(config, WHAT_SERVING_TAKES):

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,9 +62,26 @@ class RowStore:
             ValueError: The row holds NaN or something that JSON cannot hold, or the file cannot be written.
         """
         _check_json(row, "row")
+        self.check()
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         with errors_for_users(self.path, "the rows in it are unchanged"):
             self._append(line)
+
+    def check(self) -> None:
+        """Check that rows may be added to the file: it has rows, is empty, or is not there.
+
+        Raises:
+            ValueError: It is a file of another kind.
+        """
+        with errors_for_users(self.path, "the file is unchanged"):
+            if not self.path.is_file():
+                return
+            with self.path.open("rb") as file:
+                first = next((line for line in file if line.strip()), b"")
+        row = _parsed(first)
+        # A first line that was cut off is no row yet, but begins as one.
+        if first and not (first.startswith(b'{"') if row is None else "key" in row):
+            raise ValueError(f"{self.path}: is not a file of rows, and nothing is added to it; name another file")
 
     def _append(self, line: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -203,19 +220,36 @@ def make_row(
     return row
 
 
-def finished_row(config: Any, results: dict[str, Any], start: float) -> Row:
+def keyed_by_content(config: dict[str, Any], content: Mapping[str, str]) -> str:
+    """Return the name of a run that reads files: other contents of the same files are another run.
+
+    Args:
+        config: The configuration.
+        content: Name of what is read -> its digest; empty if the configuration says all.
+
+    Example:
+        >>> keyed_by_content({"seed": 0}, {}) == run_key({"seed": 0})
+        True
+        >>> keyed_by_content({"seed": 0}, {"data": "5f0c"}) == run_key({"seed": 0})
+        False
+    """
+    return run_key(config | {"content": dict(content)} if content else config)
+
+
+def finished_row(config: Any, results: dict[str, Any], start: float, content: Mapping[str, str] | None = None) -> Row:
     """Return the row of a run that ends now.
 
     Args:
         config: The configuration of the run: a dataclass with `suite` and `seed`.
         results: The results.
         start: When the run began, by `time.monotonic`.
+        content: Digests of the files that the run has read, by what they are; the row names them.
     """
-    described = to_dict(config)
+    described, content = to_dict(config), dict(content or {})
     seconds = round(time.monotonic() - start, 2)
-    return make_row(
-        key=run_key(described), suite=config.suite, config=described, seed=config.seed, results=results, seconds=seconds
-    )
+    key = keyed_by_content(described, content)
+    row = make_row(key=key, suite=config.suite, config=described, seed=config.seed, results=results, seconds=seconds)
+    return row | {"content": content} if content else row
 
 
 def environment() -> dict[str, Any]:

@@ -14,8 +14,9 @@ import tyro
 
 from metalora._util.files import check_file, check_folder, write_atomically
 from metalora._util.number_range import Range
+from metalora._util.overwriting import check_output
 from metalora._util.suggest import check_choice
-from metalora.cli.render import Json, is_first_process, print_json, progress, show, status
+from metalora.cli.render import Json, Overwrite, is_first_process, print_json, progress, show, status
 from metalora.config import AdapterConfig
 from metalora.learner.config import LearnerConfig
 from metalora.learner.finetuning_config import DESCRIPTION_FILE as FINETUNED
@@ -246,11 +247,13 @@ def predict(
     learner: Annotated[Path | None, tyro.conf.arg(help="folder of the learner, if it has moved")] = None,
     columns: InputFlags = InputColumns(),  # noqa: B008 (frozen)
     allow_download: AllowDownload = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Predict: for every input its label, the probability of the label, and how unlike the support set it is."""
     if out is not None:
         check_file(out)
+        check_output(out, overwrite, [task] if inputs.is_dir() else [task, inputs])
     load = _loader(task, learner, allow_download)  # a folder that holds no task is reported before inputs are read
     pools = read_inputs(inputs, columns)
     items = [item for pool in pools for item in pool.inputs]
@@ -343,6 +346,7 @@ def evaluate(
         Path | None, tyro.conf.arg(help="a page with all tables, calibration, confusions and nearest neighbours")
     ] = None,
     allow_download: AllowDownload = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Compare a learner with its peers on tasks that it was not trained on: the same episodes for every method."""
@@ -352,6 +356,7 @@ def evaluate(
 
     if html is not None:
         check_file(html)
+        check_output(html, overwrite, [learner] if data.is_dir() else [learner, data])
     pools = read_tasks(data, label_columns=label_columns, **vars(columns))
     with status("running the episodes", quiet=json):
         loaded = MetaLearner.from_pretrained(learner, allow_download=allow_download)

@@ -16,7 +16,7 @@ from metalora.io.lora.export import Exported, export_lora
 from metalora.io.lora.export_kohya import KohyaFile, export_kohya
 from metalora.io.merged_model import save_merged
 from metalora.io.transformers_folder import load_base, load_whole, save_merged_folder
-from metalora.zoo import architectures, load_model, plugin
+from metalora.zoo import architectures, load_model, minilm_folder, plugin
 
 
 def merge_file(
@@ -169,6 +169,8 @@ def _may_be_transformers(model: str) -> bool:
 
 def name_in_transformers(model: str) -> str | None:
     """Return the folder or the name on the Hub that the name of a base stands for; None for other libraries."""
+    if model == "minilm":
+        return minilm_folder()
     hub_names = architectures()
     if model in hub_names:
         return str(hub_names[model]["hub"])

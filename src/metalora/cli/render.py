@@ -17,14 +17,18 @@ from typing import Annotated, Any
 import tyro
 
 from metalora._util.number_range import Range
-from metalora._util.progress import progress_bar
+from metalora._util.progress import progress_bar, shows_bars
 from metalora._util.shown import shown
 from metalora._util.suggest import check_choice
+from metalora.cli.before_verbs import ABOUT, answer_without_verb
 from metalora.cli.failures import exit_code, failure_line, wants_traceback
+from metalora.cli.table_output import print_cells
 from metalora.cli.usage import usage_line
 
 HELP = ("-h", "--help")
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
+
+Overwrite = Annotated[bool, tyro.conf.arg(help="replace the file if it exists; without it nothing is replaced")]
 
 
 def is_first_process() -> bool:
@@ -49,7 +53,7 @@ def show(value: Any, as_json: bool, title: str, columns: Sequence[str], rows: Se
     Args:
         value: What is printed as JSON.
         as_json: Print JSON.
-        title: Title of the table.
+        title: Title of the table, which is a comment where there is no terminal.
         columns: Names of its columns.
         rows: One mapping per line, with a value for each column.
     """
@@ -59,16 +63,9 @@ def show(value: Any, as_json: bool, title: str, columns: Sequence[str], rows: Se
     if not is_first_process():
         return
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        cells = [escape(_cell(row[column])) for column in columns]
-        table.add_row(*cells)
-    Console().print(table)
+    cells = [[_cell(row[column]) for column in columns] for row in rows]
+    print_cells(Console(), title, columns, cells)
 
 
 def _cell(value: Any) -> str:
@@ -94,10 +91,12 @@ def flatten(results: Mapping[str, Any], prefix: str = "") -> list[dict[str, Any]
 
 
 def status(label: str, quiet: bool) -> AbstractContextManager[Any]:
-    """Show a spinner with a label on standard error, or nothing if `quiet`."""
+    """Show a spinner with a label on standard error; nothing if `quiet`, or where nothing can be drawn."""
     from rich.console import Console
 
-    return Console(stderr=True).status(label) if is_first_process() and not quiet else nullcontext()
+    console = Console(stderr=True)
+    is_shown = shows_bars(console.is_terminal, console.is_dumb_terminal, console.is_jupyter)
+    return console.status(label) if is_shown and is_first_process() and not quiet else nullcontext()
 
 
 def progress(total: int, label: str, quiet: bool) -> AbstractContextManager[Callable[..., None]]:
@@ -150,12 +149,20 @@ def _check_verb(arguments: Sequence[str], verbs: Mapping[str, Any]) -> None:
         raise ValueError(f"unexpected {shown(arguments[0])} before the command: one of {', '.join(verbs)}")
 
 
-def _show_help(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:
-    """Print what the verbs are. Parsers of all of them take time, so that a verb alone is parsed without them."""
+def _call(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:
+    """Call the verb that the arguments name, or print the help of all."""
+    if arguments[0] in verbs:
+        _parse(verbs[arguments[0]], f"{program} {arguments[0]}", arguments[1:])()
+    else:
+        _app_of(verbs).cli(prog=program, args=list(arguments), description=about)
+
+
+def _app_of(verbs: Mapping[str, Callable[..., None]]) -> tyro.extras.SubcommandApp:
+    """Return all verbs as one program. Their parsers take time, so that a verb is parsed without the others."""
     app = tyro.extras.SubcommandApp()
     for name, verb in verbs.items():
         app.command(name=name)(verb)
-    app.cli(prog=program, args=list(arguments), description=about)
+    return app
 
 
 def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments: Sequence[str], about: str) -> None:
@@ -173,11 +180,9 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
     """
     command = program.split()[0]  # lines of errors begin with one word
     try:
-        _check_verb(arguments, verbs)
-        if arguments[0] in verbs:
-            _parse(verbs[arguments[0]], f"{program} {arguments[0]}", arguments[1:])()
-        else:
-            _show_help(verbs, program, arguments, about)
+        if not answer_without_verb(functools.partial(_app_of, verbs), program, arguments):
+            _check_verb(arguments, verbs)
+            _call(verbs, program, arguments, f"{about} {ABOUT.format(program=program)}")
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes standard output once more at its exit, which would print a second error.

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from metalora._util.number_range import SEED, Range
+from metalora._util.overwriting import check_output
 from metalora.bench.config import BenchConfig
-from metalora.cli.render import Json, print_json, show, status
+from metalora.cli.render import Json, Overwrite, print_json, show, status
 from metalora.config import AdapterConfig
 from metalora.methods.registry import METHODS
 from metalora.methods.table import methods_table
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from metalora.io.lora.export_kohya import KohyaFile
 
 Adapter = Annotated[AdapterConfig, tyro.conf.arg(name="")]
-MODELS = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, efficientnet-lite0 or a well-known name such as roberta-base"
+MODELS = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, minilm, efficientnet-lite0 or a known name such as roberta-base"
 Base = Annotated[str, tyro.conf.arg(help=f"the base model: {MODELS}")]
 ModelClass = Annotated[
     str | None,
@@ -85,6 +86,7 @@ def inspect(
         Range(least=1),
     ] = None,
     adapter: Adapter = AdapterConfig(),  # noqa: B008 (frozen)
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Say what a file or a folder is, show an adapter before it is attached to --model, or draw a method (--draw).
@@ -95,6 +97,7 @@ def inspect(
     if draw is not None:
         if path is not None or file is not None:
             raise ValueError("inspect: --draw takes a method or --model, not a file")
+        check_output(draw, overwrite, [] if model is None else [model])
         return _draw(draw, model, adapter, sizes, json)
     if sizes is not None:
         raise ValueError("inspect: --sizes are for --draw, which is not given")
@@ -259,6 +262,7 @@ def merge(
     ] = None,
     check_base: CheckBase = True,
     allow_download: AllowDownload = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Write base + Delta W as a plain checkpoint, or (DIR/) as a folder for from_pretrained and lm-eval.
@@ -267,6 +271,8 @@ def merge(
     """
     from metalora.cli.merging import merge_file
 
+    if not out.endswith("/"):
+        check_output(out, overwrite, [adapter, model, *_given(condition)])
     written = merge_file(
         adapter,
         out,
@@ -315,6 +321,7 @@ def export(
     ] = None,
     check_base: CheckBase = True,
     allow_download: AllowDownload = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Write an adapter as a plain LoRA that PEFT loads, or as a file of kohya: exact and without an SVD.
@@ -328,6 +335,7 @@ def export(
             raise ValueError("export --to kohya takes no --all-tasks, --max-rank, --for or --max-lora-rank")
         from metalora.cli.merging import export_kohya_file
 
+        check_output(out, overwrite, [adapter, model, *_given(condition)])
         written = export_kohya_file(
             adapter,
             out,
@@ -340,8 +348,8 @@ def export(
             allow_download=allow_download,
         )
         return _show_kohya(written, json)
-    if prefix is not None or store is not None:
-        raise ValueError("export: --prefix and --store are for --to kohya")
+    if prefix is not None or store is not None or overwrite:
+        raise ValueError("export: --prefix, --store and --overwrite are for --to kohya; a folder is never replaced")
     from metalora.cli.merging import export_file
 
     exports = export_file(
@@ -357,6 +365,10 @@ def export(
         allow_download=allow_download,
     )
     _show_exports(exports, json)
+
+
+def _given(path: Path | None) -> list[Path]:
+    return [] if path is None else [path]
 
 
 def _show_exports(exports: Sequence[Exported], json: bool) -> None:
@@ -391,6 +403,7 @@ def convert(
         Literal["float32", "float16"], tyro.conf.arg(help="data type of the numbers in the file")
     ] = "float32",
     model_class: ModelClass = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Fit one adapter with shared factors to trained LoRAs; several LoRAs become its tasks.
@@ -400,6 +413,7 @@ def convert(
     """
     from metalora.cli.conversion import convert_files
 
+    check_output(out, overwrite, [*loras, model])
     with status("reading the LoRAs and fitting", quiet=json):
         result = convert_files(loras, adapter, out, model=model, class_name=model_class, store=store)
     rows = [{"target": path, "error": error} for path, error in result["targets"].items()]
@@ -427,11 +441,13 @@ def import_lora(
     leave_out_modules: Annotated[
         bool, tyro.conf.arg(help="go without modules that were trained whole, such as a classifier")
     ] = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Write a trained LoRA as an adapter file, exactly."""
     from metalora.cli.conversion import import_file
 
+    check_output(out, overwrite, [lora, model])
     result = import_file(
         lora,
         out,
@@ -485,6 +501,7 @@ def combine(
     model_class: ModelClass = None,
     check_base: CheckBase = True,
     allow_download: AllowDownload = False,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Combine trained adapters of any methods into one plain LoRA: their weighted sum, TIES or DARE.
@@ -493,6 +510,8 @@ def combine(
     """
     from metalora.cli.conversion import combine_files
 
+    if not out.endswith("/"):
+        check_output(out, overwrite, [*adapters, model, *filter(None, conditions or ())])
     with status("reading the adapters and combining", quiet=json):
         result = combine_files(
             adapters,
@@ -528,6 +547,7 @@ def bench(
     ] = "steps",
     out: Annotated[Path | None, tyro.conf.arg(help="file to which the result is appended as a row")] = None,
     plot: Annotated[Path | None, tyro.conf.arg(help="PNG file of the result")] = None,
+    overwrite: Annotated[bool, tyro.conf.arg(help="replace the file of --plot if it exists")] = False,
     json: Json = False,
 ) -> None:
     """Time a training step, its backward and a forward, and measure memory, as ratios to the frozen model."""
@@ -536,6 +556,8 @@ def bench(
 
     for file in filter(None, (out, plot)):
         check_file(file, makes_folder=True)
+    if plot is not None:
+        check_output(plot, overwrite, [config.model])
     with status("timing; leave the machine alone", quiet=json):
         row = run(config, measurement, out)
     if plot is not None:

@@ -29,6 +29,7 @@ from metalora.learner.data import (
     TaskPool,
     read_tasks,
 )
+from metalora.learner.data.pool_digest import pools_digest
 from metalora.learner.features import StageFeatures, to_device
 from metalora.learner.generators import SupportSet, make_generator
 from metalora.learner.meta_training import EpisodeLoss
@@ -223,7 +224,8 @@ class MetaLearner:
         self.trainings += 1
         if self.adapter is not None and config.steps:
             source = self._episodes(split.trained)
-            self._train(source, split, checkpoint, on_step)
+            data = None if checkpoint is None else pools_digest(pools)
+            self._train(source, split, checkpoint, on_step, data)
         if report:
             self.report_ = make_report(self, split)
         return self
@@ -256,7 +258,14 @@ class MetaLearner:
         batches = prepared.batches(self.config.batch_size)
         return torch.cat([self.features.frozen(to_device(batch, self.device)).cpu() for batch in batches])
 
-    def _train(self, source: PoolEpisodes, split: Split, checkpoint: str | Path | None, on_step: OnStep | None) -> None:
+    def _train(
+        self,
+        source: PoolEpisodes,
+        split: Split,
+        checkpoint: str | Path | None,
+        on_step: OnStep | None,
+        data: str | None,
+    ) -> None:
         """Train the adapter and the readout on the episodes of a source, and keep the best state by validation."""
         from metalora.training.loop import fit
 
@@ -295,6 +304,7 @@ class MetaLearner:
                 extra_module=self.trained_modules,
                 seed=self.config.seed,
                 checkpoint=checkpoint,
+                data=data,
                 on_step=after,
             )
         finally:

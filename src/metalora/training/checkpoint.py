@@ -56,6 +56,7 @@ class RunCheckpoint:
         seed: The seed of the run.
         config: The configuration of the run.
         base: What `sample_base` says of the base of the run; it is not asked for without a file.
+        data: A digest of what the run is trained on, if it is known.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class RunCheckpoint:
         seed: int,
         config: TrainConfig,
         base: Callable[[], dict[str, Any]],
+        data: str | None = None,
     ):
         self.trained = trained
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.rules = rules
+        self.data = data
         self.path = None if path is None else Path(path)
         self.base = {} if path is None else base()
         # Before `resume`, so that the shapes are those at the start of the run, whatever ranks were lowered since.
@@ -89,6 +92,7 @@ class RunCheckpoint:
         state = {
             "identity": self.identity,
             "base": self.base,
+            "data": self.data,
             **self.trained.state(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -109,8 +113,8 @@ class RunCheckpoint:
             The losses of the steps that are done; empty without a file.
 
         Raises:
-            ValueError: The file is damaged, or it belongs to a run with another configuration or seed, or on another
-                base.
+            ValueError: The file is damaged, or it belongs to a run with another configuration or seed, or on other
+                data or another base.
         """
         state = done_by_process_0(self._read)
         if state is None:
@@ -136,5 +140,7 @@ class RunCheckpoint:
             ) from None
         if not isinstance(state, dict) or state.get("identity") != self.identity:
             raise ValueError(f"{path}: made by another run (configuration or seed differ); delete it to restart")
+        if None not in (self.data, state.get("data")) and state["data"] != self.data:  # older ones do not say it
+            raise ValueError(f"{path}: made on other data (inputs or labels differ); delete it to restart")
         check_samples(state.get("base", {}), self.base, path, "; delete it to restart")  # older ones do not say it
         return state

@@ -37,6 +37,7 @@ def fit(
     extra_module: nn.Module | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    data: str | None = None,
     on_step: Callable[[int, float], bool | None] | None = None,
 ) -> list[float]:
     """Train an adapter, and whatever else requires a gradient in `extra_module`.
@@ -61,6 +62,7 @@ def fit(
         seed: Seed of the random numbers of the run.
         checkpoint: A file for the state of the run. If it exists, the run continues from it. It is written every
             `config.checkpoint_every` steps and at Ctrl-C.
+        data: A digest of what the run is trained on; a checkpoint that names another one is refused.
         on_step: Called after every step with its number, from 0, and its loss; True ends the training.
 
     Returns:
@@ -68,7 +70,7 @@ def fit(
 
     Raises:
         ValueError: A loss is not finite, `config.accumulate` is below 1, the adapter does not allow a controller,
-            nothing requires a gradient, or the checkpoint is damaged, of another run or of another base.
+            nothing requires a gradient, or the checkpoint is damaged, of another run, of other data or of another base.
             Of several processes also: they do not start from the same configuration, adapter and base.
         KeyboardInterrupt: After Ctrl-C, when the step is complete and the checkpoint is written.
 
@@ -91,7 +93,7 @@ def fit(
     optimizer = accelerator.prepare(optimizer)  # not the model: gradients are averaged here, see gradients.py
     rules = controllers(model, config)
     base = functools.partial(base_of_run, model, adapter, extra_module)
-    run = RunCheckpoint(trained, optimizer, scheduler, rules, checkpoint, seed, config, base)
+    run = RunCheckpoint(trained, optimizer, scheduler, rules, checkpoint, seed, config, base, data)
     losses = run.resume()
     try:
         with deferred_interrupt() as interrupted:

@@ -25,21 +25,23 @@ from metalora_papers.learner.demo_data import (
     support_and_queries,
 )
 from metalora_papers.learner.neighbours import draw_neighbours, nearest
+from metalora_papers.made_files import made_files
 
 BACKBONE = "efficientnet-lite0"  # with its ImageNet weights, from a package
 LEARNER, WITHOUT_LABELS = "this learner", "this learner, no labels"
 QUERIES_IN_THE_PICTURE = 8
 
 
-def run_demo(config: DemoConfig, out: Path) -> None:
+def run_demo(config: DemoConfig, out: Path, overwrite: bool = False) -> None:
     """Do the job of a user, and print what happens.
 
     Args:
         config: The settings.
         out: Folder of the learner, the task, the predictions and the picture of neighbours.
+        overwrite: Replace predictions and a picture in the folder that no demo has made.
 
     Raises:
-        ValueError: The pictures cannot be loaded.
+        ValueError: The pictures cannot be loaded, or a file is there that no demo has made.
     """
     started = time.perf_counter()
     with status("loading the pictures", quiet=False):
@@ -55,7 +57,7 @@ def run_demo(config: DemoConfig, out: Path) -> None:
     rows = comparison_rows(reports)
     show(None, False, title, ("method", "trained tasks", "never trained", pictures.shown), rows)
     print(f"   {learner.report_.verdict}\n")
-    use_learner(config, pictures, learner, out)
+    use_learner(config, pictures, learner, out, overwrite)
     print(f"\nThe demo took {(time.perf_counter() - started) / 60:.1f} minutes.")
 
 
@@ -112,7 +114,7 @@ def comparison_rows(reports: Mapping[str, Report]) -> list[dict[str, str]]:
     ]
 
 
-def use_learner(config: DemoConfig, pictures: DemoPictures, learner: MetaLearner, out: Path) -> None:
+def use_learner(config: DemoConfig, pictures: DemoPictures, learner: MetaLearner, out: Path, overwrite: bool) -> None:
     """Save the learner, adapt it to a task that was never trained, predict, and draw nearest neighbours."""
     learner.save_pretrained(out / "learner")
     support, queries = support_and_queries(
@@ -126,8 +128,11 @@ def use_learner(config: DemoConfig, pictures: DemoPictures, learner: MetaLearner
     print(f"   {file}, {file.stat().st_size / 1000:.1f} kB")
     accuracy = task.score(queries.pictures, queries.labels)
     print(f"   {len(queries)} further pictures: {accuracy:.0%} right (a guess: {1 / len(task.classes_):.0%})")
-    print(f"   {write_predictions(out / 'predictions.csv', task, queries)}")
-    print(f"4. Nearest neighbours before and after: {show_neighbours(out, pictures.shown, task, support, queries)}")
+    with made_files(out, overwrite) as folder:
+        predictions = write_predictions(folder / "predictions.csv", task, queries)
+        shares, picture = show_neighbours(folder, pictures.shown, task, support, queries)
+    print(f"   {out / predictions.name}")
+    print(f"4. Nearest neighbours before and after: {shares}\n   {out / picture.name}")
 
 
 def write_predictions(path: Path, task: AdaptedTask, queries: LabelledPictures) -> Path:
@@ -146,8 +151,12 @@ def write_predictions(path: Path, task: AdaptedTask, queries: LabelledPictures) 
 
 def show_neighbours(
     out: Path, name: str, task: AdaptedTask, support: LabelledPictures, queries: LabelledPictures
-) -> str:
-    """Draw the nearest neighbours of some queries, and say how many of all neighbours have the label of their query."""
+) -> tuple[str, Path]:
+    """Draw the nearest neighbours of some queries, and say how many of all neighbours have the label of their query.
+
+    Returns:
+        The sentence, and the file of the picture.
+    """
     learner = task.learner
     before = nearest(_last_layer(learner, queries), _last_layer(learner, support))
     after = nearest(task.transform(queries.pictures), task.transform(support.pictures))
@@ -158,7 +167,7 @@ def show_neighbours(
     labels = np.array(support.labels, dtype=object)
     truth = np.array(queries.labels, dtype=object)[:, None]
     shares = [float((labels[neighbours] == truth).mean()) for neighbours in (before, after)]
-    return f"{shares[0]:.0%} and {shares[1]:.0%} have the same label\n   {path}"
+    return f"{shares[0]:.0%} and {shares[1]:.0%} have the same label", path
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from metalora.config import from_dict, to_dict
 from metalora.methods.registry import get_method
 from metalora.zoo import load_model
 from metalora_papers.config import RunConfig
+from metalora_papers.content import content_of
 from metalora_papers.metalora.attributes import AttributeImages
 from metalora_papers.metalora.backbones import SampleBatch, pretrained
 from metalora_papers.metalora.cue import CueImages
@@ -119,7 +120,8 @@ def _backbone_and_head(
         # The first batch is part of the name of the data: other files under the same name give another backbone.
         images, labels = sample(0)
         first_batch = tensor_digest([("", images), ("", labels)])[:16]
-        model = pretrained(backbone, sample, f"{data_key}/{first_batch}")
+        content = content_of(config).get("data")  # a label may have changed that is in a later batch only
+        model = pretrained(backbone, sample, "/".join(filter(None, (data_key, first_batch, content))))
     head = model.get_classifier()
     model.reset_classifier(0)
     return model, head

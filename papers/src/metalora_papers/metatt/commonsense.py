@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metalora._util.suggest import check_choice
+from metalora_papers.content import digest_of_root
 
 TASKS = (
     "boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa",
@@ -78,7 +79,7 @@ class Commonsense:
         if task == MIXED and split == "test":
             raise ValueError("commonsense: the mixed file is for training; test sets are by task")
         name = TRAIN_FILE if task == MIXED else f"{task}/{'test' if split == 'test' else 'train'}.json"
-        questions = _questions(self.root, name, task)
+        questions = _questions(self.root, name, task, digest_of_root(self.root))
         # The published files have no validation set; a test set is never parted.
         if split != "test":
             order = random.Random(VAL_SEED).sample(range(len(questions)), len(questions))
@@ -150,8 +151,8 @@ def prompt(instruction: str, context: str = "") -> str:
 
 
 @cache
-def _questions(root: str | None, name: str, task: str) -> tuple[Question, ...]:
-    """Read all questions of a file, in its order."""
+def _questions(root: str | None, name: str, task: str, content: str) -> tuple[Question, ...]:
+    """Read all questions of a file, in its order; other contents are read anew."""
     if root is None:
         records, location = _from_source(name), name
     else:

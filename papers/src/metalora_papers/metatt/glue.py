@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from metalora._util.suggest import check_choice
+from metalora_papers.content import digest_of_root
 from metalora_papers.metatt.text_corpus import SPLITS, TextExamples
 
 HUB_NAME = "nyu-mll/glue"
@@ -109,8 +110,8 @@ class Glue:
     def _rows_of(self, task: str, split: str) -> Rows:
         """Return all examples of a split."""
         if split == "test":
-            return _rows(self.root, task, "test")  # GLUE's own test set has no labels
-        rows = _rows(self.root, task, "train")
+            return _rows(self.root, task, "test", digest_of_root(self.root))  # GLUE's own test set has no labels
+        rows = _rows(self.root, task, "train", digest_of_root(self.root))
         order = random.Random(VAL_SEED).sample(range(len(rows)), len(rows))
         n_val = round(VAL_SHARE * len(rows))
         chosen = order[:n_val] if split == "val" else order[n_val:]
@@ -118,7 +119,8 @@ class Glue:
 
 
 @cache
-def _rows(root: str | None, task: str, split: str) -> Rows:
+def _rows(root: str | None, task: str, split: str, content: str) -> Rows:
+    """Return the rows of a split; other contents of the files are read anew."""
     return _from_hub(task, split) if root is None else _from_files(Path(root), task, split)
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from metalora._util.suggest import check_choice
+from metalora_papers.content import digest_of_root
 from metalora_papers.metatt.text_corpus import SPLITS, TextExamples
 
 SHARES = (0.7, 0.1, 0.2)
@@ -69,7 +70,7 @@ class News:
     """
 
     def __init__(self, root: str | Path | None = None):
-        self.parts = _parts(str(root) if root is not None else None)
+        self.parts = _parts(None if root is None else str(root), digest_of_root(root))
 
     def classes(self, task: str) -> int:
         """Return the number of labels of a task; ValueError for an unknown task."""
@@ -107,8 +108,8 @@ class News:
 
 
 @cache
-def _parts(root: str | None) -> dict[str, tuple[Article, ...]]:
-    """Return the articles of each split, with the shares of each topic as in `SHARES`."""
+def _parts(root: str | None, content: str) -> dict[str, tuple[Article, ...]]:
+    """Return the articles of each split, with the shares of each topic as in `SHARES`; read anew if they changed."""
     articles = _articles(Path(root) if root is not None else _installed())
     rng = random.Random(SPLIT_SEED)
     parts: dict[str, list[Article]] = {split: [] for split in SPLITS}

