@@ -31,6 +31,7 @@ from metalora.learner.data import (
 )
 from metalora.learner.features import StageFeatures, to_device
 from metalora.learner.generators import SupportSet, make_generator
+from metalora.learner.history import TrainingHistory
 from metalora.learner.meta_training import EpisodeLoss
 from metalora.learner.readouts import Readout, make_readout
 from metalora.learner.report import EPISODES, Report, make_report
@@ -61,6 +62,7 @@ class MetaLearner:
         adapter: The adapter; None if `config.adapter` is None.
         readout: The readout that support sets generate.
         report_: After `fit`: tasks that were held out, next to what a user would pick instead.
+        history_: Losses and validations of the last training; empty before one.
 
     Raises:
         ValueError: An unknown setting, backbone or readout, with the nearest valid name.
@@ -113,6 +115,7 @@ class MetaLearner:
         if self.generator is not None:
             self.generator.to(self.device)
         self.frozen_width = 0  # number of features of the frozen network, the first columns of `encode`
+        self.history_ = TrainingHistory()
         self.trainings = 0  # how often it was trained: its earlier tasks belong to other numbers
         self.folder: Path | None = None  # where it was saved last, so that a task can say where its learner is
         self.watch()
@@ -217,10 +220,11 @@ class MetaLearner:
         config = self.config
         for pool in pools:
             self.backbone.check_inputs(pool.inputs)
-        split = split_pools(pools, holdout, config.holdout_items, config.seed)
+        split = self.split(pools, holdout)
         if not config.warm_start:
             self._reset()
         self.trainings += 1
+        self.history_ = TrainingHistory()
         if self.adapter is not None and config.steps:
             source = self._episodes(split.trained)
             self._train(source, split, checkpoint, on_step)
@@ -228,12 +232,15 @@ class MetaLearner:
             self.report_ = make_report(self, split)
         return self
 
+    def split(self, pools: Sequence[TaskPool], holdout: int | Sequence[str] | None = None) -> Split:
+        """Return what `fit_pools` trains on and what it keeps of these pools; see `split_pools`."""
+        return split_pools(pools, holdout, self.config.holdout_items, self.config.seed)
+
     def make_report(
         self, pools: Sequence[TaskPool], holdout: int | Sequence[str] | None = None, episodes: int = EPISODES
     ) -> Report:
         """Compare the learner with its peers on the inputs that `fit_pools` kept of these pools; sets `report_`."""
-        split = split_pools(pools, holdout, self.config.holdout_items, self.config.seed)
-        self.report_ = make_report(self, split, episodes)
+        self.report_ = make_report(self, self.split(pools, holdout), episodes)
         return self.report_
 
     def _episodes(self, pools: Sequence[TaskPool]) -> PoolEpisodes:
@@ -287,7 +294,7 @@ class MetaLearner:
         )
         self.readout.train()
         try:
-            fit(
+            losses = fit(
                 self.backbone.model,
                 self.adapter,
                 loss,
@@ -301,6 +308,7 @@ class MetaLearner:
             self.readout.eval()
             self.adapter.eval()
         best.restore()
+        self.history_ = TrainingHistory.of(losses, best.history)
 
     def _calibrate(self, source: PoolEpisodes) -> None:
         """Standardise the features that a generated adapter is made from, by those of eight training episodes."""
