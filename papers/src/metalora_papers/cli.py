@@ -26,6 +26,7 @@ ABOUT = "The tables and figures of MetaLoRA, MetaTT and TensLoRA."
 Config = Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, read before the flags")]
 Out = Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")]
 Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")]
+HtmlFile = Annotated[Path | None, tyro.conf.arg(help="HTML file of the tables, curves, figures and settings")]
 Workers = Annotated[int, tyro.conf.arg(help="processes, one thread each"), Range(least=1)]
 ABOUT_TABLES = {
     "metalora": "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN, on one network.",
@@ -69,12 +70,13 @@ def _table_verb(name: str) -> Callable[..., None]:
         out: Out = Path("runs") / folder,
         rows: Rows = None,
         workers: Workers = 2,
+        html: HtmlFile = None,
         json: Json = False,
     ) -> None:
         from metalora_papers.tables import run_table
 
         settings = _over_file(table, config, default)
-        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows)
+        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows, html=html)
 
     verb.__annotations__["table"] = Annotated[type(default), tyro.conf.arg(name="")]
     verb.__doc__ = _about(name)
@@ -110,12 +112,13 @@ def _complexity(json: Json = False) -> None:
 def _figure_13(
     rows: Annotated[Path, tyro.conf.arg(help="file of rows, such as runs/train/rows.jsonl")],
     out: Annotated[Path, tyro.conf.arg(help="folder of the table and the figure")] = Path("runs/metatt"),
+    html: HtmlFile = None,
     json: Json = False,
 ) -> None:
     """MetaTT on Commonsense15k over the steps (Fig. 13, Table 18), from rows of `train` (recipes figure13-...)."""
     from metalora_papers.tables import show_figure_13
 
-    show_figure_13(rows, out, as_json=json)
+    show_figure_13(rows, out, as_json=json, html=html)
 
 
 TABLES: dict[str, Callable[..., None]] = {name: _table_verb(name) for name in TABLE_SETTINGS}

@@ -10,8 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from metalora._util.report_page import check_page
 from metalora.bench.store import RowStore
 from metalora_papers.comparison import Presentation, RateKey, load_comparison
+from metalora_papers.html_report import write_html
 from metalora_papers.report import print_table, write_markdown
 from metalora_papers.rows import Row
 from metalora_papers.runs import Run, Table
@@ -26,6 +28,7 @@ def run_table(
     workers: int,
     as_json: bool,
     rows_file: Path | None = None,
+    html: Path | None = None,
 ) -> None:
     """Run a comparison, print its tables and draw its figures.
 
@@ -36,39 +39,45 @@ def run_table(
         workers: Number of processes.
         as_json: Print one JSON object instead of tables.
         rows_file: Report from this file of rows; nothing is run.
+        html: A file for the same as a page.
 
     Raises:
         ValueError: Settings that cannot work, or a file without a row of this comparison.
     """
+    if html is not None:
+        check_page(html)
     comparison = load_comparison(name, table)
     console = Console(stderr=as_json)
     if rows_file is not None:
-        _publish(comparison, comparison.rows_of(RowStore(rows_file).rows()), out, console, as_json)
+        _publish(comparison, comparison.rows_of(RowStore(rows_file).rows()), out, console, as_json, html)
         return
     choosing_rows = _run(console, "learning rates (validation)", comparison.choosing_runs(), out, workers)
     rates = comparison.chosen_rates(choosing_rows)
     _show_rates(console, rates)
     runs = comparison.runs(rates)
     rows = _run(console, comparison.title, runs, out, workers)
-    _publish(comparison, rows, out, console, as_json)
+    _publish(comparison, rows, out, console, as_json, html)
 
 
-def show_figure_13(rows_file: Path, out: Path, *, as_json: bool) -> None:
+def show_figure_13(rows_file: Path, out: Path, *, as_json: bool, html: Path | None = None) -> None:
     """Print Table 18 of MetaTT and draw its Fig. 13 from rows of `train`.
 
     Args:
         rows_file: The rows.
         out: Folder of the table and the figure.
         as_json: Print one JSON object instead of the table.
+        html: A file for the same as a page.
 
     Raises:
         ValueError: No row of a run on a language model, or rows that cannot be compared.
     """
     from metalora_papers.metatt.figure_13 import Figure13
 
+    if html is not None:
+        check_page(html)
     figure = Figure13()
     rows = figure.rows_of(RowStore(rows_file).rows())
-    _publish(figure, rows, out, Console(stderr=as_json), as_json)
+    _publish(figure, rows, out, Console(stderr=as_json), as_json, html)
 
 
 def _run(console: Console, label: str, runs: Sequence[Run], out: Path, workers: int) -> list[Row]:
@@ -84,20 +93,24 @@ def _show_rates(console: Console, rates: Mapping[RateKey, float]) -> None:
         console.print("learning rates:", {" on ".join(key): rate for key, rate in rates.items()})
 
 
-def _publish(comparison: Presentation, rows: Sequence[Row], out: Path, console: Console, as_json: bool) -> None:
+def _publish(
+    comparison: Presentation, rows: Sequence[Row], out: Path, console: Console, as_json: bool, html: Path | None
+) -> None:
     """Write the tables and figures of the rows, and print the tables."""
     out.mkdir(parents=True, exist_ok=True)
     report = comparison.report(rows)
     plots = comparison.plot(rows, out)
     text = out / f"{comparison.file_stem}.md"
     write_markdown(report.tables, text)
+    if html is not None:
+        write_html(report, rows, plots, html, comparison.file_stem)
     if as_json:
         content = {**report.to_json(), "rows": rows, "plots": [str(path) for path in plots]}
         print(json.dumps(content, indent=1, allow_nan=False))
         return
     for table in report.tables:
         print_table(table, console)
-    console.print(f"tables: {text}", *(f"plot: {path}" for path in plots))
+    console.print(f"tables: {text}", *(f"plot: {path}" for path in plots), *([f"page: {html}"] if html else []))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import tyro
 
 from metalora._util.files import check_folder, write_atomically
 from metalora._util.number_range import Range
+from metalora._util.report_page import check_page
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, is_first_process, print_json, progress, show, status
 from metalora.config import AdapterConfig
@@ -99,7 +100,8 @@ def fit(
     from metalora.learner.validation import best_state_path
 
     check_folder(learner, LEARNER_FILE)
-    _check_report(report)
+    if report is not None:
+        check_page(report)
     if no_adapter:
         config = dataclasses.replace(config, adapter=None)
     pools = read_tasks(data, label_columns=label_columns, **vars(columns))
@@ -122,9 +124,8 @@ def fit(
         trained.report_ = make_report(trained, split, report_episodes, features)
     trained.save_pretrained(learner)
     if report is not None:
-        _write_report(
-            report, f"{learner.name}, trained on {data.name}", split, trained.report_, features, report_episodes
-        )
+        title = f"{learner.name}, trained on {data.name}"
+        _write_report(report, title, split, trained.report_, features, report_episodes)
     checkpoint.unlink(missing_ok=True)
     best_state_path(checkpoint).unlink(missing_ok=True)
     _show_report(trained.report_, json, f"{learner}: accuracy on inputs that were not trained on")
@@ -362,7 +363,8 @@ def evaluate(
     from metalora.learner.evaluation import EpisodeFeatures
     from metalora.learner.report import evaluate_pools, whole_split
 
-    _check_report(report)
+    if report is not None:
+        check_page(report)
     pools = read_tasks(data, label_columns=label_columns, **vars(columns))
     with status("running the episodes", quiet=json):
         loaded = MetaLearner.from_pretrained(learner, allow_download=allow_download)
@@ -371,12 +373,6 @@ def evaluate(
         if report is not None:
             _write_report(report, f"{learner.name} on {data.name}", whole_split(pools), scores, features, episodes)
     _show_report(scores, json, f"{learner} on {data}: accuracy")
-
-
-def _check_report(path: Path | None) -> None:
-    """Raise a ValueError if the folder of the file of a report does not exist, before anything is computed."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ValueError(f"--report {path}: there is no folder {path.parent}")
 
 
 def _write_report(

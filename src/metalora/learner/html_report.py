@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from metalora._util.report_page import (
     Band,
@@ -17,6 +17,7 @@ from metalora._util.report_page import (
     Series,
     confusion_table,
     fact_table,
+    flat_settings,
     interval_cells,
     joined,
     line_chart,
@@ -68,7 +69,7 @@ def write_html(
         facts: What else the page says of the evaluation, such as versions and the commit.
 
     Raises:
-        ValueError: The file could not be written.
+        ValueError: The file could not be written, or is not a page of this library.
     """
     details = collect(learner, split, episodes, features)
     sections = report_sections(report, details, learner.history_, learner_facts(learner) | dict(facts or {}))
@@ -101,24 +102,6 @@ def learner_facts(learner: MetaLearner) -> dict[str, object]:
     described = "none" if adapter is None else f"{adapter.method.name}, {adapter.num_params():,} parameters"
     name = learner.backbone.name or type(learner.backbone.model).__name__
     return {"backbone": name, "adapter": described} | flat_settings(to_dict(learner.config))
-
-
-def flat_settings(values: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Return nested settings by their dotted names.
-
-    Example:
-        >>> flat_settings({"steps": 5, "adapter": {"rank": 4, "targets": ["conv", "linear"]}})
-        {'steps': 5, 'adapter.rank': 4, 'adapter.targets': 'conv, linear'}
-    """
-    flat: dict[str, object] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flat_settings(value, f"{prefix}{name}.")
-        elif isinstance(value, (list, tuple)):
-            flat[prefix + name] = ", ".join(map(str, value))
-        else:
-            flat[prefix + name] = "none" if value is None else value
-    return flat
 
 
 def _note(report: Report) -> str:

@@ -1,7 +1,8 @@
 """The parts of a report as one HTML file: tables that sort, charts, pictures; no network, nothing but this file."""
 
 from metalora._util.report_page.charts import Band, Series, interval_mark, line_chart, reliability_chart
-from metalora._util.report_page.document import Section, html_page, write_page
+from metalora._util.report_page.document import Section, check_page, html_page, write_page
+from metalora._util.report_page.facts import flat_settings
 from metalora._util.report_page.markup import Html, joined, paragraph, text
 from metalora._util.report_page.tables import (
     Cell,
@@ -24,8 +25,10 @@ __all__ = [
     "Order",
     "Section",
     "Series",
+    "check_page",
     "confusion_table",
     "fact_table",
+    "flat_settings",
     "html_page",
     "interval_cells",
     "interval_mark",

@@ -138,7 +138,8 @@ def _line(frame: _Frame, number: int, line: Series) -> Html:
     tip = text(f"{line.name}: {line.points[-1][1]:.4g} at {line.points[-1][0]:g}")
     return Html(
         f'<path class="{_line_kind(number)}" d="M{path}"/>'
-        f'<circle class="series-{number % SERIES}" cx="{end_x:.1f}" cy="{end_y:.1f}" r="3"><title>{tip}</title></circle>'
+        f'<circle class="series-{number % SERIES}" cx="{end_x:.1f}" cy="{end_y:.1f}" r="3">'
+        f"<title>{tip}</title></circle>"
     )
 
 

@@ -13,6 +13,8 @@ from metalora._util.report_page.markup import Html, joined, paragraph, text
 from metalora._util.report_page.script import SCRIPT
 from metalora._util.report_page.style import STYLE
 
+GENERATOR = '<meta name="generator" content="metalora">'  # tells a page of this library from other files
+
 
 @dataclass(frozen=True)
 class Section:
@@ -33,9 +35,25 @@ def write_page(path: str | Path, title: str, verdict: str, sections: Sequence[Se
     """Write a page, completely or not at all; see `html_page`.
 
     Raises:
-        ValueError: The file could not be written.
+        ValueError: The file could not be written, or is not a page of this library.
     """
+    check_page(path)
     write_atomically(path, html_page(title, verdict, sections, note).encode())
+
+
+def check_page(path: str | Path) -> None:
+    """Check, before anything is computed, that a page can have this name.
+
+    Raises:
+        ValueError: There is no such folder, or the file exists and is not a page of this library.
+    """
+    path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name a file, such as {path / 'report.html'}")
+    if path.exists() and GENERATOR.encode() not in path.read_bytes():
+        raise ValueError(f"{path}: exists, and is not a report of metalora; choose another name")
 
 
 def html_page(title: str, verdict: str, sections: Sequence[Section], note: str = "") -> Html:
@@ -60,7 +78,7 @@ def html_page(title: str, verdict: str, sections: Sequence[Section], note: str =
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{_policy()}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="metalora">
+{GENERATOR}
 <link rel="icon" href="data:,">
 <title>{text(title)}</title>
 <style>{STYLE}</style>
