@@ -132,10 +132,10 @@ def _curves(rows: Sequence[Row]) -> Section:
     shown = dict(list(groups.items())[:MAX_LINES])
     charts = [
         line_chart(f"{label} over steps", _lines(shown, metric), "steps", label)
-        for metric, label in (("loss", "loss"), ("mean", "mean score"))
+        for metric, label in (("loss", "loss"), ("accuracy", "accuracy"), ("mean", "mean score"))
     ]
     charts = [chart for chart in charts if chart]
-    note = "The mean over the seeds."
+    note = "The mean over the seeds; of accuracies, over the tasks."
     if len(groups) > MAX_LINES:
         note += f" The first {MAX_LINES} of {len(groups)} settings are drawn."
     return Section("Learning curves", note, Html(f'<div class="side">{joined(charts)}</div>') if charts else Html(""))
@@ -144,7 +144,11 @@ def _curves(rows: Sequence[Row]) -> Section:
 def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of each setting: those that differ in nothing but the seed, by what tells settings apart."""
     settings = [flat_settings(row["config"]) for row in rows]
-    names = [name for name in dict.fromkeys(name for setting in settings for name in setting) if name != "seed"]
+    names = [
+        name
+        for name in dict.fromkeys(name for setting in settings for name in setting)
+        if name.split(".")[-1] != "seed"
+    ]
     differing = [name for name in names if len({repr(setting.get(name)) for setting in settings}) > 1]
     groups: dict[str, list[Row]] = {}
     for row, setting in zip(rows, settings, strict=True):
@@ -169,15 +173,23 @@ def _lines(groups: dict[str, list[Row]], metric: str) -> list[Series]:
 def _mean_curve(rows: Sequence[Row], metric: str) -> list[tuple[float, float]]:
     """Return the mean of a metric over rows, at every step that all of them have."""
     curves = [
-        {point["step"]: float(point[metric]) for point in row["results"]["history"] if _is_number(point.get(metric))}
+        {
+            point["step"]: value
+            for point in row["results"]["history"]
+            if (value := _value(point.get(metric))) is not None
+        }
         for row in rows
     ]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     return [(step, fmean(curve[step] for curve in curves)) for step in steps]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _value(value: Any) -> float | None:
+    """Return a number, or the mean of the numbers of several tasks; None if there is none."""
+    if isinstance(value, dict):
+        numbers = [number for number in map(_value, value.values()) if number is not None]
+        return fmean(numbers) if numbers else None
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _figures(paths: Sequence[Path]) -> Section:
@@ -197,7 +209,9 @@ def _figures(paths: Sequence[Path]) -> Section:
 def _settings(rows: Sequence[Row]) -> Section:
     kinds = ("commit", "seed", "config", "environment")
     flat = [flat_settings({name: row[name] for name in kinds if name in row}) for row in rows]
-    names = dict.fromkeys(name for setting in flat for name in setting)
+    names = sorted(
+        {name: None for setting in flat for name in setting}, key=lambda name: kinds.index(name.split(".")[0])
+    )
     facts = {_shown_name(name): _values([setting[name] for setting in flat if name in setting]) for name in names}
     body = fact_table("Settings and versions", facts) if facts else Html("")
     note = "What the rows were made with; if rows differ, a bar separates the values."

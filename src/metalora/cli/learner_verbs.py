@@ -97,6 +97,7 @@ def fit(
     from metalora.learner.evaluation import EpisodeFeatures
     from metalora.learner.report import make_report
     from metalora.learner.saving import LEARNER_FILE
+    from metalora.learner.splits import split_pools
     from metalora.learner.validation import best_state_path
 
     check_folder(learner, LEARNER_FILE)
@@ -119,7 +120,7 @@ def fit(
             report=False,
         )
     with status("comparing with the peers", quiet=json):
-        split = trained.split(pools, holdout)
+        split = split_pools(pools, holdout, config.holdout_items, config.seed)
         features = EpisodeFeatures(trained, split.kept)
         trained.report_ = make_report(trained, split, report_episodes, features)
     trained.save_pretrained(learner)

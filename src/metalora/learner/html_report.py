@@ -60,7 +60,7 @@ def write_html(
 
     Args:
         learner: The learner.
-        split: What the report was made of: `learner.split`, or `whole_split` of pools that were not trained on.
+        split: What the report was made of: of `split_pools`, or `whole_split` of pools that were not trained on.
         report: The report.
         path: The file.
         title: Its heading.

@@ -220,7 +220,7 @@ class MetaLearner:
         config = self.config
         for pool in pools:
             self.backbone.check_inputs(pool.inputs)
-        split = self.split(pools, holdout)
+        split = split_pools(pools, holdout, config.holdout_items, config.seed)
         if not config.warm_start:
             self._reset()
         self.trainings += 1
@@ -232,15 +232,12 @@ class MetaLearner:
             self.report_ = make_report(self, split)
         return self
 
-    def split(self, pools: Sequence[TaskPool], holdout: int | Sequence[str] | None = None) -> Split:
-        """Return what `fit_pools` trains on and what it keeps of these pools; see `split_pools`."""
-        return split_pools(pools, holdout, self.config.holdout_items, self.config.seed)
-
     def make_report(
         self, pools: Sequence[TaskPool], holdout: int | Sequence[str] | None = None, episodes: int = EPISODES
     ) -> Report:
         """Compare the learner with its peers on the inputs that `fit_pools` kept of these pools; sets `report_`."""
-        self.report_ = make_report(self, self.split(pools, holdout), episodes)
+        split = split_pools(pools, holdout, self.config.holdout_items, self.config.seed)
+        self.report_ = make_report(self, split, episodes)
         return self.report_
 
     def _episodes(self, pools: Sequence[TaskPool]) -> PoolEpisodes:

@@ -68,7 +68,7 @@ class _Frame:
 
 
 def interval_mark(mean: float, low: float, high: float, scale: tuple[float, float]) -> Html:
-    """Return a small drawing of a number and its interval; the numbers next to it say the same.
+    """Return a small drawing of a number and its interval, with a line at 0 if it is in between.
 
     Args:
         mean: The number.
@@ -84,10 +84,11 @@ def interval_mark(mean: float, low: float, high: float, scale: tuple[float, floa
         return 5 + (MARK_WIDTH - 10) * (value - least) / (highest - least)
 
     middle = MARK_HEIGHT / 2
+    zero = f'<path class="zero" d="M{place(0):.1f} 0V{MARK_HEIGHT}"/>' if least < 0 < highest else ""
     drawn = f'<path class="range" d="M{place(low):.1f} {middle}H{place(high):.1f}"/>' if low < high else ""
     return Html(
         f'<svg class="mark" width="{MARK_WIDTH}" height="{MARK_HEIGHT}" aria-hidden="true">'
-        f'<path class="track" d="M0 {middle}H{MARK_WIDTH}"/>{drawn}'
+        f'<path class="track" d="M0 {middle}H{MARK_WIDTH}"/>{zero}{drawn}'
         f'<circle cx="{place(mean):.1f}" cy="{middle}" r="3"/></svg>'
     )
 
@@ -103,7 +104,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(factor for factor in (1, 2, 5, 10) if rough <= factor * power * 1.0001)
+    step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if rough <= factor * power * 1.0001)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
 

@@ -57,7 +57,7 @@ table.facts td {{ text-align: left; white-space: normal; overflow-wrap: anywhere
 table.facts th {{ vertical-align: top; }}
 .mark {{ display: block; margin: .1rem 0 0 auto; }}
 .mark .track {{ stroke: var(--line); }} .mark .range {{ stroke: var(--quiet); stroke-width: 2.5; }}
-.mark circle {{ fill: var(--accent); }}
+.mark .zero {{ stroke: var(--ink); }} .mark circle {{ fill: var(--accent); }}
 .side {{ display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; align-items: flex-start; }}
 .side > * {{ max-width: 100%; min-width: 0; }}
 table.confusion td {{ text-align: center; min-width: 2.6rem; }}
