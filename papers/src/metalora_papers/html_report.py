@@ -144,11 +144,7 @@ def _curves(rows: Sequence[Row]) -> Section:
 def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of each setting: those that differ in nothing but the seed, by what tells settings apart."""
     settings = [flat_settings(row["config"]) for row in rows]
-    names = [
-        name
-        for name in dict.fromkeys(name for setting in settings for name in setting)
-        if name.split(".")[-1] != "seed"
-    ]
+    names = {name: None for setting in settings for name in setting if name.split(".")[-1] != "seed"}
     differing = [name for name in names if len({repr(setting.get(name)) for setting in settings}) > 1]
     groups: dict[str, list[Row]] = {}
     for row, setting in zip(rows, settings, strict=True):
@@ -172,16 +168,15 @@ def _lines(groups: dict[str, list[Row]], metric: str) -> list[Series]:
 
 def _mean_curve(rows: Sequence[Row], metric: str) -> list[tuple[float, float]]:
     """Return the mean of a metric over rows, at every step that all of them have."""
-    curves = [
-        {
-            point["step"]: value
-            for point in row["results"]["history"]
-            if (value := _value(point.get(metric))) is not None
-        }
-        for row in rows
-    ]
+    curves = [_curve(row, metric) for row in rows]
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     return [(step, fmean(curve[step] for curve in curves)) for step in steps]
+
+
+def _curve(row: Row, metric: str) -> dict[int, float]:
+    """Return the metric of a row at each step that has it."""
+    values = {point["step"]: _value(point.get(metric)) for point in row["results"]["history"]}
+    return {step: value for step, value in values.items() if value is not None}
 
 
 def _value(value: Any) -> float | None:
@@ -209,10 +204,9 @@ def _figures(paths: Sequence[Path]) -> Section:
 def _settings(rows: Sequence[Row]) -> Section:
     kinds = ("commit", "seed", "config", "environment")
     flat = [flat_settings({name: row[name] for name in kinds if name in row}) for row in rows]
-    names = sorted(
-        {name: None for setting in flat for name in setting}, key=lambda name: kinds.index(name.split(".")[0])
-    )
-    facts = {_shown_name(name): _values([setting[name] for setting in flat if name in setting]) for name in names}
+    names = dict.fromkeys(name for setting in flat for name in setting)
+    ordered = sorted(names, key=lambda name: kinds.index(name.split(".")[0]))
+    facts = {_shown_name(name): _values([setting[name] for setting in flat if name in setting]) for name in ordered}
     body = fact_table("Settings and versions", facts) if facts else Html("")
     note = "What the rows were made with; if rows differ, a bar separates the values."
     return Section("Settings and versions", note, body)
