@@ -80,7 +80,8 @@ def column(page, caption, number):
     """The text of a column of a table."""
     return page.evaluate(
         """([caption, number]) => [...[...document.querySelectorAll("table")]
-        .find(table => table.caption.textContent === caption).tBodies[0].rows].map(row => row.cells[number].textContent)""",
+        .find(table => table.caption.textContent === caption).tBodies[0].rows]
+        .map(row => row.cells[number].textContent)""",
         [caption, number],
     )
 
