@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from metalora._util.report_page.markup import Html, joined, text
 from metalora._util.report_page.style import SERIES
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 52, 12, 12, 42  # of a chart and its margins, in pixels
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 470, 260, 64, 12, 12, 42  # of a chart and its margins, in pixels
 MARK_WIDTH, MARK_HEIGHT = 84, 10  # of the mark of an interval
 NOW, BEFORE = "series-0 solid", "series-1 hollow"  # classes of the points of a reliability diagram
 COUNT_HEIGHT = 46  # of the bars that count the predictions
