@@ -16,7 +16,6 @@ VERBS = {  # {} is the folder of files, OUT the file of somebody else
     "import": f"import {{}}/lora {RESNET} --out OUT",
     "combine": f"combine {{}}/adapter.safetensors --weights 1 {RESNET} --out OUT",
     "predict": "predict {}/task {}/inputs.csv --out OUT",
-    "evaluate --html": "evaluate {}/learner --data {}/inputs.csv --html OUT",
     "bench --plot": "bench --plot OUT",
 }
 

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from tests.support.command import metalora_command
+from tests.support.pages import parsed
 
 from metalora.learner import AdaptedTask, MetaLearner
 
@@ -68,7 +70,7 @@ FIT += ["--adapter.rank", 2, "--adapter.targets", "blocks.*.conv_pw", "--validat
 @pytest.fixture(scope="module")
 def learner(pictures: Path) -> Path:
     arguments = ["fit", pictures / "learner", "--data", pictures / "labels.csv", "--images", pictures / "images"]
-    code, out, error = metalora_command(*arguments, *FIT, "--holdout", 1)
+    code, out, error = metalora_command(*arguments, *FIT, "--holdout", 1, "--report", pictures / "fit.html")
     assert code == 0, error
     assert "this learner" in out and "never trained" in out
     return pictures / "learner"
@@ -81,6 +83,16 @@ def task(pictures: Path, learner: Path) -> Path:
     assert code == 0, error
     assert json.loads(out)["examples"] == 60
     return pictures / "tasks" / "blue"
+
+
+def test_the_report_of_a_training_tells_which_tasks_were_trained(pictures: Path, learner: Path) -> None:
+    page = parsed((pictures / "fit.html").read_text())
+    described = json.loads((learner / "learner.json").read_text())["report"]
+    held_out = {score["task"] for score in described["scores"] if score["held_out"]}
+    header, *rows = page.table("Accuracy on each task")
+    assert header[:3] == ["task", "its labels", "this learner"]
+    assert {row[0] for row in rows if row[1] == "never trained"} == held_out and len(rows) == 3
+    assert "Loss over steps" in page.labels
 
 
 def test_pictures_in_four_commands(pictures: Path, learner: Path, task: Path) -> None:
@@ -107,12 +119,15 @@ def test_pictures_in_four_commands(pictures: Path, learner: Path, task: Path) ->
         pictures / "images",
         "--episodes",
         1,
-        "--html",
+        "--report",
         pictures / "report.html",
         "--json",
     )
     assert code == 0, error
-    assert (pictures / "report.html").read_text().count("<img") == 3 * 3 * 9
+    page = parsed((pictures / "report.html").read_text())
+    assert (
+        page.count["img"] == 3 * 3 * 9 and dict(page.table("Settings and versions")[1:])["torch"] == torch.__version__
+    )
     assert {score["task"] for score in json.loads(out)["scores"]} == {"colour", "shape", "size"}
 
 
@@ -292,7 +307,9 @@ def test_folders_of_somebody_else_are_refused_before_the_work(pictures: Path, le
         one_line(["fit", out, *data, *FIT], "exists already")
         one_line(["adapt", learner, "--support", pictures / "blue.csv", "--out", out], "exists already")
         one_line(["finetune", "efficientnet-lite0", *data, "--method", "head", "--out", out], "exists already")
-    one_line(["evaluate", learner, *data, "--html", tmp_path / "none" / "report.html"], "there is no folder")
+    for verb in (["evaluate", learner], ["fit", tmp_path / "new", *FIT]):
+        one_line([*verb, *data, "--report", tmp_path / "none" / "report.html"], "there is no folder")
+        one_line([*verb, *data, "--report", tmp_path / "file"], "is not a report of metalora")
 
 
 @pytest.mark.parametrize("name", ["learner.json", "finetuned.json"])

@@ -29,6 +29,7 @@ Config = Annotated[Path | None, tyro.conf.arg(help="YAML of the same fields, rea
 Out = Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and plots")]
 Overwrite = Annotated[bool, tyro.conf.arg(help="replace tables, figures and pages that this command did not make")]
 Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")]
+HtmlFile = Annotated[Path | None, tyro.conf.arg(help="HTML file of the tables, curves, figures and settings")]
 Workers = Annotated[int, tyro.conf.arg(help="processes, one thread each"), Range(least=1)]
 ABOUT_TABLES = {
     "metalora": "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN, on one network.",
@@ -72,13 +73,14 @@ def _table_verb(name: str) -> Callable[..., None]:
         out: Out = Path("runs") / folder,
         rows: Rows = None,
         workers: Workers = 2,
+        html: HtmlFile = None,
         overwrite: Overwrite = False,
         json: Json = False,
     ) -> None:
         from metalora_papers.tables import run_table
 
         settings = _over_file(table, config, default)
-        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows, overwrite=overwrite)
+        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows, html=html, overwrite=overwrite)
 
     verb.__annotations__["table"] = Annotated[type(default), tyro.conf.arg(name="")]
     verb.__doc__ = _about(name)
@@ -114,13 +116,14 @@ def _complexity(json: Json = False) -> None:
 def _figure_13(
     rows: Annotated[Path, tyro.conf.arg(help="file of rows, such as runs/train/rows.jsonl")],
     out: Annotated[Path, tyro.conf.arg(help="folder of the table and the figure")] = Path("runs/metatt"),
+    html: HtmlFile = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """MetaTT on Commonsense15k over the steps (Fig. 13, Table 18), from rows of `train` (recipes figure13-...)."""
     from metalora_papers.tables import show_figure_13
 
-    show_figure_13(rows, out, as_json=json, overwrite=overwrite)
+    show_figure_13(rows, out, as_json=json, html=html, overwrite=overwrite)
 
 
 TABLES: dict[str, Callable[..., None]] = {name: _table_verb(name) for name in TABLE_SETTINGS}

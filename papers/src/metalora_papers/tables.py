@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from metalora._util.files import check_file
 from metalora._util.progress import progress_lines, shows_bars
+from metalora._util.report_page import check_page
 from metalora_papers.comparison import HasRows, Presentation, RateKey, load_comparison
 from metalora_papers.finished import say_finished
+from metalora_papers.html_report import write_html
 from metalora_papers.made_files import made_files
 from metalora_papers.report import print_table, write_markdown
 from metalora_papers.rows import Row, read_rows
@@ -30,6 +33,7 @@ def run_table(
     workers: int,
     as_json: bool,
     rows_file: Path | None = None,
+    html: Path | None = None,
     overwrite: bool = False,
 ) -> None:
     """Run a comparison, print its tables and draw its figures.
@@ -41,32 +45,41 @@ def run_table(
         workers: Number of processes.
         as_json: Print one JSON object instead of tables.
         rows_file: Report from this file of rows; nothing is run.
+        html: A file for the same as a page.
         overwrite: Replace tables and figures in the folder that no such command has made.
 
     Raises:
         ValueError: Settings that cannot work, or a file without a row of this comparison.
     """
     check_file(out / "rows.jsonl", makes_folder=True)
+    if html is not None:
+        check_page(html)
     comparison = load_comparison(name, table)
     console = Console(stderr=as_json)
+    publish = functools.partial(
+        _publish, comparison, out=out, console=console, as_json=as_json, html=html, overwrite=overwrite
+    )
     if rows_file is not None:
-        _publish(comparison, _rows_of_file(comparison, rows_file), out, console, as_json, overwrite)
+        publish(_rows_of_file(comparison, rows_file))
         return
     choosing_rows = _run(console, "learning rates (validation)", comparison.choosing_runs(), out, workers)
     rates = comparison.chosen_rates(choosing_rows)
     _show_rates(console, rates)
     runs = comparison.runs(rates)
     rows = _run(console, comparison.title, runs, out, workers)
-    _publish(comparison, rows, out, console, as_json, overwrite)
+    publish(rows)
 
 
-def show_figure_13(rows_file: Path, out: Path, *, as_json: bool, overwrite: bool = False) -> None:
+def show_figure_13(
+    rows_file: Path, out: Path, *, as_json: bool, html: Path | None = None, overwrite: bool = False
+) -> None:
     """Print Table 18 of MetaTT and draw its Fig. 13 from rows of `train`.
 
     Args:
         rows_file: The rows.
         out: Folder of the table and the figure.
         as_json: Print one JSON object instead of the table.
+        html: A file for the same as a page.
         overwrite: Replace a table and a figure in the folder that no such command has made.
 
     Raises:
@@ -75,9 +88,11 @@ def show_figure_13(rows_file: Path, out: Path, *, as_json: bool, overwrite: bool
     from metalora_papers.metatt.figure_13 import Figure13
 
     check_file(out / "rows.jsonl", makes_folder=True)
+    if html is not None:
+        check_page(html)
     figure = Figure13()
     rows = _rows_of_file(figure, rows_file)
-    _publish(figure, rows, out, Console(stderr=as_json), as_json, overwrite)
+    _publish(figure, rows, out=out, console=Console(stderr=as_json), as_json=as_json, html=html, overwrite=overwrite)
 
 
 def _rows_of_file(comparison: HasRows, path: Path) -> list[Row]:
@@ -107,7 +122,14 @@ def _show_rates(console: Console, rates: Mapping[RateKey, float]) -> None:
 
 
 def _publish(
-    comparison: Presentation, rows: Sequence[Row], out: Path, console: Console, as_json: bool, overwrite: bool
+    comparison: Presentation,
+    rows: Sequence[Row],
+    *,
+    out: Path,
+    console: Console,
+    as_json: bool,
+    html: Path | None,
+    overwrite: bool,
 ) -> None:
     """Write the tables and figures of the rows, and print the tables."""
     report = comparison.report(rows)
@@ -115,13 +137,15 @@ def _publish(
     with made_files(out, overwrite) as folder:
         plots = [out / path.name for path in comparison.plot(rows, folder)]
         write_markdown(report.tables, folder / text.name)
+    if html is not None:
+        write_html(report, rows, plots, html, comparison.file_stem)
     if as_json:
         content = {**report.to_json(), "rows": rows, "plots": [str(path) for path in plots]}
         print(json.dumps(content, indent=1, allow_nan=False))
         return
     for table in report.tables:
         print_table(table, console)
-    console.print(f"tables: {text}", *(f"plot: {path}" for path in plots))
+    console.print(f"tables: {text}", *(f"plot: {path}" for path in plots), *([f"page: {html}"] if html else []))
 
 
 @contextmanager

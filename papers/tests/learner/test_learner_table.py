@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from html import escape
 
 import pytest
 
@@ -153,8 +154,12 @@ def test_the_command_reports_from_rows_alone(tmp_path):
     store = RowStore(tmp_path / "rows.jsonl")
     for row in table_rows(comparison()):
         store.append(row)
-    code, out, _ = papers_command("table", NAME, "--rows", store.path, "--out", tmp_path / "out", "--json")
+    page = tmp_path / "table.html"
+    arguments = ("table", NAME, "--rows", store.path, "--out", tmp_path / "out", "--html", page)
+    code, out, _ = papers_command(*arguments, "--json")
     assert code == 0 and len(json.loads(out)["rows"]) == 8
+    for table in json.loads(out)["tables"]:
+        assert all(f">{escape(cell)}<" in page.read_text() for line in table["cells"] for cell in line)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "learner-attributes-fashion-mnist-resnet.md",
         "learner-attributes-fashion-mnist-resnet.png",

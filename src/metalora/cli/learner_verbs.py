@@ -15,6 +15,7 @@ import tyro
 from metalora._util.files import check_file, check_folder, write_atomically
 from metalora._util.number_range import Range
 from metalora._util.overwriting import check_output
+from metalora._util.report_page import check_page
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, Overwrite, is_first_process, print_json, progress, show, status
 from metalora.config import AdapterConfig
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from metalora.learner import AdaptedTask, FineTuned, MetaLearner, Report, TaskPool
+    from metalora.learner.evaluation import EpisodeFeatures
+    from metalora.learner.splits import Split
 
 BACKBONES = "timm:NAME, torchvision:NAME, hf:FOLDER_OR_ID, st:FOLDER_OR_ID, minilm or efficientnet-lite0"
 LearnerFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LEARNER", help="folder of the learner")]
@@ -35,6 +38,10 @@ AllowDownload = Annotated[
 ]
 LabelColumns = Annotated[tuple[str, ...] | None, tyro.conf.arg(help="columns of labels; all others if not given")]
 TaskFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TASK", help="folder of the task")]
+ReportFile = Annotated[
+    Path | None,
+    tyro.conf.arg(help="HTML file of all tables, training curves, calibration, confusions and nearest neighbours"),
+]
 TABLES = "a table (.csv, .tsv, .jsonl, .parquet) or a folder of pictures"
 
 
@@ -80,6 +87,7 @@ def fit(
     report_episodes: Annotated[int, tyro.conf.arg(help="support sets of each task in the report"), Range(least=1)] = 8,
     no_adapter: Annotated[bool, tyro.conf.arg(help="train nothing: the frozen network and a readout")] = False,
     config: Annotated[LearnerConfig, tyro.conf.AvoidSubcommands, tyro.conf.arg(name="")] = LearnerConfig(),  # noqa: B008
+    report: ReportFile = None,
     json: Json = False,
 ) -> None:
     """Meta-train an adapter on your own tasks, compare it with its peers, and write the learner as a folder.
@@ -87,10 +95,15 @@ def fit(
     Ctrl-C keeps a checkpoint next to the folder; the same command continues from it.
     """
     from metalora.learner import MetaLearner, read_tasks
+    from metalora.learner.evaluation import EpisodeFeatures
+    from metalora.learner.report import make_report
     from metalora.learner.saving import LEARNER_FILE
+    from metalora.learner.splits import split_pools
     from metalora.learner.validation import best_state_path
 
     check_folder(learner, LEARNER_FILE)
+    if report is not None:
+        check_page(report)
     if no_adapter:
         config = dataclasses.replace(config, adapter=None)
     pools = read_tasks(data, label_columns=label_columns, **vars(columns))
@@ -108,8 +121,13 @@ def fit(
             report=False,
         )
     with status("comparing with the peers", quiet=json):
-        trained.make_report(pools, holdout, report_episodes)
+        split = split_pools(pools, holdout, config.holdout_items, config.seed)
+        features = EpisodeFeatures(trained, split.kept)
+        trained.report_ = make_report(trained, split, report_episodes, features)
     trained.save_pretrained(learner)
+    if report is not None:
+        title = f"{learner.name}, trained on {data.name}"
+        _write_report(report, title, split, trained.report_, features, report_episodes)
     checkpoint.unlink(missing_ok=True)
     best_state_path(checkpoint).unlink(missing_ok=True)
     _show_report(trained.report_, json, f"{learner}: accuracy on inputs that were not trained on")
@@ -342,32 +360,38 @@ def evaluate(
     columns: TaskFlags = TaskColumns(),  # noqa: B008 (frozen)
     label_columns: LabelColumns = None,
     episodes: Annotated[int, tyro.conf.arg(help="support sets of each task"), Range(least=1)] = 12,
-    html: Annotated[
-        Path | None, tyro.conf.arg(help="a page with all tables, calibration, confusions and nearest neighbours")
-    ] = None,
+    report: ReportFile = None,
     allow_download: AllowDownload = False,
-    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Compare a learner with its peers on tasks that it was not trained on: the same episodes for every method."""
     from metalora.learner import MetaLearner, read_tasks
     from metalora.learner.evaluation import EpisodeFeatures
-    from metalora.learner.report import evaluate_pools
+    from metalora.learner.report import evaluate_pools, whole_split
 
-    if html is not None:
-        check_file(html)
-        check_output(html, overwrite, [learner] if data.is_dir() else [learner, data])
+    if report is not None:
+        check_page(report)
     pools = read_tasks(data, label_columns=label_columns, **vars(columns))
     with status("running the episodes", quiet=json):
         loaded = MetaLearner.from_pretrained(learner, allow_download=allow_download)
         features = EpisodeFeatures(loaded, pools)
-        report = evaluate_pools(loaded, pools, episodes, features)
-        if html is not None:
-            from metalora.learner.html_report import write_html
+        scores = evaluate_pools(loaded, pools, episodes, features)
+        if report is not None:
+            _write_report(report, f"{learner.name} on {data.name}", whole_split(pools), scores, features, episodes)
+    _show_report(scores, json, f"{learner} on {data}: accuracy")
 
-            title = f"{learner.name} on {data.name}"
-            write_html(loaded, pools, report, html, title=title, episodes=episodes, features=features)
-    _show_report(report, json, f"{learner} on {data}: accuracy")
+
+def _write_report(
+    path: Path, title: str, split: Split, report: Report, features: EpisodeFeatures, episodes: int
+) -> None:
+    """Write a report as a page, with the versions and the commit that it was made with."""
+    from metalora.bench.store import commit, environment
+    from metalora.learner.html_report import write_html
+
+    if not is_first_process():
+        return
+    facts = {"metalora": commit(), **environment()}
+    write_html(features.learner, split, report, path, title=title, episodes=episodes, features=features, facts=facts)
 
 
 def recommend(

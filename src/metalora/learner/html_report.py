@@ -1,287 +1,271 @@
-"""An evaluation as one HTML file: methods, tasks, calibration, confusions, and nearest neighbours before and after."""
+"""A report as one HTML file: methods, tasks, training, calibration, confusions, nearest neighbours, settings."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
-
-from metalora._util.files import write_atomically
-from metalora.learner.data import TaskPool
-from metalora.learner.evaluation import EpisodeFeatures, TestEpisode, draw_test_episodes
-from metalora.learner.html_template import PAGE
-from metalora.learner.readouts import FittedReadout
-from metalora.learner.report import EPISODES, LEARNER, REPORT_SEED, Report, Score
-from metalora.learner.splits import named_by_pool
+from metalora._util.report_page import (
+    Band,
+    Cell,
+    Html,
+    Interval,
+    Order,
+    Section,
+    Series,
+    confusion_table,
+    fact_table,
+    flat_settings,
+    interval_cells,
+    joined,
+    line_chart,
+    number_cell,
+    paragraph,
+    plain_table,
+    reliability_chart,
+    sortable_table,
+    text,
+    text_cell,
+    write_page,
+)
+from metalora.config import to_dict
+from metalora.learner.evaluation import EpisodeFeatures
+from metalora.learner.history import TrainingHistory
+from metalora.learner.readouts.calibration import error_of_confidence
+from metalora.learner.report import EPISODES, LEARNER, Report, Score, half_interval
+from metalora.learner.report_details import Confusion, Details, collect
+from metalora.learner.splits import Split
 
 if TYPE_CHECKING:
     from metalora.learner.learner import MetaLearner
 
-QUERIES, NEIGHBOURS = 3, 4  # of each task
-THUMBNAIL = 56  # pixels
-SHOWN_TEXT = 140  # characters
-BINS = 10  # of the calibration plot
-MAX_CLASSES = 20  # a larger confusion matrix is left out
-
-
-@dataclass(frozen=True)
-class Details:
-    """What the page shows of the episodes in addition to the scores.
-
-    Attributes:
-        confidence: Probability of each predicted class, (m,), over all episodes.
-        right: Whether it is the true class, (m,).
-        confusions: For each task its classes, and the counts (classes, classes), true by predicted, of one episode.
-        neighbours: For each task the HTML of its rows: a query, its neighbours before and after.
-    """
-
-    confidence: Tensor
-    right: Tensor
-    confusions: dict[str, tuple[list[str], Tensor]]
-    neighbours: dict[str, list[str]]
+MAX_CLASSES = 20  # of a confusion matrix; of a larger one the most frequent confusions are listed
+MOST_FREQUENT = 15
 
 
 def write_html(
     learner: MetaLearner,
-    pools: Sequence[TaskPool],
+    split: Split,
     report: Report,
     path: str | Path,
     *,
     title: str = "Evaluation",
     episodes: int = EPISODES,
     features: EpisodeFeatures | None = None,
+    facts: Mapping[str, object] | None = None,
 ) -> None:
-    """Write the page of an evaluation, completely or not at all.
+    """Write a report as a page, completely or not at all.
 
     Args:
         learner: The learner.
-        pools: What it was evaluated on.
-        report: What `evaluate_pools` returned.
+        split: What the report was made of: of `split_pools`, or `whole_split` of pools that were not trained on.
+        report: The report.
         path: The file.
         title: Its heading.
-        episodes: Episodes of a task, as in the evaluation.
-        features: The features that `evaluate_pools` has computed; None: they are computed again.
+        episodes: Episodes of a task, as in the report.
+        features: The features that were computed for the report; None: they are computed again.
+        facts: What else the page says of the evaluation, such as versions and the commit.
 
     Raises:
-        ValueError: The file could not be written.
+        ValueError: The file could not be written, or is not a page of this library.
     """
-    details = collect(learner, pools, episodes, features)
-    write_atomically(path, page(report, details, title).encode())
+    details = collect(learner, split, episodes, features)
+    sections = report_sections(report, details, learner.history_, learner_facts(learner) | dict(facts or {}))
+    write_page(path, title, report.verdict, sections, _note(report))
 
 
-def page(report: Report, details: Details, title: str) -> str:
-    """Return the page as text.
+def report_sections(
+    report: Report, details: Details, history: TrainingHistory, facts: Mapping[str, object]
+) -> list[Section]:
+    """Return the parts of the page; a part that has nothing to show is left out.
 
     Args:
         report: The scores.
-        details: What else is shown.
-        title: Its heading.
+        details: What else is shown of the episodes.
+        history: How the training went.
+        facts: Settings and versions.
     """
-    confusions = (_confusion(task, *value) for task, value in details.confusions.items())
-    neighbours = (_neighbour_table(task, rows) for task, rows in details.neighbours.items())
-    episodes = max(len(score.accuracies) for score in report.scores)
-    return PAGE.substitute(
-        title=escape(title),
-        verdict=escape(report.verdict),
-        note=f"Episodes of each task: {episodes}, or fewer if it has too few labels; labelled examples of an episode: "
-        f"{report.support}. Every method sees the same ones.",
-        methods=_methods(report),
-        tasks=_tasks(report),
-        calibration_error=f"{report.calibration_error:.3f}",
-        calibration=_calibration(details.confidence, details.right),
-        confusions="\n".join(confusions),
-        neighbours="\n".join(neighbours),
-    )
+    sections = [_methods(report), _tasks(report), _training(history), _calibration(details)]
+    sections += [_confusions(details.confusions), _neighbours(details), _settings(facts)]
+    return [section for section in sections if section.body]
 
 
-# ---- what is shown ---------------------------------------------------------------------------------------------------
-@torch.no_grad()
-def collect(
-    learner: MetaLearner,
-    pools: Sequence[TaskPool],
-    episodes: int = EPISODES,
-    features: EpisodeFeatures | None = None,
-) -> Details:
-    """Run the episodes of an evaluation again and keep what the page shows.
+def learner_facts(learner: MetaLearner) -> dict[str, object]:
+    """Return what the learner is, and its settings by dotted names.
 
     Args:
         learner: The learner.
-        pools: What it was evaluated on.
-        episodes: Episodes of a task.
-        features: Features of the pools, if some are known.
     """
-    named = named_by_pool(pools)
-    config = learner.config
-    tasks = [(number, name) for number, pool in enumerate(named) for name in pool.columns]
-    drawn = draw_test_episodes(named, tasks, episodes, config.support, config.query, config.seed + REPORT_SEED)
-    features = features or EpisodeFeatures(learner, named)
-    confidence, right = [], []
-    confusions: dict[str, tuple[list[str], Tensor]] = {}
-    neighbours: dict[str, list[str]] = {}
-    for episode in drawn:
-        fitted, queries = features.fitted(episode)
-        probability, predicted = fitted.logits(queries).softmax(1).cpu().max(1)
-        confidence.append(probability)
-        right.append(predicted == episode.query_labels)
-        if episode.task not in confusions:
-            counts = torch.bincount(episode.query_labels * episode.classes + predicted, minlength=episode.classes**2)
-            names = _class_names(named[episode.pool], episode)
-            confusions[episode.task] = names, counts.view(episode.classes, episode.classes)
-            neighbours[episode.task] = _neighbours(features, episode, fitted, queries, names)
-    return Details(torch.cat(confidence), torch.cat(right), confusions, neighbours)
+    adapter = learner.adapter
+    described = "none" if adapter is None else f"{adapter.method.name}, {adapter.num_params():,} parameters"
+    name = learner.backbone.name or type(learner.backbone.model).__name__
+    return {"backbone": name, "adapter": described} | flat_settings(to_dict(learner.config))
 
 
-def _class_names(pool: TaskPool, episode: TestEpisode) -> list[str]:
-    column = pool.columns[episode.task]
-    names = [""] * episode.classes
-    for row, label in zip(episode.support.tolist(), episode.support_labels.tolist(), strict=True):
-        names[label] = str(column.classes[int(column.codes[row])])
-    return names
-
-
-def _neighbours(
-    features: EpisodeFeatures, episode: TestEpisode, fitted: FittedReadout, queries: Tensor, names: Sequence[str]
-) -> list[str]:
-    """Return a row of HTML for each of the first queries."""
-    count = min(QUERIES, len(queries))
-    last = normalize(features.last_layer(episode.pool), dim=1)
-    cosines = last[episode.query[:count]] @ last[episode.support].mT  # (queries, support)
-    support, _ = features.of(episode)
-    distances = torch.cdist(fitted.embed(queries[:count]), fitted.embed(support))  # (queries, support)
-    inputs = features.pools[episode.pool].inputs
-    rows = []
-    for number in range(count):
-        label = int(episode.query_labels[number])
-        query = _figure(inputs[int(episode.query[number])], names[label], "")
-        before = _figures(inputs, episode, cosines[number].argsort(descending=True), label, names)
-        after = _figures(inputs, episode, distances[number].argsort(), label, names)
-        rows.append(f"<tr><td>{query}</td><td>{before}</td><td>{after}</td></tr>")
-    return rows
-
-
-def _figures(inputs: Any, episode: TestEpisode, order: Tensor, label: int, names: Sequence[str]) -> str:
-    figures = []
-    for position in order[:NEIGHBOURS].tolist():
-        own_label = int(episode.support_labels[position])
-        kind = "right" if own_label == label else "wrong"
-        figures.append(_figure(inputs[int(episode.support[position])], names[own_label], kind))
-    return "".join(figures)
-
-
-def _figure(item: Any, caption: str, kind: str) -> str:
-    return f'<figure class="{kind}">{_shown(item)}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _shown(item: Any) -> str:
-    """Return an input as HTML: a picture as a small one, a text cut after some characters."""
-    from metalora.learner.data.pool import modality_of
-
-    kind = modality_of(item)
-    if kind == "text":
-        text = item if len(item) <= SHOWN_TEXT else f"{item[:SHOWN_TEXT]}..."
-        return f"<blockquote>{escape(text)}</blockquote>"
-    if kind == "images":
-        from metalora.learner.data.pictures import open_picture
-
-        picture = open_picture(item)
-        picture.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        return f'<img alt="" src="data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}">'
-    numbers = torch.as_tensor(item).flatten()[:4].tolist()
-    return f"<blockquote>{', '.join(f'{number:.2f}' for number in numbers)} ...</blockquote>"
-
-
-# ---- HTML ------------------------------------------------------------------------------------------------------------
-def _table(header: Sequence[str], rows: Iterable[str], kind: str = "sorts") -> str:
-    cells = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "\n".join(rows)
-    return f'<table class="{kind}"><thead><tr>{cells}</tr></thead><tbody>\n{body}\n</tbody></table>'
-
-
-def _methods(report: Report) -> str:
-    means = report.means()
-    rows = []
-    for method in sorted(means, key=means.__getitem__, reverse=True):
-        scores = [score for score in report.scores if score.method == method]
-        error = sum(score.error**2 for score in scores) ** 0.5 / len(scores)
-        rows.append(_row(method, [_cell(means[method], error, max(means.values())), f"<td>{len(scores)}</td>"]))
-    return _table(("method", "accuracy", "tasks"), rows)
-
-
-def _tasks(report: Report) -> str:
-    tasks = list(dict.fromkeys(score.task for score in report.scores))
-    methods = list(dict.fromkeys(score.method for score in report.scores))
-    by_name: dict[tuple[str, str], Score] = {(score.task, score.method): score for score in report.scores}
-    best = {task: max(by_name[task, method].mean for method in methods) for task in tasks}
-    rows = []
-    for method in methods:
-        scores = {task: by_name[task, method] for task in tasks}
-        rows.append(_row(method, [_cell(score.mean, score.error, best[task]) for task, score in scores.items()]))
-    return _table(("method", *tasks), rows)
-
-
-def _row(method: str, cells: Sequence[str]) -> str:
-    kind = ' class="ours"' if method == LEARNER else ""
-    return f"<tr{kind}><td>{escape(method)}</td>{''.join(cells)}</tr>"
-
-
-def _cell(mean: float, error: float, best: float) -> str:
-    kind = ' class="best"' if mean == best else ""
-    return f'<td{kind} data-value="{mean:.6f}">{100 * mean:.1f} ± {100 * error:.1f}</td>'
-
-
-def _confusion(task: str, names: Sequence[str], counts: Tensor) -> str:
-    if len(names) > MAX_CLASSES:
-        return f"<div><h3>{escape(task)}</h3><p>{len(names)} classes: too many to show.</p></div>"
-    rows = []
-    for name, row in zip(names, counts.tolist(), strict=True):
-        total = max(sum(row), 1)
-        cells = "".join(
-            f'<td style="background: rgb(42 120 214 / {0.75 * count / total:.2f})">{count}</td>' for count in row
-        )
-        rows.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
-    return f"<div><h3>{escape(task)}</h3>{_table(('true', *names), rows, kind='confusion')}</div>"
-
-
-def _neighbour_table(task: str, rows: Sequence[str]) -> str:
-    table = _table(("query", "before", "after"), rows, kind="neighbours")
-    return f'<h3>{escape(task)}</h3><div class="scroll">{table}</div>'
-
-
-def _calibration(confidence: Tensor, right: Tensor) -> str:
-    """Return the calibration plot as SVG: a point for each bin of probabilities."""
-    size, margin = 260, 36
-    points = []
-    for low in range(BINS):
-        inside = (confidence > low / BINS) & (confidence <= (low + 1) / BINS)
-        if not inside.any():
-            continue
-        x, y = float(confidence[inside].mean()), float(right[inside].float().mean())
-        share = float(inside.float().mean())
-        tip = f"probability {x:.2f}, right {y:.2f}, {int(inside.sum())} predictions"
-        points.append(
-            f'<circle cx="{margin + size * x:.1f}" cy="{size * (1 - y) + 10:.1f}" r="{3 + 14 * share**0.5:.1f}" '
-            f'fill="#2a78d6" fill-opacity="0.65"><title>{tip}</title></circle>'
-        )
-    bottom, end = size + 10, margin + size
-    ticks = "".join(
-        f'<text x="{margin + size * tick / 4:.0f}" y="{bottom + 15}" text-anchor="middle">{tick / 4:g}</text>'
-        f'<text x="{margin - 6}" y="{size * (1 - tick / 4) + 14:.0f}" text-anchor="end">{tick / 4:g}</text>'
-        for tick in range(5)
-    )
+def _note(report: Report) -> str:
+    episodes = max((len(score.accuracies) for score in report.scores), default=0)
     return (
-        f'<svg width="{end + 30}" height="{bottom + 40}" role="img" aria-label="calibration">'
-        f'<path d="M{margin} 10V{bottom}H{end}" fill="none" stroke="currentColor"/>'
-        f'<path d="M{margin} {bottom}L{end} 10" stroke="currentColor" stroke-dasharray="4 4" opacity="0.5"/>'
-        f'{"".join(points)}{ticks}<text x="{margin + size / 2:.0f}" y="{bottom + 32}" text-anchor="middle">'
-        "probability of the predicted class</text></svg>"
+        f"At most {episodes} support sets of each task, of {report.support} labelled examples or fewer; "
+        "every method sees the same ones. Accuracies are in per cent, with the 95 % interval over the support sets."
     )
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+def _methods(report: Report) -> Section:
+    means = report.means()
+    methods = sorted(means, key=means.__getitem__, reverse=True)
+    counts = {method: [score for score in report.scores if score.method == method] for method in methods}
+    drawn = interval_cells([_mean_interval(counts[method]) for method in methods])
+    drawn = _best_marked(drawn)
+    kinds = [kind for kind in (False, True) if report.means(kind)] if report.means(True) and report.means(False) else []
+    names = {False: "trained tasks", True: "tasks never trained"}
+    rows = []
+    for method, cell in zip(methods, drawn, strict=True):
+        others = [_percent_cell(report.means(kind)[method]) for kind in kinds]
+        rows.append([text_cell(method), cell, *others, number_cell(len(counts[method]), str(len(counts[method])))])
+    header = ("method", "accuracy", *(names[kind] for kind in kinds), "tasks")
+    ours = [methods.index(LEARNER)] if LEARNER in methods else []
+    note = "The mean over all tasks. The other methods are what you would use instead, on the frozen network."
+    body = sortable_table("Accuracy of the methods", header, rows, Order(1), ours)
+    return Section("Methods", note, body if methods else Html(""))
+
+
+def _mean_interval(scores: Sequence[Score]) -> Interval:
+    """Return the mean over tasks, with the interval that follows from those of the tasks."""
+    mean = math.fsum(score.mean for score in scores) / len(scores)
+    return _interval(mean, math.hypot(*(score.error for score in scores)) / len(scores))
+
+
+def _interval(mean: float, error: float) -> Interval:
+    return Interval(mean, mean - error, mean + error, f"{100 * mean:.1f} ± {100 * error:.1f}")
+
+
+def _percent_cell(value: float) -> Cell:
+    return number_cell(value, f"{100 * value:.1f}")
+
+
+def _best_marked(cells: Sequence[Cell]) -> list[Cell]:
+    best = max((cell.value for cell in cells if cell.value is not None), default=None)
+    return [cell.marked("best") if cell.value == best else cell for cell in cells]
+
+
+def _tasks(report: Report) -> Section:
+    tasks = {score.task: score.held_out for score in report.scores}
+    peer, means = report.best_peer(), report.means()
+    if peer is None:
+        return Section("Tasks", "", Html(""))
+    by_name = {(score.task, score.method): score for score in report.scores}
+    others = sorted((name for name in means if name != LEARNER), key=means.__getitem__, reverse=True)
+    methods = [LEARNER, *others]
+    gains = interval_cells([_gain(by_name[task, LEARNER], by_name[task, peer]) for task in tasks])
+    scores = [by_name[task, method] for task in tasks for method in methods]
+    drawn = interval_cells([_interval(score.mean, score.error) for score in scores])
+    rows = []
+    for number, (task, held_out) in enumerate(tasks.items()):
+        cells = _best_marked(drawn[number * len(methods) : (number + 1) * len(methods)])
+        rows.append([text_cell(task), text_cell("never trained" if held_out else "trained"), cells[0], gains[number]])
+        rows[-1] += cells[1:]
+    header = ("task", "its labels", LEARNER, f"gain over {peer}", *others)
+    note = (
+        f"The best of a task is blue. The gain is the difference to {peer}, the best of the other methods, in points, "
+        "paired by support set."
+    )
+    return Section("Tasks", note, sortable_table("Accuracy on each task", header, rows))
+
+
+def _gain(ours: Score, peer: Score) -> Interval:
+    differences = [a - b for a, b in zip(ours.accuracies, peer.accuracies, strict=True)]
+    mean, error = math.fsum(differences) / len(differences), half_interval(differences)
+    return Interval(mean, mean - error, mean + error, f"{100 * mean:+.1f} ± {100 * error:.1f}")
+
+
+# ---- training and probabilities --------------------------------------------------------------------------------------
+def _training(history: TrainingHistory) -> Section:
+    losses = line_chart("Loss over steps", [Series("loss", history.losses)], "steps", "loss in training")
+    name = "Accuracy of the validation over steps"
+    accuracies = line_chart(name, [Series("accuracy", history.accuracies)], "steps", "accuracy of the validation")
+    charts = [chart for chart in (losses, accuracies) if chart]
+    note = "The loss is the mean since the point before. The learner is the state with the best validation."
+    return Section("Training", note, _side_by_side(charts) if charts else Html(""))
+
+
+def _calibration(details: Details) -> Section:
+    if not len(details.right):
+        return Section("Are the probabilities right?", "", Html(""))
+    before, now = details.confidence_before, error_of_confidence(details.confidence, details.right)
+    sentence = f"Expected calibration error {now:.3f}"
+    if before is not None:
+        sentence += f"; before the temperature {error_of_confidence(before, details.right):.3f}"
+    chart = reliability_chart("Reliability diagram", details.bands, details.bands_before)
+    numbers = _band_table("Predictions by probability", details.bands)
+    note = (
+        "Among the predictions of about the same probability, the share that is right. On the dashed line both are "
+        "equal; below it the learner is too sure. The grey bars count the predictions."
+    )
+    body = joined([paragraph(f"{sentence}.", "result"), _side_by_side([chart, numbers])])
+    return Section("Are the probabilities right?", note, body)
+
+
+def _band_table(caption: str, bands: Sequence[Band]) -> Html:
+    rows = [
+        [
+            text_cell(f"{band.low:.1f} to {band.high:.1f}"),
+            number_cell(band.count, str(band.count)),
+            number_cell(band.probability, f"{band.probability:.3f}"),
+            number_cell(band.right, f"{band.right:.3f}"),
+        ]
+        for band in bands
+        if band.count
+    ]
+    return sortable_table(caption, ("range", "predictions", "probability", "right"), rows, Order(0, rising=True))
+
+
+# ---- confusions, neighbours, settings --------------------------------------------------------------------------------
+def _confusions(confusions: Mapping[str, Confusion]) -> Section:
+    parts = [_titled(task, _confusion(task, confusion)) for task, confusion in confusions.items()]
+    note = "All support sets of a task together: rows are true classes, columns are predictions."
+    return Section("What is taken for what", note, _side_by_side(parts) if parts else Html(""))
+
+
+def _confusion(task: str, confusion: Confusion) -> Html:
+    if len(confusion.classes) <= MAX_CLASSES:
+        return confusion_table(f"Confusion matrix of {task}", confusion.classes, confusion.counts)
+    pairs = [
+        (count, true, guess)
+        for true, row in zip(confusion.classes, confusion.counts, strict=True)
+        for guess, count in zip(confusion.classes, row, strict=True)
+        if count and true != guess
+    ]
+    frequent = sorted(pairs, key=lambda pair: -pair[0])[:MOST_FREQUENT]
+    rows = [[text_cell(true), text_cell(guess), number_cell(count, str(count))] for count, true, guess in frequent]
+    table = sortable_table(f"Confusions of {task}", ("true", "predicted", "predictions"), rows, Order(2))
+    return joined([paragraph(f"{len(confusion.classes)} classes; the most frequent confusions."), table])
+
+
+def _neighbours(details: Details) -> Section:
+    parts = []
+    for task, rows in details.neighbours.items():
+        table = plain_table(f"Neighbours in {task}", ("query", "before", "after"), rows, "neighbours")
+        parts.append(_titled(task, table))
+    hidden = len(details.confusions) - len(parts)
+    if hidden > 0:
+        parts.append(paragraph(f"{hidden} further tasks are not shown, which keeps the file small."))
+    note = (
+        "Before: the last layer of the frozen network. After: the embedding of the task. ✓ has the class of the "
+        "query, ✗ (dashed) another one."
+    )
+    return Section("Nearest labelled examples, before and after", note, joined(parts))
+
+
+def _titled(title: str, body: Html) -> Html:
+    return Html(f"<div><h3>{text(title)}</h3>{body}</div>")
+
+
+def _side_by_side(parts: Sequence[Html]) -> Html:
+    return Html(f'<div class="side">{joined(parts)}</div>')
+
+
+def _settings(facts: Mapping[str, object]) -> Section:
+    return Section("Settings and versions", "", fact_table("Settings and versions", facts))

@@ -32,6 +32,7 @@ from metalora.learner.data import (
 from metalora.learner.data.pool_digest import pools_digest
 from metalora.learner.features import StageFeatures, to_device
 from metalora.learner.generators import SupportSet, make_generator
+from metalora.learner.history import TrainingHistory
 from metalora.learner.meta_training import EpisodeLoss
 from metalora.learner.readouts import Readout, make_readout
 from metalora.learner.report import EPISODES, Report, make_report
@@ -62,6 +63,7 @@ class MetaLearner:
         adapter: The adapter; None if `config.adapter` is None.
         readout: The readout that support sets generate.
         report_: After `fit`: tasks that were held out, next to what a user would pick instead.
+        history_: Losses and validations of the last training; empty before one.
 
     Raises:
         ValueError: An unknown setting, backbone or readout, with the nearest valid name.
@@ -114,6 +116,7 @@ class MetaLearner:
         if self.generator is not None:
             self.generator.to(self.device)
         self.frozen_width = 0  # number of features of the frozen network, the first columns of `encode`
+        self.history_ = TrainingHistory()
         self.trainings = 0  # how often it was trained: its earlier tasks belong to other numbers
         self.folder: Path | None = None  # where it was saved last, so that a task can say where its learner is
         self.watch()
@@ -222,6 +225,7 @@ class MetaLearner:
         if not config.warm_start:
             self._reset()
         self.trainings += 1
+        self.history_ = TrainingHistory()
         if self.adapter is not None and config.steps:
             source = self._episodes(split.trained)
             data = None if checkpoint is None else pools_digest(pools)
@@ -296,7 +300,7 @@ class MetaLearner:
         )
         self.readout.train()
         try:
-            fit(
+            losses = fit(
                 self.backbone.model,
                 self.adapter,
                 loss,
@@ -311,6 +315,7 @@ class MetaLearner:
             self.readout.eval()
             self.adapter.eval()
         best.restore()
+        self.history_ = TrainingHistory.of(losses, best.history)
 
     def _calibrate(self, source: PoolEpisodes) -> None:
         """Standardise the features that a generated adapter is made from, by those of eight training episodes."""

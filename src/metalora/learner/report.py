@@ -49,9 +49,7 @@ class Score:
     @property
     def error(self) -> float:
         """Half of the 95 % interval of the mean over the episodes; 0 for a single one."""
-        if len(self.accuracies) < 2:
-            return 0.0
-        return float(1.96 * np.std(self.accuracies, ddof=1) / len(self.accuracies) ** 0.5)
+        return half_interval(self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -110,10 +108,7 @@ class Report:
         """Return half of the 95 % interval of the mean difference to a peer, over paired episodes."""
         ours = {s.task: s.accuracies for s in self.scores if s.held_out == held_out and s.method == LEARNER}
         theirs = {s.task: s.accuracies for s in self.scores if s.held_out == held_out and s.method == peer}
-        differences = np.concatenate([np.subtract(ours[task], theirs[task]) for task in ours])
-        if len(differences) < 2:
-            return 0.0
-        return float(1.96 * np.std(differences, ddof=1) / len(differences) ** 0.5)
+        return half_interval(np.concatenate([np.subtract(ours[task], theirs[task]) for task in ours]))
 
     def table(self) -> list[dict[str, Any]]:
         """Return one row for each method: its mean over trained and over held-out tasks, and every task."""
@@ -141,6 +136,24 @@ class Report:
         return self.verdict
 
 
+def half_interval(values: Sequence[float] | np.ndarray[Any, Any]) -> float:
+    """Return half of the 95 % interval of the mean of values, (n,); 0 for a single one.
+
+    Example:
+        >>> round(half_interval([0.5, 0.6, 0.7]), 4)
+        0.1132
+    """
+    if len(values) < 2:
+        return 0.0
+    return float(1.96 * np.std(values, ddof=1) / len(values) ** 0.5)
+
+
+def whole_split(pools: Sequence[TaskPool]) -> Split:
+    """Return the split of pools of which nothing was trained on."""
+    named = named_by_pool(pools)
+    return Split([], named, tuple(name for pool in named for name in pool.columns))
+
+
 def evaluate_pools(
     learner: MetaLearner,
     pools: Sequence[TaskPool],
@@ -158,9 +171,7 @@ def evaluate_pools(
     Raises:
         ValueError: No task has enough labels for an episode.
     """
-    named = named_by_pool(pools)
-    names = tuple(name for pool in named for name in pool.columns)
-    report = make_report(learner, Split([], named, names), episodes, features)
+    report = make_report(learner, whole_split(pools), episodes, features)
     if not report.scores:
         raise ValueError("no task has enough labels for an episode: two classes with three support items each")
     return report

@@ -32,6 +32,7 @@ from metalora.learner.backbone import Backbone, check_no_download, load_backbone
 from metalora.learner.config import LearnerConfig
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
 from metalora.learner.generators import takes_support_condition
+from metalora.learner.history import TrainingHistory
 from metalora.learner.labels import TaskLabels
 from metalora.learner.model_card import model_card
 from metalora.learner.readouts import FittedReadout
@@ -50,6 +51,7 @@ LEARNER_SCHEMA = {
     "fingerprint": str,
     "report": (dict, type(None)),
     "base?": dict,
+    "history?": {"losses": list, "accuracies": list},
     "sha256?": str,
 }
 TASK_SCHEMA = {
@@ -80,6 +82,7 @@ def save_learner(learner: MetaLearner, folder: str | Path) -> Path:
         "fingerprint": learner.fingerprint,
         "base": sample_base(learner.backbone.model, (), ()),
         "report": learner.report_.to_dict() if hasattr(learner, "report_") else None,
+        "history": learner.history_.to_dict(),
     }
     readout = {name: value.detach().cpu().contiguous() for name, value in learner.trained_modules.state_dict().items()}
     description["sha256"] = checksum(description, readout)
@@ -204,6 +207,8 @@ def _restore(
         from metalora.learner.report import Report
 
         learner.report_ = Report.from_dict(description["report"])
+    if "history" in description:  # older folders do not have it
+        learner.history_ = TrainingHistory.from_dict(description["history"])
 
 
 def _local(folder: str | Path) -> Path:

@@ -110,6 +110,7 @@ class Readout(nn.Module, ABC):
         targets: Targets,
         nearest: Tensor | None = None,
         groups: Tensor | None = None,
+        temperature: float | None = None,
     ) -> FittedReadout:
         """Return the fitted readout of weighted features (n, d) and leave-one-out logits (n, count).
 
@@ -121,11 +122,21 @@ class Readout(nn.Module, ABC):
             targets: The targets.
             nearest: Distance of each item to its nearest other item, (n,); None: computed here, if it is in use.
             groups: Groups of the examples, (n,).
+            temperature: What the logits were divided by.
         """
         if nearest is None and not self.training:
             nearest = nearest_distances(support)
         return FittedReadout(
-            scaling, support, rule, targets, leave_one_out, nearest, self.balanced, self.name, groups=groups
+            scaling,
+            support,
+            rule,
+            targets,
+            leave_one_out,
+            nearest,
+            self.balanced,
+            self.name,
+            groups=groups,
+            temperature=temperature,
         )
 
     def _item_weights(self, targets: Targets) -> Tensor:

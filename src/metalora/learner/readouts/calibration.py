@@ -141,8 +141,27 @@ def error_of_confidence(confidence: Tensor, is_right: Tensor, bins: int = 10) ->
     """
     if not len(confidence):
         return 0.0
+    _, probabilities, right = sums_by_confidence(confidence, is_right, bins).unbind(1)
+    return float((right - probabilities).abs().sum() / len(confidence))
+
+
+def sums_by_confidence(confidence: Tensor, is_right: Tensor, bins: int = 10) -> Tensor:
+    """Return of each bin of probabilities: the predictions, the sum of their probabilities, and those that are right.
+
+    Args:
+        confidence: Probability of the predicted class, (m,).
+        is_right: Whether it is the true class, (m,).
+        bins: Number of bins of equal width.
+
+    Returns:
+        Sums, (bins, 3), in float64.
+
+    Example:
+        >>> sums_by_confidence(torch.tensor([0.75, 0.25, 0.25]), torch.tensor([True, False, True]), bins=2)
+        tensor([[2.0000, 0.5000, 1.0000],
+                [1.0000, 0.7500, 1.0000]], dtype=torch.float64)
+    """
     confidence, is_right = confidence.double(), is_right.double()
     bin_number = (confidence * bins).long().clamp_max(bins - 1)
-    gaps = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    gaps = gaps.index_add(0, bin_number, is_right - confidence)
-    return float(gaps.abs().sum() / len(confidence))
+    values = torch.stack([torch.ones_like(confidence), confidence, is_right], 1)
+    return values.new_zeros(bins, 3).index_add(0, bin_number, values)

@@ -43,6 +43,9 @@ class FittedReadout:
         balanced: Whether the logits leave out how often classes occur.
         readout: Name of the readout.
         halved: Names of the tensors that are stored in half precision; their values are rounded already.
+        groups: Groups of the items of the support set, (n,), if there are some.
+        temperature: What the logits were divided by, so that their probabilities are right; None: nothing, or it is
+            not known, as after reading from a file.
 
     Example:
         >>> from metalora.learner.readouts.registry import make_readout
@@ -62,6 +65,7 @@ class FittedReadout:
     readout: str
     halved: tuple[str, ...] = ()
     groups: Tensor | None = None
+    temperature: float | None = None
 
     def logits(self, queries: Tensor) -> Tensor:
         """Return the logits of queries, of which softmax (classes) or sigmoid (labels) makes probabilities.

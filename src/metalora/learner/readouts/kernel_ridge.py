@@ -112,8 +112,9 @@ class KernelRidge(Readout):
         best = candidates[better_by_standard_error([candidate.fit.likelihoods for candidate in candidates])]
         distances = distances_of_products(best.products).fill_diagonal_(torch.inf)
         nearest = distances.amin(1).sqrt()
+        fit = best.fit
         return self._fitted(
-            best.scaling, best.features, best.fit.rule, best.fit.leave_one_out, targets, nearest, groups
+            best.scaling, best.features, fit.rule, fit.leave_one_out, targets, nearest, groups, fit.temperature
         )
 
     def _candidates(

@@ -63,7 +63,7 @@ class SoftNeighbours(Readout):
             if likelihood > best_likelihood:
                 best_likelihood = likelihood
                 calibrated = replace(rule, temperature=rule.temperature * temperature)
-                fitted = replace(fitted, rule=calibrated, leave_one_out=logits / temperature)
+                fitted = replace(fitted, rule=calibrated, leave_one_out=logits / temperature, temperature=temperature)
         return fitted
 
     def _rule(self, targets: Targets, scale: Tensor) -> NeighbourRule:

@@ -69,7 +69,7 @@ class DiscriminantAnalysis(Readout):
             if likelihood > best_likelihood:
                 best_likelihood, best = likelihood, (shrinkage, temperature, logits / temperature)
         rule = self._rule(features, targets.matrix, features.new_tensor(best[0]), best[1])
-        return self._fitted(scaling, features, rule, best[2], targets)
+        return self._fitted(scaling, features, rule, best[2], targets, temperature=best[1])
 
     def _rule(self, features: Tensor, one_hot: Tensor, shrinkage: Tensor, temperature: float) -> LinearRule:
         """Return the rule of features (n, d) with logits that are divided by a temperature."""

@@ -75,9 +75,9 @@ class LogisticRegression(Readout):
             temperature = float(best_temperature(logits, targets, weights))
             likelihood = float(mean_log_likelihood(logits / temperature, targets, weights))
             if likelihood > best_likelihood:
-                best_likelihood, best_logits = likelihood, logits / temperature
+                best_likelihood, best_logits, chosen = likelihood, logits / temperature, temperature
                 rule = self._rule(slope, offset, targets, temperature)
-        return self._fitted(scaling, features, rule, best_logits, targets)
+        return self._fitted(scaling, features, rule, best_logits, targets, temperature=chosen)
 
     def _rule(self, slope: Tensor, offset: Tensor, targets: Targets, temperature: float) -> LinearRule:
         """Return the rule with logits that are divided by a temperature."""

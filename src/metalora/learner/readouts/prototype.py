@@ -66,7 +66,8 @@ class Prototype(Readout):
         assert isinstance(rule, PrototypeRule)
         temperature = float(best_temperature(fitted.leave_one_out, targets, self._item_weights(targets)))
         rule = replace(rule, scale=rule.scale / temperature, offset=rule.offset / temperature)
-        return replace(fitted, rule=rule, leave_one_out=fitted.leave_one_out / temperature)
+        leave_one_out = fitted.leave_one_out / temperature
+        return replace(fitted, rule=rule, leave_one_out=leave_one_out, temperature=temperature)
 
     def _without_self(self, features: Tensor, points: Tensor, rule: PrototypeRule, one_hot: Tensor) -> Tensor:
         """Return the logits (n, classes) of each item with the prototype of its class without the item."""
