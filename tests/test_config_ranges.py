@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from metalora._util.number_range import Items, Range
 from metalora._util.plain_values import parse_json, parse_yaml
 from metalora._util.shown import LONGEST
+from metalora.bench.config import BenchConfig
 from metalora.cli.main import VERBS
 from metalora.cli.render import run_verbs
 from metalora.config import AdapterConfig, Configuration, TrainConfig, from_dict, read_yaml
@@ -156,8 +157,8 @@ TEXTS = {
     "negative steps": (TrainConfig, "steps: -5", "steps is -5, expected at least 0"),
     "a warm-up of seven": (TrainConfig, "warmup: 7", "warmup is 7.0, expected at least 0 and at most 1"),
     "no checkpoint": (TrainConfig, "checkpoint_every: 0", "checkpoint_every is 0, expected at least 1"),
-    "no task": (AdapterConfig, "targets: []", "targets is empty, expected at least 1 item"),
-    "a target twice": (AdapterConfig, "targets: [query, query]", "targets[1] is 'query', which is there twice"),
+    "no rank": (AdapterConfig, "rank: {}", "rank is empty, expected at least 1 item"),
+    "a target twice": (BenchConfig, "targets: [query, query]", "targets[1] is 'query', which is there twice"),
     "steps beyond tensors": (
         TrainConfig,
         "steps: 99999999999999999999",

@@ -13,7 +13,7 @@ from metalora_papers.registry import SUITES, load_run, score
 from metalora_papers.tenslora.config import ImageRunConfig
 
 KINDS = {
-    "": RunConfig,
+    "seed: 1": RunConfig,
     "suite: attributes": RunConfig,
     "suite: natural": RunConfig,
     "suite: glue": TextRunConfig,

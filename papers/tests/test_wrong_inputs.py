@@ -36,7 +36,6 @@ RUNS = {  # a RUN.yaml -> what the line says
     "{suite: commonsense, tasks: []}": "tasks is empty, expected at least 1 item",
     "{suite: continuation, decoder: {width: 7}}": "width is 7, expected a multiple of twice its 4 heads",
     "adapter: {rank: {}}": "adapter.rank is empty, expected at least 1 item",
-    "adapter: {targets: []}": "adapter.targets is empty, expected at least 1 item",
     "adapter: {condition: {scope: supprt}}": "scope: unknown choice 'supprt'; did you mean 'support'?",
     "episodes: {trained: []}": "episodes.trained is empty, expected at least 1 item",
     "split: tset": "split: unknown choice 'tset'; did you mean 'test'?",

@@ -128,7 +128,7 @@ class AdapterConfig(Configuration):
     """numerator of the scale of Delta W; none: the scale is 1"""
     scale: Literal["alpha/r", "alpha/sqrt(r)", "alpha"] | None = None
     """how alpha and the rank r give the scale; none: as the method defines it"""
-    targets: Annotated[str | tuple[str, ...], Items()] = "all"
+    targets: str | tuple[str, ...] = "all"
     """which modules are adapted: all, linear, conv, or glob patterns of module paths (the last components of a path are
     enough, such as query for encoder.layer.0.attention.self.query)"""
     exclude: tuple[str, ...] = ()

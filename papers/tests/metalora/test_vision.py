@@ -389,7 +389,6 @@ def test_a_backbone_belongs_to_the_images_it_was_trained_on(tmp_path):
 # ---- settings that cannot work are refused before a backbone is trained --------------------------------------------
 BAD_SETTINGS = {
     "an unknown method": {"adapter": AdapterConfig("metalora-pc")},
-    "an unknown loss": {"episodes": EpisodeConfig(loss="matchin")},
     "every weight beside an adapter": {"full": True},
     "a pre-trained model on a suite of domains": {"suite": "cue", "model": "timm:resnet18"},
 }
