@@ -90,7 +90,7 @@ def test_a_page_replaces_a_page_and_no_other_file(tmp_path):
     assert path.read_text() == "notes"
 
 
-@pytest.mark.parametrize("name, message", [("none/a.html", "there is no folder"), (".", "is a folder; name a file")])
+@pytest.mark.parametrize("name, message", [("none/a.html", "there is no folder"), (".", "is a folder, expected")])
 def test_a_page_needs_the_name_of_a_file_in_a_folder(tmp_path, name, message):
     with pytest.raises(ValueError, match=message):
         write_page(tmp_path / name, "t", "", [])

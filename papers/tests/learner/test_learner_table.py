@@ -161,6 +161,7 @@ def test_the_command_reports_from_rows_alone(tmp_path):
     for table in json.loads(out)["tables"]:
         assert all(f">{escape(cell)}<" in page.read_text() for line in table["cells"] for cell in line)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".made-by-metalora.json",
         "learner-attributes-fashion-mnist-resnet.md",
         "learner-attributes-fashion-mnist-resnet.png",
     ]
