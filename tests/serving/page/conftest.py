@@ -1,27 +1,18 @@
 """A browser without a window, and the page that it shows."""
 
-import shutil
 from types import SimpleNamespace
 
 import pytest
 
+from support.browser import a_browser
 from support.page_service import KEY, standin_of
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-extensions")
 
 
 @pytest.fixture(scope="module")  # not longer: playwright keeps an event loop running, which other tests could not bear
 def browser():
     """A browser; the tests are skipped without one."""
-    playwright = pytest.importorskip("playwright.sync_api", reason='needs pip install "metalora[browser]"')
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip(f"needs one of the programs {', '.join(BROWSERS)}")
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=program, args=list(FLAGS))
+    with a_browser() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
