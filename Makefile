@@ -42,7 +42,7 @@ lint: setup
 	$(BIN)/mypy
 
 site: setup  # the documentation, into site/; look at it with: .venv/bin/python -m http.server --directory site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 hashes:  # of all files that PyPI has of the versions in constraints.txt; needs uv (pip install uv)
 	UV_CUSTOM_COMPILE_COMMAND="make hashes" uv pip compile --quiet --no-config --no-deps --no-annotate \

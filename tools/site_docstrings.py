@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from griffe import Extension, Object
 
+LIST_AFTER_TEXT = re.compile(r"^( *[^\s-][^\n]*:)\n(?= *- )", re.M)
 
-class Examples(Extension):
-    """Read a section `Example:` as `Examples:`, the only one of the two names that griffe knows as code."""
+
+class HouseStyle(Extension):
+    """Write docstrings as griffe and Markdown need them: `Examples:`, and an empty line before a list."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
-        """Rename the section."""
+        """Change the docstring of a name."""
         if obj.docstring is not None:
-            obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+            text = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+            obj.docstring.value = LIST_AFTER_TEXT.sub(r"\1\n\n", text)

@@ -17,7 +17,8 @@ def site(tmp_path_factory):
     """The folder of the built site; a warning of the build is an error."""
     pytest.importorskip("mkdocstrings", reason='needs pip install "metalora[docs]"')
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    # without --quiet, which would hide the warnings from --strict
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     return folder
