@@ -60,7 +60,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path = _in_repository(match[2], source)
         if path is None:
             return match[0]
-        anchor = match[3] or "" if path.endswith(".md") else ""
+        anchor = match[3] or ""
+        if not path.startswith("docs/") and not path.endswith(".md"):
+            anchor = ""  # a line of a file of code
         return f"{match[1]}{os.path.relpath(_place_of(path), here)}{anchor}"
 
     def changed(text: str) -> str:

@@ -5,7 +5,7 @@ import pytest
 from support.site import pages_of
 
 pytestmark = pytest.mark.slow
-MAIN_PAGES = ["", "quickstart/images/", "choose/", "concepts/", "models/", "reference/learner/", "papers/", "faq/"]
+MAIN_PAGES = ["", "quickstart/images/", "choose/", "concepts/", "methods/", "reference/client/", "papers/", "faq/"]
 PALETTES = ["light", "dark"]
 
 
@@ -53,13 +53,21 @@ def test_the_search_finds(address, watched, words, found):
     assert any(found in link for link in links), links
 
 
+def visible_pictures(page):
+    """The names of the files of the pictures that a page shows."""
+    images = page.locator("article img:visible").evaluate_all("all => all.map(image => image.src)")
+    return [address.rpartition("/")[2].partition("#")[0] for address in images]
+
+
 def test_the_palette_is_a_choice_that_is_kept(address, watched):
     page = watched(address, [], color_scheme="light")
     page.goto(f"{address}/")
     palette = "document.body.dataset.mdColorScheme"
     assert page.evaluate(palette) == "default"
+    assert visible_pictures(page) == ["how-it-works-light.svg"]
     page.get_by_title("Switch to dark colours").click()
     assert page.evaluate(palette) == "slate"
+    assert visible_pictures(page) == ["how-it-works-dark.svg"]
     page.goto(f"{address}/glossary/")
     assert page.evaluate(palette) == "slate"
 
