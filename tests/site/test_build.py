@@ -48,4 +48,4 @@ def test_the_pages_of_the_reference_have_their_names(site):
 def test_lists_and_examples_are_shown_as_such(site):
     for page in pages_of(site):
         text = (site / page / "index.html").read_text()
-        assert not re.search(r"<p>[^<]*\n- |<p>&gt;&gt;&gt; |<p>\|", text), page
+        assert not re.search(r"<p>[^<]*\n- |<p>&gt;&gt;&gt; |\|---", text), page
