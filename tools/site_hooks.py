@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads this file by its path
+from site_notebooks import list_of, page_of  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 COPIES = "repository"
@@ -35,7 +39,8 @@ LIST_AFTER_TEXT = re.compile(r"^((?![-*+>|#\s]|\d+\. )[^\n]*\S[^\n]*)\n(?=(?:[-*
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the copies of all files that a page links to, and of those that their copies link to."""
+    """Add the pages of notebooks, and the copies of all files that a page links to, and of those that these link to."""
+    _add_notebooks(files, config)
     waiting = list(ALWAYS)
     for file in files.documentation_pages():
         waiting += _files_outside(file.content_string, PurePosixPath("docs", file.src_uri))
@@ -49,6 +54,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if path.endswith(".md") or (ROOT / path).is_dir():
             waiting += _files_outside(_text_of(path), PurePosixPath(path))
     return files
+
+
+def _add_notebooks(files: Files, config: MkDocsConfig) -> None:
+    """Add a page for each notebook, and one that lists them."""
+    notebooks = sorted(Path(config.docs_dir, "notebooks").glob("*.ipynb"))
+    for path in notebooks:
+        place = f"notebooks/{path.stem}.md"
+        files.append(File.generated(config, place, content=page_of(path), inclusion=InclusionLevel.NOT_IN_NAV))
+    if notebooks and files.get_file_from_path("notebooks/index.md") is None:
+        files.append(File.generated(config, "notebooks/index.md", content=list_of(notebooks)))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
