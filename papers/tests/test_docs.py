@@ -33,7 +33,7 @@ def test_the_examples_of_a_module_run(module):
     assert result.attempted and not result.failed
 
 
-@pytest.mark.parametrize("name", ["learners", "metalora", "metatt", "tenslora"])
+@pytest.mark.parametrize("name", ["index", "learners", "metalora", "metatt", "tenslora"])
 def test_a_page_links_to_files_that_exist(name):
     page = DOCS / f"{name}.md"
     links = re.findall(r"\]\(((?:\.\./)*[\w./-]+\.(?:md|jsonl|yaml))", page.read_text())
