@@ -1,4 +1,4 @@
-"""Every example for clients in docs/serving.md and in the tutorial of the service, as printed, against a real service."""
+"""Every example for clients in docs/serving.md and in the tutorial, as printed, against a real service."""
 
 import os
 import re
@@ -37,7 +37,12 @@ def service(tmp_path_factory):
     address, key = re.search(r"(http://\S+?)/?#key=(\S+)", process.stdout.readline()).groups()
     try:
         wait_until_ready(address, process)
-        yield os.environ | {"METALORA_URL": address, "STORE": str(folder / "tasks.db"), "METALORA_KEY": key, "OMP_NUM_THREADS": "1"}
+        yield os.environ | {
+            "METALORA_URL": address,
+            "STORE": str(folder / "tasks.db"),
+            "METALORA_KEY": key,
+            "OMP_NUM_THREADS": "1",
+        }
     finally:
         process.terminate()
         process.wait(MOST_SECONDS)
