@@ -7,19 +7,20 @@ import pytest
 
 from support.pages import run_page
 
-JOURNEYS = {
-    "pictures": ("quickstart/images.md", "tutorials/own-pictures.md"),
-    "texts": ("quickstart/texts.md", "tutorials/many-tasks.md"),
-    "loras": ("tutorials/combine-loras.md",),
-    "vllm": ("tutorials/vllm.md",),
-}
+JOURNEYS = [
+    pytest.param("quickstart/images.md", "tutorials/own-pictures.md", id="pictures", marks=pytest.mark.slow),
+    pytest.param("quickstart/texts.md", "tutorials/many-tasks.md", id="texts"),
+    pytest.param("tutorials/combine-loras.md", None, id="loras"),
+    pytest.param("tutorials/vllm.md", None, id="vllm"),
+]
 
 
-@pytest.mark.parametrize("pages", JOURNEYS.values(), ids=JOURNEYS)
-def test_a_journey_runs(pages, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "next_page"), JOURNEYS)
+def test_a_journey_runs(page, next_page, tmp_path, monkeypatch):
     from metalora.learner import report
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(report, "PEERS", report.PEERS[:1])
-    for page in pages:
-        run_page(page)
+    run_page(page)
+    if next_page:
+        run_page(next_page)
