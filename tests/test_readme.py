@@ -1,14 +1,13 @@
 """Every Python block of the README, of CONTRIBUTING and of docs/ runs, and every command of the guide to own tasks."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
-from support.command import metalora_command
 from support.own_tasks import write_messages, write_pictures
+from support.doc_pages import run_commands, run_python
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -23,21 +22,6 @@ COMMANDS = [
     for block in re.findall(r"```sh\n(.*?)```", GUIDE, re.S)
     if (commands := [line for line in block.splitlines() if line.startswith("metalora ")])
 ]
-SMALLER = (  # a guide names settings that work; a test needs the same code with less work
-    (r"(MetaLearner\(.*)steps=300", r"\1steps=2, support=24, query=16"),
-    (r"(metalora fit .*)--steps 300", r"\1--steps 2 --support 24 --query 16 --report-episodes 1"),
-    (r"--steps 300", "--steps 2"),
-    (r"--episodes 4", "--episodes 1"),
-    (r"image_size=64", "image_size=32"),
-    (r"--image-size 64", "--image-size 32"),
-)
-
-
-def smaller(text):
-    """A block or a command with few steps on small pictures."""
-    for pattern, replacement in SMALLER:
-        text = re.sub(pattern, replacement, text)
-    return text
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +49,12 @@ def test_there_are_blocks():
 
 @pytest.mark.parametrize("block", [block for _, block in BLOCKS], ids=[name for name, _ in BLOCKS])
 def test_a_block_runs(block, in_the_folder_of_a_user):
-    exec(compile(smaller(block), "block", "exec"), {"__name__": "__main__"})
+    run_python(block)
 
 
 @pytest.mark.parametrize("commands", COMMANDS, ids=[commands[0].split(" --")[0] for commands in COMMANDS])
 def test_commands_of_the_guide_run(commands, in_the_folder_of_a_user):
-    for command in commands:
-        code, _, error = metalora_command(*shlex.split(smaller(command))[1:])
-        assert code == 0, error
+    run_commands("\n".join(commands))
 
 
 def messages_of_the_guide():

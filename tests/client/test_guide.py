@@ -1,4 +1,4 @@
-"""Every example of the sections on clients in docs/serving.md, exactly as printed, against a real service."""
+"""Every example for clients in docs/serving.md and in the tutorial, as printed, against a real service."""
 
 import os
 import re
@@ -12,6 +12,7 @@ import pytest
 from metalora.learner import MetaLearner
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+TUTORIAL = (Path(__file__).parents[2] / "docs" / "tutorials" / "serve-tasks.md").read_text()
 MOST_SECONDS = 120
 
 
@@ -36,7 +37,12 @@ def service(tmp_path_factory):
     address, key = re.search(r"(http://\S+?)/?#key=(\S+)", process.stdout.readline()).groups()
     try:
         wait_until_ready(address, process)
-        yield os.environ | {"METALORA_URL": address, "METALORA_KEY": key, "OMP_NUM_THREADS": "1"}
+        yield os.environ | {
+            "METALORA_URL": address,
+            "STORE": str(folder / "tasks.db"),
+            "METALORA_KEY": key,
+            "OMP_NUM_THREADS": "1",
+        }
     finally:
         process.terminate()
         process.wait(MOST_SECONDS)
@@ -72,3 +78,14 @@ def test_the_programs(number, service, tmp_path):
     programs, outputs = blocks(section("With Python"), "py"), blocks(section("With Python"), "text")
     assert len(programs) == len(outputs) == 2
     assert printed([sys.executable, "-c", programs[number]], tmp_path, service) == outputs[number]
+
+
+def test_the_tutorial(service, tmp_path):
+    """Two tenants: one uses curl, the other one the client; each sees its own tasks only."""
+    outputs = blocks(TUTORIAL, "text")[1:]  # the first one is the link of the service, with another key
+    (tmp_path / "shop.py").write_text(blocks(TUTORIAL, "py")[0])
+    metalora, python = f'{sys.executable} -m metalora.cli.main "$@"', f"{sys.executable} shop.py"
+    commands = "\n".join(blocks(TUTORIAL, "bash")).replace("export METALORA_URL=http://127.0.0.1:8000\n", "")
+    commands = commands.replace("tasks.db", service["STORE"])
+    script = f"metalora() {{ {metalora}; }}\n{commands}\necho\n{python}"
+    assert printed(["bash", "-eu", "-c", script], tmp_path, service) == "".join(outputs)

@@ -202,6 +202,16 @@ def test_groups_calibrate_and_do_not_change_what_is_predicted(learner: Learner) 
         learner.adapt(x, labels, groups=things[:79])
 
 
+@pytest.mark.parametrize("verb", ["predict", "predict_proba", "novelty", "transform"])
+def test_rows_of_a_filtered_table_are_taken_in_their_order(task: AdaptedTask, verb: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = list(items(80, seed=5))  # more than one batch
+    halves = pandas.Series(rows, index=np.arange(80) + 0.5)  # neither 0 nor positions are in the index
+    for series in (pandas.Series(rows)[20:], halves, pandas.Series(rows).sample(frac=1, random_state=0)):
+        got, want = getattr(task, verb)(series), getattr(task, verb)(list(series))
+        assert (got == want).all()
+
+
 def test_strange_inputs_are_novel(task: AdaptedTask) -> None:
     x = items(40, seed=9)
     assert task.novelty(x + 30).min() > 0.95

@@ -76,7 +76,7 @@ class AdaptedTask:
         """
         self.check_learner()
         with self.learner.features.factor_use.others(self.factors):
-            return self.learner.encode(inputs, self.condition)
+            return self.learner.encode(list(inputs), self.condition)  # a Series of pandas counts in its own way
 
     def check_learner(self) -> None:
         """Raise a ValueError if the learner was trained since the task was made: its readout is of other features."""
@@ -284,5 +284,6 @@ def check_finite(features: Tensor, items: Sequence[Any]) -> None:
     """Raise a ValueError that names the first input whose features are NaN or infinite."""
     wrong = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
     if wrong:
-        name = items[wrong[0]] if isinstance(items[wrong[0]], (str, Path)) else f"number {wrong[0]}"
+        first = list(items)[wrong[0]]
+        name = first if isinstance(first, (str, Path)) else f"number {wrong[0]}"
         raise ValueError(f"input {name}: its features are NaN or infinite (and those of {len(wrong) - 1} more)")
