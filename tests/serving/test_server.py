@@ -15,7 +15,7 @@ import httpx
 import pytest
 import torch
 
-from metalora.cli.extras import missing_package_message
+from metalora._util.extras import missing_package_message
 from metalora.learner import MetaLearner
 from support.command import metalora_command
 from support.serving import json_inputs, sentences, task_body

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 import tyro
 
+from metalora._util.extras import missing_package_message
 from metalora._util.number_range import Range
 from metalora._util.progress import progress_bar
-from metalora.cli.extras import missing_package_message
 
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
 
