@@ -5,13 +5,13 @@ The page has the public names of metalora.learner, each with the first sentence 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import metalora.learner as learner
+from metalora._util.field_texts import texts_of_fields
 from metalora.learner.config import LearnerConfig
 
 HEADER = """# Reference of `metalora.learner`
@@ -56,12 +56,7 @@ def members_table(cls: type) -> list[str]:
 
 def settings_table(config: type) -> list[str]:
     """Return the table of the fields of a configuration, with the text below each of them."""
-    (definition,) = (node for node in ast.parse(inspect.getsource(config)).body if isinstance(node, ast.ClassDef))
-    texts = {}
-    for field, text in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            assert isinstance(field.target, ast.Name)
-            texts[field.target.id] = " ".join(ast.literal_eval(text.value).split())
+    texts = texts_of_fields(config)
     lines = ["| setting | default | |", "|---|---|---|"]
     for field in dataclasses.fields(config):
         is_simple = field.default is not dataclasses.MISSING

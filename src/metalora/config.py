@@ -16,6 +16,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+from metalora._util.field_texts import add_fields_to_docstring
 from metalora._util.number_range import PROBABILITY, SEED, Range
 from metalora._util.plain_values import parse_yaml
 from metalora._util.shown import cut, shown
@@ -32,11 +33,16 @@ else:
 class Configuration:
     """The base of all configurations: it checks the numbers whose fields declare a `Range` in their annotation.
 
+    Its subclasses have a text below each field, which `help` shows.
+
     Example:
         >>> TrainConfig(lr=-1.0)
         Traceback (most recent call last):
         ValueError: TrainConfig.lr is -1.0, expected more than 0
     """
+
+    def __init_subclass__(cls) -> None:
+        add_fields_to_docstring(cls)
 
     def __post_init__(self) -> None:
         cls: Any = type(self)
