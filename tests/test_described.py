@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import metalora
-from metalora.learner import MetaLearner
+from metalora.learner import MetaLearner, Report
 
 MOST_LINES = 10
 
@@ -98,9 +98,7 @@ def test_a_condition_says_which_adapter_made_it(tmp_path):
     assert "made by: no adapter" in repr(by_hand) and "numbers: 2 for each example" in repr(by_hand)
 
 
-def test_a_trained_learner_shows_its_verdict():
-    inputs = np.random.default_rng(0).normal(size=(120, 8)).astype("float32")
+def test_a_learner_with_a_report_shows_its_verdict():
     trained = learner()
-    trained.config = metalora.config.from_dict(type(trained.config), {"steps": 1, "support": 12, "query": 8})
-    trained.fit([(inputs, (inputs[:, 0] > 0).astype(int))])
-    assert trained.report_.verdict in repr(trained)
+    trained.report_ = Report((), 60, 0.0)
+    assert f"report: {trained.report_.verdict}\n)" in repr(trained) and "Nothing was kept" in repr(trained)
