@@ -11,7 +11,7 @@ from torch import nn
 
 import metalora
 from metalora import AdapterConfig, ConditionConfig
-from metalora.cli.extras import missing_package_message
+from metalora._util.extras import missing_package_message
 from metalora.learner import AdaptedTask, MetaLearner
 from support.command import metalora_command
 

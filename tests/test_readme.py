@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from support.own_tasks import write_messages, write_pictures
 from support.doc_pages import run_commands, run_python
+from support.own_tasks import write_messages, write_pictures
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from metalora._util.extras import name_missing_extras
 from metalora.config import AdapterConfig, ConditionConfig, TrainConfig
 from metalora.methods.registry import methods
 
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
     from metalora.training.loop import fit
 
 __version__ = "0.1.0"
+
+name_missing_extras()
+
+# Parts that are reachable as `metalora.NAME` without an import of their own.
+_PARTS = ("client", "learner", "peft")
 
 # What needs torch is imported when it is first used, so that `metalora --help` need not wait for torch.
 _HOMES = {  # public name -> its module, and its name there
@@ -105,6 +111,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return import_module(f"metalora.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'metalora' has no attribute {name!r}")
     module, attribute = _HOMES[name]
@@ -112,4 +120,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PARTS})

@@ -16,6 +16,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
+from metalora._util.field_texts import add_fields_to_docstring
 from metalora._util.number_range import PROBABILITY, SEED, Items, Range
 from metalora._util.plain_values import parse_yaml
 from metalora._util.reading import read_text
@@ -33,6 +34,8 @@ else:
 class Configuration:
     """The base of all configurations: it checks that every field has its type, its range and one of its choices.
 
+    Its subclasses have a text below each field, which `help` shows.
+
     Example:
         >>> TrainConfig(lr=-1.0)
         Traceback (most recent call last):
@@ -41,6 +44,9 @@ class Configuration:
         Traceback (most recent call last):
         ValueError: ConditionConfig.scope: unknown choice 'supprt'; did you mean 'support'? (known: constant, ...)
     """
+
+    def __init_subclass__(cls) -> None:
+        add_fields_to_docstring(cls)
 
     def __post_init__(self) -> None:
         cls: Any = type(self)

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import torch
 
-from metalora.cli.extras import missing_package_message
+from metalora._util.extras import missing_package_message
 from metalora.learner import MetaLearner
 from metalora.serving.server import KERNEL_CACHE, KERNELS, Launch, app_of
 from support.command import metalora_command

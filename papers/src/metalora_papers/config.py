@@ -38,16 +38,26 @@ class EpisodeConfig(Configuration):
     """Which notions of similarity are trained, which are only tested, and how large the sets are."""
 
     trained: Annotated[tuple[str, ...], Items()] = ("class", "hue", "rotation", "frame", "position")
+    """the notions that are tasks in training"""
     held_out: tuple[str, ...] = ("scale", "noise")
     """drawn in every image, never a task in training"""
     size: Annotated[int, Range(least=1)] = 32
+    """height and width of the images, in pixels"""
     support: Annotated[int, Range(least=1)] = 60
+    """labelled items of a training episode"""
     query: Annotated[int, Range(least=1)] = 60
+    """further items of a training episode, which are predicted from its support set"""
     test_support: Annotated[int, Range(least=1)] = 100
+    """labelled items of a test episode"""
     test_query: Annotated[int, Range(least=1)] = 100
+    """further items of a test episode, which are predicted"""
     test_episodes: Annotated[int, Range(least=1)] = 12
+    """test episodes of each notion"""
     loss: Literal["matching", "prototypical", "contrastive"] = "matching"
+    """what is minimised. matching: attention over the support set; prototypical: distances to the means of its classes;
+    contrastive: supervised contrastive"""
     temperature: Annotated[float, Range(above=0)] = 0.1
+    """divisor of the similarities in the loss"""
     class_ways: Annotated[int, Range(least=0)] = 3
     """training episodes of the class task draw this many of the seen classes (0: all)"""
     blended_classes: Annotated[float, PROBABILITY] = 0.5
@@ -59,13 +69,17 @@ class DomainConfig(Configuration):
     """Batches over many domains, and how large the test sets are."""
 
     batch: Annotated[int, Range(least=1)] = 128
+    """images of a step"""
     domains_per_batch: Annotated[int, Range(least=1)] = 32
+    """number of domains that share a step"""
     loss: Literal["cross-entropy", "distillation", "contrastive"] = "distillation"
     """cross-entropy with the frozen head; a clean teacher; supervised contrastive"""
     test_domains: Annotated[int, Range(least=1)] = 8
+    """number of domains that are tested on"""
     per_class: Annotated[int, Range(least=1)] = 40
     """bank items of a class (at least twice the largest K)"""
     queries: Annotated[int, Range(least=1)] = 100
+    """images of a test domain that are classified"""
 
 
 @dataclass(frozen=True)
@@ -73,9 +87,11 @@ class RunConfig(Configuration):
     """Everything that tells one run from another."""
 
     suite: Literal["attributes", "cue", "shift", "natural"] = "attributes"
+    """the kind of experiment"""
     data: str = "mnist-5k"
     """image set of the suite (natural has its own)"""
     data_root: str | None = None
+    """folder of the data; none: the package or the cache that brings them"""
     method: str = "original"
     """name of the row in tables"""
     adapter: AdapterConfig | None = None
@@ -88,9 +104,13 @@ class RunConfig(Configuration):
     """a pre-trained model instead of the small backbone: timm:NAME, timm:NAME@CHECKPOINT or efficientnet-lite0 (suite
     attributes)"""
     train: TrainConfig = field(default_factory=TrainConfig)
+    """how it is trained"""
     episodes: EpisodeConfig = field(default_factory=EpisodeConfig)
+    """suite attributes: the episodes"""
     domains: DomainConfig = field(default_factory=DomainConfig)
+    """the other suites: the batches of domains"""
     seed: Annotated[int, SEED] = 0
+    """seed of the initial numbers, of the training data and of their order"""
     split: Literal["val", "test"] = "test"
     """val: hyper-parameters are chosen here; test is touched once"""
 
@@ -109,9 +129,13 @@ class TableConfig(Configuration):
     """Which comparison: the same grid, steps and batches for every method."""
 
     suite: Literal["attributes", "cue", "shift", "natural"] = "attributes"
+    """the kind of experiment"""
     data: str = "mnist-5k"
+    """image set of the suite (natural has its own)"""
     data_root: str | None = None
+    """folder of the data; none: the package or the cache that brings them"""
     backbone: Literal["resnet", "mixer", "vit"] = "resnet"
+    """the small backbone that is pre-trained on seen classes"""
     model: str = ""
     """a pre-trained model instead of the small backbone: timm:NAME, timm:NAME@CHECKPOINT or efficientnet-lite0 (suite
     attributes); table metalora-1 then has this one network"""
@@ -143,9 +167,13 @@ class TableConfig(Configuration):
     descriptor_dropout: Annotated[float, PROBABILITY] = 0.0
     """of the condition of the generated methods"""
     seeds: Annotated[tuple[int, ...], SEED, Items()] = (0, 1, 2, 3, 4, 5)
+    """every run is made once with each of these seeds"""
     steps: Annotated[int, Range(least=0)] = 1500
+    """number of training steps"""
     pretrain_steps: Annotated[int, Range(least=0)] = 1500
+    """number of batches of its pre-training"""
     lr: Annotated[float, Range(above=0)] = 5e-3
+    """peak learning rate"""
     lr_grid: Annotated[tuple[float, ...], Range(above=0)] = ()
     """rates to choose from on the validation split, per method (empty: `lr` for all)"""
     rank: Annotated[int, Range(least=1)] = 9
@@ -155,6 +183,7 @@ class TableConfig(Configuration):
     hidden: Annotated[int, Range(least=1)] = 16
     """width of the mapping net"""
     heads: Literal["target", "shared"] = "target"
+    """output layer of the mapping net. target: one linear layer per target; shared: one for all targets"""
     equal_rank: bool = False
     """also run the static methods at the rank of CP, and CP at the ring rank"""
     loss: Literal["", "cross-entropy", "distillation", "contrastive"] = ""
@@ -166,6 +195,7 @@ class TextRunConfig(Configuration):
     """One run on text: a pre-trained encoder, one task or several at once, an adapter or none."""
 
     suite: Literal["news", "glue"] = "news"
+    """the kind of experiment"""
     data_root: str | None = None
     """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
     tasks: Annotated[tuple[str, ...], Items()] = ("topic",)
@@ -186,11 +216,13 @@ class TextRunConfig(Configuration):
     """linear: one linear layer on the mean over the tokens; roberta: that of RobertaForSequenceClassification, a layer
     with tanh and a linear layer on the first token"""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, lr=1e-3, schedule="linear", warmup=0.06))
+    """how it is trained"""
     batch: Annotated[int, Range(least=1)] = 16
     """examples of every task in a step"""
     examples: Annotated[int, Range(least=1)] = 1000
     """training examples of a task"""
     test_examples: Annotated[int, Range(least=1)] = 500
+    """texts of a task that are scored"""
     max_length: Annotated[int, Range(least=1)] = 64
     """tokens of a text or a pair"""
     left_out: tuple[str, ...] = ()
@@ -200,7 +232,9 @@ class TextRunConfig(Configuration):
     evaluate_every: Annotated[int, Range(least=0)] = 0
     """also score, and record the gradients of the factors, after every so many steps (0: at the end only)"""
     seed: Annotated[int, SEED] = 0
+    """seed of the initial numbers, of the training data and of their order"""
     split: Literal["val", "test"] = "test"
+    """val: hyper-parameters are chosen here; test is touched once"""
 
     @property
     def shared_backbone(self) -> str | None:
@@ -218,19 +252,23 @@ class TextTableConfig(Configuration):
     """MetaTT's comparisons on text; which one is the name of the table (metatt-2, metatt-3, ...)."""
 
     suite: Literal["news", "glue"] = "news"
+    """the kind of experiment"""
     data_root: str | None = None
     """folder of the articles, or of GLUE's TSV files; None: the package, or the Hub"""
     tasks: Annotated[tuple[str, ...], Items()] = ("topic", "same-article", "acceptable", "next")
+    """the tasks; each is trained alone or all together, as the table has it"""
     methods: tuple[str, ...] = ()
     """rows to run (empty: all); further ones by name: a method such as vera, "lotr, rank 80", full, frozen"""
     model: str = "minilm"
     """minilm, or hf:FOLDER_OR_ID"""
     targets: Annotated[tuple[str, ...], Items()] = ("query", "value")
+    """which modules are adapted: all, linear, conv, or patterns of module paths"""
     wide_targets: tuple[str, ...] = ()
     """metatt-2: also a train over these; further matrices cost a train next to nothing"""
     qkv_targets: Annotated[tuple[str, ...], Items()] = ("query", "key", "value")
     """tenslora: what LoRA and the constructions adapt"""
     rank: Annotated[int, Range(least=1)] = 8
+    """size of every bond"""
     alpha: Annotated[float, Range()] = 4.0
     """of the tensor trains; LoRA has a scale of two"""
     init: str = "ze-id-id-id"
@@ -241,17 +279,23 @@ class TextTableConfig(Configuration):
     """linear: one linear layer on the mean over the tokens; roberta: that of RobertaForSequenceClassification, a layer
     with tanh and a linear layer on the first token"""
     seeds: Annotated[tuple[int, ...], SEED, Items()] = (0, 1, 2, 3, 4)
+    """every run is made once with each of these seeds"""
     steps: Annotated[int, Range(least=0)] = 300
     """metatt-sequential: of each phase"""
     examples: Annotated[int, Range(least=1)] = 1000
+    """training examples of a task"""
     test_examples: Annotated[int, Range(least=1)] = 500
     """of a task, also of those on which rates are chosen"""
     batch: Annotated[int, Range(least=1)] = 16
+    """examples of every task in a step"""
     lr: Annotated[float, Range(above=0)] = 1e-3
+    """peak learning rate"""
     lr_grid: Annotated[tuple[float, ...], Range(above=0)] = ()
     """rates to choose from on the validation split, per method and task (empty: `lr` for all)"""
     mixed_precision: Literal["no", "bf16"] = "no"
+    """dtype of the operations that autocast lowers"""
     max_length: Annotated[int, Range(least=1)] = 64
+    """tokens of a text or a pair"""
     full: bool = False
     """also train every weight: the reference, at a hundredth of the rate"""
     method: str = "metatt-4d"
@@ -286,6 +330,7 @@ class CausalRunConfig(Configuration):
     """One run on a causal language model: questions with choices, answered by what the model finds most likely."""
 
     suite: Literal["commonsense"] = "commonsense"
+    """the kind of experiment"""
     data_root: str | None = None
     """folder with commonsense_170k.json and <task>/test.json; None: the publisher's files, through `datasets`"""
     tasks: Annotated[tuple[str, ...], Items()] = (
@@ -305,6 +350,7 @@ class CausalRunConfig(Configuration):
     full: bool = False
     """train every weight of the model: the reference, without an adapter; needs dtype float32"""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, lr=2e-4, schedule="linear", warmup=0.06))
+    """how it is trained"""
     batch: Annotated[int, Range(least=1)] = 8
     """questions at once; a step of the optimiser takes train.accumulate times as many"""
     examples: Annotated[int, Range(least=1)] = 1000
@@ -316,7 +362,9 @@ class CausalRunConfig(Configuration):
     evaluate_every: Annotated[int, Range(least=0)] = 0
     """also score after every so many steps of the optimiser (0: at the end only)"""
     seed: Annotated[int, SEED] = 0
+    """seed of the initial numbers, of the training data and of their order"""
     split: Literal["val", "test"] = "test"
+    """val: hyper-parameters are chosen here; test is touched once"""
 
     @property
     def shared_backbone(self) -> str | None:
@@ -333,7 +381,9 @@ class GridConfig(Configuration):
     """The values of a search of hyper-parameters; an empty one keeps what the run has."""
 
     rank: Annotated[tuple[int, ...], Range(least=1)] = ()
+    """ranks"""
     alpha: Annotated[tuple[float, ...], Range()] = ()
+    """numerators of the scale"""
     lr: Annotated[tuple[float, ...], Range(above=0)] = ()
     """peak learning rates"""
     batch: Annotated[tuple[int, ...], Range(least=1)] = ()

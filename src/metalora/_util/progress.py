@@ -10,7 +10,7 @@ LINE_SECONDS = 10.0  # between two lines where there is no terminal
 
 @contextmanager
 def progress_bar(total: int, label: str, hidden: bool = False) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on standard error; if that is no terminal, print a line every ten seconds.
+    """Show a progress bar on standard error or below the cell of a notebook; in a log, print a line every ten seconds.
 
     Args:
         total: Number of steps.
@@ -24,6 +24,12 @@ def progress_bar(total: int, label: str, hidden: bool = False) -> Iterator[Calla
         >>> with progress_bar(3, "training", hidden=True) as advance:
         ...     advance(1, "loss 0.5")
     """
+    from metalora._util.notebook_progress import in_notebook, notebook_bar
+
+    if not hidden and in_notebook():
+        with notebook_bar(total, label) as advance:
+            yield advance
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -12,6 +12,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from metalora._util.described import Described, share_in_words
 from metalora._util.suggest import nearest
 from metalora.adapters.batched_fold import BatchedFold, batched_folds
 from metalora.adapters.blocks import Active, Blocks
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from metalora.ranks.sweep import SweepReport
 
 
-class Adapter(nn.Module):
+class Adapter(Described, nn.Module):
     """Owns the factors and the mapping net; adapted layers hold a reference to it that is not registered.
 
     `metalora.attach` makes it. `factors` maps a name to its Parameter, modes in the order of the method's spec; the
@@ -652,7 +653,7 @@ class Adapter(nn.Module):
 
     # ---- shown -----------------------------------------------------------------------------------------------------
     def description(self) -> dict[str, str]:
-        """What `print(adapter)` and the notebook view show: method, targets, condition, state and what is skipped."""
+        """Return what `print` and a notebook show: method, targets, parameters, condition, state, what is skipped."""
         config = self.config
         source = "none (static)"
         if self.conditional:
@@ -666,7 +667,7 @@ class Adapter(nn.Module):
             "method": f"{self.method.name}, {' '.join(self.method.formula.split())}",
             "rank": str(config.rank),
             "targets": f"{len(self.targets)} ({names})",
-            "parameters": f"{self.num_params():,}",
+            "parameters": f"{share_in_words(self.num_params(), self._frozen_size())} of the frozen network",
             **({"biases": f"{len(self.biases)} ({config.bias})"} if len(self.biases) else {}),
             "condition": source,
             "merged": "yes" if self.merged else "no",
@@ -675,12 +676,8 @@ class Adapter(nn.Module):
             description["skipped"] = "; ".join(skipped_sentences(self.skipped))
         return description
 
-    def __repr__(self) -> str:
-        lines = (f"  {name}: {value}" for name, value in self.description().items())
-        return "\n".join(("Adapter(", *lines, ")"))
-
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = (f"<tr><th>{name}</th><td>{escape(value)}</td></tr>" for name, value in self.description().items())
-        return f"<table>{''.join(rows)}</table>"
+    def _frozen_size(self) -> int:
+        """Return how many numbers the network has without its adapters."""
+        adapters = (module for module in self.model.modules() if isinstance(module, Adapter))
+        own = {id(parameter) for adapter in (self, *adapters) for parameter in adapter.parameters()}
+        return sum(parameter.numel() for parameter in self.model.parameters() if id(parameter) not in own)

@@ -16,14 +16,17 @@ class BenchConfig(Configuration):
     model: str = "minilm"
     """minilm, timm:NAME or a known architecture (roberta-base), all with random weights, or hf:FOLDER"""
     methods: tuple[str, ...] = ("lora", "metatt-4d", "metatt-5d", "lotr", "tenslora-qkv-depth")
+    """methods of this library that are compared"""
     peers: tuple[str, ...] = ("lora",)
     """tuners of PEFT, at the same targets: lora, vera, lokr, loha"""
     rank: Annotated[int, Range(least=1)] = 8
+    """rank of every method and tuner"""
     ranks: Annotated[dict[str, int], Range(least=1)] = field(default_factory=dict)
     """ranks of single methods and tuners by name, such as vera 1024 'peft: vera' 1024; the others have `rank`"""
     clip_rank: bool = True
     """lower a rank to what the sizes of the modes allow; otherwise a published rank may exceed them"""
     targets: Annotated[str | tuple[str, ...], Items()] = ("query", "key", "value")
+    """which modules are adapted, as in `AdapterConfig`"""
     tasks: Annotated[int, Range(least=1)] = 1
     """number of tasks, for methods with a task mode; the examples of a batch take turns in them"""
     layers: Annotated[int, Range(least=1)] = 6

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+from metalora._util.extras import missing_package_message
 from metalora._util.shown import cut
-from metalora.cli.extras import missing_package_message
 
 USAGE, FAILURE = 2, 1
 BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)

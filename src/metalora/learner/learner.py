@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metalora._util.described import Described
 from metalora._util.processes import default_device, process_index
 from metalora._util.progress import progress_bar
 from metalora.adapters.adapter import Adapter
@@ -44,7 +45,7 @@ OnStep = Callable[[int, float], None]
 CHECKPOINT_EVERY = 100  # steps, if there is no validation
 
 
-class MetaLearner:
+class MetaLearner(Described):
     """Meta-trains an adapter of a frozen network on tasks, and adapts to a new task in one forward pass.
 
     A task gives labels to inputs. A readout maps the features of a labelled support set to a classifier in closed form;
@@ -469,7 +470,17 @@ class MetaLearner:
 
         return LearnerClassifier(self)
 
-    def __repr__(self) -> str:
-        adapter = "no adapter" if self.adapter is None else f"{self.adapter.method.name}, {self.adapter.num_params():,}"
-        name = self.backbone.name or type(self.backbone.model).__name__
-        return f"MetaLearner({name}, {adapter} parameters, readout {self.config.readout})"
+    def description(self) -> dict[str, str]:
+        """Return what `print` and a notebook show: network, adapter, readout and the verdict."""
+        shown = {
+            "network": f"{self.backbone.name or type(self.backbone.model).__name__}, {self.backbone.preprocessor.kind}",
+            "adapter": "none",
+        }
+        if self.adapter is not None:
+            parts = self.adapter.description()
+            shown["adapter"] = f"{self.adapter.method.name}, rank {parts['rank']}, targets {parts['targets']}"
+            shown |= {name: parts[name] for name in ("parameters", "condition")}
+        shown["readout"] = self.config.readout
+        if hasattr(self, "report_"):
+            shown["report"] = self.report_.verdict
+        return shown

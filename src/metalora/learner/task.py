@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metalora._util.described import Described
+from metalora._util.shown import cut
 from metalora.adapters.conditioning.condition import Condition
 from metalora.learner.labels import TaskLabels, group_numbers
 from metalora.learner.readouts import FittedReadout
@@ -28,7 +30,7 @@ class LabelledItems(NamedTuple):
     groups: list[Any] | None = None
 
 
-class AdaptedTask:
+class AdaptedTask(Described):
     """What a learner made of a support set; it predicts for further inputs.
 
     Args:
@@ -231,8 +233,21 @@ class AdaptedTask:
 
         return make_task(cls, *parse_task(content, place), learner, place, fingerprint)
 
-    def __repr__(self) -> str:
-        return f"AdaptedTask({self.labels.summary()}, readout {self.learner.config.readout})"
+    # ---- shown -----------------------------------------------------------------------------------------------------
+    def description(self) -> dict[str, str]:
+        """Return what `print` and a notebook show: the labels, the readout with its size, and the learner."""
+        names = f" ({_first_names(self.labels.classes)})" if self.kind != "numbers" else ""
+        support = "" if self.support is None else f" of {len(self.support.inputs)} examples"
+        size = sum(tensor.nbytes for tensor in self.readout.tensors().values())
+        shown = {
+            "labels": f"{self.labels.summary()}{names}",
+            "readout": f"{self.learner.config.readout}{support}, {size:,} bytes",
+            "condition": "none (static)" if self.condition is None else "made from the support set",
+        }
+        if self.factors:
+            shown["refined"] = f"{len(self.factors)} factors of its own"
+        learner = self.learner.description()
+        return shown | {name: learner[name] for name in ("network", "adapter", "parameters") if name in learner}
 
 
 def adapt_task(
@@ -287,3 +302,8 @@ def check_finite(features: Tensor, items: Sequence[Any]) -> None:
         first = list(items)[wrong[0]]
         name = first if isinstance(first, (str, Path)) else f"number {wrong[0]}"
         raise ValueError(f"input {name}: its features are NaN or infinite (and those of {len(wrong) - 1} more)")
+
+
+def _first_names(names: Sequence[Any]) -> str:
+    """Return the first of the names of the classes, cut to what a line has room for."""
+    return ", ".join(cut(str(name)) for name in names[:4]) + (", ..." if len(names) > 4 else "")

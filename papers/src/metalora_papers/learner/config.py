@@ -21,9 +21,11 @@ class LearnerRunConfig(Configuration):
     """One run: an adapter that is meta-trained through a readout, or the frozen network with its peers."""
 
     suite: Literal["learner-attributes", "learner-emoji", "learner-texts"] = "learner-attributes"
+    """the kind of experiment"""
     data: str = "fashion-mnist"
     """suite learner-attributes: the image set"""
     data_root: str | None = None
+    """folder of the data; none: the package or the cache that brings them"""
     method: str = "original"
     """name of the row in tables"""
     adapter: AdapterConfig | None = None
@@ -33,6 +35,7 @@ class LearnerRunConfig(Configuration):
     readout: str = "kernel-ridge"
     """what a support set generates"""
     train: TrainConfig = LEARNER_TRAINING
+    """how it is trained"""
     trained: tuple[str, ...] = ()
     """the notions that are tasks in training; empty: those of the suite"""
     held_out: tuple[str, ...] = ()
@@ -42,7 +45,9 @@ class LearnerRunConfig(Configuration):
     size: Annotated[int, Range(least=1)] = 32
     """height and width of the pictures, in pixels"""
     support: Annotated[int, Range(least=2)] = 60
+    """labelled items of a training episode"""
     query: Annotated[int, Range(least=1)] = 48
+    """further items of a training episode, which are predicted from its support set"""
     label_sets: Annotated[int, Range(least=1)] = 6
     """tasks that share the forward pass of a step"""
     generator: str = "mapping-net"
@@ -59,14 +64,18 @@ class LearnerRunConfig(Configuration):
     class_episodes: Annotated[float, PROBABILITY] = 0.2
     """probability of an episode of a few classes"""
     test_support: Annotated[int, Range(least=1)] = 100
+    """labelled items of a test episode"""
     test_query: Annotated[int, Range(least=1)] = 100
+    """further items of a test episode, which are predicted"""
     test_episodes: Annotated[int, Range(least=1)] = 12
+    """test episodes of each notion"""
     peers: tuple[str, ...] = ()
     """peers that are trained on every support set and scored; empty: for the frozen network all peers that need no
     training, otherwise none"""
     peer_adapter: AdapterConfig | None = None
     """the LoRA of those peers that train one"""
     seed: Annotated[int, SEED] = 0
+    """seed of the initial numbers, of the training data and of their order"""
     split: Literal["val", "test"] = "test"
     """val: hyper-parameters are chosen here; test is touched once"""
 
@@ -115,12 +124,17 @@ class LearnerTableConfig(Configuration):
     readout: str = "kernel-ridge"
     """what a support set generates"""
     seeds: Annotated[tuple[int, ...], SEED, Items()] = (0, 1, 2)
+    """every run is made once with each of these seeds"""
     steps: Annotated[int, Range(least=0)] = 500
+    """number of training steps"""
     lr: Annotated[float, Range(above=0)] = 5e-3
+    """peak learning rate"""
     lr_grid: Annotated[tuple[float, ...], Range(above=0)] = ()
     """rates to choose from on the validation split, per method (empty: `lr` for all)"""
     support: Annotated[int, Range(least=2)] = 60
+    """labelled items of a training episode"""
     query: Annotated[int, Range(least=1)] = 48
+    """further items of a training episode, which are predicted from its support set"""
     label_sets: Annotated[int, Range(least=1)] = 6
     """tasks that share the forward pass of a step"""
     forwards: Annotated[int, Range(least=1)] = 1

@@ -16,6 +16,7 @@ class ImageRunConfig(Configuration):
     """One run of image classification: a pre-trained network, a linear head, and an adapter or none."""
 
     suite: Literal["images"] = "images"
+    """the kind of experiment"""
     data: str = "emoji:people"
     """folder:PATH, dtd, eurosat, cifar10, cifar100, hub:OWNER/NAME, hub:OWNER/NAME:LABEL_COLUMN, or emoji:COLUMN"""
     data_root: str | None = None
@@ -34,12 +35,15 @@ class ImageRunConfig(Configuration):
     full: bool = False
     """train every weight of the network: the reference, without an adapter"""
     train: TrainConfig = field(default_factory=_cosine)
+    """how it is trained"""
     batch: Annotated[int, Range(least=1)] = 16
+    """pictures of a step"""
     examples: Annotated[int, Range(least=0)] = 0
     """training pictures, drawn once for all runs (0: all)"""
     test_examples: Annotated[int, Range(least=0)] = 0
     """pictures that are scored, likewise (0: all)"""
     seed: Annotated[int, SEED] = 0
+    """seed of the initial numbers, of the training data and of their order"""
     split: Literal["val", "test"] = "test"
     """val: hyper-parameters are chosen here; test is touched once"""
 
@@ -60,6 +64,7 @@ class ImageTableConfig(Configuration):
     data: str = "emoji:people"
     """as in a run"""
     data_root: str | None = None
+    """as in a run"""
     model: str = "dinov2-small"
     """as in a run"""
     size: Annotated[int | None, Range(least=1)] = None
@@ -78,16 +83,22 @@ class ImageTableConfig(Configuration):
     init: str = "ze-id-id-id"
     """of MetaTT-4D, core by core"""
     seeds: Annotated[tuple[int, ...], SEED, Items()] = (0, 1, 2, 3, 4)
+    """every run is made once with each of these seeds"""
     steps: Annotated[int, Range(least=0)] = 300
+    """number of training steps"""
     batch: Annotated[int, Range(least=1)] = 16
+    """pictures of a step"""
     examples: Annotated[int, Range(least=0)] = 0
     """training pictures, drawn once for all runs (0: all)"""
     test_examples: Annotated[int, Range(least=0)] = 0
     """pictures that are scored, likewise (0: all)"""
     lr: Annotated[float, Range(above=0)] = 1e-3
+    """peak learning rate"""
     lr_grid: Annotated[tuple[float, ...], Range(above=0)] = ()
     """rates to choose from on the validation split, per row (empty: `lr` for all)"""
     weight_decay: Annotated[float, Range(least=0)] = 0.01
+    """decoupled weight decay of AdamW"""
     warmup: Annotated[float, PROBABILITY] = 0.1
     """share of the steps"""
     mixed_precision: Literal["no", "bf16"] = "no"
+    """dtype of the operations that autocast lowers"""

@@ -11,6 +11,8 @@ from weakref import ReferenceType
 import torch
 from torch import Tensor
 
+from metalora._util.described import Described
+
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
 
@@ -103,8 +105,8 @@ class Maker:
         return adapter
 
 
-@dataclass(frozen=True)
-class Condition:
+@dataclass(frozen=True, repr=False)
+class Condition(Described):
     """Generated factors for n examples (n = 1: one condition for all), and the features that they were made from.
 
     Attributes:
@@ -130,8 +132,26 @@ class Condition:
     values: dict[str, Tensor]
     features: Tensor
     penalty: Tensor
-    maker: Maker | None = field(default=None, repr=False, compare=False)
-    origin: Origin | None = field(default=None, repr=False, compare=False)
+    maker: Maker | None = field(default=None, compare=False)
+    origin: Origin | None = field(default=None, compare=False)
+
+    def description(self) -> dict[str, str]:
+        """Return what `print` and a notebook show: how many examples, of which factors, and whose."""
+        numbers = sum(value[:1].numel() for value in self.values.values())
+        kinds = dict.fromkeys(f"{value.dtype}".removeprefix("torch.") for value in self.values.values())
+        return {
+            "examples": str(len(self)),
+            "factors": f"{len(self.values)} ({', '.join([*self.values][:4])}{', ...' if len(self.values) > 4 else ''})",
+            "numbers": f"{numbers:,} for each example, {', '.join(kinds)} on {self.features.device}",
+            "features": f"{self.features.shape[1]:,} for each example",
+            "made by": self._maker_in_words(),
+        }
+
+    def _maker_in_words(self) -> str:
+        if self.origin is not None:
+            return f"the adapter of {self.origin.file}"
+        adapter = None if self.maker is None else self.maker.reference()
+        return "no adapter that still lives" if adapter is None else f"a {adapter.method.name} adapter"
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle and a copy hold: not the adapter, of which there may be a copy, too."""
