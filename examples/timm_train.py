@@ -1,7 +1,7 @@
 """timm's own train.py with an adapter: `python timm_train.py TRAIN.PY DATA --model resnet18 --pretrained ...`.
 
 This script stands in front of train.py of a checkout of timm (pytorch-image-models). It replaces `timm.create_model`,
-as train.py sees it, by one that attaches an adapter and keeps the head trainable. The optimisers of timm take only those
+as train.py sees it, by one that attaches an adapter and keeps the head trainable. The optimisers of timm take only the
 parameters that need a gradient, so that the arguments of train.py stay what they are.
 """
 
