@@ -1,5 +1,6 @@
 """Learners, tasks, fine-tuned networks and adapters of PEFT go to the Hub and come back, or one error says why not."""
 
+import errno
 import json
 
 import pytest
@@ -144,11 +145,11 @@ NOT_HERE = "^somebody/thing: neither a folder nor a repository of the Hub: "
 @CASES
 def test_no_such_repository_and_a_private_one_are_told_alike(load, hub, learner, tmp_path, monkeypatch):
     learner.save_pretrained(tmp_path / "secret")
-    with pytest.raises(ValueError, match=NOT_HERE + "there is none that you may use"):
+    with pytest.raises(ValueError, match=NOT_HERE + "there is none that you may read"):
         load()
     without_token(monkeypatch, tmp_path)
     hub.add("somebody/thing", tmp_path / "secret", private=True)
-    with pytest.raises(ValueError, match=NOT_HERE + "there is none that you may use .*hf auth login.* HF_TOKEN"):
+    with pytest.raises(ValueError, match=NOT_HERE + "there is none that you may read .*hf auth login.* HF_TOKEN"):
         load()
 
 
@@ -161,6 +162,15 @@ def test_no_network(load, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=NOT_HERE + "HF_HUB_OFFLINE is set, and the cache of this machine does not"):
         load()
+
+
+def test_a_full_disk_is_not_a_fault_of_the_network(hub, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(ValueError, match=NOT_HERE + ".*No space left on device$"):
+        LOADERS["a learner"]()
 
 
 def test_no_such_revision(hub, learner, tmp_path):
@@ -199,8 +209,8 @@ def test_an_upload_that_fails_says_why(hub, learner, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="not uploaded"):
         learner.push_to_hub("not a name")
     without_token(monkeypatch, tmp_path)
-    with pytest.raises(ValueError, match="somebody/learner: not uploaded: there is none that you may use"):
+    with pytest.raises(ValueError, match="somebody/learner: not uploaded: you may not write to it"):
         learner.push_to_hub("somebody/learner")
     point_to(monkeypatch, "http://127.0.0.1:1", tmp_path)
-    with pytest.raises(ValueError, match="not uploaded: http://127.0.0.1:1 cannot be reached"):
+    with pytest.raises(ValueError, match="not uploaded: http://127.0.0.1:1 cannot be reached$"):
         learner.push_to_hub("somebody/learner")

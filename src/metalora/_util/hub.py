@@ -17,7 +17,7 @@ KINDS = {  # the file that tells what a repository holds -> what messages call i
     "modules.json": "a model of sentence-transformers",
     "config.json": "a model of transformers or timm",
 }
-LOGIN = "a private one needs `hf auth login` or the environment variable HF_TOKEN"
+LOGIN = "`hf auth login` or the environment variable HF_TOKEN"
 
 
 def local_folder(name: str | Path, marker: str, noun: str, revision: str | None = None) -> Path:
@@ -88,21 +88,47 @@ def _kind(name: str, revision: str | None) -> str:
 
 
 def _reason(error: Exception, revision: str | None) -> str:
-    """Return in one clause why the Hub did not give or take a repository."""
-    from huggingface_hub import constants, errors
+    """Return in one clause why the Hub did not give a repository."""
+    from huggingface_hub import errors
 
-    response = getattr(error, "response", None)
-    status = None if response is None else response.status_code
     if isinstance(error, errors.RevisionNotFoundError):
         return f"it has no revision {revision!r}"
     if isinstance(error, errors.GatedRepoError):
         return "its owner must grant access first: ask on the page of the repository, then `hf auth login`"
-    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
-        return f"there is none that you may use ({LOGIN})"
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and the cache of this machine does not have it"
-    if isinstance(error, (errors.LocalEntryNotFoundError, errors.HTTPError)) and status is None:
-        return f"{constants.ENDPOINT} cannot be reached, and the cache of this machine does not have it"
+    if isinstance(error, errors.RepositoryNotFoundError) or _status(error) in (401, 403):
+        return f"there is none that you may read (a private one needs {LOGIN})"
+    unreachable = _unreachable(error)
+    return f"{unreachable}, and the cache of this machine does not have it" if unreachable else _shown(error)
+
+
+def _reason_of_upload(error: Exception, revision: str | None) -> str:
+    """Return in one clause why the Hub did not take a folder."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"it has no revision {revision!r}"
+    if isinstance(error, errors.RepositoryNotFoundError) or _status(error) in (401, 403):
+        return f"you may not write to it (this needs {LOGIN}, with the right to write)"
+    return _unreachable(error) or _shown(error)
+
+
+def _unreachable(error: Exception) -> str:
+    """Return why no server answered; nothing if one did."""
+    from huggingface_hub import constants, errors
+
+    of_the_network = (errors.HTTPError, errors.LocalEntryNotFoundError, ConnectionError)
+    if _status(error) is not None or not isinstance(error, of_the_network):
+        return ""  # such as a full disk
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+
+
+def _status(error: Exception) -> int | None:
+    """Return the status of the answer of a server; None if there was no answer."""
+    response = getattr(error, "response", None)
+    return None if response is None else int(response.status_code)
+
+
+def _shown(error: Exception) -> str:
     return cut(" ".join(str(error).split()))
 
 
@@ -130,4 +156,6 @@ def upload(write: Callable[[Path], object], repository: str, options: dict[str, 
             api.create_repo(repository, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
         except (HTTPError, HFValidationError, OSError) as error:
-            raise ValueError(f"{repository}: not uploaded: {_reason(error, options.get('revision'))}") from None
+            raise ValueError(
+                f"{repository}: not uploaded: {_reason_of_upload(error, options.get('revision'))}"
+            ) from None
