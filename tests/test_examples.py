@@ -62,3 +62,46 @@ def test_two_towers(tmp_path):
         layers[path.split(".")[0]].add(target["coords"]["layer"])
     assert layers["text"] and layers["text"].isdisjoint(layers["image"])  # no layer of one is a layer of the other
     assert tensors["factors/G2"].shape[1] == len(layers["text"] | layers["image"])
+
+
+def test_lightning(tmp_path):
+    pytest.importorskip("lightning")
+    scores = example("lightning_module.py")(steps=60, pretrain_steps=40)
+    assert scores["after"] > scores["before"] + 0.2 and (tmp_path / "digits.safetensors").exists()
+
+
+def test_sentence_transformers(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    figures = example("sentence_encoder.py")(steps=2)
+    assert figures["adapted"] > figures["frozen"] and figures["difference"] < 1e-6
+
+
+TRAIN = """
+import argparse, torch
+from timm import create_model
+from timm.optim import create_optimizer_v2
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model")
+model = create_model(parser.parse_args().model, num_classes=2)
+before = {name: value.clone() for name, value in model.state_dict().items()}
+optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-2)
+for _ in range(2):
+    torch.nn.functional.cross_entropy(model(torch.rand(4, 3, 32, 32)), torch.arange(4) % 2).backward()
+    optimizer.step(), optimizer.zero_grad()
+changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+assert "fc.weight" in changed and any("conv" in name for name in changed)
+torch.save(changed, "changed.pt")
+"""
+
+
+def test_the_train_script_of_timm(tmp_path, capsys, monkeypatch):
+    timm = pytest.importorskip("timm")
+    for module in (timm, timm.models):
+        monkeypatch.setattr(module, "create_model", timm.create_model)
+    monkeypatch.setattr("sys.argv", ["timm_train.py"])
+    (tmp_path / "train.py").write_text(TRAIN)
+    example("timm_train.py")("train.py", "--model", "resnet18")
+    assert "numbers of lora in 20 layers" in capsys.readouterr().out
+    changed = torch.load("changed.pt")
+    assert not [name for name in changed if name.startswith(("conv1.weight", "bn1")) or name.endswith("running_mean")]

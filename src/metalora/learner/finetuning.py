@@ -130,22 +130,39 @@ class FineTuned:
         backbone: nn.Module | str | None = None,
         device: str | torch.device | None = None,
         allow_download: bool = False,
+        revision: str | None = None,
     ) -> FineTuned:
         """Load what `save_pretrained` wrote.
 
         Args:
-            folder: The folder.
+            folder: The folder, or the name of a repository on the Hub, OWNER/NAME.
             backbone: The network; None: it is loaded by the name in the folder.
             device: Where it runs; None: a GPU if there is one.
             allow_download: Whether the network that the folder names may be downloaded; a bundled one, a folder and
                 weights in a file are loaded without it.
+            revision: A branch, a tag or a commit of the repository; None: its main branch.
 
         Raises:
-            ValueError: The folder is not complete, the backbone is another one, or it would be downloaded.
+            ValueError: The folder is not complete, the repository cannot be read or holds something else, the backbone
+                is another one, or it would be downloaded.
         """
         from metalora.learner.finetuning_files import load_finetuned
 
-        return load_finetuned(cls, folder, backbone, device, allow_download)
+        return load_finetuned(cls, folder, backbone, device, allow_download, revision)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address.
+
+        Args:
+            repository: The name of the repository, OWNER/NAME; it is made if there is none.
+            options: `token`, `private`, and what `huggingface_hub.HfApi.upload_folder` takes, such as `revision`.
+
+        Raises:
+            ValueError: The Hub cannot be reached or does not take the folder.
+        """
+        from metalora._util.hub import upload
+
+        return upload(self.save_pretrained, repository, options)
 
     def __repr__(self) -> str:
         return f"FineTuned({self.backbone.name or type(self.backbone.model).__name__}, {self.method}, {self.scores_})"

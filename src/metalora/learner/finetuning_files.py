@@ -12,6 +12,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from metalora._util.files import replaced_folder, write_atomically
+from metalora._util.hub import local_folder
 from metalora._util.processes import default_device, one_process_writes
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.all_or_nothing import unchanged_on_error
@@ -165,9 +166,10 @@ def load_finetuned(
     backbone: nn.Module | str | None,
     device: str | torch.device | None,
     allow_download: bool,
+    revision: str | None = None,
 ) -> FineTuned:
     """Load a fine-tuned network; see `FineTuned.from_pretrained`."""
-    path = Path(folder)
+    path = local_folder(folder, DESCRIPTION_FILE, "a fine-tuned network", revision)
     description = read_description(path)
     tensors = read_tensors(path / HEAD_FILE)
     network = read_tensors(path / NETWORK_FILE) if description["method"] == "full" else None

@@ -433,29 +433,40 @@ class MetaLearner(Described):
         backbone: nn.Module | str | None = None,
         device: str | torch.device | None = None,
         allow_download: bool = False,
+        revision: str | None = None,
     ) -> MetaLearner:
         """Load a learner that `save_pretrained` wrote, from a folder or from the Hub.
 
         Args:
-            folder: The folder, or the name of a repository on the Hub.
+            folder: The folder, or the name of a repository on the Hub, OWNER/NAME.
             backbone: The network; None: it is loaded by the name in the folder.
             device: Where the network runs; None: a GPU if there is one.
             allow_download: Whether the network that the folder names may be downloaded; a bundled one, a folder and
                 weights in a file are loaded without it.
+            revision: A branch, a tag or a commit of the repository; None: its main branch.
 
         Raises:
-            ValueError: The folder is not complete, or the backbone is not the one that the adapter was trained on, or
-                it would be downloaded.
+            ValueError: The folder is not complete, the repository cannot be read or holds something else, or the
+                backbone is not the one that the adapter was trained on, or it would be downloaded.
         """
         from metalora.learner.saving import load_learner
 
-        return load_learner(cls, folder, backbone, device, allow_download)
+        return load_learner(cls, folder, backbone, device, allow_download, revision)
 
     def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address."""
-        from metalora.learner.saving import push_learner
+        """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address.
 
-        return push_learner(self, repository, **options)
+        Args:
+            repository: The name of the repository, OWNER/NAME; it is made if there is none.
+            options: `token`, `private`, and what `huggingface_hub.HfApi.upload_folder` takes, such as `revision`.
+
+        Raises:
+            ValueError: The Hub cannot be reached or does not take the folder.
+        """
+        from metalora._util.hub import upload
+        from metalora.learner.saving import save_learner
+
+        return upload(lambda folder: save_learner(self, folder), repository, options)
 
     @property
     def fingerprint(self) -> str:

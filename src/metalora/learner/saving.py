@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metalora._util.digest import tensor_digest, typed_label
 from metalora._util.files import replaced_folder, write_atomically
+from metalora._util.hub import is_repository, local_folder
 from metalora._util.plain_values import parse_json
 from metalora._util.processes import one_process_writes
 from metalora._util.reading import read_regular, read_text
@@ -151,9 +152,10 @@ def load_learner(
     backbone: nn.Module | str | None,
     device: str | torch.device | None,
     allow_download: bool,
+    revision: str | None = None,
 ) -> MetaLearner:
     """Load a learner from a folder, or from a repository on the Hub; see `MetaLearner.from_pretrained`."""
-    folder = _local(folder)
+    folder = local_folder(folder, LEARNER_FILE, "a learner", revision)
     description = read_learner(folder)
     readout = read_tensors(folder / READOUT_FILE)
     sha256 = description.get("sha256")  # older folders do not have it
@@ -211,21 +213,6 @@ def _restore(
         learner.history_ = TrainingHistory.from_dict(description["history"])
 
 
-def _local(folder: str | Path) -> Path:
-    """Return a folder on this machine: the one given, or a copy of a repository on the Hub."""
-    path = Path(folder)
-    looks_like_a_repository = not path.is_absolute() and len(path.parts) == 2 and not path.exists()
-    if not looks_like_a_repository:
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(folder)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"{folder}: neither a folder nor a repository that can be reached ({error})") from None
-
-
 def _backbone(
     folder: Path, description: dict[str, Any], backbone: nn.Module | str | None, allow_download: bool
 ) -> Backbone:
@@ -240,20 +227,6 @@ def _backbone(
     loaded = load_backbone(name if backbone is None else backbone, preprocessor=preprocessor)
     loaded.name = name if backbone is None or not isinstance(backbone, str) else backbone
     return loaded
-
-
-def push_learner(learner: MetaLearner, repository: str, **options: Any) -> str:
-    """Upload a learner's folder to the Hub; see `MetaLearner.push_to_hub`."""
-    import tempfile
-
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=options.pop("token", None))
-    api.create_repo(repository, private=options.pop("private", None), exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        save_learner(learner, Path(folder) / "learner")
-        commit = api.upload_folder(repo_id=repository, folder_path=Path(folder) / "learner", **options)
-    return str(commit)
 
 
 def learner_fingerprint(learner: MetaLearner) -> str:
@@ -275,10 +248,18 @@ def learner_fingerprint(learner: MetaLearner) -> str:
 def save_task(task: AdaptedTask, folder: str | Path, max_bytes: int | None) -> Path:
     """Write a task as a folder with one file; see `AdaptedTask.save_pretrained`."""
     path = Path(folder)
-    content = dump_task(task, max_bytes, _relative(task.learner.folder, path), path)
-    with replaced_folder(path, marker=TASK_FILE) as temporary:
-        write_atomically(temporary / TASK_FILE, content)
+    _write_task(path, dump_task(task, max_bytes, _relative(task.learner.folder, path), path))
     return path
+
+
+def save_task_without_place(task: AdaptedTask, folder: Path) -> None:
+    """Write a task as a folder that does not say where its learner is; see `AdaptedTask.push_to_hub`."""
+    _write_task(folder, dump_task(task, None, None, "task"))
+
+
+def _write_task(folder: Path, content: bytes) -> None:
+    with replaced_folder(folder, marker=TASK_FILE) as temporary:
+        write_atomically(temporary / TASK_FILE, content)
 
 
 def dump_task(
@@ -364,9 +345,16 @@ def _check_finite(tensors: dict[str, Tensor], path: str | Path) -> None:
 
 
 def load_task(
-    cls: type[AdaptedTask], folder: str | Path, learner: MetaLearner | None, allow_download: bool
+    cls: type[AdaptedTask],
+    folder: str | Path,
+    learner: MetaLearner | None,
+    allow_download: bool,
+    revision: str | None = None,
 ) -> AdaptedTask:
     """Load a task, and its learner if it is not given; see `AdaptedTask.from_pretrained`."""
+    if learner is None and is_repository(folder):
+        raise ValueError(f"{folder}: no such folder here, and for a task on the Hub pass its learner (learner=...)")
+    folder = local_folder(folder, TASK_FILE, "a task", revision)
     description, tensors = read_task(folder)
     if learner is None:
         learner = _learner_of(folder, description, allow_download)

@@ -183,21 +183,43 @@ class AdaptedTask(Described):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, learner: MetaLearner | None = None, *, allow_download: bool = False
+        cls,
+        folder: str | Path,
+        learner: MetaLearner | None = None,
+        *,
+        allow_download: bool = False,
+        revision: str | None = None,
     ) -> AdaptedTask:
         """Load a task.
 
         Args:
-            folder: What `save_pretrained` wrote.
-            learner: The learner; None: it is loaded from the folder that the task names.
+            folder: What `save_pretrained` wrote, or the name of a repository on the Hub, OWNER/NAME.
+            learner: The learner; None: it is loaded from the folder that the task names. A task on the Hub needs it.
             allow_download: Whether the network that the learner's folder names may be downloaded.
+            revision: A branch, a tag or a commit of the repository; None: its main branch.
 
         Raises:
-            ValueError: The file is damaged, or of another learner.
+            ValueError: The file is damaged, or of another learner, or the repository cannot be read or holds something
+                else.
         """
         from metalora.learner.saving import load_task
 
-        return load_task(cls, folder, learner, allow_download)
+        return load_task(cls, folder, learner, allow_download, revision)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address.
+
+        Args:
+            repository: The name of the repository, OWNER/NAME; it is made if there is none.
+            options: `token`, `private`, and what `huggingface_hub.HfApi.upload_folder` takes, such as `revision`.
+
+        Raises:
+            ValueError: The Hub cannot be reached or does not take the folder.
+        """
+        from metalora._util.hub import upload
+        from metalora.learner.saving import save_task_without_place
+
+        return upload(lambda folder: save_task_without_place(self, folder), repository, options)
 
     def to_bytes(self, *, max_bytes: int | None = None, fingerprint: str | None = None) -> bytes:
         """Return the content of the file that `save_pretrained` writes, for a store that is no folder.

@@ -10,6 +10,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
 
+from metalora._util.hub import local_folder
 from metalora._util.shown import cut
 from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.adapters.held_matrix import paths_in_order
@@ -35,25 +36,28 @@ def load(
     check_base: bool = True,
     extractor: nn.Module | None = None,
     allow_download: bool = False,
+    revision: str | None = None,
 ) -> PeftModel:
     """Put the adapter of a folder, or of the Hub, on its base.
 
     Args:
         model: The base model, or a PeftModel that already has other adapters.
-        folder: A folder that `save_pretrained` wrote, or the name of a repository on the Hub.
+        folder: A folder that `save_pretrained` wrote, or the name of a repository on the Hub, OWNER/NAME.
         adapter_name: Name of the adapter in the model.
         is_trainable: Whether the adapter is trained further.
         check_base: Whether to refuse a base with other weights than the adapter was trained on, for example the same
             ones in 16 bits, and a folder that does not say on which base it was trained.
         extractor: The network that makes the features, for an adapter with condition source "extractor".
         allow_download: Whether an extractor that the folder names may be downloaded.
+        revision: A branch, a tag or a commit of the repository; None: its main branch.
 
     Returns:
         The model, which takes conditions and task ids, see `wrap`.
 
     Raises:
         ValueError: A file is missing or damaged, a number is not finite, the adapter is of another kind, the base is
-            another one, or an extractor would be downloaded. Nothing is changed then.
+            another one, the repository cannot be read or holds something else, or an extractor would be downloaded.
+            Nothing is changed then.
 
     Example:
         >>> import peft, tempfile, torch, metalora.peft
@@ -65,10 +69,10 @@ def load(
         >>> loaded(torch.zeros(3, 6)).shape
         torch.Size([3, 4])
     """
-    if Path(folder).is_dir():  # otherwise it may be the name of a repository, which PEFT downloads
-        check_folder(Path(folder))
-    elif Path(folder).exists() or str(folder).startswith((".", "/", "~")):
+    folder = local_folder(folder, CONFIG_FILE, "an adapter of PEFT", revision)
+    if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
+    check_folder(folder)
     token = SOURCE.set(Source(extractor, allow_download))
     try:
         with unchanged_on_error(model, extractor), _errors_that_name(folder):
