@@ -155,7 +155,7 @@ def test_the_command_reports_from_rows_alone(tmp_path):
         store.append(row)
     code, out, _ = papers_command("table", NAME, "--rows", store.path, "--out", tmp_path / "out", "--json")
     assert code == 0 and len(json.loads(out)["rows"]) == 8
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
         "learner-attributes-fashion-mnist-resnet.md",
         "learner-attributes-fashion-mnist-resnet.png",
     ]
