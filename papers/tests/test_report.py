@@ -194,9 +194,9 @@ def test_in_per_cent_a_count_of_one_stays_one():
         one["results"]["seconds"] = 1
     found = summary_table(rows, ["acc", "num_params", "seconds"], percent=True, note="Of two seeds.")
     assert found.cells == (("a", "2", "50.0 ±25.0", "1", "1"), ("b", "1", "0.0", "0", "1"))
-    console = Console(record=True, file=io.StringIO())
+    console = Console(file=io.StringIO())
     print_table(found, console)
-    assert "Of two seeds." in console.export_text()
+    assert "Of two seeds." in console.file.getvalue()
 
 
 def test_a_note_is_below_its_table(tmp_path):
@@ -214,9 +214,9 @@ def test_a_margin_of_one_seed_is_a_dash():
 def test_tables_are_printed_and_written(tmp_path):
     found = compare_methods(ROWS, metric="acc", treatment_methods=["cp"], baseline_methods=["moe"])
     tables = [comparison_table(found, title="Against [the] best"), Table("", ("a|b",), (("c|d",),))]
-    console = Console(record=True, file=io.StringIO())
+    console = Console(file=io.StringIO())
     print_table(tables[0], console)
-    text = console.export_text()
+    text = console.file.getvalue()
     assert "Against [the] best" in text and "p (Holm)" in text and "0.615, 0.550" in text
     write_markdown(tables, tmp_path / "report.md")
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()

@@ -185,7 +185,7 @@ def test_the_command_reports_from_rows_alone(tmp_path, monkeypatch, capsys):
     main()
     found = json.loads(capsys.readouterr().out)
     assert len(found["comparisons"]) == 8 and len(found["rows"]) == 12
-    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [".md", ".png"]
+    assert sorted(path.suffix for path in (tmp_path / "out").glob("[!.]*")) == [".md", ".png"]
 
 
 def test_the_command_reports_a_table_on_a_folder(tmp_path, monkeypatch):

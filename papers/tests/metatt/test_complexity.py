@@ -22,7 +22,7 @@ def test_a_line_is_the_printed_one(rank):
 
 def test_the_command_prints_all_twelve_cells():
     code, out, _ = papers_command("table", "metatt-19")
-    cells = [line.strip("│ ").split(" │ ") for line in out.splitlines() if line.startswith("│")]
+    cells = [line.split("\t") for line in out.splitlines()[2:]]  # after the title and the names of the columns
     assert code == 0
     assert json.loads(papers_command("table", "metatt-19", "--json")[1]) == complexity_table()
-    assert {int(rank): " ".join(cell.strip() for cell in row) for rank, *row in cells} == DECIMALS
+    assert {int(rank): " ".join(row) for rank, *row in cells} == DECIMALS
