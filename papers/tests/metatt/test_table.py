@@ -344,7 +344,7 @@ def test_unknown_names(changes, message):
         ("metatt-fig4", dict(method="metatt-4"), "unknown method 'metatt-4'; did you mean 'metatt-4d'"),
         ("metatt-fig7", dict(lr_grid=()), "a point for every learning rate; give lr_grid"),
         ("metatt-sequential", {}, "it has a task A and a task B; give two tasks, got topic, same-article, acceptable"),
-        ("metatt-sequential", dict(tasks=("topic", "topic")), "give two tasks, got topic, topic"),
+        ("metatt-sequential", dict(tasks=("topic", "topic")), "'topic', which is there twice"),
         ("metatt-sequential", dict(tasks=TASKS[:2], report="best"), "those after each phase; report is last"),
         ("metatt-transfer", dict(methods=("vera",)), "table metatt-transfer: unknown row 'vera'"),
         (
