@@ -182,13 +182,16 @@ def test_the_command_draws_a_method_and_a_method_on_a_model(tmp_path):
     )
     assert code == 0 and str(path) in out
     assert {"in = 768", "layer = 12", "r1 = 4"} <= {*texts(path.read_text(encoding="utf-8"))}
-    code, _, _ = metalora_command("inspect", "--draw", path, "--model", "timm:resnet18", "--targets", "layer1.*.conv1")
+    code, _, _ = metalora_command(
+        "inspect", "--draw", path, "--overwrite", "--model", "timm:resnet18", "--targets", "layer1.*.conv1"
+    )
     assert code == 0 and {"in = 64", "kh = 3", "r = 8"} <= {*texts(path.read_text(encoding="utf-8"))}
+    other = tmp_path / "other.svg"
     for arguments, message in [
         (("--sizes", "in", 8), "--sizes are for --draw"),
-        (("--draw", path, "--model", "timm:resnet18", "--sizes", "in", 8), "--sizes are for a method without --model"),
-        (("--draw", tmp_path / "missing" / "picture.svg"), "could not be written"),
-        (("--draw", path, "--file", path), "--draw takes a method or --model, not a file"),
+        (("--draw", other, "--model", "timm:resnet18", "--sizes", "in", 8), "--sizes are for a method without --model"),
+        (("--draw", tmp_path / "missing" / "picture.svg"), "there is no folder"),
+        (("--draw", other, "--file", path), "--draw takes a method or --model, not a file"),
     ]:
         code, _, error = metalora_command("inspect", *arguments)
         assert code == 2 and message in error

@@ -16,6 +16,9 @@ UNTESTED = {  # floors that `.ci/lowest` does not install, and why
     "ray": "its tests start a cluster, and it is large",
     "playwright": "only the tests of the page and of the site use it",
     "axe-playwright-python": "only the tests of the site use it",
+    "ipykernel": "only the slow tests of the notebooks use it",
+    "nbclient": "only the slow tests of the notebooks use it",
+    "nbformat": "only the slow tests of the notebooks use it",
     "mkdocs-material": "only `make site` uses it",
     "mkdocstrings": "only `make site` uses it",
 }

@@ -155,6 +155,8 @@ def test_a_table_of_somebody_else_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(image_table.ImageComparison, "plot", lambda self, rows, folder: [])
     stem = image_table.ImageComparison("metalora", TableConfig()).file_stem
     (tmp_path / f"{stem}.md").write_text("notes")
+    row = {"key": "a", "suite": "domains", "config": {}, "results": {}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     code, _, err = papers_command("table", "metalora", "--rows", tmp_path / "rows.jsonl", "--out", tmp_path, "--json")
     assert code == 2 and "exists already" in err and (tmp_path / f"{stem}.md").read_text() == "notes"
     arguments = ("--rows", tmp_path / "rows.jsonl", "--out", tmp_path, "--json", "--overwrite")

@@ -120,7 +120,7 @@ def _stored_rows(store, options):
     start = time.monotonic()
     shared = {"seed": options.seed, "commit": commit(), "environment": environment()}
     for row in rows_of(options):
-        row |= shared | {"seconds": round(time.monotonic() - start, 1)}
+        row |= {"key": f"{row['part']}: {row['row']}"} | shared | {"seconds": round(time.monotonic() - start, 1)}
         store.append(row)
         print(json.dumps({key: row[key] for key in ("part", "row", "tried", "counts", "seconds")}), file=sys.stderr)
         yield row

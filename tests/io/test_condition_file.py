@@ -83,7 +83,7 @@ DAMAGE = {
     "empty": (lambda p: p.write_bytes(b""), "truncated or damaged"),
     "text": (lambda p: p.write_text("a condition"), "not a complete condition file"),
     "a bit of a number": (lambda p: flip(p, -8), "does not match its checksum"),
-    "without a description": (lambda p: p.write_bytes(dump(tensors_of(p.read_bytes()))), "not a complete condition"),
+    "without a description": (lambda p: p.write_bytes(dump(tensors_of(p.read_bytes()))), "metalora has not written it"),
     "another format": (lambda p: rewrite(p, nothing, format="metalora-task"), "not a metalora-condition file"),
     "a later version": (lambda p: rewrite(p, nothing, version=99), "version 99 of the format, this library reads 2"),
     "a later version of the old format": (

@@ -246,8 +246,8 @@ def test_the_command(tmp_path):
 MISTAKES = {
     "--to kohya --all-tasks": "takes no --all-tasks",
     "--to kohya --max-rank 2": "takes no --all-tasks, --max-rank",
-    "--to lora --prefix lora_te": "--prefix and --store are for --to kohya",
-    "--to lora --store float16": "--prefix and --store are for --to kohya",
+    "--to lora --prefix lora_te": "--prefix, --store and --overwrite are for --to kohya",
+    "--to lora --store float16": "--prefix, --store and --overwrite are for --to kohya",
 }
 
 

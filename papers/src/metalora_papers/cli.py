@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from metalora._util.allocator import keep_freed_memory
 from metalora._util.files import check_file
 from metalora._util.number_range import SEED, Range
 from metalora._util.suggest import check_choice
@@ -288,6 +289,7 @@ VERBS: dict[str, Callable[..., None]] = {
 
 def main() -> None:
     """Entry point of the command."""
+    keep_freed_memory()
     arguments = sys.argv[1:]
     if arguments[:1] == ["table"]:
         run_verbs(TABLES, "metalora-papers table", arguments[1:], ABOUT)

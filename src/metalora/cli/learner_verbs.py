@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from metalora._util.allocator import keep_freed_memory
 from metalora._util.files import check_file, check_folder, write_atomically
 from metalora._util.number_range import Range
 from metalora._util.overwriting import check_output
@@ -101,6 +102,7 @@ def fit(
     from metalora.learner.splits import split_pools
     from metalora.learner.validation import best_state_path
 
+    keep_freed_memory()
     check_folder(learner, LEARNER_FILE)
     if report is not None:
         check_page(report)
@@ -174,6 +176,7 @@ def finetune(
     """
     from metalora.learner import finetune as tune
 
+    keep_freed_memory()
     check_folder(out, FINETUNED)
     check_choice("method", adapter.method, (*METHODS, "full", "head"))
     inputs, labels, groups = _one_task(data, "finetune", label_column, columns)
@@ -369,6 +372,7 @@ def evaluate(
     from metalora.learner.evaluation import EpisodeFeatures
     from metalora.learner.report import evaluate_pools, whole_split
 
+    keep_freed_memory()
     if report is not None:
         check_page(report)
     pools = read_tasks(data, label_columns=label_columns, **vars(columns))

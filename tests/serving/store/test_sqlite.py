@@ -162,7 +162,7 @@ def test_a_flipped_bit_in_the_file_is_found(store, path):
 def test_many_readers_hold_a_bounded_cache(path):
     database = SqliteDatabase(path, create=True)
     database.read("SELECT 1")
-    settings = {"cache_size": -512, "mmap_size": 0, "query_only": 1}
+    settings = {"cache_size": -128, "mmap_size": 0, "query_only": 1}
     assert {name: database.read(f"PRAGMA {name}")[0][0] for name in settings} == settings
     with pytest.raises(StoreFailure, match="readonly"):
         database.read("DELETE FROM tasks")

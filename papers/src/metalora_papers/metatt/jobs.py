@@ -226,7 +226,7 @@ def _ranks(table: TextTableConfig, further: Rows) -> list[Job]:
 
 
 def _sequential(table: TextTableConfig, further: Rows) -> list[Job]:
-    if len(table.tasks) != 2 or len(set(table.tasks)) != 2:
+    if len(table.tasks) != 2:
         given = ", ".join(table.tasks) or "none"
         raise ValueError(f"table metatt-sequential: it has a task A and a task B; give two tasks, got {given}")
     if table.report == "best":
