@@ -15,6 +15,7 @@ from metalora._util.files import new_folder, replaced_folder, write_atomically, 
 from metalora.bench.store import RowStore
 
 MARKER = "adapter.json"
+NAMES = (MARKER, "second")
 
 
 def write_file(path, content=b"new"):
@@ -27,7 +28,7 @@ def write_new_folder(path):
 
 
 def write_replaced_folder(path, content=b"new"):
-    with replaced_folder(path, MARKER) as folder:
+    with replaced_folder(path, NAMES) as folder:
         (folder / MARKER).write_bytes(content)
         (folder / "second").write_bytes(content)
 
@@ -127,7 +128,7 @@ def test_a_folder_is_replaced_in_one_step(tmp_path, monkeypatch):
         raise AssertionError("the folder is not there for a moment")
 
     monkeypatch.setattr(os, "replace", two_renames)
-    with replaced_folder(tmp_path / "x", MARKER) as folder:
+    with replaced_folder(tmp_path / "x", NAMES) as folder:
         (folder / MARKER).write_bytes(b"new")
     monkeypatch.undo()
     assert names_in(tmp_path) == ["x"] and names_in(tmp_path / "x") == [MARKER]
@@ -141,7 +142,19 @@ def test_a_folder_is_replaced_where_names_cannot_be_exchanged(tmp_path, monkeypa
     assert names_in(tmp_path) == ["x"] and (tmp_path / "x" / MARKER).read_bytes() == b"new"
 
 
-ASK = {"check": lambda path: files.check_folder(path, MARKER), "write": write_replaced_folder}
+@pytest.mark.parametrize("name", ("notes.txt", "tasks/ripe/task.safetensors", ".git/config"))
+def test_a_folder_with_a_file_of_somebody_else_is_not_replaced(name, tmp_path):
+    write_replaced_folder(tmp_path / "x", b"old")
+    (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "x" / name).write_bytes(b"theirs")
+    for ask in ASK.values():
+        with pytest.raises(ValueError, match=f"x/{name.split('/')[0]}: would be lost"):
+            ask(tmp_path / "x")
+    assert (tmp_path / "x" / name).read_bytes() == b"theirs" and (tmp_path / "x" / MARKER).read_bytes() == b"old"
+    assert names_in(tmp_path) == ["x"]
+
+
+ASK = {"check": lambda path: files.check_folder(path, NAMES), "write": write_replaced_folder}
 
 
 @pytest.mark.parametrize("ask", ASK.values(), ids=ASK)
@@ -207,7 +220,7 @@ path = sys.argv[1]
 if sys.argv[2] == "file":
     files.write_atomically(path, b"new")
 else:
-    with files.replaced_folder(path, "m") as folder:
+    with files.replaced_folder(path, ["m"]) as folder:
         (folder / "m").write_bytes(b"new")
 """
 
@@ -252,7 +265,7 @@ def test_what_others_left_and_what_a_living_writer_holds_stays(tmp_path):
 def test_a_folder_whose_writer_was_killed_between_two_renames_comes_back(tmp_path):
     write_replaced_folder(tmp_path / "x", b"old")
     os.replace(tmp_path / "x", tmp_path / f".x.0123{files.OLD}")
-    with pytest.raises(RuntimeError), replaced_folder(tmp_path / "x", MARKER):
+    with pytest.raises(RuntimeError), replaced_folder(tmp_path / "x", NAMES):
         raise RuntimeError
     assert names_in(tmp_path) == ["x"] and (tmp_path / "x" / MARKER).read_bytes() == b"old"
 
@@ -291,7 +304,7 @@ def test_a_folder_that_is_a_file_is_one_line_that_names_the_path(write, tmp_path
 
 def test_an_error_in_the_middle_leaves_the_old_folder(tmp_path):
     write_replaced_folder(tmp_path / "x", b"old")
-    with pytest.raises(ValueError, match="could not be written"), replaced_folder(tmp_path / "x", MARKER) as folder:
+    with pytest.raises(ValueError, match="could not be written"), replaced_folder(tmp_path / "x", NAMES) as folder:
         (folder / MARKER).write_bytes(b"new")
         full()
     assert names_in(tmp_path) == ["x"] and (tmp_path / "x" / MARKER).read_bytes() == b"old"

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -186,37 +186,38 @@ def _check_folder_above(path: Path) -> None:
         raise ValueError(f"{path}: {above} is a file, expected a folder")
 
 
-def check_folder(path: str | Path, marker: str) -> None:
+def check_folder(path: str | Path, names: Sequence[str]) -> None:
     """Check that `replaced_folder` may write a folder, before the work that fills it.
 
     Args:
         path: The folder.
-        marker: Name of a file without which an existing folder is not replaced.
+        names: All files that such a folder may have; the first one tells what it is.
 
     Raises:
-        ValueError: Something else has that name.
+        ValueError: Something else has that name, or a file of somebody else is in the folder.
     """
     _check_folder_above(Path(path))
     folder_above = Path(os.path.realpath(path)).parent
     with errors_for_users(path, "what is there is unchanged"):
         if folder_above.is_dir():
             with _locked(folder_above):
-                _check_replaceable(Path(path), marker)
+                _check_replaceable(Path(path), names)
 
 
 @contextmanager
-def replaced_folder(path: str | Path, marker: str) -> Iterator[Path]:
+def replaced_folder(path: str | Path, names: Sequence[str]) -> Iterator[Path]:
     """Give a temporary folder to fill; it replaces the folder `path` when the block ends without an exception.
 
     Args:
         path: The folder to create or to replace.
-        marker: Name of a file without which an existing folder is not replaced, since it is somebody else's.
+        names: All files that such a folder may have; the first one tells what it is. A folder without it, or with
+            anything else in it, is not replaced, since that would be lost.
 
     Yields:
         The temporary folder. After an exception inside the block, nothing remains of it; the old folder is unchanged.
 
     Raises:
-        ValueError: Something else has that name, or the folder could not be written.
+        ValueError: Something else has that name or is in the folder, or the folder could not be written.
     """
     real_path = Path(os.path.realpath(path))
     remark = "what was there is unchanged"
@@ -224,20 +225,26 @@ def replaced_folder(path: str | Path, marker: str) -> Iterator[Path]:
         real_path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(real_path.parent):
             _restore(real_path)
-            _check_replaceable(Path(path), marker)
+            _check_replaceable(Path(path), names)
     with errors_for_users(path, remark), _temporary_folder(real_path) as temporary:
         yield temporary
         with _locked(real_path.parent):  # two renames, between which no other writer may come
             _swap(temporary, real_path)
 
 
-def _check_replaceable(path: Path, marker: str) -> None:
+def _check_replaceable(path: Path, names: Sequence[str]) -> None:
     """Refuse to replace what is not a folder of this library; the caller holds the lock of the folder above.
 
     Without the lock, another writer may rename the folder between two of the questions.
     """
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / marker).is_file())):
+    if not path.exists():
+        return
+    found = sorted(path.iterdir()) if path.is_dir() else []
+    if not path.is_dir() or (found and not (path / names[0]).is_file()):
         raise ValueError(f"{path}: exists already, and is not a folder that this would replace; name another one")
+    for file in found:
+        if file.name not in names or not file.is_file():
+            raise ValueError(f"{file}: would be lost with the folder that is replaced; move it, or name another folder")
 
 
 def _swap(new: Path, path: Path) -> None:

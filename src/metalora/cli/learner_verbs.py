@@ -98,12 +98,12 @@ def fit(
     from metalora.learner import MetaLearner, read_tasks
     from metalora.learner.evaluation import EpisodeFeatures
     from metalora.learner.report import make_report
-    from metalora.learner.saving import LEARNER_FILE
+    from metalora.learner.saving import FILES_OF_LEARNER
     from metalora.learner.splits import split_pools
     from metalora.learner.validation import best_state_path
 
     keep_freed_memory()
-    check_folder(learner, LEARNER_FILE)
+    check_folder(learner, FILES_OF_LEARNER)
     if report is not None:
         check_page(report)
     if no_adapter:
@@ -175,9 +175,10 @@ def finetune(
     --method is one of `metalora methods`; or full, which trains the whole network, or head, which trains a head alone.
     """
     from metalora.learner import finetune as tune
+    from metalora.learner.finetuning_files import FILES_OF_FINE_TUNED
 
     keep_freed_memory()
-    check_folder(out, FINETUNED)
+    check_folder(out, FILES_OF_FINE_TUNED)
     check_choice("method", adapter.method, (*METHODS, "full", "head"))
     inputs, labels, groups = _one_task(data, "finetune", label_column, columns)
     with progress(config.steps, f"fine-tuning {adapter.method}", quiet=json) as advance:
@@ -214,7 +215,7 @@ def adapt(
     from metalora.learner import MetaLearner
     from metalora.learner.saving import TASK_FILE
 
-    check_folder(out, TASK_FILE)
+    check_folder(out, [TASK_FILE])
     inputs, labels, groups = _one_task(support, "adapt", label_column, columns)
     with status("adapting", quiet=json):
         loaded = MetaLearner.from_pretrained(learner, allow_download=allow_download)

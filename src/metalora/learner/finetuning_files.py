@@ -21,6 +21,7 @@ from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import checksum
 from metalora.learner.backbone import Backbone, check_no_download, load_backbone, network_of
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
+from metalora.learner.data.text_preprocessing import TOKENIZER_FILES
 from metalora.learner.finetuning import FineTuned
 from metalora.learner.finetuning_config import DESCRIPTION_FILE, FineTuneConfig
 from metalora.learner.finetuning_data import Scores
@@ -29,6 +30,7 @@ from metalora.learner.labels import TaskLabels
 from metalora.learner.saving import MISFITS, message_with_folder, read_json_description, read_tensors
 
 HEAD_FILE, ADAPTER_FILE, NETWORK_FILE = "head.safetensors", "adapter.safetensors", "model.safetensors"
+FILES_OF_FINE_TUNED = (DESCRIPTION_FILE, HEAD_FILE, ADAPTER_FILE, NETWORK_FILE, "README.md", *TOKENIZER_FILES)
 FORMAT, VERSION = "metalora-finetuned", 1
 SCHEMA = {
     "backbone": (str, type(None)),
@@ -110,7 +112,7 @@ def _write(
     network: dict[str, Tensor] | None,
     description: dict[str, Any],
 ) -> None:
-    with replaced_folder(folder, marker=DESCRIPTION_FILE) as temporary:
+    with replaced_folder(folder, FILES_OF_FINE_TUNED) as temporary:
         write_atomically(temporary / HEAD_FILE, dump_tensors(head))
         if tuned.adapter is not None:
             tuned.adapter.save(temporary / ADAPTER_FILE)

@@ -32,6 +32,7 @@ from metalora.io.fingerprint import fingerprint
 from metalora.learner.backbone import Backbone, check_no_download, load_backbone, network_of
 from metalora.learner.config import LearnerConfig
 from metalora.learner.data import TextPreprocessor, preprocessor_from_dict
+from metalora.learner.data.text_preprocessing import TOKENIZER_FILES
 from metalora.learner.generators import takes_support_condition
 from metalora.learner.history import TrainingHistory
 from metalora.learner.labels import TaskLabels
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 LEARNER_FILE, ADAPTER_FILE, READOUT_FILE = "learner.json", "adapter.safetensors", "readout.safetensors"
 TASK_FILE = "task.safetensors"
+FILES_OF_LEARNER = (LEARNER_FILE, ADAPTER_FILE, READOUT_FILE, "README.md", *TOKENIZER_FILES)
 LEARNER_SCHEMA = {
     "backbone": {"name": (str, type(None)), "class": str},
     "config": dict,
@@ -96,7 +98,7 @@ def save_learner(learner: MetaLearner, folder: str | Path) -> Path:
 def _write_learner(
     learner: MetaLearner, folder: str | Path, description: dict[str, Any], readout: dict[str, Tensor]
 ) -> None:
-    with replaced_folder(folder, marker=LEARNER_FILE) as temporary:
+    with replaced_folder(folder, FILES_OF_LEARNER) as temporary:
         if learner.adapter is not None:
             learner.adapter.save(temporary / ADAPTER_FILE)
         write_atomically(temporary / READOUT_FILE, dump_tensors(readout))
@@ -258,7 +260,7 @@ def save_task_without_place(task: AdaptedTask, folder: Path) -> None:
 
 
 def _write_task(folder: Path, content: bytes) -> None:
-    with replaced_folder(folder, marker=TASK_FILE) as temporary:
+    with replaced_folder(folder, [TASK_FILE]) as temporary:
         write_atomically(temporary / TASK_FILE, content)
 
 

@@ -94,7 +94,7 @@ def save_vit(weights: dict[str, Tensor], folder: Path) -> None:
 
     tensors = _hub_tensors(weights)
     config = vit_config(tensors)
-    with replaced_folder(folder, marker=MARKER) as temporary:
+    with replaced_folder(folder, (MARKER, "model.safetensors", "preprocessor_config.json")) as temporary:
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(temporary)
         _image_processor().save_pretrained(temporary)

@@ -14,6 +14,20 @@ from metalora.learner.data.item_names import item_names
 DEFAULT_MAX_LENGTH = 256
 LONGEST_LENGTH = 1_000_000  # a tokenizer without a limit has a larger number
 
+TOKENIZER_FILES = (  # that transformers may write
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
 
 class TextPreprocessor:
     """Tokenises texts, cuts them off at a number of tokens and pads them to the longest of a batch.
