@@ -1,9 +1,10 @@
-"""The memory of tensors that are freed is kept for the next ones: on Linux a training step takes a third less time."""
+"""What the C library does with freed memory: a training keeps it for its next step, a service returns it."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 KEPT_BYTES = 2**30  # a larger piece goes back to the system when it is freed
@@ -22,7 +23,23 @@ def keep_freed_memory() -> bool:
         >>> keep_freed_memory() in (True, False)
         True
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _function_of_glibc("mallopt")
     return mallopt is not None and all(mallopt(option, KEPT_BYTES) for option in (TRIM_THRESHOLD, MMAP_THRESHOLD))
+
+
+def return_freed_memory() -> bool:
+    """Give memory that is free back to the system, also between pieces that are used; it takes some 10 ms.
+
+    Returns:
+        Whether any was given back; only glibc can.
+
+    Example:
+        >>> return_freed_memory() in (True, False)
+        True
+    """
+    malloc_trim = _function_of_glibc("malloc_trim")
+    return malloc_trim is not None and bool(malloc_trim(0))
+
+
+def _function_of_glibc(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -19,6 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from metalora.learner.learner import MetaLearner
 from metalora.serving.config import ServingConfig
 from metalora.serving.errors import ServiceError
+from metalora.serving.free_memory import returning_free_memory
 from metalora.serving.middleware import RequestFrame
 from metalora.serving.page.page import add_page
 from metalora.serving.readaptation import readapting
@@ -47,7 +48,7 @@ def make_app(learners: Sequence[MetaLearner], store: Store, config: ServingConfi
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with readapting(service):
+        async with readapting(service), returning_free_memory():
             yield
         await run_in_threadpool(service.close)
 
