@@ -177,6 +177,19 @@ def evaluate_pools(
     return report
 
 
+def episodes_of_report(learner: MetaLearner, split: Split, episodes: int) -> list[TestEpisode]:
+    """Return the episodes of a report, which are the same each time.
+
+    Args:
+        learner: The learner, whose configuration has their sizes.
+        split: What was trained on and what was kept.
+        episodes: Episodes of a task.
+    """
+    config = learner.config
+    seed = config.seed + REPORT_SEED
+    return draw_test_episodes(split.kept, split.tasks, episodes, config.support, config.query, seed)
+
+
 def make_report(
     learner: MetaLearner, split: Split, episodes: int = EPISODES, features: EpisodeFeatures | None = None
 ) -> Report:
@@ -188,10 +201,7 @@ def make_report(
         episodes: Episodes of a task.
         features: Features of the pools that were kept, if some are known.
     """
-    config = learner.config
-    drawn = draw_test_episodes(
-        split.kept, split.tasks, episodes, config.support, config.query, config.seed + REPORT_SEED
-    )
+    drawn = episodes_of_report(learner, split, episodes)
     features = features or EpisodeFeatures(learner, split.kept)
     accuracies: dict[tuple[str, str], list[float]] = {}
     probabilities, truths = [], []
@@ -209,7 +219,7 @@ def make_report(
     ]
     confidence = torch.cat([values for values, _ in probabilities]) if drawn else torch.empty(0)
     right = torch.cat([c == t for (_, c), t in zip(probabilities, truths, strict=True)]) if drawn else torch.empty(0)
-    return Report(tuple(scores), config.support, round(error_of_confidence(confidence, right), 6))
+    return Report(tuple(scores), learner.config.support, round(error_of_confidence(confidence, right), 6))
 
 
 def _peers(learner: MetaLearner, features: EpisodeFeatures, episode: TestEpisode) -> dict[str, np.ndarray[Any, Any]]:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from metalora._util.report_page import Band, Cell
 from metalora.learner.data import TaskPool
-from metalora.learner.evaluation import EpisodeFeatures, TestEpisode, draw_test_episodes
+from metalora.learner.evaluation import EpisodeFeatures, TestEpisode
 from metalora.learner.neighbour_pictures import neighbour_rows
 from metalora.learner.readouts import FittedReadout
 from metalora.learner.readouts.calibration import sums_by_confidence
-from metalora.learner.report import EPISODES, REPORT_SEED
+from metalora.learner.report import EPISODES, episodes_of_report
 from metalora.learner.splits import Split
 
 if TYPE_CHECKING:
@@ -131,10 +131,7 @@ def collect(
         episodes: Episodes of a task.
         features: Features of the pools that were kept, if some are known.
     """
-    config = learner.config
-    drawn = draw_test_episodes(
-        split.kept, split.tasks, episodes, config.support, config.query, config.seed + REPORT_SEED
-    )
+    drawn = episodes_of_report(learner, split, episodes)
     features = features or EpisodeFeatures(learner, split.kept)
     predictions = _Predictions()
     for episode in drawn:
