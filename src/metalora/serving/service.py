@@ -80,6 +80,8 @@ class Service:
         self._is_embedded = isinstance(getattr(store, "database", None), SqliteDatabase)
         self._preparing = ThreadPoolExecutor(READERS, "metalora inputs")
         self._storing = ThreadPoolExecutor(WRITERS, "metalora store")
+        # One thread: malloc gives every thread a heap of its own, and tasks that stay in many heaps leave gaps in all.
+        self._loading = ThreadPoolExecutor(1, "metalora tasks")
         self._changes: dict[tuple[int, str], asyncio.Lock] = {}
         self._count()
 
@@ -114,6 +116,7 @@ class Service:
             engine.close()
         self._preparing.shutdown()
         self._storing.shutdown()
+        self._loading.shutdown()
         self.store.close()
 
     async def _looked_up(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -175,7 +178,7 @@ class Service:
         self._engine_of(stored)
         stored, content = await self.content(tenant, task_id)
         engine = self._engine_of(stored)
-        task = await self.stored(_task_of, content, engine)
+        task = await asyncio.get_running_loop().run_in_executor(self._loading, _task_of, content, engine)
         self.hot.put(TaskKey(tenant, stored.id, stored.version), task)
         return stored, task, engine
 
