@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora._util.described import Described, share_in_words
-from metalora._util.suggest import nearest
+from metalora._util.suggest import check_choice, nearest
 from metalora.adapters.batched_fold import BatchedFold, batched_folds
 from metalora.adapters.blocks import Active, Blocks
 from metalora.adapters.bound_target import LEARNED_MODULE, slot_of
@@ -31,7 +31,7 @@ from metalora.adapters.layout import Layout, scales_by_path
 from metalora.adapters.offloading import ParameterStore
 from metalora.adapters.sharing import Sharing
 from metalora.adapters.skipped import SkippedWeight, skipped_sentences
-from metalora.adapters.triton_kernels.path import check_available
+from metalora.adapters.triton_kernels.available import check_available
 from metalora.config import AdapterConfig
 from metalora.methods.method import FROM_DATA, Method
 from metalora.methods.resolve import ResolvedMethod, resolve
@@ -619,8 +619,7 @@ class Adapter(Described, nn.Module):
             >>> adapter.uses_triton
             False
         """
-        if name not in ("torch", "triton"):
-            raise ValueError(f"kernels {name!r}{nearest(name, ('torch', 'triton'))}")
+        check_choice("kernels", name, ("torch", "triton"))
         if name == "triton":
             check_available()
         self.uses_triton = name == "triton"

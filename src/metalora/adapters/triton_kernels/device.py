@@ -1,6 +1,7 @@
 """The kernels themselves, in Triton's language. Importing this module imports triton.
 
-A matrix is given by its address and its strides. Numbers are read in their own type and added up in float32.
+A matrix is given by its address and its strides. Numbers are read in their own type and added up in float32. WIDENS
+converts them before a product, for Triton's interpreter, which takes the bits of a bfloat16 for an integer.
 
 Legend: n rows, examples x tokens · i, o channels in and out · k, k' ranks before and after Mid · m conditions.
 """
@@ -38,6 +39,7 @@ def add_low_rank_kernel(
     HAS_INDEX: tl.constexpr,
     WRITES_OUTPUT: tl.constexpr,
     KEEPS_HIDDEN: tl.constexpr,
+    WIDENS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
@@ -60,7 +62,7 @@ def add_low_rank_kernel(
         left_at = left + channel[:, None] * left_column + place[None, :] * left_row  # Left', (channels, k)
         x_block = tl.load(x_at, mask=has_row & has_channel[None, :], other=0.0)
         left_block = tl.load(left_at, mask=has_channel[:, None] & (place[None, :] < rank), other=0.0)
-        h = tl.dot(x_block, left_block, h, input_precision="ieee")
+        h = _add_product(h, x_block, left_block, WIDENS)
     h = h.to(x.dtype.element_ty)
     if KEEPS_HIDDEN:
         tl.store(hidden + row[:, None] * rank + place[None, :], h, mask=has_row & (place[None, :] < rank))
@@ -72,7 +74,8 @@ def add_low_rank_kernel(
             condition = tl.load(index + example).to(tl.int64)
         mid_at = mid + condition * mid_condition + place[:, None] * mid_row + mixed_place[None, :] * mid_column
         mid_block = tl.load(mid_at, mask=(place[:, None] < rank) & (mixed_place[None, :] < mixed_rank), other=0.0)
-        h = tl.dot(h, mid_block, input_precision="ieee").to(x.dtype.element_ty)
+        mixed_zeros = tl.full((BLOCK_TOKENS, BLOCK_MIXED), 0.0, tl.float32)
+        h = _add_product(mixed_zeros, h, mid_block, WIDENS).to(x.dtype.element_ty)
         if KEEPS_HIDDEN:
             mixed_at = mixed + row[:, None] * mixed_rank + mixed_place[None, :]
             tl.store(mixed_at, h, mask=has_row & (mixed_place[None, :] < mixed_rank))
@@ -87,7 +90,7 @@ def add_low_rank_kernel(
             y_at = y + row[:, None] * y_row + channel[None, :]
             has_output = has_row & has_channel[None, :]
             y_block = tl.load(y_at, mask=has_output, other=0.0).to(tl.float32)
-            y_block = tl.dot(h, right_block, y_block, input_precision="ieee")
+            y_block = _add_product(y_block, h, right_block, WIDENS)
             tl.store(y_at, y_block.to(y.dtype.element_ty), mask=has_output)
 
 
@@ -112,6 +115,7 @@ def products_over_rows_kernel(
     d_column: tl.tensor,
     second_row: tl.tensor,
     second_column: tl.tensor,
+    WIDENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
@@ -122,12 +126,12 @@ def products_over_rows_kernel(
     if block < blocks_of_first:
         _product_over_rows(
             a, b, a_times_b, rows, rank, inputs, b_row, b_column, first_row, first_column, block,
-            BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
+            WIDENS, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
         )  # fmt: skip
     else:
         _product_over_rows(
             c, d, c_times_d, rows, mixed_rank, outputs, d_row, d_column, second_row, second_column,
-            block - blocks_of_first, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
+            block - blocks_of_first, WIDENS, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
         )  # fmt: skip
 
 
@@ -144,6 +148,7 @@ def _product_over_rows(
     product_row: tl.tensor,
     product_column: tl.tensor,
     block: tl.tensor,
+    WIDENS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
@@ -158,7 +163,7 @@ def _product_over_rows(
         wide_at = wide + row[:, None] * wide_row + column[None, :] * wide_column
         thin_block = tl.load(thin_at, mask=(place[:, None] < rank) & (row[None, :] < rows), other=0.0)
         wide_block = tl.load(wide_at, mask=(row[:, None] < rows) & (column[None, :] < columns), other=0.0)
-        total = tl.dot(thin_block, wide_block, total, input_precision="ieee")
+        total = _add_product(total, thin_block, wide_block, WIDENS)
     product_at = product + place[:, None] * product_row + column[None, :] * product_column
     has_number = (place[:, None] < rank) & (column[None, :] < columns)
     tl.store(product_at, total.to(product.dtype.element_ty), mask=has_number)
@@ -175,6 +180,7 @@ def products_of_conditions_kernel(
     rank: tl.tensor,
     mixed_rank: tl.tensor,
     HAS_INDEX: tl.constexpr,
+    WIDENS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
     BLOCK_MIXED: tl.constexpr,
@@ -199,8 +205,16 @@ def products_of_conditions_kernel(
             has_gradient = (token[:, None] < tokens) & (mixed_place[None, :] < mixed_rank)
             hidden_block = tl.load(hidden_at, mask=has_hidden, other=0.0)
             gradient_block = tl.load(gradient_at, mask=has_gradient, other=0.0)
-            total = tl.dot(hidden_block, gradient_block, total, input_precision="ieee")
+            total = _add_product(total, hidden_block, gradient_block, WIDENS)
     number_of_condition = place[:, None] * mixed_rank + mixed_place[None, :]
     product_at = product + condition.to(tl.int64) * rank * mixed_rank + number_of_condition
     has_number = (place[:, None] < rank) & (mixed_place[None, :] < mixed_rank)
     tl.store(product_at, total.to(product.dtype.element_ty), mask=has_number)
+
+
+@triton.jit
+def _add_product(total: tl.tensor, a: tl.tensor, b: tl.tensor, WIDENS: tl.constexpr) -> tl.tensor:
+    """Return total + a b, for blocks; the total is in float32."""
+    if WIDENS:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, total, input_precision="ieee")

@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from metalora.adapters.triton_kernels.available import is_interpreted
 from metalora.adapters.triton_kernels.device import (
     add_low_rank_kernel,
     products_of_conditions_kernel,
@@ -83,6 +84,7 @@ def add_low_rank_(
             HAS_INDEX=index is not None,
             WRITES_OUTPUT=y is not None,
             KEEPS_HIDDEN=keep,
+            WIDENS=_widens(x),
             BLOCK_TOKENS=block_tokens,
             BLOCK_CHANNELS=64 if max(rank, mixed_rank) <= 64 else 32,  # what fits into the memory of a multiprocessor
             BLOCK_RANK=_block(rank),
@@ -136,6 +138,7 @@ def _products_over_rows(
             *a_times_b.stride(),
             *d.stride(),
             *c_times_d.stride(),
+            WIDENS=_widens(a),
             BLOCK_ROWS=_block(len(a), MOST_ROWS),
             BLOCK_COLUMNS=BLOCK_COLUMNS,
             BLOCK_RANK=_block(max(a.shape[1], c.shape[1])),
@@ -167,6 +170,7 @@ def mid_gradient(hidden: Tensor, d_mixed: Tensor, mid: Tensor, index: Tensor | N
             rank,
             mixed_rank,
             HAS_INDEX=index is not None,
+            WIDENS=_widens(hidden),
             BLOCK_TOKENS=_block(tokens, MOST_ROWS),
             BLOCK_RANK=_block(rank),
             BLOCK_MIXED=_block(mixed_rank),
@@ -179,6 +183,11 @@ def _device_of(tensor: Tensor) -> AbstractContextManager[None]:
     """Let Triton launch on the card of a tensor inside; nothing changes for one on a CPU."""
     device_of: Callable[[Tensor], AbstractContextManager[None]] = torch.cuda.device_of
     return device_of(tensor)
+
+
+def _widens(tensor: Tensor) -> bool:
+    """Return True if the numbers must be converted to float32 before a product; see `device`."""
+    return tensor.dtype == torch.bfloat16 and is_interpreted()
 
 
 def _examples(mid: Tensor | None, index: Tensor | None) -> int:

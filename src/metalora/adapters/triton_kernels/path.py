@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.conditioning.rows import RowValues
+from metalora.adapters.triton_kernels.available import is_interpreted
 
 if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition import Values
@@ -17,28 +17,6 @@ if TYPE_CHECKING:
     from metalora.adapters.layers.base import AdaptedLayer
 
 MOST_RANK = 128  # a block of rows holds this many numbers of each row at once
-
-
-def check_available() -> None:
-    """Check that Triton kernels can run here.
-
-    Raises:
-        ValueError: Triton is missing, or there is neither a CUDA card nor Triton's interpreter.
-    """
-    if importlib.util.find_spec("triton") is None:
-        raise ValueError('kernels "triton": triton is not installed; it comes with a PyTorch that is built for CUDA')
-    if not (torch.cuda.is_available() or is_interpreted()):
-        raise ValueError(
-            'kernels "triton": there is no CUDA card; set TRITON_INTERPRET=1 before Python starts to compute them on '
-            'the CPU, slowly and only as a check, or take kernels "torch"'
-        )
-
-
-def is_interpreted() -> bool:
-    """Return True if Triton interprets its kernels on the CPU (TRITON_INTERPRET=1)."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
 
 
 def can_run(layer: AdaptedLayer, x: Tensor, conditions: int) -> bool:
