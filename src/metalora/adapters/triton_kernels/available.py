@@ -7,19 +7,23 @@ import importlib.util
 import torch
 
 
-def check_available() -> None:
-    """Check that Triton kernels can run here.
-
-    Raises:
-        ValueError: Triton is missing, or there is neither a CUDA card nor Triton's interpreter.
-    """
+def unavailable() -> str | None:
+    """Return why Triton kernels cannot run here, and what to do about it; None if they can."""
     if importlib.util.find_spec("triton") is None:
-        raise ValueError('kernels "triton": triton is not installed; it comes with a PyTorch that is built for CUDA')
-    if not (torch.cuda.is_available() or is_interpreted()):
-        raise ValueError(
-            'kernels "triton": there is no CUDA card; set TRITON_INTERPRET=1 before Python starts to compute them on '
-            'the CPU, slowly and only as a check, or take kernels "torch"'
-        )
+        return "triton is not installed; it comes with a PyTorch that is built for CUDA"
+    if torch.cuda.is_available() or is_interpreted():
+        return None
+    return (
+        "there is no CUDA card; TRITON_INTERPRET=1, set before Python starts, computes Triton kernels on the CPU, "
+        "which is slow and only a check"
+    )
+
+
+def check_available() -> None:
+    """Raise a ValueError that says why, if Triton kernels cannot run here."""
+    reason = unavailable()
+    if reason is not None:
+        raise ValueError(f'kernels "triton": {reason}')
 
 
 def is_interpreted() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,9 @@ CASES = (
 )
 
 
-def check_laws(case: LawCase, layer: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def check_laws(
+    case: LawCase, layer: str, device: torch.device, dtype: torch.dtype, kernels: Literal["torch", "triton"] = "torch"
+) -> dict[str, Any]:
     """Check one method on one layer.
 
     Args:
@@ -87,6 +89,7 @@ def check_laws(case: LawCase, layer: str, device: torch.device, dtype: torch.dty
         layer: "linear" or "conv2d".
         device: The device.
         dtype: Data type of the base and of the activations.
+        kernels: What computes the update; Triton's never as W + Delta W.
 
     Returns:
         "starts_as_base" and "restored_by_unmerge" (bit for bit), "gradients" (all learned factors have a gradient
@@ -99,6 +102,8 @@ def check_laws(case: LawCase, layer: str, device: torch.device, dtype: torch.dty
     x = _inputs(layer).to(device, dtype)
     model = nn.Sequential(copy.deepcopy(base))
     adapter = attach(model, case.config())
+    adapter.use_kernels(kernels)
+    adapter.weight_first = kernels == "torch"
     condition = _condition(case, adapter, device)
     results: dict[str, Any] = {}
     with torch.no_grad():

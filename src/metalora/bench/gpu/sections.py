@@ -16,6 +16,7 @@ from metalora.bench.gpu.measure import describe_error
 from metalora.bench.gpu.section import Results, Section
 from metalora.bench.gpu.setups import Setup, llama, resnet50, small_batch, table_20, tiny, vit_large
 from metalora.bench.gpu.timed import timed_section
+from metalora.bench.gpu.triton import triton_section
 
 
 def sections(dry_run: bool) -> list[Section]:
@@ -28,6 +29,7 @@ def sections(dry_run: bool) -> list[Section]:
     return [
         *(_laws_section(dtype, methods) for dtype in ("float32", "bfloat16", "float16")),
         *(launches_section(name, 20, _sized(setup, dry_run)) for name, setup in _launches().items()),
+        _triton(dry_run),
         *_graphed(dry_run),
         *(tenants_section(name, 25, _sized(setup, dry_run)) for name, setup in _tenants().items()),
         *(timed_section(name, seconds, _sized(setup, dry_run)) for name, (seconds, setup) in _timed().items()),
@@ -40,6 +42,12 @@ def _sized(setup: Setup, dry_run: bool) -> Setup:
 
 def _launches() -> dict[str, Setup]:
     return {"launches roberta-base bfloat16": small_batch("bfloat16")}
+
+
+def _triton(dry_run: bool) -> Section:
+    tenants = table_20("roberta-base", "bfloat16", vera_rank=1024, metatt_rank=24)
+    steps = small_batch("bfloat16")
+    return triton_section("triton roberta-base bfloat16", 45, _sized(steps, dry_run), _sized(tenants, dry_run))
 
 
 def _graphed(dry_run: bool) -> list[Section]:
