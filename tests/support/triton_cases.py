@@ -9,8 +9,9 @@ from itertools import product
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from metalora import AdapterConfig, ConditionConfig
@@ -172,7 +173,7 @@ def adapted(device, model, method="lora", rank=3, dtype=torch.float32, **options
     return model, adapter
 
 
-def results(model, adapter, x, rows, is_reference):
+def results(model, adapter, x, rows, is_reference, packed=False):
     """The output and the gradients of x and of every parameter, by Triton or by plain autograd."""
     adapter.use_kernels("torch" if is_reference else "triton")
     adapter.fused = not is_reference
@@ -183,25 +184,75 @@ def results(model, adapter, x, rows, is_reference):
     else:
         features = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).to(x.device)
         condition = adapter.condition(features if rows is not None else features[: len(x)])
-        with adapter.using(condition, rows=rows):
+        with adapter.using(condition, rows=rows, packed=packed):
             y = model(x)
             values = adapter.current().values
-            if rows is not None and not is_reference:
+            if rows is not None and not is_reference and not packed:
                 assert values.table is condition.values and not values._copied  # the table was read, not its copy
     y.float().square().sum().backward()
     return {"": y, "x": x.grad, **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
 
 
-def same_as_plain(device, make, method, rows=None, dtype=torch.float32, expected="Triton", **options):
+def same_as_plain(device, make, method, rows=None, packed=False, dtype=torch.float32, **options):
     """A model by Triton beside the same one by plain autograd."""
     model, adapter = adapted(device, make(), method, dtype=dtype, **options)
-    x = torch.randn(4 if rows is None else len(rows), 5, 12).to(device, dtype)
-    reference = results(model, adapter, x, rows, is_reference=True)
-    actual = results(model, adapter, x, rows, is_reference=False)
-    assert {str(layer.kernel) for layer in adapter.layers.values()} == {expected}
+    batch = 4 if rows is None else len(rows)
+    x = torch.randn((1, batch, 12) if packed else (batch, 5, 12)).to(device, dtype)
+    reference = results(model, adapter, x, rows, is_reference=True, packed=packed)
+    actual = results(model, adapter, x, rows, is_reference=False, packed=packed)
+    assert {str(layer.kernel) for layer in adapter.layers.values()} == {"Triton"}
     assert actual.keys() == reference.keys() and len(actual) > 4
     for name, value in reference.items():
         assert_near(actual[name], value, dtype)
+
+
+class Counted:
+    """A kernel that counts its launches."""
+
+    def __init__(self, kernel):
+        self.kernel, self.launches = kernel, 0
+
+    def __getitem__(self, grid):
+        self.launches += 1
+        return self.kernel[grid]
+
+
+class Products(TorchDispatchMode):
+    """Counts the products of matrices that PyTorch computes."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.count += "mm" in function.__name__
+        return function(*arguments, **(options or {}))
+
+
+def launches(device):
+    """A layer takes one launch forward and two backward beside the base's product, three with a Mid by example."""
+    from metalora.adapters.triton_kernels import launch
+
+    x = torch.randn(4, 5, 12, device=device, requires_grad=True)
+    for method, backward in (("lora", 2), ("metalora-cp", 3)):
+        model, adapter = adapted(device, nn.Sequential(nn.Linear(12, 12)), method, targets="0", alpha=None)
+        adapter.use_kernels("triton")
+        condition = adapter.condition(torch.randn(4, 4, device=device)) if adapter.conditional else None
+        more = {} if condition is None else {"condition": condition}
+        names = ("add_low_rank_kernel", "products_over_rows_kernel", "products_of_conditions_kernel")
+        with pytest.MonkeyPatch.context() as patch:
+            kernels = [Counted(getattr(launch, name)) for name in names]
+            for name, kernel in zip(names, kernels, strict=True):
+                patch.setattr(launch, name, kernel)
+            with Products() as products:
+                y = model(x, **more)
+            assert (products.count, sum(kernel.launches for kernel in kernels)) == (1, 1)
+            leaves = [
+                x,
+                *adapter.layers["0"].left_operands(None),
+                *(() if condition is None else condition.values.values()),
+            ]
+            with Products() as products:
+                torch.autograd.grad(y.sum(), [*leaves])
+            assert (products.count, sum(kernel.launches for kernel in kernels)) == (1, 1 + backward)
 
 
 def autocast(device):
@@ -214,6 +265,21 @@ def autocast(device):
     assert {str(layer.kernel) for layer in adapter.layers.values()} == {"Triton"}
     for name, value in reference.items():
         assert_near(actual[name], value, torch.float16)
+
+
+def beams(device):
+    """The beams of one prompt share its condition."""
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=30)
+    decoder = LlamaForCausalLM(LlamaConfig(**sizes))
+    model, adapter = adapted(device, decoder, "metalora-cp", targets="q_proj,v_proj")
+    condition, prompts = adapter.condition(3 * torch.randn(2, 4, device=device)), torch.tensor([[5, 6], [5, 6]])
+    texts = {}
+    for name in ("torch", "triton"):
+        adapter.use_kernels(name)
+        options = dict(condition=condition, num_beams=2, num_return_sequences=2, max_new_tokens=3, do_sample=False)
+        texts[name] = model.generate(prompts.to(device), pad_token_id=0, **options)
+    assert {str(layer.kernel) for layer in adapter.layers.values()} == {"Triton"}
+    assert torch.equal(texts["torch"], texts["triton"])
 
 
 def other_paths(device):
@@ -261,10 +327,13 @@ MODELS = {
 } | {
     "Mlp, metalora-cp, a table": partial(same_as_plain, make=Mlp, method="metalora-cp", rows=[3, 1, 1, 0, 3, 3]),
     "Encoder, metalora-tr, a table": partial(same_as_plain, make=Encoder, method="metalora-tr", rows=[4, 4, 0]),
+    "Mlp, metalora-cp, packed": partial(same_as_plain, make=Mlp, method="metalora-cp", rows=[3, 3, 1, 0], packed=True),
     "Mlp, lora, float16": partial(same_as_plain, make=Mlp, method="lora", dtype=torch.float16),
     "Mlp, metalora-cp, float16": partial(same_as_plain, make=Mlp, method="metalora-cp", dtype=torch.float16),
     "Mlp, lora, checkpointed": partial(same_as_plain, make=partial(Mlp, checkpointed=True), method="lora"),
     "Mlp, lora, biases": partial(same_as_plain, make=Mlp, method="lora", bias="adapted"),
+    "beams": beams,
+    "launches": launches,
     "autocast": autocast,
     "other paths": other_paths,
 }
