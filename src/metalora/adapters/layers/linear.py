@@ -45,7 +45,7 @@ class _LinearLayer(AdaptedLayer):
 
     def fused(self, x: Tensor, down: Tensor | None, hidden: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor]:
         """Compute (*, i) -> (*, o) as one node of the graph; x Left comes as (n, k)."""
-        base = self._modules["base"]  # without a way through Module.__getattr__
+        base = self._modules["base"]  # without a way through Module.__getattr__, and without the call of `_frozen`
         assert base is not None
         stored, bias = base._parameters["weight"], base._parameters["bias"]
         assert stored is not None

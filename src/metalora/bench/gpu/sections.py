@@ -6,13 +6,11 @@ from functools import partial
 
 import torch
 
-from metalora.bench.device import bench_device
-from metalora.bench.gpu.budget import Budget, OutOfTime
+from metalora.bench.gpu.budget import Budget
 from metalora.bench.gpu.graphed import graphed_steps_section, graphed_tenants_section
 from metalora.bench.gpu.launches import launches_section
-from metalora.bench.gpu.laws import CASES, LAYERS, LawCase, check_laws
+from metalora.bench.gpu.laws import CASES, LAYERS, law_row
 from metalora.bench.gpu.many_tenants import tenants_section
-from metalora.bench.gpu.measure import describe_error
 from metalora.bench.gpu.section import Results, Section
 from metalora.bench.gpu.setups import Setup, llama, resnet50, small_batch, table_20, tiny, vit_large
 from metalora.bench.gpu.timed import timed_section
@@ -96,19 +94,8 @@ def _run_laws(dtype: torch.dtype, methods: int, budget: Budget) -> Results:
     allow_tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False  # the default lets convolutions round float32 to 10 bits
     try:
-        rows = [_law_row(case, layer, dtype, budget) for case in CASES[:methods] for layer in LAYERS]
+        rows = [law_row(case, layer, dtype, budget) for case in CASES[:methods] for layer in LAYERS]
     finally:
         torch.backends.cudnn.allow_tf32 = allow_tf32
     failed = [f"{row['method']} {row['layer']}" for row in rows if not row.get("passed")]
     return {"failed": failed, "cases": rows}
-
-
-def _law_row(case: LawCase, layer: str, dtype: torch.dtype, budget: Budget) -> Results:
-    budget.check()
-    row: Results = {"method": case.method, "layer": layer}
-    try:
-        return row | check_laws(case, layer, bench_device(), dtype)
-    except OutOfTime:
-        raise
-    except Exception as error:
-        return row | {"passed": False, "error": describe_error(error)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,9 @@ from metalora.adapters.attach import adapter_of
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.triton_kernels.available import unavailable
 from metalora.bench.cases import FLOOR, PEFT, Case, Inputs
-from metalora.bench.device import bench_device
 from metalora.bench.gpu.budget import Budget
 from metalora.bench.gpu.launches import step_counts
-from metalora.bench.gpu.laws import CASES, check_laws, relative_error
+from metalora.bench.gpu.laws import CASES, Kernels, law_row, relative_error
 from metalora.bench.gpu.many_tenants import MANY, ONE, adapted_for_tenants, run_model, timed
 from metalora.bench.gpu.measure import build_all, measure
 from metalora.bench.gpu.section import Results, Section
@@ -46,9 +44,8 @@ def _run(steps: Setup, tenants: Setup, rank: int, budget: Budget) -> Results:
     if reason is not None:
         return {"skipped": f"not run: {reason}"}
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    cases = [case for case in CASES if case.method in LAWS]
-    laws = [{"method": case.method} | check_laws(case, "linear", bench_device(), dtype, "triton") for case in cases]
-    failed = [f"{row['method']} linear" for row in laws if not row["passed"]]
+    laws = [law_row(case, "linear", dtype, budget, "triton") for case in CASES if case.method in LAWS]
+    failed = [f"{row['method']} {row['layer']}" for row in laws if not row["passed"]]
     return {"failed": failed, "laws": laws} | _steps(steps, budget) | {"serving": _tenants(tenants, rank, budget)}
 
 
@@ -57,22 +54,24 @@ def _steps(setup: Setup, budget: Budget) -> Results:
     base, inputs = base_and_inputs(setup)
     own = [name for name in setup.ranks if not name.startswith(PEFT)]
     names = [FLOOR, *setup.ranks, *(name + TRITON for name in own)]
-    cases, errors = build_all(names, partial(_build, setup, base, inputs), budget)
-    counts = {name: step_counts(case) for name, case in cases.items()}  # and compiles the kernels
+    counts: dict[str, Results] = {}
+    cases, errors = build_all(names, partial(_build_and_count, setup, base, inputs, counts), budget)
     runs = {name: partial(training_phases, case) for name, case in cases.items()}
     measured = measure(runs, setup.bench.rounds, budget)
     measured.errors.update(errors)
     return {"cases": [row | counts.get(row["case"], {}) for row in measured.rows()]}
 
 
-def _build(setup: Setup, base: nn.Module, inputs: Inputs, name: str) -> Case:
+def _build_and_count(setup: Setup, base: nn.Module, inputs: Inputs, counts: dict[str, Results], name: str) -> Case:
+    """Build a case and add its launches to the counts; its first step compiles the kernels."""
     case = build_adapted(setup, base, inputs, name.removesuffix(TRITON))
     if name.endswith(TRITON):
         _use_kernels(case.model, "triton")
+    counts[name] = step_counts(case)
     return case
 
 
-def _use_kernels(model: nn.Module, name: Any) -> None:
+def _use_kernels(model: nn.Module, name: Kernels) -> None:
     adapter = adapter_of(model)
     assert adapter is not None
     adapter.use_kernels(name)
@@ -85,9 +84,8 @@ def _tenants(setup: Setup, rank: int, budget: Budget) -> Results:
     model, condition = adapted_for_tenants(setup, base, rank, len(next(iter(inputs.values()))))
     runs = {FLOOR: partial(run_model, base, inputs)}
     for name, chosen in ((ONE, condition[0]), (MANY, condition)):
-        for kernels in ("torch", "triton"):
-            case = name + TRITON if kernels == "triton" else name
-            runs[case] = partial(_run_by, kernels, model, inputs, chosen)
+        runs[name] = partial(_run_by, "torch", model, inputs, chosen)
+        runs[name + TRITON] = partial(_run_by, "triton", model, inputs, chosen)
     measured = measure({name: partial(timed, run) for name, run in runs.items()}, setup.bench.rounds, budget)
     return {
         "tenants": len(condition),
@@ -96,7 +94,7 @@ def _tenants(setup: Setup, rank: int, budget: Budget) -> Results:
     }
 
 
-def _run_by(kernels: str, model: nn.Module, inputs: Inputs, condition: Condition) -> Tensor:
+def _run_by(kernels: Kernels, model: nn.Module, inputs: Inputs, condition: Condition) -> Tensor:
     """Run inference by one of the two kinds of kernels."""
     _use_kernels(model, kernels)
     return run_model(model, inputs, condition=condition)
