@@ -63,6 +63,30 @@ def test_launches_are_counted_for_each_case(tmp_path):
     assert all(case["forward_launches"] is None and case["backward_waits"] == [] for case in cases.values())
 
 
+def test_the_section_of_triton_kernels_says_that_it_did_not_run(tmp_path):
+    code, (row,) = rows_of(tmp_path, "--only", "triton")
+    assert code == 0 and row["results"]["skipped"].startswith("not run: ")
+
+
+@pytest.mark.slow
+def test_the_section_of_triton_kernels_runs_in_the_interpreter(tmp_path):
+    pytest.importorskip("triton"), pytest.importorskip("peft")
+    code = TRITON_RUN.format(path=str(tmp_path / "rows.jsonl"))
+    assert run_fresh(code, TRITON_INTERPRET="1").returncode == 0
+    (row,) = RowStore(tmp_path / "rows.jsonl").rows()
+    results = row["results"]
+    assert results["failed"] == [] and len(results["laws"]) == 5 and results["serving"]["error_against_torch"] < 1e-2
+    own = ["lora", "metatt-4d", "lora, triton", "metatt-4d, triton"]
+    assert [case["case"] for case in results["cases"]] == ["frozen model", "peft: lora", *own]
+    assert [case["case"] for case in results["serving"]["cases"]][1:3] == ["one condition", "one condition, triton"]
+
+
+TRITON_RUN = """
+from metalora.bench.gpu.__main__ import main
+raise SystemExit(main(["--only", "triton", "--out", {path!r}]))
+"""
+
+
 def test_a_wait_for_the_card_is_named_by_its_line():
     def run():
         warnings.warn("called a synchronizing CUDA operation", stacklevel=1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora._util.described import Described, share_in_words
-from metalora._util.suggest import nearest
+from metalora._util.suggest import check_choice, nearest
 from metalora.adapters.batched_fold import BatchedFold, batched_folds
 from metalora.adapters.blocks import Active, Blocks
 from metalora.adapters.bound_target import LEARNED_MODULE, slot_of
@@ -31,6 +31,7 @@ from metalora.adapters.layout import Layout, scales_by_path
 from metalora.adapters.offloading import ParameterStore
 from metalora.adapters.sharing import Sharing
 from metalora.adapters.skipped import SkippedWeight, skipped_sentences
+from metalora.adapters.triton_kernels.available import check_available
 from metalora.config import AdapterConfig
 from metalora.methods.method import FROM_DATA, Method
 from metalora.methods.resolve import ResolvedMethod, resolve
@@ -58,6 +59,7 @@ class Adapter(Described, nn.Module):
         state: What lives while a forward runs, for each thread its own.
         weight_first: Let layers form W + Delta W if the cost model says so; False: never.
         fused: Let the adapter's products share passes with the base's; False: plain autograd, the reference.
+        uses_triton: True if layers take Triton kernels where they can; see `use_kernels`.
 
     Example:
         >>> import torch, metalora
@@ -100,6 +102,7 @@ class Adapter(Described, nn.Module):
         self.started = FROM_DATA not in resolved.inits.values()
         self.weight_first = True
         self.fused = True
+        self.uses_triton = False
         self.layers: dict[str, AdaptedLayer | OutputLayer] = {}
         self.skipped: tuple[SkippedWeight, ...] = ()
         self.hooks: list[Any] = []  # handles of the hooks of the condition's source
@@ -459,7 +462,7 @@ class Adapter(Described, nn.Module):
             if rows is None:
                 raise ValueError("packed=True needs rows=..., the number of the condition of each token")
         if rows is not None:
-            values = values_of_rows(values, rows)
+            values = values_of_rows(values, rows, copy=packed or not self.uses_triton)
         return self.blocks.entered(values=TokenValues(values) if packed else values)
 
     def disabled(self) -> contextlib.AbstractContextManager[None]:
@@ -592,6 +595,34 @@ class Adapter(Described, nn.Module):
 
         outputs: dict[str, Any] = generate_batch(self, prompts, condition, task_ids, options)
         return outputs
+
+    # ---- kernels ---------------------------------------------------------------------------------------------------
+    def use_kernels(self, name: Literal["torch", "triton"]) -> None:
+        """Choose the kernels that compute the update of linear layers on a CUDA card: PyTorch's or Triton's.
+
+        Triton's take one launch for a layer beside the base's own product. They run in float32, bfloat16 and float16,
+        up to rank 128, also if Mid differs by example. Everything else runs as before: convolutions, quantised bases,
+        dropout in training, torch.compile, a Left or Right that differs by example, an input on a CPU. What ran is
+        `adapter.layers[path].kernel`. Triton's have no second derivative.
+
+        Args:
+            name: "torch", the default, or "triton".
+
+        Raises:
+            ValueError: Another name; triton is missing; or there is neither a CUDA card nor Triton's interpreter.
+
+        Example:
+            >>> import metalora
+            >>> model = nn.Sequential(nn.Linear(4, 4))
+            >>> adapter = metalora.attach(model, metalora.AdapterConfig("lora", rank=2, targets="0"))
+            >>> adapter.use_kernels("torch")
+            >>> adapter.uses_triton
+            False
+        """
+        check_choice("kernels", name, ("torch", "triton"))
+        if name == "triton":
+            check_available()
+        self.uses_triton = name == "triton"
 
     # ---- verbs -----------------------------------------------------------------------------------------------------
     # They import inside, since the modules of the verbs import this one.

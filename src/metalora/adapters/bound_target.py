@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from metalora.adapters.conditioning.rows import RowValues
 from metalora.adapters.layout import FactorSlice, read_slice
 from metalora.adapters.mechanisms import materialize_factors
 from metalora.adapters.plan import Form, base_macs, macs_per_position
@@ -113,7 +114,7 @@ class BoundTarget:
         """The number of conditions that are active: 1 if no factor differs by example."""
         if self.per_example_key is None or values is None:
             return 1
-        return values[self.per_example_key].shape[0]
+        return len(values.rows) if type(values) is RowValues else values[self.per_example_key].shape[0]
 
     def read(self, values: Values | None, names: Sequence[str] | None = None, repeat: int = 1) -> dict[str, Tensor]:
         """Return the factors as the network takes them, by name: (*modes), or (b, *modes) if they differ by example.

@@ -6,6 +6,7 @@
 | Plain | one | base(x) + ((x Left) Mid) Right by plain autograd: the reference |
 | WeightFirst | one | base(x) with W + Delta W, if that costs fewer multiply-adds |
 | PerExample | many | as Fused, with Mid or Right of every example |
+| Triton | both | as Fused and PerExample, the update by kernels written in Triton (`Adapter.use_kernels`) |
 | PerExamplePlain | many | as Plain, with factors of every example |
 | Circuit | both | base(x) + x Delta W, gate by gate |
 | Rescaled | both | g times what Plain gives, without the base's bias (DoRA) |
@@ -25,11 +26,13 @@ from torch import Tensor
 
 from metalora.adapters.layers.whole import run_whole
 from metalora.adapters.own_forward import Dependence
+from metalora.adapters.triton_kernels.path import can_run, run
 
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # not None in a checkpointed part
 
 if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition import Values
+    from metalora.adapters.forward_state import CastFactors
     from metalora.adapters.layers.base import AdaptedLayer
 
 
@@ -98,6 +101,8 @@ def choose(layer: AdaptedLayer, x: Tensor, conditions: int) -> Kernel:
     # `is_transformed`, without its call
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or torch._C._is_tracing()
     if adapter.fused and unobserved and not transformed and layer.can_fuse(x, grad):
+        if adapter.uses_triton and can_run(layer, x, conditions):
+            return TRITON
         return FUSED if conditions == 1 else PER_EXAMPLE
     return PLAIN if conditions == 1 else PER_EXAMPLE_PLAIN
 
@@ -131,8 +136,7 @@ def _fused_steps(layer: AdaptedLayer, x: Tensor, values: Values | None, conditio
     layer.check_batch(x, conditions)
     shared = bound.shares_input and cache.x is x
     hidden = cache.take(bound.left_key, x, bound.path, values) if shared else None
-    forward, down = layer.owner[0].state.forward, None
-    cast = None if forward is None or _top_hooks(True) is not None else forward.cast
+    down, cast = None, _cast_factors(layer)
     if hidden is None:
         down = None if cast is None else cast.lefts.get(bound.path)
         down = layer.left(values, layer.repeats(x, conditions)) if down is None else down
@@ -146,6 +150,16 @@ def _fused_steps(layer: AdaptedLayer, x: Tensor, values: Values | None, conditio
     h, up = layer.mix_or_fold(h, x, values, conditions, cast)
     y = layer.add_in_place(y, h, up, x)
     return layer.add_biases(y, values) if bound.has_biases else y
+
+
+def _triton(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:
+    return run(layer, x, values, conditions, _cast_factors(layer))
+
+
+def _cast_factors(layer: AdaptedLayer) -> CastFactors | None:
+    """Return what the forward has cast for all targets together; not in a checkpointed part."""
+    forward = layer.owner[0].state.forward
+    return None if forward is None or _top_hooks(True) is not None else forward.cast
 
 
 def _plain(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:
@@ -210,6 +224,7 @@ PLAIN = Kernel("Plain", _plain)
 WEIGHT_FIRST = Kernel("WeightFirst", _weight_first)
 PER_EXAMPLE = Kernel("PerExample", _fused_steps)
 PER_EXAMPLE_PLAIN = Kernel("PerExamplePlain", _plain)
+TRITON = Kernel("Triton", _triton)
 CIRCUIT = Kernel("Circuit", _plain)
 RESCALED = Kernel("Rescaled", _plain)
 OWN_FORWARD = Kernel("OwnForward", _own_forward)
@@ -219,6 +234,7 @@ _CONSTANTS = {
     "WeightFirst": "WEIGHT_FIRST",
     "PerExample": "PER_EXAMPLE",
     "PerExamplePlain": "PER_EXAMPLE_PLAIN",
+    "Triton": "TRITON",
     "Circuit": "CIRCUIT",
     "Rescaled": "RESCALED",
     "OwnForward": "OWN_FORWARD",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,12 +21,48 @@ class TokenValues(dict[str, Tensor]):
     """
 
 
-def values_of_rows(values: Values, rows: Tensor | Sequence[int]) -> dict[str, Tensor]:
+class RowValues(Mapping[str, Tensor]):
+    """Values of a table of conditions for rows that name them: key of a stored factor -> (rows, *factor shape).
+
+    The values of the rows are copied out of the table only when they are read; Triton kernels read the table itself.
+
+    Attributes:
+        table: Key of a stored factor -> its values, (n, *factor shape).
+        rows: Number of the condition of each row, (m,), on the device of the table.
+
+    Example:
+        >>> values = RowValues({"C": torch.tensor([[1.0], [2.0]])}, torch.tensor([1, 0, 1]))
+        >>> values["C"].flatten(), len(values.table["C"])
+        (tensor([2., 1., 2.]), 2)
+    """
+
+    def __init__(self, table: Values, rows: Tensor):
+        self.table, self.rows = table, rows
+        self._copied: dict[tuple[str, bool], Tensor] = {}  # without a gradient, a copy is not the same as with it
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Return the values of a stored factor for each row, (rows, *factor shape)."""
+        place = key, torch.is_grad_enabled()
+        if place not in self._copied:
+            self._copied[place] = self.table[key].index_select(0, self.rows)
+        return self._copied[place]
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the keys of the stored factors."""
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        """Return the number of stored factors."""
+        return len(self.table)
+
+
+def values_of_rows(values: Values, rows: Tensor | Sequence[int], copy: bool = True) -> Values:
     """Return the values of the condition of each row.
 
     Args:
         values: Key of a stored factor -> its values, (n, *factor shape).
         rows: Number of the condition of each row, (m,), from 0 to n - 1.
+        copy: Whether the values of the rows are copied now; False: a `RowValues`, which copies those that are read.
 
     Returns:
         Key of a stored factor -> (m, *factor shape).
@@ -49,6 +85,8 @@ def values_of_rows(values: Values, rows: Tensor | Sequence[int]) -> dict[str, Te
         if len(index) == len(first) and torch.equal(index, torch.arange(len(index), device=index.device)):
             return dict(values)  # all of them in their order
     index = index.to(first.device)
+    if not copy:
+        return RowValues(values, index)
     return {key: value.index_select(0, index) for key, value in values.items()}
 
 

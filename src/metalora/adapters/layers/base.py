@@ -530,6 +530,25 @@ class AdaptedLayer(MergeableLayer):
             The output of the layer, and x Left in the layout that `hidden` has.
         """
 
+    def has_triton_kernels(self, x: Tensor) -> bool:
+        """Return True if a layer of this kind has `by_triton`, for the type in which it computes on an input (*, i)."""
+        return False
+
+    def by_triton(self, x: Tensor, left: Tensor, right: Tensor, mid: Tensor | None, index: Tensor | None) -> Tensor:
+        """Compute base(x) + the update by Triton kernels.
+
+        Args:
+            x: Input (*, i).
+            left: Left (k, i).
+            right: scale . Right (k', o), with Mid folded into it if there is no `mid`.
+            mid: Mid of each condition (m, k, k'), or None.
+            index: The condition of each example, or None: example e has condition e.
+
+        Returns:
+            The output (*, o).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no Triton kernels")
+
     @abstractmethod
     def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Compute base(x), which may be overwritten, and x Left.

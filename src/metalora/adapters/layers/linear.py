@@ -16,6 +16,8 @@ from metalora.adapters.layers.fused import (
     inplace_low_rank_add,
     low_rank_linear,
 )
+from metalora.adapters.triton_kernels.node import TYPES as TRITON_TYPES
+from metalora.adapters.triton_kernels.node import low_rank_linear as triton_low_rank_linear
 from metalora.tensornet.forms.circuit import Circuit
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class _LinearLayer(AdaptedLayer):
 
     def fused(self, x: Tensor, down: Tensor | None, hidden: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor]:
         """Compute (*, i) -> (*, o) as one node of the graph; x Left comes as (n, k)."""
-        base = self._modules["base"]  # without a way through Module.__getattr__
+        base = self._modules["base"]  # without a way through Module.__getattr__, and without the call of `_frozen`
         assert base is not None
         stored, bias = base._parameters["weight"], base._parameters["bias"]
         assert stored is not None
@@ -59,13 +61,29 @@ class _LinearLayer(AdaptedLayer):
             y, computed = low_rank_linear(x, weight, bias, down, hidden, up)
         return y.view(*x.shape[:-1], y.shape[-1]), computed  # (n, o) -> (*, o)
 
-    def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return base(x) (n, o), and x Left as (n, k), or as (b, t, k) if every example has its own Left."""
+    def has_triton_kernels(self, x: Tensor) -> bool:
+        """Return True if the layer computes in a type that the Triton kernels know, for an input (*, i)."""
+        return (autocast_dtype(x) or self.base.weight.dtype) in TRITON_TYPES
+
+    def by_triton(self, x: Tensor, left: Tensor, right: Tensor, mid: Tensor | None, index: Tensor | None) -> Tensor:
+        """Compute (*, i) -> (*, o) by Triton kernels; see `AdaptedLayer.by_triton`."""
+        weight, bias = self._frozen()
+        dtype = autocast_dtype(x) or weight.dtype
+        x, weight, bias, left, right, mid = cast_all(dtype, x, weight, bias, left, right, mid)
+        y = triton_low_rank_linear(x, weight, bias, left, right, mid, index)
+        return y.view(*x.shape[:-1], y.shape[-1])  # (n, o) -> (*, o)
+
+    def _frozen(self) -> tuple[Tensor, Tensor | None]:
+        """Return the base's weight (o, i) and its bias (o,)."""
         base = self._modules["base"]  # without a way through Module.__getattr__
         assert base is not None
         stored, bias = base._parameters["weight"], base._parameters["bias"]
         assert stored is not None
-        weight = stored.t() if self.transposed else stored  # (o, i)
+        return stored.t() if self.transposed else stored, bias
+
+    def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return base(x) (n, o), and x Left as (n, k), or as (b, t, k) if every example has its own Left."""
+        weight, bias = self._frozen()
         batched = down if down is not None and down.ndim > 2 else None  # (b, k, i): not one Left for all rows
         operands = cast_all(autocast_dtype(x) or weight.dtype, x, weight, bias, None if batched is not None else down)
         if torch.is_grad_enabled():

@@ -55,7 +55,7 @@ def _run_launches(setup: Setup, budget: Budget) -> Results:
             case = (
                 _generated_case(setup, base, inputs) if name == GENERATED else build_adapted(setup, base, inputs, name)
             )
-            rows.append({"case": name} | _counts(case))
+            rows.append({"case": name} | step_counts(case))
         except OutOfTime:
             raise
         except Exception as error:
@@ -80,8 +80,8 @@ def _generated_case(setup: Setup, base: nn.Module, inputs: Inputs) -> Case:
     return case
 
 
-def _counts(case: Case) -> Results:
-    """The launches and the waits of a forward and of its backward."""
+def step_counts(case: Case) -> Results:
+    """Run some training steps and return the launches and the waits of a forward and of its backward."""
     for _ in range(WARM_STEPS):
         case.step()
     case.model.train()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +19,16 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.merge import merge, unmerge
+from metalora.bench.device import bench_device
+from metalora.bench.gpu.budget import Budget, OutOfTime
+from metalora.bench.gpu.measure import describe_error
 from metalora.config import AdapterConfig, ConditionConfig
 
 EXAMPLES, FEATURES = 4, 7
 # Largest error of an output, relative to the norm of the output: rounding of 24, 8 and 11 bits, with a margin.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 LAYERS = ("linear", "conv2d")
+Kernels = Literal["torch", "triton"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,34 @@ CASES = (
 )
 
 
-def check_laws(case: LawCase, layer: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def law_row(
+    case: LawCase, layer: str, dtype: torch.dtype, budget: Budget, kernels: Kernels = "torch"
+) -> dict[str, Any]:
+    """Check one method on one layer of the benchmark's device; an error becomes a part of the row.
+
+    Args:
+        case: The method.
+        layer: "linear" or "conv2d".
+        dtype: Data type of the base and of the activations.
+        budget: The time budget.
+        kernels: What computes the update.
+
+    Raises:
+        OutOfTime: The time budget is used up.
+    """
+    budget.check()
+    row: dict[str, Any] = {"method": case.method, "layer": layer}
+    try:
+        return row | check_laws(case, layer, bench_device(), dtype, kernels)
+    except OutOfTime:
+        raise
+    except Exception as error:
+        return row | {"passed": False, "error": describe_error(error)}
+
+
+def check_laws(
+    case: LawCase, layer: str, device: torch.device, dtype: torch.dtype, kernels: Kernels = "torch"
+) -> dict[str, Any]:
     """Check one method on one layer.
 
     Args:
@@ -87,6 +118,7 @@ def check_laws(case: LawCase, layer: str, device: torch.device, dtype: torch.dty
         layer: "linear" or "conv2d".
         device: The device.
         dtype: Data type of the base and of the activations.
+        kernels: What computes the update; Triton's never as W + Delta W.
 
     Returns:
         "starts_as_base" and "restored_by_unmerge" (bit for bit), "gradients" (all learned factors have a gradient
@@ -99,6 +131,8 @@ def check_laws(case: LawCase, layer: str, device: torch.device, dtype: torch.dty
     x = _inputs(layer).to(device, dtype)
     model = nn.Sequential(copy.deepcopy(base))
     adapter = attach(model, case.config())
+    adapter.use_kernels(kernels)
+    adapter.weight_first = kernels == "torch"
     condition = _condition(case, adapter, device)
     results: dict[str, Any] = {}
     with torch.no_grad():

@@ -62,7 +62,7 @@ def _run_tenants(setup: Setup, rank: int, budget: Budget) -> Results:
     except Exception as error:
         errors[PEERS] = describe_error(error)
     budget.check()
-    measured = measure({name: partial(_timed, run) for name, run in runs.items()}, setup.bench.rounds, budget)
+    measured = measure({name: partial(timed, run) for name, run in runs.items()}, setup.bench.rounds, budget)
     measured.errors.update(errors)
     return {
         "tenants": batch,
@@ -122,7 +122,8 @@ def _by_peft(setup: Setup, base: nn.Module, inputs: Inputs, rank: int, tenants: 
     return partial(run_model, model, inputs, adapter_names=names)
 
 
-def _timed(run: Callable[[], Tensor]) -> Phases:
+def timed(run: Callable[[], Tensor]) -> Phases:
+    """Run inference once and return its seconds."""
     synchronize()
     start = time.perf_counter()
     run()

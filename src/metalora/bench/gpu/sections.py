@@ -6,16 +6,15 @@ from functools import partial
 
 import torch
 
-from metalora.bench.device import bench_device
-from metalora.bench.gpu.budget import Budget, OutOfTime
+from metalora.bench.gpu.budget import Budget
 from metalora.bench.gpu.graphed import graphed_steps_section, graphed_tenants_section
 from metalora.bench.gpu.launches import launches_section
-from metalora.bench.gpu.laws import CASES, LAYERS, LawCase, check_laws
+from metalora.bench.gpu.laws import CASES, LAYERS, law_row
 from metalora.bench.gpu.many_tenants import tenants_section
-from metalora.bench.gpu.measure import describe_error
 from metalora.bench.gpu.section import Results, Section
 from metalora.bench.gpu.setups import Setup, llama, resnet50, small_batch, table_20, tiny, vit_large
 from metalora.bench.gpu.timed import timed_section
+from metalora.bench.gpu.triton import triton_section
 
 
 def sections(dry_run: bool) -> list[Section]:
@@ -28,6 +27,7 @@ def sections(dry_run: bool) -> list[Section]:
     return [
         *(_laws_section(dtype, methods) for dtype in ("float32", "bfloat16", "float16")),
         *(launches_section(name, 20, _sized(setup, dry_run)) for name, setup in _launches().items()),
+        _triton(dry_run),
         *_graphed(dry_run),
         *(tenants_section(name, 25, _sized(setup, dry_run)) for name, setup in _tenants().items()),
         *(timed_section(name, seconds, _sized(setup, dry_run)) for name, (seconds, setup) in _timed().items()),
@@ -40,6 +40,12 @@ def _sized(setup: Setup, dry_run: bool) -> Setup:
 
 def _launches() -> dict[str, Setup]:
     return {"launches roberta-base bfloat16": small_batch("bfloat16")}
+
+
+def _triton(dry_run: bool) -> Section:
+    tenants = table_20("roberta-base", "bfloat16", vera_rank=1024, metatt_rank=24)
+    steps = small_batch("bfloat16")
+    return triton_section("triton roberta-base bfloat16", 45, _sized(steps, dry_run), _sized(tenants, dry_run))
 
 
 def _graphed(dry_run: bool) -> list[Section]:
@@ -88,19 +94,8 @@ def _run_laws(dtype: torch.dtype, methods: int, budget: Budget) -> Results:
     allow_tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False  # the default lets convolutions round float32 to 10 bits
     try:
-        rows = [_law_row(case, layer, dtype, budget) for case in CASES[:methods] for layer in LAYERS]
+        rows = [law_row(case, layer, dtype, budget) for case in CASES[:methods] for layer in LAYERS]
     finally:
         torch.backends.cudnn.allow_tf32 = allow_tf32
     failed = [f"{row['method']} {row['layer']}" for row in rows if not row.get("passed")]
     return {"failed": failed, "cases": rows}
-
-
-def _law_row(case: LawCase, layer: str, dtype: torch.dtype, budget: Budget) -> Results:
-    budget.check()
-    row: Results = {"method": case.method, "layer": layer}
-    try:
-        return row | check_laws(case, layer, bench_device(), dtype)
-    except OutOfTime:
-        raise
-    except Exception as error:
-        return row | {"passed": False, "error": describe_error(error)}

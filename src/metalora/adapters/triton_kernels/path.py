@@ -1,0 +1,90 @@
+"""Which layers may compute their update by Triton kernels, and how such a layer does it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from metalora.adapters.conditioning.rows import RowValues
+from metalora.adapters.triton_kernels.available import is_interpreted
+
+if TYPE_CHECKING:
+    from metalora.adapters.conditioning.condition import Values
+    from metalora.adapters.forward_state import CastFactors
+    from metalora.adapters.layers.base import AdaptedLayer
+
+MOST_RANK = 128  # a block of rows holds this many numbers of each row at once
+
+
+def can_run(layer: AdaptedLayer, x: Tensor, conditions: int) -> bool:
+    """Return True if a layer that could run fused can compute its update by Triton kernels.
+
+    Args:
+        layer: A layer with a low-rank form.
+        x: Its input, (b, .., i) for a linear layer.
+        conditions: How many conditions are active.
+    """
+    adapter, form = layer.owner[0], layer.low_rank
+    if form is None or max(form.left_rank, form.right_rank) > MOST_RANK or not layer.has_triton_kernels(x):
+        return False
+    if conditions > 1 and (form.left_batched or form.right_batched or not form.mid_batched):
+        return False
+    if adapter.training and adapter.dropout:  # which stands between x Left and Mid
+        return False
+    return x.numel() > 0 and (x.is_cuda or is_interpreted())
+
+
+def run(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int, cast: CastFactors | None) -> Tensor:
+    """Compute the output of a layer, (*, i) -> (*, o); see `can_run`.
+
+    Args:
+        layer: The layer.
+        x: Its input, (b, .., i).
+        values: The values that differ by example.
+        conditions: How many conditions are active.
+        cast: What the forward has cast for all targets together, or None.
+
+    Raises:
+        ValueError: The conditions fit neither the batch nor the beams of `generate`.
+    """
+    layer.check_batch(x, conditions)
+    path = layer.bound.path
+    lefts, rights = ({}, {}) if cast is None else (cast.lefts, cast.ups if conditions == 1 else cast.rights)
+    left, right = lefts.get(path), rights.get(path)
+    left = layer.left(values) if left is None else left
+    mid = index = None
+    if conditions > 1:
+        table, index = (values.table, values.rows) if isinstance(values, RowValues) else (values, None)
+        mid = mid_of_conditions(layer, table)
+        right = layer.right(values) if right is None else right
+    elif right is None:
+        right = layer.up(values)
+    y = layer.by_triton(x, left, right, mid, index)
+    return layer.add_biases(y, values, layer.repeats(x, conditions)) if layer.bound.has_biases else y
+
+
+def mid_of_conditions(layer: AdaptedLayer, values: Values | None) -> Tensor:
+    """Return Mid as one matrix for each condition, (m, k, k'): what becomes of the rows of the identity.
+
+    Args:
+        layer: A layer whose Mid differs by example.
+        values: The values of the m conditions.
+    """
+    form = layer.low_rank
+    assert form is not None, "a circuit has no Mid"
+    factors = layer.bound.read(values, form.mid)
+    mids = [factors[name] for name in form.mid]
+    identity = _identity(form.left_rank, mids[0].dtype, mids[0].device)
+    conditions = layer.bound.num_conditions(values)
+    tokens = identity.view(1, form.left_rank, *form.left_shape).expand(conditions, *[-1] * (1 + len(form.left_shape)))
+    return form.mix([tokens, *mids]).flatten(2)
+
+
+@lru_cache
+def _identity(rank: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the identity (rank, rank), made once: it would be two launches in every layer."""
+    with torch.inference_mode(False):  # autograd may save it later
+        return torch.eye(rank, dtype=dtype, device=device)
