@@ -149,7 +149,7 @@ def _fused_steps(layer: AdaptedLayer, x: Tensor, values: Values | None, conditio
     h = layer.with_dropout(layer.tokens_first(hidden, x))  # (b, t, k)
     h, up = layer.mix_or_fold(h, x, values, conditions, cast)
     y = layer.add_in_place(y, h, up, x)
-    return layer.add_biases(y, values) if bound.has_biases else y
+    return layer.add_biases(y, values, layer.repeats(x, conditions)) if bound.has_biases else y
 
 
 def _triton(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:
