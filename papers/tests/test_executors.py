@@ -13,7 +13,7 @@ import pytest
 from metalora.cli.failures import failure_line
 from metalora_papers.executors.choice import executor_of
 from metalora_papers.executors.config import ExecutorConfig, RayConfig, SlurmConfig
-from metalora_papers.executors.executor import Ended, ThisProcess, run_all
+from metalora_papers.executors.executor import Ended, ThisProcess, execute_all
 from metalora_papers.executors.local import LocalProcesses
 
 NOTHING = functools.partial(operator.call, dict().get, "nothing")
@@ -25,7 +25,7 @@ IS_KILLED = functools.partial(operator.call, signal.raise_signal, signal.SIGKILL
 def ended_by_work(executor, works):
     """What has become of each piece of work, in the order of the works."""
     with closing(executor):
-        ended = {id(found.work): found for found in run_all(executor, works)}
+        ended = {id(found.work): found for found in execute_all(executor, works)}
     return [ended[id(work)] for work in works]
 
 
@@ -50,7 +50,7 @@ def test_local_processes_are_used_again_and_stopped_at_the_end():
     executor = LocalProcesses(1)
     with closing(executor):
         for _ in range(3):
-            assert [ended.error for ended in run_all(executor, [FAILS])] == ["no data"]
+            assert [ended.error for ended in execute_all(executor, [FAILS])] == ["no data"]
         (worker,) = executor._processes
     assert not worker.process.is_alive() and executor._processes == []
 

@@ -70,7 +70,7 @@ def test_runs_of_another_process_are_waited_for(executed, tmp_path, monkeypatch,
     assert len(run_all(RUNS, tmp_path, on_done=done.append)) == 4 == len(rows_in(tmp_path))
     assert executed.runs == [RUNS[0], RUNS[2], RUNS[3]] == done[:3] and done[3:] == [RUNS[1]]
     assert len(waited) == 3
-    assert capsys.readouterr().err == "waiting for 1 runs that other processes are at\n"
+    assert capsys.readouterr().err == "waiting for runs that other processes are at: 1\n"
 
 
 @pytest.mark.filterwarnings("ignore:.*stale claim")

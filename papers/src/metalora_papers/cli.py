@@ -32,7 +32,7 @@ Out = Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and p
 Overwrite = Annotated[bool, tyro.conf.arg(help="replace tables, figures and pages that this command did not make")]
 Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")]
 HtmlFile = Annotated[Path | None, tyro.conf.arg(help="HTML file of the tables, curves, figures and settings")]
-Runs = Annotated[ExecutorConfig, tyro.conf.arg(name="")]
+ExecutedBy = Annotated[ExecutorConfig, tyro.conf.arg(name="")]
 ON_TWO_PROCESSES = ExecutorConfig()
 ABOUT_TABLES = {
     "metalora": "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN, on one network.",
@@ -75,7 +75,7 @@ def _table_verb(name: str) -> Callable[..., None]:
         config: Config = None,
         out: Out = Path("runs") / folder,
         rows: Rows = None,
-        executor: Runs = ON_TWO_PROCESSES,
+        executor: ExecutedBy = ON_TWO_PROCESSES,
         html: HtmlFile = None,
         overwrite: Overwrite = False,
         json: Json = False,
@@ -201,7 +201,7 @@ def grid(
     values: Annotated[GridConfig, tyro.conf.arg(name="")] = GridConfig(),  # noqa: B008 (frozen)
     config: Config = None,
     out: Annotated[Path, tyro.conf.arg(help="folder of the rows and adapters")] = Path("runs/grid"),
-    executor: Runs = ON_TWO_PROCESSES,
+    executor: ExecutedBy = ON_TWO_PROCESSES,
     dry_run: Annotated[bool, tyro.conf.arg(help="list the runs, and run nothing")] = False,
     json: Json = False,
 ) -> None:

@@ -12,8 +12,7 @@ from metalora.bench.store import RowStore, keyed_by_content
 from metalora.cli.failures import WorkFailed
 from metalora.config import from_dict, to_dict
 from metalora_papers.execution import OnStep
-from metalora_papers.executors.executor import Ended, Executor, ThisProcess
-from metalora_papers.executors.executor import run_all as execute_all
+from metalora_papers.executors.executor import Ended, Executor, ThisProcess, execute_all
 from metalora_papers.jobs import ROWS_FILE, Job, Preparation, execute_claimed, key_of
 from metalora_papers.registry import SUITES
 from metalora_papers.rows import Row
@@ -110,7 +109,7 @@ class _Table:
     def _say_waiting(self) -> None:
         """Tell the user once that other processes have the runs that are left."""
         if not self._has_said_waiting:
-            print(f"waiting for {len(self.waiting)} runs that other processes are at", file=sys.stderr)
+            print(f"waiting for runs that other processes are at: {len(self.waiting)}", file=sys.stderr)
             self._has_said_waiting = True
 
     def _find_done(self) -> None:

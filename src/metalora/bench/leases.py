@@ -32,26 +32,15 @@ class Lease:
         number: Its number: every change of a lease makes the file of the next one.
         is_free: Whether the last holder has given it back.
         holder: The process that holds it; None if it is free, or if the file cannot be read.
-        age: Seconds since its last renewal, by the clock of the file system.
+        renewed: When it was last renewed, by the clock of the file system.
         seconds: How old it becomes before another machine may take it.
     """
 
     number: int
     is_free: bool
     holder: Process | None
-    age: float
+    renewed: float
     seconds: float
-
-    def is_held(self) -> bool:
-        """Return whether its holder lives, as far as this process can know.
-
-        Of a process of this machine it is known. One of another machine is taken for alive while its lease is renewed.
-        """
-        if self.is_free:
-            return False
-        if self.holder is not None and self.holder.is_here():
-            return not self.holder.has_ended()
-        return self.age <= self.seconds
 
 
 class Leases:
@@ -96,7 +85,7 @@ class Leases:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         last = self.last(name)
-        if last is not None and last.is_held():
+        if last is not None and self._lives(last):
             return False
         number = 1 if last is None else last.number + 1
         path = self._path(name, number)
@@ -132,6 +121,11 @@ class Leases:
             create_file(self._path(name, number + 1), FREE)
         self._remove_up_to(number, name)
 
+    def is_held(self, name: str) -> bool:
+        """Return whether a living process, this one included, holds a lease."""
+        last = self.last(name)
+        return last is not None and self._lives(last)
+
     def last(self, name: str) -> Lease | None:
         """Return the lease as it is; None if nobody has ever held it, or if it was given back for good."""
         while numbers := self._numbers(name):
@@ -145,7 +139,15 @@ class Leases:
             content = file.read()
         values = _parsed(content)
         seconds = values.get("seconds", self.seconds)
-        return Lease(number, content == FREE, Process.from_dict(values), self._time() - renewed, seconds)
+        return Lease(number, content == FREE, Process.from_dict(values), renewed, seconds)
+
+    def _lives(self, lease: Lease) -> bool:
+        """Return whether the holder of a lease lives: known of this machine, and taken for true while it renews."""
+        if lease.is_free:
+            return False
+        if lease.holder is not None and lease.holder.is_here():
+            return not lease.holder.has_ended()
+        return self._time() - lease.renewed <= lease.seconds
 
     def _time(self) -> float:
         """Return the time of the file system, which is not that of this machine if it is on a server."""

@@ -175,8 +175,7 @@ class RowStore:
     def is_claimed(self, key: str) -> bool:
         """Return whether a live process (including this one) has claimed a run."""
         with errors_for_users(self._claims.folder, "nothing is claimed"):
-            last = self._claims.last(key)
-        return last is not None and last.is_held()
+            return self._claims.is_held(key)
 
     def release(self, key: str) -> None:
         """Give a claim back; nothing happens if there is none, or if another process has taken it over.

@@ -25,7 +25,7 @@ class Ended(NamedTuple):
 
 
 class Executor(Protocol):
-    """Executes work elsewhere; `run_all` below keeps it busy."""
+    """Executes work elsewhere; `execute_all` below keeps it busy."""
 
     workers: int
     """How many pieces of work are started at a time."""
@@ -40,7 +40,7 @@ class Executor(Protocol):
         """Stop what is still running."""
 
 
-def run_all(executor: Executor, works: Iterable[Work]) -> Iterator[Ended]:
+def execute_all(executor: Executor, works: Iterable[Work]) -> Iterator[Ended]:
     """Execute pieces of work, and yield each as it ends.
 
     Args:
@@ -48,7 +48,7 @@ def run_all(executor: Executor, works: Iterable[Work]) -> Iterator[Ended]:
         works: What. The first ones are started first.
 
     Example:
-        >>> [ended.error for ended in run_all(ThisProcess(), [lambda: None, lambda: "no data"])]
+        >>> [ended.error for ended in execute_all(ThisProcess(), [lambda: None, lambda: "no data"])]
         [None, 'no data']
     """
     waiting, running = deque(works), 0
