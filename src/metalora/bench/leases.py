@@ -91,7 +91,7 @@ class Leases:
         path = self._path(name, number)
         if not create_file(path, self._content()):
             return False
-        if self._numbers(name)[-1] != number:  # meanwhile it was taken, given back and taken again
+        if self._numbers(name)[-1:] != [number]:  # meanwhile it was taken, given back and taken again
             path.unlink(missing_ok=True)
             return False
         self._remove_up_to(number - 1, name)

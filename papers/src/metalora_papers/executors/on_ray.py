@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -29,7 +30,8 @@ class OnRay:
         if self._has_started_ray:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             # An empty address is that of RAY_ADDRESS, or of a cluster that runs here; otherwise Ray starts one.
-            ray.init(address=config.address or None, log_to_driver=False, include_dashboard=False)
+            quietly = {"log_to_driver": False, "logging_level": logging.WARNING, "include_dashboard": False}
+            ray.init(address=config.address or None, **quietly)
         # A run that died is reported, not repeated: `max_retries` would hide that it needs too much memory.
         self._task = ray.remote(num_cpus=1, num_gpus=config.gpus, max_retries=0)(_do)
         self._running: dict[Any, Work] = {}
