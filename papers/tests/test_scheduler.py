@@ -84,7 +84,7 @@ def test_runs_of_a_process_that_died_are_done_here(executed, tmp_path):
 
 def test_a_run_that_fails_stops_no_other_and_is_tried_again(executed, tmp_path, capsys):
     executed.broken = RUNS[1]
-    with pytest.raises(WorkFailed, match="^1 of 4 runs failed, and the others are done; the errors are in .*/failures"):
+    with pytest.raises(WorkFailed, match="^1 of 4 runs failed; the errors are in .*/failures"):
         run_all(RUNS, tmp_path)
     assert executed.runs == RUNS and len(rows_in(tmp_path)) == 3
     failure = tmp_path / "failures" / f"{key_of(RUNS[1])}.txt"

@@ -62,8 +62,8 @@ def run_all(
             table.note(ended)
     if failed := missing_runs(configs, folder):
         raise WorkFailed(
-            f"{len(failed)} of {len(configs)} runs failed, and the others are done; the errors are in "
-            f"{folder / 'failures'}, and the same command tries the failed runs again"
+            f"{len(failed)} of {len(configs)} runs failed; the errors are in "
+            f"{folder / 'failures'}, and the same command tries them again"
         )
     rows = _rows_by_key(store)
     return [rows[key] for key in map(key_of, configs)]
