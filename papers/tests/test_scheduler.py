@@ -13,7 +13,7 @@ from metalora.cli.failures import WorkFailed
 from metalora_papers import jobs, scheduler
 from metalora_papers.config import RunConfig
 from metalora_papers.execution import Outcome
-from metalora_papers.executors.executor import Ended
+from metalora_papers.executors.executor import Ended, ThisProcess
 from metalora_papers.jobs import Job, key_of
 from metalora_papers.scheduler import run_all
 
@@ -38,7 +38,6 @@ def executed(monkeypatch):
 
     executed = SimpleNamespace(runs=runs, broken=None)
     monkeypatch.setattr(jobs, "execute", execute)
-    monkeypatch.setattr(jobs, "open_suite", lambda config: None)
     return executed
 
 
@@ -136,3 +135,16 @@ def test_a_run_whose_claim_was_lost_adds_no_second_row(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "execute", sleepy)
     monkeypatch.setattr(jobs, "save", lambda *_, **__: pytest.fail("the adapter of the other one was replaced"))
     assert run_all(RUNS[:1], tmp_path) == [{**row, "by": "another"}] == rows_in(tmp_path)
+
+
+class TwoAtATime(ThisProcess):
+    """Two workers, which is all that tells it from this process."""
+
+    workers = 2
+
+
+def test_a_backbone_that_runs_share_is_made_before_them(executed, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(jobs, "open_suite", lambda config: opened.append((config, len(executed.runs))))
+    run_all(RUNS, tmp_path, executor=TwoAtATime())
+    assert opened == [(RUNS[-1], 0)] and len(executed.runs) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,10 +75,8 @@ class Preparation:
 
     def __call__(self) -> str | None:
         """Load the data and the models of the run; None, as a fault is told by the runs themselves."""
-        try:
+        with contextlib.suppress(Exception):  # the runs meet it again, and record it
             open_suite(self.config)
-        except Exception:  # the runs meet it again, and record it
-            pass
         return None
 
 

@@ -55,8 +55,8 @@ def run_all(
     store.check()
     table = _Table(configs, folder, store, on_done or (lambda config: None))
     executor = executor or ThisProcess()
-    for _ in execute_all(executor, table.preparations()):
-        pass
+    if executor.workers > 1:
+        list(execute_all(executor, table.preparations()))
     while free := table.wait_for_jobs():
         for ended in execute_all(executor, free):
             table.note(ended)
@@ -81,7 +81,7 @@ class _Table:
     def preparations(self) -> list[Preparation]:
         """Return one preparation for each backbone that runs without a row share."""
         shared = {run.shared_backbone: run for run in self.waiting.values() if run.shared_backbone is not None}
-        return [Preparation(run) for run in shared.values()] if len(self.waiting) > 1 else []
+        return [Preparation(run) for run in shared.values()]
 
     def wait_for_jobs(self) -> list[Job]:
         """Return runs without a row that no living process is at, as soon as there are any; none if all have ended."""
