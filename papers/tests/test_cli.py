@@ -127,9 +127,9 @@ def test_train_writes_the_row_the_adapter_and_no_more(trained, files):
 
 
 def test_train_again_prints_the_row_that_is_there(trained, files, monkeypatch):
-    from metalora_papers import scheduler
+    from metalora_papers import jobs
 
-    monkeypatch.setattr(scheduler, "execute", lambda *_, **__: pytest.fail("a finished run was run again"))
+    monkeypatch.setattr(jobs, "execute", lambda *_, **__: pytest.fail("a finished run was run again"))
     code, out, _ = papers_command("train", files / "run.yaml", "--out", files / "out")
     assert code == 0 and "k5.trained_mean" in out and "adapter:" in out
     assert f"{trained.row['results']['k5']['trained_mean']:.4f}" in out
@@ -192,12 +192,12 @@ def test_an_exported_folder_is_the_adapted_model_for_its_condition(trained, file
 
 
 def test_ctrl_c_says_that_the_same_command_goes_on(files, monkeypatch):
-    from metalora_papers import scheduler
+    from metalora_papers import jobs
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scheduler, "execute", stop)
+    monkeypatch.setattr(jobs, "execute", stop)
     code, _, err = papers_command("train", files / "run.yaml", "--out", files / "stopped", "--json")
     said = "metalora-papers: stopped; finished runs and checkpoints are kept, run the same command again to continue\n"
     assert code == 130 and err == said

@@ -7,13 +7,14 @@ from PIL import Image
 
 from metalora.bench.store import run_key
 from metalora.config import to_dict
-from metalora_papers import scheduler
+from metalora_papers import jobs
 from metalora_papers.config import BackboneConfig, EpisodeConfig, RunConfig, TableConfig, TextRunConfig
 from metalora_papers.content import content_of, path_digest
+from metalora_papers.jobs import key_of
 from metalora_papers.made_files import made_files
 from metalora_papers.metalora.vision import load_episodes
 from metalora_papers.metatt.glue import Glue
-from metalora_papers.scheduler import key_of, missing_runs, run_one
+from metalora_papers.scheduler import missing_runs, run_one
 from support.command import papers_command
 
 
@@ -99,7 +100,7 @@ def test_a_finished_run_is_found_until_its_data_change(tmp_path, monkeypatch):
         executed.append(config)
         return Outcome(finished_row(config, {"mean": 0.5}, 0.0, content_of(config)), None, None)
 
-    monkeypatch.setattr(scheduler, "execute", execute)
+    monkeypatch.setattr(jobs, "execute", execute)
     assert run_one(run, out) == run_one(run, out) and len(executed) == 1
     (tmp_path / "set/0/0.png").rename(tmp_path / "set/1/moved.png")
     assert missing_runs([run], out) == [run]
@@ -120,7 +121,7 @@ def test_train_says_that_it_was_finished_and_where_its_row_is(tmp_path, monkeypa
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(to_dict(run)))
     frame = {"suite": run.suite, "config": to_dict(run), "seed": 0, "results": {"mean": 0.5}}
     (tmp_path / "rows.jsonl").write_text(json.dumps({"key": key_of(run), **frame}) + "\n")
-    monkeypatch.setattr(scheduler, "execute", lambda *_, **__: pytest.fail("it was run again"))
+    monkeypatch.setattr(jobs, "execute", lambda *_, **__: pytest.fail("it was run again"))
     code, out, err = papers_command("train", tmp_path / "run.yaml", "--out", tmp_path, "--json")
     assert code == 0 and json.loads(out)["results"] == {"mean": 0.5}
     assert err == f"already finished: its row is {key_of(run)} in {tmp_path}/rows.jsonl; it is not run again\n"

@@ -41,8 +41,8 @@ def test_the_recipes_are_there():
 def test_the_recipe_of_one_run_is_that_row_of_the_table():
     """One seed of metalora-cp in `metalora-papers table metalora`: the same key, so a table finds its row."""
     pytest.importorskip("timm")
+    from metalora_papers.jobs import key_of
     from metalora_papers.metalora.table import ImageComparison
-    from metalora_papers.scheduler import key_of
 
     [path] = [path for path in RECIPES if path.stem == "attributes-resnet"]
     recipe = from_dict(RunConfig, read_yaml(path))

@@ -65,7 +65,7 @@ COMMANDS = {  # a command line -> what the line says
     "grid {}/run.yaml --rank 0": "GridConfig.rank[0] is 0, expected at least 1",
     "grid {}/run.yaml --batch 0": "GridConfig.batch[0] is 0, expected at least 1",
     "grid {}/run.yaml --config {}": "cannot be read (Is a directory), expected a YAML file",
-    "grid {}/run.yaml --workers 0": "--workers is 0, expected at least 1",
+    "grid {}/run.yaml --workers 0": "ExecutorConfig.workers is 0, expected at least 1",
     "grid {}/run.yaml": "grid: give values of rank, alpha, lr or batch",
     "table": "a command is missing: one of metalora",
     "table metalroa": "unknown command 'metalroa'; did you mean 'metalora'?",

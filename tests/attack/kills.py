@@ -103,7 +103,7 @@ def _leftovers(writer, path, version):
     assert writer.read(path) == version + 1
     claims = [entry for entry in path.parent.rglob("*") if entry.suffix == ".json" and ".claims" in entry.parent.name]
     names = {entry.name for entry in path.parent.iterdir()} - {"x", "x.claims"}
-    names |= {entry.name for entry in claims if entry.stem not in (str(version), str(version + 1))}
+    names |= {entry.name for entry in claims if entry.name.partition(".")[0] not in (str(version), str(version + 1))}
     return f"leftovers: {sorted(names)}" if names else ""
 
 

@@ -5,7 +5,6 @@ import json
 import math
 import multiprocessing
 import os
-import socket
 import subprocess
 import warnings
 from pathlib import Path
@@ -146,11 +145,12 @@ def test_a_key_names_a_configuration():
 
 
 def test_a_claim_excludes_until_it_is_released(store):
+    assert not store.is_claimed("k")
     assert store.claim("k") and not store.claim("k") and not RowStore(store.path).claim("k")
-    assert store.claim("other")
+    assert store.claim("other") and store.is_claimed("k")
     store.release("k")
     store.release("k")
-    assert store.claim("k")
+    assert not store.is_claimed("k") and store.claim("k")
 
 
 def test_a_finished_run_cannot_be_claimed(store):
@@ -158,6 +158,7 @@ def test_a_finished_run_cannot_be_claimed(store):
     store.append({"key": "k"})
     store.release("k")
     assert not store.claim("k")
+    assert not list(store.path.with_name("rows.jsonl.claims").iterdir())
 
 
 @pytest.mark.parametrize("key", ["", "a/b", "../x", ".lock", "a b"])
@@ -191,27 +192,34 @@ def test_claims_of_a_dead_process_are_taken_over_and_those_of_a_live_one_are_not
     assert not store.claim("run3")
 
 
-def claim_file(store, key, **owner):
-    store.claims.mkdir(parents=True)
-    (store.claims / f"{key}.json").write_text(json.dumps(owner))
+def test_the_second_row_of_a_run_is_not_added_and_its_files_stay(store):
+    published = []
+    assert store.append_first({"key": "k", "results": {"x": 1}}, lambda: published.append("first"))
+    assert not store.append_first({"key": "k", "results": {"x": 2}}, lambda: published.append("second"))
+    assert store.append_first({"key": "other"}, lambda: published.append("other"))
+    assert published == ["first", "other"]
+    assert store.rows() == [{"key": "k", "results": {"x": 1}}, {"key": "other"}]
 
 
-def test_a_claim_of_another_host_stays(store):
-    claim_file(store, "k", pid=2**22 + 1, host=socket.gethostname() + "-other", started=None)
-    assert not store.claim("k")
+def append_the_same_60(store, name, barrier):
+    barrier.wait()
+    return [i for i in range(60) if store.append_first({"key": f"run{i}"}, lambda: None)]
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="start times come from /proc")
-def test_a_process_id_that_was_given_away_again_does_not_keep_a_claim_alive(store):
-    claim_file(store, "k", pid=os.getpid(), host=socket.gethostname(), started=1)
-    with pytest.warns(UserWarning, match="stale claim"):
-        assert store.claim("k")
+def test_of_two_processes_that_did_the_same_runs_one_adds_the_row(store):
+    added = together(append_the_same_60, store, "ab")
+    assert sorted(added["a"] + added["b"]) == list(range(60))
+    assert [row["key"] for row in store.rows()] == [f"run{i}" for i in range(60)]
 
 
-def test_an_unreadable_claim_is_taken_over(store):
-    claim_file(store, "k", pid=1)
-    with pytest.warns(UserWarning, match="unreadable"):
-        assert store.claim("k")
+def test_a_run_that_cannot_publish_its_files_has_no_row(store):
+    def full_disk():
+        raise ValueError("no space")
+
+    with pytest.raises(ValueError, match="no space"):
+        store.append_first({"key": "k"}, full_disk)
+    assert store.rows() == []
+    assert store.append_first({"key": "k"}, lambda: None)
 
 
 def test_make_row_has_all_that_a_result_depends_on():

@@ -13,11 +13,12 @@ import tyro
 
 from metalora._util.allocator import keep_freed_memory
 from metalora._util.files import check_file
-from metalora._util.number_range import SEED, Range
+from metalora._util.number_range import SEED
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, flatten, print_json, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
 from metalora_papers.config import TEXT_TABLES, GridConfig, TableConfig, TextTableConfig
+from metalora_papers.executors.config import ExecutorConfig
 from metalora_papers.finished import say_finished
 from metalora_papers.learner.config import LEARNER_TABLES, LearnerTableConfig
 from metalora_papers.learner.demo_config import DemoConfig
@@ -31,7 +32,8 @@ Out = Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and p
 Overwrite = Annotated[bool, tyro.conf.arg(help="replace tables, figures and pages that this command did not make")]
 Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")]
 HtmlFile = Annotated[Path | None, tyro.conf.arg(help="HTML file of the tables, curves, figures and settings")]
-Workers = Annotated[int, tyro.conf.arg(help="processes, one thread each"), Range(least=1)]
+ExecutedBy = Annotated[ExecutorConfig, tyro.conf.arg(name="")]
+ON_TWO_PROCESSES = ExecutorConfig()
 ABOUT_TABLES = {
     "metalora": "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN, on one network.",
     "metalora-1": "Table I of arXiv:2504.00460 in its own shape: on ResNet and MLP-Mixer, K = 5 and 10, stars.",
@@ -73,7 +75,7 @@ def _table_verb(name: str) -> Callable[..., None]:
         config: Config = None,
         out: Out = Path("runs") / folder,
         rows: Rows = None,
-        workers: Workers = 2,
+        executor: ExecutedBy = ON_TWO_PROCESSES,
         html: HtmlFile = None,
         overwrite: Overwrite = False,
         json: Json = False,
@@ -81,7 +83,7 @@ def _table_verb(name: str) -> Callable[..., None]:
         from metalora_papers.tables import run_table
 
         settings = _over_file(table, config, default)
-        run_table(name, settings, out, workers=workers, as_json=json, rows_file=rows, html=html, overwrite=overwrite)
+        run_table(name, settings, out, executor=executor, as_json=json, rows_file=rows, html=html, overwrite=overwrite)
 
     verb.__annotations__["table"] = Annotated[type(default), tyro.conf.arg(name="")]
     verb.__doc__ = _about(name)
@@ -199,11 +201,12 @@ def grid(
     values: Annotated[GridConfig, tyro.conf.arg(name="")] = GridConfig(),  # noqa: B008 (frozen)
     config: Config = None,
     out: Annotated[Path, tyro.conf.arg(help="folder of the rows and adapters")] = Path("runs/grid"),
-    workers: Workers = 2,
+    executor: ExecutedBy = ON_TWO_PROCESSES,
     dry_run: Annotated[bool, tyro.conf.arg(help="list the runs, and run nothing")] = False,
     json: Json = False,
 ) -> None:
     """Try every combination of hyper-parameters around RUN.yaml on the validation split, and print the best first."""
+    from metalora_papers.executors.choice import executor_of
     from metalora_papers.grid import grid_runs, settings_of
     from metalora_papers.scheduler import run_all
 
@@ -212,9 +215,9 @@ def grid(
     if not dry_run:
         check_file(out / "rows.jsonl", makes_folder=True)
         say_finished(runs, out)
-        with progress(len(runs), "runs", quiet=json) as advance:
+        with progress(len(runs), "runs", quiet=json) as advance, executor_of(executor, out) as running:
             numbers = itertools.count(1)
-            rows = run_all(runs, out, workers=workers, on_done=lambda point: advance(next(numbers)))
+            rows = run_all(runs, out, executor=running, on_done=lambda point: advance(next(numbers)))
         scored = [line | {"mean": row["results"]["mean"]} for line, row in zip(lines, rows, strict=True)]
         lines = sorted(scored, key=lambda line: line["mean"], reverse=True)
     cells = [line | {"lr": f"{line['lr']:g}"} for line in lines]

@@ -16,7 +16,8 @@ def say_finished(runs: Sequence[Run], folder: Path) -> None:
         runs: The runs that are asked for.
         folder: The folder of rows.
     """
-    from metalora_papers.scheduler import ROWS_FILE, key_of, missing_runs
+    from metalora_papers.jobs import ROWS_FILE, key_of
+    from metalora_papers.scheduler import missing_runs
 
     finished = len(runs) - len(missing_runs(runs, folder))
     if not finished:

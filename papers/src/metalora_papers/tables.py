@@ -16,6 +16,9 @@ from metalora._util.files import check_file
 from metalora._util.progress import progress_lines, shows_bars
 from metalora._util.report_page import check_page
 from metalora_papers.comparison import HasRows, Presentation, RateKey, load_comparison
+from metalora_papers.executors.choice import executor_of
+from metalora_papers.executors.config import ExecutorConfig
+from metalora_papers.executors.executor import Executor
 from metalora_papers.finished import say_finished
 from metalora_papers.html_report import write_html
 from metalora_papers.made_files import made_files
@@ -30,7 +33,7 @@ def run_table(
     table: Table,
     out: Path,
     *,
-    workers: int,
+    executor: ExecutorConfig,
     as_json: bool,
     rows_file: Path | None = None,
     html: Path | None = None,
@@ -42,7 +45,7 @@ def run_table(
         name: The name of the comparison, such as "metalora" or "metatt-2".
         table: Its settings.
         out: Folder of rows, adapters, tables and figures; rows that it already holds are not run again.
-        workers: Number of processes.
+        executor: What executes the runs.
         as_json: Print one JSON object instead of tables.
         rows_file: Report from this file of rows; nothing is run.
         html: A file for the same as a page.
@@ -50,6 +53,7 @@ def run_table(
 
     Raises:
         ValueError: Settings that cannot work, or a file without a row of this comparison.
+        WorkFailed: Some runs failed, after all others are done.
     """
     check_file(out / "rows.jsonl", makes_folder=True)
     if html is not None:
@@ -62,11 +66,11 @@ def run_table(
     if rows_file is not None:
         publish(_rows_of_file(comparison, rows_file))
         return
-    choosing_rows = _run(console, "learning rates (validation)", comparison.choosing_runs(), out, workers)
-    rates = comparison.chosen_rates(choosing_rows)
-    _show_rates(console, rates)
-    runs = comparison.runs(rates)
-    rows = _run(console, comparison.title, runs, out, workers)
+    with executor_of(executor, out) as running:
+        choosing_rows = _run(console, "learning rates (validation)", comparison.choosing_runs(), out, running)
+        rates = comparison.chosen_rates(choosing_rows)
+        _show_rates(console, rates)
+        rows = _run(console, comparison.title, comparison.runs(rates), out, running)
     publish(rows)
 
 
@@ -107,13 +111,13 @@ def _rows_of_file(comparison: HasRows, path: Path) -> list[Row]:
         raise ValueError(f"{path}: {error} (it has rows of {suites})") from None
 
 
-def _run(console: Console, label: str, runs: Sequence[Run], out: Path, workers: int) -> list[Row]:
+def _run(console: Console, label: str, runs: Sequence[Run], out: Path, executor: Executor) -> list[Row]:
     """Return the rows of the runs, with a progress bar while they are executed."""
     if not runs:
         return []
     say_finished(runs, out)
     with _progress(console, label, len(runs)) as on_done:
-        return run_all(runs, out, workers=workers, on_done=on_done)
+        return run_all(runs, out, executor=executor, on_done=on_done)
 
 
 def _show_rates(console: Console, rates: Mapping[RateKey, float]) -> None:

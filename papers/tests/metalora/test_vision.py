@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import warnings
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -15,12 +16,14 @@ from metalora.adapters.targets import find_targets
 from metalora.bench.store import RowStore
 from metalora.config import AdapterConfig, ConditionConfig, TrainConfig
 from metalora.cost import match_parameters
-from metalora_papers import scheduler
+from metalora_papers import jobs
 from metalora_papers.config import BackboneConfig, DomainConfig, EpisodeConfig, RunConfig
 from metalora_papers.execution import execute
+from metalora_papers.executors.local import LocalProcesses
+from metalora_papers.jobs import key_of
 from metalora_papers.metalora.backbones import buffers_hash, build
 from metalora_papers.registry import open_suite
-from metalora_papers.scheduler import key_of, run_all, run_one
+from metalora_papers.scheduler import run_all, run_one
 
 pytest.importorskip("timm")
 pytest.importorskip("accelerate")
@@ -168,13 +171,13 @@ def test_val_and_test_share_no_image(suite):
 @pytest.fixture
 def executed(monkeypatch):
     """The configs that are executed, by the real `execute` on cached rows' settings."""
-    calls, real = [], scheduler.execute
+    calls, real = [], jobs.execute
 
     def counted(config, **options):
         calls.append(config.method)
         return real(config, **options)
 
-    monkeypatch.setattr(scheduler, "execute", counted)
+    monkeypatch.setattr(jobs, "execute", counted)
     return calls
 
 
@@ -232,24 +235,11 @@ def test_a_whole_number_where_a_file_has_a_fraction(executed, tmp_path):
     assert row["key"] == key_of(whole) and run_all([whole], tmp_path) == [row] and executed == ["original"]
 
 
-def test_runs_of_another_process_are_waited_for(tmp_path, monkeypatch):
-    row, asked = row_of("attributes", "original")[0], []
-
-    def busy(config, folder):
-        asked.append(config.method)
-        if len(asked) == 3:  # by now the other process has done it
-            RowStore(folder / "rows.jsonl").append(row)
-
-    monkeypatch.setattr(scheduler, "_one", busy)
-    monkeypatch.setattr(scheduler, "WAIT", 0.0)
-    (found,) = run_all(WANTED[1:], tmp_path)
-    assert found["results"] == row["results"] and len(asked) == 3
-
-
 @pytest.mark.slow
 def test_two_processes_share_a_table(tmp_path):
     configs = [tiny("attributes", method) for method in ("original", "lora", "metalora-cp")]
-    rows = run_all(configs, tmp_path, workers=2)
+    with closing(LocalProcesses(2)) as executor:
+        rows = run_all(configs, tmp_path, executor=executor)
     expected = [row_of("attributes", config.method)[0]["results"] for config in configs]
     assert [row["results"] for row in rows] == expected
 

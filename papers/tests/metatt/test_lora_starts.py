@@ -10,6 +10,7 @@ from papers_oracles.encoder import LAYERS, WIDTH, write_encoder
 from metalora import attach
 from metalora_papers.cli import TABLE_SETTINGS
 from metalora_papers.config import TextTableConfig
+from metalora_papers.executors.config import ExecutorConfig
 from metalora_papers.metatt.table import TextComparison
 from metalora_papers.metatt.text import load_encoder
 from metalora_papers.tables import run_table
@@ -59,7 +60,7 @@ def test_gaussian_is_that_of_peft(encoder):
 
 
 def test_a_table_with_curves(encoder, tmp_path, capsys):
-    run_table(NAME, small(encoder), tmp_path, workers=1, as_json=True)
+    run_table(NAME, small(encoder), tmp_path, executor=ExecutorConfig(workers=1), as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert [cells[0] for cells in found["tables"][0]["cells"]] == ROWS
     assert {cells[2] for cells in found["tables"][2]["cells"]} == {"lora, gaussian"}  # the reference

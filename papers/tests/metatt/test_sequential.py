@@ -11,6 +11,7 @@ from metalora import AdapterConfig, ConditionConfig
 from metalora.config import TrainConfig
 from metalora_papers.config import TextRunConfig, TextTableConfig
 from metalora_papers.execution import execute
+from metalora_papers.executors.config import ExecutorConfig
 from metalora_papers.metatt.table import TextComparison
 from metalora_papers.metatt.text import TextSuite
 from metalora_papers.tables import run_table
@@ -94,7 +95,7 @@ def table(encoder, **changes):
 
 
 def test_a_table_of_short_runs(encoder, tmp_path, capsys):
-    run_table(NAME, table(encoder), tmp_path, workers=1, as_json=True)
+    run_table(NAME, table(encoder), tmp_path, executor=ExecutorConfig(workers=1), as_json=True)
     found = json.loads(capsys.readouterr().out)
     (first, margins, compared), rows = found["tables"], found["rows"]
     assert first["columns"][2:] == [

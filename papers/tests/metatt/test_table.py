@@ -12,6 +12,7 @@ from metalora.adapters.targets import find_targets
 from metalora.bench.store import RowStore, make_row, run_key
 from metalora.config import RankScheduleConfig, TwoSiteConfig, to_dict
 from metalora_papers.config import TEXT_TABLES, TextTableConfig
+from metalora_papers.executors.config import ExecutorConfig
 from metalora_papers.metatt.heads import HEADS
 from metalora_papers.metatt.jobs import DESIGNS
 from metalora_papers.metatt.table import TextComparison
@@ -214,7 +215,7 @@ def all_rows(tmp_path_factory):
 @pytest.mark.parametrize("name", DESIGNS)
 def test_a_report_and_its_figures(name, all_rows, tmp_path, capsys):
     table = REPORTED[name]
-    run_table(name, table, tmp_path, workers=1, as_json=True, rows_file=all_rows)
+    run_table(name, table, tmp_path, executor=ExecutorConfig(workers=1), as_json=True, rows_file=all_rows)
     found = json.loads(capsys.readouterr().out)
     first = found["tables"][0]
     if name != "metatt-sequential":  # its columns are in a test of their own

@@ -9,8 +9,9 @@ from papers_oracles.vision import SIZE, WIDTH, write_pictures, write_vit
 from metalora import AdapterConfig, ConditionConfig
 from metalora.config import TrainConfig
 from metalora_papers.execution import execute
+from metalora_papers.jobs import key_of
 from metalora_papers.registry import score
-from metalora_papers.scheduler import key_of, run_one
+from metalora_papers.scheduler import run_one
 from metalora_papers.tenslora.config import ImageRunConfig
 from metalora_papers.tenslora.images import (
     ImageSuite,

@@ -36,8 +36,47 @@ def replace_file(path: str | Path, content: bytes) -> None:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "not a regular file")  # such as /dev/null, which a rename would replace
     mode = path.stat().st_mode & 0o777 if path.exists() else None
+    with _temporary_file(path, content, mode) as temporary:
+        os.replace(temporary, path)  # atomic, because both names are in one folder and so on one file system
+
+
+def create_file(path: str | Path, content: bytes) -> bool:
+    """Write a new file, whole or not at all; of several writers of one name, on whatever machines, one makes it.
+
+    Args:
+        path: The file to create; its folder must exist.
+        content: All bytes of the file.
+
+    Returns:
+        Whether this call made the file; False if the name is taken.
+
+    Raises:
+        OSError: The file could not be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> create_file(Path(folder.name) / "claim", b"mine"), create_file(Path(folder.name) / "claim", b"also mine")
+        (True, False)
+    """
+    path = Path(path)
+    remove_leftovers(path.parent)
+    with _temporary_file(path, content, None) as temporary:
+        try:
+            os.link(temporary, path)  # unlike a rename, it never replaces
+        except FileExistsError:
+            # An answer of NFS that was lost is asked for again, and says so of the link that it has just made.
+            return temporary.stat().st_nlink == 2
+    return True
+
+
+@contextmanager
+def _temporary_file(path: Path, content: bytes, mode: int | None) -> Iterator[Path]:
+    """Give a file with the content on disk beside a path, locked and under a hidden name; at the end the name is gone.
+
+    Its mode is narrow from the start, so that nobody reads a private file while it is written.
+    """
     temporary = _hidden_name(path, TEMPORARY)
-    # With the narrower mode from the start, so that nobody reads a private file while it is written.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
     try:
         with open(descriptor, "wb") as file:
@@ -47,7 +86,7 @@ def replace_file(path: str | Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(descriptor)  # otherwise a crash after the rename may leave an empty file
-            os.replace(temporary, path)  # atomic, because both names are in one folder and so on one file system
+            yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 

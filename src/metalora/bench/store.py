@@ -11,19 +11,18 @@ import math
 import os
 import platform
 import re
-import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metalora._util.files import errors_for_users, replace_file
+from metalora._util.files import errors_for_users
+from metalora.bench.leases import Leases
 from metalora.config import to_dict
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -33,8 +32,8 @@ Row = dict[str, Any]
 class RowStore:
     """A file of result rows, and the claims of the processes that are about to add some.
 
-    The claims are in `<path>.claims/`, one file for each run, with process id and host. A claim of a dead process on
-    this host is taken over; a claim of another host stays until that host releases it or its file is deleted.
+    The claims are leases in `<path>.claims/` (`metalora.bench.leases`): one of a dead process of this machine is taken
+    over at once, and one of another machine after two minutes without a renewal.
 
     Args:
         path: The file; it need not exist yet.
@@ -50,7 +49,7 @@ class RowStore:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        self.claims = self.path.with_name(self.path.name + ".claims")
+        self._claims = Leases(self.path.with_name(self.path.name + ".claims"))
 
     def append(self, row: Row) -> None:
         """Add one row as one line, all or nothing, and return once it is on disk.
@@ -61,11 +60,38 @@ class RowStore:
         Raises:
             ValueError: The row holds NaN or something that JSON cannot hold, or the file cannot be written.
         """
+        self._add(row, lambda: True)
+
+    def append_first(self, row: Row, publish: Callable[[], None]) -> bool:
+        """Add the row of a finished run, unless it has one: another process may have taken the run over.
+
+        Args:
+            row: The row.
+            publish: Writes the files that belong to the row. It is called just before the row is added, and while no
+                other process can add one.
+
+        Returns:
+            Whether the row was added.
+
+        Raises:
+            ValueError: As `append`.
+        """
+
+        def is_first() -> bool:
+            if row["key"] in {found["key"] for found in self._read() if "key" in found}:
+                return False
+            publish()
+            return True
+
+        return self._add(row, is_first)
+
+    def _add(self, row: Row, is_wanted: Callable[[], bool]) -> bool:
+        """Add a row if a question, asked while the file is locked, is answered with yes."""
         _check_json(row, "row")
         self.check()
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         with errors_for_users(self.path, "the rows in it are unchanged"):
-            self._append(line)
+            return self._append(line, is_wanted)
 
     def check(self) -> None:
         """Check that rows may be added to the file: it has rows, is empty, or is not there.
@@ -83,16 +109,19 @@ class RowStore:
         if first and not (first.startswith(b'{"') if row is None else "key" in row):
             raise ValueError(f"{self.path}: is not a file of rows, and nothing is added to it; name another file")
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, line: bytes, is_wanted: Callable[[], bool]) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # closing the file releases the lock
+            if not is_wanted():
+                return False
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":  # without a seek: O_APPEND writes at the end
                 warnings.warn(f"{self.path}: the last line was cut off; a new line is started after it", stacklevel=2)
                 line = b"\n" + line
             _write_or_undo(descriptor, line, size)
+            return True
         finally:
             os.close(descriptor)
 
@@ -102,9 +131,12 @@ class RowStore:
             return []
         with self.path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)  # several readers at a time, but no writer
-            lines = file.read().split(b"\n")
+            return self._read()
+
+    def _read(self) -> list[Row]:
+        """Return the rows of the file, which the caller has locked."""
         rows = []
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(self.path.read_bytes().split(b"\n"), start=1):
             row = _parsed(line)
             if row is not None:
                 rows.append(row)
@@ -122,53 +154,44 @@ class RowStore:
         return key in self.keys()
 
     def claim(self, key: str) -> bool:
-        """Reserve a run for this process.
+        """Reserve a run for this process, which keeps the claim until it releases it or ends.
 
         Returns:
             False if the run is finished, or if a live process (including this one) has claimed it.
 
         Raises:
-            ValueError: The key cannot be a file name.
+            ValueError: The key cannot be a file name, or the claim cannot be written.
         """
-        path = self._claim_path(key)
-        with self._claims_locked():
-            if self.done(key):  # inside of the lock: otherwise its owner could finish between the two questions
+        _check_key(key)
+        with errors_for_users(self._claims.folder, "nothing is claimed"):
+            if self.done(key) or not self._claims.take(key):
                 return False
-            owner = _owner(path)
-            if owner is not None and not _is_stale(owner):
+            if self.done(key):  # its last holder has added the row between the two questions
+                self._claims.give_back(key, for_good=True)
                 return False
-            if path.exists():
-                warnings.warn(f"run {key}: a stale claim is taken over ({owner or 'unreadable'})", stacklevel=2)
-            replace_file(path, json.dumps(_this_process()).encode())
-            commit()  # cached now, because the checkout may have another commit when the run ends
-            return True
+        commit()  # cached now, because the checkout may have another commit when the run ends
+        return True
+
+    def is_claimed(self, key: str) -> bool:
+        """Return whether a live process (including this one) has claimed a run."""
+        with errors_for_users(self._claims.folder, "nothing is claimed"):
+            return self._claims.is_held(key)
 
     def release(self, key: str) -> None:
-        """Give a claim back; nothing happens if there is none.
+        """Give a claim back; nothing happens if there is none, or if another process has taken it over.
 
         Raises:
-            ValueError: Another process has claimed the run.
+            ValueError: Another process has claimed the run, and this one had not.
         """
-        path = self._claim_path(key)
-        with self._claims_locked():
-            owner = _owner(path)
-            if owner is not None and owner != _this_process():
-                raise ValueError(f"run {key} is claimed by process {owner['pid']} on {owner['host']}, not by this one")
-            path.unlink(missing_ok=True)
+        _check_key(key)
+        with errors_for_users(self._claims.folder, "the claim stays"):
+            self._claims.give_back(key, for_good=self.done(key))
 
-    def _claim_path(self, key: str) -> Path:
-        # A key is a file name here: no folders, and not hidden.
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", key):
-            raise ValueError(f"key {key!r} must be made of letters, digits, '.', '_' and '-'")
-        return self.claims / f"{key}.json"
 
-    @contextmanager
-    def _claims_locked(self) -> Iterator[None]:
-        with errors_for_users(self.claims, "nothing is claimed"):
-            self.claims.mkdir(parents=True, exist_ok=True)
-            with (self.claims / ".lock").open("a") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield
+def _check_key(key: str) -> None:
+    """Raise a ValueError for what cannot be a file name: no folders, and not hidden."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", key):
+        raise ValueError(f"key {key!r} must be made of letters, digits, '.', '_' and '-'")
 
 
 def run_key(config: dict[str, Any]) -> str:
@@ -336,40 +359,3 @@ def _write_or_undo(descriptor: int, data: bytes, size: int) -> None:
     except OSError:
         os.ftruncate(descriptor, size)  # nobody else has written since, because the file is locked
         raise
-
-
-def _owner(path: Path) -> Row | None:
-    """Return the process that made a claim; None if there is no claim, or if it is unreadable."""
-    owner = _parsed(path.read_bytes()) if path.exists() else None
-    return owner if owner is not None and {"pid", "host", "started"} <= owner.keys() else None
-
-
-def _this_process() -> Row:
-    started = _state_and_start(os.getpid())
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": started and started[1]}
-
-
-def _is_stale(owner: Row) -> bool:
-    """Return whether the owner of a claim is a process of this host that has ended."""
-    if owner["host"] != socket.gethostname():  # nothing is known about the processes of another host
-        return False
-    try:
-        os.kill(owner["pid"], 0)  # signal 0 only asks whether the process exists
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # it exists, and is another user's
-        pass
-    now = _state_and_start(owner["pid"])
-    # A process id may have been given to another process since; a zombie has ended.
-    return now is not None and (now[0] == "Z" or now[1] != owner["started"])
-
-
-def _state_and_start(pid: int) -> tuple[str, int] | None:
-    """Return a process's state letter and start time in clock ticks; None if there is no /proc."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # proc(5): "pid (name) state ...", and the name may hold spaces and parentheses. The start time is field 22.
-    fields = text.rpartition(")")[2].split()
-    return fields[0], int(fields[19])

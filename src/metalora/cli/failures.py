@@ -15,12 +15,16 @@ LONGEST = 1500  # characters of a line
 SHOW_TRACEBACK = "METALORA_TRACEBACK"  # a variable of the environment
 
 
+class WorkFailed(Exception):
+    """A right command could not do all of its work; the message is for the user."""
+
+
 def failure_line(error: Exception) -> str:
     """Say in one line what went wrong.
 
     Args:
-        error: A ValueError is a mistake of the user, whose message is for the user; an OSError has its path; any other
-            error is a fault of a program, and the line says how to see where.
+        error: A ValueError is a mistake of the user, whose message is for the user, as that of a WorkFailed is; an
+            OSError has its path; any other error is a fault of a program, and the line says how to see where.
 
     Example:
         >>> failure_line(IsADirectoryError(21, "Is a directory", "runs"))
@@ -33,7 +37,7 @@ def failure_line(error: Exception) -> str:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename is not None else ""
         return _one_line(f"{where}{error.strerror or error}")
-    if isinstance(error, ValueError):
+    if isinstance(error, (ValueError, WorkFailed)):
         return _one_line(str(error))
     said = cut(_one_line(str(error)), 400)
     return f"unexpected {type(error).__name__}: {said} ({SHOW_TRACEBACK}=1 shows where)"

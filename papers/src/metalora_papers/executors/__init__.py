@@ -1,0 +1,1 @@
+"""What executes many pieces of work: this process, processes of this machine, Ray or Slurm."""

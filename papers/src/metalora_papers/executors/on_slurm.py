@@ -1,0 +1,77 @@
+"""Work as jobs of Slurm, which submitit submits."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from metalora_papers.executors.config import SlurmConfig
+from metalora_papers.executors.executor import Ended, Work
+
+WAIT = 0.5  # seconds between looks for the results of jobs
+
+
+class OnSlurm:
+    """Up to `workers` jobs of Slurm at a time, queued or running, with one task each.
+
+    Args:
+        workers: Number of jobs that are submitted at a time.
+        folder: Where the scripts, the logs and the results of the jobs go; every machine must see it.
+        config: What a job asks for.
+
+    Raises:
+        ValueError: submitit is not installed, or there is no Slurm here.
+    """
+
+    def __init__(self, workers: int, folder: Path, config: SlurmConfig):
+        self.workers, self.folder = workers, folder.absolute()
+        self._submitter = _submitter(self.folder, config)
+        self._running: list[tuple[Any, Work]] = []
+
+    def start(self, work: Work) -> None:
+        """Submit a job."""
+        self._running.append((self._submitter.submit(work), work))
+
+    def wait(self) -> list[Ended]:
+        """Wait until a job has ended."""
+        while not (ended := [(job, work) for job, work in self._running if job.done()]):
+            time.sleep(WAIT)
+        self._running = [pair for pair in self._running if pair not in ended]
+        return [self._ended(job, work) for job, work in ended]
+
+    def _ended(self, job: Any, work: Work) -> Ended:
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        try:
+            return Ended(work, job.result())
+        except (UncompletedJobError, FailedJobError):
+            return Ended(work, death=f"job {job.job_id} ended without a result ({job.state}), see {job.paths.stderr}")
+
+    def close(self) -> None:
+        """Cancel the jobs."""
+        for job, _ in self._running:
+            job.cancel(check=False)
+        self._running.clear()
+
+
+def _submitter(folder: Path, config: SlurmConfig) -> Any:
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise ValueError('submitit is not installed: pip install "metalora-papers[slurm]"') from None
+    try:
+        submitter = submitit.AutoExecutor(folder=folder, cluster=config.cluster)
+    except RuntimeError:  # which it raises where there is no `srun`
+        raise ValueError("--executor slurm: there is no Slurm here; --slurm.cluster local tries it without") from None
+    submitter.update_parameters(
+        name="metalora-papers",
+        timeout_min=config.minutes,
+        mem_gb=config.memory_gb,
+        cpus_per_task=config.cpus,
+        gpus_per_node=config.gpus or None,
+        slurm_partition=config.partition or None,
+        slurm_account=config.account or None,
+        slurm_setup=[f"export OMP_NUM_THREADS={config.cpus}"],
+    )
+    return submitter
