@@ -44,5 +44,7 @@ class SweepConfig(Configuration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.ranks:
+            raise ValueError("SweepConfig.ranks is empty, expected one rank at least")
         if self.rates and (len(self.rates) != 2 or self.rates[0] > self.rates[1]):
             raise ValueError(f"SweepConfig.rates is {self.rates}, expected the smallest and the largest rate")
