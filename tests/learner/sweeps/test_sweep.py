@@ -204,7 +204,11 @@ def row(number, is_first):
 @pytest.mark.parametrize(
     ("best", "first", "sentence"),
     [
-        ([1] * 30 + [0] * 10, [0] * 30 + [1] * 0 + [0] * 10, "The search was worth it: 75.0 ± 13.6 % against 0.0 ± 0.0 %"),
+        (
+            [1] * 30 + [0] * 10,
+            [0] * 30 + [1] * 0 + [0] * 10,
+            "The search was worth it: 75.0 ± 13.6 % against 0.0 ± 0.0 %",
+        ),
         ([1, 0] * 20, [0, 1] * 20, "The search was not worth it: the two cannot be told apart, 50.0"),
         ([0] * 40, [1] * 40, "The search did harm: 0.0 ± 0.0 % against 100.0 ± 0.0 % without it on 40 test inputs"),
     ],

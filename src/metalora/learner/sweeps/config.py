@@ -8,6 +8,8 @@ from typing import Annotated
 from metalora._util.number_range import SEED, Range
 from metalora.config import Configuration
 
+DESCRIPTION_FILE = "sweep.json"  # which tells the folder of a search
+
 
 @dataclass(frozen=True)
 class SweepConfig(Configuration):

@@ -82,7 +82,7 @@ def _progress(result: SweepResult) -> Section:
     complete = [row for row in scored if row.state == "complete"]
     best_yet = accumulate((row.accuracy or 0.0 for row in complete), max)
     series = Series("best", list(zip((row.number for row in complete), best_yet, strict=True)))
-    line = line_chart("Best accuracy so far", [series], "trial", f"best {ACCURACY} so far")
+    line = line_chart("Best accuracy so far", [series], "trial", "best accuracy so far")
     curves = grouped_chart("Validations of each trial", _curves(result), "steps", ACCURACY)
     note = "A pruned trial was stopped, since its validations were behind those of the best third of the trials."
     return Section("Trials", note, _side_by_side([points, line, curves]))
@@ -139,7 +139,7 @@ def _settings_and_accuracy(result: SweepResult) -> Section:
             log_x=True,
         ),
     ]
-    note = "Each point is a trial. A setting matters if its points are apart."
+    note = "Each point is a trial. A setting matters if some of its values have higher points than others."
     return Section("Settings and accuracy", note, _side_by_side(charts) if rows else Html(""))
 
 
@@ -166,10 +166,22 @@ def _side_by_side(charts: Sequence[Html]) -> Html:
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 def _table(result: SweepResult) -> Section:
-    header = ("trial", "state", "method", "rank", "targets", "rate", ACCURACY, "steps", "numbers", "seconds", "reason")
+    header = (
+        "trial",
+        "state",
+        "method",
+        "rank",
+        "targets",
+        "rate",
+        "accuracy",
+        "steps",
+        "numbers",
+        "seconds",
+        "reason",
+    )
     best = [place for place, row in enumerate(result.trials) if result.best is not None and row == result.best]
     rows = [_cells(row) for row in result.trials]
-    note = "The row of the best trial is emphasised. Trial 0 has the settings without a search."
+    note = "The accuracy is the best one of the validation. The row of the best trial is emphasised."
     body = sortable_table("All trials", header, rows, Order(0, rising=True), best) if rows else Html("")
     return Section("All trials", note, body)
 

@@ -18,7 +18,7 @@ from metalora._util.processes import process_count
 from metalora._util.reading import read_text
 from metalora._util.shown import cut
 from metalora.io.base_samples import sample_base
-from metalora.learner.sweeps.config import SweepConfig
+from metalora.learner.sweeps.config import DESCRIPTION_FILE, SweepConfig
 from metalora.learner.sweeps.jobs import Job
 from metalora.learner.sweeps.locks import locked
 from metalora.learner.sweeps.result import SweepResult
@@ -27,7 +27,6 @@ from metalora.learner.sweeps.study import FIRST, LOCKS, REDUCTION, TrialStudy, b
 from metalora.learner.sweeps.trials import TrialRow
 from metalora.learner.sweeps.writing import BEST, write_result
 
-DESCRIPTION = "sweep.json"
 OnTrial = Callable[[TrialRow, int], None]
 LONGEST_REASON = 300  # characters
 
@@ -89,7 +88,7 @@ def _describe(folder: Path, job: Job, config: SweepConfig, space: Space) -> None
         "seed": config.seed,
     }
     content = json.dumps(description, indent=1)
-    file = folder / DESCRIPTION
+    file = folder / DESCRIPTION_FILE
     with errors_for_users(folder, "nothing was searched"):
         if not file.is_file() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder}: exists already, and is not the folder of a sweep; name another one")
@@ -132,7 +131,7 @@ def _run_trial(study: TrialStudy, job: Job, trial: Trial, choice: Choice) -> Non
         trial.set_user_attr("parameters", trained.parameters)
         value = watch.best
     except TrialPruned:
-        state, reason = TrialState.PRUNED, f"behind the best third of the trials after {watch.curve[-1][0]} steps"
+        state, reason = TrialState.PRUNED, "behind the other trials"
     except Exception as error:  # whatever it is, the other trials may do better
         state, reason = TrialState.FAIL, _reason(error)
     if value is None and state == TrialState.COMPLETE:
