@@ -40,8 +40,8 @@ def inspect_path(path: Path, **columns: Any) -> Finding:
     """Say what a file or a folder is.
 
     Args:
-        path: An adapter file, a condition file, a folder of a learner, of a task, of a fine-tuned model, of a search or of
-            a LoRA, a file of results, a table, a folder of pictures, or any other safetensors file.
+        path: An adapter file, a condition file, a folder of a learner, of a task, of a fine-tuned model, of a search or
+            of a LoRA, a file of results, a table, a folder of pictures, or any other safetensors file.
         **columns: How a table is read: `images`, `image_column`, `text_column` of `read_tasks`.
 
     Raises:

@@ -2,13 +2,13 @@
 
 import pytest
 from optuna.trial import FixedTrial
-from support.small_searches import small_network
 from torch import nn
 
 from metalora import AdapterConfig
 from metalora.learner import SweepConfig
 from metalora.learner.finetuning import PLAIN_METHODS, usual_rate
 from metalora.learner.sweeps.space import Choice, Space
+from support.small_searches import small_network
 
 
 def space(base=AdapterConfig(), model=None, **choices):  # noqa: B008 (frozen)

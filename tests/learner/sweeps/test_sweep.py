@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.pages import parsed
-from support.small_searches import ADAPTER, SEARCH, STEPS, inputs_and_labels, small_job, small_network, small_search
 
 from metalora import AdapterConfig
 from metalora.config import from_dict, read_yaml
@@ -18,6 +16,8 @@ from metalora.learner.sweeps import jobs
 from metalora.learner.sweeps.result import SweepResult
 from metalora.learner.sweeps.space import Choice
 from metalora.learner.sweeps.trials import TrialRow
+from support.pages import parsed
+from support.small_searches import ADAPTER, SEARCH, STEPS, inputs_and_labels, small_job, small_network, small_search
 
 
 @pytest.fixture(scope="module")

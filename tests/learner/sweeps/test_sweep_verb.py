@@ -8,12 +8,12 @@ import sys
 import time
 
 import pytest
-from support.command import metalora_command
-from support.own_tasks import write_messages
 
 from metalora.cli.learner_verbs import finetune, fit
 from metalora.cli.settings_file import defaults_of
 from metalora.learner import FineTuned, LearnerConfig, MetaLearner
+from support.command import metalora_command
+from support.own_tasks import write_messages
 
 SEARCH = ["--methods", "lora", "--ranks", 1, "--targets", "query", "--steps", 2, "--validate-every", 1]
 
@@ -81,13 +81,13 @@ def test_settings_of_a_learner_become_defaults(files):
 
 
 def test_a_search_of_which_all_trials_fail_ends_with_1(files, tmp_path):
-    (tmp_path / "settings.yaml").write_text("lr: 1.0e+38\nmax_length: 8\nadapter: {rank: 1, targets: query}")
+    (tmp_path / "settings.yaml").write_text("lr: 1.0e+30\nmax_length: 8\nadapter: {rank: 1, targets: query}")
     files_of_search = [tmp_path / "search", "--job", "finetune", "--backbone", "minilm", "--trials", 1]
     data = ["--data", files / "sentences.csv", "--text-column", "text", "--label-columns", "tense"]
     code, out, error = metalora_command(
         "sweep", *files_of_search, *data, "--config", tmp_path / "settings.yaml", *SEARCH
     )
-    assert code == 1 and out == "" and "All 1 trials failed; the first one: step" in error
+    assert code == 1 and out == "" and "search: The only trial failed: " in error
 
 
 @pytest.mark.slow

@@ -166,23 +166,13 @@ def _side_by_side(charts: Sequence[Html]) -> Html:
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
 def _table(result: SweepResult) -> Section:
-    header = (
-        "trial",
-        "state",
-        "method",
-        "rank",
-        "targets",
-        "rate",
-        "accuracy",
-        "steps",
-        "numbers",
-        "seconds",
-        "reason",
-    )
+    if not result.trials:
+        return Section("All trials", "", Html(""))
+    settings, results = ("method", "rank", "targets", "rate"), ("accuracy", "steps", "numbers", "seconds", "reason")
     best = [place for place, row in enumerate(result.trials) if result.best is not None and row == result.best]
     rows = [_cells(row) for row in result.trials]
     note = "The accuracy is the best one of the validation. The row of the best trial is emphasised."
-    body = sortable_table("All trials", header, rows, Order(0, rising=True), best) if rows else Html("")
+    body = sortable_table("All trials", ("trial", "state", *settings, *results), rows, Order(0, rising=True), best)
     return Section("All trials", note, body)
 
 

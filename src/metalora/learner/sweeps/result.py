@@ -75,6 +75,8 @@ class SweepResult:
         reasons = [row.reason for row in self.trials if row.state == "failed"]
         if not reasons:
             return "No trial was completed."
+        if len(reasons) == 1:
+            return f"The only trial failed: {reasons[0]}"
         return f"All {len(reasons)} trials failed; the first one: {reasons[0]}"
 
     def to_dict(self) -> dict[str, Any]:
