@@ -63,6 +63,11 @@ def test_a_choice_that_does_not_exist_is_one_error(choices, message):
         space(**choices)
 
 
+def test_an_adapter_that_does_not_fit_is_refused_before_the_first_trial():
+    with pytest.raises(ValueError, match="target 'qury' matches no module of Sequential"):
+        space(AdapterConfig("lora", targets="qury"), targets=("0",))
+
+
 def test_an_adapter_with_several_ranks_is_not_searched():
     with pytest.raises(ValueError, match="the rank is .* expected one number"):
         space(AdapterConfig("metatt-4d", rank={"r1": 2}))

@@ -11,6 +11,7 @@ import torch
 from metalora import AdapterConfig
 from metalora.config import from_dict, read_yaml
 from metalora.learner import FineTuneConfig, FineTuned, LearnerConfig, MetaLearner, finetune, read_tasks, sweep_fit
+from metalora.learner.backbone import load_backbone
 from metalora.learner.report import make_report
 from metalora.learner.sweeps import jobs
 from metalora.learner.sweeps.result import SweepResult
@@ -150,9 +151,9 @@ def test_a_search_of_which_every_trial_diverges_says_why(tmp_path):
 
 def test_a_folder_is_of_one_search(searched, tmp_path):
     folder, _ = searched
-    with pytest.raises(ValueError, match="a search with another settings"):
+    with pytest.raises(ValueError, match="the search of this folder has other values of settings"):
         small_search(folder, config=replace(STEPS, steps=7))
-    with pytest.raises(ValueError, match="a search with another space and another seed"):
+    with pytest.raises(ValueError, match="other values of space, seed;"):
         small_search(folder, replace(SEARCH, ranks=(1, 2, 3), seed=2))
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not the folder of a sweep; name another one"):
@@ -195,6 +196,10 @@ def test_a_learner_needs_validations():
         jobs.FitJob(None, [], LearnerConfig(steps=5), None, 0.2, None)
     with pytest.raises(ValueError, match="the settings have no adapter"):
         jobs.FitJob(None, [], LearnerConfig(adapter=None), None, 0.2, None)
+    x = list(np.zeros((60, 6), "float32"))
+    pools = read_tasks({"x": x, "first": [number % 2 == 0 for number in range(60)]})
+    with pytest.raises(ValueError, match="too few labelled inputs are left for the validation"):
+        jobs.FitJob(load_backbone(small_network()), pools, LearnerConfig(), None, 0.2, None)
 
 
 def row(number, is_first):

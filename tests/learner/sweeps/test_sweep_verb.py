@@ -21,7 +21,7 @@ SEARCH = ["--methods", "lora", "--ranks", 1, "--targets", "query", "--steps", 2,
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
-    write_messages(folder, 60)
+    write_messages(folder, 100)
     settings = {"max_length": 8, "batch_size": 8, "adapter": {"rank": 1, "targets": "query"}}
     (folder / "settings.yaml").write_text(json.dumps(settings))
     learner = {**settings, "support": 12, "query": 6, "label_sets": 1}
@@ -59,7 +59,7 @@ def test_a_fine_tuning_is_searched_and_its_settings_are_used(files):
 
 def test_other_labels_are_another_search(files):
     code, _, error = search(files, "finetune", "settings.yaml", "--label-columns", "topic", "--trials", 2)
-    assert code == 2 and "this folder has a search with another data; give the same ones" in error
+    assert code == 2 and "other values of data; give the same ones" in error
 
 
 @pytest.mark.parametrize(

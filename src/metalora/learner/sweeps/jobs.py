@@ -23,6 +23,7 @@ from metalora.learner.learner import MetaLearner
 from metalora.learner.report import LEARNER
 from metalora.learner.splits import split_pools
 from metalora.learner.sweeps.space import Choice
+from metalora.learner.validation import validation_episodes
 
 MIN_CLASS_ITEMS = 3  # one to train on, one for the validation, one for the test
 
@@ -165,7 +166,8 @@ class FitJob:
         device: Where the network runs.
 
     Raises:
-        ValueError: The settings have no adapter or no validation, or a task that is held out is unknown.
+        ValueError: The settings have no adapter or no validation, or there are too few inputs for one, or a task that
+            is held out is unknown.
     """
 
     verb, unit = "fit", "episodes"
@@ -193,6 +195,12 @@ class FitJob:
             backbone.check_inputs(pool.inputs)
         self.split = split_pools(pools, holdout, test_items, config.seed)
         self.validations = config.steps // config.validate_every
+        of_trial = split_pools(self.split.trained, None, config.holdout_items, config.seed)
+        if not validation_episodes(of_trial, config):
+            raise ValueError(
+                "sweep: too few labelled inputs are left for the validation, which needs two classes with three "
+                "support items each, and queries; give more inputs, or a larger holdout_items"
+            )
 
     def usual_rate(self, method: str) -> float:
         """Return the learning rate of all methods without a search."""

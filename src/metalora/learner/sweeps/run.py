@@ -12,7 +12,7 @@ import torch
 from optuna.exceptions import TrialPruned
 from optuna.trial import Trial, TrialState
 
-from metalora._util.files import errors_for_users, write_atomically
+from metalora._util.files import TEMPORARY, errors_for_users, write_atomically
 from metalora._util.plain_values import parse_json
 from metalora._util.processes import process_count
 from metalora._util.reading import read_text
@@ -87,21 +87,29 @@ def _describe(folder: Path, job: Job, config: SweepConfig, space: Space) -> None
         "prune": config.prune,
         "seed": config.seed,
     }
-    content = json.dumps(description, indent=1)
-    file = folder / DESCRIPTION_FILE
+    content, file = json.dumps(description, indent=1), folder / DESCRIPTION_FILE
+    _check_folder(folder)
     with errors_for_users(folder, "nothing was searched"):
-        if not file.is_file() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ValueError(f"{folder}: exists already, and is not the folder of a sweep; name another one")
-        folder.mkdir(parents=True, exist_ok=True)
-    if not file.is_file():
-        return write_atomically(file, content.encode())
+        (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+        with locked(folder / LOCKS / "folder"):
+            if not file.is_file():
+                return write_atomically(file, content.encode())
     before = parse_json(read_text(file), str(file))
     differing = [name for name, value in json.loads(content).items() if before.get(name) != value]
     if differing:
         raise ValueError(
-            f"{file}: this folder has a search with another {' and another '.join(differing)}; "
-            "give the same ones, or name another folder"
+            f"{file}: the search of this folder has other values of {', '.join(differing)}; give the same ones, or "
+            "name another folder"
         )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise a ValueError if a path is a file, or a folder with anything but a search that may be just beginning."""
+    if not folder.exists():
+        return
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+    if DESCRIPTION_FILE not in names and any(name != LOCKS and not name.endswith(TEMPORARY) for name in names):
+        raise ValueError(f"{folder}: exists already, and is not the folder of a sweep; name another one")
 
 
 def _run_trials(study: TrialStudy, job: Job, config: SweepConfig, on_trial: OnTrial | None) -> None:
@@ -135,7 +143,7 @@ def _run_trial(study: TrialStudy, job: Job, trial: Trial, choice: Choice) -> Non
     except Exception as error:  # whatever it is, the other trials may do better
         state, reason = TrialState.FAIL, _reason(error)
     if value is None and state == TrialState.COMPLETE:
-        state, reason = TrialState.FAIL, "there was no validation: the inputs that are kept are too few for an episode"
+        state, reason = TrialState.FAIL, "there was no validation"
     trial.set_user_attr("curve", watch.curve)
     trial.set_user_attr("seconds", round(time.monotonic() - start, 2))
     trial.set_user_attr("reason", reason)

@@ -72,7 +72,8 @@ class Space:
         left_out: Methods at targets that do not fit the network, with the reason.
 
     Raises:
-        ValueError: A method or a set of targets that the caller names fits nothing, or the adapter has several ranks.
+        ValueError: The adapter without a search, or a method or a set of targets that the caller names, does not fit
+            the network, or the adapter has several ranks.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -91,6 +92,8 @@ class Space:
     ):
         self.config, self.usual_rate, self.plain_methods = config, usual_rate, plain_methods
         self.first = self._first_choice(base)
+        if self.first.targets is not None:
+            summarise(model, self.first.adapter(base))  # which says what does not fit
         named = _with_first(base.method, config.methods or METHODS)
         self.left_out: dict[str, str] = {}
         self.targets: dict[str, list[str]] = {method: [] for method in named}
