@@ -70,10 +70,10 @@ def with_defaults(verb: Callable[..., Any], defaults: Mapping[str, Any]) -> Call
         defaults: Name of a parameter -> its default.
 
     Example:
-        >>> def verb(steps: int = 5) -> int:
+        >>> def verb(steps=5):
         ...     return steps
-        >>> str(inspect.signature(with_defaults(verb, {"steps": 7})))
-        '(steps: int = 7) -> int'
+        >>> with_defaults(verb, {"steps": 7})(), with_defaults(verb, {"steps": 7})(steps=9)
+        (7, 9)
     """
 
     @functools.wraps(verb)

@@ -202,6 +202,14 @@ def test_a_learner_needs_validations():
         jobs.FitJob(load_backbone(small_network()), pools, LearnerConfig(), None, 0.2, None)
 
 
+def test_a_trial_is_pruned_before_its_last_validation_or_not_at_all(tmp_path):
+    search = replace(SEARCH, trials=9, methods=("lora",))
+    result = small_search(tmp_path / "search", search, replace(STEPS, steps=4, validate_every=1))
+    ends = {state: {row.steps for row in result.trials if row.state == state} for state in ("pruned", "complete")}
+    assert ends["complete"] == {4} and ends["pruned"] and max(ends["pruned"]) < 4
+    assert min(row.number for row in result.trials if row.state == "pruned") >= 3
+
+
 def row(number, is_first):
     return TrialRow(number, "complete", Choice("lora", 4, "0", 0.1), 0.5, 1, 1, 1.0, "", ((1, 0.5),), is_first)
 

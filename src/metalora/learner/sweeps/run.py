@@ -130,7 +130,7 @@ def _run_trials(study: TrialStudy, job: Job, config: SweepConfig, on_trial: OnTr
 def _run_trial(study: TrialStudy, job: Job, trial: Trial, choice: Choice) -> None:
     """Train with a choice, and tell how it ended; an error of the training is a failed trial."""
     start = time.monotonic()
-    watch = _Validations(trial)
+    watch = _Validations(trial, job.validations)
     trial.set_user_attr("choice", choice.to_dict())
     state, reason, value = TrialState.COMPLETE, "", None
     try:
@@ -151,10 +151,10 @@ def _run_trial(study: TrialStudy, job: Job, trial: Trial, choice: Choice) -> Non
 
 
 class _Validations:
-    """Takes the validations of a training; the pruner may end it."""
+    """Takes the validations of a training; the pruner may end it before the last one."""
 
-    def __init__(self, trial: Trial):
-        self.trial = trial
+    def __init__(self, trial: Trial, last: int):
+        self.trial, self.last = trial, last
         self.curve: list[tuple[int, float]] = []
         self.best: float | None = None
 
@@ -164,7 +164,8 @@ class _Validations:
         number = len(self.curve) - (self.curve[0][0] == 0)  # a validation before the first step has the number 0
         self.trial.report(self.best, number)  # the best one, since the best state is kept
         is_behind = self.trial.should_prune()  # which also tells the others how far this one is
-        if is_behind and self.trial.number >= REDUCTION and not self.trial.user_attrs.get(FIRST):
+        may_end = REDUCTION <= self.trial.number and number < self.last and not self.trial.user_attrs.get(FIRST)
+        if is_behind and may_end:
             raise TrialPruned
 
 
