@@ -202,12 +202,20 @@ def test_a_learner_needs_validations():
         jobs.FitJob(load_backbone(small_network()), pools, LearnerConfig(), None, 0.2, None)
 
 
-def test_a_trial_is_pruned_before_its_last_validation_or_not_at_all(tmp_path):
-    search = replace(SEARCH, trials=9, methods=("lora",))
-    result = small_search(tmp_path / "search", search, replace(STEPS, steps=4, validate_every=1))
-    ends = {state: {row.steps for row in result.trials if row.state == state} for state in ("pruned", "complete")}
-    assert ends["complete"] == {4} and ends["pruned"] and max(ends["pruned"]) < 4
-    assert min(row.number for row in result.trials if row.state == "pruned") >= 3
+def test_a_trial_is_pruned_before_its_last_validation_or_not_at_all(tmp_path, monkeypatch):
+    train, begun = jobs.FineTuneJob.train, []
+
+    def worse_each_time(job, choice, on_validation):
+        begun.append(choice)
+        return train(job, choice, lambda step, accuracy: on_validation(step, 1 / len(begun)))
+
+    monkeypatch.setattr(jobs.FineTuneJob, "train", worse_each_time)
+    search, config = replace(SEARCH, methods=("lora",)), replace(STEPS, steps=4, validate_every=1)
+    states = [(row.state, row.steps) for row in small_search(tmp_path / "early", search, config).trials]
+    assert states == [("complete", 4)] * 3 + [("pruned", 1)] * 2
+    config = replace(config, validate_every=4)  # the only validation is the last one
+    states = [(row.state, row.steps) for row in small_search(tmp_path / "last", search, config).trials]
+    assert states == [("complete", 4)] * 5
 
 
 def row(number, is_first):
