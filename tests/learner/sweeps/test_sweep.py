@@ -161,6 +161,13 @@ def test_a_folder_is_of_one_search(searched, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_launcher_of_several_processes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="start the command several times instead of a launcher"):
+        small_search(tmp_path / "search")
+    assert not (tmp_path / "search").exists()
+
+
 def test_no_trial_starts_after_the_minutes(tmp_path):
     result = small_search(tmp_path / "search", replace(SEARCH, minutes=1e-9))
     assert result.trials == () and result.verdict == "No trial was completed."

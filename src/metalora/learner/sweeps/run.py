@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,9 +52,10 @@ def run_sweep(
         The result; None if trials still run in other processes, of which the last one to end writes it.
 
     Raises:
-        ValueError: The choices do not fit the network, or the folder is of another search or has other files.
+        ValueError: The choices do not fit the network, the folder is of another search or has other files, or a
+            launcher has started this process with others.
     """
-    if process_count() > 1:
+    if process_count() > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("sweep: a trial runs in one process; start the command several times instead of a launcher")
     space = Space(job.backbone.model, job.adapter, job.usual_rate, config, job.plain_methods)
     path = Path(folder)
