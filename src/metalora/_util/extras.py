@@ -30,6 +30,7 @@ EXTRAS = {
     "psycopg": "postgres",
     "psycopg_pool": "postgres",
     "ray": "ray",
+    "optuna": "sweep",
 }
 
 IMPORT_SYSTEM = ("importlib", "importlib._bootstrap", "_frozen_importlib")

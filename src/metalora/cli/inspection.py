@@ -40,8 +40,8 @@ def inspect_path(path: Path, **columns: Any) -> Finding:
     """Say what a file or a folder is.
 
     Args:
-        path: An adapter file, a condition file, a folder of a learner, of a task, of a fine-tuned model or of a LoRA, a
-            file of results, a table, a folder of pictures, or any other safetensors file.
+        path: An adapter file, a condition file, a folder of a learner, of a task, of a fine-tuned model, of a search or
+            of a LoRA, a file of results, a table, a folder of pictures, or any other safetensors file.
         **columns: How a table is read: `images`, `image_column`, `text_column` of `read_tasks`.
 
     Raises:
@@ -61,11 +61,13 @@ def _inspect_folder(folder: Path) -> Finding:
     from metalora.io.lora.peft_config import CONFIG
     from metalora.learner.finetuning_config import DESCRIPTION_FILE
     from metalora.learner.saving import LEARNER_FILE, TASK_FILE
+    from metalora.learner.sweeps.config import DESCRIPTION_FILE as SWEEP_FILE
 
     readers: dict[str, Callable[[Path], Finding]] = {
         LEARNER_FILE: _inspect_learner,
         TASK_FILE: _inspect_task,
         DESCRIPTION_FILE: _inspect_finetuned,
+        SWEEP_FILE: _inspect_sweep,
         CONFIG: _inspect_lora,
     }
     for marker, reader in readers.items():
@@ -122,6 +124,22 @@ def _inspect_task(folder: Path) -> Finding:
         + ("." if learner is None else f", which was in {learner} (from here)."),
     ]
     return Finding("task", sentences, {**description, "bytes": size})
+
+
+def _inspect_sweep(folder: Path) -> Finding:
+    from metalora._util.plain_values import parse_json
+    from metalora._util.reading import read_text
+    from metalora.learner.sweeps.config import DESCRIPTION_FILE
+    from metalora.learner.sweeps.writing import RESULT
+
+    description = parse_json(read_text(folder / DESCRIPTION_FILE), str(folder / DESCRIPTION_FILE))
+    sentences = [f"{folder} is a search for the best {description['verb']} of the backbone {description['backbone']}."]
+    if not (folder / RESULT).is_file():
+        sentences.append("It has no result yet.")
+        return Finding("sweep", sentences, description)
+    result = parse_json(read_text(folder / RESULT), str(folder / RESULT))
+    sentences += [f"{len(result['trials'])} trials have ended.", result["verdict"]]
+    return Finding("sweep", sentences, description | {"result": result})
 
 
 def _inspect_finetuned(folder: Path) -> Finding:

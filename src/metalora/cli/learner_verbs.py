@@ -19,6 +19,7 @@ from metalora._util.overwriting import check_output
 from metalora._util.report_page import check_page
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, Overwrite, is_first_process, print_json, progress, show, status
+from metalora.cli.settings_file import SettingsFile, finetuning_settings, learner_settings, takes_settings
 from metalora.config import AdapterConfig
 from metalora.learner.config import LearnerConfig
 from metalora.learner.finetuning_config import DESCRIPTION_FILE as FINETUNED
@@ -71,6 +72,7 @@ InputFlags = Annotated[InputColumns, tyro.conf.arg(name="")]
 TaskFlags = Annotated[TaskColumns, tyro.conf.arg(name="")]
 
 
+@takes_settings(learner_settings)
 def fit(
     learner: LearnerFolder,
     backbone: Annotated[str, tyro.conf.arg(help=BACKBONES)],
@@ -88,6 +90,7 @@ def fit(
     report_episodes: Annotated[int, tyro.conf.arg(help="support sets of each task in the report"), Range(least=1)] = 8,
     no_adapter: Annotated[bool, tyro.conf.arg(help="train nothing: the frozen network and a readout")] = False,
     config: Annotated[LearnerConfig, tyro.conf.AvoidSubcommands, tyro.conf.arg(name="")] = LearnerConfig(),  # noqa: B008
+    settings: SettingsFile = None,  # is read before the other flags, whose defaults it changes
     report: ReportFile = None,
     json: Json = False,
 ) -> None:
@@ -160,6 +163,7 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
 
 
+@takes_settings(finetuning_settings)
 def finetune(
     backbone: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BACKBONE", help=BACKBONES)],
     data: Annotated[Path, tyro.conf.arg(help=f"labelled examples of one task: {TABLES} in class folders")],
@@ -168,6 +172,7 @@ def finetune(
     columns: TaskFlags = TaskColumns(),  # noqa: B008 (frozen)
     adapter: Annotated[AdapterConfig, tyro.conf.arg(name="")] = AdapterConfig(),  # noqa: B008 (frozen)
     config: Annotated[FineTuneConfig, tyro.conf.arg(name="")] = FineTuneConfig(),  # noqa: B008 (frozen)
+    settings: SettingsFile = None,  # is read before the other flags, whose defaults it changes
     json: Json = False,
 ) -> None:
     """Fine-tune a network to one task that has many labelled examples.
@@ -180,7 +185,7 @@ def finetune(
     keep_freed_memory()
     check_folder(out, FILES_OF_FINE_TUNED)
     check_choice("method", adapter.method, (*METHODS, "full", "head"))
-    inputs, labels, groups = _one_task(data, "finetune", label_column, columns)
+    inputs, labels, groups = one_task(data, "finetune", label_column, columns)
     with progress(config.steps, f"fine-tuning {adapter.method}", quiet=json) as advance:
         tuned = tune(
             backbone,
@@ -216,7 +221,7 @@ def adapt(
     from metalora.learner.saving import TASK_FILE
 
     check_folder(out, [TASK_FILE])
-    inputs, labels, groups = _one_task(support, "adapt", label_column, columns)
+    inputs, labels, groups = one_task(support, "adapt", label_column, columns)
     with status("adapting", quiet=json):
         loaded = MetaLearner.from_pretrained(learner, allow_download=allow_download)
         task = loaded.adapt(inputs, labels, groups=groups)
@@ -226,7 +231,7 @@ def adapt(
     show(row, json, f"task of {learner}", ("task", "examples", "classes", "bytes"), [row])
 
 
-def _one_task(
+def one_task(
     source: Path, verb: str, label_column: str | None, columns: TaskColumns
 ) -> tuple[list[Any], list[Any], list[int] | None]:
     """Read the labelled examples of one task; those without a label are left out.

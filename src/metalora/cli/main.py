@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from metalora.cli import learner_verbs, serving_verbs, verbs
+from metalora.cli import learner_verbs, serving_verbs, sweep_verb, verbs
 from metalora.cli.render import run_verbs
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -15,6 +15,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "recommend": learner_verbs.recommend,
     "evaluate": learner_verbs.evaluate,
     "finetune": learner_verbs.finetune,
+    "sweep": sweep_verb.sweep,
     "serve": serving_verbs.serve,
     "tenants": serving_verbs.tenants,
     "methods": verbs.methods,

@@ -22,6 +22,7 @@ from metalora._util.shown import shown
 from metalora._util.suggest import check_choice
 from metalora.cli.before_verbs import ABOUT, answer_without_verb
 from metalora.cli.failures import exit_code, failure_line, wants_traceback
+from metalora.cli.settings_file import defaults_of, with_defaults
 from metalora.cli.table_output import print_cells
 from metalora.cli.usage import usage_line
 
@@ -125,10 +126,11 @@ def _parse(verb: Callable[..., None], command: str, arguments: Sequence[str]) ->
 
     tyro prints a mistake in a box; here it is a ValueError, as every other mistake is.
     """
+    checked = with_defaults(_with_checked_numbers(verb), defaults_of(verb, arguments))
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            call: Callable[[], None] = tyro.cli(_with_checked_numbers(verb), prog=command, args=list(arguments))
+            call: Callable[[], None] = tyro.cli(checked, prog=command, args=list(arguments))
     except SystemExit as stop:
         refused = stop.__context__
         if isinstance(getattr(refused, "arg", None), str):  # the part's name; of a flag, it is the flag's definition

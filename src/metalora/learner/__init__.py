@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from metalora.learner.config import LearnerConfig
 from metalora.learner.finetuning_config import FineTuneConfig
+from metalora.learner.sweeps.config import SweepConfig
 
 if TYPE_CHECKING:
     from metalora.learner.backbone import Backbone, load_backbone
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from metalora.learner.finetuning import FineTuned, finetune
     from metalora.learner.learner import MetaLearner
     from metalora.learner.report import Report
+    from metalora.learner.sweeps.result import SweepResult
+    from metalora.learner.sweeps.sweep import sweep_finetune, sweep_fit
     from metalora.learner.task import AdaptedTask
 
 # What needs torch is imported when it is first used, so that `metalora --help` need not wait for torch.
@@ -23,11 +26,14 @@ _HOMES = {  # public name -> its module
     "ImagePreprocessor": "metalora.learner.data",
     "MetaLearner": "metalora.learner.learner",
     "Report": "metalora.learner.report",
+    "SweepResult": "metalora.learner.sweeps.result",
     "TaskPool": "metalora.learner.data",
     "TextPreprocessor": "metalora.learner.data",
     "finetune": "metalora.learner.finetuning",
     "load_backbone": "metalora.learner.backbone",
     "read_tasks": "metalora.learner.data",
+    "sweep_finetune": "metalora.learner.sweeps.sweep",
+    "sweep_fit": "metalora.learner.sweeps.sweep",
 }
 
 __all__ = [
@@ -40,11 +46,15 @@ __all__ = [
     "LearnerConfig",
     "MetaLearner",
     "Report",
+    "SweepConfig",
+    "SweepResult",
     "TaskPool",
     "TextPreprocessor",
     "finetune",
     "load_backbone",
     "read_tasks",
+    "sweep_finetune",
+    "sweep_fit",
 ]
 
 

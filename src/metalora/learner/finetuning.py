@@ -27,8 +27,22 @@ from metalora.learner.labels import TaskLabels, group_numbers
 
 Array = np.ndarray[Any, Any]
 OnStep = Callable[[int, float], None]
+OnValidation = Callable[[int, float], None]
 PLAIN_METHODS = ("full", "head")  # what is trained instead of an adapter
-LEARNING_RATES = {"full": 5e-5, "head": 2e-3}  # of an adapter: 2e-3
+LEARNING_RATES = {"full": 5e-5}  # of an adapter or a head: 2e-3
+
+
+def usual_rate(method: str) -> float:
+    """Return the learning rate of a method unless the settings have another.
+
+    Args:
+        method: Its name, or "full" or "head".
+
+    Example:
+        >>> usual_rate("lora"), usual_rate("full")
+        (0.002, 5e-05)
+    """
+    return LEARNING_RATES.get(method, 2e-3)
 
 
 class FineTuned:
@@ -112,6 +126,15 @@ class FineTuned:
         """Return the accuracy."""
         return self.labels.score(self.predict(inputs), labels)
 
+    def num_params(self) -> int:
+        """Return how many numbers were trained: those of the head, and of the adapter or the whole network."""
+        count = sum(parameter.numel() for parameter in self.head.parameters())
+        if self.adapter is not None:
+            count += self.adapter.num_params()
+        if self.method == "full":
+            count += sum(parameter.numel() for parameter in self.backbone.model.parameters())
+        return count
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write a folder with the adapter (or the network), the head, the preparation of inputs, and a model card.
 
@@ -180,6 +203,7 @@ def finetune(
     seed: int = 0,
     groups: Sequence[Any] | None = None,
     on_step: OnStep | None = None,
+    on_validation: OnValidation | None = None,
     **settings: Any,
 ) -> FineTuned:
     """Fine-tune a network to one task, and keep the best step by inputs that are not trained on.
@@ -198,6 +222,8 @@ def finetune(
         seed: Seed of the split, the adapter and the batches.
         groups: Group of each input: inputs of one thing are not both trained on and kept.
         on_step: Called after every step with its number and its loss.
+        on_validation: Called after every validation with the number of steps and the accuracy; what it raises ends the
+            training.
         **settings: Single fields of `FineTuneConfig`, such as `steps=200`.
 
     Raises:
@@ -227,7 +253,7 @@ def finetune(
     prepared = PreparedInputs(TaskPool(items, name="the inputs"), loaded.preprocessor)  # reads every input once
     loaded.model.to(device or default_device())
     name, adapter = _attach(loaded.model, method, seed)
-    return _Training(loaded, prepared, encoder, split, adapter, name, checked, seed).run(on_step)
+    return _Training(loaded, prepared, encoder, split, adapter, name, checked, seed).run(on_step, on_validation)
 
 
 def _attach(model: nn.Module, method: str | AdapterConfig, seed: int) -> tuple[str, Adapter | None]:
@@ -276,24 +302,30 @@ class _Training:
         self.best = HeldOutScore(accuracy=-1.0, macro_f1=-1.0, step=0)
         self.state: dict[str, dict[str, Tensor]] = {}
 
-    def run(self, on_step: OnStep | None) -> FineTuned:
+    def run(self, on_step: OnStep | None, on_validation: OnValidation | None) -> FineTuned:
         """Train, restore the best state, and return the model with its scores."""
         from metalora.training.loop import fit
 
         tuned, config = self.tuned, self.config
-        self._validate(0)
+
+        def validate(step: int) -> None:
+            accuracy = self._validate(step)
+            if on_validation is not None:
+                on_validation(step, accuracy)
+
+        validate(0)
         start = self.best
         tuned.head.requires_grad_(True)
         if tuned.method == "full":
             tuned.backbone.model.requires_grad_(True)
         modules = [tuned.head, *([tuned.backbone.model] if tuned.method == "full" else [])]
-        lr = config.lr or LEARNING_RATES.get(tuned.method, 2e-3)
+        lr = config.lr or usual_rate(tuned.method)
 
         def after(step: int, loss: float) -> None:
             if on_step is not None:
                 on_step(step, loss)
             if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-                self._validate(step + 1)
+                validate(step + 1)
 
         train = TrainConfig(steps=config.steps, lr=lr, mapping_lr_ratio=1.0)
         if config.steps:
@@ -344,8 +376,8 @@ class _Training:
         return features
 
     @torch.no_grad()
-    def _validate(self, step: int) -> None:
-        """Score the inputs that are not trained on, and copy the state if it is the best one yet."""
+    def _validate(self, step: int) -> float:
+        """Return the accuracy on the inputs that are not trained on; the state is copied if it is the best one yet."""
         tuned = self.tuned
         if tuned.adapter is not None:
             tuned.adapter.eval()
@@ -360,6 +392,7 @@ class _Training:
             }
         if tuned.adapter is not None:
             tuned.adapter.train()
+        return score.accuracy
 
     def _modules(self) -> dict[str, nn.Module]:
         modules: dict[str, nn.Module] = {"head": self.tuned.head}

@@ -131,15 +131,10 @@ def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _card(tuned: FineTuned) -> str:
     scores = tuned.scores_
-    trained = sum(parameter.numel() for parameter in tuned.head.parameters())
-    if tuned.adapter is not None:
-        trained += tuned.adapter.num_params()
-    if tuned.method == "full":
-        trained += sum(parameter.numel() for parameter in tuned.backbone.model.parameters())
     return CARD.format(
         backbone=tuned.backbone.name or type(tuned.backbone.model).__name__,
         method=tuned.method,
-        parameters=trained,
+        parameters=tuned.num_params(),
         classes=", ".join(map(str, tuned.labels.classes)),
         inputs=scores.inputs,
         accuracy=100 * scores.accuracy,

@@ -42,6 +42,7 @@ from metalora.learner.task import AdaptedTask, adapt_task
 from metalora.learner.validation import BestState
 
 OnStep = Callable[[int, float], None]
+OnValidation = Callable[[int, float], None]
 CHECKPOINT_EVERY = 100  # steps, if there is no validation
 
 
@@ -216,9 +217,14 @@ class MetaLearner(Described):
         holdout: int | Sequence[str] | None = None,
         checkpoint: str | Path | None = None,
         on_step: OnStep | None = None,
+        on_validation: OnValidation | None = None,
         report: bool = True,
     ) -> MetaLearner:
-        """Meta-train on pools of inputs that are read already; see `fit`."""
+        """Meta-train on pools of inputs that are read already; see `fit`.
+
+        `on_validation` is called after every validation with the number of steps and the accuracy; what it raises ends
+        the training.
+        """
         config = self.config
         for pool in pools:
             self.backbone.check_inputs(pool.inputs)
@@ -230,7 +236,7 @@ class MetaLearner(Described):
         if self.adapter is not None and config.steps:
             source = self._episodes(split.trained)
             data = None if checkpoint is None else pools_digest(pools)
-            self._train(source, split, checkpoint, on_step, data)
+            self._train(source, split, checkpoint, on_step, on_validation, data)
         if report:
             self.report_ = make_report(self, split)
         return self
@@ -269,6 +275,7 @@ class MetaLearner(Described):
         split: Split,
         checkpoint: str | Path | None,
         on_step: OnStep | None,
+        on_validation: OnValidation | None,
         data: str | None,
     ) -> None:
         """Train the adapter and the readout on the episodes of a source, and keep the best state by validation."""
@@ -288,7 +295,10 @@ class MetaLearner(Described):
         def after(step: int, loss: float) -> bool:
             if on_step is not None:
                 on_step(step, loss)
-            return best.after_step(step)
+            stop = best.after_step(step)
+            if on_validation is not None and step + 1 in best.history:
+                on_validation(step + 1, best.history[step + 1])
+            return stop
 
         loss = EpisodeLoss(
             self.features,

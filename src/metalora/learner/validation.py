@@ -12,7 +12,8 @@ import torch
 
 from metalora._util.files import errors_for_users, write_atomically
 from metalora._util.processes import of_process_0, process_index
-from metalora.learner.evaluation import EpisodeFeatures, draw_test_episodes
+from metalora.learner.config import LearnerConfig
+from metalora.learner.evaluation import EpisodeFeatures, TestEpisode, draw_test_episodes
 from metalora.learner.splits import Split
 
 if TYPE_CHECKING:
@@ -41,10 +42,7 @@ class BestState:
         self.every, self.patience = config.validate_every, config.patience
         self.history: dict[int, float] = {}
         self._state: dict[str, Any] | None = None
-        tasks = split.tasks[:MAX_TASKS]
-        self.episodes = draw_test_episodes(
-            split.kept, tasks, EPISODES, config.support, config.query, config.seed + VALIDATION_SEED
-        )
+        self.episodes = validation_episodes(split, config)
         self.features = EpisodeFeatures(learner, split.kept)
         self.path = None if checkpoint is None else best_state_path(checkpoint)
         if self.path is not None and self.path.is_file() and Path(str(checkpoint)).is_file():
@@ -102,6 +100,17 @@ class BestState:
         assert self.learner.adapter is not None
         self.learner.adapter.load_state_dict(self._state["adapter"])
         self.learner.trained_modules.load_state_dict(self._state["modules"])
+
+
+def validation_episodes(split: Split, config: LearnerConfig) -> list[TestEpisode]:
+    """Return the episodes of every validation, which are the same each time; none if too few inputs are kept.
+
+    Args:
+        split: The inputs and tasks that are kept.
+        config: The settings of the learner.
+    """
+    tasks, seed = split.tasks[:MAX_TASKS], config.seed + VALIDATION_SEED
+    return draw_test_episodes(split.kept, tasks, EPISODES, config.support, config.query, seed)
 
 
 def best_state_path(checkpoint: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from metalora._util.report_page.charts import Band, Series, interval_mark, line_chart, reliability_chart
 from metalora._util.report_page.document import Section, check_page, html_page, write_page
 from metalora._util.report_page.facts import flat_settings
+from metalora._util.report_page.grouped_chart import Group, Mark, grouped_chart
 from metalora._util.report_page.markup import Html, joined, paragraph, text
 from metalora._util.report_page.tables import (
     Cell,
@@ -20,8 +21,10 @@ from metalora._util.report_page.tables import (
 __all__ = [
     "Band",
     "Cell",
+    "Group",
     "Html",
     "Interval",
+    "Mark",
     "Order",
     "Section",
     "Series",
@@ -29,6 +32,7 @@ __all__ = [
     "confusion_table",
     "fact_table",
     "flat_settings",
+    "grouped_chart",
     "html_page",
     "interval_cells",
     "interval_mark",

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metalora._util.report_page.frame import Frame, axes, framed, legend
 from metalora._util.report_page.markup import Html, joined, text
 from metalora._util.report_page.style import SERIES
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 470, 260, 64, 12, 12, 42  # of a chart and its margins, in pixels
 MARK_WIDTH, MARK_HEIGHT = 84, 10  # of the mark of an interval
 NOW, BEFORE = "series-0 solid", "series-1 hollow"  # classes of the points of a reliability diagram
 COUNT_HEIGHT = 46  # of the bars that count the predictions
@@ -47,26 +47,6 @@ class Band:
     right: float
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """Where the values of a chart are on it."""
-
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
-    width: int = WIDTH
-    height: int = HEIGHT
-
-    def x(self, value: float) -> float:
-        share = (value - self.x_low) / ((self.x_high - self.x_low) or 1)
-        return LEFT + share * (self.width - LEFT - RIGHT)
-
-    def y(self, value: float) -> float:
-        share = (value - self.y_low) / ((self.y_high - self.y_low) or 1)
-        return self.height - BOTTOM - share * (self.height - TOP - BOTTOM)
-
-
 def interval_mark(mean: float, low: float, high: float, scale: tuple[float, float]) -> Html:
     """Return a small drawing of a number and its interval, with a line at 0 if it is in between.
 
@@ -93,22 +73,6 @@ def interval_mark(mean: float, low: float, high: float, scale: tuple[float, floa
     )
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return round numbers from `low` to `high`, about `count` of them.
-
-    Example:
-        >>> ticks(0.12, 0.58)
-        [0.2, 0.3, 0.4, 0.5]
-    """
-    if high <= low:
-        return [low]
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if rough <= factor * power * 1.0001)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
-
-
 def line_chart(name: str, series: Sequence[Series], x_label: str, y_label: str) -> Html:
     """Return lines over a common axis, with a legend if there are several.
 
@@ -124,15 +88,15 @@ def line_chart(name: str, series: Sequence[Series], x_label: str, y_label: str) 
     if not xs:
         return Html("")
     margin = 0.05 * (max(ys) - min(ys)) or 0.05
-    frame = _Frame(min(xs), max(xs), min(ys) - margin, max(ys) + margin)
+    frame = Frame(min(xs), max(xs), min(ys) - margin, max(ys) + margin)
     lines = joined(_line(frame, number, line) for number, line in enumerate(series))
-    chart = _chart(name, frame, Html(f"{_axes(frame, x_label, y_label)}{lines}"))
+    chart = framed(name, frame, Html(f"{axes(frame, x_label, y_label)}{lines}"))
     kinds = [f'<path class="{_line_kind(number)}" d="M0 5H18"/>' for number in range(len(series))]
-    legend = _legend([line.name for line in series], kinds) if len(series) > 1 else ""
-    return Html(f"<div>{chart}{legend}</div>")
+    names = legend([line.name for line in series], kinds) if len(series) > 1 else ""
+    return Html(f"<div>{chart}{names}</div>")
 
 
-def _line(frame: _Frame, number: int, line: Series) -> Html:
+def _line(frame: Frame, number: int, line: Series) -> Html:
     places = [(frame.x(x), frame.y(y)) for x, y in line.points]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
     end_x, end_y = places[-1]
@@ -157,20 +121,20 @@ def reliability_chart(name: str, bands: Sequence[Band], before: Sequence[Band] =
         bands: The predictions by their probability.
         before: The same before the temperature; drawn as hollow points.
     """
-    frame = _Frame(0, 1, 0, 1, width=340, height=340)
+    frame = Frame(0, 1, 0, 1, width=340, height=340)
     diagonal = _path([(0, 0), (1, 1)], frame, "axis dashed")
     most = max((band.count for band in bands), default=0)
     bars = joined(_bar(frame, band, most) for band in bands if band.count)
     points = joined(_point(frame, band, NOW) for band in bands if band.count)
     hollow = joined(_point(frame, band, BEFORE) for band in before if band.count)
-    axes = _axes(frame, "probability of the predicted class", "share that is right")
-    chart = _chart(name, frame, Html(f"{axes}{bars}{diagonal}{hollow}{points}"))
+    drawn_axes = axes(frame, "probability of the predicted class", "share that is right")
+    chart = framed(name, frame, Html(f"{drawn_axes}{bars}{diagonal}{hollow}{points}"))
     kinds = [f'<circle class="{kind}" cx="9" cy="6" r="5"/>' for kind in (NOW, BEFORE)]
-    legend = _legend(["as they are", "before the temperature"], kinds) if before else ""
-    return Html(f"<div>{chart}{legend}</div>")
+    names = legend(["as they are", "before the temperature"], kinds) if before else ""
+    return Html(f"<div>{chart}{names}</div>")
 
 
-def _point(frame: _Frame, band: Band, kind: str) -> Html:
+def _point(frame: Frame, band: Band, kind: str) -> Html:
     tip = text(f"probability {band.probability:.2f}, right {band.right:.2f}, {band.count} predictions")
     return Html(
         f'<circle class="{kind}" cx="{frame.x(band.probability):.1f}" cy="{frame.y(band.right):.1f}" r="6">'
@@ -178,7 +142,7 @@ def _point(frame: _Frame, band: Band, kind: str) -> Html:
     )
 
 
-def _bar(frame: _Frame, band: Band, most: int) -> Html:
+def _bar(frame: Frame, band: Band, most: int) -> Html:
     """Return the bar that counts the predictions, at the foot of the diagram."""
     height = COUNT_HEIGHT * band.count / most
     left, width = frame.x(band.low), frame.x(band.high) - frame.x(band.low)
@@ -189,39 +153,6 @@ def _bar(frame: _Frame, band: Band, most: int) -> Html:
     )
 
 
-def _path(points: Sequence[tuple[float, float]], frame: _Frame, kind: str) -> Html:
+def _path(points: Sequence[tuple[float, float]], frame: Frame, kind: str) -> Html:
     places = "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in points)
     return Html(f'<path class="{kind}" d="M{places}"/>')
-
-
-def _axes(frame: _Frame, x_label: str, y_label: str) -> Html:
-    bottom, right = frame.height - BOTTOM, frame.width - RIGHT
-    parts = [f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>']
-    for value in ticks(frame.x_low, frame.x_high):
-        x = frame.x(value)
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{value:g}</text>')
-    for value in ticks(frame.y_low, frame.y_high):
-        y = frame.y(value)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    middle_x, middle_y = (LEFT + right) / 2, (TOP + bottom) / 2
-    parts.append(f'<text x="{middle_x}" y="{frame.height - 8}" text-anchor="middle">{text(x_label)}</text>')
-    turned = f'transform="rotate(-90 12 {middle_y})"'
-    parts.append(f'<text x="12" y="{middle_y}" text-anchor="middle" {turned}>{text(y_label)}</text>')
-    return Html("".join(parts))
-
-
-def _chart(name: str, frame: _Frame, content: Html) -> Html:
-    width, height = frame.width, frame.height
-    return Html(
-        f'<svg class="chart" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{text(name)}">{content}</svg>'
-    )
-
-
-def _legend(names: Sequence[str], swatches: Sequence[str]) -> Html:
-    items = (
-        f'<li><svg width="18" height="12" aria-hidden="true">{swatch}</svg>{text(name)}</li>'
-        for name, swatch in zip(names, swatches, strict=True)
-    )
-    return Html(f'<ul class="legend">{"".join(items)}</ul>')

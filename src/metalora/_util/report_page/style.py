@@ -80,6 +80,7 @@ svg.chart {{ max-width: 100%; height: auto; }}
 svg text {{ fill: var(--ink); font-size: 12px; }}
 svg .grid {{ stroke: var(--line); }} svg .axis {{ stroke: var(--quiet); fill: none; }}
 {_SERIES_RULES}
+svg .quiet {{ stroke: var(--quiet); fill: var(--quiet); }}
 svg .line {{ fill: none; stroke-width: 2; stroke-linejoin: round; }} svg .dashed {{ stroke-dasharray: 6 4; }}
 svg .hollow {{ fill: none; stroke-width: 1.5; }} svg .count {{ fill: var(--line); }} svg .solid {{ opacity: .8; }}
 .legend {{ list-style: none; padding: 0; margin: .2rem 0 .6rem; display: flex; flex-wrap: wrap; gap: .1rem 1.2rem;
