@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from metalora._util.allocator import keep_freed_memory
-from metalora._util.files import check_file, check_folder, write_atomically
+from metalora._util.files import check_folder, write_atomically
 from metalora._util.number_range import Range
 from metalora._util.overwriting import check_output
 from metalora._util.report_page import check_page
@@ -274,7 +274,6 @@ def predict(
 ) -> None:
     """Predict: for every input its label, the probability of the label, and how unlike the support set it is."""
     if out is not None:
-        check_file(out)
         check_output(out, overwrite, [task] if inputs.is_dir() else [task, inputs])
     load = _loader(task, learner, allow_download)  # a folder that holds no task is reported before inputs are read
     pools = read_inputs(inputs, columns)
