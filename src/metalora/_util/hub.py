@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,30 +131,34 @@ def _shown(error: Exception) -> str:
     return cut(" ".join(str(error).split()))
 
 
-def upload(write: Callable[[Path], object], repository: str, options: dict[str, Any]) -> str:
-    """Write a folder, upload it to a repository on the Hub, and return the address of the commit.
+class Uploadable:
+    """The base of objects that are saved as a folder, which can also be a repository on the Hub."""
 
-    Args:
-        write: Writes the folder whose path it gets.
-        repository: The name of the repository, which is made if there is none.
-        options: `token`, `private`, and what `HfApi.upload_folder` takes, such as `revision` (a branch).
+    def write_for_hub(self, folder: Path) -> None:
+        """Write the folder that is uploaded."""
+        raise NotImplementedError
 
-    Raises:
-        ValueError: The Hub cannot be reached or does not take the folder.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address.
 
-    options = dict(options)
-    api = HfApi(token=options.pop("token", None))
-    private = options.pop("private", None)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "folder"
-        write(folder)
-        try:
-            api.create_repo(repository, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
-        except (HTTPError, HFValidationError, OSError) as error:
-            raise ValueError(
-                f"{repository}: not uploaded: {_reason_of_upload(error, options.get('revision'))}"
-            ) from None
+        Args:
+            repository: The name of the repository, OWNER/NAME; it is made if there is none.
+            options: `token`, `private`, and what `huggingface_hub.HfApi.upload_folder` takes, such as `revision`.
+
+        Raises:
+            ValueError: The Hub cannot be reached or does not take the folder.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HFValidationError, HTTPError
+
+        api = HfApi(token=options.pop("token", None))
+        private = options.pop("private", None)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "folder"
+            self.write_for_hub(folder)
+            try:
+                api.create_repo(repository, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
+            except (HTTPError, HFValidationError, OSError) as error:
+                reason = _reason_of_upload(error, options.get("revision"))
+                raise ValueError(f"{repository}: not uploaded: {reason}") from None

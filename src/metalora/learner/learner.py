@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora._util.described import Described
+from metalora._util.hub import Uploadable
 from metalora._util.processes import default_device, process_index
 from metalora._util.progress import progress_bar
 from metalora.adapters.adapter import Adapter
@@ -45,7 +46,7 @@ OnStep = Callable[[int, float], None]
 CHECKPOINT_EVERY = 100  # steps, if there is no validation
 
 
-class MetaLearner(Described):
+class MetaLearner(Described, Uploadable):
     """Meta-trains an adapter of a frozen network on tasks, and adapts to a new task in one forward pass.
 
     A task gives labels to inputs. A readout maps the features of a labelled support set to a classifier in closed form;
@@ -453,20 +454,11 @@ class MetaLearner(Described):
 
         return load_learner(cls, folder, backbone, device, allow_download, revision)
 
-    def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address.
-
-        Args:
-            repository: The name of the repository, OWNER/NAME; it is made if there is none.
-            options: `token`, `private`, and what `huggingface_hub.HfApi.upload_folder` takes, such as `revision`.
-
-        Raises:
-            ValueError: The Hub cannot be reached or does not take the folder.
-        """
-        from metalora._util.hub import upload
+    def write_for_hub(self, folder: Path) -> None:
+        """Write what `save_pretrained` writes; unlike there, tasks do not name the folder afterwards."""
         from metalora.learner.saving import save_learner
 
-        return upload(lambda folder: save_learner(self, folder), repository, options)
+        save_learner(self, folder)
 
     @property
     def fingerprint(self) -> str:
