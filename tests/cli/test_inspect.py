@@ -38,7 +38,10 @@ def test_an_adapter_file_and_its_condition(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({}, "It is static: the same update for every input."),
-        ({"tasks": 3}, "It has an update for each of its 3 tasks: merging takes --task, exporting --task or --all-tasks."),
+        (
+            {"tasks": 3},
+            "It has an update for each of its 3 tasks: merging takes --task, exporting --task or --all-tasks.",
+        ),
         (
             {"tasks": 3, "generated": ("G2",), "condition": ConditionConfig(hidden=4)},
             "Its factors are generated from a condition, for each of its 3 tasks: merging or exporting takes a condition "
