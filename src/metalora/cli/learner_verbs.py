@@ -147,11 +147,14 @@ def _read_all(learner: MetaLearner, pools: Sequence[TaskPool]) -> None:
 def _show_report(report: Report, json: bool, title: str) -> None:
     if json:
         return print_json(report.to_dict())
+    means = {"trained": report.means(False), "held out": report.means(True)}
+    if not any(means.values()):  # it is not known what was trained on
+        means = {"accuracy": report.means()}
     rows = [
-        {name: _percent(row[name]) for name in ("trained", "held out")} | {"method": row["method"]}
-        for row in report.table()
+        {"method": method} | {name: _percent(values.get(method)) for name, values in means.items()}
+        for method in report.means()
     ]
-    show(None, False, title, ("method", "trained", "held out"), rows)
+    show(None, False, title, ("method", *means), rows)
     if is_first_process():
         print(report.verdict)
 
@@ -367,7 +370,10 @@ def evaluate(
     allow_download: AllowDownload = False,
     json: Json = False,
 ) -> None:
-    """Compare a learner with its peers on tasks that it was not trained on: the same episodes for every method."""
+    """Compare a learner with its peers on further inputs: the same episodes for every method.
+
+    The inputs should not be those of the training, of which a learner has no record.
+    """
     from metalora.learner import MetaLearner, read_tasks
     from metalora.learner.evaluation import EpisodeFeatures
     from metalora.learner.report import evaluate_pools, whole_split

@@ -46,6 +46,10 @@ OnStep = Callable[[int, float], None]
 CHECKPOINT_EVERY = 100  # steps, if there is no validation
 
 
+class NotFittedError(ValueError, AttributeError):
+    """Something is asked for that only a training gives; an AttributeError, so that `hasattr` says no."""
+
+
 class MetaLearner(Described, Uploadable):
     """Meta-trains an adapter of a frozen network on tasks, and adapts to a new task in one forward pass.
 
@@ -64,7 +68,7 @@ class MetaLearner(Described, Uploadable):
         backbone: The network with the preparation of its inputs.
         adapter: The adapter; None if `config.adapter` is None.
         readout: The readout that support sets generate.
-        report_: After `fit`: tasks that were held out, next to what a user would pick instead.
+        report_: After `fit`: tasks that were held out, next to what a user would pick instead. ValueError before it.
         history_: Losses and validations of the last training; empty before one.
 
     Raises:
@@ -81,8 +85,6 @@ class MetaLearner(Described, Uploadable):
         >>> task.predict(inputs[:3]).shape, task.classes_.tolist()
         ((3,), ['green', 'ripe'])
     """
-
-    report_: Report
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class MetaLearner(Described, Uploadable):
         if self.generator is not None:
             self.generator.to(self.device)
         self.frozen_width = 0  # number of features of the frozen network, the first columns of `encode`
+        self._report: Report | None = None
         self.history_ = TrainingHistory()
         self.trainings = 0  # how often it was trained: its earlier tasks belong to other numbers
         self.folder: Path | None = None  # where it was saved last, so that a task can say where its learner is
@@ -152,6 +155,21 @@ class MetaLearner(Described, Uploadable):
         return nn.ModuleDict(modules)
 
     # ---- training --------------------------------------------------------------------------------------------------
+    @property
+    def report_(self) -> Report:
+        """The comparison of the last training with its peers.
+
+        Raises:
+            ValueError: There is none: the learner was not trained, or trained with `report=False`.
+        """
+        if self._report is None:
+            raise NotFittedError("this learner has no report_: call fit first, or make_report after fit(report=False)")
+        return self._report
+
+    @report_.setter
+    def report_(self, report: Report) -> None:
+        self._report = report
+
     def fit(
         self,
         tasks: Any,
@@ -227,7 +245,7 @@ class MetaLearner(Described, Uploadable):
         if not config.warm_start:
             self._reset()
         self.trainings += 1
-        self.history_ = TrainingHistory()
+        self._report, self.history_ = None, TrainingHistory()
         if self.adapter is not None and config.steps:
             source = self._episodes(split.trained)
             data = None if checkpoint is None else pools_digest(pools)
