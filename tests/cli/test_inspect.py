@@ -44,8 +44,8 @@ def test_an_adapter_file_and_its_condition(tmp_path: Path) -> None:
         ),
         (
             {"tasks": 3, "generated": ("G2",), "condition": ConditionConfig(hidden=4)},
-            "Its factors are generated from a condition, for each of its 3 tasks: merging or exporting takes a condition "
-            "file.",
+            "Its factors are generated from a condition, for each of its 3 tasks: "
+            "merging or exporting takes a condition file.",
         ),
     ],
 )
