@@ -1,13 +1,19 @@
 """Configurations: plain values in and out, and errors that name the file, the key and what is known."""
 
+import copy
+import inspect
+import pickle
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 
 from metalora._util.suggest import nearest
-from metalora.config import AdapterConfig, ConditionConfig, from_dict, read_yaml, to_dict
+from metalora.bench.config import BenchConfig
+from metalora.config import AdapterConfig, ConditionConfig, TrainConfig, from_dict, read_yaml, to_dict
+from metalora.learner.config import LearnerConfig
+from metalora.learner.finetuning_config import FineTuneConfig
 
 
 def load_yaml(cls, path):
@@ -91,6 +97,27 @@ def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe\x00rank")
     with pytest.raises(ValueError, match="not valid YAML"):
         load_yaml(AdapterConfig, tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong", "right"),
+    [
+        (AdapterConfig, "target", "targets"),
+        (ConditionConfig, "scoop", "scope"),
+        (TrainConfig, "step", "steps"),
+        (LearnerConfig, "adaptor", "adapter"),
+        (FineTuneConfig, "batchsize", "batch_size"),
+        (BenchConfig, "method", "methods"),
+    ],
+)
+def test_a_wrong_keyword_names_the_nearest_field(config, wrong, right):
+    message = f"^{config.__name__}: unknown key '{wrong}'; did you mean '{right}'\\? \\(known: "
+    with pytest.raises(ValueError, match=message):
+        config(**{wrong: 1})
+    with pytest.raises(ValueError, match=message):
+        replace(config(), **{wrong: 1})
+    assert pickle.loads(pickle.dumps(config())) == config() == copy.copy(config())
+    assert list(inspect.signature(config).parameters) == [field.name for field in fields(config)]
 
 
 def test_nearest_names_the_closest_and_all():

@@ -10,11 +10,11 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from metalora._util.field_texts import add_fields_to_docstring
 from metalora._util.number_range import PROBABILITY, SEED, Items, Range
@@ -32,7 +32,7 @@ else:
 
 
 class Configuration:
-    """The base of all configurations: it checks that every field has its type, its range and one of its choices.
+    """The base of all configurations: it checks the names of fields, their types, ranges and choices.
 
     Its subclasses have a text below each field, which `help` shows.
 
@@ -40,6 +40,9 @@ class Configuration:
         >>> TrainConfig(lr=-1.0)
         Traceback (most recent call last):
         ValueError: TrainConfig.lr is -1.0, expected more than 0
+        >>> AdapterConfig(target="query")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: AdapterConfig: unknown key 'target'; did you mean 'targets'? (known: alpha, ...)
         >>> ConditionConfig(scope="supprt")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: ConditionConfig.scope: unknown choice 'supprt'; did you mean 'support'? (known: constant, ...)
@@ -47,6 +50,10 @@ class Configuration:
 
     def __init_subclass__(cls) -> None:
         add_fields_to_docstring(cls)
+
+    def __new__(cls, *_: Any, **fields: Any) -> Self:
+        _check_names(cls, fields, cls.__name__)  # before `__init__`, whose TypeError does not name the nearest field
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         cls: Any = type(self)
@@ -423,10 +430,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], place: str = "") -> 
     if not isinstance(values, Mapping):
         raise ValueError(f"{place}: expected a mapping of keys to values, got {shown(values)}")
     hints = _hints(cls)
-    # checked one by one, since the TypeError of a constructor names neither the file nor the nearest field
-    for key in values:
-        if key not in hints:
-            raise ValueError(f"{place}: unknown key {shown(key)}{nearest(str(key), hints)}")
+    _check_names(cls, values, place)
     for required in _required_fields(cls):
         if required not in values:
             raise ValueError(f"{place}: missing key {required!r}")
@@ -485,6 +489,14 @@ def check_field(cls: type, name: str, value: Any, place: str) -> None:
 def _hints(cls: type) -> dict[str, Any]:
     """Return field -> its type, with its conditions; the annotations are strings here, this evaluates them."""
     return typing.get_type_hints(cls, include_extras=True)
+
+
+def _check_names(cls: type, names: Iterable[Any], place: str) -> None:
+    """Raise a ValueError for the first name that is no field, with the nearest field."""
+    fields = _hints(cls)
+    for name in names:
+        if name not in fields:
+            raise ValueError(f"{place}: unknown key {shown(name)}{nearest(str(name), fields)}")
 
 
 def _required_fields(cls: type[DataclassInstance]) -> list[str]:

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 from rich.console import Console
@@ -43,7 +44,10 @@ function_name=$(complete -p {words[0]} | sed -E 's/.*-F ([^ ]+).*/\\1/')
 $function_name {words[0]} {words[-1]!r} ''
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
-    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    with tempfile.NamedTemporaryFile("w") as file:  # a long script is no argument
+        file.write(ask)
+        file.flush()
+        done = subprocess.run(["bash", file.name], capture_output=True, text=True, check=True)
     return [word.strip() for word in done.stdout.splitlines()]
 
 
@@ -53,6 +57,14 @@ def test_bash_completes_verbs_and_flags():
     assert (code, err) == (0, "")
     assert completions(script, "metalora", "ev") == ["evaluate"]
     assert "--match-params" in completions(script, "metalora", "plan", "--match")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_the_names_of_tables_and_their_flags():
+    code, script, err = papers_command("--print-completion", "bash")
+    assert (code, err) == (0, "")
+    assert completions(script, "metalora-papers", "table", "metatt-1") == ["metatt-19"]
+    assert completions(script, "metalora-papers", "table", "metatt-2", "--see") == ["--seeds"]
 
 
 @pytest.mark.parametrize("shells", [(), ("tcsh",), ("bash", "zsh")], ids=str)

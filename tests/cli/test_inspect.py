@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +32,31 @@ def test_an_adapter_file_and_its_condition(tmp_path: Path) -> None:
     assert finding.kind == "adapter file"
     assert "metalora-cp, rank 2" in finding.sentences[0] and "generated from a condition" in finding.sentences[2]
     assert "3 condition(s)" in inspect_path(tmp_path / "condition.safetensors").sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({}, "It is static: the same update for every input."),
+        (
+            {"tasks": 3},
+            "It has an update for each of its 3 tasks: merging takes --task, exporting --task or --all-tasks.",
+        ),
+        (
+            {"tasks": 3, "generated": ("G2",), "condition": ConditionConfig(hidden=4)},
+            "Its factors are generated from a condition, for each of its 3 tasks: "
+            "merging or exporting takes a condition file.",
+        ),
+    ],
+)
+def test_an_adapter_file_says_what_its_update_depends_on(
+    settings: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    config = AdapterConfig("metatt-4+1d", 2, targets=("0", "1"), **settings)
+    adapter = metalora.attach(nn.Sequential(OrderedDict(layers=layers)), config, example=torch.rand(2, 8))
+    adapter.save(tmp_path / "adapter.safetensors")
+    assert inspect_path(tmp_path / "adapter.safetensors").sentences[2] == sentence
 
 
 def test_a_folder_of_peft(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+import metalora
 import metalora.peft as mp
 from metalora import AdapterConfig
 from metalora.learner import AdaptedTask, FineTuned, MetaLearner, finetune
@@ -88,6 +90,38 @@ def test_an_adapter_of_peft_comes_back(hub, tmp_path):
         mp.load(network(), "somebody/lotr")
 
 
+def test_an_adapter_and_a_lora_come_back(hub, tmp_path):
+    model = network()
+    adapter = metalora.attach(model, AdapterConfig("lora", rank=2, targets=("0", "2")))
+    adapter.factors["0.B"].data.fill_(0.5)
+    adapter.export_lora(tmp_path / "lora" / "last")
+    adapter.save(tmp_path / "adapter.safetensors")
+    (tmp_path / "lora" / "adapter.safetensors").write_bytes((tmp_path / "adapter.safetensors").read_bytes())
+    (tmp_path / "lora" / "model.safetensors").write_bytes(b"large")
+    first = hub.add("somebody/lora", tmp_path / "lora")
+    hub.repositories["somebody/lora"].commit({"adapter.safetensors": b"broken", "last/adapter_config.json": b"broken"})
+    base = network()
+    metalora.load(base, "somebody/lora", revision=first)
+    assert torch.equal(base(INPUTS), model(INPUTS))
+    assert not [asked for asked in hub.requests if "model.safetensors" in asked]  # only the file of the adapter
+    base = network()
+    metalora.load_lora(base, "somebody/lora", subfolder="last", revision=first)
+    assert torch.allclose(base(INPUTS), model(INPUTS), atol=1e-6)
+    for load in (metalora.load, partial(metalora.load_lora, subfolder="last")):
+        with pytest.raises(ValueError, match="models--somebody--lora"):
+            load(network(), "somebody/lora")
+
+
+def test_a_file_that_is_missing_is_not_asked_of_the_hub(hub, tmp_path):
+    with pytest.raises(ValueError, match="runs/adapter.safetensors: no such adapter file"):
+        metalora.load(network(), "runs/adapter.safetensors")
+    with pytest.raises(ValueError, match="runs/lora.safetensors: no such file or folder"):
+        metalora.load_lora(network(), "runs/lora.safetensors")
+    with pytest.raises(ValueError, match="runs/adapter.safetensors: a file has no revision 'v1'"):
+        metalora.load(network(), "runs/adapter.safetensors", revision="v1")
+    assert not hub.requests
+
+
 def test_a_revision_is_a_branch_or_a_commit(hub, learner, tmp_path):
     learner.save_pretrained(tmp_path / "first")
     first = hub.add("somebody/learner", tmp_path / "first")
@@ -137,9 +171,11 @@ LOADERS = {
     "a task": lambda: AdaptedTask.from_pretrained("somebody/thing", MetaLearner(network(), adapter=None)),
     "a fine-tuned network": lambda: FineTuned.from_pretrained("somebody/thing", backbone=network()),
     "an adapter of PEFT": lambda: mp.load(network(), "somebody/thing"),
+    "an adapter": lambda: metalora.load(network(), "somebody/thing"),
+    "a LoRA": lambda: metalora.load_lora(network(), "somebody/thing"),
 }
 CASES = pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
-NOT_HERE = "^somebody/thing: neither a folder nor a repository of the Hub: "
+NOT_HERE = "^somebody/thing: neither a (file|folder|file or folder) nor a repository of the Hub: "
 
 
 @CASES

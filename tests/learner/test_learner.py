@@ -18,8 +18,9 @@ from torch import nn
 
 from metalora.config import AdapterConfig, ConditionConfig
 from metalora.io.described_file import checksum, description_in
-from metalora.learner import AdaptedTask, MetaLearner
+from metalora.learner import AdaptedTask, MetaLearner, read_tasks
 from metalora.learner.learner import MetaLearner as Learner
+from metalora.learner.report import NO_RECORD, Report, evaluate_pools
 
 WIDTH = 8
 
@@ -91,6 +92,39 @@ def test_the_report_compares_with_peers_on_tasks_that_were_held_out(learner: Lea
     assert "held out" not in report.verdict and "never trained" in report.verdict
     for score in report.scores:
         assert all(0 <= value <= 1 for value in score.accuracies)
+
+
+def test_an_evaluation_does_not_claim_to_know_what_was_trained_on(learner: Learner) -> None:
+    pools = read_tasks(table())  # those of the training
+    report = evaluate_pools(learner, pools, episodes=2)
+    assert {score.held_out for score in report.scores} == {None}
+    assert report.verdict.startswith("On these tasks this learner") and "never trained" not in report.verdict
+    assert report.verdict.endswith(NO_RECORD)
+    values = report.to_dict()["means"]
+    assert (values["trained"], values["held_out"], values["all"]) == ({}, {}, report.means())
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_what_only_a_training_gives_says_so_before_it() -> None:
+    untrained = small(steps=1, validate_every=0)
+    with pytest.raises(ValueError, match="this learner has no report_: call fit first, or make_report"):
+        print(untrained.report_)
+    assert not hasattr(untrained, "report_") and untrained.history_.losses == ()
+    x = items(60, seed=3)
+    assert untrained.adapt(x, x[:, 0] > 0).predict(x).shape == (60,)  # the frozen network can be adapted
+    untrained.fit(table())
+    assert untrained.report_.verdict and len(untrained.history_.losses) == 1
+    untrained.fit(table(), report=False)
+    assert not hasattr(untrained, "report_")  # that of an earlier training is not of this one
+
+
+def test_no_steps_train_nothing() -> None:
+    learner, x = small(steps=0), items(60, seed=3)
+    untrained = learner.fingerprint
+    learner.fit(table(), report=False)
+    assert learner.history_.losses == () and learner.fingerprint == untrained
+    assert torch.equal(learner.backbone.model(torch.tensor(x)), network()(torch.tensor(x)))
+    assert learner.adapt(x, x[:, 0] > 0).score(x, x[:, 0] > 0) > 0.9
 
 
 def test_the_same_seed_gives_the_same_learner() -> None:

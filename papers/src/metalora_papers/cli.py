@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,13 +109,19 @@ def _over_file(table: Any, path: Path | None, default: Any) -> Any:
     return dataclasses.replace(default, **from_file | from_flags)
 
 
-def _complexity(json: Json = False) -> None:
+def _complexity(html: HtmlFile = None, json: Json = False) -> None:
     """MetaTT (arXiv:2506.09105): SVDs of LoRA's matrices next to a sweep (Table 19); computed from sizes, no runs."""
+    from metalora_papers.html_report import write_tables
     from metalora_papers.metatt.complexity import complexity_table
+    from metalora_papers.report import Table
 
     lines = complexity_table()
+    title, columns = "cost of LoRA-SVD (eq. 8) as a multiple of MetaTT-SVD (eq. 9)", tuple(lines[0])
     cells = [{name: f"{value:.1f}" if name != "rank" else value for name, value in line.items()} for line in lines]
-    show(lines, json, "cost of LoRA-SVD (eq. 8) as a multiple of MetaTT-SVD (eq. 9)", tuple(lines[0]), cells)
+    if html is not None:
+        page = Table(title, columns, tuple(tuple(str(line[name]) for name in columns) for line in cells))
+        write_tables([page], html, "metatt-19", "Table 19 of MetaTT (arXiv:2506.09105), computed from sizes.")
+    show(lines, json, title, columns, cells)
 
 
 def _figure_13(
@@ -274,9 +282,18 @@ def demo(
     run_demo(config, out, overwrite)
 
 
-def table() -> None:
+def table(name: Any) -> None:
     """Compare methods as a paper does: `table metalora-1` (Table I), `table metatt-2` (Table 2), ...; table --help."""
-    raise ValueError(f"table: name one of {', '.join(TABLES)}")
+    raise AssertionError("`main` calls the verb of the table")
+
+
+def _one_of(verbs: Mapping[str, Callable[..., None]]) -> Any:
+    """Return the type of an argument that names a verb: with it a shell completes the names, and the flags of each."""
+    choices = (Annotated[Any, tyro.conf.subcommand(name, constructor=verb)] for name, verb in verbs.items())
+    return functools.reduce(operator.or_, choices)
+
+
+table.__annotations__["name"] = Annotated[_one_of(TABLES), tyro.conf.arg(name=""), tyro.conf.OmitSubcommandPrefixes]
 
 
 VERBS: dict[str, Callable[..., None]] = {

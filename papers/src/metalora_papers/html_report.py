@@ -53,11 +53,25 @@ def write_html(report: Report, rows: Sequence[Row], figures: Sequence[Path], pat
     Raises:
         ValueError: The file could not be written, or is not a page of this library.
     """
-    sections = [_table_section(number, table) for number, table in enumerate(report.tables, 1)]
-    sections += [_curves(rows), _figures(figures), _settings(rows)]
+    sections = [*_table_sections(report.tables), _curves(rows), _figures(figures), _settings(rows)]
     shown = [section for section in sections if section.body]
     note = f"Made of {len(rows)} rows of results; intervals are of 95 %."
     write_page(path, title, verdict(report.comparisons), shown, note)
+
+
+def write_tables(tables: Sequence[Table], path: str | Path, title: str, verdict: str) -> None:
+    """Write tables that no rows are behind as a page, completely or not at all.
+
+    Args:
+        tables: The tables.
+        path: The file.
+        title: The heading of the page.
+        verdict: What it says, in a sentence.
+
+    Raises:
+        ValueError: The file could not be written, or is not a page of this library.
+    """
+    write_page(path, title, verdict, _table_sections(tables))
 
 
 def verdict(comparisons: Sequence[PairedComparison]) -> str:
@@ -82,6 +96,10 @@ def _difference(pair: PairedComparison) -> str:
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
+def _table_sections(tables: Sequence[Table]) -> list[Section]:
+    return [_table_section(number, table) for number, table in enumerate(tables, 1)]
+
+
 def _table_section(number: int, table: Table) -> Section:
     columns = [_column([cells[place] for cells in table.cells]) for place in range(len(table.columns))]
     rows = list(zip(*columns, strict=True))

@@ -20,6 +20,14 @@ def test_a_line_is_the_printed_one(rank):
     assert tuple(round(line[model]) for model in MODELS) == PRINTED[rank]
 
 
+def test_the_page_has_all_twelve_cells(tmp_path):
+    code, out, _ = papers_command("table", "metatt-19", "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert code == 0 and "185.6" in out and "Table 19 of MetaTT" in page and "paired comparison" not in page
+    for row in DECIMALS.values():
+        assert all(f">{cell}<" in page for cell in row.split())
+
+
 def test_the_command_prints_all_twelve_cells():
     code, out, _ = papers_command("table", "metatt-19")
     cells = [line.split("\t") for line in out.splitlines()[2:]]  # after the title and the names of the columns

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,13 @@ KINDS = {  # the file that tells what a repository holds -> what messages call i
     "modules.json": "a model of sentence-transformers",
     "config.json": "a model of transformers or timm",
 }
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # endings of files, which no repository should have
 LOGIN = "`hf auth login` or the environment variable HF_TOKEN"
 
 
-def local_folder(name: str | Path, marker: str, noun: str, revision: str | None = None) -> Path:
+def local_folder(
+    name: str | Path, marker: str, noun: str, revision: str | None = None, *, place: str = "folder"
+) -> Path:
     """Return a folder of this machine: the one given, or a copy of a repository on the Hub.
 
     OWNER/NAME is a repository if there is no such path here. The file that tells the kind is downloaded first, so that
@@ -31,6 +33,7 @@ def local_folder(name: str | Path, marker: str, noun: str, revision: str | None 
         marker: The file that every folder of this kind has.
         noun: What messages call what it should hold, such as "a learner".
         revision: A branch, a tag or a commit of the repository; None: its main branch.
+        place: What messages call what may have that name here.
 
     Raises:
         ValueError: A revision of a folder was asked for, or the repository cannot be read or is of another kind.
@@ -42,12 +45,37 @@ def local_folder(name: str | Path, marker: str, noun: str, revision: str | None 
         Traceback (most recent call last):
         ValueError: /srv/learner: a folder has no revision 'v1', only a repository on the Hub has
     """
-    path = Path(name)
     if is_repository(name):
-        return _downloaded(str(name), marker, noun, revision)
+        return _downloaded(str(name), marker, noun, revision, place, whole=True)
+    _check_no_revision(name, revision, place)
+    return Path(name)
+
+
+def local_file(name: str | Path, file: str, noun: str, revision: str | None = None) -> Path:
+    """Return a file of this machine: the one given, or a copy of one file of a repository on the Hub.
+
+    Args:
+        name: The file, or the name of the repository, OWNER/NAME.
+        file: The name of the file in the repository.
+        noun: What messages call what it should be, such as "an adapter of metalora".
+        revision: A branch, a tag or a commit of the repository; None: its main branch.
+
+    Raises:
+        ValueError: A revision of a file was asked for, or the repository cannot be read or has no such file.
+
+    Example:
+        >>> str(local_file("runs/lotr.safetensors", "adapter.safetensors", "an adapter of metalora"))
+        'runs/lotr.safetensors'
+    """
+    if is_repository(name):
+        return _downloaded(str(name), file, noun, revision, "file", whole=False) / file
+    _check_no_revision(name, revision, "file")
+    return Path(name)
+
+
+def _check_no_revision(name: str | Path, revision: str | None, place: str) -> None:
     if revision is not None:
-        raise ValueError(f"{name}: a folder has no revision {revision!r}, only a repository on the Hub has")
-    return path
+        raise ValueError(f"{name}: a {place} has no revision {revision!r}, only a repository on the Hub has")
 
 
 def is_repository(name: str | Path) -> bool:
@@ -56,23 +84,35 @@ def is_repository(name: str | Path) -> bool:
     Example:
         >>> is_repository("somebody/learner"), is_repository("./somebody/learner"), is_repository("a/b/learner")
         (True, False, False)
+        >>> is_repository("runs/adapter.safetensors")
+        False
     """
-    is_path = str(name).startswith((".", "/", "~"))
+    is_path = str(name).startswith((".", "/", "~")) or str(name).endswith(WEIGHTS)
     return not is_path and len(Path(name).parts) == 2 and not Path(name).exists()
 
 
-def _downloaded(name: str, marker: str, noun: str, revision: str | None) -> Path:
-    """Return the copy of a repository in the cache of huggingface_hub; a ValueError says why there is none."""
+def _downloaded(name: str, marker: str, noun: str, revision: str | None, place: str, *, whole: bool) -> Path:
+    """Return the copy of a repository in the cache of huggingface_hub; a ValueError says why there is none.
+
+    Args:
+        name: The name of the repository.
+        marker: The file that is downloaded first; it may be in a folder of the repository.
+        noun: What messages call what the repository should hold.
+        revision: A branch, a tag or a commit; None: the main branch.
+        place: What messages call what was looked for on this machine.
+        whole: Whether the other files are downloaded, too.
+    """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError, RemoteEntryNotFoundError
 
     try:
-        copy = Path(hf_hub_download(name, marker, revision=revision)).parent  # .../snapshots/COMMIT
-        return Path(snapshot_download(name, revision=copy.name))
+        file = Path(hf_hub_download(name, marker, revision=revision))
+        copy = file.parents[len(Path(marker).parts) - 1]  # .../snapshots/COMMIT
+        return Path(snapshot_download(name, revision=copy.name)) if whole else copy
     except RemoteEntryNotFoundError:
         raise ValueError(f"{name}: not {noun}: it has no {marker}{_kind(name, revision)}") from None
     except (HTTPError, HFValidationError, OSError) as error:
-        raise ValueError(f"{name}: neither a folder nor a repository of the Hub: {_reason(error, revision)}") from None
+        raise ValueError(f"{name}: neither a {place} nor a repository of the Hub: {_reason(error, revision)}") from None
 
 
 def _kind(name: str, revision: str | None) -> str:
@@ -132,30 +172,34 @@ def _shown(error: Exception) -> str:
     return cut(" ".join(str(error).split()))
 
 
-def upload(write: Callable[[Path], object], repository: str, options: dict[str, Any]) -> str:
-    """Write a folder, upload it to a repository on the Hub, and return the address of the commit.
+class Uploadable:
+    """The base of objects that are saved as a folder, which can also be a repository on the Hub."""
 
-    Args:
-        write: Writes the folder whose path it gets.
-        repository: The name of the repository, which is made if there is none.
-        options: `token`, `private`, and what `HfApi.upload_folder` takes, such as `revision` (a branch).
+    def write_for_hub(self, folder: Path) -> None:
+        """Write the folder that is uploaded."""
+        raise NotImplementedError
 
-    Raises:
-        ValueError: The Hub cannot be reached or does not take the folder.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address.
 
-    options = dict(options)
-    api = HfApi(token=options.pop("token", None))
-    private = options.pop("private", None)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "folder"
-        write(folder)
-        try:
-            api.create_repo(repository, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
-        except (HTTPError, HFValidationError, OSError) as error:
-            raise ValueError(
-                f"{repository}: not uploaded: {_reason_of_upload(error, options.get('revision'))}"
-            ) from None
+        Args:
+            repository: The name of the repository, OWNER/NAME; it is made if there is none.
+            options: `token`, `private`, and what `huggingface_hub.HfApi.upload_folder` takes, such as `revision`.
+
+        Raises:
+            ValueError: The Hub cannot be reached or does not take the folder.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HFValidationError, HTTPError
+
+        api = HfApi(token=options.pop("token", None))
+        private = options.pop("private", None)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "folder"
+            self.write_for_hub(folder)
+            try:
+                api.create_repo(repository, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
+            except (HTTPError, HFValidationError, OSError) as error:
+                reason = _reason_of_upload(error, options.get("revision"))
+                raise ValueError(f"{repository}: not uploaded: {reason}") from None

@@ -6,28 +6,33 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from metalora._util.files import check_file
+
 REMEDY = "--overwrite replaces it, or name another file"
 
 
-def check_output(path: str | Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
-    """Refuse to write a file over another one, before the work whose result it holds.
+def check_output(
+    path: str | Path, overwrite: bool, inputs: Iterable[str | Path] = (), *, makes_folder: bool = False
+) -> None:
+    """Check that a command may write a file, before the work whose result it holds.
 
     Args:
         path: The file that shall be written.
         overwrite: Whether the user wants a file that is there to be replaced.
         inputs: What the command reads: files, folders, and names of models that hold a path (hf:FOLDER,
             timm:NAME@FILE). They are never written on, whatever `overwrite` is.
+        makes_folder: Whether the folder of the file is made if there is none.
 
     Raises:
-        ValueError: The file is there and `overwrite` is not given, or it is an input, or a folder.
+        ValueError: There is no folder for the file, or it is a folder or an input, or it is there and `overwrite` is
+            not given.
 
     Example:
         >>> check_output("a file that is not there", overwrite=False)
     """
+    check_file(path, makes_folder=makes_folder)
     if not os.path.lexists(path) or is_device(path):
         return
-    if os.path.isdir(path):
-        raise ValueError(f"{path}: is a folder, expected the name of a file")
     for source in inputs:
         if _is_in(Path(path), input_path(source)):
             raise ValueError(f"{path}: is read by this command ({source}) and is not written on; name another file")

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast
 import torch
 from torch import nn
 
-from metalora._util.files import check_file, check_new_folder
+from metalora._util.files import check_new_folder
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.cli.merging import load_named_base, name_in_transformers
@@ -52,7 +52,6 @@ def convert_files(
     Raises:
         ValueError: What `metalora.io.lora.convert.convert` refuses; nothing is written.
     """
-    check_file(out)
     base = load_common_base(loras, model, class_name)
     _, report = convert(base, loras, config)
     save(base, out, getattr(torch, store))  # the error that is reported is that of the unrounded numbers
@@ -95,7 +94,6 @@ def import_file(
     Raises:
         ValueError: What `metalora.io.lora.import_.load_lora` refuses; nothing is written.
     """
-    check_file(out)
     base = load_common_base([lora / subfolder], model, class_name)
     adapter = load_lora(base, lora, network, subfolder, "leave_out" if leave_out_modules else "refuse")
     save(base, out)
@@ -154,8 +152,6 @@ def combine_files(
     files = _one_for_each(sources, conditions, "conditions")
     if out.endswith("/"):
         check_new_folder(out)
-    else:
-        check_file(out)
     base = load_common_base(sources, model, class_name)
     updates = []
     for path, file, task in zip(sources, files, tasks, strict=True):

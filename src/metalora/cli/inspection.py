@@ -198,18 +198,25 @@ def _inspect_adapter(path: Path) -> Finding:
     config = description["config"]
     kinds = Counter(target["kind"] for target in description["targets"].values())
     listed = " and ".join(f"{count} {kind}" for kind, count in kinds.items())
-    generated = description["feature_size"] is not None
     sentences = [
         f"{path} is an adapter file: {config['method']}, rank {config['rank']}, {description['num_params']:,} learned "
         f"numbers, {path.stat().st_size:,} bytes.",
         f"It adapts {len(description['targets'])} layers ({listed}) of a {description['base']['class']}: "
         f"{_names(list(description['targets']))}.",
-        "Its factors are generated from a condition, so that merging or exporting takes a condition file."
-        if generated
-        else "It is static: the same update for every input.",
+        _update_words(config["tasks"], generated=description["feature_size"] is not None),
     ]
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     return Finding("adapter file", sentences, {**description, "bytes": path.stat().st_size, "tensors": shapes})
+
+
+def _update_words(tasks: int, *, generated: bool) -> str:
+    """Say what the update of an adapter depends on, and so what merging takes."""
+    if generated:
+        by_task = f", for each of its {tasks} tasks" if tasks > 1 else ""
+        return f"Its factors are generated from a condition{by_task}: merging or exporting takes a condition file."
+    if tasks > 1:
+        return f"It has an update for each of its {tasks} tasks: merging takes --task, exporting --task or --all-tasks."
+    return "It is static: the same update for every input."
 
 
 def _inspect_condition(path: Path) -> Finding:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from metalora._util.allocator import keep_freed_memory
-from metalora._util.files import check_file, check_folder, write_atomically
+from metalora._util.files import check_folder, write_atomically
 from metalora._util.number_range import Range
 from metalora._util.overwriting import check_output
 from metalora._util.report_page import check_page
@@ -150,11 +150,14 @@ def _read_all(learner: MetaLearner, pools: Sequence[TaskPool]) -> None:
 def _show_report(report: Report, json: bool, title: str) -> None:
     if json:
         return print_json(report.to_dict())
+    means = {"trained": report.means(False), "held out": report.means(True)}
+    if not any(means.values()):  # it is not known what was trained on
+        means = {"accuracy": report.means()}
     rows = [
-        {name: _percent(row[name]) for name in ("trained", "held out")} | {"method": row["method"]}
-        for row in report.table()
+        {"method": method} | {name: _percent(values.get(method)) for name, values in means.items()}
+        for method in report.means()
     ]
-    show(None, False, title, ("method", "trained", "held out"), rows)
+    show(None, False, title, ("method", *means), rows)
     if is_first_process():
         print(report.verdict)
 
@@ -279,7 +282,6 @@ def predict(
 ) -> None:
     """Predict: for every input its label, the probability of the label, and how unlike the support set it is."""
     if out is not None:
-        check_file(out)
         check_output(out, overwrite, [task] if inputs.is_dir() else [task, inputs])
     load = _loader(task, learner, allow_download)  # a folder that holds no task is reported before inputs are read
     pools = read_inputs(inputs, columns)
@@ -373,7 +375,10 @@ def evaluate(
     allow_download: AllowDownload = False,
     json: Json = False,
 ) -> None:
-    """Compare a learner with its peers on tasks that it was not trained on: the same episodes for every method."""
+    """Compare a learner with its peers on further inputs: the same episodes for every method.
+
+    The inputs should not be those of the training, of which a learner has no record.
+    """
     from metalora.learner import MetaLearner, read_tasks
     from metalora.learner.evaluation import EpisodeFeatures
     from metalora.learner.report import evaluate_pools, whole_split

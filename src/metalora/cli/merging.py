@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from metalora._util.files import check_file, check_new_folder
+from metalora._util.files import check_new_folder
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
 from metalora.io.adapter_file import load, read
@@ -57,8 +57,6 @@ def merge_file(
         raise ValueError(f"merge --max-shard-size is for a folder, and --out {out} is a file; end it in a slash")
     if is_folder:
         check_new_folder(out)
-    else:
-        check_file(out)
     # The small files are read before the base, whose loading takes minutes.
     description, _ = read(adapter)
     chosen = None if condition is None else Condition.load(condition, check_base=check_base)
@@ -149,7 +147,6 @@ def export_kohya_file(
         ValueError: The base is another one than the adapter's, and what `metalora.io.lora.export_kohya.export_kohya`
             refuses.
     """
-    check_file(out)
     chosen = None if condition is None else Condition.load(condition, check_base=check_base)
     return export_kohya(
         _on_its_base(adapter, model, check_base, allow_download), out, chosen, task, prefix, getattr(torch, store)

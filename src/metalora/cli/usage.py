@@ -8,8 +8,14 @@ from collections.abc import Sequence
 from metalora._util.shown import shown
 from metalora._util.suggest import nearest
 
-KINDS = {"INT": "a whole number", "FLOAT": "a number", "STR": "a text"}
+KINDS = {  # what the parser calls a value -> one of them, several
+    "INT": ("a whole number", "whole numbers"),
+    "FLOAT": ("a number", "numbers"),
+    "STR": ("a text", "texts"),
+    "PATH": ("a path", "paths"),
+}
 CHOICE = re.compile(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)\.")
+REPEATED = re.compile(r"\{?\[(.+) \[\1 \.\.\.\]\]\}?")  # such as [STR INT [STR INT ...]]
 VALUE = re.compile(r"Error parsing (--\S+?|\S+?):")
 NO_VALUE = re.compile(r"Missing value for argument '(.*)'\.")
 Section = list[tuple[int, str]]  # lines, each with its indentation
@@ -95,6 +101,35 @@ def _kind(sections: Sequence[Section]) -> str:
     """Return what a flag takes, from the parser's own help text of it."""
     for section in sections[1:]:
         if section[0][1] == "Argument helptext:" and len(section) > 1:
-            kind = section[1][1].partition(" ")[2].replace("{None}|", "")
-            return KINDS.get(kind, kind)
+            return kind_in_words(section[1][1].partition(" ")[2])
     return "another value"
+
+
+def kind_in_words(kind: str) -> str:
+    """Return in words what a flag takes.
+
+    Args:
+        kind: The parser's own text of it.
+
+    Example:
+        >>> kind_in_words("INT|{[STR INT [STR INT ...]]}|{[INT [INT ...]]}")
+        'a whole number, pairs of a text and a whole number or whole numbers'
+        >>> kind_in_words("{None}|FLOAT"), kind_in_words("{None,model}|{[STR [STR ...]]}")
+        ('a number', 'one of model or texts')
+    """
+    *others, last = [_form_in_words(form) for form in kind.replace("{None}|", "").split("|")]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _form_in_words(form: str) -> str:
+    """Return one of the forms of a flag in words; a form that is no list of values is returned as it is."""
+    if match := REPEATED.fullmatch(form):
+        words = match[1].split()
+        return f"pairs of {_joined(words)}" if len(words) > 1 else KINDS.get(words[0], (form, form))[1]
+    if form.startswith("{"):
+        return f"one of {', '.join(choice for choice in form[1:-1].split(',') if choice != 'None')}"
+    return _joined(form.split())
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " and ".join(KINDS.get(word, (word, word))[0] for word in words)

@@ -126,11 +126,10 @@ def _inspect_file(file: Path) -> None:
 
 
 def _draw(out: Path, model: str | None, config: AdapterConfig, sizes: dict[str, int] | None, json: bool) -> None:
-    from metalora._util.files import check_file, write_atomically
+    from metalora._util.files import write_atomically
     from metalora.diagram.draw import draw, draw_on_model
     from metalora.zoo import load_model
 
-    check_file(out)
     if model is None:
         picture = draw(config, sizes)
     elif sizes is not None:
@@ -554,10 +553,10 @@ def bench(
     from metalora._util.files import check_file
     from metalora.bench.report import run
 
-    for file in filter(None, (out, plot)):
-        check_file(file, makes_folder=True)
+    if out is not None:
+        check_file(out, makes_folder=True)
     if plot is not None:
-        check_output(plot, overwrite, [config.model])
+        check_output(plot, overwrite, [config.model], makes_folder=True)
     with status("timing; leave the machine alone", quiet=json):
         row = run(config, measurement, out)
     if plot is not None:

@@ -16,6 +16,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor, nn
 
 from metalora._util.files import write_atomically
+from metalora._util.hub import local_file
 from metalora._util.reading import read_regular
 from metalora._util.shown import shown
 from metalora.adapters.adapter import Adapter
@@ -32,6 +33,7 @@ from metalora.io.condition_file import adapter_digest, extractor_digest
 from metalora.io.described_file import check_entries, check_finite, checksum, description_in, parse_described
 from metalora.io.fingerprint import fingerprint, frozen_digest
 
+ADAPTER_FILE = "adapter.safetensors"  # its name in folders of learners, and in repositories on the Hub
 FORMAT = "metalora-adapter"
 VERSION = 1
 FACTORS = "factors/"
@@ -217,12 +219,14 @@ def load(
     extra_module: nn.Module | None = None,
     check_base: bool = True,
     allow_download: bool = False,
+    revision: str | None = None,
 ) -> Adapter:
     """Attach the adapter of a file to the base model that it was trained on.
 
     Args:
         model: The base model, without an adapter.
-        path: A file that `save` wrote.
+        path: A file that `save` wrote; or the name of a repository on the Hub, OWNER/NAME, which has such a file under
+            the name adapter.safetensors.
         extractor: The network that makes the features, for an adapter with `condition.source="extractor"`.
         extra_module: A module that takes the state that was saved with the adapter, such as a head. None loads the
             adapter alone.
@@ -230,13 +234,14 @@ def load(
             Another architecture is refused in any case.
         allow_download: Whether an extractor that the file names may be downloaded; without it `extractor` has to be
             given, unless the name stands for a bundled network or for weights in a file.
+        revision: A branch, a tag or a commit of the repository; None: its main branch.
 
     Returns:
         The adapter, bit for bit as it was saved.
 
     Raises:
-        ValueError: The file is not readable (see `read`), it was made for another base, the model already has an
-            adapter, or `extra_module` is not the module that was saved. The model is unchanged.
+        ValueError: The repository or the file is not readable (see `read`), it was made for another base, the model
+            already has an adapter, or `extra_module` is not the module that was saved. The model is unchanged.
 
     Example:
         >>> import copy, tempfile
@@ -249,6 +254,7 @@ def load(
         >>> torch.equal(loaded.factors["0.A"], adapter.factors["0.A"])
         True
     """
+    path = local_file(path, ADAPTER_FILE, "an adapter of metalora", revision)
     description, tensors = read(path)
     # What can be checked without an adapter is checked first; an error after `attach` detaches the adapter again.
     extra_tensors = {name: tensors.pop(name) for name in list(tensors) if name.startswith(EXTRA)}

@@ -26,7 +26,8 @@ class LearnerConfig(Configuration):
     """settings of the readout by name: balanced (1: all classes are equally likely), and for kernel-ridge folds (such
     as 10: calibrate on complete fits without a fold, for few examples with many features)"""
     steps: Annotated[int, Range(least=0)] = 500
-    """number of training steps; each is one forward and backward pass of `support` + `query` inputs"""
+    """number of training steps; each is one forward and backward pass of `support` + `query` inputs; 0: nothing is
+    trained, and a readout works on the frozen network"""
     lr: Annotated[float, Range(above=0)] = 5e-3
     """peak learning rate"""
     support: Annotated[int, Range(least=2)] = 60

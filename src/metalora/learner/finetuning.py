@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from metalora._util.hub import Uploadable
 from metalora._util.processes import default_device, of_process_0, process_index
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
@@ -45,7 +46,7 @@ def usual_rate(method: str) -> float:
     return LEARNING_RATES.get(method, 2e-3)
 
 
-class FineTuned:
+class FineTuned(Uploadable):
     """A network that was fine-tuned to one task; `finetune` makes it.
 
     Args:
@@ -173,19 +174,9 @@ class FineTuned:
 
         return load_finetuned(cls, folder, backbone, device, allow_download, revision)
 
-    def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address.
-
-        Args:
-            repository: The name of the repository, OWNER/NAME; it is made if there is none.
-            options: `token`, `private`, and what `huggingface_hub.HfApi.upload_folder` takes, such as `revision`.
-
-        Raises:
-            ValueError: The Hub cannot be reached or does not take the folder.
-        """
-        from metalora._util.hub import upload
-
-        return upload(self.save_pretrained, repository, options)
+    def write_for_hub(self, folder: Path) -> None:
+        """Write what `save_pretrained` writes."""
+        self.save_pretrained(folder)
 
     def __repr__(self) -> str:
         return f"FineTuned({self.backbone.name or type(self.backbone.model).__name__}, {self.method}, {self.scores_})"

@@ -21,7 +21,7 @@ class FineTuneConfig(Configuration):
     """
 
     steps: Annotated[int, Range(least=0)] = 300
-    """number of training steps"""
+    """number of training steps; 0: nothing is trained but the head that it starts with, a logistic regression"""
     lr: Annotated[float | None, Range(above=0)] = None
     """peak learning rate; none: 2e-3 for an adapter or a head, 5e-5 for the whole network"""
     batch_size: Annotated[int, Range(least=1)] = 32

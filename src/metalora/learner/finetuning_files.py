@@ -17,6 +17,7 @@ from metalora._util.processes import default_device, one_process_writes
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.config import from_dict, to_dict
+from metalora.io.adapter_file import ADAPTER_FILE, load
 from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import checksum
 from metalora.learner.backbone import Backbone, check_no_download, load_backbone, network_of
@@ -29,7 +30,7 @@ from metalora.learner.head import LinearHead
 from metalora.learner.labels import TaskLabels
 from metalora.learner.saving import MISFITS, message_with_folder, read_json_description, read_tensors
 
-HEAD_FILE, ADAPTER_FILE, NETWORK_FILE = "head.safetensors", "adapter.safetensors", "model.safetensors"
+HEAD_FILE, NETWORK_FILE = "head.safetensors", "model.safetensors"
 FILES_OF_FINE_TUNED = (DESCRIPTION_FILE, HEAD_FILE, ADAPTER_FILE, NETWORK_FILE, "README.md", *TOKENIZER_FILES)
 FORMAT, VERSION = "metalora-finetuned", 1
 SCHEMA = {
@@ -201,8 +202,6 @@ def _restore(
     """Attach the adapter of a folder, or copy its network; ValueError, and no number is changed, if they do not fit."""
     adapter = None
     if description["adapter"] is not None:
-        from metalora.io.adapter_file import load
-
         adapter = load(model, path / ADAPTER_FILE, allow_download=allow_download)
     if network is not None:
         here = {name: value.shape for name, value in model.state_dict().items()}

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 20  # of a confusion matrix; of a larger one the most frequent confusions are listed
 MOST_FREQUENT = 15
+LABELS = {True: "never trained", False: "trained", None: "not known"}  # what a learner knows of a task's labels
 
 
 def write_html(
@@ -60,7 +61,7 @@ def write_html(
 
     Args:
         learner: The learner.
-        split: What the report was made of: of `split_pools`, or `whole_split` of pools that were not trained on.
+        split: What the report was made of: of `split_pools`, or `whole_split` of further pools.
         report: The report.
         path: The file.
         title: Its heading.
@@ -165,7 +166,7 @@ def _tasks(report: Report) -> Section:
     rows = []
     for number, (task, held_out) in enumerate(tasks.items()):
         cells = _best_marked(drawn[number * len(methods) : (number + 1) * len(methods)])
-        rows.append([text_cell(task), text_cell("never trained" if held_out else "trained"), cells[0], gains[number]])
+        rows.append([text_cell(task), text_cell(LABELS[held_out]), cells[0], gains[number]])
         rows[-1] += cells[1:]
     header = ("task", "its labels", LEARNER, f"gain over {peer}", *others)
     note = (

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora._util.described import Described
+from metalora._util.hub import Uploadable
 from metalora._util.processes import default_device, process_index
 from metalora._util.progress import progress_bar
 from metalora.adapters.adapter import Adapter
@@ -46,7 +47,11 @@ OnValidation = Callable[[int, float], None]
 CHECKPOINT_EVERY = 100  # steps, if there is no validation
 
 
-class MetaLearner(Described):
+class NotFittedError(ValueError, AttributeError):
+    """Something is asked for that only a training gives; an AttributeError, so that `hasattr` says no."""
+
+
+class MetaLearner(Described, Uploadable):
     """Meta-trains an adapter of a frozen network on tasks, and adapts to a new task in one forward pass.
 
     A task gives labels to inputs. A readout maps the features of a labelled support set to a classifier in closed form;
@@ -64,7 +69,7 @@ class MetaLearner(Described):
         backbone: The network with the preparation of its inputs.
         adapter: The adapter; None if `config.adapter` is None.
         readout: The readout that support sets generate.
-        report_: After `fit`: tasks that were held out, next to what a user would pick instead.
+        report_: After `fit`: tasks that were held out, next to what a user would pick instead. ValueError before it.
         history_: Losses and validations of the last training; empty before one.
 
     Raises:
@@ -81,8 +86,6 @@ class MetaLearner(Described):
         >>> task.predict(inputs[:3]).shape, task.classes_.tolist()
         ((3,), ['green', 'ripe'])
     """
-
-    report_: Report
 
     def __init__(
         self,
@@ -118,6 +121,7 @@ class MetaLearner(Described):
         if self.generator is not None:
             self.generator.to(self.device)
         self.frozen_width = 0  # number of features of the frozen network, the first columns of `encode`
+        self._report: Report | None = None
         self.history_ = TrainingHistory()
         self.trainings = 0  # how often it was trained: its earlier tasks belong to other numbers
         self.folder: Path | None = None  # where it was saved last, so that a task can say where its learner is
@@ -152,6 +156,21 @@ class MetaLearner(Described):
         return nn.ModuleDict(modules)
 
     # ---- training --------------------------------------------------------------------------------------------------
+    @property
+    def report_(self) -> Report:
+        """The comparison of the last training with its peers.
+
+        Raises:
+            ValueError: There is none: the learner was not trained, or trained with `report=False`.
+        """
+        if self._report is None:
+            raise NotFittedError("this learner has no report_: call fit first, or make_report after fit(report=False)")
+        return self._report
+
+    @report_.setter
+    def report_(self, report: Report) -> None:
+        self._report = report
+
     def fit(
         self,
         tasks: Any,
@@ -232,7 +251,7 @@ class MetaLearner(Described):
         if not config.warm_start:
             self._reset()
         self.trainings += 1
-        self.history_ = TrainingHistory()
+        self._report, self.history_ = None, TrainingHistory()
         if self.adapter is not None and config.steps:
             source = self._episodes(split.trained)
             data = None if checkpoint is None else pools_digest(pools)
@@ -463,20 +482,11 @@ class MetaLearner(Described):
 
         return load_learner(cls, folder, backbone, device, allow_download, revision)
 
-    def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address.
-
-        Args:
-            repository: The name of the repository, OWNER/NAME; it is made if there is none.
-            options: `token`, `private`, and what `huggingface_hub.HfApi.upload_folder` takes, such as `revision`.
-
-        Raises:
-            ValueError: The Hub cannot be reached or does not take the folder.
-        """
-        from metalora._util.hub import upload
+    def write_for_hub(self, folder: Path) -> None:
+        """Write what `save_pretrained` writes; unlike there, tasks do not name the folder afterwards."""
         from metalora.learner.saving import save_learner
 
-        return upload(lambda folder: save_learner(self, folder), repository, options)
+        save_learner(self, folder)
 
     @property
     def fingerprint(self) -> str:

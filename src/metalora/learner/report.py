@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 LEARNER, FROZEN = "this learner", "the readout, frozen network"
 EPISODES = 8
+TASKS = {
+    True: "tasks that were never trained",
+    False: "trained tasks, on inputs that were not trained on,",
+    None: "these tasks",
+}
+NO_RECORD = "A learner has no record of its training inputs: if these are among them, its accuracy here is too high."
 REPORT_SEED = 2  # other episodes than those of the validation
 
 
@@ -31,13 +37,13 @@ class Score:
 
     Attributes:
         task: Name of the task.
-        held_out: Whether the task was not trained on.
+        held_out: Whether the task was not trained on; None: it is not known, as a learner has no record of its inputs.
         method: Name of the method.
         accuracies: Share of right queries, of every episode.
     """
 
     task: str
-    held_out: bool
+    held_out: bool | None
     method: str
     accuracies: tuple[float, ...]
 
@@ -70,7 +76,7 @@ class Report:
         """Return the mean accuracy of every method over the tasks.
 
         Args:
-            held_out: Tasks that were held out, those that were trained on, or (None) all.
+            held_out: Tasks that were held out, those that were trained on, or (None) all tasks.
         """
         chosen = [score for score in self.scores if held_out is None or score.held_out == held_out]
         methods = list(dict.fromkeys(score.method for score in chosen))
@@ -89,12 +95,14 @@ class Report:
         if not self.scores:
             return "Nothing was kept that has enough labels for an episode, so the learner was not compared."
         kinds = [held_out for held_out in (True, False) if self.means(held_out)]
+        if not kinds:
+            return f"{self._sentence(None)} {NO_RECORD}"
         return " ".join(self._sentence(held_out) for held_out in kinds)
 
-    def _sentence(self, held_out: bool) -> str:
+    def _sentence(self, held_out: bool | None) -> str:
         means, peer = self.means(held_out), self.best_peer(held_out)
         assert peer is not None
-        tasks = "tasks that were never trained" if held_out else "trained tasks, on inputs that were not trained on,"
+        tasks = TASKS[held_out]
         gain = 100 * (means[LEARNER] - means[peer])
         margin = 100 * self._margin(held_out, peer)
         numbers = f"{100 * means[LEARNER]:.1f} % against {100 * means[peer]:.1f} % ({peer})"
@@ -104,7 +112,7 @@ class Report:
             return f"On {tasks} this learner does NOT beat {peer}: {numbers}. Use that, or train on more tasks."
         return f"On {tasks} this learner and the best of its peers cannot be told apart: {numbers}, ± {margin:.1f}."
 
-    def _margin(self, held_out: bool, peer: str) -> float:
+    def _margin(self, held_out: bool | None, peer: str) -> float:
         """Return half of the 95 % interval of the mean difference to a peer, over paired episodes."""
         ours = {s.task: s.accuracies for s in self.scores if s.held_out == held_out and s.method == LEARNER}
         theirs = {s.task: s.accuracies for s in self.scores if s.held_out == held_out and s.method == peer}
@@ -123,7 +131,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values."""
-        means = {"trained": self.means(False), "held_out": self.means(True)}
+        means = {"all": self.means(), "trained": self.means(False), "held_out": self.means(True)}
         return {**asdict(self), "verdict": self.verdict, "means": means}
 
     @classmethod
@@ -149,9 +157,8 @@ def half_interval(values: Sequence[float] | np.ndarray[Any, Any]) -> float:
 
 
 def whole_split(pools: Sequence[TaskPool]) -> Split:
-    """Return the split of pools of which nothing was trained on."""
-    named = named_by_pool(pools)
-    return Split([], named, tuple(name for pool in named for name in pool.columns))
+    """Return pools as a split that judges with all of them; what was trained on is not known."""
+    return Split([], named_by_pool(pools), ())
 
 
 def evaluate_pools(
@@ -160,7 +167,7 @@ def evaluate_pools(
     episodes: int = EPISODES,
     features: EpisodeFeatures | None = None,
 ) -> Report:
-    """Compare a learner with its peers on pools of tasks that it was not trained on.
+    """Compare a learner with its peers on further pools, whose inputs should not be those of its training.
 
     Args:
         learner: The learner.
@@ -215,7 +222,8 @@ def make_report(
             accuracy = float((classes == episode.query_labels.numpy()).mean())
             accuracies.setdefault((episode.task, method), []).append(accuracy)
     scores = [
-        Score(task, task in split.held_out, method, tuple(values)) for (task, method), values in accuracies.items()
+        Score(task, task in split.held_out if split.trained else None, method, tuple(values))
+        for (task, method), values in accuracies.items()
     ]
     confidence = torch.cat([values for values, _ in probabilities]) if drawn else torch.empty(0)
     right = torch.cat([c == t for (_, c), t in zip(probabilities, truths, strict=True)]) if drawn else torch.empty(0)

@@ -26,6 +26,7 @@ from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
 from metalora.config import from_dict, to_dict
+from metalora.io.adapter_file import ADAPTER_FILE, load
 from metalora.io.base_samples import check_samples, sample_base
 from metalora.io.described_file import Schema, check_entries, check_finite, checksum, parse_described
 from metalora.io.fingerprint import fingerprint
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from metalora.learner.learner import MetaLearner
     from metalora.learner.task import AdaptedTask
 
-LEARNER_FILE, ADAPTER_FILE, READOUT_FILE = "learner.json", "adapter.safetensors", "readout.safetensors"
+LEARNER_FILE, READOUT_FILE = "learner.json", "readout.safetensors"
 TASK_FILE = "task.safetensors"
 FILES_OF_LEARNER = (LEARNER_FILE, ADAPTER_FILE, READOUT_FILE, "README.md", *TOKENIZER_FILES)
 LEARNER_SCHEMA = {
@@ -195,8 +196,6 @@ def _restore(
 ) -> None:
     """Put the adapter and the readout of a folder into a new learner; ValueError unless it is the saved one."""
     if learner.adapter is not None:
-        from metalora.io.adapter_file import load
-
         learner.features.remove()
         learner.adapter.detach()
         learner.adapter = load(learner.backbone.model, folder / ADAPTER_FILE, allow_download=allow_download)

@@ -20,7 +20,7 @@ class Split:
     """Pools that are trained on, and pools of other inputs that judge the training.
 
     Attributes:
-        trained: Inputs with the columns that are trained on.
+        trained: Inputs with the columns that are trained on; none if that is not known.
         kept: The other inputs, with all columns.
         held_out: Names of the tasks that are not trained on.
     """

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metalora._util.described import Described
+from metalora._util.hub import Uploadable
 from metalora._util.shown import cut
 from metalora.adapters.conditioning.condition import Condition
 from metalora.learner.labels import TaskLabels, group_numbers
@@ -30,7 +31,7 @@ class LabelledItems(NamedTuple):
     groups: list[Any] | None = None
 
 
-class AdaptedTask(Described):
+class AdaptedTask(Described, Uploadable):
     """What a learner made of a support set; it predicts for further inputs.
 
     Args:
@@ -206,20 +207,11 @@ class AdaptedTask(Described):
 
         return load_task(cls, folder, learner, allow_download, revision)
 
-    def push_to_hub(self, repository: str, **options: Any) -> str:
-        """Upload the folder that `save_pretrained` writes to a repository on the Hub, and return its address.
-
-        Args:
-            repository: The name of the repository, OWNER/NAME; it is made if there is none.
-            options: `token`, `private`, and what `huggingface_hub.HfApi.upload_folder` takes, such as `revision`.
-
-        Raises:
-            ValueError: The Hub cannot be reached or does not take the folder.
-        """
-        from metalora._util.hub import upload
+    def write_for_hub(self, folder: Path) -> None:
+        """Write what `save_pretrained` writes, but not where the learner is on this machine."""
         from metalora.learner.saving import save_task_without_place
 
-        return upload(lambda folder: save_task_without_place(self, folder), repository, options)
+        save_task_without_place(self, folder)
 
     def to_bytes(self, *, max_bytes: int | None = None, fingerprint: str | None = None) -> bytes:
         """Return the content of the file that `save_pretrained` writes, for a store that is no folder.

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from torch import nn
 
+from metalora._util.hub import local_folder
 from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.fitting.updates import LowRankUpdate
 from metalora.io.lora.attaching import attach_dora, attach_started, attach_updates
+from metalora.io.lora.peft_config import CONFIG
 from metalora.io.lora.trained_lora import TrainedLora, read_trained
 from metalora.io.lora.whole_modules import WholeModules, values_of_whole_modules, write_values
 
@@ -20,6 +22,8 @@ def load_lora(
     network: str | None = None,
     subfolder: str = "",
     whole_modules: WholeModules = "refuse",
+    *,
+    revision: str | None = None,
 ) -> Adapter:
     """Attach a trained LoRA to a model, exactly.
 
@@ -29,21 +33,23 @@ def load_lora(
     Args:
         model: The base model of the LoRA, or a part of it, or one that contains it, without an adapter.
         path: A folder of PEFT or diffusers, or a file of kohya, LyCORIS (LoCon, LoHa, LoKr), diffusers, ComfyUI,
-            InvokeAI or OneTrainer, in safetensors or in PyTorch's format.
+            InvokeAI or OneTrainer, in safetensors or in PyTorch's format; or the name of a repository on the Hub,
+            OWNER/NAME, that holds a LoRA in PEFT's format.
         network: The network of the file to take, by the prefix of its names ("unet", "lora_te1", "encoder"); the
             others are left out. None: all, which the model must hold ("unet" and "text_encoder" as children).
         subfolder: The folder inside of `path` that holds the LoRA.
         whole_modules: What to do with modules that were trained whole beside the LoRA, such as a classifier (PEFT's
             `modules_to_save`): "load" writes them into the model, where they stay after `detach`; "leave_out" goes
             without them.
+        revision: A branch, a tag or a commit of the repository; None: its main branch.
 
     Returns:
         The adapter.
 
     Raises:
-        ValueError: The path does not exist, the LoRA is not readable (see `read_source`), its names do not belong to
-            one module each, its shapes do not fit the model, or modules were trained whole and `whole_modules` does
-            not say what to do with them. The model is unchanged.
+        ValueError: The path does not exist, the repository cannot be read or holds something else, the LoRA is not
+            readable (see `read_source`), its names do not belong to one module each, its shapes do not fit the model,
+            or modules were trained whole and `whole_modules` does not say what to do with them. The model is unchanged.
 
     Example:
         >>> import copy, tempfile, torch
@@ -59,7 +65,9 @@ def load_lora(
         >>> torch.allclose(base(x), model(x))
         True
     """
-    trained = read_trained(model, path, network, subfolder)
+    marker = str(Path(subfolder) / CONFIG)
+    place = local_folder(path, marker, "a LoRA of PEFT", revision, place="file or folder")
+    trained = read_trained(model, place, network, subfolder)
     values = values_of_whole_modules(model, trained.whole, trained.file, whole_modules)
     adapter = _attach_trained(model, trained)
     write_values(values)
