@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from metalora._util.processes import process_count
+from metalora._util.processes import CommonError, process_count
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
@@ -43,16 +43,16 @@ def check_gradients(parameters: Sequence[nn.Parameter], step: int) -> None:
         step: Number of the step, for the message.
 
     Raises:
-        ValueError: A gradient is infinite or NaN.
+        CommonError: A gradient is infinite or NaN; the gradients are the same in all processes.
 
     Example:
         >>> factor = nn.Parameter(torch.zeros(2))
         >>> factor.grad = torch.tensor([1.0, float("inf")])
-        >>> check_gradients([factor], step=7)
+        >>> check_gradients([factor], step=7)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: step 7: a gradient is not finite; lower the learning rate or check the data
+        metalora._util.processes.CommonError: step 7: a gradient is not finite; lower the learning rate...
     """
     finite = [parameter.grad.isfinite().all() for parameter in parameters if parameter.grad is not None]
     # One number, so that a GPU is waited for once; a model may lie on several.
     if finite and not torch.stack([flag.to(finite[0].device) for flag in finite]).all():
-        raise ValueError(f"step {step}: a gradient is not finite; lower the learning rate or check the data")
+        raise CommonError(f"step {step}: a gradient is not finite; lower the learning rate or check the data")
