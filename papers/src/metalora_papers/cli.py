@@ -15,7 +15,7 @@ from metalora._util.allocator import keep_freed_memory
 from metalora._util.files import check_file
 from metalora._util.number_range import SEED, Range
 from metalora._util.suggest import check_choice
-from metalora.cli.render import Json, flatten, print_json, progress, run_verbs, show, status
+from metalora.cli.render import Json, flatten, is_first_process, print_json, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
 from metalora_papers.config import TEXT_TABLES, GridConfig, TableConfig, TextTableConfig
 from metalora_papers.finished import say_finished
@@ -147,7 +147,7 @@ def train(
         row = run_one(run, out, on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"))
     row["adapter"] = str(out / "adapters" / f"{row['key']}.safetensors") if run.adapter else None
     show(row, json, f"{run.suite}, {run.method}", ("metric", "value"), flatten(row["results"]))
-    if not json:
+    if not json and is_first_process():
         print(f"adapter: {row['adapter']}")
 
 

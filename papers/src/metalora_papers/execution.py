@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -13,11 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metalora._util.processes import process_0_first
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach
 from metalora.bench.store import finished_row
 from metalora.io.adapter_file import round_as_saved
 from metalora.training.loop import fit
+from metalora.training.parts import accumulated_of
 from metalora_papers.content import content_of
 from metalora_papers.metalora.backbones import tensors_hash
 from metalora_papers.registry import open_suite
@@ -58,7 +61,8 @@ def execute(
     start = time.monotonic()
     content = content_of(config)  # before the files are read
     if suite is None:
-        suite = open_suite(config)
+        with process_0_first():  # which keeps a backbone that it trains
+            suite = open_suite(config)
     buffers = base_buffers_hash(suite.model)
     adapter = None
     if config.adapter is not None:
@@ -88,11 +92,13 @@ def _train(
             on_step(step, loss)
 
     step_loss: Callable[[int], Tensor] = partial(suite.train_step, adapter)
+    # A row is the same whoever makes it: several processes share the batches that its configuration accumulates.
+    train = replace(config.train, accumulate=accumulated_of(config.train.accumulate))
     return fit(
         suite.model,
         adapter,
         step_loss,
-        config.train,
+        train,
         extra_module=suite.trained_model,
         seed=config.seed,
         checkpoint=checkpoint,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from metalora._util.processes import done_by_process_0, join_processes, one_process_writes, process_index
 from metalora.bench.store import RowStore, keyed_by_content
 from metalora.config import from_dict, to_dict
 from metalora.io.adapter_file import save
@@ -127,7 +128,11 @@ def _pretrain(config: Run) -> None:
 
 
 def run_one(config: Run, folder: Path, *, on_step: OnStep | None = None) -> Row:
-    """Execute one run, or return the row that it already has; ValueError if another process is at it."""
+    """Execute one run, or return the row that it already has; ValueError if another process is at it.
+
+    Processes that `torchrun` or `accelerate launch` has started execute it together.
+    """
+    join_processes()
     store = RowStore(folder / ROWS_FILE)
     store.check()
     if _without_row([config], store):
@@ -140,16 +145,19 @@ def run_one(config: Run, folder: Path, *, on_step: OnStep | None = None) -> Row:
 
 def _one(config: Run, folder: Path, on_step: OnStep | None = None) -> None:
     key, store = key_of(config), RowStore(folder / ROWS_FILE)
-    if not store.claim(key):
+    if not done_by_process_0(lambda: store.claim(key)):
         return
     try:
         checkpoint = folder / "checkpoints" / f"{key}.pt"
         row, adapter, extra_module = execute(config, checkpoint=checkpoint, on_step=on_step)
-        if adapter is not None:
-            path = folder / "adapters" / f"{key}.safetensors"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save(adapter.model, path, getattr(torch, config.train.store), extra_module=extra_module)
-        store.append(row)
-        checkpoint.unlink(missing_ok=True)
+        with one_process_writes() as writes:
+            if writes:
+                if adapter is not None:
+                    path = folder / "adapters" / f"{key}.safetensors"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    save(adapter.model, path, getattr(torch, config.train.store), extra_module=extra_module)
+                store.append(row)
+                checkpoint.unlink(missing_ok=True)
     finally:
-        store.release(key)
+        if process_index() == 0:
+            store.release(key)

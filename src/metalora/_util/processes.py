@@ -155,6 +155,24 @@ def one_process_writes() -> Iterator[bool]:
             torch.distributed.barrier()
 
 
+@contextmanager
+def process_0_first() -> Iterator[None]:
+    """Run a block in the first process, and then in the others, which find the files that it has left.
+
+    Example:
+        >>> with process_0_first():
+        ...     print("once, in a single process")
+        once, in a single process
+    """
+    if process_index() > 0:
+        torch.distributed.barrier()
+    try:
+        yield
+    finally:  # also after an error, for which the others must not wait forever
+        if process_count() > 1 and process_index() == 0:
+            torch.distributed.barrier()
+
+
 def default_device() -> torch.device:
     """Return where a network runs if nobody says otherwise: the GPU of this process, or the CPU without one.
 

@@ -16,8 +16,8 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     Adapters have few parameters, so this needs no wrapper around the model, and ranks may change between two steps.
 
     Args:
-        parameters: The same parameters in every process. Those that require no gradient are left alone; a missing
-            gradient counts as zero.
+        parameters: The same parameters in every process. Those that require no gradient are left alone. A missing
+            gradient counts as zero, and stays missing if no process has one: an optimiser leaves the parameter out.
 
     Example:
         >>> average_gradients([nn.Parameter(torch.zeros(2))])  # nothing happens in a single process
@@ -28,11 +28,12 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     # A parameter may have no gradient in one process only, and all processes must send equally many numbers.
     gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in learned]
-    flat = torch.cat([gradient.flatten().to(gradients[0].device) for gradient in gradients])  # (all numbers,)
+    present = torch.tensor([float(parameter.grad is not None) for parameter in learned])  # (parameters,)
+    flat = torch.cat([value.flatten().to(gradients[0].device) for value in (*gradients, present)])  # (all numbers,)
     torch.distributed.all_reduce(flat)
-    means = torch.split(flat / processes, [gradient.numel() for gradient in gradients])
-    for parameter, mean in zip(learned, means, strict=True):
-        parameter.grad = mean.view_as(parameter).to(parameter)
+    *means, present = torch.split(flat / processes, [*(gradient.numel() for gradient in gradients), len(learned)])
+    for parameter, mean, share in zip(learned, means, present.tolist(), strict=True):
+        parameter.grad = mean.view_as(parameter).to(parameter) if share else None
 
 
 def check_gradients(parameters: Sequence[nn.Parameter], step: int) -> None:

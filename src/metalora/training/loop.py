@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metalora._util.process_errors import mean_over_processes
 from metalora._util.processes import any_process, done_by_process_0
-from metalora._util.sharding import is_sharded
+from metalora._util.sharding import check_not_partitioned, is_sharded
 from metalora.adapters.adapter import Adapter
 from metalora.config import TrainConfig
 from metalora.training.checkpoint import RunCheckpoint, base_of_run
@@ -89,6 +89,7 @@ def fit(
     """
     from accelerate import Accelerator
 
+    check_not_partitioned(model, "fit")
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     model.eval()  # `TrainedParameters` puts the adapter alone into training mode
     trained = TrainedParameters(adapter, extra_module)

@@ -34,3 +34,22 @@ def parts_of_process(step: int, config: TrainConfig) -> range:
     """
     parts = parts_per_step(config)
     return range(step * parts + process_index(), (step + 1) * parts, process_count())
+
+
+def accumulated_of(parts: int) -> int:
+    """Return how many of the parts of a step each process takes, if there are `parts` over all processes.
+
+    Raises:
+        ValueError: The processes cannot share the parts evenly.
+
+    Example:
+        >>> accumulated_of(4)
+        4
+    """
+    processes = process_count()
+    if parts % processes:
+        raise ValueError(
+            f"train.accumulate is {parts}, and {processes} processes cannot share {parts} batches a step evenly; "
+            f"expected a multiple of {processes}"
+        )
+    return parts // processes
