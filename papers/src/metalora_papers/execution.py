@@ -18,6 +18,7 @@ from metalora._util.processes import process_0_first
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach
 from metalora.bench.store import finished_row
+from metalora.config import TrainConfig
 from metalora.io.adapter_file import round_as_saved
 from metalora.training.loop import fit
 from metalora.training.parts import accumulated_of
@@ -59,6 +60,8 @@ def execute(
         RuntimeError: Training changed a buffer of the frozen model, such as a running mean of a BatchNorm.
     """
     start = time.monotonic()
+    # A row is the same whoever makes it: several processes share the batches that its configuration accumulates.
+    train = replace(config.train, accumulate=accumulated_of(config.train.accumulate))
     content = content_of(config)  # before the files are read
     if suite is None:
         with process_0_first():  # which keeps a backbone that it trains
@@ -68,7 +71,7 @@ def execute(
     if config.adapter is not None:
         adapter = attach(suite.model, config.adapter, example=suite.example)
     suite.prepare(adapter, training=True)
-    losses = _train(suite, adapter, config, checkpoint, on_step)
+    losses = _train(suite, adapter, train, config.seed, checkpoint, on_step)
     if adapter is not None:
         round_as_saved(adapter, getattr(torch, config.train.store))
         if base_buffers_hash(suite.model) != buffers:
@@ -79,7 +82,12 @@ def execute(
 
 
 def _train(
-    suite: Suite, adapter: Adapter | None, config: Run, checkpoint: Path | None, on_step: OnStep | None
+    suite: Suite,
+    adapter: Adapter | None,
+    train: TrainConfig,
+    seed: int,
+    checkpoint: Path | None,
+    on_step: OnStep | None,
 ) -> list[float]:
     """Train the adapter and whatever else requires a gradient; the losses, none if there is nothing to train."""
     learns = any(parameter.requires_grad for parameter in suite.trained_model.parameters())
@@ -92,15 +100,13 @@ def _train(
             on_step(step, loss)
 
     step_loss: Callable[[int], Tensor] = partial(suite.train_step, adapter)
-    # A row is the same whoever makes it: several processes share the batches that its configuration accumulates.
-    train = replace(config.train, accumulate=accumulated_of(config.train.accumulate))
     return fit(
         suite.model,
         adapter,
         step_loss,
         train,
         extra_module=suite.trained_model,
-        seed=config.seed,
+        seed=seed,
         checkpoint=checkpoint,
         on_step=after_step,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from metalora._util.processes import done_by_process_0, join_processes, one_process_writes, process_index
+from metalora._util.processes import done_by_process_0, one_process_writes, process_index
 from metalora.bench.store import RowStore, keyed_by_content
 from metalora.config import from_dict, to_dict
 from metalora.io.adapter_file import save
@@ -130,9 +130,8 @@ def _pretrain(config: Run) -> None:
 def run_one(config: Run, folder: Path, *, on_step: OnStep | None = None) -> Row:
     """Execute one run, or return the row that it already has; ValueError if another process is at it.
 
-    Processes that `torchrun` or `accelerate launch` has started execute it together.
+    Processes of one torch.distributed group execute it together.
     """
-    join_processes()
     store = RowStore(folder / ROWS_FILE)
     store.check()
     if _without_row([config], store):

@@ -7,7 +7,7 @@ a run is the same with any number of processes as long as n is.
 
 from __future__ import annotations
 
-from metalora._util.processes import process_count, process_index
+from metalora._util.processes import CommonError, process_count, process_index
 from metalora.config import TrainConfig
 
 
@@ -40,7 +40,7 @@ def accumulated_of(parts: int) -> int:
     """Return how many of the parts of a step each process takes, if there are `parts` over all processes.
 
     Raises:
-        ValueError: The processes cannot share the parts evenly.
+        CommonError: The processes cannot share the parts evenly.
 
     Example:
         >>> accumulated_of(4)
@@ -48,7 +48,7 @@ def accumulated_of(parts: int) -> int:
     """
     processes = process_count()
     if parts % processes:
-        raise ValueError(
+        raise CommonError(
             f"train.accumulate is {parts}, and {processes} processes cannot share {parts} batches a step evenly; "
             f"expected a multiple of {processes}"
         )
