@@ -115,7 +115,7 @@ def test_static_steps_train_the_adapter_and_not_the_mapping_net() -> None:
     pool = TaskPool(inputs(), {"first": encode_labels((inputs()[:, 0] > 0).tolist())})
     source = PoolEpisodes([PreparedInputs(pool, ArrayPreprocessor())], None)
     generator = make_generator("mapping-net", adapter)
-    loss = EpisodeLoss(features, make_readout("kernel-ridge"), source, generator, static_steps=3)
+    loss = EpisodeLoss(features, make_readout("kernel-ridge"), source, generator, static_parts=3)
     adapter.train()
     for step, is_static in ((2, True), (3, False)):
         adapter.zero_grad(set_to_none=True)

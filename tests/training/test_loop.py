@@ -202,6 +202,7 @@ DAMAGES = {
     "cut short": lambda content: content[:-200],
     "cut in half": lambda content: content[: len(content) // 2],
     "empty": lambda content: b"",
+    "a bit of a number": lambda content: content[:-9000] + bytes([content[-9000] ^ 1]) + content[-8999:],
     "no checkpoint": lambda content: b"PK no",
 }
 

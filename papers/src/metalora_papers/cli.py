@@ -16,8 +16,10 @@ import tyro
 from metalora._util.allocator import keep_freed_memory
 from metalora._util.files import check_file
 from metalora._util.number_range import SEED
+from metalora._util.process_errors import errors_in_all_processes
+from metalora._util.processes import join_processes
 from metalora._util.suggest import check_choice
-from metalora.cli.render import Json, flatten, print_json, progress, run_verbs, show, status
+from metalora.cli.render import Json, flatten, is_first_process, print_json, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
 from metalora_papers.config import TEXT_TABLES, GridConfig, TableConfig, TextTableConfig
 from metalora_papers.executors.config import ExecutorConfig
@@ -147,17 +149,23 @@ def train(
     out: Annotated[Path, tyro.conf.arg(help="folder of the row, the checkpoint and the adapter")] = Path("runs/train"),
     json: Json = False,
 ) -> None:
-    """Train an adapter as RUN.yaml says (its suite: images, text or a causal LM), score and save it; resumes."""
+    """Train an adapter as RUN.yaml says (its suite: images, text or a causal LM), score and save it; resumes.
+
+    Processes of `torchrun` or `accelerate launch` share the batches that train.accumulate counts.
+    """
     from metalora_papers.scheduler import run_one
 
-    run = load_run(config)
-    check_file(out / "rows.jsonl", makes_folder=True)
-    say_finished([run], out)
+    join_processes()
+    with errors_in_all_processes():
+        run = load_run(config)
+        check_file(out / "rows.jsonl", makes_folder=True)
+    if is_first_process():
+        say_finished([run], out)
     with progress(run.train.steps, f"training {run.method}", quiet=json) as advance:
         row = run_one(run, out, on_step=lambda step, loss: advance(step + 1, f"loss {loss:.3f}"))
     row["adapter"] = str(out / "adapters" / f"{row['key']}.safetensors") if run.adapter else None
     show(row, json, f"{run.suite}, {run.method}", ("metric", "value"), flatten(row["results"]))
-    if not json:
+    if not json and is_first_process():
         print(f"adapter: {row['adapter']}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -13,11 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metalora._util.processes import process_0_first
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach
 from metalora.bench.store import finished_row
+from metalora.config import TrainConfig
 from metalora.io.adapter_file import round_as_saved
 from metalora.training.loop import fit
+from metalora.training.parts import accumulated_of
 from metalora_papers.content import content_of
 from metalora_papers.metalora.backbones import tensors_hash
 from metalora_papers.registry import open_suite
@@ -56,15 +60,18 @@ def execute(
         RuntimeError: Training changed a buffer of the frozen model, such as a running mean of a BatchNorm.
     """
     start = time.monotonic()
+    # A row is the same whoever makes it: several processes share the batches that its configuration accumulates.
+    train = replace(config.train, accumulate=accumulated_of(config.train.accumulate))
     content = content_of(config)  # before the files are read
     if suite is None:
-        suite = open_suite(config)
+        with process_0_first():  # which keeps a backbone that it trains
+            suite = open_suite(config)
     buffers = base_buffers_hash(suite.model)
     adapter = None
     if config.adapter is not None:
         adapter = attach(suite.model, config.adapter, example=suite.example)
     suite.prepare(adapter, training=True)
-    losses = _train(suite, adapter, config, checkpoint, on_step)
+    losses = _train(suite, adapter, train, config.seed, checkpoint, on_step)
     if adapter is not None:
         round_as_saved(adapter, getattr(torch, config.train.store))
         if base_buffers_hash(suite.model) != buffers:
@@ -75,7 +82,12 @@ def execute(
 
 
 def _train(
-    suite: Suite, adapter: Adapter | None, config: Run, checkpoint: Path | None, on_step: OnStep | None
+    suite: Suite,
+    adapter: Adapter | None,
+    train: TrainConfig,
+    seed: int,
+    checkpoint: Path | None,
+    on_step: OnStep | None,
 ) -> list[float]:
     """Train the adapter and whatever else requires a gradient; the losses, none if there is nothing to train."""
     learns = any(parameter.requires_grad for parameter in suite.trained_model.parameters())
@@ -92,9 +104,9 @@ def _train(
         suite.model,
         adapter,
         step_loss,
-        config.train,
+        train,
         extra_module=suite.trained_model,
-        seed=config.seed,
+        seed=seed,
         checkpoint=checkpoint,
         on_step=after_step,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from metalora._util.files import write_atomically
+from metalora._util.processes import done_by_process_0, one_process_writes, process_index
 from metalora.bench.processes import Process
 from metalora.bench.store import RowStore, keyed_by_content
 from metalora.cli.failures import failure_line
@@ -81,20 +82,26 @@ class Preparation:
 
 
 def execute_claimed(config: Run, folder: Path, on_step: OnStep | None = None) -> None:
-    """Execute a run, and add its row and its adapter to a folder; nothing happens if it has a row or is claimed."""
+    """Execute a run, and add its row and its adapter to a folder; nothing happens if it has a row or is claimed.
+
+    Processes of one torch.distributed group execute it together.
+    """
     key, store = key_of(config), RowStore(folder / ROWS_FILE)
-    if not store.claim(key):
+    if not done_by_process_0(lambda: store.claim(key)):
         return
     try:
         checkpoint = folder / "checkpoints" / f"{key}.pt"
         outcome = execute(config, checkpoint=checkpoint, on_step=on_step)
         # The claim may be lost by now, if this machine was asleep for minutes; then the first to finish has the row.
         adapter_file = folder / "adapters" / f"{key}.safetensors"
-        store.append_first(outcome.row, lambda: _save_adapter(outcome, config, adapter_file))
-        checkpoint.unlink(missing_ok=True)
-        _failure_file(config, folder).unlink(missing_ok=True)
+        with one_process_writes() as writes:
+            if writes:
+                store.append_first(outcome.row, lambda: _save_adapter(outcome, config, adapter_file))
+                checkpoint.unlink(missing_ok=True)
+                _failure_file(config, folder).unlink(missing_ok=True)
     finally:
-        store.release(key)
+        if process_index() == 0:
+            store.release(key)
 
 
 def _save_adapter(outcome: Outcome, config: Run, path: Path) -> None:

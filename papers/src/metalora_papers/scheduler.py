@@ -133,7 +133,10 @@ def _rows_by_key(store: RowStore) -> dict[str, Row]:
 
 
 def run_one(config: Run, folder: Path, *, on_step: OnStep | None = None) -> Row:
-    """Execute one run, or return the row that it already has; ValueError if another process is at it."""
+    """Execute one run, or return the row that it already has; ValueError if another process is at it.
+
+    Processes of one torch.distributed group execute it together.
+    """
     store = RowStore(folder / ROWS_FILE)
     store.check()
     if missing_runs([config], folder):

@@ -12,6 +12,22 @@ import torch
 Result = TypeVar("Result")
 
 
+class CommonError(ValueError):
+    """An error that all processes raise at once, so that it is enough if the first one shows it."""
+
+
+def join_processes() -> None:
+    """Make the group of the processes that `accelerate launch` or `torchrun` has started, unless there is one.
+
+    Example:
+        >>> join_processes()  # nothing happens in a single process
+    """
+    if process_count() == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())
+
+
 def process_count() -> int:
     """Return how many processes train together; 1 without a process group of torch.distributed.
 
@@ -54,7 +70,7 @@ def done_by_process_0(function: Callable[[], Result]) -> Result:
     """Run a function in process 0 alone, and return in all processes what it returns.
 
     Raises:
-        ValueError: In all processes, if the function raises one: nobody waits for a process that has stopped.
+        CommonError: In all processes, if the function raises a ValueError: nobody waits for a process that has stopped.
 
     Example:
         >>> done_by_process_0(lambda: 3)
@@ -70,7 +86,7 @@ def done_by_process_0(function: Callable[[], Result]) -> Result:
             outcome = None, str(error)
     result, problem = of_process_0(outcome)
     if problem is not None:
-        raise ValueError(problem)
+        raise CommonError(problem)
     agreed: Result = result
     return agreed
 
@@ -102,7 +118,7 @@ def check_equal(facts: Mapping[str, Any], verb: str) -> None:
         verb: What asks, for the message.
 
     Raises:
-        ValueError: In all processes, if a fact differs.
+        CommonError: In all processes, if a fact differs.
 
     Example:
         >>> check_equal({"the rank of the adapter": 4}, "fit")
@@ -114,7 +130,7 @@ def check_equal(facts: Mapping[str, Any], verb: str) -> None:
     for name in facts:
         for number, others in enumerate(everywhere):
             if others[name] != everywhere[0][name]:
-                raise ValueError(
+                raise CommonError(
                     f"{verb}: {name} of process {number} and of process 0 differ; processes of one "
                     "torch.distributed group train one adapter together, expected the same in each"
                 )
@@ -136,6 +152,24 @@ def one_process_writes() -> Iterator[bool]:
         yield process_index() == 0
     finally:  # also after an error, for which the others must not wait forever
         if process_count() > 1:
+            torch.distributed.barrier()
+
+
+@contextmanager
+def process_0_first() -> Iterator[None]:
+    """Run a block in the first process, and then in the others, which find the files that it has left.
+
+    Example:
+        >>> with process_0_first():
+        ...     print("once, in a single process")
+        once, in a single process
+    """
+    if process_index() > 0:
+        torch.distributed.barrier()
+    try:
+        yield
+    finally:  # also after an error, for which the others must not wait forever
+        if process_count() > 1 and process_index() == 0:
             torch.distributed.barrier()
 
 

@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import nn
 
+from metalora._util.sharding import check_not_partitioned
 from metalora._util.user_warning import warn_user
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.bound_target import slot_of
@@ -80,6 +81,7 @@ def attach(
         torch.Size([3, 2])
     """
     _check_no_adapter(model)
+    check_not_partitioned(model, "attach")
     targets, skipped = usable_targets(model, config)
     bases = {target.path: required_base(model, target.path) for target in targets}
     # All that may raise an error is done before the model is touched; a warning may be one too.

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from metalora._util.sharding import is_sharded
 from metalora.adapters.held_matrix import HeldMatrix
 
 
@@ -70,8 +71,13 @@ def check_present(base: nn.Module, place: str) -> None:
         place: What it is called, such as "merge: target 'fc'".
 
     Raises:
-        ValueError: accelerate keeps it elsewhere.
+        ValueError: accelerate keeps it elsewhere, or FSDP2 has spread it over processes.
     """
+    if is_sharded(base):
+        raise ValueError(
+            f"{place}: FSDP2 has spread its weight over processes; save the adapter, load it into the network in one "
+            "process and merge it there"
+        )
     if _hook_of(base) is not None:
         raise ValueError(
             f"{place}: accelerate keeps its weight on another device, and only a copy (on the meta device here) could "

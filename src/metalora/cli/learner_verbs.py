@@ -16,6 +16,8 @@ from metalora._util.allocator import keep_freed_memory
 from metalora._util.files import check_folder, write_atomically
 from metalora._util.number_range import Range
 from metalora._util.overwriting import check_output
+from metalora._util.process_errors import errors_in_all_processes
+from metalora._util.processes import join_processes
 from metalora._util.report_page import check_page
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, Overwrite, is_first_process, print_json, progress, show, status
@@ -96,7 +98,8 @@ def fit(
 ) -> None:
     """Meta-train an adapter on your own tasks, compare it with its peers, and write the learner as a folder.
 
-    Ctrl-C keeps a checkpoint next to the folder; the same command continues from it.
+    Ctrl-C keeps a checkpoint next to the folder; the same command continues from it. With `accelerate launch -m
+    metalora.cli.main` several processes train together.
     """
     from metalora.learner import MetaLearner, read_tasks
     from metalora.learner.evaluation import EpisodeFeatures
@@ -106,16 +109,18 @@ def fit(
     from metalora.learner.validation import best_state_path
 
     keep_freed_memory()
-    check_folder(learner, FILES_OF_LEARNER)
-    if report is not None:
-        check_page(report)
-    if no_adapter:
-        config = dataclasses.replace(config, adapter=None)
-    pools = read_tasks(data, label_columns=label_columns, **vars(columns))
-    with status("loading the backbone", quiet=json):
-        trained = MetaLearner(backbone, config)
-    if no_adapter:
-        _read_all(trained, pools)
+    join_processes()
+    with errors_in_all_processes():
+        check_folder(learner, FILES_OF_LEARNER)
+        if report is not None:
+            check_page(report)
+        if no_adapter:
+            config = dataclasses.replace(config, adapter=None)
+        pools = read_tasks(data, label_columns=label_columns, **vars(columns))
+        with status("loading the backbone", quiet=json):
+            trained = MetaLearner(backbone, config)
+        if no_adapter:
+            _read_all(trained, pools)
     checkpoint = learner.with_name(f"{learner.name}.training.pt")
     with progress(config.steps, "meta-training", quiet=json) as advance:
         trained.fit_pools(
@@ -186,9 +191,11 @@ def finetune(
     from metalora.learner.finetuning_files import FILES_OF_FINE_TUNED
 
     keep_freed_memory()
-    check_folder(out, FILES_OF_FINE_TUNED)
-    check_choice("method", adapter.method, (*METHODS, "full", "head"))
-    inputs, labels, groups = one_task(data, "finetune", label_column, columns)
+    join_processes()
+    with errors_in_all_processes():
+        check_folder(out, FILES_OF_FINE_TUNED)
+        check_choice("method", adapter.method, (*METHODS, "full", "head"))
+        inputs, labels, groups = one_task(data, "finetune", label_column, columns)
     with progress(config.steps, f"fine-tuning {adapter.method}", quiet=json) as advance:
         tuned = tune(
             backbone,

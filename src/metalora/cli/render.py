@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from metalora._util.number_range import Range
+from metalora._util.processes import CommonError
 from metalora._util.progress import progress_bar, shows_bars
 from metalora._util.shown import shown
 from metalora._util.suggest import check_choice
@@ -171,8 +172,8 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
     """Parse the arguments and call a verb.
 
     Every error prints as one line: exit code 2 for a mistake of the user or a missing package, 1 for what failed in a
-    right command (`metalora.cli.failures`). Ctrl-C exits with 130. If the reader of a pipe stops reading (`| head`),
-    the program ends without a message, exit code 1.
+    right command (`metalora.cli.failures`). An error that several processes raise at once prints once. Ctrl-C exits
+    with 130. If the reader of a pipe stops reading (`| head`), the program ends without a message, exit code 1.
 
     Args:
         verbs: Name -> function whose parameters are the flags.
@@ -193,11 +194,13 @@ def run_verbs(verbs: Mapping[str, Callable[..., None]], program: str, arguments:
     except Exception as error:  # whatever it is, the user gets one line
         if wants_traceback():
             raise
-        print(f"{command}: {failure_line(error)}", file=sys.stderr)
+        if is_first_process() or not isinstance(error, CommonError):
+            print(f"{command}: {failure_line(error)}", file=sys.stderr)
         raise SystemExit(exit_code(error)) from None
     except KeyboardInterrupt:
-        print(
-            f"{command}: stopped; finished runs and checkpoints are kept, run the same command again to continue",
-            file=sys.stderr,
-        )
+        if is_first_process():
+            print(
+                f"{command}: stopped; finished runs and checkpoints are kept, run the same command again to continue",
+                file=sys.stderr,
+            )
         raise SystemExit(130) from None

@@ -128,7 +128,7 @@ def check_samples(saved: Mapping[str, Any], here: Mapping[str, str | None], path
 
     Args:
         saved: What the file says; a part that it does not say, as files of earlier versions, is not compared.
-        here: Name of a part -> the digest of what is there.
+        here: Name of a part -> the digest of what is there; None if it cannot be computed, as that of sharded weights.
         path: The file, for the message.
         remedy: What the message ends with.
 
@@ -141,7 +141,7 @@ def check_samples(saved: Mapping[str, Any], here: Mapping[str, str | None], path
         ValueError: adapter: the base weights are not those that the adapter was trained on (fingerprints differ)
     """
     for part, noun in PARTS.items():
-        if part in here and saved.get(part) is not None and saved[part] != here[part]:
+        if None not in (here.get(part), saved.get(part)) and saved[part] != here[part]:
             raise ValueError(
                 f"{path}: {noun} are not those that the adapter was trained on (fingerprints differ){remedy}"
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora._util.digest import tensor_digest
+from metalora._util.sharding import is_distributed
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.held_matrix import required_base
 from metalora.adapters.layers.read_as_base import ReadAsBase
@@ -16,7 +17,7 @@ SAMPLE_SIZE = 4096  # numbers of a weight that are hashed; all of a large model 
 DIGITS = 32
 
 
-def fingerprint(model: nn.Module, paths: Sequence[str]) -> str:
+def fingerprint(model: nn.Module, paths: Sequence[str]) -> str | None:
     """Hash the base weights of some modules by the first rule: up to 4,096 numbers of each, at a whole distance.
 
     A distance is rounded down, so that up to half of a weight, its end, has no sample. Files have the digests of
@@ -27,7 +28,7 @@ def fingerprint(model: nn.Module, paths: Sequence[str]) -> str:
         paths: Paths of the targets; their order counts.
 
     Returns:
-        32 hexadecimal digits.
+        32 hexadecimal digits; None if a weight is spread over processes.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2))
@@ -39,6 +40,8 @@ def fingerprint(model: nn.Module, paths: Sequence[str]) -> str:
     labelled = []
     for path in paths:
         weight = base_weight(required_base(model, path))
+        if is_distributed(weight):
+            return None
         labelled.append((f"{path} {tuple(weight.shape)}", _evenly_spaced(weight)))
     return tensor_digest(labelled)[:DIGITS]
 

@@ -26,14 +26,16 @@ class LearnerConfig(Configuration):
     """settings of the readout by name: balanced (1: all classes are equally likely), and for kernel-ridge folds (such
     as 10: calibrate on complete fits without a fold, for few examples with many features)"""
     steps: Annotated[int, Range(least=0)] = 500
-    """number of training steps; each is one forward and backward pass of `support` + `query` inputs; 0: nothing is
-    trained, and a readout works on the frozen network"""
+    """number of training steps; each is `accumulate` forward and backward passes of `support` + `query` inputs; 0:
+    nothing is trained, and a readout works on the frozen network"""
     lr: Annotated[float, Range(above=0)] = 5e-3
     """peak learning rate"""
     support: Annotated[int, Range(least=2)] = 60
     """labelled inputs of a training episode"""
     query: Annotated[int, Range(least=1)] = 48
     """further inputs of a training episode, which judge the readout"""
+    accumulate: Annotated[int, Range(least=1)] = 1
+    """number of episodes in each process whose mean gradient makes one training step"""
     label_sets: Annotated[int, Range(least=1)] = 6
     """number of tasks that share the forward pass of a step"""
     generator: str = "mapping-net"

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from metalora._util.hub import Uploadable
-from metalora._util.processes import default_device, of_process_0, process_index
+from metalora._util.process_errors import errors_in_all_processes
+from metalora._util.processes import default_device, join_processes, of_process_0
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
 from metalora.config import AdapterConfig, TrainConfig, from_dict
@@ -230,21 +231,24 @@ def finetune(
     """
     known = {} if config is None else dataclasses.asdict(config)
     checked = from_dict(FineTuneConfig, {**known, **settings}, "finetune")
-    items = list(inputs)
-    encoder = TaskLabels.of(check_classes(labels), "classes", len(items))
-    loaded = load_backbone(
-        backbone, preprocessor=preprocessor, image_size=checked.image_size, max_length=checked.max_length
-    )
-    if adapter_of(loaded.model) is not None:
-        raise ValueError(f"backbone {type(loaded.model).__name__} has an adapter already: detach it first")
-    assert encoder.targets is not None
-    loaded.check_inputs(items)
-    group_codes = None if groups is None else group_numbers(groups, len(items))
-    split = stratified_split(encoder.targets.codes, checked.holdout_items, seed, group_codes)
-    prepared = PreparedInputs(TaskPool(items, name="the inputs"), loaded.preprocessor)  # reads every input once
-    loaded.model.to(device or default_device())
-    name, adapter = _attach(loaded.model, method, seed)
-    return _Training(loaded, prepared, encoder, split, adapter, name, checked, seed).run(on_step, on_validation)
+    join_processes()
+    with errors_in_all_processes():
+        items = list(inputs)
+        encoder = TaskLabels.of(check_classes(labels), "classes", len(items))
+        loaded = load_backbone(
+            backbone, preprocessor=preprocessor, image_size=checked.image_size, max_length=checked.max_length
+        )
+        if adapter_of(loaded.model) is not None:
+            raise ValueError(f"backbone {type(loaded.model).__name__} has an adapter already: detach it first")
+        assert encoder.targets is not None
+        loaded.check_inputs(items)
+        group_codes = None if groups is None else group_numbers(groups, len(items))
+        split = stratified_split(encoder.targets.codes, checked.holdout_items, seed, group_codes)
+        prepared = PreparedInputs(TaskPool(items, name="the inputs"), loaded.preprocessor)  # reads every input once
+        loaded.model.to(device or default_device())
+        name, adapter = _attach(loaded.model, method, seed)
+        training = _Training(loaded, prepared, encoder, split, adapter, name, checked, seed)
+    return training.run(on_step, on_validation)
 
 
 def _attach(model: nn.Module, method: str | AdapterConfig, seed: int) -> tuple[str, Adapter | None]:
@@ -318,7 +322,7 @@ class _Training:
             if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
                 validate(step + 1)
 
-        train = TrainConfig(steps=config.steps, lr=lr, mapping_lr_ratio=1.0)
+        train = TrainConfig(steps=config.steps, lr=lr, mapping_lr_ratio=1.0, accumulate=config.accumulate)
         if config.steps:
             fit(
                 tuned.backbone.model,
@@ -345,7 +349,7 @@ class _Training:
         return tuned
 
     def _loss(self, step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + process_index())
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         size = min(self.config.batch_size, len(self.trained))
         rows = self.trained[torch.randperm(len(self.trained), generator=generator)[:size]]
         inputs = to_device(self.prepared.batch(rows), self.tuned.device)

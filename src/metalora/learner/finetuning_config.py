@@ -25,7 +25,9 @@ class FineTuneConfig(Configuration):
     lr: Annotated[float | None, Range(above=0)] = None
     """peak learning rate; none: 2e-3 for an adapter or a head, 5e-5 for the whole network"""
     batch_size: Annotated[int, Range(least=1)] = 32
-    """inputs of a training step, and of a forward pass outside of the training"""
+    """inputs of a batch of the training, and of a forward pass outside of the training"""
+    accumulate: Annotated[int, Range(least=1)] = 1
+    """number of batches in each process whose mean gradient makes one training step"""
     holdout_items: Annotated[float, Range(above=0, below=1)] = 0.2
     """share of the inputs of each class that are not trained on: they choose the best step and give the scores"""
     validate_every: Annotated[int, Range(least=1)] = 25

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from metalora._util.described import Described
 from metalora._util.hub import Uploadable
-from metalora._util.processes import default_device, process_index
+from metalora._util.process_errors import errors_in_all_processes
+from metalora._util.processes import default_device, join_processes, process_index
 from metalora._util.progress import progress_bar
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
@@ -211,14 +212,16 @@ class MetaLearner(Described, Uploadable):
         Raises:
             ValueError: The tasks cannot be read, or are too small for an episode.
         """
-        pools = read_tasks(
-            tasks,
-            images=images,
-            image_column=image_column,
-            text_column=text_column,
-            label_columns=label_columns,
-            group_column=group_column,
-        )
+        join_processes()
+        with errors_in_all_processes():
+            pools = read_tasks(
+                tasks,
+                images=images,
+                image_column=image_column,
+                text_column=text_column,
+                label_columns=label_columns,
+                group_column=group_column,
+            )
         hidden = not progress or process_index() > 0
         with progress_bar(self.config.steps, "meta-training", hidden=hidden) as advance:
 
@@ -244,16 +247,19 @@ class MetaLearner(Described, Uploadable):
         `on_validation` is called after every validation with the number of steps and the accuracy; what it raises ends
         the training.
         """
-        config = self.config
-        for pool in pools:
-            self.backbone.check_inputs(pool.inputs)
-        split = split_pools(pools, holdout, config.holdout_items, config.seed)
+        config, source = self.config, None
+        join_processes()
+        with errors_in_all_processes():
+            for pool in pools:
+                self.backbone.check_inputs(pool.inputs)
+            split = split_pools(pools, holdout, config.holdout_items, config.seed)
+            if self.adapter is not None and config.steps:
+                source = self._episodes(split.trained)
         if not config.warm_start:
             self._reset()
         self.trainings += 1
         self._report, self.history_ = None, TrainingHistory()
-        if self.adapter is not None and config.steps:
-            source = self._episodes(split.trained)
+        if source is not None:
             data = None if checkpoint is None else pools_digest(pools)
             self._train(source, split, checkpoint, on_step, on_validation, data)
         if report:
@@ -299,6 +305,7 @@ class MetaLearner(Described, Uploadable):
     ) -> None:
         """Train the adapter and the readout on the episodes of a source, and keep the best state by validation."""
         from metalora.training.loop import fit
+        from metalora.training.parts import parts_per_step
 
         assert self.adapter is not None
         if self.adapter.conditional:
@@ -307,6 +314,7 @@ class MetaLearner(Described, Uploadable):
             steps=self.config.steps,
             lr=self.config.lr,
             mapping_lr_ratio=1.0,
+            accumulate=self.config.accumulate,
             checkpoint_every=self.config.validate_every or CHECKPOINT_EVERY,
         )
         best = BestState(self, split, checkpoint)
@@ -325,7 +333,7 @@ class MetaLearner(Described, Uploadable):
             source,
             self.generator,
             penalty=train.penalty,
-            static_steps=self.config.static_steps,
+            static_parts=self.config.static_steps * parts_per_step(train),
             forwards=self.config.forwards,
         )
         self.readout.train()

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalora._util.processes import process_index
 from metalora.learner.data import Draw, EpisodeSource
 from metalora.learner.features import StageFeatures, rows_of, to_device
 from metalora.learner.generators import Generator, SupportSet
@@ -15,7 +14,7 @@ from metalora.learner.readouts import Readout, Targets
 
 
 class EpisodeLoss:
-    """The loss of one step: cross-entropy of the queries, averaged over the label sets of a draw.
+    """The loss of one part of a step: cross-entropy of the queries, averaged over the label sets of a draw.
 
     A static adapter serves all label sets of a draw with one forward. A generated one runs once for each label set that
     it is trained on, under the condition that the support set of this label set makes.
@@ -26,7 +25,7 @@ class EpisodeLoss:
         source: Where episodes are drawn from.
         generator: What makes the condition of a generated adapter; None for a static one.
         penalty: Weight of the mean square of c - c0, for a generated adapter.
-        static_steps: Number of first steps in which a generated adapter has its condition-free core c0.
+        static_parts: Number of first parts of steps in which a generated adapter has its condition-free core c0.
         forwards: Label sets of a draw that a generated adapter is trained on, each with a forward of its own.
 
     Example:
@@ -40,7 +39,7 @@ class EpisodeLoss:
         >>> pool = TaskPool(inputs, {"positive": encode_labels(inputs[:, 0] > 0)})
         >>> source = PoolEpisodes([PreparedInputs(pool, ArrayPreprocessor())], None)
         >>> loss = EpisodeLoss(StageFeatures(network, adapter), make_readout("kernel-ridge"), source)
-        >>> loss(step=0).shape
+        >>> loss(part=0).shape
         torch.Size([])
     """
 
@@ -52,22 +51,21 @@ class EpisodeLoss:
         generator: Generator | None = None,
         *,
         penalty: float = 0.01,
-        static_steps: int = 0,
+        static_parts: int = 0,
         forwards: int = 1,
     ):
         self.features, self.readout, self.source, self.generator = features, readout, source, generator
-        self.penalty, self.static_steps, self.forwards = penalty, static_steps, forwards
+        self.penalty, self.static_parts, self.forwards = penalty, static_parts, forwards
 
-    def __call__(self, step: int) -> Tensor:
-        """Return the loss of one step, a scalar.
+    def __call__(self, part: int) -> Tensor:
+        """Return the loss of one part of a step, a scalar.
 
         Args:
-            step: Number of the step. The episode depends on the global random state, which `fit` seeds by it, and on
-                the number of the process, so that several processes draw other episodes.
+            part: Number of the part. The episode depends on the global random state, which `fit` seeds by it.
         """
-        random = torch.Generator().manual_seed(int(torch.randint(2**62, ())) + process_index())
+        random = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         draw = self.source.draw(random)
-        if self.generator is None or step < self.static_steps:
+        if self.generator is None or part < self.static_parts:
             return self._static(draw)
         chosen = torch.randperm(len(draw.label_sets), generator=random)[: self.forwards].tolist()
         return torch.stack([self._generated(draw, draw.label_sets[number]) for number in chosen]).mean()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from metalora._util.processes import of_process_0
 from metalora.learner.data import TaskPool
 from metalora.learner.evaluation import EpisodeFeatures, TestEpisode, draw_test_episodes
 from metalora.learner.peers import LAST, PEERS, STAGES, peer_predictions
@@ -202,6 +203,8 @@ def make_report(
 ) -> Report:
     """Compare a learner with its peers on the inputs that were kept; every method sees the same episodes.
 
+    Several processes that train together get the report of process 0.
+
     Args:
         learner: The learner.
         split: What was trained on and what was kept.
@@ -227,7 +230,8 @@ def make_report(
     ]
     confidence = torch.cat([values for values, _ in probabilities]) if drawn else torch.empty(0)
     right = torch.cat([c == t for (_, c), t in zip(probabilities, truths, strict=True)]) if drawn else torch.empty(0)
-    return Report(tuple(scores), learner.config.support, round(error_of_confidence(confidence, right), 6))
+    report = Report(tuple(scores), learner.config.support, round(error_of_confidence(confidence, right), 6))
+    return of_process_0(report)
 
 
 def _peers(learner: MetaLearner, features: EpisodeFeatures, episode: TestEpisode) -> dict[str, np.ndarray[Any, Any]]:

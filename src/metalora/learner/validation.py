@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-import io
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from metalora._util.files import errors_for_users, write_atomically
-from metalora._util.processes import of_process_0, process_index
+from metalora._util.processes import done_by_process_0, of_process_0
 from metalora.learner.config import LearnerConfig
 from metalora.learner.evaluation import EpisodeFeatures, TestEpisode, draw_test_episodes
 from metalora.learner.splits import Split
+from metalora.training.state_file import read_state, write_state
 
 if TYPE_CHECKING:
     from metalora.learner.learner import MetaLearner
@@ -44,9 +41,9 @@ class BestState:
         self._state: dict[str, Any] | None = None
         self.episodes = validation_episodes(split, config)
         self.features = EpisodeFeatures(learner, split.kept)
-        self.path = None if checkpoint is None else best_state_path(checkpoint)
-        if self.path is not None and self.path.is_file() and Path(str(checkpoint)).is_file():
-            saved = torch.load(self.path, weights_only=True)
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        saved = done_by_process_0(self._read)
+        if saved is not None:
             self.history, self._state = saved["history"], saved["state"]
 
     def after_step(self, step: int) -> bool:
@@ -62,17 +59,21 @@ class BestState:
         best_step = max(number for number, score in self.history.items() if score == best)
         if best_step == step + 1:
             self._state = self._copy()
-        self._save()
+        done_by_process_0(self._save)
         return bool(self.patience) and step + 1 - best_step >= self.patience * self.every
 
     def _save(self) -> None:
         """Write the best state next to the checkpoint, for a run that is interrupted."""
-        if self.path is not None and process_index() == 0:
-            buffer = io.BytesIO()
-            torch.save({"history": self.history, "state": self._state}, buffer)
-            with errors_for_users(self.path, "the best state is not kept"):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, buffer.getvalue())
+        if self.checkpoint is not None:
+            state = {"history": self.history, "state": self._state}
+            write_state(best_state_path(self.checkpoint), state, "the best state is not kept")
+
+    def _read(self) -> dict[str, Any] | None:
+        """Return what `_save` wrote; None without it, or without the checkpoint that it belongs to."""
+        if self.checkpoint is None or not self.checkpoint.is_file():
+            return None
+        path = best_state_path(self.checkpoint)
+        return read_state(path) if path.is_file() else None
 
     def _score(self) -> float:
         """Return the mean accuracy over the validation episodes; the modes of the learner stay as they are."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
-from metalora._util.files import errors_for_users, write_atomically
 from metalora._util.processes import done_by_process_0, process_index
 from metalora.adapters.adapter import Adapter
 from metalora.config import TrainConfig, to_dict
@@ -20,6 +17,8 @@ from metalora.io.base_samples import check_samples, sample_base, trained_with
 from metalora.io.condition_file import extractor_digest
 from metalora.training.controllers import Controller
 from metalora.training.parameters import TrainedParameters
+from metalora.training.parts import parts_per_step
+from metalora.training.state_file import read_state, write_state
 
 
 class Stateful(Protocol):
@@ -79,7 +78,10 @@ class RunCheckpoint:
         self.path = None if path is None else Path(path)
         self.base = {} if path is None else base()
         # Before `resume`, so that the shapes are those at the start of the run, whatever ranks were lowered since.
-        self.identity = json.dumps([seed, to_dict(config), *trained.identity()])
+        described = to_dict(config)
+        del described["accumulate"]  # with fewer processes, each accumulates more
+        self.identity = json.dumps([seed, described, *trained.identity()])
+        self.parts = parts_per_step(config)
 
     def save(self, losses: list[float]) -> None:
         """Write the checkpoint after the steps that have these losses; an interruption keeps the old file.
@@ -91,6 +93,7 @@ class RunCheckpoint:
             return
         state = {
             "identity": self.identity,
+            "parts": self.parts,
             "base": self.base,
             "data": self.data,
             **self.trained.state(),
@@ -100,11 +103,7 @@ class RunCheckpoint:
             "losses": losses,
             "time": time.time(),
         }
-        buffer = io.BytesIO()  # in memory first: a full disk must not leave half a checkpoint
-        torch.save(state, buffer)
-        with errors_for_users(self.path, "the run has no checkpoint"):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, buffer.getvalue())
+        write_state(self.path, state, "the run has no checkpoint")
 
     def resume(self) -> list[float]:
         """Restore the run from its file, if there is one. Of several processes the first reads it for all.
@@ -113,8 +112,8 @@ class RunCheckpoint:
             The losses of the steps that are done; empty without a file.
 
         Raises:
-            ValueError: The file is damaged, or it belongs to a run with another configuration or seed, or on other
-                data or another base.
+            ValueError: The file is damaged, or it belongs to a run with another configuration, seed or number of parts,
+                or on other data or another base.
         """
         state = done_by_process_0(self._read)
         if state is None:
@@ -132,15 +131,15 @@ class RunCheckpoint:
         path = self.path
         if path is None or not path.exists():
             return None
-        try:
-            state = torch.load(path, weights_only=True)  # no code of the file is run
-        except Exception as error:  # torch.load raises many types for a damaged file
-            raise ValueError(
-                f"{path}: not a complete checkpoint ({type(error).__name__}); delete it to restart"
-            ) from None
-        if not isinstance(state, dict) or state.get("identity") != self.identity:
+        state = read_state(path)
+        if state.get("identity") != self.identity:
             raise ValueError(f"{path}: made by another run (configuration or seed differ); delete it to restart")
-        if None not in (self.data, state.get("data")) and state["data"] != self.data:  # older ones do not say it
+        if state["parts"] != self.parts:
+            raise ValueError(
+                f"{path}: made with {state['parts']} batches a step (processes times accumulate), and this run has "
+                f"{self.parts}; change accumulate or the number of processes, or delete it to restart"
+            )
+        if None not in (self.data, state["data"]) and state["data"] != self.data:
             raise ValueError(f"{path}: made on other data (inputs or labels differ); delete it to restart")
-        check_samples(state.get("base", {}), self.base, path, "; delete it to restart")  # older ones do not say it
+        check_samples(state["base"], self.base, path, "; delete it to restart")
         return state

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from metalora._util.processes import process_count
+from metalora._util.processes import CommonError, process_count
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
@@ -16,8 +16,8 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     Adapters have few parameters, so this needs no wrapper around the model, and ranks may change between two steps.
 
     Args:
-        parameters: The same parameters in every process. Those that require no gradient are left alone; a missing
-            gradient counts as zero.
+        parameters: The same parameters in every process. Those that require no gradient are left alone. A missing
+            gradient counts as zero, and stays missing if no process has one: an optimiser leaves the parameter out.
 
     Example:
         >>> average_gradients([nn.Parameter(torch.zeros(2))])  # nothing happens in a single process
@@ -28,11 +28,12 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     learned = [parameter for parameter in parameters if parameter.requires_grad]
     # A parameter may have no gradient in one process only, and all processes must send equally many numbers.
     gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in learned]
-    flat = torch.cat([gradient.flatten().to(gradients[0].device) for gradient in gradients])  # (all numbers,)
+    present = torch.tensor([float(parameter.grad is not None) for parameter in learned])  # (parameters,)
+    flat = torch.cat([value.flatten().to(gradients[0].device) for value in (*gradients, present)])  # (all numbers,)
     torch.distributed.all_reduce(flat)
-    means = torch.split(flat / processes, [gradient.numel() for gradient in gradients])
-    for parameter, mean in zip(learned, means, strict=True):
-        parameter.grad = mean.view_as(parameter).to(parameter)
+    *means, present = torch.split(flat / processes, [*(gradient.numel() for gradient in gradients), len(learned)])
+    for parameter, mean, share in zip(learned, means, present.tolist(), strict=True):
+        parameter.grad = mean.view_as(parameter).to(parameter) if share else None
 
 
 def check_gradients(parameters: Sequence[nn.Parameter], step: int) -> None:
@@ -43,16 +44,16 @@ def check_gradients(parameters: Sequence[nn.Parameter], step: int) -> None:
         step: Number of the step, for the message.
 
     Raises:
-        ValueError: A gradient is infinite or NaN.
+        CommonError: A gradient is infinite or NaN; the gradients are the same in all processes.
 
     Example:
         >>> factor = nn.Parameter(torch.zeros(2))
         >>> factor.grad = torch.tensor([1.0, float("inf")])
-        >>> check_gradients([factor], step=7)
+        >>> check_gradients([factor], step=7)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: step 7: a gradient is not finite; lower the learning rate or check the data
+        metalora._util.processes.CommonError: step 7: a gradient is not finite; lower the learning rate...
     """
     finite = [parameter.grad.isfinite().all() for parameter in parameters if parameter.grad is not None]
     # One number, so that a GPU is waited for once; a model may lie on several.
     if finite and not torch.stack([flag.to(finite[0].device) for flag in finite]).all():
-        raise ValueError(f"step {step}: a gradient is not finite; lower the learning rate or check the data")
+        raise CommonError(f"step {step}: a gradient is not finite; lower the learning rate or check the data")

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of a step."""
+"""Ctrl-C and SIGTERM that wait for the end of a step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from types import FrameType
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Record the first Ctrl-C instead of raising KeyboardInterrupt, so that a step ends with a consistent state.
+    """Record the first Ctrl-C or SIGTERM, so that a step ends with a consistent state.
 
-    A second Ctrl-C raises KeyboardInterrupt at once, in case a step hangs. Outside of the main thread, which alone may
-    handle signals, nothing is changed.
+    SIGTERM is what launchers and batch systems send before they kill a process; a handler that a program has set for
+    it stays. A second signal raises KeyboardInterrupt at once, in case a step hangs. Outside of the main thread, which
+    alone may handle signals, nothing is changed.
 
     Yields:
-        A function that returns whether Ctrl-C was pressed.
+        A function that returns whether a signal came.
 
     Example:
         >>> import os
@@ -40,8 +41,12 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         received.append(signal_number)
 
-    previous_handler = signal.signal(signal.SIGINT, record)
+    handled = [signal.SIGINT]
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        handled.append(signal.SIGTERM)
+    previous_handlers = {number: signal.signal(number, record) for number in handled}
     try:
         yield is_interrupted
     finally:
-        signal.signal(signal.SIGINT, previous_handler)
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)

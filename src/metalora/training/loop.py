@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from metalora._util.processes import any_process
+from metalora._util.process_errors import mean_over_processes
+from metalora._util.processes import any_process, done_by_process_0
+from metalora._util.sharding import check_not_partitioned, is_sharded
 from metalora.adapters.adapter import Adapter
 from metalora.config import TrainConfig
 from metalora.training.checkpoint import RunCheckpoint, base_of_run
@@ -19,6 +21,7 @@ from metalora.training.controllers import Controller, controllers, total_penalty
 from metalora.training.gradients import average_gradients, check_gradients
 from metalora.training.interrupt import deferred_interrupt
 from metalora.training.parameters import TrainedParameters
+from metalora.training.parts import parts_of_process
 from metalora.training.schedule import learning_rate_schedule
 
 if TYPE_CHECKING:
@@ -42,37 +45,39 @@ def fit(
 ) -> list[float]:
     """Train an adapter, and whatever else requires a gradient in `extra_module`.
 
-    The backbone stays frozen and in evaluation mode. A step of the optimiser uses the mean gradient of
-    n = config.accumulate micro-steps k = step·n, ..., step·n + n - 1. Controllers (a rank schedule, a rank budget,
-    two-site training) act after a step.
+    The backbone stays frozen and in evaluation mode. A step of the optimiser uses the mean gradient of n parts, which
+    are batches k = step·n, ..., step·n + n - 1; n is config.accumulate times the number of processes. Controllers (a
+    rank schedule, a rank budget, two-site training) act after a step.
 
-    Several processes of one torch.distributed group train together, whoever has made the group: each makes its own
-    batches, and the gradients are averaged. They start from the numbers of process 0 and end with the same bits. What
-    stops one of them after a step (Ctrl-C, `on_step`) stops all; an error ends its own process alone, and the launcher
-    has to end the others. The checkpoint is that of process 0. Processes that are not to train together must not be in
-    one group.
+    Several processes of one torch.distributed group train together, whoever has made the group: each takes every P-th
+    part, and losses and gradients are averaged. They start from the numbers of process 0 and end with the same bits,
+    as one process that accumulates n parts does up to rounding. What stops one of them after a step (Ctrl-C,
+    `on_step`) or with an error in `step_loss` stops all. The checkpoint is that of process 0. Processes that are not
+    to train together must not be in one group.
 
     Args:
         model: The model to train, with or without an adapter.
         adapter: The adapter of the model; None trains `extra_module` alone.
-        step_loss: Makes the batch of micro-step k and returns its loss, a scalar. Random numbers inside are seeded by
+        step_loss: Makes the batch of part k and returns its loss, a scalar. Random numbers inside are seeded by
             (seed, k), so that an interrupted and resumed run ends in the same bits as an uninterrupted one.
         config: The optimiser, its schedule and the controllers. All numbers of steps are steps of the optimiser.
         extra_module: A further module whose parameters are trained, such as a head or the model itself.
         seed: Seed of the random numbers of the run.
         checkpoint: A file for the state of the run. If it exists, the run continues from it. It is written every
-            `config.checkpoint_every` steps and at Ctrl-C.
+            `config.checkpoint_every` steps and at Ctrl-C or SIGTERM. Another number of processes may continue from it
+            if n is the same.
         data: A digest of what the run is trained on; a checkpoint that names another one is refused.
         on_step: Called after every step with its number, from 0, and its loss; True ends the training.
 
     Returns:
-        The loss of every step, including the penalties of the controllers.
+        The loss of every step, the mean over its parts, including the penalties of the controllers.
 
     Raises:
         ValueError: A loss is not finite, `config.accumulate` is below 1, the adapter does not allow a controller,
-            nothing requires a gradient, or the checkpoint is damaged, of another run, of other data or of another base.
-            Of several processes also: they do not start from the same configuration, adapter and base.
-        KeyboardInterrupt: After Ctrl-C, when the step is complete and the checkpoint is written.
+            nothing requires a gradient, or the checkpoint is damaged, of another run, of another number of parts, of
+            other data or of another base. Of several processes also: they do not start from the same configuration,
+            adapter and base, or `step_loss` raised an error in one of them.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, when the step is complete and the checkpoint is written.
 
     Example:
         >>> from metalora import AdapterConfig, attach
@@ -84,6 +89,7 @@ def fit(
     """
     from accelerate import Accelerator
 
+    check_not_partitioned(model, "fit")
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
     model.eval()  # `TrainedParameters` puts the adapter alone into training mode
     trained = TrainedParameters(adapter, extra_module)
@@ -95,11 +101,14 @@ def fit(
     base = functools.partial(base_of_run, model, adapter, extra_module)
     run = RunCheckpoint(trained, optimizer, scheduler, rules, checkpoint, seed, config, base, data)
     losses = run.resume()
+    device = trained.parameters[0].device
+    alone = not is_sharded(model)
     try:
         with deferred_interrupt() as interrupted:
             for step in range(len(losses), config.steps):
                 optimizer.zero_grad()
-                losses.append(_backward(step_loss, step, config.accumulate, seed, accelerator, rules))
+                backward = functools.partial(_backward, step_loss, step, config, seed, accelerator, rules)
+                losses.append(mean_over_processes(backward, device, alone=alone))
                 average_gradients(trained.parameters)
                 if accelerator.scaler is None:  # which itself leaves a step out whose scaled gradients overflow
                     check_gradients(trained.parameters, step)
@@ -110,13 +119,13 @@ def fit(
                 for rule in rules:  # after the update, since a sweep changes the shapes of parameters
                     rule.after(step + 1, optimizer)
                 stop = on_step is not None and bool(on_step(step, losses[-1]))
-                stop, cut_off = any_process([stop, interrupted()], trained.parameters[0].device)
+                stop, cut_off = any_process([stop, interrupted()], device)
                 if cut_off:
                     raise KeyboardInterrupt
                 if stop:
                     break
                 if (step + 1) % config.checkpoint_every == 0:
-                    run.save(losses)
+                    done_by_process_0(functools.partial(run.save, losses))
     except KeyboardInterrupt:
         complete_steps = scheduler.last_epoch  # a step that was interrupted has a loss already, but no update
         run.save(losses[:complete_steps])
@@ -127,20 +136,25 @@ def fit(
 
 
 def _backward(
-    step_loss: StepLoss, step: int, micro_steps: int, seed: int, accelerator: Accelerator, rules: Sequence[Controller]
+    step_loss: StepLoss,
+    step: int,
+    config: TrainConfig,
+    seed: int,
+    accelerator: Accelerator,
+    rules: Sequence[Controller],
 ) -> float:
-    """Add the gradients of the mean loss over the micro-steps of a step, and return that mean."""
+    """Add the gradients of the mean loss over the parts of a step that this process takes, and return that mean."""
     total = 0.0
-    for k in range(step * micro_steps, (step + 1) * micro_steps):
-        torch.manual_seed(seed * SEED_STRIDE + k)  # by the number of the micro-step: a resumed run draws the same
+    for k in parts_of_process(step, config):
+        torch.manual_seed(seed * SEED_STRIDE + k)  # by the number of the part: a resumed run draws the same
         with accelerator.autocast():
             loss = step_loss(k)
         penalty = total_penalty(rules)
         if penalty is not None:
             loss = loss + penalty
         total += _finite_value(loss, step)
-        accelerator.backward(loss / micro_steps)
-    return total / micro_steps
+        accelerator.backward(loss / config.accumulate)
+    return total / config.accumulate
 
 
 def _finite_value(loss: Tensor, step: int) -> float:

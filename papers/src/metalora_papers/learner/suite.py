@@ -86,7 +86,7 @@ class LearnerSuite:
                 self.data.source(self.features, run.label_sets),
                 self.generator,
                 penalty=run.train.penalty,
-                static_steps=run.static_steps,
+                static_parts=run.static_steps * run.train.accumulate,
                 forwards=run.forwards,
             )
         self.readout.train(training and adapter is not None)
