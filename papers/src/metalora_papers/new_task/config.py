@@ -10,6 +10,7 @@ from metalora.config import AdapterConfig, Configuration, TrainConfig
 
 NEW_TASK = "new-task"
 IMAGES, TEXTS, THROUGHPUT = "new-task-images", "new-task-texts", "new-task-throughput"
+SUITES = (IMAGES, TEXTS, THROUGHPUT)
 TITLES = {IMAGES: "images: emoji, EfficientNet-Lite0", TEXTS: "texts: sentences of BBC News, MiniLM"}
 
 
@@ -69,7 +70,7 @@ class NewTaskTableConfig(Configuration):
 
     data_root: str | None = None
     """folder of the emoji or of the articles; none: the cache or the package that brings them"""
-    suites: Annotated[tuple[str, ...], Items()] = (IMAGES, TEXTS, THROUGHPUT)
+    suites: Annotated[tuple[str, ...], Items()] = SUITES
     """kinds of inputs, and the throughput of 64 tasks"""
     methods: tuple[str, ...] = ()
     """rows to run (empty: all)"""
@@ -109,5 +110,5 @@ class NewTaskTableConfig(Configuration):
     """learning rates of SetFit's algorithm to choose from"""
     refining_rates: Annotated[tuple[float, ...], Range(above=0), Items()] = (1e-3, 4e-3)
     """learning rates of the refinement to choose from"""
-    throughput_steps: Annotated[int, Range(least=1)] = 10
+    throughput_steps: Annotated[int, Range(least=1)] = 8
     """training steps of each task of the throughput"""

@@ -1,4 +1,7 @@
-"""The figure of the time to a new task: accuracy over seconds, a panel for each kind of inputs, the front marked."""
+"""The figure of the time to a new task: accuracy over seconds, a panel for each kind of inputs, the front marked.
+
+Methods of this library are blue, others orange. A grey line and rings mark the front.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from typing import Any
 from metalora._util.files import write_figure
 from metalora.bench.palette import PALETTE
 from metalora_papers.new_task.config import TITLES
-from metalora_papers.new_task.line_up import OURS
+from metalora_papers.new_task.line_up import METHODS, OURS
 from metalora_papers.new_task.summary import MethodSummary
 
 OUR_COLOUR, OTHER_COLOUR, FRONT_COLOUR = PALETTE[0], PALETTE[5], "#999999"
-WIDTH, HEIGHT = 5.0, 4.2  # inches of a panel
-LETTER = 0.022  # height of a label, as a share of the height of the panel
+MARKERS = dict(zip(METHODS, "vsDo^*PXpd", strict=True))
+WIDTH, HEIGHT = 4.4, 3.8  # inches of a panel
+LEGEND_WIDTH = 2.2
 
 
 def plot_front(summaries: Mapping[str, Sequence[MethodSummary]], path: Path) -> None:
@@ -26,13 +30,15 @@ def plot_front(summaries: Mapping[str, Sequence[MethodSummary]], path: Path) -> 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH * len(summaries), HEIGHT), layout="constrained")
+    figure = Figure(figsize=(WIDTH * len(summaries) + LEGEND_WIDTH, HEIGHT), layout="constrained")
     panels = figure.subplots(1, len(summaries), squeeze=False)[0]
+    shown: dict[str, Any] = {}
     for panel, (suite, methods) in zip(panels, summaries.items(), strict=True):
-        _draw(panel, methods)
+        shown |= _draw(panel, methods)
         panel.set_title(TITLES[suite], fontsize=10)
     panels[0].set_ylabel("accuracy on new tasks, %")
-    figure.text(0.01, 0.005, "blue: metalora; orange: other methods; grey line: the front", fontsize=8)
+    names = [name for name in MARKERS if name in shown]
+    figure.legend([shown[name] for name in names], names, loc="outside right center", fontsize=8, frameon=False)
     write_figure(figure, path, dpi=110)
 
 
@@ -52,42 +58,26 @@ def front(methods: Sequence[MethodSummary]) -> list[MethodSummary]:
     return chosen
 
 
-def _draw(panel: Any, methods: Sequence[MethodSummary]) -> None:
+def _draw(panel: Any, methods: Sequence[MethodSummary]) -> dict[str, Any]:
+    """Draw a point with its interval for each method, and the front; return what stands for each in the legend."""
+    points = {}
     for method in methods:
-        colour = OUR_COLOUR if method.name in OURS else OTHER_COLOUR
         middle, low, high = 100 * method.accuracy, 100 * method.low, 100 * method.high
-        panel.errorbar(
-            method.seconds, middle, yerr=[[middle - low], [high - middle]], fmt="o", color=colour, capsize=2, lw=1
+        points[method.name] = panel.errorbar(
+            method.seconds,
+            middle,
+            yerr=[[middle - low], [high - middle]],
+            fmt=MARKERS[method.name],
+            color=OUR_COLOUR if method.name in OURS else OTHER_COLOUR,
+            markersize=7,
+            elinewidth=0.8,
+            capsize=2,
         )
     best = front(methods)
-    panel.step(
-        [method.seconds for method in best],
-        [100 * method.accuracy for method in best],
-        where="post",
-        color=FRONT_COLOUR,
-        zorder=0,
-    )
+    seconds, accuracies = [method.seconds for method in best], [100 * method.accuracy for method in best]
+    panel.step(seconds, accuracies, where="post", color=FRONT_COLOUR, linewidth=1, zorder=0)
+    panel.plot(seconds, accuracies, "o", markersize=14, markerfacecolor="none", color=FRONT_COLOUR, zorder=0)
     panel.set(xscale="log", xlabel="seconds until a new task predicts")
-    panel.margins(x=0.28, y=0.08)
+    panel.margins(x=0.08)
     panel.grid(alpha=0.25)
-    _label(panel, methods)
-
-
-def _label(panel: Any, methods: Sequence[MethodSummary]) -> None:
-    """Write the names beside the points; a label that would cover the one below it is moved up."""
-    low, high = panel.get_ylim()
-    step = 2 * LETTER * (high - low)
-    lowest = -float("inf")
-    middle = sorted(method.seconds for method in methods)[len(methods) // 2]
-    for method in sorted(methods, key=lambda method: method.accuracy):
-        height = max(100 * method.accuracy, lowest + step)
-        lowest = height
-        is_left = method.seconds <= middle
-        panel.annotate(
-            method.name,
-            (method.seconds, 100 * method.accuracy),
-            xytext=(method.seconds * (0.82 if is_left else 1.22), height),
-            ha="right" if is_left else "left",
-            va="center",
-            fontsize=7,
-        )
+    return points

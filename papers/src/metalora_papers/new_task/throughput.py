@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from metalora_papers.new_task.suite import MeasuringSuite
 
 TARGETS = ("query", "value")
 TASKS, PEFT_RUNS = 64, 4  # 64 trainings of PEFT are sixteen times four of them
-EXAMPLES, TOKENS = 4, 32  # of each task in a step
+EXAMPLES, TOKENS = 4, 16  # of each task in a step
 ROUNDS = 3
 LAYERS = 6
 RATE = 1e-3
@@ -43,7 +44,12 @@ class ThroughputSuite(MeasuringSuite):
     def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
         """Return tasks per second of both, and the ratio with its quartiles over interleaved rounds."""
         runs = min(PEFT_RUNS, self.count)
-        times = interleaved({ONE_RUN: self._one_training, MANY_RUNS: lambda: self._peft(runs)}, ROUNDS, warm=1)
+        times = interleaved(
+            {ONE_RUN: self._one_training, MANY_RUNS: self._trainings_of_peft},
+            ROUNDS,
+            warm=1,
+            fresh=lambda: [encoder(self.layers) for _ in range(runs)],
+        )
         rates = {
             ONE_RUN: [self.count / seconds for seconds in times[ONE_RUN]],
             MANY_RUNS: [runs / seconds for seconds in times[MANY_RUNS]],
@@ -57,9 +63,9 @@ class ThroughputSuite(MeasuringSuite):
             "peft_runs": runs,
         }
 
-    def _one_training(self) -> None:
-        """Attach MetaTT-(4+1)D with a core for each task, and train all tasks at once."""
-        model = encoder(self.layers)
+    def _one_training(self, models: Sequence[nn.Module]) -> None:
+        """Attach MetaTT-(4+1)D with a core for each task to the first model, and train all tasks at once."""
+        model = models[0]
         config = AdapterConfig(
             "metatt-4+1d",
             self.run.rank,
@@ -70,20 +76,20 @@ class ThroughputSuite(MeasuringSuite):
         )
         parameters = list(attach(model, config).parameters())
         tasks = torch.arange(self.count).repeat_interleave(EXAMPLES)
-        self._train(lambda inputs: model(**inputs, task_ids=tasks), parameters, self.count)
+        self._train(functools.partial(model, task_ids=tasks), parameters, self.count)
 
-    def _peft(self, runs: int) -> None:
-        """Train LoRAs of PEFT one after another, each in a network of its own that is loaded once."""
-        for _ in range(runs):
-            model = adapt_by_peft(encoder(self.layers), "lora", self.run.rank, list(TARGETS))
-            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            self._train(lambda inputs, model=model: model(**inputs), parameters, 1)  # type: ignore[misc]
+    def _trainings_of_peft(self, models: Sequence[nn.Module]) -> None:
+        """Train a LoRA of PEFT in each model, one after another."""
+        for model in models:
+            adapted = adapt_by_peft(model, "lora", self.run.rank, list(TARGETS))
+            parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+            self._train(adapted, parameters, 1)
 
-    def _train(self, forward: Callable[[dict[str, Tensor]], Any], parameters: Sequence[Tensor], tasks: int) -> None:
+    def _train(self, forward: Callable[..., Any], parameters: Sequence[Tensor], tasks: int) -> None:
         optimiser = torch.optim.AdamW(parameters, lr=RATE)
         shape = (tasks * EXAMPLES, TOKENS)
         for _ in range(self.run.steps):
             inputs = {"input_ids": torch.randint(0, 30_000, shape), "attention_mask": torch.ones(shape)}
             optimiser.zero_grad()
-            forward(inputs).last_hidden_state.square().mean().backward()
+            forward(**inputs).last_hidden_state.square().mean().backward()
             optimiser.step()
