@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from metalora._util.number_range import SEED, Items, Range
 from metalora.config import AdapterConfig, Configuration, TrainConfig
 
 NEW_TASK = "new-task"
-IMAGES, TEXTS, THROUGHPUT = "new-task-images", "new-task-texts", "new-task-throughput"
+IMAGES: Final = "new-task-images"
+TEXTS: Final = "new-task-texts"
+THROUGHPUT: Final = "new-task-throughput"
 SUITES = (IMAGES, TEXTS, THROUGHPUT)
 TITLES = {IMAGES: "images: emoji, EfficientNet-Lite0", TEXTS: "texts: sentences of BBC News, MiniLM"}
 
@@ -76,7 +78,7 @@ class NewTaskTableConfig(Configuration):
     """rows to run (empty: all)"""
     seeds: Annotated[tuple[int, ...], SEED, Items()] = (0, 1, 2)
     """seeds of the support sets; the learner is meta-trained once"""
-    image_steps: Annotated[int, Range(least=1)] = 120
+    image_steps: Annotated[int, Range(least=1)] = 100
     """steps of the meta-training on images"""
     text_steps: Annotated[int, Range(least=1)] = 40
     """steps of the meta-training on texts, of which each takes longer"""
@@ -84,7 +86,7 @@ class NewTaskTableConfig(Configuration):
     """number of inputs that the learner is meta-trained on"""
     image_fit_steps: Annotated[int, Range(least=1)] = 60
     """gradient steps of a LoRA, and of full fine-tuning, on a support set of images; the best step of them is kept"""
-    text_fit_steps: Annotated[int, Range(least=1)] = 24
+    text_fit_steps: Annotated[int, Range(least=1)] = 20
     """the same on texts"""
     contrastive_steps: Annotated[int, Range(least=1)] = 16
     """gradient steps of SetFit's algorithm, 16 pairs each"""

@@ -11,6 +11,7 @@ from metalora import __version__
 from metalora._util.files import write_atomically
 from metalora.learner import Backbone, MetaLearner
 from metalora_papers.cache import cache_folder
+from metalora_papers.content import content_of
 from metalora_papers.metalora.labelled_items import LabelledItems
 from metalora_papers.new_task.config import NewTaskRunConfig
 from metalora_papers.new_task.cost import Cost, measured
@@ -48,6 +49,6 @@ def meta_trained(run: NewTaskRunConfig, items: LabelledItems, backbone: Backbone
 
 
 def _place(run: NewTaskRunConfig) -> Path:
-    """Return the folder of a learner in the cache: another version or other settings have another one."""
-    identity = f"{__version__} {run.data_root} {run.shared_backbone}"
+    """Return the folder of a learner in the cache: another version, other data and other settings have others."""
+    identity = f"{__version__} {content_of(run)} {run.shared_backbone}"
     return cache_folder("learners") / hashlib.sha256(identity.encode()).hexdigest()[:DIGITS]

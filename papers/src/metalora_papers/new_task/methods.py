@@ -47,15 +47,13 @@ def make_fit(run: NewTaskRunConfig, backbone: Backbone, learner: MetaLearner | N
     Args:
         run: Method, steps and learning rate.
         backbone: The frozen network.
-        learner: The learner, of a method that has one.
+        learner: The learner, or one of the frozen network alone; None for a method that trains a copy of the network.
     """
-    if run.method in CLASSIFIERS:
-        return _ClassifierFit(run.method, MetaLearner(backbone, adapter=None))
     if run.method == SETFIT:
         return _SetFitFit(run, backbone)
-    if run.steps and learner is None:
+    if learner is None:
         return _FineTuningFit(run, copy.deepcopy(backbone))
-    return _ReadoutFit(run, learner or MetaLearner(backbone, adapter=None))
+    return _ClassifierFit(run.method, learner) if run.method in CLASSIFIERS else _ReadoutFit(run, learner)
 
 
 class _ClassifierFit:

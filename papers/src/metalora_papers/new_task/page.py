@@ -18,9 +18,7 @@ from metalora_papers.rows import Row, read_rows
 
 PAGE, FIGURES = Path("docs/performance.md"), Path("docs/images/papers")
 BEGIN, END = "<!-- new-task: made from rows -->", "<!-- new-task: end -->"
-ALTERNATIVE = (
-    "Accuracy over seconds until a new task predicts, for images and for texts; the figures are in the tables."
-)
+ALTERNATIVE = "Accuracy over seconds until a new task predicts, for images and for texts; the tables have the figures."
 
 
 def section(rows: Sequence[Row]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
+from metalora.learner import MetaLearner
 from metalora_papers.new_task.config import THROUGHPUT, NewTaskRunConfig
 from metalora_papers.new_task.cost import Cost, measured
 from metalora_papers.new_task.items import NewTask, load_items, load_network, new_task
@@ -69,9 +71,12 @@ class NewTaskSuite(MeasuringSuite):
     def __init__(self, run: NewTaskRunConfig):
         self.items = load_items(run.suite, run.data_root)
         self.backbone = load_network(run.suite)
-        self.learner, self.training = None, None
+        self.learner: MetaLearner | None = None
+        self.training: Cost | None = None
         if run.learner is not None:
             self.learner, self.training = meta_trained(run, self.items, self.backbone)
+        elif not run.steps:
+            self.learner = MetaLearner(self.backbone, adapter=None)  # its features, without any training
         super().__init__(self.backbone.model, run)
 
     def evaluate(self, adapter: Adapter | None) -> dict[str, Any]:
@@ -106,7 +111,7 @@ class NewTaskSuite(MeasuringSuite):
         for _ in range(1 if self.run.steps else REPEATS):
             fit = make_fit(self.run, self.backbone, self.learner)  # before the clock starts
             torch.manual_seed(self.run.seed)
-            outcomes.append(measured(lambda fit=fit: fit(task)))  # type: ignore[misc]
+            outcomes.append(measured(functools.partial(fit, task)))
         return sorted(outcomes, key=lambda outcome: outcome[1].seconds)[len(outcomes) // 2]
 
 

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from metalora._util.suggest import check_choice
 from metalora.config import from_dict
 from metalora_papers.comparison import RateKey
-from metalora_papers.new_task.config import THROUGHPUT, TITLES, NewTaskRunConfig, NewTaskTableConfig
+from metalora_papers.new_task.config import SUITES, THROUGHPUT, TITLES, NewTaskRunConfig, NewTaskTableConfig
 from metalora_papers.new_task.figure import plot_front
 from metalora_papers.new_task.line_up import CHOOSING_SEED, methods_of, rates_of, run_of, throughput_run
 from metalora_papers.new_task.summary import MethodSummary, summaries_of, tasks_until_it_pays
@@ -35,9 +36,14 @@ class NewTaskComparison:
     Args:
         name: "new-task".
         table: The settings.
+
+    Raises:
+        ValueError: An unknown kind of inputs.
     """
 
     def __init__(self, name: str, table: NewTaskTableConfig):
+        for suite in table.suites:
+            check_choice("suite", suite, SUITES)
         self.name, self.table = name, table
 
     @property
