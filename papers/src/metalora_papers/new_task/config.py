@@ -104,9 +104,9 @@ class NewTaskTableConfig(Configuration):
     """labelled items of a new task"""
     queries: Annotated[int, Range(least=1)] = 100
     """items that are predicted"""
-    lora_rates: Annotated[tuple[float, ...], Range(above=0), Items()] = (1e-3, 4e-3)
+    lora_rates: Annotated[tuple[float, ...], Range(above=0), Items()] = (1e-3, 4e-3, 1.6e-2)
     """learning rates of a fitted LoRA to choose from"""
-    full_rates: Annotated[tuple[float, ...], Range(above=0), Items()] = (1e-4, 4e-4)
+    full_rates: Annotated[tuple[float, ...], Range(above=0), Items()] = (1e-4, 4e-4, 1.6e-3)
     """learning rates of full fine-tuning to choose from"""
     contrastive_rates: Annotated[tuple[float, ...], Range(above=0), Items()] = (2e-5, 1e-4)
     """learning rates of SetFit's algorithm to choose from"""
