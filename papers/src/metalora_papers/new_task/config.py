@@ -80,13 +80,13 @@ class NewTaskTableConfig(Configuration):
     """seeds of the support sets; the learner is meta-trained once"""
     image_steps: Annotated[int, Range(least=1)] = 100
     """steps of the meta-training on images"""
-    text_steps: Annotated[int, Range(least=1)] = 40
+    text_steps: Annotated[int, Range(least=1)] = 30
     """steps of the meta-training on texts, of which each takes longer"""
     pool: Annotated[int, Range(least=100)] = 2000
     """number of inputs that the learner is meta-trained on"""
     image_fit_steps: Annotated[int, Range(least=1)] = 60
     """gradient steps of a LoRA, and of full fine-tuning, on a support set of images; the best step of them is kept"""
-    text_fit_steps: Annotated[int, Range(least=1)] = 20
+    text_fit_steps: Annotated[int, Range(least=1)] = 16
     """the same on texts"""
     contrastive_steps: Annotated[int, Range(least=1)] = 16
     """gradient steps of SetFit's algorithm, 16 pairs each"""
