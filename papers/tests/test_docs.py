@@ -15,6 +15,8 @@ from metalora_papers.config import TableConfig, TextTableConfig
 from metalora_papers.learner.config import LearnerTableConfig
 from metalora_papers.metalora.continuation_config import ContinuationTableConfig
 from metalora_papers.metalora.table import ImageComparison
+from metalora_papers.new_task.page import section, with_section
+from metalora_papers.rows import read_rows
 from metalora_papers.tenslora.config import ImageTableConfig
 
 PAPERS = Path(__file__).parents[1]
@@ -192,3 +194,10 @@ def test_the_generated_adapters_are_those_of_the_rows_in_the_page(suite, names, 
     shown = [method for method, line in lines.items() if f"| {line} |" in page]
     assert [method for method in lines if method.startswith(("metalora", "film", "lora, one"))] == shown[1:]
     assert len(shown) == count and shown[0] == "lora"
+
+
+def test_the_time_to_a_new_task_is_that_of_the_rows_in_the_page():
+    page = (DOCS.parent / "performance.md").read_text()
+    rows = PAPERS / "results" / "new-task.jsonl"
+    text = section(read_rows(rows)) if rows.is_file() else "Not measured yet."
+    assert page == with_section(page, text)

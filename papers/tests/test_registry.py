@@ -9,6 +9,8 @@ import pytest
 from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
 from metalora_papers.learner.config import LearnerRunConfig
 from metalora_papers.metalora.continuation_config import ContinuationRunConfig
+from metalora_papers.new_task.config import SUITES as NEW_TASK_SUITES
+from metalora_papers.new_task.config import NewTaskRunConfig
 from metalora_papers.registry import SUITES, load_run, score
 from metalora_papers.tenslora.config import ImageRunConfig
 
@@ -21,6 +23,7 @@ KINDS = {
     "suite: commonsense": CausalRunConfig,
     "suite: continuation": ContinuationRunConfig,
     "suite: images": ImageRunConfig,
+    "suite: new-task-texts": NewTaskRunConfig,
 }
 
 
@@ -31,11 +34,20 @@ def test_the_suite_says_the_kind(text, kind, tmp_path):
 
 
 def test_every_suite_of_a_configuration_is_registered():
-    configs = (RunConfig, TextRunConfig, CausalRunConfig, ContinuationRunConfig, LearnerRunConfig, ImageRunConfig)
+    configs = (
+        RunConfig,
+        TextRunConfig,
+        CausalRunConfig,
+        ContinuationRunConfig,
+        LearnerRunConfig,
+        ImageRunConfig,
+        NewTaskRunConfig,
+    )
     named = {suite: config for config in configs for suite in typing.get_args(typing.get_type_hints(config)["suite"])}
     assert named == {name: entry.config for name, entry in SUITES.items()}
     of_papers = {"attributes", "cue", "shift", "natural", "news", "glue", "commonsense", "continuation", "images"}
-    assert set(SUITES) == of_papers | {"learner-attributes", "learner-emoji", "learner-texts"}
+    of_learners = {"learner-attributes", "learner-emoji", "learner-texts"}
+    assert set(SUITES) == of_papers | of_learners | set(NEW_TASK_SUITES)
 
 
 BAD = {

@@ -27,6 +27,7 @@ from metalora_papers.finished import say_finished
 from metalora_papers.learner.config import LEARNER_TABLES, LearnerTableConfig
 from metalora_papers.learner.demo_config import DemoConfig
 from metalora_papers.metalora.continuation_config import ContinuationTableConfig
+from metalora_papers.new_task.config import NEW_TASK, NewTaskTableConfig
 from metalora_papers.registry import load_run
 from metalora_papers.tenslora.config import ImageTableConfig
 
@@ -43,12 +44,14 @@ ABOUT_TABLES = {
     "metalora-1": "Table I of arXiv:2504.00460 in its own shape: on ResNet and MLP-Mixer, K = 5 and 10, stars.",
     "metalora-continuation": "MetaLoRA on a language model: texts that go on in the style of their prompts.",
     "tenslora-vision": "TensLoRA on image classification: its constructions at LoRA's rank and number of parameters.",
+    NEW_TASK: "Seconds until a new task predicts, and its accuracy: a learner, fine-tuning, classifiers on features.",
 }
 TABLE_SETTINGS: dict[str, Any] = {
     "metalora": TableConfig(),
     "metalora-1": TableConfig(data="fashion-mnist"),
     "metalora-continuation": ContinuationTableConfig(),
     "tenslora-vision": ImageTableConfig(),
+    NEW_TASK: NewTaskTableConfig(),
     **dict.fromkeys(TEXT_TABLES, TextTableConfig()),
     # Of Table 17: rank 4, alpha 8, the rate; eight trials (appendix H.4).
     "metatt-fig11": TextTableConfig(rank=4, lr=2e-4, seeds=tuple(range(8)), evaluate_every=30),

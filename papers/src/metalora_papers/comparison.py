@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from metalora_papers.config import TEXT_TABLES
 from metalora_papers.learner.config import LEARNER_TABLES
+from metalora_papers.new_task.config import NEW_TASK
 from metalora_papers.rows import Row
 from metalora_papers.runs import Run, Table
 
@@ -78,6 +79,7 @@ COMPARISONS = {
     "metalora-1": _TABLE_ONE,
     "metalora-continuation": "metalora_papers.metalora.continuation_table:ContinuationComparison",
     "tenslora-vision": "metalora_papers.tenslora.vision_table:VisionComparison",
+    NEW_TASK: "metalora_papers.new_task.table:NewTaskComparison",
     **dict.fromkeys(TEXT_TABLES, _TEXT),
     **dict.fromkeys(LEARNER_TABLES, _LEARNER),
 }

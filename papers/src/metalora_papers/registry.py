@@ -12,6 +12,7 @@ from metalora.config import from_dict, read_yaml
 from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
 from metalora_papers.learner.config import LearnerRunConfig
 from metalora_papers.metalora.continuation_config import ContinuationRunConfig
+from metalora_papers.new_task.config import NewTaskRunConfig
 from metalora_papers.runs import Run
 from metalora_papers.tenslora.config import ImageRunConfig
 
@@ -45,6 +46,7 @@ _DOMAINS = SuiteEntry(RunConfig, "metalora_papers.metalora.vision:load_domains")
 _TEXT = SuiteEntry(TextRunConfig, "metalora_papers.metatt.text:TextSuite")
 _ATTRIBUTES = SuiteEntry(LearnerRunConfig, "metalora_papers.learner.attribute_data:load")
 _CAUSAL = SuiteEntry(CausalRunConfig, "metalora_papers.metatt.causal:CausalSuite")
+_NEW_TASK = SuiteEntry(NewTaskRunConfig, "metalora_papers.new_task.suite:load")
 SUITES: dict[str, SuiteEntry] = {
     "attributes": _EPISODES,
     "cue": _DOMAINS,
@@ -58,6 +60,9 @@ SUITES: dict[str, SuiteEntry] = {
     "learner-attributes": _ATTRIBUTES,
     "learner-emoji": SuiteEntry(LearnerRunConfig, "metalora_papers.learner.item_data:load_emoji_suite"),
     "learner-texts": SuiteEntry(LearnerRunConfig, "metalora_papers.learner.item_data:load_text_suite"),
+    "new-task-images": _NEW_TASK,
+    "new-task-texts": _NEW_TASK,
+    "new-task-throughput": _NEW_TASK,
 }
 
 

@@ -6,10 +6,21 @@ from typing import Any
 from metalora_papers.config import CausalRunConfig, RunConfig, TableConfig, TextRunConfig, TextTableConfig
 from metalora_papers.learner.config import LearnerRunConfig, LearnerTableConfig
 from metalora_papers.metalora.continuation_config import ContinuationRunConfig, ContinuationTableConfig
+from metalora_papers.new_task.config import NewTaskRunConfig, NewTaskTableConfig
 from metalora_papers.tenslora.config import ImageRunConfig, ImageTableConfig
 
-Run = RunConfig | TextRunConfig | CausalRunConfig | ContinuationRunConfig | LearnerRunConfig | ImageRunConfig
-Table = TableConfig | TextTableConfig | ContinuationTableConfig | LearnerTableConfig | ImageTableConfig
+Run = (
+    RunConfig
+    | TextRunConfig
+    | CausalRunConfig
+    | ContinuationRunConfig
+    | LearnerRunConfig
+    | ImageRunConfig
+    | NewTaskRunConfig
+)
+Table = (
+    TableConfig | TextTableConfig | ContinuationTableConfig | LearnerTableConfig | ImageTableConfig | NewTaskTableConfig
+)
 
 FULL = "every weight"
 """The row of full fine-tuning; `full` on the command line."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,21 +81,20 @@ CLASSIFIERS: dict[str, Callable[[], Any]] = {
 PEERS = tuple((name, features) for name in CLASSIFIERS for features in (LAST, STAGES))
 
 
-def peer_predictions(name: str, support: Array, classes: Array, queries: Array) -> Array:
-    """Return the classes that a peer predicts, after standardising the features by the support set.
+def fit_peer(name: str, support: Array, classes: Array) -> FittedPeer:
+    """Fit a peer to a support set, whose features are standardised.
 
     Args:
         name: A key of `CLASSIFIERS`.
         support: Features of the support set, (n, d).
         classes: Its classes, (n,).
-        queries: Features of the queries, (m, d).
 
     Returns:
-        The predicted classes, (m,).
+        The peer, which predicts the classes of further features.
 
     Example:
         >>> x = np.array([[0.0, 1.0], [0.1, 0.9], [1.0, 0.0], [0.9, 0.2]] * 3)
-        >>> peer_predictions("logistic regression", x, np.array([0, 0, 1, 1] * 3), x[:4])
+        >>> fit_peer("LDA", x, np.array([0, 0, 1, 1] * 3)).predict(x[:4])
         array([0, 0, 1, 1])
     """
     from sklearn.preprocessing import StandardScaler
@@ -104,5 +103,33 @@ def peer_predictions(name: str, support: Array, classes: Array, queries: Array) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a logistic regression that stops early
         classifier = CLASSIFIERS[name]().fit(scaler.transform(support), classes)
-        predicted: Array = classifier.predict(scaler.transform(queries))
-    return predicted
+    return FittedPeer(scaler, classifier)
+
+
+class FittedPeer(NamedTuple):
+    """A classifier of scikit-learn with the standardisation of its features.
+
+    Attributes:
+        scaler: The standardisation.
+        classifier: The classifier of standardised features.
+    """
+
+    scaler: Any
+    classifier: Any
+
+    def predict(self, queries: Array) -> Array:
+        """Return the classes of features (m, d), (m,)."""
+        predicted: Array = self.classifier.predict(self.scaler.transform(queries))
+        return predicted
+
+
+def peer_predictions(name: str, support: Array, classes: Array, queries: Array) -> Array:
+    """Return the classes that a peer predicts, (m,), after standardising the features by the support set.
+
+    Args:
+        name: A key of `CLASSIFIERS`.
+        support: Features of the support set, (n, d).
+        classes: Its classes, (n,).
+        queries: Features of the queries, (m, d).
+    """
+    return fit_peer(name, support, classes).predict(queries)

@@ -116,12 +116,28 @@ class HalfLosses:
         """
         count = len(self.frozen)
         for _ in range(steps):
-            order = torch.randperm(count, generator=self.generator).to(self.frozen.device)
-            first, second = order[: count // 2], order[count // 2 :]
+            order = torch.randperm(count, generator=self.generator)
+            first, second = (half.to(self.frozen.device) for half in halves(order, self.targets))
             phi = torch.cat([self.frozen, self.learner.features.adapted(self.inputs, condition)], 1)
             of_first = rows_of_targets(self.targets, first)
             fitted = self.readout.fit(phi[first], of_first, frozen_width=self.frozen.shape[1])
             yield target_loss(fitted.logits(phi[second]), rows_of_targets(self.targets, second))
+
+
+def halves(order: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Return two halves of the examples; each class is divided, and its only example is in the first half.
+
+    A readout cannot be made from a half that lacks a class.
+
+    Args:
+        order: The examples in random order, (n,).
+        targets: Their labels; those that are no classes are divided by the order alone.
+    """
+    if targets.kind != "classes":
+        return order[: len(order) // 2], order[len(order) // 2 :]
+    of_class = targets.matrix.cpu().bool()[order]  # (n, classes)
+    earlier = of_class.cumsum(0)[of_class] - 1  # how many of its class come before each example
+    return order[earlier % 2 == 0], order[earlier % 2 == 1]
 
 
 def rows_of_targets(targets: Targets, rows: Tensor) -> Targets:

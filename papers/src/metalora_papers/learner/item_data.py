@@ -92,14 +92,23 @@ class ItemData:
         return [self.backbone.preprocessor(pool.take(rows).inputs) for rows in chosen.split(BATCH)]
 
 
+def emoji_backbone(size: int) -> Backbone:
+    """Return EfficientNet-Lite0 with its ImageNet weights, for drawings of a size in pixels."""
+    preprocessor = ImagePreprocessor(size=(size, size), resize=size, mean=HALF, std=HALF, interpolation="bicubic")
+    return load_backbone("efficientnet-lite0", preprocessor=preprocessor)
+
+
+def text_backbone() -> Backbone:
+    """Return MiniLM, for sentences."""
+    return load_backbone("minilm", max_length=MAX_LENGTH)
+
+
 def load_emoji_suite(run: LearnerRunConfig) -> LearnerSuite:
     """Load suite "learner-emoji": drawings of four vendors, EfficientNet-Lite0 with its ImageNet weights."""
-    size = ImagePreprocessor(size=(run.size, run.size), resize=run.size, mean=HALF, std=HALF, interpolation="bicubic")
-    backbone = load_backbone("efficientnet-lite0", preprocessor=size)
-    return LearnerSuite(ItemData(load_emoji(left_out=run.left_out_vendor or None), backbone, run), run)
+    items = load_emoji(left_out=run.left_out_vendor or None)
+    return LearnerSuite(ItemData(items, emoji_backbone(run.size), run), run)
 
 
 def load_text_suite(run: LearnerRunConfig) -> LearnerSuite:
     """Load suite "learner-texts": sentences of BBC News, MiniLM."""
-    backbone = load_backbone("minilm", max_length=MAX_LENGTH)
-    return LearnerSuite(ItemData(load_texts(run.data_root), backbone, run), run)
+    return LearnerSuite(ItemData(load_texts(run.data_root), text_backbone(), run), run)

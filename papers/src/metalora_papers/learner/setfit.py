@@ -10,9 +10,10 @@ each sentence.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, mse_loss, normalize
@@ -40,23 +41,39 @@ class SetFit:
 
     def predictions(self, episode: LabelledEpisode, lr: float, steps: Sequence[int], seed: int) -> dict[int, Tensor]:
         """Train on the support set and return the classes of the queries, (m,), after each number of steps."""
+        predicted = {}
+        for step, features in self.training(episode.support, episode.support_labels, lr, max(steps), seed):
+            if step in steps:
+                head = fit_head(features, episode.support, episode.support_labels)
+                predicted[step] = torch.from_numpy(head.predict(embeddings(features, episode.query)))
+        return predicted
+
+    def training(
+        self, support: Any, labels: Tensor, lr: float, steps: int, seed: int
+    ) -> Iterator[tuple[int, StageFeatures]]:
+        """Train a copy of the encoder; yields the number of each step, from 1, and the features of the copy after it.
+
+        Args:
+            support: The support set, as the encoder takes it.
+            labels: Its classes, (n,).
+            lr: Learning rate of AdamW.
+            steps: Number of steps.
+            seed: Seed of the pairs.
+        """
         model = copy.deepcopy(self.model).requires_grad_(True)
         features = StageFeatures(model, None)
         optimiser = torch.optim.AdamW(model.parameters(), lr=lr)
         generator = torch.Generator().manual_seed(seed)
-        predicted = {}
-        for step in range(1, max(steps) + 1):
-            first, second = draw_pairs(episode.support_labels, PAIRS_PER_STEP, generator)
-            same = (episode.support_labels[first] == episode.support_labels[second]).float()
+        for step in range(1, steps + 1):
+            first, second = draw_pairs(labels, PAIRS_PER_STEP, generator)
+            same = (labels[first] == labels[second]).float()
             rows, place = torch.cat([first, second]).unique(return_inverse=True)
-            embedded = features.adapted_last_layer(rows_of(episode.support, rows))[place]
+            embedded = features.adapted_last_layer(rows_of(support, rows))[place]
             cosines = cosine_similarity(embedded[: len(first)], embedded[len(first) :])
             optimiser.zero_grad()
             mse_loss(cosines, same).backward()
             optimiser.step()
-            if step in steps:
-                predicted[step] = _classified(features, episode)
-        return predicted
+            yield step, features
 
 
 def draw_pairs(labels: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -82,13 +99,25 @@ def draw_pairs(labels: Tensor, count: int, generator: torch.Generator) -> tuple[
 
 
 @torch.no_grad()
-def _classified(features: StageFeatures, episode: LabelledEpisode) -> Tensor:
-    """Return the classes of the queries by a logistic regression on unit embeddings."""
+def embeddings(features: StageFeatures, inputs: Any) -> np.ndarray[Any, Any]:
+    """Return unit embeddings of inputs, (n, width).
+
+    Args:
+        features: The features of the encoder.
+        inputs: What the encoder takes.
+    """
+    chunks = torch.arange(batch_size(inputs)).split(FORWARD)
+    return normalize(torch.cat([features.adapted_last_layer(rows_of(inputs, rows)) for rows in chunks])).numpy()
+
+
+def fit_head(features: StageFeatures, support: Any, labels: Tensor) -> Any:
+    """Return a logistic regression on the unit embeddings of a support set.
+
+    Args:
+        features: The features of the encoder.
+        support: The support set, as the encoder takes it.
+        labels: Its classes, (n,).
+    """
     from sklearn.linear_model import LogisticRegression
 
-    def embed(inputs: Any) -> Tensor:
-        chunks = torch.arange(batch_size(inputs)).split(FORWARD)
-        return normalize(torch.cat([features.adapted_last_layer(rows_of(inputs, rows)) for rows in chunks]))
-
-    head = LogisticRegression(max_iter=1000).fit(embed(episode.support).numpy(), episode.support_labels.numpy())
-    return torch.from_numpy(head.predict(embed(episode.query).numpy()))
+    return LogisticRegression(max_iter=1000).fit(embeddings(features, support), labels.numpy())

@@ -1,0 +1,1 @@
+"""The time to a new task: seconds until it predicts, and how accurate it is then."""
