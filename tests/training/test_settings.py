@@ -149,15 +149,16 @@ def test_weight_decay_shrinks_every_parameter_that_is_trained():
 
 
 def test_gradients_of_several_processes_are_averaged_and_frozen_parameters_get_none(monkeypatch):
-    """The second process has the gradients 3 and 5 where this one has 1 and none."""
-    first, second, frozen = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    """The second process has the gradients 3, 5 and none where this one has 1, none and none."""
+    first, second, unused, frozen = (nn.Parameter(torch.zeros(2)) for _ in range(4))
     frozen.requires_grad_(False)
     first.grad = torch.ones(2)
-    others = torch.tensor([3.0, 3.0, 5.0, 5.0])
+    others = torch.tensor([3.0, 3.0, 5.0, 5.0, 0.0, 0.0, 1.0, 1.0, 0.0])  # then which gradients there are
     monkeypatch.setattr(gradients, "process_count", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(others))
-    average_gradients([first, frozen, second])
-    assert first.grad.tolist() == [2.0, 2.0] and second.grad.tolist() == [2.5, 2.5] and frozen.grad is None
+    average_gradients([first, frozen, second, unused])
+    assert first.grad.tolist() == [2.0, 2.0] and second.grad.tolist() == [2.5, 2.5]
+    assert frozen.grad is None and unused.grad is None  # AdamW leaves both out, as in one process
 
 
 # ---- random numbers, precision, rounding ----------------------------------------------------------------------------
