@@ -26,5 +26,9 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test draws the same numbers, whatever ran before it."""
-    torch.manual_seed(0)
+    """Every test draws the same numbers, whatever ran before it.
+
+    Without a card `torch.manual_seed` is left out: it notes the stack for each kind of device, one millisecond a test.
+    """
+    seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+    seed(0)
