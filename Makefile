@@ -2,6 +2,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DATA ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+# worksteal: each worker keeps neighbouring tests, and so makes their fixtures once. The tests that start a process
+# have one thread there, too, and read the library's compiled modules instead of compiling them each time.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
 .PHONY: setup test laws conformance attack load lint site sweep hashes demo bench gpu gpu-wheels clean
 
@@ -16,10 +19,10 @@ setup: .venv/.stamp
 	touch $@
 
 test: setup lint
-	$(BIN)/pytest -q -n 2
+	$(PYTEST)
 
 laws: setup
-	$(BIN)/pytest -q -n 2 --every-cell tests/laws
+	$(PYTEST) --every-cell tests/laws
 
 conformance: setup  # of the installed PEFT, or of PEFT=0.18.1
 	$(BIN)/python tests/conformance/run.py --peft=$(PEFT) $(FAMILY)

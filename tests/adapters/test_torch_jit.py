@@ -15,7 +15,8 @@ FAMILIES = pytest.mark.parametrize("family", ("resnet", "vit"))
 
 def adapted(family, method):
     if family == "resnet":
-        model, targets = timm.create_model("resnet10t", num_classes=3), "layer*.conv*"
+        sizes = dict(channels=(8, 8, 16, 16), stem_width=4, num_classes=3)
+        model, targets = timm.create_model("resnet10t", **sizes), "layer*.conv*"
     else:
         sizes = dict(img_size=32, depth=2, embed_dim=16, num_heads=2, num_classes=3)
         model, targets = timm.create_model("vit_tiny_patch16_224", **sizes), "qkv,fc1"
@@ -30,7 +31,7 @@ def pictures(examples):
 
 def traced_output_is_right(model):
     with torch.no_grad():
-        traced = torch.jit.trace(model, pictures(2))
+        traced = torch.jit.trace(model, pictures(2), check_trace=False)  # the comparison below is stricter
         for examples in (2, 3):
             x = pictures(examples)
             assert_close(traced(x), model(x))

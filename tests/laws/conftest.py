@@ -14,19 +14,16 @@ def pytest_generate_tests(metafunc):
     """Parametrise the laws marked `every_cell` by (case, layer).
 
     With --every-cell by all pairs; otherwise linear and conv2d for every case, and a sample of the others.
-    every_cell(delta=True) selects the methods that have a Delta W, every_cell(delta=False) the bottlenecks, and
-    every_cell(pair=True) the methods whose Delta W is a LoRA.
+    The marker's keywords are attributes of a case that select the cases: every_cell(has_delta=True) those of the
+    methods that have a Delta W.
     """
     marker = metafunc.definition.get_closest_marker("every_cell")
     if marker is None:
         return
     all_pairs = metafunc.config.getoption("every_cell")
-    delta, pair = marker.kwargs.get("delta"), marker.kwargs.get("pair")
     cells = {}
     for case_number, (name, case) in enumerate(CASES.items()):
-        if delta is not None and case.has_delta is not delta:
-            continue
-        if pair is not None and case.has_pair is not pair:
+        if any(getattr(case, field) is not value for field, value in marker.kwargs.items()):
             continue
         for layer_number, (kind, layer) in enumerate(LAYERS.items()):
             sample = SAMPLE_OF_GENERAL if METALORA_LAYERS[layer.kind] is AdaptedGeneralConv else SAMPLE

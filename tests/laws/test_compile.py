@@ -35,8 +35,20 @@ COMPILED = {
 }
 
 
-@pytest.mark.parametrize("kind", ("linear", "conv2d", "grouped_conv2d"))
-@pytest.mark.parametrize("case", COMPILED.values(), ids=COMPILED)
+CONVOLUTIONS = ("conv2d", "grouped_conv2d")
+
+
+def pytest_generate_tests(metafunc):
+    """Every case on linear and on one of the convolutions in turn, or with --every-cell on both."""
+    if "kind" in metafunc.fixturenames:
+        all_pairs = metafunc.config.getoption("every_cell")
+        cells = {}
+        for number, (name, case) in enumerate(COMPILED.items()):
+            for kind in ("linear", *(CONVOLUTIONS if all_pairs else CONVOLUTIONS[number % 2 :][:1])):
+                cells[f"{name}-{kind}"] = (case, kind)
+        metafunc.parametrize("case, kind", cells.values(), ids=cells)
+
+
 def test_8_compiled_is_eager_and_new_values_do_not_recompile(case, kind):
     model, adapter, x, condition = attach_case(case, LAYERS[kind])
     torch.compiler.reset()

@@ -5,22 +5,26 @@ import torch
 
 from oracles.dense import BOTTLENECKS
 from support.adapters import assert_close
-from support.cases import CASES, attach_case, factors_of, oracle_bias, oracle_delta
-from support.laws import EVERY_BOTTLENECK, EVERY_DELTA, EVERY_SIZE
-from support.layers import LAYERS, apply
+from support.cases import CASES, SIZES, attach_case, factors_of, inputs_of_size, oracle_bias, oracle_delta
+from support.laws import EVERY_BOTTLENECK, EVERY_DELTA
+from support.layers import BATCH, LAYERS, apply
 
 
-@EVERY_SIZE
 @EVERY_DELTA
-def test_2_forward_is_base_plus_dense_delta(case, layer, size):
-    model, adapter, x, condition = attach_case(case, layer, size)
-    got = model(x, **condition)
-    base = model[0].base
-    for i in range(len(x)):
-        dense = oracle_delta(case, layer, adapter, condition.get("condition"), i)
-        assert dense.abs().max() > 1e-3
-        shift = oracle_bias(case, layer, adapter, condition.get("condition"), i)
-        assert_close(got[i : i + 1], apply(base, x[i : i + 1], base.weight + dense) + shift)
+def test_2_delta_is_the_oracle_and_forward_is_base_plus_it(case, layer):
+    model, adapter, _, options = attach_case(case, layer)
+    base, condition = model[0].base, options.get("condition")
+    deltas = [oracle_delta(case, layer, adapter, condition, i) for i in range(BATCH)]
+    shifts = [oracle_bias(case, layer, adapter, condition, i) for i in range(BATCH)]
+    assert all(delta.abs().max() > 1e-3 for delta in deltas)
+    got = adapter.delta("0", **options)
+    assert_close(got, torch.stack(deltas) if case.per_example else deltas[0], name="Delta W")
+    assert got.shape[-base.weight.ndim :] == base.weight.shape
+    for size in SIZES:
+        x = inputs_of_size(adapter, layer, size)
+        rows = zip(x.split(1), deltas, shifts, strict=True)
+        want = [apply(base, row, base.weight + delta) + shift for row, delta, shift in rows]
+        assert_close(model(x, **options), torch.cat(want), name=size)
 
 
 @pytest.mark.parametrize("kind", ("linear", "conv1d", "conv2d"))
@@ -46,12 +50,3 @@ def test_2_a_bottleneck_is_a_function_of_the_output(case, layer):
         want = z + (case.alpha or 1.0) * BOTTLENECKS[case.method](z, **factors)
         assert (want - z).abs().max() > 1e-3
         assert_close(got[i : i + 1], want.movedim(-1, axis))
-
-
-@EVERY_DELTA
-def test_2_delta_is_the_oracle_in_the_base_layout(case, layer):
-    model, adapter, x, condition = attach_case(case, layer)
-    want = torch.stack([oracle_delta(case, layer, adapter, condition.get("condition"), i) for i in range(len(x))])
-    got = adapter.delta("0", **condition)
-    assert_close(got, want if case.per_example else want[0])
-    assert got.shape[-model[0].base.weight.ndim :] == model[0].base.weight.shape

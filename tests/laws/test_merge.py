@@ -5,28 +5,32 @@ import torch
 
 from metalora import merge, unmerge
 from support.adapters import assert_close
-from support.cases import attach_case
-from support.laws import EVERY_DELTA, EVERY_SIZE, GENERATED, WITHOUT_PAIR
+from support.cases import SIZES, attach_case, inputs_of_size
+from support.laws import EVERY_DELTA, GENERATED, WITHOUT_PAIR
 from support.layers import LAYERS
 
 
-@EVERY_SIZE
 @EVERY_DELTA
-def test_3_merge_is_forward_and_unmerge_restores_the_bits(case, layer, size):
-    model, adapter, x, condition = attach_case(case, layer, size)
+def test_3_merge_is_forward_and_unmerge_restores_the_bits(case, layer):
+    model, adapter, _, condition = attach_case(case, layer)
     snapshot = {"condition": condition["condition"].mean()} if condition else {}
-    weight, before = model[0].base.weight.clone(), model(x, **snapshot)
+    weight = model[0].base.weight.clone()
+    inputs, before = {}, {}
+    for size in SIZES:
+        inputs[size] = inputs_of_size(adapter, layer, size)
+        before[size] = model(inputs[size], **snapshot)
     if model[0].bound.bias_factors and model[0].base.bias is None:
         with pytest.raises(ValueError, match="target '0' has no bias that .* could be added to"):
             merge(model, **snapshot)
         assert torch.equal(model[0].base.weight, weight)
         return
     merge(model, **snapshot)
-    assert_close(model(x), before)
+    for size in SIZES:
+        assert_close(model(inputs[size]), before[size], name=size)
     assert not torch.equal(model[0].base.weight, weight)
     unmerge(model)
     assert torch.equal(model[0].base.weight, weight)
-    assert torch.equal(model(x, **snapshot), before)
+    assert torch.equal(model(inputs[size], **snapshot), before[size])
 
 
 @pytest.mark.parametrize("case", WITHOUT_PAIR.values(), ids=WITHOUT_PAIR)

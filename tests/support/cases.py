@@ -174,13 +174,22 @@ def features(n: int) -> torch.Tensor:
     return torch.randn(n, FEATURES)
 
 
+SIZES = ("few", "many", "many, cut")
+
+
+def inputs_of_size(adapter, layer, size: str) -> torch.Tensor:
+    """An input with few or many positions for each example; with "many, cut" the layer never forms W + Delta W."""
+    adapter.weight_first = not size.endswith("cut")
+    return layer.inputs(size.removesuffix(", cut"))
+
+
 def attach_case(case: Case, layer, size: str = "few", random: bool = True, **changes):
     """Attach the adapter of a case to a base of one layer.
 
     Args:
         case: The method and its configuration.
         layer: The kind of the base layer.
-        size: "few" or "many" positions in the input; with "many, cut" the layer never forms W + Delta W.
+        size: One of SIZES: what `inputs_of_size` makes.
         random: Whether the learned numbers are random, instead of those that the method starts with.
         changes: Fields of the configuration that differ from the case.
 
@@ -191,8 +200,7 @@ def attach_case(case: Case, layer, size: str = "few", random: bool = True, **cha
     adapter = attach(model, case.config(**changes))
     if random:
         randomise(adapter)
-    x = layer.inputs(size.removesuffix(", cut"))
-    adapter.weight_first = not size.endswith("cut")
+    x = inputs_of_size(adapter, layer, size)
     options = {"condition": case.condition(adapter, len(x))} if case.per_example else {}
     return model, adapter, x, options
 

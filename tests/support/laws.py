@@ -9,10 +9,10 @@ from support.cases import CASES
 
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 EVERY_CELL = pytest.mark.every_cell  # case x layer; laws/conftest.py chooses the pairs
-EVERY_DELTA = pytest.mark.every_cell(delta=True)
-EVERY_PAIR = pytest.mark.every_cell(pair=True)
-EVERY_BOTTLENECK = pytest.mark.every_cell(delta=False)
-EVERY_SIZE = pytest.mark.parametrize("size", ("few", "many", "many, cut"))
+EVERY_DELTA = pytest.mark.every_cell(has_delta=True)
+EVERY_PAIR = pytest.mark.every_cell(has_pair=True)
+EVERY_PER_EXAMPLE = pytest.mark.every_cell(per_example=True)
+EVERY_BOTTLENECK = pytest.mark.every_cell(has_delta=False)
 WITHOUT_PAIR = {name: case for name, case in CASES.items() if not case.has_pair}
 GENERATED = {name: case for name, case in CASES.items() if case.per_example}
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "counts.json").read_text())
