@@ -98,7 +98,7 @@ class MappingNet(nn.Module):
             numbers: What `forward` has returned, changed number by number or not.
         """
         if not self.shared:
-            return list(numbers.split(self.numels, dim=1))
+            return list(torch.split(numbers, self.numels, dim=1))
         return [numbers[:, place, :numel] for place, numel in enumerate(self.numels)]
 
     def num_params(self, feature_size: int) -> int:
