@@ -118,16 +118,28 @@ def test_checkpointed_blocks(reentrant):
 
 
 class Products(TorchFunctionMode):
-    """Counts the linear products, by the width of their output."""
+    """Records the matrices of the linear products, (out, in), and counts the products by the width of their output."""
 
     def __init__(self):
         super().__init__()
-        self.widths = []
+        self.matrices = []
+
+    @property
+    def widths(self):
+        return [len(matrix) for matrix in self.matrices]
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is nn.functional.linear:
-            self.widths.append(args[1].shape[0])
+            self.matrices.append(args[1])
         return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["lora", "metatt-4d"])
+def test_a_product_on_a_cpu_reads_left_row_by_row_although_its_factor_is_stored_by_columns(method):
+    model, _ = attach_seeded(Net(), method)
+    with Products() as products:
+        model(torch.randn(4, 5, 6, dtype=torch.float64))
+    assert 3 in products.widths and all(matrix.is_contiguous() for matrix in products.matrices)
 
 
 def test_query_key_and_value_share_what_they_read_of_one_input():

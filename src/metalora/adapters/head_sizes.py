@@ -14,35 +14,52 @@ NUMBER_OF_KEY_HEADS = ("num_key_value_heads", "num_kv_heads")
 PARTS_NEARBY = 2  # steps upwards from a layer whose other parts are asked: attention.output.dense asks attention.self
 
 
-def head_size(model: nn.Module, path: str, width: int | None) -> int | None:
-    """Size of an attention head at a layer; None if nothing says it.
-
-    The nearest module above the layer that says it counts: by its size, by the attention next to the layer, by its
-    number of heads, or by its configuration. A number for every stage (Swin's `num_heads=[2, 4]`) says nothing of one
-    layer, so that the next module above is asked.
+class HeadSizes:
+    """The sizes of the attention heads of a model; every module is asked once, however many layers are below it.
 
     Args:
-        model: The model.
-        path: Path of the layer.
-        width: Size of the axis of the layer that holds the heads; None if none does.
-
-    Example:
-        >>> attention = nn.MultiheadAttention(8, 2)
-        >>> head_size(nn.ModuleDict({"attention": attention}), "attention.out_proj", 8)
-        4
+        model: The model, which must not change in the meantime.
     """
-    modules_above = modules_along(model, path.rpartition(".")[0])[::-1]
-    for steps, above in enumerate(modules_above, start=1):
-        size = _integer(above, HEAD_SIZE)
-        if size is None and steps <= PARTS_NEARBY:
-            size = _size_nearby(above)
-        if size is None:
-            size = _size_by_number(above, width)
-        if size is None:
-            size = _size_of_config(getattr(above, "config", None))
-        if size is not None:
-            return size
-    return None
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+        self._nearby: dict[nn.Module, int | None] = {}
+
+    def at(self, path: str, width: int | None) -> int | None:
+        """Size of an attention head at a layer; None if nothing says it.
+
+        The nearest module above the layer that says it counts: by its size, by the attention next to the layer, by its
+        number of heads, or by its configuration. A number for every stage (Swin's `num_heads=[2, 4]`) says nothing of
+        one layer, so that the next module above is asked.
+
+        Args:
+            path: Path of the layer.
+            width: Size of the axis of the layer that holds the heads; None if none does.
+
+        Example:
+            >>> attention = nn.MultiheadAttention(8, 2)
+            >>> HeadSizes(nn.ModuleDict({"attention": attention})).at("attention.out_proj", 8)
+            4
+        """
+        modules_above = modules_along(self._model, path.rpartition(".")[0])[::-1]
+        for steps, above in enumerate(modules_above, start=1):
+            size = _integer(above, HEAD_SIZE)
+            if size is None and steps <= PARTS_NEARBY:
+                size = self._size_nearby(above)
+            if size is None:
+                size = _size_by_number(above, width)
+            if size is None:
+                size = _size_of_config(getattr(above, "config", None))
+            if size is not None:
+                return size
+        return None
+
+    def _size_nearby(self, above: nn.Module) -> int | None:
+        """The size that the parts of a module say, or their parts; None if they differ."""
+        if above not in self._nearby:
+            sizes = {_integer(part, HEAD_SIZE) for part in _parts(above)} - {None}
+            self._nearby[above] = sizes.pop() if len(sizes) == 1 else None
+        return self._nearby[above]
 
 
 def _integer(owner: object, names: tuple[str, ...]) -> int | None:
@@ -58,12 +75,6 @@ def _attribute(owner: object, name: str) -> object:
         return getattr(owner, name, None)
     except RuntimeError:
         return None
-
-
-def _size_nearby(above: nn.Module) -> int | None:
-    """The size that the parts of a module say, or their parts; None if they differ."""
-    sizes = {_integer(part, HEAD_SIZE) for part in _parts(above)} - {None}
-    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -18,7 +18,7 @@ from metalora.adapters.convolutions import (
     kind_of_convolution,
     outputs_per_position,
 )
-from metalora.adapters.head_sizes import head_size
+from metalora.adapters.head_sizes import HeadSizes
 from metalora.adapters.heads import output_heads
 from metalora.adapters.held_matrix import (
     MATRIX_TRANSPOSED,
@@ -27,11 +27,11 @@ from metalora.adapters.held_matrix import (
     is_read_by_parent,
     matrices_by_name,
     matrices_in,
-    modules_along,
     parameter_name,
     paths_in_order,
     readers_of,
 )
+from metalora.adapters.layer_numbers import LayerNumbers
 from metalora.adapters.own_forward import try_forward
 from metalora.adapters.path_index import PathIndex, matches
 from metalora.adapters.stored_weight import QUANTISED, why_not_writable
@@ -249,7 +249,7 @@ def find_targets(model: nn.Module, targets: str | Sequence[str] = "all", exclude
     if not paths:
         raise ValueError(f"targets {targets!r} (exclude {tuple(exclude)!r}) match nothing in {type(model).__name__}")
     chosen = {*paths}
-    return [target_at(model, path) for path in paths_in_order(model) if path in chosen]
+    return targets_at(model, (path for path in paths_in_order(model) if path in chosen))
 
 
 def _paths_of_preset(model: nn.Module, preset: str) -> list[str]:
@@ -328,33 +328,42 @@ def matrix_targets(model: nn.Module) -> dict[str, list[Target]]:
         >>> [*matrix_targets(nn.Sequential(nn.MultiheadAttention(4, 2)))]
         ['0.in_proj_weight', '0.out_proj.weight']
     """
+    paths = [matrix_path for path, module in model.named_modules() for matrix_path in matrices_in(path, module)]
     by_parameter: dict[str, list[Target]] = {}
-    for path, module in model.named_modules():
-        for matrix_path in matrices_in(path, module):
-            matrix = held_matrix(model, matrix_path)
-            assert matrix is not None, matrix_path
-            by_parameter.setdefault(parameter_name(matrix_path, matrix), []).append(target_at(model, matrix_path))
+    for target in targets_at(model, paths):
+        matrix = held_matrix(model, target.path)
+        assert matrix is not None, target.path
+        by_parameter.setdefault(parameter_name(target.path, matrix), []).append(target)
     return by_parameter
 
 
-def target_at(model: nn.Module, path: str) -> Target:
-    """The target at a path.
+def targets_at(model: nn.Module, paths: Iterable[str]) -> list[Target]:
+    """The targets at some paths, in their order.
 
     Args:
         model: The model.
-        path: Path of a layer that can be adapted, or of a matrix that a module holds.
+        paths: Paths of layers that can be adapted, or of matrices that a module holds.
+
+    Example:
+        >>> [target.sizes for target in targets_at(nn.Sequential(nn.Linear(8, 4)), ["0", "0.weight"])]
+        [{'out': 4, 'in': 8}, {'out': 4, 'in': 8}]
     """
+    head_sizes, layer_numbers = HeadSizes(model), LayerNumbers(model)
+    return [_target_at(model, path, head_sizes, layer_numbers) for path in paths]
+
+
+def _target_at(model: nn.Module, path: str, head_sizes: HeadSizes, layer_numbers: LayerNumbers) -> Target:
     base = held_matrix(model, path) or model.get_submodule(path)
     kind = base.kind if isinstance(base, HeldMatrix) else kind_of(base)
     assert kind is not None, path
     sizes = base.sizes if isinstance(base, HeldMatrix) else mode_sizes(base, kind)
-    layer, role = _layer_and_role(model, path)
+    layer, role = layer_numbers.at(path)
     # With fewer key heads than query heads, a fused output is not three projections of equal width.
     fused = path.rpartition(".")[2] in FUSED and sizes["out"] == 3 * sizes["in"]
     parts = 3 if fused else 1
     side = _side_of_heads(path)
     width = None if side == "" else sizes[side] // (parts if side == "out" else 1)
-    head_dim, groups = head_size(model, path, width), base.groups if isinstance(base, _ConvNd) else 1
+    head_dim, groups = head_sizes.at(path, width), base.groups if isinstance(base, _ConvNd) else 1
     return Target(path, kind, sizes, layer, role, parts, head_dim, side, groups, outputs_per_position(base))
 
 
@@ -364,22 +373,3 @@ def _side_of_heads(path: str) -> Side:
     if any(f".{path}".endswith(f".{name}") for name in OUT_OF_HEADS):
         return "in"
     return ""
-
-
-def _layer_and_role(model: nn.Module, path: str) -> tuple[tuple[int, ...] | None, str]:
-    """The numbers of the layer, and the role: a number counts layers if all its siblings are of one class.
-
-    So does the number of a matrix, in a stack or in a list of parameters.
-    """
-    words = path.split(".")
-    role = list(words)
-    numbers = []
-    modules = modules_along(model, path)
-    for place, word in enumerate(words):
-        if word.isdigit():
-            above = modules[place] if place < len(modules) else None
-            siblings = {type(sibling) for sibling in above.children()} if above is not None else set()
-            if above is None or word in above._parameters or len(siblings) == 1:
-                numbers.append(int(word))
-                role[place] = "*"
-    return tuple(numbers) or None, ".".join(role)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Literal, TypeVar
 
@@ -81,12 +82,12 @@ class Network:
         factors = parse_factors(specs, parsed_folds, sides)
         return cls(factors, parsed_folds, tuple(map(tuple, terms)), form, tuple(biases))
 
-    @property
+    @cached_property
     def modes(self) -> Modes:
         """All modes, in order of appearance."""
         return tuple(dict.fromkeys(mode for modes in self.factors.values() for mode in modes))
 
-    @property
+    @cached_property
     def inputs(self) -> Modes:
         """The modes of the input side, in the order of the weight's axes: in (or what it folds into), kh, kw."""
         input_side = [mode for axis in INPUT_MODES for mode in self.folds.get(axis, (axis,))]
@@ -97,13 +98,13 @@ class Network:
         """The modes of the output side: out, or what it folds into."""
         return tuple(self.folds.get("out", ("out",)))
 
-    @property
+    @cached_property
     def weight_modes(self) -> frozenset[str]:
         """The modes that are axes of a weight, or that its axes fold into; without heads, which are a coordinate."""
         folded = {mode for modes in self.folds.values() for mode in modes}
         return frozenset({*INPUT_MODES, "out", *folded} - {"head"})
 
-    @property
+    @cached_property
     def bonds(self) -> Modes:
         """The modes that are summed over, in order of appearance."""
         folded = {mode for modes in self.folds.values() for mode in modes}

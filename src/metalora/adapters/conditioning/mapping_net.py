@@ -40,8 +40,9 @@ class MappingNet(nn.Module):
 
     Example:
         >>> mapping_net = MappingNet(5, 8, {"A": (2, 2), "B": (3,)}, "target", seed=0)
-        >>> [tuple(offset.shape) for offset in mapping_net(torch.rand(6, 5))]
-        [(6, 4), (6, 3)]
+        >>> numbers = mapping_net(torch.rand(6, 5))
+        >>> numbers.shape, [tuple(part.shape) for part in mapping_net.split(numbers)]
+        (torch.Size([6, 7]), [(6, 4), (6, 3)])
         >>> mapping_net.num_params(5) == sum(parameter.numel() for parameter in mapping_net.parameters())
         True
     """
@@ -77,21 +78,28 @@ class MappingNet(nn.Module):
             if self.shared and silent:
                 self.head.weight.zero_()
 
-    def forward(self, z: Tensor) -> list[Tensor]:
-        """Return the numbers of every generated factor, before they are bounded and added to c0.
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the numbers of all generated factors together, before they are bounded and added to c0.
 
         Args:
             z: Standardised features, (n, d).
 
         Returns:
-            A tensor (n, numel) for each generated factor, in the order of the shapes.
+            A tensor (n, sum of the numels), or (n, factors, largest numel) of a shared head; `split` takes it apart.
         """
         hidden = torch.nn.functional.gelu(self.trunk(z))  # (n, hidden)
+        numbers: Tensor = self.head(hidden if self.embedding is None else hidden[:, None] * self.embedding)
+        return numbers
+
+    def split(self, numbers: Tensor) -> list[Tensor]:
+        """Return a tensor (n, numel) for each generated factor, in the order of the shapes.
+
+        Args:
+            numbers: What `forward` has returned, changed number by number or not.
+        """
         if not self.shared:
-            return list(self.head(hidden).split(self.numels, dim=1))
-        assert self.embedding is not None
-        outputs = self.head(hidden[:, None] * self.embedding)  # (n, factors, largest numel)
-        return [outputs[:, number, :numel] for number, numel in enumerate(self.numels)]
+            return list(torch.split(numbers, self.numels, dim=1))
+        return [numbers[:, place, :numel] for place, numel in enumerate(self.numels)]
 
     def num_params(self, feature_size: int) -> int:
         """Return the number of trainable parameters, in closed form.
@@ -216,9 +224,10 @@ class Conditioner(nn.Module):
         z = self.pool(features, labels)
         if self.training and config.descriptor_dropout:
             z = z * (torch.rand_like(z) >= config.descriptor_dropout)
-        offsets = self.mapping_net(z.to(self.mapping_net.trunk.weight.dtype))  # (n, numel) for each factor
+        numbers = self.mapping_net(z.to(self.mapping_net.trunk.weight.dtype))
         if config.bound:  # near the identity for small offsets, and never above the bound
-            offsets = [config.bound * torch.tanh(offset / config.bound) for offset in offsets]
+            numbers = config.bound * torch.tanh(numbers / config.bound)  # of all factors at once
+        offsets = self.mapping_net.split(numbers)  # (n, numel) for each factor
         if self.training and config.dropout:
             # A dropped example gets c0, the neutral condition. Nothing is scaled up for the others.
             keep = (torch.rand(len(z), 1, device=z.device) >= config.dropout).to(z.dtype)  # (n, 1)

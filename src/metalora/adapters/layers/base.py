@@ -176,10 +176,14 @@ class AdaptedLayer(MergeableLayer):
         else:
             kernel = self.left_kernel(values, repeat)
         bonds = len(self.form.left_shape)
-        if not self.form.left_batched:
-            return kernel.flatten(0, bonds - 1)  # (*bonds, i, *kernel) -> (k, i, *kernel)
-        kernel = kernel.flatten(1, bonds)
-        return kernel[0] if kernel.shape[0] == 1 else kernel  # one condition: a plain matrix, as the fused nodes take
+        if self.form.left_batched:
+            kernel = kernel.flatten(1, bonds)
+            left = kernel[0] if kernel.shape[0] == 1 else kernel  # one condition: a matrix, as the fused nodes take
+        else:
+            left = kernel.flatten(0, bonds - 1)  # (*bonds, i, *kernel) -> (k, i, *kernel)
+        # A factor is mostly stored as (i, k). A CPU takes three to six times as long for a product with such a view as
+        # for a copy of it; on a card the copy would be a launch.
+        return left.contiguous() if left.device.type == "cpu" else left
 
     def up(self, values: Values | None, repeat: int = 1) -> Tensor:
         """Return scale . Mid . Right as (k, o), or (b, k, o) if it differs by example.

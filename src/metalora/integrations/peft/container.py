@@ -30,7 +30,7 @@ from metalora.adapters.host import (
 )
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.substitution import restore_parameters
-from metalora.adapters.targets import Target, kind_of, matrix_targets, target_at
+from metalora.adapters.targets import Target, kind_of, matrix_targets, targets_at
 from metalora.integrations.peft.calls import TASK_IDS_KEYWORD, Call, Calls, Conditions, TaskIds
 from metalora.integrations.peft.continuous import guard_continuous_batching, unguard_continuous_batching
 from metalora.integrations.peft.peft_api import BaseTunerLayer
@@ -70,9 +70,9 @@ class AdapterContainer(TunerLayer, nn.Module):
         self.metalora_adapters = nn.ModuleDict()
         # The targets are found now, because replaced layers would change them: a number in a path counts layers only
         # if all its siblings are of one class.
-        self.targets: dict[str, Target | None] = {
-            path: target_at(model, path) if kind_of(module) else None for path, module in model.named_modules()
-        }
+        self.targets: dict[str, Target | None] = {path: None for path, _ in model.named_modules()}
+        adaptable = [path for path, module in model.named_modules() if kind_of(module)]
+        self.targets |= {target.path: target for target in targets_at(model, adaptable)}
         self.matrices = matrix_targets(model)
         self.paths = paths_in_order(model)
         self.calls = Calls()
