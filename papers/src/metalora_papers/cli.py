@@ -16,8 +16,6 @@ import tyro
 from metalora._util.allocator import keep_freed_memory
 from metalora._util.files import check_file
 from metalora._util.number_range import SEED
-from metalora._util.process_errors import errors_in_all_processes
-from metalora._util.processes import join_processes
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, flatten, is_first_process, print_json, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
@@ -156,6 +154,8 @@ def train(
 
     Processes of `torchrun` or `accelerate launch` share the batches that train.accumulate counts.
     """
+    from metalora._util.process_errors import errors_in_all_processes
+    from metalora._util.processes import join_processes
     from metalora_papers.scheduler import run_one
 
     join_processes()

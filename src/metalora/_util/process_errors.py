@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from metalora._util.processes import CommonError, process_count
+from metalora._util.common_error import CommonError
+from metalora._util.processes import process_count
 
 
 @contextmanager

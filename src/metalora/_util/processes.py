@@ -9,11 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from metalora._util.common_error import CommonError
+
 Result = TypeVar("Result")
-
-
-class CommonError(ValueError):
-    """An error that all processes raise at once, so that it is enough if the first one shows it."""
 
 
 def join_processes() -> None:

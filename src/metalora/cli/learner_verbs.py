@@ -16,8 +16,6 @@ from metalora._util.allocator import keep_freed_memory
 from metalora._util.files import check_folder, write_atomically
 from metalora._util.number_range import Range
 from metalora._util.overwriting import check_output
-from metalora._util.process_errors import errors_in_all_processes
-from metalora._util.processes import join_processes
 from metalora._util.report_page import check_page
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, Overwrite, is_first_process, print_json, progress, show, status
@@ -101,6 +99,8 @@ def fit(
     Ctrl-C keeps a checkpoint next to the folder; the same command continues from it. With `accelerate launch -m
     metalora.cli.main` several processes train together.
     """
+    from metalora._util.process_errors import errors_in_all_processes
+    from metalora._util.processes import join_processes
     from metalora.learner import MetaLearner, read_tasks
     from metalora.learner.evaluation import EpisodeFeatures
     from metalora.learner.report import make_report
@@ -187,6 +187,8 @@ def finetune(
 
     --method is one of `metalora methods`; or full, which trains the whole network, or head, which trains a head alone.
     """
+    from metalora._util.process_errors import errors_in_all_processes
+    from metalora._util.processes import join_processes
     from metalora.learner import finetune as tune
     from metalora.learner.finetuning_files import FILES_OF_FINE_TUNED
 

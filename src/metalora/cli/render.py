@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from metalora._util.common_error import CommonError
 from metalora._util.number_range import Range
-from metalora._util.processes import CommonError
 from metalora._util.progress import progress_bar, shows_bars
 from metalora._util.shown import shown
 from metalora._util.suggest import check_choice

@@ -12,6 +12,7 @@ Array = np.ndarray[Any, Any]
 Predict = Callable[[Array, Array, Array], Array]  # support (n, d), classes (n,), queries (m, d) -> classes (m,)
 
 NEIGHBOURS = 5
+LEAST_VARIANCE = 1e-9  # of a standardised feature; repeated examples have none beside that of the class means
 LAST, STAGES = "last layer", "all stages"
 
 
@@ -47,9 +48,10 @@ class WideLDA:
             low_rank.append(centred * np.sqrt(prior * (1 - shrinkage) / len(members)))
         rows = np.concatenate(low_rank)  # U^T, (n, d)
         matrix = np.stack(means)  # (classes, d)
-        weighted = rows / np.maximum(diagonal, np.finfo(float).tiny)
+        diagonal = np.maximum(diagonal, LEAST_VARIANCE)
+        weighted = rows / diagonal
         inner = np.eye(len(rows)) + weighted @ rows.T
-        by_diagonal = matrix / np.maximum(diagonal, np.finfo(float).tiny)
+        by_diagonal = matrix / diagonal
         self.coefficients = by_diagonal - np.linalg.solve(inner, weighted @ matrix.T).T @ weighted
         self.intercept = np.log(priors) - 0.5 * (matrix * self.coefficients).sum(1)
         return self

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from metalora._util.processes import CommonError, process_count
+from metalora._util.common_error import CommonError
+from metalora._util.processes import process_count
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -7,7 +7,8 @@ a run is the same with any number of processes as long as n is.
 
 from __future__ import annotations
 
-from metalora._util.processes import CommonError, process_count, process_index
+from metalora._util.common_error import CommonError
+from metalora._util.processes import process_count, process_index
 from metalora.config import TrainConfig
 
 
