@@ -52,7 +52,7 @@ def check_gradients(parameters: Sequence[nn.Parameter], step: int) -> None:
         >>> factor.grad = torch.tensor([1.0, float("inf")])
         >>> check_gradients([factor], step=7)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        metalora._util.processes.CommonError: step 7: a gradient is not finite; lower the learning rate...
+        metalora._util.common_error.CommonError: step 7: a gradient is not finite; lower the learning rate...
     """
     finite = [parameter.grad.isfinite().all() for parameter in parameters if parameter.grad is not None]
     # One number, so that a GPU is waited for once; a model may lie on several.
