@@ -12,38 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.adapters.attach import adapter_of
 from metalora.config import RankBudgetConfig, RankScheduleConfig, TrainConfig, TwoSiteConfig
 from metalora.training.loop import fit
 from support.fresh_process import run_together
+from support.query_value_blocks import Network
 
 pytest.importorskip("accelerate")
 STEPS, BATCH = 12, 4
 BOTH = ("query", "value")
 FEATURES = ConditionConfig(source="tensor", feature_size=6, scope="sample", hidden=4)
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.query, self.value = nn.Linear(6, 6), nn.Linear(6, 6)
-
-    def forward(self, x):
-        return x + self.value(torch.tanh(self.query(x)))
-
-
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers, self.head = nn.ModuleList([Block(), Block()]), nn.Linear(6, 3)
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x)
 
 
 def base():

@@ -16,6 +16,7 @@ from torch import nn
 import metalora
 from metalora import AdapterConfig, ConditionConfig, TrainConfig, attach, fit
 from support.fresh_process import run_together
+from support.query_value_blocks import Network
 
 pytest.importorskip("accelerate")
 FEATURES = ConditionConfig(source="tensor", feature_size=6, scope="sample", hidden=4)
@@ -25,26 +26,6 @@ METHODS = {
     "dora": AdapterConfig("dora", rank=2, targets="query,value"),  # reads the base weights
     "generated": AdapterConfig("metalora-cp", rank=2, targets="query,value", condition=FEATURES),
 }
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.query, self.value = nn.Linear(6, 6), nn.Linear(6, 6)
-
-    def forward(self, x):
-        return x + self.value(torch.tanh(self.query(x)))
-
-
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers, self.head = nn.ModuleList([Block(), Block()]), nn.Linear(6, 3)
-
-    def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x)
 
 
 def base():

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from metalora._util.locks import locked
+
 TEMPORARY, OLD = ".metalora-tmp", ".metalora-old"  # endings of names that nothing else has
 HERE, RENAME_EXCHANGE = -100, 2  # AT_FDCWD and a flag of renameat2(2)
 FRESH_SECONDS = 60.0  # a younger temporary file may be one that its writer has not locked yet
@@ -239,7 +241,7 @@ def check_folder(path: str | Path, names: Sequence[str]) -> None:
     folder_above = Path(os.path.realpath(path)).parent
     with errors_for_users(path, "what is there is unchanged"):
         if folder_above.is_dir():
-            with _locked(folder_above):
+            with locked(folder_above):
                 _check_replaceable(Path(path), names)
 
 
@@ -262,12 +264,12 @@ def replaced_folder(path: str | Path, names: Sequence[str]) -> Iterator[Path]:
     remark = "what was there is unchanged"
     with errors_for_users(path, remark):
         real_path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(real_path.parent):
+        with locked(real_path.parent):
             _restore(real_path)
             _check_replaceable(Path(path), names)
     with errors_for_users(path, remark), _temporary_folder(real_path) as temporary:
         yield temporary
-        with _locked(real_path.parent):  # two renames, between which no other writer may come
+        with locked(real_path.parent):  # two renames, between which no other writer may come
             _swap(temporary, real_path)
 
 
@@ -330,21 +332,10 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
     temporary = _hidden_name(path, TEMPORARY)
     temporary.mkdir()
     try:
-        with _locked(temporary):
+        with locked(temporary):
             yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which waits for others and is released if the process dies."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -14,6 +14,7 @@ from optuna.exceptions import TrialPruned
 from optuna.trial import Trial, TrialState
 
 from metalora._util.files import TEMPORARY, errors_for_users, write_atomically
+from metalora._util.locks import locked
 from metalora._util.plain_values import parse_json
 from metalora._util.processes import process_count
 from metalora._util.reading import read_text
@@ -21,7 +22,6 @@ from metalora._util.shown import cut
 from metalora.io.base_samples import sample_base
 from metalora.learner.sweeps.config import DESCRIPTION_FILE, SweepConfig
 from metalora.learner.sweeps.jobs import Job
-from metalora.learner.sweeps.locks import locked
 from metalora.learner.sweeps.result import SweepResult
 from metalora.learner.sweeps.space import Choice, Space
 from metalora.learner.sweeps.study import FIRST, LOCKS, REDUCTION, TrialStudy, best_of, first_of, pruner_for

@@ -16,7 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from metalora.learner.sweeps.locks import is_locked, locked
+from metalora._util.locks import is_locked, locked
 from metalora.learner.sweeps.space import Choice
 
 JOURNAL, LOCKS, KEPT = "journal.log", "locks", "kept"

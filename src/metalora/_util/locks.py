@@ -1,4 +1,4 @@
-"""Locks of files, which the system releases when their process ends in any way."""
+"""Locks of files and folders, which the system releases when their process ends in any way."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is made if there is none; wait for whoever has it.
+    """Hold the lock of a folder, or of a file, which is made if there is none; wait for whoever has it.
 
     Args:
-        path: The file; its folder must exist.
+        path: The folder or the file; the folder of a file must exist.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
