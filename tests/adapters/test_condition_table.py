@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, Condition, ConditionConfig, attach
-from metalora.adapters.conditioning.condition_table import FIRST_CAPACITY, ConditionTable
+from metalora.adapters.conditioning.condition_table import FIRST_CAPACITY, ConditionTable, stacked
 from support.adapters import randomise
 
 GIVEN = ConditionConfig(source="tensor", scope="support", labelled=False, feature_size=5)
@@ -34,12 +34,12 @@ def test_taken_rows_are_those_that_stacking_gives(method):
     model, adapter = adapted(method)
     conditions = conditions_of(adapter, 5)
     table, order = ConditionTable.of(conditions), [4, 0, 0, 2, 3, 1, 4, 2]
-    taken, stacked = table.take(order), Condition.stack([conditions[k] for k in order])
-    for key, value in stacked.values.items():
+    taken, expected = table.take(order), Condition.stack([conditions[k] for k in order])
+    for key, value in expected.values.items():
         assert torch.equal(taken.values[key], value)
     assert len(taken) == 8 and taken.features.shape == (8, 0) and taken.maker == conditions[0].maker
-    assert torch.equal(model(X, condition=taken), model(X, condition=stacked))
-    assert torch.equal(table.take(torch.tensor(order)).vector(), stacked.vector())
+    assert torch.equal(model(X, condition=taken), model(X, condition=expected))
+    assert torch.equal(table.take(torch.tensor(order)).vector(), expected.vector())
 
 
 def test_a_table_grows_and_uses_rows_again_but_never_a_number():
@@ -137,3 +137,35 @@ def test_threads_that_add_remove_and_take_get_their_own():
     for thread in threads:
         thread.join()
     assert not problems and len(table) == 0
+
+
+def test_a_row_lives_as_long_as_its_object():
+    _, adapter = adapted()
+    conditions = conditions_of(adapter, 3)
+    table = ConditionTable()
+    rows = [table.keep(condition) for condition in conditions]
+    assert torch.equal(rows[1].condition().vector(), conditions[1].vector()) and len(table) == 3
+    numbers = [row.number for row in rows]
+    with table._lock:  # Python may destroy an object while this thread is in a method of the table
+        del rows[1]
+    assert len(table) == 2
+    with pytest.raises(ValueError, match=f"condition {numbers[1]} is not in the table"):
+        table.take([numbers[1]])
+    table.remove(numbers[0])  # and then the row goes, too
+    rows.clear()
+    assert len(table) == 0
+    for _ in range(FIRST_CAPACITY + 1):
+        table.keep(conditions[0])  # nobody holds the row
+    assert table.bytes == FIRST_CAPACITY * conditions[0].vector().numel() * 4
+
+
+def test_rows_of_one_table_are_read_at_once(monkeypatch):
+    _, adapter = adapted()
+    conditions = conditions_of(adapter, 3)
+    expected = Condition.stack(conditions)
+    table, other = ConditionTable(), ConditionTable()
+    rows = [table.keep(condition) for condition in conditions]
+    for mixed in ([rows[0], conditions[1], rows[2]], [rows[0], other.keep(conditions[1]), rows[2]], conditions):
+        assert torch.equal(stacked(mixed).vector(), expected.vector())
+    monkeypatch.setattr(Condition, "stack", lambda stored: pytest.fail("one after another"))
+    assert torch.equal(stacked(rows).vector(), expected.vector())

@@ -109,6 +109,22 @@ def test_conditions_from_a_table():
         check_each_alone(learner, tasks, [2, 1, 3], conditions=table.take([2, 1]))
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_tasks_whose_conditions_are_in_a_table(adapter):
+    learner, table = learner_of(adapter), ConditionTable()
+    made = tasks_of(learner)
+    contents = [task.to_bytes() for task in made]
+    tasks = [AdaptedTask.from_bytes(content, learner, conditions=table) for content in contents]
+    assert len(table) == (3 if adapter == "support" else 0)
+    check_each_alone(learner, tasks, [2, 1, 3])
+    x = torch.from_numpy(items(6, seed=9))
+    for output, expected in zip(*(outputs_of_many(learner, x, each, [2, 1, 3]) for each in (tasks, made)), strict=True):
+        torch.testing.assert_close(output.logits, expected.logits, rtol=0, atol=0)
+    assert [task.to_bytes() for task in tasks] == contents
+    del tasks
+    assert len(table) == 0
+
+
 @pytest.mark.parametrize("adapter", ("static", "support"))
 def test_refined_tasks_keep_their_factors(adapter):
     learner = learner_of(adapter)

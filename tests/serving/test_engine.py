@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metalora import AdapterConfig
+from metalora import AdapterConfig, ConditionTable
 from metalora.learner import AdaptedTask, MetaLearner, TextPreprocessor
 from metalora.serving.config import ServingConfig
 from metalora.serving.engine import Engine
@@ -19,8 +19,8 @@ from support.small_transformers import small_model
 
 
 def stored(learner, task):
-    """A task as the service has it: read from its small file."""
-    return AdaptedTask.from_bytes(task.to_bytes(max_bytes=20_000), learner)
+    """A task as the service has it: read from its small file, with its condition in a table."""
+    return AdaptedTask.from_bytes(task.to_bytes(max_bytes=20_000), learner, conditions=ConditionTable())
 
 
 @pytest.mark.parametrize("modality, count", (("images", 5), ("texts", 16)))
@@ -92,8 +92,10 @@ def test_a_request_is_split_over_batches_and_put_together(text_learner):
 def test_inputs_that_fail_do_not_harm_others_of_the_batch(text_learner):
     task = stored(text_learner, text_learner.adapt(sentences(8), two_labels(8)))
     broken = stored(text_learner, text_learner.adapt(sentences(8), two_labels(8)))
-    for value in broken.condition.values.values():
+    condition = broken.condition
+    for value in condition.values.values():
         value.fill_(torch.nan)
+    broken.stored_condition = condition
     encoded = text_learner.backbone.preprocessor.encode(sentences(3))
 
     async def main():
@@ -123,7 +125,7 @@ def test_half_precision_says_about_the_same(text_learner):
 def test_hot_tasks_forget_the_oldest_within_their_bound(text_learner):
     task = stored(text_learner, text_learner.adapt(sentences(8), two_labels(8)))
     size = task_bytes(task)
-    assert size >= sum(tensor.nbytes for tensor in (task.readout.support, *task.condition.values.values()))
+    assert size >= sum(tensor.nbytes for tensor in (task.readout.support, task.readout.scaling.mean))
     hot, keys = HotTasks(3 * size), [TaskKey(1, f"t_{number}", 1) for number in range(5)]
     for key in keys[:3]:
         hot.put(key, task)

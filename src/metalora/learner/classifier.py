@@ -130,7 +130,7 @@ def _with_readout(task: AdaptedTask, inputs: Sequence[Any], name: str | None) ->
     assert targets is not None
     with torch.no_grad():
         fitted = readout.fit(support, targets, frozen_width=task.learner.frozen_width)
-    return type(task)(task.learner, fitted, task.labels, task.condition, task.factors, task.support)
+    return type(task)(task.learner, fitted, task.labels, task.stored_condition, task.factors, task.support)
 
 
 def _validated(estimator: LearnerClassifier, x: Any, y: Any, reset: bool) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.conditioning.condition_table import stacked
 from metalora.learner.features import batch_size, rows_of
 from metalora.learner.learner import MetaLearner
 from metalora.learner.task import AdaptedTask
@@ -128,10 +129,10 @@ def _with_refined(
 
 def _conditions_of(tasks: Sequence[AdaptedTask]) -> Condition | None:
     """Return the conditions of the tasks as one; None if the adapter takes none from a support set."""
-    conditions = [task.condition for task in tasks if task.condition is not None]
-    if conditions and len(conditions) != len(tasks):
-        raise ValueError(f"{len(conditions)} of {len(tasks)} tasks have a condition: they are of several learners")
-    return Condition.stack(conditions) if conditions else None
+    stored = [task.stored_condition for task in tasks if task.stored_condition is not None]
+    if stored and len(stored) != len(tasks):
+        raise ValueError(f"{len(stored)} of {len(tasks)} tasks have a condition: they are of several learners")
+    return stacked(stored) if stored else None
 
 
 def _outputs(task: AdaptedTask, features: Tensor, novelty: bool, embeddings: bool) -> TaskOutputs:

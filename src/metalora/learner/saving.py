@@ -25,6 +25,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.all_or_nothing import unchanged_on_error
 from metalora.adapters.conditioning.check import check_condition
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.conditioning.condition_table import ConditionTable
 from metalora.config import from_dict, to_dict
 from metalora.io.adapter_file import ADAPTER_FILE, load
 from metalora.io.base_samples import check_samples, sample_base
@@ -285,8 +286,9 @@ def dump_task(
     task.check_learner()
     readout = task.readout if max_bytes is None else task.readout.compact(max_bytes)
     tensors = {READOUT + name: value for name, value in readout.tensors().items()}
-    if task.condition is not None:
-        tensors |= {CONDITION + key: value for key, value in task.condition.values.items()}
+    condition = task.condition
+    if condition is not None:
+        tensors |= {CONDITION + key: value for key, value in condition.values.items()}
     if task.factors is not None:
         tensors |= {FACTORS + key: value for key, value in task.factors.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -339,9 +341,11 @@ def parse_task(content: bytes, place: str | Path) -> tuple[dict[str, Any], dict[
 def _check_finite(tensors: dict[str, Tensor], path: str | Path) -> None:
     """Raise a ValueError if a number of a task is not finite."""
     for name, value in tensors.items():
+        if not value.is_floating_point():
+            continue
         # The only item of a support set has no nearest other item: the distance is infinite.
-        wrong = value.isnan() if name == READOUT + "nearest" else ~value.isfinite()
-        if wrong.any():
+        is_right = ~value.isnan() if name == READOUT + "nearest" else value.isfinite()
+        if not is_right.all():
             raise ValueError(f"{path}: {name!r} has numbers that are not finite")
 
 
@@ -369,6 +373,7 @@ def make_task(
     learner: MetaLearner,
     place: str | Path,
     fingerprint: str | None = None,
+    conditions: ConditionTable | None = None,
 ) -> AdaptedTask:
     """Return the task that a file describes.
 
@@ -379,6 +384,7 @@ def make_task(
         learner: Its learner.
         place: How messages call the task.
         fingerprint: The fingerprint of the learner; None: it is computed.
+        conditions: A table that keeps the condition; None: the task does.
 
     Raises:
         ValueError: Another learner made the task, or its parts do not fit together.
@@ -405,7 +411,8 @@ def make_task(
         _try_readout(readout, labels)
     except MISFITS as error:
         raise ValueError(f"{place}: its parts do not fit together or to its learner ({error})") from None
-    return cls(learner, readout, labels, condition, parts[FACTORS] or None)
+    stored = condition if condition is None or conditions is None else conditions.keep(condition)
+    return cls(learner, readout, labels, stored, parts[FACTORS] or None)
 
 
 def _check_values(adapter: Adapter | None, condition: Condition | None, factors: Mapping[str, Tensor]) -> None:
@@ -415,7 +422,7 @@ def _check_values(adapter: Adapter | None, condition: Condition | None, factors:
         raise ValueError(f"{'no' if takes else 'a'} condition, expected {'one' if takes else 'none'} for this adapter")
     if adapter is not None and condition is not None:
         check_condition(adapter, condition)
-    own = {} if adapter is None else adapter.learned
+    own = adapter.learned if factors and adapter is not None else {}
     for key, value in factors.items():
         if key not in own or value.shape != own[key].shape:
             expected = f"shape {tuple(own[key].shape)}" if key in own else "none of this name"
@@ -426,7 +433,7 @@ def _check_values(adapter: Adapter | None, condition: Condition | None, factors:
 def _try_readout(readout: FittedReadout, labels: TaskLabels) -> None:
     """Raise a ValueError, or what torch raises, unless a readout can predict the labels of a task."""
     query = torch.zeros(1, readout.scaling.width).to(readout.support)
-    logits, novelty = readout.logits(query), readout.novelty(query)
+    logits, novelty, _ = readout.outputs(query)
     count, items = readout.targets.count, len(readout.targets.matrix)
     if (
         logits.shape != (1, count)

@@ -14,6 +14,7 @@ from metalora._util.described import Described
 from metalora._util.hub import Uploadable
 from metalora._util.shown import cut
 from metalora.adapters.conditioning.condition import Condition
+from metalora.adapters.conditioning.condition_table import ConditionTable, TableRow
 from metalora.learner.labels import TaskLabels, group_numbers
 from metalora.learner.readouts import FittedReadout
 
@@ -38,13 +39,15 @@ class AdaptedTask(Described, Uploadable):
         learner: The learner that made it.
         readout: The readout that the support set gave.
         labels: The classes, or what else the labels are.
-        condition: The condition of a generated adapter; None for a static one.
+        condition: The condition of a generated adapter, or its row in a table; None for a static adapter.
         factors: Factors of the adapter that `refine` has changed, by key; None: those of the learner.
         support: The support set, to add further examples; None after loading.
 
     Attributes:
         classes_: The classes, in the order of the columns of `predict_proba`.
+        condition: The condition of a generated adapter; None for a static one.
         kind: "classes", "numbers" or "multilabel".
+        stored_condition: The condition as it was given.
     """
 
     def __init__(
@@ -52,13 +55,19 @@ class AdaptedTask(Described, Uploadable):
         learner: MetaLearner,
         readout: FittedReadout,
         labels: TaskLabels,
-        condition: Condition | None = None,
+        condition: Condition | TableRow | None = None,
         factors: dict[str, Tensor] | None = None,
         support: LabelledItems | None = None,
     ):
         self.learner, self.readout, self.labels = learner, readout, labels
-        self.condition, self.factors, self.support = condition, factors, support
+        self.stored_condition, self.factors, self.support = condition, factors, support
         self._training = learner.trainings
+
+    @property
+    def condition(self) -> Condition | None:
+        """The condition of a generated adapter; None for a static one."""
+        stored = self.stored_condition
+        return stored.condition() if isinstance(stored, TableRow) else stored
 
     @property
     def kind(self) -> str:
@@ -229,7 +238,13 @@ class AdaptedTask(Described, Uploadable):
 
     @classmethod
     def from_bytes(
-        cls, content: bytes, learner: MetaLearner, *, place: str = "task", fingerprint: str | None = None
+        cls,
+        content: bytes,
+        learner: MetaLearner,
+        *,
+        place: str = "task",
+        fingerprint: str | None = None,
+        conditions: ConditionTable | None = None,
     ) -> AdaptedTask:
         """Load a task that `to_bytes` gave.
 
@@ -239,13 +254,15 @@ class AdaptedTask(Described, Uploadable):
             place: How messages call the task.
             fingerprint: `learner.fingerprint`, by somebody who loads many tasks of a learner that is not trained any
                 more: to compute it takes milliseconds for each task.
+            conditions: A table that keeps the conditions of many tasks of the learner in one matrix, from which
+                `outputs_of_many` reads those of a batch at once; None: the task has a condition of its own.
 
         Raises:
             ValueError: The content is damaged, or of another learner.
         """
         from metalora.learner.saving import make_task, parse_task
 
-        return make_task(cls, *parse_task(content, place), learner, place, fingerprint)
+        return make_task(cls, *parse_task(content, place), learner, place, fingerprint, conditions)
 
     # ---- shown -----------------------------------------------------------------------------------------------------
     def description(self) -> dict[str, str]:
@@ -256,7 +273,7 @@ class AdaptedTask(Described, Uploadable):
         shown = {
             "labels": f"{self.labels.summary()}{names}",
             "readout": f"{self.learner.config.readout}{support}, {size:,} bytes",
-            "condition": "none (static)" if self.condition is None else "made from the support set",
+            "condition": "none (static)" if self.stored_condition is None else "made from the support set",
         }
         if self.factors:
             shown["refined"] = f"{len(self.factors)} factors of its own"

@@ -19,6 +19,7 @@ JSON_TYPE, FORM_TYPE = "application/json", "multipart/form-data"
 FILES = {"images": "inputs", "queries": "queries"}  # part of a form with a file -> the inputs that it belongs to
 JSON_PARTS = ("texts", "labels", "groups", "keep_examples")  # parts of a form that hold JSON
 MOST_PARTS = 20_000
+SMALL = 64_000  # bytes of JSON, which are read in less than a millisecond: another thread would cost more
 
 
 class MemoryParser(MultiPartParser):
@@ -42,6 +43,8 @@ async def read_body(request: Request, schema: type[Body], most_bytes: int) -> Bo
     if media_type not in (JSON_TYPE, FORM_TYPE):
         raise ServiceError("unsupported_media_type", f"expected a body of {JSON_TYPE} or {FORM_TYPE}")
     content = await _content(request, most_bytes)
+    if media_type == JSON_TYPE and len(content) <= SMALL:
+        return from_json(content, schema)
     if media_type == JSON_TYPE:
         return await run_in_threadpool(from_json, content, schema)
     form = await _form(request.headers, content)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from metalora.adapters.conditioning.condition_table import ConditionTable
 from metalora.learner.features import to_device
 from metalora.learner.learner import MetaLearner
 from metalora.learner.many_tasks import TaskOutputs, outputs_of_many
@@ -77,6 +78,7 @@ class Engine:
     Attributes:
         learner: As given.
         fingerprint: Its fingerprint, computed once.
+        conditions: The conditions of the tasks that are in memory.
         predictions: Inputs that wait for a prediction.
         adaptations: Support sets that wait.
     """
@@ -84,6 +86,7 @@ class Engine:
     def __init__(self, learner: MetaLearner, config: ServingConfig, metrics: Metrics):
         self.learner, self.config, self.metrics = learner, config, metrics
         self.fingerprint = learner.fingerprint
+        self.conditions = ConditionTable()
         self.predictions = FairQueue(config.max_queue_rows)
         self.adaptations = FairQueue(config.max_queue_rows)
         self._turns = Turns(LONGEST_TURN)
@@ -94,6 +97,10 @@ class Engine:
         ]
         for thread in self._threads:
             thread.start()
+
+    def task_of(self, content: bytes) -> AdaptedTask:
+        """Return the task of a file, ready to predict; its condition is a row of the table of all tasks in memory."""
+        return AdaptedTask.from_bytes(content, self.learner, fingerprint=self.fingerprint, conditions=self.conditions)
 
     @property
     def is_alive(self) -> bool:

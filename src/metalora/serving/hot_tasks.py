@@ -13,7 +13,7 @@ from torch import Tensor
 from metalora.learner.task import AdaptedTask
 
 OF_A_TENSOR = 400  # bytes of memory beside its numbers; measured
-OF_A_TASK = 7500  # bytes of memory beside its tensors; measured
+OF_A_TASK = 3600  # bytes of memory beside its tensors, with the row of its condition; measured
 
 
 class TaskKey(NamedTuple):
@@ -67,9 +67,8 @@ class HotTasks:
 
 
 def task_bytes(task: AdaptedTask) -> int:
-    """Return about how much memory a task that was loaded takes, in bytes."""
-    condition = {} if task.condition is None else task.condition.values
-    tensors = (*tensors_in(task.readout), *condition.values())
+    """Return about how much memory a task takes whose condition is a row of a table, in bytes."""
+    tensors = (*tensors_in(task.readout), *(task.factors or {}).values())
     return OF_A_TASK + sum(tensor.nbytes + OF_A_TENSOR for tensor in tensors)
 
 

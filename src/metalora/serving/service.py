@@ -178,7 +178,7 @@ class Service:
         self._engine_of(stored)
         stored, content = await self.content(tenant, task_id)
         engine = self._engine_of(stored)
-        task = await asyncio.get_running_loop().run_in_executor(self._loading, _task_of, content, engine)
+        task = await asyncio.get_running_loop().run_in_executor(self._loading, engine.task_of, content)
         self.hot.put(TaskKey(tenant, stored.id, stored.version), task)
         return stored, task, engine
 
@@ -350,10 +350,6 @@ class Service:
             else Example("image", item, label, group)
             for item, label, group in zip(items, request.labels, groups, strict=True)
         ]
-
-
-def _task_of(content: bytes, engine: Engine) -> AdaptedTask:
-    return AdaptedTask.from_bytes(content, engine.learner, fingerprint=engine.fingerprint)
 
 
 def content_of(example: Example) -> bytes | str:

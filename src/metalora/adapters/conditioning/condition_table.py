@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Sequence
 from math import prod
 
@@ -46,6 +47,7 @@ class ConditionTable:
         self._result_dtype = torch.float32
         self._rows: dict[int, int] = {}  # number of a condition -> its row
         self._free: list[int] = []
+        self._released: deque[int] = deque()  # numbers of rows that nobody holds any more
         self._next = 0
 
     @classmethod
@@ -58,7 +60,9 @@ class ConditionTable:
 
     def __len__(self) -> int:
         """Return the number of conditions."""
-        return len(self._rows)
+        with self._lock:
+            self._forget_released()
+            return len(self._rows)
 
     @property
     def bytes(self) -> int:
@@ -78,6 +82,7 @@ class ConditionTable:
         if len(condition) != 1:
             raise ValueError(f"a row of a table has one condition, not one for {len(condition)} examples")
         with self._lock:
+            self._forget_released()
             maker, origin = self._common(condition)
             numbers = self._checked(condition)
             if self._matrix is None:
@@ -90,6 +95,31 @@ class ConditionTable:
             number, self._next = self._next, self._next + 1
             self._rows[number] = row
             return number
+
+    def keep(self, condition: Condition) -> TableRow:
+        """Store a condition for as long as the row lives that this returns; the arguments are those of `add`."""
+        return TableRow(self, self.add(condition))
+
+    def release(self, number: int) -> None:
+        """Forget a condition at the next call of another method.
+
+        It takes no lock: Python may destroy a row at any time, also while this thread is in a method of the table.
+
+        Args:
+            number: Number of a condition in the table.
+        """
+        self._released.append(number)
+
+    def _forget_released(self) -> None:
+        while self._released:
+            number = self._released.popleft()
+            if number in self._rows:  # otherwise `remove` has been called, too
+                self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        row = self._row(number)
+        del self._rows[number]
+        self._free.append(row)
 
     def _checked(self, condition: Condition) -> Tensor:
         """Return all numbers of a condition as the matrix has them, (total,); ValueError if they do not fit."""
@@ -125,9 +155,7 @@ class ConditionTable:
             ValueError: There is no condition of this number (any more).
         """
         with self._lock:
-            row = self._row(number)
-            del self._rows[number]
-            self._free.append(row)
+            self._forget(number)
 
     def take(self, numbers: Sequence[int] | Tensor) -> Condition:
         """Return the conditions of these numbers as one condition, without features, (n, 0).
@@ -160,6 +188,52 @@ class ConditionTable:
         if row is None:
             raise ValueError(f"condition {number} is not in the table (any more): it has {len(self._rows)} others")
         return row
+
+
+class TableRow:
+    """A condition in a table, which keeps it for as long as this object lives.
+
+    Args:
+        table: The table.
+        number: Number of the condition.
+
+    Example:
+        >>> table = ConditionTable()
+        >>> row = table.keep(Condition({"C": torch.ones(1, 2)}, torch.zeros(1, 5), torch.tensor(0.0)))
+        >>> row.condition().values["C"]
+        tensor([[1., 1.]])
+        >>> del row
+        >>> len(table)
+        0
+    """
+
+    __slots__ = ("number", "table")
+
+    def __init__(self, table: ConditionTable, number: int):
+        self.table, self.number = table, number
+
+    def condition(self) -> Condition:
+        """Return a copy of the condition."""
+        return self.table.take([self.number])
+
+    def __del__(self) -> None:
+        """Give the row of the matrix back to the table."""
+        self.table.release(self.number)
+
+
+def stacked(stored: Sequence[Condition | TableRow]) -> Condition:
+    """Return conditions one after another, as one condition; those of one table are read at once.
+
+    Args:
+        stored: At least one condition, or row of a table.
+
+    Raises:
+        ValueError: Different adapters made two of them.
+    """
+    rows = [each for each in stored if isinstance(each, TableRow)]
+    if len(rows) == len(stored) and len({id(row.table) for row in rows}) == 1:
+        return rows[0].table.take([row.number for row in rows])
+    return Condition.stack([each.condition() if isinstance(each, TableRow) else each for each in stored])
 
 
 def _shapes_of(condition: Condition) -> dict[str, tuple[int, ...]]:

@@ -27,15 +27,16 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(BEARER)]
 TaskId = Annotated[str, Path(description="the id of a task")]
 
 
-def service_of(request: Request) -> Service:
-    """Return the service of the app."""
+async def service_of(request: Request) -> Service:
+    """Return the service of the app; a coroutine, since FastAPI calls a function in another thread."""
     service: Service = request.app.state.service
     return service
 
 
 async def tenant_of(request: Request, credentials: Credentials) -> Tenant:
     """Return the tenant whose key the request has; ServiceError without a valid one."""
-    tenant = await service_of(request).tenant(credentials.credentials if credentials else None)
+    service = await service_of(request)
+    tenant = await service.tenant(credentials.credentials if credentials else None)
     request.scope["log"]["tenant"] = tenant.id
     return tenant
 
