@@ -29,7 +29,7 @@ from metalora.adapters.conditioning.condition_table import ConditionTable
 from metalora.config import from_dict, to_dict
 from metalora.io.adapter_file import ADAPTER_FILE, load
 from metalora.io.base_samples import check_samples, sample_base
-from metalora.io.described_file import Schema, check_entries, check_finite, checksum, parse_described
+from metalora.io.described_file import Schema, check_entries, check_finite, checksum, is_finite, parse_described
 from metalora.io.fingerprint import fingerprint
 from metalora.learner.backbone import Backbone, check_no_download, load_backbone, network_of
 from metalora.learner.config import LearnerConfig
@@ -341,11 +341,9 @@ def parse_task(content: bytes, place: str | Path) -> tuple[dict[str, Any], dict[
 def _check_finite(tensors: dict[str, Tensor], path: str | Path) -> None:
     """Raise a ValueError if a number of a task is not finite."""
     for name, value in tensors.items():
-        if not value.is_floating_point():
-            continue
         # The only item of a support set has no nearest other item: the distance is infinite.
-        is_right = ~value.isnan() if name == READOUT + "nearest" else value.isfinite()
-        if not is_right.all():
+        is_wrong = value.isnan().any() if name == READOUT + "nearest" else not is_finite(value)
+        if is_wrong:
             raise ValueError(f"{path}: {name!r} has numbers that are not finite")
 
 

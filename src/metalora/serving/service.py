@@ -156,11 +156,15 @@ class Service:
         Raises:
             StoreFailure: The store has the task, and never gives its content.
         """
+        return await self._content_of(tenant, await self.task(tenant, task_id))
+
+    async def _content_of(self, tenant: int, task: StoredTask) -> tuple[StoredTask, bytes]:
+        """Return a task with its file, both of a newer version if the task was replaced after it was looked up."""
         for _ in range(MOST_READS):
-            task = await self.task(tenant, task_id)
             content = await self.stored(self.store.content, tenant, task.id, task.version)
-            if content is not None:  # otherwise it was replaced or deleted in between
+            if content is not None:
                 return task, content
+            task = await self.task(tenant, task.id)
         raise StoreFailure("the store has a task without its content")
 
     async def loaded(self, tenant: int, task_id: str) -> tuple[StoredTask, AdaptedTask, Engine]:
@@ -176,7 +180,7 @@ class Service:
             return stored, task, self._engine_of(stored)
         self.metrics.hot_misses.inc()
         self._engine_of(stored)
-        stored, content = await self.content(tenant, task_id)
+        stored, content = await self._content_of(tenant, stored)
         engine = self._engine_of(stored)
         task = await asyncio.get_running_loop().run_in_executor(self._loading, engine.task_of, content)
         self.hot.put(TaskKey(tenant, stored.id, stored.version), task)
