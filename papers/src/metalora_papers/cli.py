@@ -19,8 +19,8 @@ from metalora._util.number_range import SEED
 from metalora._util.suggest import check_choice
 from metalora.cli.render import Json, flatten, is_first_process, print_json, progress, run_verbs, show, status
 from metalora.config import from_dict, read_yaml
+from metalora.executors.config import ExecutorConfig
 from metalora_papers.config import TEXT_TABLES, GridConfig, TableConfig, TextTableConfig
-from metalora_papers.executors.config import ExecutorConfig
 from metalora_papers.finished import say_finished
 from metalora_papers.learner.config import LEARNER_TABLES, LearnerTableConfig
 from metalora_papers.learner.demo_config import DemoConfig
@@ -225,7 +225,7 @@ def grid(
     json: Json = False,
 ) -> None:
     """Try every combination of hyper-parameters around RUN.yaml on the validation split, and print the best first."""
-    from metalora_papers.executors.choice import executor_of
+    from metalora.executors.choice import executor_of
     from metalora_papers.grid import grid_runs, settings_of
     from metalora_papers.scheduler import run_all
 

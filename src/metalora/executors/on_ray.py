@@ -6,8 +6,8 @@ import logging
 import os
 from typing import Any
 
-from metalora_papers.executors.config import RayConfig
-from metalora_papers.executors.executor import Ended, Work
+from metalora.executors.config import RayConfig
+from metalora.executors.executor import Ended, Work
 
 
 class OnRay:

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from metalora_papers.executors.config import SlurmConfig
-from metalora_papers.executors.executor import Ended, Work
+from metalora.executors.config import SlurmConfig
+from metalora.executors.executor import Ended, Work
 
 WAIT = 0.5  # seconds between looks for the results of jobs
 
@@ -21,7 +21,8 @@ class OnSlurm:
         config: What a job asks for.
 
     Raises:
-        ValueError: submitit is not installed, or there is no Slurm here.
+        ModuleNotFoundError: submitit is not installed.
+        ValueError: There is no Slurm here.
     """
 
     def __init__(self, workers: int, folder: Path, config: SlurmConfig):
@@ -56,16 +57,14 @@ class OnSlurm:
 
 
 def _submitter(folder: Path, config: SlurmConfig) -> Any:
-    try:
-        import submitit
-    except ModuleNotFoundError:
-        raise ValueError('submitit is not installed: pip install "metalora-papers[slurm]"') from None
+    import submitit
+
     try:
         submitter = submitit.AutoExecutor(folder=folder, cluster=config.cluster)
     except RuntimeError:  # which it raises where there is no `srun`
         raise ValueError("--executor slurm: there is no Slurm here; --slurm.cluster local tries it without") from None
     submitter.update_parameters(
-        name="metalora-papers",
+        name="metalora",
         timeout_min=config.minutes,
         mem_gb=config.memory_gb,
         cpus_per_task=config.cpus,
