@@ -55,3 +55,7 @@ class ExecutorConfig(Configuration):
     """of --executor ray"""
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
     """of --executor slurm"""
+
+
+ONE_PROCESS = ExecutorConfig(workers=1)
+"""The process that asks does the work itself."""

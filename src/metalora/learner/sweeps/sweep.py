@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from metalora.config import AdapterConfig
+from metalora.executors.config import ExecutorConfig
 from metalora.learner.backbone import Backbone, load_backbone
 from metalora.learner.config import LearnerConfig
 from metalora.learner.data import Preprocessor, TaskPool
@@ -32,6 +34,7 @@ def sweep_finetune(
     groups: Sequence[Any] | None = None,
     preprocessor: Preprocessor | None = None,
     device: str | torch.device | None = None,
+    executor: ExecutorConfig | None = None,
     on_trial: OnTrial | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> SweepResult | None:
@@ -53,6 +56,7 @@ def sweep_finetune(
         groups: Group of each input: inputs of one thing are not both trained on and kept.
         preprocessor: The preparation of the inputs, for a network that does not tell it.
         device: Where the network runs; None: a GPU if there is one.
+        executor: What does the trials, several at a time: processes of this machine, Ray or Slurm; None: this process.
         on_trial: Called after every trial with its row and the number of trials in the folder.
         facts: What else the page says, such as versions.
 
@@ -62,6 +66,7 @@ def sweep_finetune(
 
     Raises:
         ValueError: Inputs, labels or choices do not fit, or the folder is of another search or has other files.
+        WorkFailed: The processes of the executor cannot do trials. The result of the other trials is written.
 
     Example:
         >>> import tempfile
@@ -78,11 +83,26 @@ def sweep_finetune(
         (2, 12)
     """
     sweep, adapter, config = sweep or SweepConfig(), adapter or AdapterConfig(), config or FineTuneConfig()
+    data = inputs, labels, groups
+    make_job = partial(_finetune_job, backbone, preprocessor, *data, adapter, config, sweep.test_items, device)
+    return run_sweep(folder, make_job, sweep, executor, on_trial, facts)
+
+
+def _finetune_job(
+    backbone: str | nn.Module | Backbone,
+    preprocessor: Preprocessor | None,
+    inputs: Sequence[Any],
+    labels: Sequence[Any],
+    groups: Sequence[Any] | None,
+    adapter: AdapterConfig,
+    config: FineTuneConfig,
+    test_items: float,
+    device: str | torch.device | None,
+) -> FineTuneJob:
     loaded = load_backbone(
         backbone, preprocessor=preprocessor, image_size=config.image_size, max_length=config.max_length
     )
-    job = FineTuneJob(loaded, inputs, labels, groups, adapter, config, sweep.test_items, device)
-    return run_sweep(folder, job, sweep, on_trial, facts)
+    return FineTuneJob(loaded, inputs, labels, groups, adapter, config, test_items, device)
 
 
 def sweep_fit(
@@ -95,6 +115,7 @@ def sweep_fit(
     holdout: int | Sequence[str] | None = None,
     preprocessor: Preprocessor | None = None,
     device: str | torch.device | None = None,
+    executor: ExecutorConfig | None = None,
     on_trial: OnTrial | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> SweepResult | None:
@@ -112,6 +133,7 @@ def sweep_fit(
         holdout: How many tasks, or which, no trial sees; None: a fifth if there are at least five.
         preprocessor: The preparation of the inputs, for a network that does not tell it.
         device: Where the network runs; None: a GPU if there is one.
+        executor: What does the trials, several at a time: processes of this machine, Ray or Slurm; None: this process.
         on_trial: Called after every trial with its row and the number of trials in the folder.
         facts: What else the page says, such as versions.
 
@@ -120,9 +142,23 @@ def sweep_fit(
 
     Raises:
         ValueError: Tasks, settings or choices do not fit, or the folder is of another search or has other files.
+        WorkFailed: The processes of the executor cannot do trials. The result of the other trials is written.
     """
     sweep, config = sweep or SweepConfig(), config or LearnerConfig()
+    make_job = partial(_fit_job, backbone, preprocessor, pools, config, holdout, sweep.test_items, device)
+    return run_sweep(folder, make_job, sweep, executor, on_trial, facts)
+
+
+def _fit_job(
+    backbone: str | nn.Module | Backbone,
+    preprocessor: Preprocessor | None,
+    pools: Sequence[TaskPool],
+    config: LearnerConfig,
+    holdout: int | Sequence[str] | None,
+    test_items: float,
+    device: str | torch.device | None,
+) -> FitJob:
     loaded = load_backbone(
         backbone, preprocessor=preprocessor, image_size=config.image_size, max_length=config.max_length
     )
-    return run_sweep(folder, FitJob(loaded, pools, config, holdout, sweep.test_items, device), sweep, on_trial, facts)
+    return FitJob(loaded, pools, config, holdout, test_items, device)
