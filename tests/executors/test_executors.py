@@ -19,6 +19,7 @@ from metalora.executors.local import LocalProcesses
 NOTHING = functools.partial(operator.call, dict().get, "nothing")
 FAILS = functools.partial(str, "no data")
 DIES = functools.partial(os._exit, 3)
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 IS_KILLED = functools.partial(operator.call, signal.raise_signal, signal.SIGKILL)
 
 
@@ -44,6 +45,32 @@ def test_a_local_process_that_dies_takes_its_work_alone_with_it():
         "its process was ended by SIGKILL (Killed)",
         None,
     ]
+
+
+def test_local_processes_have_one_thread_and_show_no_bars():
+    found = ended_by_work(LocalProcesses(1), [functools.partial(os.getenv, name) for name in ENVIRONMENT])
+    assert {name: ended.error for name, ended in zip(ENVIRONMENT, found, strict=True)} == ENVIRONMENT
+
+
+def test_a_local_process_that_ctrl_c_has_reached_says_nothing(capfd):
+    (found,) = ended_by_work(LocalProcesses(1), [functools.partial(exec, "raise KeyboardInterrupt")])
+    assert found.death == "its process ended with exit code 1" and capfd.readouterr().err == ""
+
+
+def test_work_that_cannot_be_pickled_is_refused():
+    with closing(LocalProcesses(1)) as executor:
+        with pytest.raises(ValueError, match="what a process shall do cannot be pickled .*; use one worker$"):
+            executor.start(lambda: None)
+        assert executor._processes == []
+
+
+def test_work_is_asked_for_when_there_is_a_place_for_it():
+    done = []
+    works = (functools.partial(done.append, number) for number in range(3))
+    for ended in execute_all(ThisProcess(), works):
+        if ended.work.args == (1,):
+            works.close()
+    assert done == [0, 1]
 
 
 def test_local_processes_are_used_again_and_stopped_at_the_end():

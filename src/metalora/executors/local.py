@@ -114,6 +114,7 @@ def _death(exit_code: int) -> str:
 
 def _serve(connection: Connection, parent: int) -> None:
     """Do the work that comes through a pipe, until it is closed."""
+    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would fall into each other
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally` of the work
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
@@ -122,7 +123,10 @@ def _serve(connection: Connection, parent: int) -> None:
             work = connection.recv()
         except EOFError:
             return
-        connection.send(work())
+        try:
+            connection.send(work())
+        except KeyboardInterrupt:  # a training listens to Ctrl-C, although this process does not
+            sys.exit(1)
 
 
 def _die_with(parent: int) -> None:

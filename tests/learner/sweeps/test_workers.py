@@ -115,9 +115,18 @@ def test_a_trial_that_kills_its_worker_twice_has_failed(pretended, tmp_path, mon
     begun = kill_trials(monkeypatch, FIRST, times=9)
     result = small_search(tmp_path / "search")
     assert begun.count(FIRST) == 2 and len(result.trials) == 5 and len(begun) == 6
-    assert (result.first.state, result.first.reason) == ("failed", "its process died, 2 times")
+    assert (result.first.state, result.first.reason) == ("failed", "its process died in each of 2 tries")
     assert result.verdict.startswith("The settings without a search failed; the best trial")
     assert capsys.readouterr().err.count("a worker of the search died") == 2
+
+
+def test_the_last_trial_may_kill_its_worker_too(pretended, tmp_path, monkeypatch):
+    kill_trials(monkeypatch, FIRST, times=9)
+    told = []
+    one = replace(SEARCH, trials=1)
+    result = small_search(tmp_path / "search", one, on_trial=lambda row, count: told.append((row.state, count)))
+    assert result.verdict == "The only trial failed: its process died in each of 2 tries"
+    assert told == [("failed", 1)]
 
 
 def test_workers_that_die_before_their_trials_end_the_search(pretended, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from metalora.learner.sweeps.result import SweepResult
 from metalora.learner.sweeps.search import Search
 from metalora.learner.sweeps.study import FIRST, LOCKS, best_of, first_of
 from metalora.learner.sweeps.trials import TrialRow
-from metalora.learner.sweeps.work import MakeJob, NextTrial
+from metalora.learner.sweeps.work import MOST_DEATHS, MakeJob, NextTrial
 from metalora.learner.sweeps.writing import BEST, write_result
 
 OnTrial = Callable[[TrialRow, int], None]
@@ -58,7 +58,7 @@ def run_sweep(
     path, job = Path(folder), make_job()
     check_folder(path)
     with executor_of(executor or ONE_PROCESS, path) as running:
-        search = Search(path, job, config)
+        search = Search(path, job, config, None if isinstance(running, ThisProcess) else MOST_DEATHS)
         trials = _Trials(search, make_job, running, on_trial)
         try:
             trials.run()
@@ -88,7 +88,9 @@ class _Trials:
             folders = search.folder.absolute(), Path.cwd()
             self.work = NextTrial(uuid4().hex, *folders, make_job, search.config, self.end)
         self.told = {trial.number for trial in self.study.finished()}
-        self.errors: list[str] = []
+        self.begun = 0
+        self.error: str | None = None
+        self.death: str | None = None
 
     def run(self) -> None:
         """Do trials until there are enough in the folder or the time is over.
@@ -99,31 +101,38 @@ class _Trials:
             WorkFailed: A process cannot do trials, or all die before their trial has begun.
         """
         while self._has_time() and (missing := self.study.missing(self.search.config.trials)):
-            begun, death = self.study.begun(), None
+            self.begun, self.death = self.study.begun(), None
             for ended in execute_all(self.executor, self._works(missing)):
                 self._note(ended)
-                death = ended.death or death
-            if self.errors:
-                raise WorkFailed(f"a worker of the search failed: {self.errors[0]}")
-            if death is not None and self.study.begun() == begun:
-                raise WorkFailed(f"no worker of the search could begin a trial: {death}")
+            if self.error is not None:
+                raise WorkFailed(f"a worker of the search failed: {self.error}")
+            if self._all_died():
+                raise WorkFailed(f"no worker of the search could begin a trial: {self.death}")
+        self._tell()
 
     def _has_time(self) -> bool:
         return self.end is None or time.time() < self.end
 
+    def _all_died(self) -> bool:
+        """Return whether workers have died and none has begun a trial since the last look for missing trials."""
+        return self.death is not None and self.study.begun() == self.begun
+
     def _works(self, count: int) -> Iterator[Work]:
-        """Yield work for so many trials, no more once the time is over or a worker has failed."""
+        """Yield work for so many trials, no more once the time is over or the workers cannot do it."""
         for _ in range(count):
-            if self.errors or not self._has_time():
+            if self.error is not None or self._all_died() or not self._has_time():
                 return
             yield self.work
 
     def _note(self, ended: Ended) -> None:
-        """Tell the caller of the trials that have ended, and the user of a process that has died."""
+        """Take down how work has ended, and tell the user of a process that has died."""
+        self.error, self.death = self.error or ended.error, ended.death or self.death
         if ended.death is not None:
             print(f"a worker of the search died: {ended.death}; a trial is begun twice at most", file=sys.stderr)
-        if ended.error is not None:
-            self.errors.append(ended.error)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell the caller of the trials that have ended since the last time."""
         for trial in self.study.finished():
             if trial.number not in self.told:
                 self.told.add(trial.number)

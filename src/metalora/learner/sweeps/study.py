@@ -183,7 +183,7 @@ class TrialStudy:
         shutil.rmtree(self.kept(trial.number), ignore_errors=True)
         is_first = bool(trial.user_attrs.get(FIRST))
         if self.most_deaths is not None and deaths >= self.most_deaths:
-            reason = f"its process died, {deaths} times"
+            reason = f"its process died in each of {deaths} tries"
             self.study.add_trial(
                 optuna.create_trial(
                     state=TrialState.FAIL,
