@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from metalora.learner.config import LearnerConfig
 from metalora.learner.data import Preprocessor, TaskPool
 from metalora.learner.finetuning_config import FineTuneConfig
 from metalora.learner.sweeps.config import SweepConfig
-from metalora.learner.sweeps.jobs import FineTuneJob, FitJob
+from metalora.learner.sweeps.jobs import FineTuneJob, FitJob, Job
 from metalora.learner.sweeps.result import SweepResult
 from metalora.learner.sweeps.run import OnTrial, run_sweep
 
@@ -83,26 +83,10 @@ def sweep_finetune(
         (2, 12)
     """
     sweep, adapter, config = sweep or SweepConfig(), adapter or AdapterConfig(), config or FineTuneConfig()
-    data = inputs, labels, groups
-    make_job = partial(_finetune_job, backbone, preprocessor, *data, adapter, config, sweep.test_items, device)
+    settings = {"adapter": adapter, "test_items": sweep.test_items, "device": device}
+    data = {"inputs": inputs, "labels": labels, "groups": groups}
+    make_job = partial(_make_job, FineTuneJob, backbone, preprocessor, config, **data, **settings)
     return run_sweep(folder, make_job, sweep, executor, on_trial, facts)
-
-
-def _finetune_job(
-    backbone: str | nn.Module | Backbone,
-    preprocessor: Preprocessor | None,
-    inputs: Sequence[Any],
-    labels: Sequence[Any],
-    groups: Sequence[Any] | None,
-    adapter: AdapterConfig,
-    config: FineTuneConfig,
-    test_items: float,
-    device: str | torch.device | None,
-) -> FineTuneJob:
-    loaded = load_backbone(
-        backbone, preprocessor=preprocessor, image_size=config.image_size, max_length=config.max_length
-    )
-    return FineTuneJob(loaded, inputs, labels, groups, adapter, config, test_items, device)
 
 
 def sweep_fit(
@@ -145,20 +129,20 @@ def sweep_fit(
         WorkFailed: The processes of the executor cannot do trials. The result of the other trials is written.
     """
     sweep, config = sweep or SweepConfig(), config or LearnerConfig()
-    make_job = partial(_fit_job, backbone, preprocessor, pools, config, holdout, sweep.test_items, device)
+    settings = {"holdout": holdout, "test_items": sweep.test_items, "device": device}
+    make_job = partial(_make_job, FitJob, backbone, preprocessor, config, pools=pools, **settings)
     return run_sweep(folder, make_job, sweep, executor, on_trial, facts)
 
 
-def _fit_job(
+def _make_job(
+    kind: Callable[..., Job],
     backbone: str | nn.Module | Backbone,
     preprocessor: Preprocessor | None,
-    pools: Sequence[TaskPool],
-    config: LearnerConfig,
-    holdout: int | Sequence[str] | None,
-    test_items: float,
-    device: str | torch.device | None,
-) -> FitJob:
+    config: FineTuneConfig | LearnerConfig,
+    **settings: Any,
+) -> Job:
+    """Return what a trial trains; each process that does trials loads the backbone itself."""
     loaded = load_backbone(
         backbone, preprocessor=preprocessor, image_size=config.image_size, max_length=config.max_length
     )
-    return FitJob(loaded, pools, config, holdout, test_items, device)
+    return kind(loaded, config=config, **settings)
