@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from metalora.cli.failures import exit_code, failure_line
 from metalora.executors.config import ExecutorConfig, RayConfig, SlurmConfig
 from metalora.executors.executor import Ended, WorkFailed
 from metalora.learner.sweeps import run, work
@@ -152,6 +153,7 @@ def test_a_worker_that_cannot_do_trials_ends_the_search_with_its_reason(pretende
     with pytest.raises(WorkFailed) as failed:
         small_search(tmp_path / "search")
     assert str(failed.value) == "a worker of the search failed: OSError: [Errno 28] No space left on device: 'search'"
+    assert (failure_line(failed.value), exit_code(failed.value)) == (str(failed.value), 1)
     assert len(opened) == 4  # the one that had begun ends its trial
     assert (tmp_path / "search" / "trials.csv").read_text().count("\n") == 4
 
