@@ -26,7 +26,7 @@ class SlurmConfig(Configuration):
     account: str = ""
     """account that is charged; empty: that of the user's default"""
     minutes: Annotated[int, Range(least=1)] = 240
-    """time limit of a job, which does one piece of work"""
+    """time limit of a job, which does one run or trial; the same command continues a run that reaches it"""
     memory_gb: Annotated[float, Range(above=0)] = 8.0
     """memory of a job in GB"""
     cpus: Annotated[int, Range(least=1)] = 1

@@ -181,20 +181,21 @@ class TrialStudy:
         """Mark a trial as cut off, and put its choice before all others, or among the failed ones if it died often."""
         self.study.tell(trial.number, state=TrialState.FAIL)
         shutil.rmtree(self.kept(trial.number), ignore_errors=True)
-        is_first = bool(trial.user_attrs.get(FIRST))
         if self.most_deaths is not None and deaths >= self.most_deaths:
-            reason = f"its process died in each of {deaths} tries"
-            self.study.add_trial(
-                optuna.create_trial(
-                    state=TrialState.FAIL,
-                    params=trial.params,
-                    distributions=trial.distributions,
-                    user_attrs={**trial.user_attrs, "reason": reason},
-                )
-            )
-            return
+            return self._add_failed(trial, f"its process died in each of {deaths} tries")
+        is_first = bool(trial.user_attrs.get(FIRST))
         attributes = {DEATHS: deaths} | ({FIRST: True} if is_first else {})
         self.study.enqueue_trial(self.first if is_first else trial.params, user_attrs=attributes)
+
+    def _add_failed(self, trial: FrozenTrial, reason: str) -> None:
+        """Add a failed trial with the choice of one that was cut off, which itself can no longer be given a reason."""
+        failed = optuna.create_trial(
+            state=TrialState.FAIL,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={**trial.user_attrs, "reason": reason},
+        )
+        self.study.add_trial(failed)
 
     def others_running(self) -> list[int]:
         """Return the numbers of the trials that run in other processes."""
