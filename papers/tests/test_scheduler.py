@@ -9,11 +9,10 @@ import pytest
 from metalora.bench.leases import Leases
 from metalora.bench.processes import Process
 from metalora.bench.store import RowStore, finished_row
-from metalora.cli.failures import WorkFailed
+from metalora.executors.executor import Ended, ThisProcess, WorkFailed
 from metalora_papers import jobs, scheduler
 from metalora_papers.config import RunConfig
 from metalora_papers.execution import Outcome
-from metalora_papers.executors.executor import Ended, ThisProcess
 from metalora_papers.jobs import Job, key_of
 from metalora_papers.scheduler import run_all
 

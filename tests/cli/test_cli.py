@@ -157,5 +157,5 @@ def test_a_reader_that_stops_reading_ends_it_quietly(arguments):
 
 # ---- start-up ------------------------------------------------------------------------------------------------------
 def test_help_and_methods_import_no_torch():
-    commands = [["--help"], ["plan", "--help"], ["methods", "--json"]]
+    commands = [["--help"], ["plan", "--help"], ["sweep", "--help"], ["methods", "--json"]]
     assert heavy_imports("metalora", "metalora.cli.main", commands) == ""

@@ -51,6 +51,9 @@ def check_usage(run, arguments):
     assert code == 2 and out == "" and "Traceback" not in err and len(err) > 40
 
 
+HEAVY = ("torch", "timm", "transformers", "peft", "accelerate", "scipy", "optuna", "ray", "submitit")
+
+
 def heavy_imports(program, module, commands):
     """The large packages that a process has imported after these commands, separated by spaces."""
     code = f"""
@@ -60,7 +63,7 @@ for arguments in {commands!r}:
     sys.argv = [{program!r}, *arguments]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         main()
-print(*[name for name in ("torch", "timm", "transformers", "peft", "accelerate", "scipy") if name in sys.modules])
+print(*[name for name in {HEAVY!r} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()

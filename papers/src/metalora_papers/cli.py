@@ -17,10 +17,20 @@ from metalora._util.allocator import keep_freed_memory
 from metalora._util.files import check_file
 from metalora._util.number_range import SEED
 from metalora._util.suggest import check_choice
-from metalora.cli.render import Json, flatten, is_first_process, print_json, progress, run_verbs, show, status
+from metalora.cli.render import (
+    ExecutedBy,
+    Json,
+    flatten,
+    is_first_process,
+    print_json,
+    progress,
+    run_verbs,
+    show,
+    status,
+)
 from metalora.config import from_dict, read_yaml
+from metalora.executors.config import ExecutorConfig
 from metalora_papers.config import TEXT_TABLES, GridConfig, TableConfig, TextTableConfig
-from metalora_papers.executors.config import ExecutorConfig
 from metalora_papers.finished import say_finished
 from metalora_papers.learner.config import LEARNER_TABLES, LearnerTableConfig
 from metalora_papers.learner.demo_config import DemoConfig
@@ -35,7 +45,6 @@ Out = Annotated[Path, tyro.conf.arg(help="folder of rows, adapters, tables and p
 Overwrite = Annotated[bool, tyro.conf.arg(help="replace tables, figures and pages that this command did not make")]
 Rows = Annotated[Path | None, tyro.conf.arg(help="report from this file of rows; nothing is run")]
 HtmlFile = Annotated[Path | None, tyro.conf.arg(help="HTML file of the tables, curves, figures and settings")]
-ExecutedBy = Annotated[ExecutorConfig, tyro.conf.arg(name="")]
 ON_TWO_PROCESSES = ExecutorConfig()
 ABOUT_TABLES = {
     "metalora": "Compare Original, LoRA, Multi-LoRA, MoE-LoRA and MetaLoRA CP and TR by k-NN, on one network.",
@@ -225,7 +234,7 @@ def grid(
     json: Json = False,
 ) -> None:
     """Try every combination of hyper-parameters around RUN.yaml on the validation split, and print the best first."""
-    from metalora_papers.executors.choice import executor_of
+    from metalora.executors.choice import executor_of
     from metalora_papers.grid import grid_runs, settings_of
     from metalora_papers.scheduler import run_all
 

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from metalora.bench.store import RowStore, keyed_by_content
-from metalora.cli.failures import WorkFailed
 from metalora.config import from_dict, to_dict
+from metalora.executors.executor import Ended, Executor, ThisProcess, WorkFailed, execute_all
 from metalora_papers.execution import OnStep
-from metalora_papers.executors.executor import Ended, Executor, ThisProcess, execute_all
 from metalora_papers.jobs import ROWS_FILE, Job, Preparation, execute_claimed, key_of
 from metalora_papers.registry import SUITES
 from metalora_papers.rows import Row

@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from metalora._util.files import check_file
 from metalora._util.progress import progress_lines, shows_bars
 from metalora._util.report_page import check_page
+from metalora.executors.choice import executor_of
+from metalora.executors.config import ExecutorConfig
+from metalora.executors.executor import Executor
 from metalora_papers.comparison import HasRows, Presentation, RateKey, load_comparison
-from metalora_papers.executors.choice import executor_of
-from metalora_papers.executors.config import ExecutorConfig
-from metalora_papers.executors.executor import Executor
 from metalora_papers.finished import say_finished
 from metalora_papers.html_report import write_html
 from metalora_papers.made_files import made_files

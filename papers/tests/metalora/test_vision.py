@@ -16,10 +16,10 @@ from metalora.adapters.targets import find_targets
 from metalora.bench.store import RowStore
 from metalora.config import AdapterConfig, ConditionConfig, TrainConfig
 from metalora.cost import match_parameters
+from metalora.executors.local import LocalProcesses
 from metalora_papers import jobs
 from metalora_papers.config import BackboneConfig, DomainConfig, EpisodeConfig, RunConfig
 from metalora_papers.execution import execute
-from metalora_papers.executors.local import LocalProcesses
 from metalora_papers.jobs import key_of
 from metalora_papers.metalora.backbones import buffers_hash, build
 from metalora_papers.registry import open_suite

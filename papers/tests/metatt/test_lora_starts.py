@@ -8,9 +8,9 @@ import torch
 from papers_oracles.encoder import LAYERS, WIDTH, write_encoder
 
 from metalora import attach
+from metalora.executors.config import ExecutorConfig
 from metalora_papers.cli import TABLE_SETTINGS
 from metalora_papers.config import TextTableConfig
-from metalora_papers.executors.config import ExecutorConfig
 from metalora_papers.metatt.table import TextComparison
 from metalora_papers.metatt.text import load_encoder
 from metalora_papers.tables import run_table

@@ -9,9 +9,9 @@ from papers_oracles.encoder import write_encoder
 
 from metalora import AdapterConfig, ConditionConfig
 from metalora.config import TrainConfig
+from metalora.executors.config import ExecutorConfig
 from metalora_papers.config import TextRunConfig, TextTableConfig
 from metalora_papers.execution import execute
-from metalora_papers.executors.config import ExecutorConfig
 from metalora_papers.metatt.table import TextComparison
 from metalora_papers.metatt.text import TextSuite
 from metalora_papers.tables import run_table

@@ -11,8 +11,8 @@ from metalora.adapters.attach import count_params
 from metalora.adapters.targets import find_targets
 from metalora.bench.store import RowStore, make_row, run_key
 from metalora.config import RankScheduleConfig, TwoSiteConfig, to_dict
+from metalora.executors.config import ExecutorConfig
 from metalora_papers.config import TEXT_TABLES, TextTableConfig
-from metalora_papers.executors.config import ExecutorConfig
 from metalora_papers.metatt.heads import HEADS
 from metalora_papers.metatt.jobs import DESIGNS
 from metalora_papers.metatt.table import TextComparison

@@ -31,6 +31,7 @@ EXTRAS = {
     "psycopg_pool": "postgres",
     "ray": "ray",
     "optuna": "sweep",
+    "submitit": "slurm",
 }
 
 IMPORT_SYSTEM = ("importlib", "importlib._bootstrap", "_frozen_importlib")

@@ -7,16 +7,13 @@ import os
 
 from metalora._util.extras import missing_package_message
 from metalora._util.shown import cut
+from metalora.executors.executor import WorkFailed
 
 USAGE, FAILURE = 2, 1
 BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """Numbers of errors that are those of the machine; the others are those of a path that the user gave."""
 LONGEST = 1500  # characters of a line
 SHOW_TRACEBACK = "METALORA_TRACEBACK"  # a variable of the environment
-
-
-class WorkFailed(Exception):
-    """A right command could not do all of its work; the message is for the user."""
 
 
 def failure_line(error: Exception) -> str:

@@ -26,10 +26,12 @@ from metalora.cli.failures import exit_code, failure_line, wants_traceback
 from metalora.cli.settings_file import defaults_of, with_defaults
 from metalora.cli.table_output import print_cells
 from metalora.cli.usage import usage_line
+from metalora.executors.config import ExecutorConfig
 
 HELP = ("-h", "--help")
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object instead of a table")]
 
+ExecutedBy = Annotated[ExecutorConfig, tyro.conf.arg(name="")]
 Overwrite = Annotated[bool, tyro.conf.arg(help="replace the file if it exists; without it nothing is replaced")]
 
 

@@ -12,8 +12,9 @@ import tyro
 from metalora._util.allocator import keep_freed_memory
 from metalora._util.number_range import Range
 from metalora.cli.learner_verbs import BACKBONES, TABLES, LabelColumns, TaskColumns, TaskFlags, one_task
-from metalora.cli.render import Json, print_json, progress, show
+from metalora.cli.render import ExecutedBy, Json, print_json, progress, show
 from metalora.cli.settings_file import finetuning_settings, learner_settings
+from metalora.executors.config import ONE_PROCESS
 from metalora.learner.sweeps.config import SweepConfig
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def sweep(
         Range(least=0),
     ] = None,
     search: Annotated[SweepConfig, tyro.conf.arg(name="")] = SweepConfig(),  # noqa: B008 (frozen)
+    executor: ExecutedBy = ONE_PROCESS,
     settings: Annotated[
         Path | None,
         tyro.conf.arg(name="config", help="YAML file of the settings without a search, as the verb of --job takes it"),
@@ -57,6 +59,7 @@ def sweep(
     given = {name: value for name, value in changes.items() if value is not None}
     with progress(search.trials, "searching", quiet=json) as advance:
         options: dict[str, Any] = {
+            "executor": executor,
             "facts": _facts(),
             "on_trial": lambda row, done: advance(done, f"{row.state}, accuracy {row.accuracy or 0:.3f}"),
         }

@@ -15,8 +15,8 @@ def suggest(trial):
     return Choice("lora", trial.suggest_categorical("rank", [2, 4, 8]), "all", trial.suggest_float("lr", 1e-4, 0.1))
 
 
-def study(folder):
-    return TrialStudy(folder, suggest, FIRST_PARAMETERS, 3, NopPruner())
+def study(folder, most_deaths=None):
+    return TrialStudy(folder, suggest, FIRST_PARAMETERS, 3, NopPruner(), most_deaths)
 
 
 def run(of, value, limit=99):
@@ -58,6 +58,23 @@ def test_a_first_trial_that_was_cut_off_stays_the_first(tmp_path):
         pass
     assert run(of, 0.1) == Choice("lora", 8, "all", 0.002)
     assert first_of(of.finished()).user_attrs[FIRST] is True
+
+
+def test_a_trial_that_is_stopped_has_not_died(tmp_path):
+    """Ctrl-C never makes a trial fail, however often; a death counts only once the training has begun."""
+    of = study(tmp_path, most_deaths=1)
+    for number in range(3):
+        with pytest.raises(KeyboardInterrupt), of.next_trial(9) as (trial, choice):
+            assert (trial.number, choice) == (number, Choice("lora", 8, "all", 0.002))
+            trial.set_user_attr("choice", choice.to_dict())
+            raise KeyboardInterrupt
+    with of.next_trial(9):
+        pass  # dies before its training
+    with of.next_trial(9) as (trial, choice):
+        trial.set_user_attr("choice", choice.to_dict())
+    assert of.missing(9) == 8 and of.begun() == 6
+    (failed,) = of.finished()
+    assert failed.user_attrs["reason"] == "its process died in each of 1 tries" and failed.user_attrs[FIRST]
 
 
 def test_choices_depend_on_the_trials_alone(tmp_path):

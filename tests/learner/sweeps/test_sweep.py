@@ -163,7 +163,7 @@ def test_a_folder_is_of_one_search(searched, tmp_path):
 
 def test_a_launcher_of_several_processes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="start the command several times instead of a launcher"):
+    with pytest.raises(ValueError, match="take --workers instead of a launcher"):
         small_search(tmp_path / "search")
     assert not (tmp_path / "search").exists()
 

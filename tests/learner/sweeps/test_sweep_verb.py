@@ -1,11 +1,13 @@
 """`metalora sweep` from files to settings that `finetune` and `fit` take."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -99,23 +101,77 @@ def test_a_learner_is_searched(files):
     assert MetaLearner.from_pretrained(files / "fit" / "best").config.adapter.rank == 1
 
 
+def start_search(files, folder, *arguments):
+    """The process of a search of eight trials, as a terminal starts it."""
+    command = [sys.executable, "-m", "metalora.cli.main", "sweep", folder, "--job", "finetune"]
+    command += ["--backbone", "minilm", "--data", files / "sentences.csv", "--text-column", "text"]
+    command += ["--label-columns", "tense", "--config", files / "settings.yaml", *SEARCH, "--trials", 8, *arguments]
+    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(list(map(str, command)), text=True, start_new_session=True, **options)
+
+
+def wait_for_trials(folder, count):
+    """Wait until so many trials have begun."""
+    journal = folder / "journal.log"
+    while not journal.exists() or journal.read_text().count('"choice"') < count:
+        time.sleep(0.02)
+
+
+def workers_of(process):
+    """The numbers of the processes that a command has started to do trials."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and b"spawn_main" in stat.with_name("cmdline").read_bytes():
+                found.append(int(stat.parent.name))
+    return found
+
+
+def check_eight_trials(folder):
+    """Fail unless the folder has eight complete trials, each with a choice of its own."""
+    trials = json.loads((folder / "result.json").read_text())["trials"]
+    assert [trial["state"] for trial in trials] == ["complete"] * 8 and len({trial["number"] for trial in trials}) == 8
+    assert sum(trial["is_first"] for trial in trials) == 1
+    choices = [json.dumps(trial["choice"], sort_keys=True) for trial in trials]
+    assert len(set(choices)) == 8 and max(trial["number"] for trial in trials) <= 8  # one may have been cut off
+
+
 @pytest.mark.slow
 def test_two_processes_of_which_one_is_killed_finish_a_search(files, tmp_path):
     """No trial is lost, none is there twice, and the one that was killed is done again."""
-    command = [sys.executable, "-m", "metalora.cli.main", "sweep", tmp_path / "search", "--job", "finetune"]
-    command += ["--backbone", "minilm", "--data", files / "sentences.csv", "--text-column", "text"]
-    command += ["--label-columns", "tense", "--config", files / "settings.yaml", *SEARCH, "--trials", 8]
-    options = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
-    first, second = (subprocess.Popen(list(map(str, command)), **options) for _ in range(2))
-    journal = tmp_path / "search" / "journal.log"
-    while not journal.exists() or journal.read_text().count('"choice"') < 2:
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first, second = (start_search(files, tmp_path / "search", "--no-prune") for _ in range(2))
+    wait_for_trials(tmp_path / "search", 2)
+    first.kill()
+    first.communicate()
     _, error = second.communicate()
-    assert second.returncode == 0, error.decode()[-2000:]
-    trials = json.loads((tmp_path / "search" / "result.json").read_text())["trials"]
-    assert len(trials) == 8 and len({trial["number"] for trial in trials}) == 8
-    assert sum(trial["is_first"] for trial in trials) == 1
-    choices = [json.dumps(trial["choice"], sort_keys=True) for trial in trials]
-    assert len(set(choices)) == 8 and max(trial["number"] for trial in trials) == 8
+    assert second.returncode == 0, error[-2000:]
+    check_eight_trials(tmp_path / "search")
+
+
+@pytest.mark.slow
+def test_a_search_of_which_a_worker_is_killed_has_all_trials(files, tmp_path):
+    command = start_search(files, tmp_path / "search", "--no-prune", "--workers", 2)
+    wait_for_trials(tmp_path / "search", 2)
+    os.kill(workers_of(command)[0], signal.SIGKILL)
+    out, error = command.communicate()
+    assert command.returncode == 0, error[-2000:]
+    assert error.count("a worker of the search died: its process was ended by SIGKILL (Killed)") == 1
+    assert out.count("\tcomplete\t") == 8
+    check_eight_trials(tmp_path / "search")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_workers_and_the_same_command_goes_on(files, tmp_path):
+    command = start_search(files, tmp_path / "search", "--no-prune", "--workers", 2)
+    wait_for_trials(tmp_path / "search", 4)
+    workers = workers_of(command)
+    os.killpg(command.pid, signal.SIGINT)  # as a terminal does, to the workers as well
+    _, error = command.communicate()
+    assert command.returncode == 130 and error.splitlines()[-1].startswith("metalora: stopped; "), error
+    assert len(workers) == 2 and not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert "Traceback" not in error and (tmp_path / "search" / "report.html").is_file()
+    again = start_search(files, tmp_path / "search", "--no-prune", "--json")
+    out, error = again.communicate()
+    assert again.returncode == 0, error[-2000:]
+    assert [trial["state"] for trial in json.loads(out)["trials"]] == ["complete"] * 8

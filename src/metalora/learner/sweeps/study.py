@@ -21,6 +21,7 @@ from metalora.learner.sweeps.space import Choice
 
 JOURNAL, LOCKS, KEPT = "journal.log", "locks", "kept"
 FIRST = "first"  # an attribute of the trial with the settings that there would be without a search
+DEATHS = "deaths"  # an attribute of a trial that is done again: how often its process has died
 RANDOM_TRIALS = 5  # that are drawn at random before the others are chosen by them
 SEED_STRIDE = 1_000_003
 REDUCTION = 3  # a third of the trials goes on after each rung
@@ -35,8 +36,10 @@ class _JournalLock(JournalFileOpenLock):  # type: ignore[misc]  # Optuna is not 
         self.held = ExitStack()
 
     def acquire(self) -> bool:
-        self.held.enter_context(locked(self.journal.with_suffix(".lock")))
-        remove_cut_line(self.journal)
+        with ExitStack() as held:  # which gives the lock back if Ctrl-C comes before the line is removed
+            held.enter_context(locked(self.journal.with_suffix(".lock")))
+            remove_cut_line(self.journal)
+            self.held = held.pop_all()
         return True
 
     def release(self) -> None:
@@ -72,6 +75,7 @@ class TrialStudy:
         first: Parameters of the first trial.
         seed: Seed of the choices.
         pruner: Which trials are stopped early; see `pruner_for`.
+        most_deaths: A trial whose process has died so many times has failed; None: it is always done again.
     """
 
     def __init__(
@@ -81,8 +85,10 @@ class TrialStudy:
         first: Mapping[str, Any],
         seed: int,
         pruner: BasePruner,
+        most_deaths: int | None = None,
     ):
         self.folder, self.suggest, self.first, self.seed = folder, suggest, dict(first), seed
+        self.most_deaths = most_deaths
         (folder / LOCKS).mkdir(exist_ok=True)
         journal = folder / JOURNAL
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -111,6 +117,20 @@ class TrialStudy:
         """Return all trials that have ended and were not cut off, by their numbers."""
         return [trial for trial in self.trials() if trial.state.is_finished()]
 
+    def begun(self) -> int:
+        """Return how many trials have ever begun, those that were cut off included."""
+        return sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
+
+    def missing(self, limit: int) -> int:
+        """Return how many trials have not begun, of those that the folder is to have.
+
+        Args:
+            limit: Number of trials that the folder is to have.
+        """
+        with self._locked():
+            self._repeat_cut_off()
+            return max(0, limit - len(self.trials()))
+
     @contextmanager
     def next_trial(self, limit: int) -> Iterator[tuple[Trial, Choice] | None]:
         """Begin a trial, which other processes see as alive while the block runs.
@@ -133,7 +153,12 @@ class TrialStudy:
                     trial = self.study.ask()
                     held.enter_context(locked(self._lock_of(trial.number)))
                     begun = trial, self.suggest(trial)
-            yield begun
+            try:
+                yield begun
+            except (KeyboardInterrupt, SystemExit):  # the user has stopped it; it is not why its process ends
+                if begun is not None:
+                    self._stop(begun[0].number)
+                raise
 
     def _lock_of(self, number: int) -> Path:
         return self.folder / LOCKS / str(number)
@@ -141,13 +166,36 @@ class TrialStudy:
     def _repeat_cut_off(self) -> None:
         """Mark the trials whose process has ended as cut off, and put their choices before all others."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if is_locked(self._lock_of(trial.number)):
-                continue
-            self.study.tell(trial.number, state=TrialState.FAIL)
-            shutil.rmtree(self.kept(trial.number), ignore_errors=True)
-            is_first = bool(trial.user_attrs.get(FIRST))
-            attributes = {FIRST: True} if is_first else {}
-            self.study.enqueue_trial(self.first if is_first else trial.params, user_attrs=attributes)
+            if not is_locked(self._lock_of(trial.number)):
+                # A process that has died before the training has not died of this trial.
+                self._repeat(trial, trial.user_attrs.get(DEATHS, 0) + ("choice" in trial.user_attrs))
+
+    def _stop(self, number: int) -> None:
+        """Mark a trial of this process as cut off unless it has ended."""
+        with self._locked():
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if trial.number == number:
+                    self._repeat(trial, trial.user_attrs.get(DEATHS, 0))
+
+    def _repeat(self, trial: FrozenTrial, deaths: int) -> None:
+        """Mark a trial as cut off, and put its choice before all others, or among the failed ones if it died often."""
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        shutil.rmtree(self.kept(trial.number), ignore_errors=True)
+        if self.most_deaths is not None and deaths >= self.most_deaths:
+            return self._add_failed(trial, f"its process died in each of {deaths} tries")
+        is_first = bool(trial.user_attrs.get(FIRST))
+        attributes = {DEATHS: deaths} | ({FIRST: True} if is_first else {})
+        self.study.enqueue_trial(self.first if is_first else trial.params, user_attrs=attributes)
+
+    def _add_failed(self, trial: FrozenTrial, reason: str) -> None:
+        """Add a failed trial with the choice of one that was cut off, which itself can no longer be given a reason."""
+        failed = optuna.create_trial(
+            state=TrialState.FAIL,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={**trial.user_attrs, "reason": reason},
+        )
+        self.study.add_trial(failed)
 
     def others_running(self) -> list[int]:
         """Return the numbers of the trials that run in other processes."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from torch import nn
 
 from metalora.config import AdapterConfig
+from metalora.executors.config import ExecutorConfig
 from metalora.learner.backbone import Backbone, load_backbone
 from metalora.learner.config import LearnerConfig
 from metalora.learner.data import Preprocessor, TaskPool
 from metalora.learner.finetuning_config import FineTuneConfig
 from metalora.learner.sweeps.config import SweepConfig
-from metalora.learner.sweeps.jobs import FineTuneJob, FitJob
+from metalora.learner.sweeps.jobs import FineTuneJob, FitJob, Job
 from metalora.learner.sweeps.result import SweepResult
 from metalora.learner.sweeps.run import OnTrial, run_sweep
 
@@ -32,6 +34,7 @@ def sweep_finetune(
     groups: Sequence[Any] | None = None,
     preprocessor: Preprocessor | None = None,
     device: str | torch.device | None = None,
+    executor: ExecutorConfig | None = None,
     on_trial: OnTrial | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> SweepResult | None:
@@ -53,6 +56,7 @@ def sweep_finetune(
         groups: Group of each input: inputs of one thing are not both trained on and kept.
         preprocessor: The preparation of the inputs, for a network that does not tell it.
         device: Where the network runs; None: a GPU if there is one.
+        executor: What does the trials, several at a time: processes of this machine, Ray or Slurm; None: this process.
         on_trial: Called after every trial with its row and the number of trials in the folder.
         facts: What else the page says, such as versions.
 
@@ -62,6 +66,7 @@ def sweep_finetune(
 
     Raises:
         ValueError: Inputs, labels or choices do not fit, or the folder is of another search or has other files.
+        WorkFailed: The processes of the executor cannot do trials. The result of the other trials is written.
 
     Example:
         >>> import tempfile
@@ -78,11 +83,10 @@ def sweep_finetune(
         (2, 12)
     """
     sweep, adapter, config = sweep or SweepConfig(), adapter or AdapterConfig(), config or FineTuneConfig()
-    loaded = load_backbone(
-        backbone, preprocessor=preprocessor, image_size=config.image_size, max_length=config.max_length
-    )
-    job = FineTuneJob(loaded, inputs, labels, groups, adapter, config, sweep.test_items, device)
-    return run_sweep(folder, job, sweep, on_trial, facts)
+    settings = {"adapter": adapter, "test_items": sweep.test_items, "device": device}
+    data = {"inputs": inputs, "labels": labels, "groups": groups}
+    make_job = partial(_make_job, FineTuneJob, backbone, preprocessor, config, **data, **settings)
+    return run_sweep(folder, make_job, sweep, executor, on_trial, facts)
 
 
 def sweep_fit(
@@ -95,6 +99,7 @@ def sweep_fit(
     holdout: int | Sequence[str] | None = None,
     preprocessor: Preprocessor | None = None,
     device: str | torch.device | None = None,
+    executor: ExecutorConfig | None = None,
     on_trial: OnTrial | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> SweepResult | None:
@@ -112,6 +117,7 @@ def sweep_fit(
         holdout: How many tasks, or which, no trial sees; None: a fifth if there are at least five.
         preprocessor: The preparation of the inputs, for a network that does not tell it.
         device: Where the network runs; None: a GPU if there is one.
+        executor: What does the trials, several at a time: processes of this machine, Ray or Slurm; None: this process.
         on_trial: Called after every trial with its row and the number of trials in the folder.
         facts: What else the page says, such as versions.
 
@@ -120,9 +126,23 @@ def sweep_fit(
 
     Raises:
         ValueError: Tasks, settings or choices do not fit, or the folder is of another search or has other files.
+        WorkFailed: The processes of the executor cannot do trials. The result of the other trials is written.
     """
     sweep, config = sweep or SweepConfig(), config or LearnerConfig()
+    settings = {"holdout": holdout, "test_items": sweep.test_items, "device": device}
+    make_job = partial(_make_job, FitJob, backbone, preprocessor, config, pools=pools, **settings)
+    return run_sweep(folder, make_job, sweep, executor, on_trial, facts)
+
+
+def _make_job(
+    kind: Callable[..., Job],
+    backbone: str | nn.Module | Backbone,
+    preprocessor: Preprocessor | None,
+    config: FineTuneConfig | LearnerConfig,
+    **settings: Any,
+) -> Job:
+    """Return what a trial trains; each process that does trials loads the backbone itself."""
     loaded = load_backbone(
         backbone, preprocessor=preprocessor, image_size=config.image_size, max_length=config.max_length
     )
-    return run_sweep(folder, FitJob(loaded, pools, config, holdout, sweep.test_items, device), sweep, on_trial, facts)
+    return kind(loaded, config=config, **settings)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from metalora_papers.executors.executor import Ended, Work
+from metalora.executors.executor import Ended, Work
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SECONDS_TO_STOP = 10.0  # a worker may be inside of a step that does not listen to a signal
@@ -39,11 +41,17 @@ class LocalProcesses:
         self._processes: list[_Worker] = []
 
     def start(self, work: Work) -> None:
-        """Give work to an idle process, or to a new one."""
+        """Give work to an idle process, or to a new one.
+
+        Raises:
+            ValueError: The work cannot be pickled.
+        """
+        content = _pickled(work)
         idle = [worker for worker in self._processes if worker.work is None]
         worker = idle[0] if idle else self._new_worker()
         worker.work = work
-        worker.connection.send(work)
+        with contextlib.suppress(ConnectionError):  # the process has died, which `wait` reports
+            worker.connection.send_bytes(content)
 
     def _new_worker(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
@@ -83,6 +91,14 @@ class LocalProcesses:
         self._processes.clear()
 
 
+def _pickled(work: Work) -> bytes:
+    """Return work as bytes: torch would share the memory of tensors with the process instead of copying them."""
+    try:
+        return pickle.dumps(work)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(f"what a process shall do cannot be pickled ({error}); use one worker") from None
+
+
 def _death(exit_code: int) -> str:
     """Say how a process ended that should have gone on.
 
@@ -98,6 +114,7 @@ def _death(exit_code: int) -> str:
 
 def _serve(connection: Connection, parent: int) -> None:
     """Do the work that comes through a pipe, until it is closed."""
+    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would fall into each other
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the `finally` of the work
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
@@ -106,7 +123,10 @@ def _serve(connection: Connection, parent: int) -> None:
             work = connection.recv()
         except EOFError:
             return
-        connection.send(work())
+        try:
+            connection.send(work())
+        except KeyboardInterrupt:  # a training listens to Ctrl-C, although this process does not
+            sys.exit(1)
 
 
 def _die_with(parent: int) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from metalora_papers.executors.config import ExecutorConfig
-from metalora_papers.executors.executor import Executor, ThisProcess
+from metalora.executors.config import ExecutorConfig
+from metalora.executors.executor import Executor, ThisProcess
 
 
 @contextmanager
@@ -16,11 +16,11 @@ def executor_of(config: ExecutorConfig, folder: Path) -> Iterator[Executor]:
 
     Args:
         config: Which one, and its settings.
-        folder: The folder of the rows; jobs of Slurm have their logs in its folder `slurm`.
+        folder: The folder of the results; jobs of Slurm have their logs in its folder `slurm`.
 
     Raises:
-        ValueError: There is no Slurm here, or its package is not installed.
-        ModuleNotFoundError: Ray is not installed.
+        ValueError: There is no Slurm here.
+        ModuleNotFoundError: Ray, or submitit for Slurm, is not installed; the message names the extra.
     """
     with closing(_executor_of(config, folder)) as executor:
         yield executor
@@ -29,15 +29,15 @@ def executor_of(config: ExecutorConfig, folder: Path) -> Iterator[Executor]:
 def _executor_of(config: ExecutorConfig, folder: Path) -> Executor:
     """Return the executor; each module is imported only if it is used."""
     if config.executor == "ray":
-        from metalora_papers.executors.on_ray import OnRay
+        from metalora.executors.on_ray import OnRay
 
         return OnRay(config.workers, config.ray)
     if config.executor == "slurm":
-        from metalora_papers.executors.on_slurm import OnSlurm
+        from metalora.executors.on_slurm import OnSlurm
 
         return OnSlurm(config.workers, folder / "slurm", config.slurm)
     if config.workers == 1:
         return ThisProcess()
-    from metalora_papers.executors.local import LocalProcesses
+    from metalora.executors.local import LocalProcesses
 
     return LocalProcesses(config.workers)

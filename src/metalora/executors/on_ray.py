@@ -6,8 +6,11 @@ import logging
 import os
 from typing import Any
 
-from metalora_papers.executors.config import RayConfig
-from metalora_papers.executors.executor import Ended, Work
+from metalora._util.shown import cut
+from metalora.executors.config import RayConfig
+from metalora.executors.executor import Ended, Work
+
+LONGEST = 400  # characters of what Ray says about an error
 
 
 class OnRay:
@@ -50,7 +53,8 @@ class OnRay:
         try:
             return Ended(work, self._ray.get(task))
         except self._ray.exceptions.RayError as error:
-            return Ended(work, death=f"Ray lost its process ({type(error).__name__}: {error})")
+            said = cut(" ".join(str(error).split()), LONGEST)
+            return Ended(work, death=f"Ray lost its process ({type(error).__name__}: {said})")
 
     def close(self) -> None:
         """Cancel the tasks, and end Ray if it was started here."""

@@ -11,14 +11,15 @@ from contextlib import closing
 import pytest
 
 from metalora.cli.failures import failure_line
-from metalora_papers.executors.choice import executor_of
-from metalora_papers.executors.config import ExecutorConfig, RayConfig, SlurmConfig
-from metalora_papers.executors.executor import Ended, ThisProcess, execute_all
-from metalora_papers.executors.local import LocalProcesses
+from metalora.executors.choice import executor_of
+from metalora.executors.config import ExecutorConfig, RayConfig, SlurmConfig
+from metalora.executors.executor import Ended, ThisProcess, execute_all
+from metalora.executors.local import LocalProcesses
 
 NOTHING = functools.partial(operator.call, dict().get, "nothing")
 FAILS = functools.partial(str, "no data")
 DIES = functools.partial(os._exit, 3)
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 IS_KILLED = functools.partial(operator.call, signal.raise_signal, signal.SIGKILL)
 
 
@@ -46,6 +47,32 @@ def test_a_local_process_that_dies_takes_its_work_alone_with_it():
     ]
 
 
+def test_local_processes_have_one_thread_and_show_no_bars():
+    found = ended_by_work(LocalProcesses(1), [functools.partial(os.getenv, name) for name in ENVIRONMENT])
+    assert {name: ended.error for name, ended in zip(ENVIRONMENT, found, strict=True)} == ENVIRONMENT
+
+
+def test_a_local_process_that_ctrl_c_has_reached_says_nothing(capfd):
+    (found,) = ended_by_work(LocalProcesses(1), [functools.partial(exec, "raise KeyboardInterrupt")])
+    assert found.death == "its process ended with exit code 1" and capfd.readouterr().err == ""
+
+
+def test_work_that_cannot_be_pickled_is_refused():
+    with closing(LocalProcesses(1)) as executor:
+        with pytest.raises(ValueError, match="what a process shall do cannot be pickled .*; use one worker$"):
+            executor.start(lambda: None)
+        assert executor._processes == []
+
+
+def test_work_is_asked_for_when_there_is_a_place_for_it():
+    done = []
+    works = (functools.partial(done.append, number) for number in range(3))
+    for ended in execute_all(ThisProcess(), works):
+        if ended.work.args == (1,):
+            works.close()
+    assert done == [0, 1]
+
+
 def test_local_processes_are_used_again_and_stopped_at_the_end():
     executor = LocalProcesses(1)
     with closing(executor):
@@ -59,7 +86,7 @@ def test_local_processes_are_used_again_and_stopped_at_the_end():
 def test_ray_reports_what_fails_and_what_dies(monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    from metalora_papers.executors.on_ray import OnRay
+    from metalora.executors.on_ray import OnRay
 
     found = ended_by_work(OnRay(2, RayConfig()), [NOTHING, FAILS, IS_KILLED])
     assert [ended.error for ended in found] == [None, "no data", None]
@@ -91,16 +118,13 @@ def test_where_there_is_no_slurm_the_message_says_what_can_be_tried(tmp_path, mo
             pass
 
 
-def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(ValueError, match=r'^submitit is not installed: pip install "metalora-papers\[slurm\]"$'):
-        with executor_of(ExecutorConfig("slurm"), tmp_path):
-            pass
-    monkeypatch.setitem(sys.modules, "ray", None)
+@pytest.mark.parametrize("executor, package", [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_package_is_named_with_its_extra(executor, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError) as missing:
-        with executor_of(ExecutorConfig("ray"), tmp_path):
+        with executor_of(ExecutorConfig(executor), tmp_path):
             pass
-    assert failure_line(missing.value) == 'ray is not installed: pip install "metalora[ray]"'
+    assert failure_line(missing.value) == f'{package} is not installed: pip install "metalora[{executor}]"'
 
 
 SBATCH = """#!/bin/sh
@@ -112,7 +136,7 @@ echo "Submitted batch job 7"
 def asked_of_slurm(config, folder, monkeypatch):
     """What the script of a job asks for, and the script, where `sbatch` only keeps it."""
     pytest.importorskip("submitit")
-    from metalora_papers.executors.on_slurm import OnSlurm
+    from metalora.executors.on_slurm import OnSlurm
 
     for name, text in {"sbatch": SBATCH, "srun": "#!/bin/sh\n"}.items():
         (folder / name).write_text(text)

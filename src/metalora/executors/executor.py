@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 Work = Callable[[], str | None]
 """A piece of work that can be pickled. It returns nothing, or in one line why it failed."""
+
+
+class WorkFailed(Exception):
+    """A right command could not do all of its work; the message is for the user."""
 
 
 class Ended(NamedTuple):
@@ -45,17 +49,19 @@ def execute_all(executor: Executor, works: Iterable[Work]) -> Iterator[Ended]:
 
     Args:
         executor: Where.
-        works: What. The first ones are started first.
+        works: What. The first ones are started first, and each is asked for when there is a place for it.
 
     Example:
         >>> [ended.error for ended in execute_all(ThisProcess(), [lambda: None, lambda: "no data"])]
         [None, 'no data']
     """
-    waiting, running = deque(works), 0
-    while waiting or running:
-        while waiting and running < executor.workers:
-            executor.start(waiting.popleft())
+    waiting, running = iter(works), 0
+    while True:
+        for work in islice(waiting, executor.workers - running):
+            executor.start(work)
             running += 1
+        if not running:
+            return
         for ended in executor.wait():
             running -= 1
             yield ended

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from metalora_papers.executors.config import SlurmConfig
-from metalora_papers.executors.executor import Ended, Work
+from metalora.executors.config import SlurmConfig
+from metalora.executors.executor import Ended, Work
 
 WAIT = 0.5  # seconds between looks for the results of jobs
 
@@ -21,13 +23,35 @@ class OnSlurm:
         config: What a job asks for.
 
     Raises:
-        ValueError: submitit is not installed, or there is no Slurm here.
+        ModuleNotFoundError: submitit is not installed.
+        ValueError: There is no Slurm here.
     """
 
     def __init__(self, workers: int, folder: Path, config: SlurmConfig):
-        self.workers, self.folder = workers, folder.absolute()
-        self._submitter = _submitter(self.folder, config)
+        import submitit
+
+        if config.cluster == "slurm" and shutil.which("srun") is None:
+            raise ValueError("--executor slurm: there is no Slurm here; --slurm.cluster local tries it without")
+        self.workers, self.folder, self.config = workers, folder.absolute(), config
+        self._submitit: Any = submitit
         self._running: list[tuple[Any, Work]] = []
+
+    @cached_property
+    def _submitter(self) -> Any:
+        """What submits the jobs; it is made with the first one, since it writes to the folder."""
+        config = self.config
+        submitter = self._submitit.AutoExecutor(folder=self.folder, cluster=config.cluster)
+        submitter.update_parameters(
+            name="metalora",
+            timeout_min=config.minutes,
+            mem_gb=config.memory_gb,
+            cpus_per_task=config.cpus,
+            gpus_per_node=config.gpus or None,
+            slurm_partition=config.partition or None,
+            slurm_account=config.account or None,
+            slurm_setup=[f"export OMP_NUM_THREADS={config.cpus}"],
+        )
+        return submitter
 
     def start(self, work: Work) -> None:
         """Submit a job."""
@@ -53,25 +77,3 @@ class OnSlurm:
         for job, _ in self._running:
             job.cancel(check=False)
         self._running.clear()
-
-
-def _submitter(folder: Path, config: SlurmConfig) -> Any:
-    try:
-        import submitit
-    except ModuleNotFoundError:
-        raise ValueError('submitit is not installed: pip install "metalora-papers[slurm]"') from None
-    try:
-        submitter = submitit.AutoExecutor(folder=folder, cluster=config.cluster)
-    except RuntimeError:  # which it raises where there is no `srun`
-        raise ValueError("--executor slurm: there is no Slurm here; --slurm.cluster local tries it without") from None
-    submitter.update_parameters(
-        name="metalora-papers",
-        timeout_min=config.minutes,
-        mem_gb=config.memory_gb,
-        cpus_per_task=config.cpus,
-        gpus_per_node=config.gpus or None,
-        slurm_partition=config.partition or None,
-        slurm_account=config.account or None,
-        slurm_setup=[f"export OMP_NUM_THREADS={config.cpus}"],
-    )
-    return submitter
