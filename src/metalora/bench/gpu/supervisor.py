@@ -48,7 +48,7 @@ class Supervisor:
         Raises:
             RuntimeError: The process ended, or did not begin in time, before it could run anything.
         """
-        while self.waiting and time.monotonic() < self.task.deadline:
+        while self.waiting and (not self._unrun or time.monotonic() < self.task.deadline):
             self._watch_a_process()
         for name in list(self.waiting):
             self._write(self._unrun[name])
@@ -111,7 +111,7 @@ class Supervisor:
 
 def _end(process: Any) -> None:
     """End a process and those that it has started, if it does not end by itself."""
-    process.join(2)
+    process.join(0.5)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # also of a process that has ended
     process.kill()
