@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from metalora.bench.cases import FLOOR, Case
+from metalora.bench.cases import FLOOR, Case, Inputs
 from metalora.bench.device import synchronize
 from metalora.bench.gpu.budget import Budget, OutOfTime
 from metalora.bench.gpu.laws import relative_error
@@ -49,8 +49,7 @@ def graphed_tenants_section(name: str, seconds: float, setup: Setup, rank: int =
 
 
 def _run_steps(setup: Setup, budget: Budget) -> Results:
-    base, inputs = base_and_inputs(setup)
-    inputs.pop("attention_mask", None)  # transformers looks at its numbers, for which no graph can wait
+    base, inputs = inputs_for_capture(setup)
     cases, errors = build_all([FLOOR, *setup.ranks], partial(build_adapted, setup, base, inputs), budget)
     runs: dict[str, Callable[[], object]] = {}
     for name, case in cases.items():
@@ -64,8 +63,7 @@ def _run_steps(setup: Setup, budget: Budget) -> Results:
 
 
 def _run_tenants(setup: Setup, rank: int, budget: Budget) -> Results:
-    base, inputs = base_and_inputs(setup)
-    inputs.pop("attention_mask", None)
+    base, inputs = inputs_for_capture(setup)
     base.eval()
     model, condition = adapted_for_tenants(setup, base, rank, len(next(iter(inputs.values()))))
     plain = {FLOOR: partial(run_model, base, inputs)} | runs_by_kernels(model, inputs, condition)
@@ -82,6 +80,13 @@ def _run_tenants(setup: Setup, rank: int, budget: Budget) -> Results:
             errors[name] = describe_error(error)
     rows = _measured(runs, errors, setup, budget).rows(reference=ONE)
     return {"tenants": len(condition), "error_against_plain": differences, "cases": rows}
+
+
+def inputs_for_capture(setup: Setup) -> tuple[nn.Module, Inputs]:
+    """Return what `base_and_inputs` does, without the mask: transformers reads its numbers, and no graph can wait."""
+    base, inputs = base_and_inputs(setup)
+    inputs.pop("attention_mask", None)
+    return base, inputs
 
 
 def _measured(

@@ -20,7 +20,7 @@ from metalora.bench.gpu.run import summary
 from metalora.bench.gpu.worker import Begun, Ended, Message, Ready, Task, work
 from metalora.bench.store import Row, RowStore
 
-START_SECONDS = 60.0  # for the imports
+START_SECONDS = 60.0  # until the first section, for the imports, and between two sections
 GRACE_SECONDS = 15.0  # after the budget of a section, whose own alarm comes earlier
 LAST_SECONDS = 10.0  # after the budget of the run
 ENDED, TOO_LONG = "the process that ran it ended", "it ran far beyond its time and was ended"
@@ -77,7 +77,7 @@ class Supervisor:
                 self.say(message.device or "no CUDA card")
             elif isinstance(message, Ended):
                 self._add(message.row)
-            seconds = GRACE_SECONDS + (message.seconds if isinstance(message, Begun) else 0)
+            seconds = message.seconds + GRACE_SECONDS if isinstance(message, Begun) else START_SECONDS
             message = self._next(pipe, seconds)
         if not self._unrun:
             raise RuntimeError(f"no section could run: {message}")
