@@ -85,7 +85,8 @@ from metalora.bench.gpu.budget import Budget
 from metalora.bench.gpu.run import run_section
 from metalora.bench.gpu.sections import sections
 
-names = ("laws triton bfloat16", "kernels bfloat16", "small batch roberta-base bfloat16")
+names = ["laws triton bfloat16", "kernels bfloat16", "small batch roberta-base bfloat16"]
+names.append("serving roberta-base bfloat16")
 chosen = [section for section in sections(True) if section.name in names]
 print(json.dumps([run_section(section, Budget(300), True)["results"] for section in chosen]))
 """
@@ -97,7 +98,8 @@ def test_the_sections_of_triton_kernels_run_in_the_interpreter():
     pytest.importorskip("peft")
     done = run_fresh(TRITON_RUN, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
-    checked, steps, alone = json.loads(done.stdout)
+    checked, steps, alone, serving = json.loads(done.stdout)
+    assert serving["kernels"] == ["Triton"] and 0 < serving["error_against_torch"] < 1e-2
     assert checked["failed"] == [] and len(checked["cases"]) == 2
     kernels = {case["case"]: case.get("kernels") for case in steps["cases"]}
     assert kernels["lora, triton"] == kernels["metatt-4d, triton"] == ["Triton"] and kernels["lora"] == ["Fused"]
@@ -207,7 +209,7 @@ def test_captured_inference_for_tenants_reads_no_number(setup):
     setup = sections.tiny(setup)
     base, inputs = graphed.inputs_for_capture(setup)
     model, condition = many_tenants.adapted_for_tenants(setup, base, 2, 2)
-    for run in many_tenants.runs_by_kernels(model, inputs, condition).values():
+    for run in many_tenants.runs_by_kernels({"": model}, inputs, condition).values():
         with ReadsOfNumbers() as reads:
             run()
         assert not reads.found

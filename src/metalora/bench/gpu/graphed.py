@@ -14,7 +14,14 @@ from metalora.bench.cases import FLOOR, Case, Inputs
 from metalora.bench.device import synchronize
 from metalora.bench.gpu.budget import Budget, OutOfTime
 from metalora.bench.gpu.laws import relative_error
-from metalora.bench.gpu.many_tenants import MANY, ONE, adapted_for_tenants, run_model, runs_by_kernels
+from metalora.bench.gpu.many_tenants import (
+    MANY,
+    ONE,
+    adapted_for_tenants,
+    models_by_kernels,
+    run_model,
+    runs_by_kernels,
+)
 from metalora.bench.gpu.measure import Measurements, build_all, describe_error, measure
 from metalora.bench.gpu.section import Results, Section
 from metalora.bench.gpu.setups import Setup, base_and_inputs
@@ -66,7 +73,8 @@ def _run_tenants(setup: Setup, rank: int, budget: Budget) -> Results:
     base, inputs = inputs_for_capture(setup)
     base.eval()
     model, condition = adapted_for_tenants(setup, base, rank, len(next(iter(inputs.values()))))
-    plain = {FLOOR: partial(run_model, base, inputs)} | runs_by_kernels(model, inputs, condition)
+    plain: dict[str, Callable[[], Tensor]] = {FLOOR: partial(run_model, base, inputs)}
+    plain |= runs_by_kernels(models_by_kernels(model), inputs, condition)
     runs: dict[str, Callable[[], object]] = {}
     errors: dict[str, str] = {}
     differences: Results = {}

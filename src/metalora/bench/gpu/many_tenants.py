@@ -19,7 +19,7 @@ from metalora.adapters.triton_kernels.available import unavailable
 from metalora.bench.cases import FLOOR, TRITON, Inputs, adapt_by_many_loras, first_output
 from metalora.bench.device import synchronize
 from metalora.bench.gpu.budget import Budget, OutOfTime
-from metalora.bench.gpu.laws import Kernels, relative_error
+from metalora.bench.gpu.laws import relative_error
 from metalora.bench.gpu.measure import WARM, Measurements, describe_error, measure
 from metalora.bench.gpu.section import Results, Section
 from metalora.bench.gpu.setups import Setup, base_and_inputs
@@ -58,13 +58,14 @@ def _run_tenants(setup: Setup, rank: int, with_peers: bool, budget: Budget) -> R
     base.eval()
     batch = len(next(iter(inputs.values())))
     model, condition = adapted_for_tenants(setup, base, rank, batch)
-    runs = {FLOOR: partial(run_model, base, inputs)} | runs_by_kernels(model, inputs, condition)
+    models = models_by_kernels(model)
+    runs = {FLOOR: partial(run_model, base, inputs)} | runs_by_kernels(models, inputs, condition)
     same = condition[torch.zeros(batch, dtype=torch.long, device=condition.features.device)]
     runs[SAME] = partial(run_model, model, inputs, condition=same)
     results: Results = {"tenants": batch, "condition_numbers": condition.vector().shape[1]}
     results |= {"change": relative_error(runs[FLOOR](), runs[MANY]())}
-    if MANY + TRITON in runs:
-        results |= _triton_beside_torch(runs, required_adapter(model, "bench"))
+    if TRITON in models:
+        results |= _triton_beside_torch(runs, required_adapter(models[TRITON], "bench"))
     results["cases"] = _measured(runs, setup.bench.rounds, budget).rows(reference=ONE)
     if with_peers:
         results |= _beside_peers(setup, rank, (base, model), inputs, condition, runs, results["cases"], budget)
@@ -107,39 +108,47 @@ def _beside_peers(
     try:
         measured = _measured(slow, SLOW_ROUNDS, budget, warm=1)
         measured.errors |= errors
-        more = measured.rows(reference=ONE)[1:]
+        more = [row for row in measured.rows(reference=ONE) if row["case"] != ONE]
     except OutOfTime as error:
         more = [{"case": name, "error": f"not run: {error}"} for name in (LOOP, PEERS)]
     return results | {"cases": rows + more}
 
 
-def runs_by_kernels(model: nn.Module, inputs: Inputs, condition: Condition) -> dict[str, Callable[[], Tensor]]:
-    """Inference for one tenant and for a tenant in each row, by PyTorch's kernels and, if they can run, by Triton's.
+def models_by_kernels(model: nn.Module) -> dict[str, nn.Module]:
+    """An adapted model, which takes PyTorch's kernels, and a copy that takes Triton's, if they can run for it.
 
     Args:
         model: The adapted model.
-        inputs: Keyword arguments of its forward.
+
+    Returns:
+        The end of the names of the cases, "" or `TRITON` -> model.
+    """
+    layers = required_adapter(model, "bench").layers.values()
+    if unavailable() is not None or not any(isinstance(cast(Any, layer).base, nn.Linear) for layer in layers):
+        return {"": model}
+    by_triton = copy.deepcopy(model)
+    required_adapter(by_triton, "bench").use_kernels("triton")
+    return {"": model, TRITON: by_triton}
+
+
+def runs_by_kernels(
+    models: dict[str, nn.Module], inputs: Inputs, condition: Condition
+) -> dict[str, Callable[[], Tensor]]:
+    """Inference for one tenant and for a tenant in each row, by each kind of kernels.
+
+    Args:
+        models: What `models_by_kernels` returns.
+        inputs: Keyword arguments of a forward.
         condition: A condition for each row.
 
     Returns:
         Name of the case -> function that returns the output.
     """
-    adapter = required_adapter(model, "bench")
-    has_linear = any(isinstance(cast(Any, layer).base, nn.Linear) for layer in adapter.layers.values())
-    kernels: dict[str, Kernels] = {"": "torch"}
-    if has_linear and unavailable() is None:
-        kernels[TRITON] = "triton"
     return {
-        case + suffix: partial(_run_by, name, adapter, model, inputs, chosen)
-        for suffix, name in kernels.items()
+        case + suffix: partial(run_model, model, inputs, condition=chosen)
+        for suffix, model in models.items()
         for case, chosen in ((ONE, condition[0]), (MANY, condition))
     }
-
-
-def _run_by(kernels: Kernels, adapter: Adapter, model: nn.Module, inputs: Inputs, condition: Condition) -> Tensor:
-    """Run inference by one of the two kinds of kernels."""
-    adapter.use_kernels(kernels)
-    return run_model(model, inputs, condition=condition)
 
 
 def _measured(runs: dict[str, Callable[[], Tensor]], rounds: int, budget: Budget, warm: int = WARM) -> Measurements:
