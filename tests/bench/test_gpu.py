@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -298,11 +299,11 @@ def test_cases_that_are_measured_apart_are_compared_over_the_rounds_that_both_ha
 
 
 # ---- the process of the sections -------------------------------------------------------------------------------------
-def supervised(tmp_path, make_sections=gpu_sections.sections, seconds=60):
+def supervised(tmp_path, make_sections=gpu_sections.sections, seconds=60, kind=Supervisor):
     """The rows of made-up sections and the lines for the terminal."""
     names, lines = [section.name for section in gpu_sections.sections(True)], []
     task = Task(make_sections, True, names, tmp_path / "rows.jsonl", time.monotonic() + seconds)
-    return Supervisor(task, SERVER, lines.append).run(), lines
+    return kind(task, SERVER, lines.append).run(), lines
 
 
 def test_a_section_that_ends_its_process_or_never_returns_costs_no_other(tmp_path, monkeypatch):
@@ -325,14 +326,19 @@ def test_without_time_each_section_has_a_row_that_says_so(tmp_path):
     assert closing_line(rows) == "0 of 5 sections ran; dropped: first, dies, hangs, no number, last; none failed"
 
 
-@pytest.mark.slow
-def test_sections_that_are_not_reached_have_a_row_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(supervisor, "LAST_SECONDS", 0.5)  # so that the section that hangs is ended here
-    rows, _ = supervised(tmp_path, seconds=7)
-    dropped = {row["config"]["section"]: row["results"].get("skipped") for row in rows}
-    assert list(dropped) == ["first", "dies", "hangs", "no number", "last"] and dropped["first"] is None
-    assert dropped["last"] == "the time budget of the run is used up"
-    assert "dropped: " in closing_line(rows) and len(RowStore(tmp_path / "rows.jsonl").rows()) == 5
+class TimeIsUp(Supervisor):
+    """A supervisor whose time is up as soon as a section has ended."""
+
+    def _add(self, row):
+        super()._add(row)
+        self.task = replace(self.task, deadline=time.monotonic() - supervisor.LAST_SECONDS)
+
+
+def test_sections_that_are_not_reached_have_a_row_each(tmp_path):
+    rows, _ = supervised(tmp_path, kind=TimeIsUp)
+    first, *_, last = (row["results"] for row in rows)
+    assert "cases" in first and last == {"skipped": "the time budget of the run is used up"} and len(rows) == 5
+    assert RowStore(tmp_path / "rows.jsonl").rows() == rows and closing_line(rows).count(" last") == 1
 
 
 def test_a_process_that_cannot_begin_is_an_error(tmp_path):
