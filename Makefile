@@ -68,7 +68,8 @@ bench: setup
 		--targets query key value attention.output.dense intermediate.dense output.dense
 
 gpu:  # on one CUDA card, at most eight minutes, without `make setup`: PYTHON=python3 make gpu; without a card a dry run
-	PYTHONPATH=src:$$(ls -d .wheels/*.whl 2>/dev/null | paste -s -d: -) $(PYTHON) -m metalora.bench.gpu $(GPU)
+	HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONPATH=src:$$(ls -d .wheels/*.whl 2>/dev/null | paste -s -d: -) \
+		$(PYTHON) -m metalora.bench.gpu $(GPU)
 
 gpu-wheels:  # for a card's machine without a network: run it elsewhere, and copy .wheels with the checkout
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: -c constraints.txt -d .wheels opt_einsum

@@ -1,5 +1,6 @@
 """Triton kernels in Triton's interpreter beside dense float64 and plain autograd; what `use_kernels` refuses."""
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -14,23 +15,7 @@ from support import triton_cases
 from support.fresh_process import run_fresh
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="this PyTorch has no Triton")
-POINTERS = (
-    "x",
-    "y",
-    "left",
-    "right",
-    "mid",
-    "hidden",
-    "mixed",
-    "a",
-    "b",
-    "a_times_b",
-    "c",
-    "d",
-    "c_times_d",
-    "product",
-)
-BLOCKS = dict(BLOCK_TOKENS=16, BLOCK_CHANNELS=32, BLOCK_ROWS=16, BLOCK_COLUMNS=32, BLOCK_RANK=16, BLOCK_MIXED=16)
+SHARED_MEMORY = 99 * 1024  # bytes of a multiprocessor that a program may take on the smallest cards since Ampere
 
 
 @needs_triton
@@ -42,37 +27,76 @@ def test_the_interpreted_kernels_compute_what_plain_autograd_does():
     assert not failed, "\n".join(f"{name}\n{error}" for name, error in failed.items())
 
 
-def compiled(kernel, dtype, **flags):
-    """Compile a kernel for an H100 with a card's compiler, which needs no card; returns its machine code."""
-    import triton
+class CompilerForCard:
+    """Takes the place of the driver: kernels are compiled for an H100, which needs no card, and are not launched."""
 
-    types = dict.fromkeys((*POINTERS, "gradient"), f"*{dtype}") | {"index": "*i64"}
-    constants = {
-        name: value for name, value in (flags | BLOCKS | {"WIDENS": False}).items() if name in kernel.arg_names
-    }
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
-    places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    source = triton.compiler.ASTSource(kernel, signature, places)
-    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    return triton.compile(source, target=target, options={"num_stages": 2}).asm["cubin"]
+    def get_current_target(self):
+        return importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+class Compiled:
+    """A kernel that is compiled for the arguments of each call."""
+
+    def __init__(self, kernel, made):
+        self.kernel, self.made = kernel, made
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: self.made.append(
+            (self.kernel.__name__, self.kernel.warmup(*arguments, grid=grid, **options))
+        )
+
+
+LAYERS = {  # examples, tokens, channels, rank, and the number of conditions in a table
+    "RoBERTa-base, 8 x 128": (8, 128, 768, 8, None),
+    "RoBERTa-base, 64 x 128": (64, 128, 768, 24, None),
+    "64 tenants": (64, 128, 768, 8, 64),
+    "the largest rank": (8, 128, 1024, 128, 3),
+    "odd sizes": (4, 41, 97, 3, 3),
+}
+# The compiler takes up to 12 seconds for a product of float32 at the largest rank.
+LAYERS_IN = {"bfloat16": list(LAYERS), "float16": list(LAYERS), "float32": [*list(LAYERS)[:3], "odd sizes"]}
 
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
-def test_the_compiler_for_a_card_takes_the_kernels(dtype, tmp_path, monkeypatch):
-    from metalora.adapters.triton_kernels import device
+@pytest.mark.parametrize("dtype", LAYERS_IN)
+def test_a_card_can_run_what_the_layers_launch(dtype, tmp_path, monkeypatch):
+    import triton
+
+    from metalora.adapters.triton_kernels import launch, node
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    with_table = dict(HAS_MID=True, HAS_INDEX=True, WRITES_OUTPUT=True, KEEPS_HIDDEN=True)
-    without = dict(HAS_MID=False, HAS_INDEX=False, WRITES_OUTPUT=True, KEEPS_HIDDEN=False)
-    without |= dict(mid=None, index=None, hidden=None, mixed=None)
-    no_output = with_table | dict(WRITES_OUTPUT=False, y=None)
-    for flags in (with_table, without, no_output):
-        assert compiled(device.add_low_rank_kernel, dtype, **flags)
-    assert compiled(device.products_over_rows_kernel, dtype)
-    assert compiled(device.products_of_conditions_kernel, dtype, HAS_INDEX=True)
-    assert compiled(device.products_of_conditions_kernel, dtype, HAS_INDEX=False, index=None)
+    monkeypatch.setattr(triton.runtime.driver, "_active", CompilerForCard())
+    made = []
+    for name in ("add_low_rank_kernel", "products_over_rows_kernel", "products_of_conditions_kernel"):
+        monkeypatch.setattr(launch, name, Compiled(getattr(launch, name), made))
+    for name in LAYERS_IN[dtype]:
+        examples, tokens, channels, rank, conditions = LAYERS[name]
+        sizes = [(examples * tokens, channels), (channels, channels), (channels,), (rank, channels), (rank, channels)]
+        operands = [torch.zeros(size, dtype=getattr(torch, dtype)) for size in sizes]
+        operands += [] if conditions is None else [torch.zeros(conditions, rank, rank, dtype=operands[0].dtype)]
+        index = None if conditions is None else torch.zeros(examples, dtype=torch.long)
+        leaves = [x.requires_grad_() for place, x in enumerate(operands) if place not in (1, 2)]
+        del made[:]
+        y = node.low_rank_linear(*operands, *([None] * (6 - len(operands))), index)
+        torch.autograd.grad(y.sum(), leaves)
+        assert [name for name, _ in made] == LAUNCHES[: 3 if conditions is None else 4]
+        for kernel, binary in made:
+            assert binary.asm["cubin"] and binary.metadata.shared <= SHARED_MEMORY, (name, kernel)
+
+
+LAUNCHES = [
+    "add_low_rank_kernel",
+    "add_low_rank_kernel",
+    "products_over_rows_kernel",
+    "products_of_conditions_kernel",
+]
 
 
 def adapted():

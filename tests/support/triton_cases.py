@@ -44,9 +44,9 @@ def dense_output(x, weight, bias, left, right, mid, index):
     return (examples @ (weight.T + delta)).flatten(0, 1) + bias
 
 
-def numbers(rank, rows, mids, dtype):
+def numbers(rank, rows, mids, dtype, inputs=20, outputs=37):
     """Operands in float64, whose products are near 1; four Mids in a table, of which the last is not used."""
-    inputs, outputs, examples, mixed_rank = 20, 37, EXAMPLES[rows], rank if mids == "no Mid" else rank + 1
+    examples, mixed_rank = EXAMPLES[rows], rank if mids == "no Mid" else rank + 1
     mid = None if mids == "no Mid" else torch.randn(4 if "table" in mids else examples, rank, mixed_rank) / rank**0.5
     operands = [
         torch.randn(rows, inputs),
@@ -60,9 +60,9 @@ def numbers(rank, rows, mids, dtype):
     return [None if operand is None else operand.to(dtype).double() for operand in operands], index
 
 
-def update(device, rank, rows, mids, dtype=torch.float32):
+def update(device, rank, rows, mids, dtype=torch.float32, **sizes):
     """The output and all gradients beside those of W + Delta W in float64."""
-    operands, index = numbers(rank, rows, mids, dtype)
+    operands, index = numbers(rank, rows, mids, dtype, **sizes)
     leaves = [None if operand is None else operand.to(device, dtype).requires_grad_() for operand in operands]
     x, weight, bias, left, right, mid = leaves
     weight.requires_grad_(False), bias.requires_grad_(False)
@@ -77,6 +77,18 @@ def update(device, rank, rows, mids, dtype=torch.float32):
             assert_near(leaf.grad, of_exact.grad, dtype)
     if index is not None:
         assert not mid.grad[3].any()  # no example has this condition
+
+
+def chosen_blocks(device):
+    """Every size of the blocks gives the same update, also where the last block is not full."""
+    from metalora.adapters.triton_kernels.launch import Blocks, add_low_rank_
+
+    (x, weight, bias, left, right, _), _ = numbers(8, 130, "no Mid", torch.float32, inputs=150, outputs=140)
+    expected = dense_output(x, weight, bias, left, right, None, None)
+    x, left, right, base = (tensor.float().to(device) for tensor in (x, left, right, x @ weight.T + bias))
+    for rows, channels, stages in ((16, 256, 3), (32, 64, 2), (64, 128, 2)):
+        hidden, _ = add_low_rank_(y := base.clone(), x, left, right, blocks=Blocks(rows, channels, stages))
+        assert_near(y, expected), assert_near(hidden, x @ left.T)
 
 
 def no_graph(device):
@@ -320,7 +332,14 @@ UPDATES = {
 TYPES = {
     f"{dtype}, {mids}".removeprefix("torch."): partial(update, rank=8, rows=130, mids=mids, dtype=dtype)
     for dtype, mids in product((torch.bfloat16, torch.float16), MIDS[::2])
-} | {"no graph": no_graph, "layouts": layouts, "one gradient": one_gradient, "refused output": refused_output}
+}
+MANY_CHANNELS = {  # more than a block has, in each type; the last block is not full
+    f"many channels, {dtype}, {mids}": partial(
+        update, rank=8, rows=7, mids=mids, dtype=getattr(torch, dtype), inputs=300, outputs=270
+    )
+    for dtype, mids in (("float32", MIDS[0]), ("float32", MIDS[2]), ("bfloat16", MIDS[0]), ("float16", MIDS[1]))
+} | {"chosen blocks": chosen_blocks}
+OPERANDS = {"no graph": no_graph, "layouts": layouts, "one gradient": one_gradient, "refused output": refused_output}
 MODELS = {
     f"{make.__name__}, {method}": partial(same_as_plain, make=make, method=method)
     for make, method in product((Mlp, Encoder), METHODS)
@@ -337,7 +356,7 @@ MODELS = {
     "autocast": autocast,
     "other paths": other_paths,
 }
-CASES = UPDATES | TYPES | MODELS
+CASES = UPDATES | TYPES | MANY_CHANNELS | OPERANDS | MODELS
 
 
 def failures(names, device="cpu"):

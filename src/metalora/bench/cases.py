@@ -31,7 +31,7 @@ from metalora.zoo import architectures, build_architecture, load_model
 
 # A case has the name of its method, and a suffix if it is run in another way. PEFT's tuners have a prefix.
 FLOOR, PEFT = "frozen model", "peft: "
-PLAIN, DENSE, MERGED = ", plain", ", dense", ", merged"
+PLAIN, DENSE, MERGED, TRITON = ", plain", ", dense", ", merged", ", triton"
 PEERS = {"lora": "LoraConfig", "vera": "VeraConfig", "lokr": "LoKrConfig", "loha": "LoHaConfig"}
 
 Inputs = dict[str, Tensor]
@@ -163,7 +163,7 @@ def build_case(name: str, base: nn.Module, inputs: Inputs, config: BenchConfig) 
     """Build a case on a copy of the frozen model.
 
     Args:
-        name: One of `case_names`.
+        name: One of `case_names`, or the name of a method with `TRITON`.
         base: The frozen model.
         inputs: Keyword arguments of its forward.
         config: The configuration of the bench.
@@ -256,6 +256,8 @@ def _attach(model: nn.Module, name: str, inputs: Inputs, config: BenchConfig) ->
     adapter = attach(model, adapter_config(name, config), example=inputs.get("x", inputs))
     if name.endswith((PLAIN, DENSE)):
         _use_plain_autograd(adapter)
+    if name.endswith(TRITON):
+        adapter.use_kernels("triton")
     if name.endswith(DENSE):
         for layer in adapter.layers.values():  # an attribute of the instance comes before the method of the class
             vars(layer)["forward"] = partial(_dense_forward, cast(AdaptedLayer, layer))

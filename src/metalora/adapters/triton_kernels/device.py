@@ -198,7 +198,7 @@ def products_of_conditions_kernel(
             tokens_of_condition = tl.where(tl.load(index + example) == condition, tokens, 0)
         for start in range(0, tokens_of_condition, BLOCK_TOKENS):
             token = start + tl.arange(0, BLOCK_TOKENS)
-            row = (example * tokens + token).to(tl.int64)
+            row = tl.cast(tokens, tl.int64) * example + token
             hidden_at = hidden + row[None, :] * rank + place[:, None]  # hidden', (k, tokens)
             gradient_at = gradient + row[:, None] * mixed_rank + mixed_place[None, :]
             has_hidden = (token[None, :] < tokens) & (place[:, None] < rank)

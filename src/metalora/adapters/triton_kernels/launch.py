@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -20,7 +21,49 @@ from metalora.adapters.triton_kernels.device import (
 )
 
 LEAST_BLOCK, MOST_ROWS = 16, 64  # a product of blocks needs 16 numbers on each axis
-BLOCK_COLUMNS = 32  # narrow, since each program goes through all rows
+ENOUGH_PROGRAMS = 128  # about one for each multiprocessor of a large card
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How `add_low_rank_` divides its work.
+
+    Attributes:
+        rows: Rows of a program, 16, 32 or 64.
+        channels: Channels that a program reads at once.
+        stages: Blocks of channels that are on their way at once.
+    """
+
+    rows: int
+    channels: int
+    stages: int
+
+
+def blocks_for(examples: int, tokens: int, rank: int, dtype: torch.dtype) -> Blocks:
+    """Return the blocks for a number of examples with so many rows each.
+
+    A program has fewer rows if there would be too few programs to fill a card. Products of 16-bit numbers are those of
+    tensor cores, which need few registers, and such numbers take half the memory: more of them are read at once.
+
+    Args:
+        examples: Number of examples.
+        tokens: Rows of each.
+        rank: The larger one of the two ranks.
+        dtype: Type of the numbers.
+
+    Example:
+        >>> blocks_for(1, 1024, 8, torch.bfloat16)
+        Blocks(rows=16, channels=128, stages=3)
+        >>> blocks_for(64, 128, 8, torch.bfloat16).rows
+        64
+    """
+    is_wide = dtype == torch.float32
+    rows = _block(tokens, MOST_ROWS // 2 if is_wide else MOST_ROWS)
+    while rows > LEAST_BLOCK and examples * triton.cdiv(tokens, rows) < ENOUGH_PROGRAMS:
+        rows //= 2
+    if is_wide:
+        return Blocks(rows, channels=64 if rank <= 64 else 32, stages=2)
+    return Blocks(rows, channels=128 if rank <= 32 else 64 if rank <= 64 else 32, stages=3)
 
 
 def add_low_rank_(
@@ -31,6 +74,7 @@ def add_low_rank_(
     mid: Tensor | None = None,
     index: Tensor | None = None,
     keep: bool = True,
+    blocks: Blocks | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Write y + ((x Left) Mid) Right into y, each example with the Mid of its condition, which is not copied.
 
@@ -45,6 +89,7 @@ def add_low_rank_(
         index: The condition of each example, (examples,), from 0 to m - 1; the n rows are those of the examples one
             after another, equally many of each. None: example e has condition e.
         keep: Whether the two results are stored, which a backward needs.
+        blocks: How the work is divided; None: as `blocks_for` says.
 
     Returns:
         x Left (n, k) and x Left Mid (n, k'), one tensor if there is no Mid; None for both without `keep`.
@@ -59,9 +104,9 @@ def add_low_rank_(
     tokens = n // examples
     hidden = x.new_empty(n, rank) if keep else None
     mixed = hidden if mid is None or not keep else x.new_empty(n, mixed_rank)
-    block_tokens = _block(tokens, MOST_ROWS)
+    blocks = blocks or blocks_for(examples, tokens, max(rank, mixed_rank), x.dtype)
     with _device_of(x):
-        add_low_rank_kernel[(examples * triton.cdiv(tokens, block_tokens),)](
+        add_low_rank_kernel[(examples * triton.cdiv(tokens, blocks.rows),)](
             x,
             y,
             left,
@@ -85,11 +130,11 @@ def add_low_rank_(
             WRITES_OUTPUT=y is not None,
             KEEPS_HIDDEN=keep,
             WIDENS=_widens(x),
-            BLOCK_TOKENS=block_tokens,
-            BLOCK_CHANNELS=64 if max(rank, mixed_rank) <= 64 else 32,  # what fits into the memory of a multiprocessor
+            BLOCK_TOKENS=blocks.rows,
+            BLOCK_CHANNELS=blocks.channels,
             BLOCK_RANK=_block(rank),
             BLOCK_MIXED=_block(mixed_rank),
-            num_stages=2,
+            num_stages=blocks.stages,
         )
     return hidden, mixed
 
@@ -121,8 +166,12 @@ def _products_over_rows(
 ) -> None:
     """Write a' b, and c' d if the count is two."""
     columns = [product.shape[1] for product in (a_times_b, c_times_d)][:count]
+    # Each program goes through all rows, so that narrow blocks of columns make more programs.
+    block = 2 * LEAST_BLOCK if sum(columns) >= 2 * LEAST_BLOCK * ENOUGH_PROGRAMS else LEAST_BLOCK
+    rank = _block(max(a.shape[1], c.shape[1]))
+    is_small = rank <= 2 * LEAST_BLOCK and d.dtype != torch.float32  # so that more rows fit into a multiprocessor
     with _device_of(d):
-        products_over_rows_kernel[(sum(triton.cdiv(size, BLOCK_COLUMNS) for size in columns),)](
+        products_over_rows_kernel[(sum(triton.cdiv(size, block) for size in columns),)](
             a,
             b,
             a_times_b,
@@ -139,10 +188,10 @@ def _products_over_rows(
             *d.stride(),
             *c_times_d.stride(),
             WIDENS=_widens(a),
-            BLOCK_ROWS=_block(len(a), MOST_ROWS),
-            BLOCK_COLUMNS=BLOCK_COLUMNS,
-            BLOCK_RANK=_block(max(a.shape[1], c.shape[1])),
-            num_stages=2,
+            BLOCK_ROWS=_block(len(a), 2 * MOST_ROWS if is_small else MOST_ROWS),
+            BLOCK_COLUMNS=block,
+            BLOCK_RANK=rank,
+            num_stages=3 if is_small else 2,
         )
 
 

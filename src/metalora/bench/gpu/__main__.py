@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, also if sections were skipped; 1 if a section failed; 2 if a package is missing.
+
+    Raises:
+        RuntimeError: The process that runs the sections could not begin.
     """
+    start = time.monotonic()
     parser = _parser()
     options = parser.parse_args(arguments)
     if importlib.util.find_spec("opt_einsum") is None:
@@ -29,22 +35,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     import torch
 
-    from metalora.bench.gpu.run import run_sections
+    from metalora.bench.gpu.run import closing_line, has_failed
     from metalora.bench.gpu.sections import sections
-    from metalora.bench.store import RowStore
+    from metalora.bench.gpu.supervisor import Supervisor
+    from metalora.bench.gpu.worker import Task
 
     dry_run = options.dry_run or not torch.cuda.is_available()
     out = options.out or (_temporary_file() if dry_run else RESULTS)
     if dry_run and _is_in_results(out):
         parser.error(f"--out {out}: rows of a dry run do not belong among the results of the papers")
+    names = [section.name for section in sections(dry_run) if section.name.startswith(options.only)]
+    if not names:
+        parser.error(f"--only {options.only}: no section begins so")
     if dry_run:
-        print("dry run: tiny shapes, whose times mean nothing" + _no_card(torch.cuda.is_available()))
-    else:
-        print(f"{torch.cuda.get_device_name()}, at most {options.minutes:g} minutes")
-    chosen = [section for section in sections(dry_run) if section.name.startswith(options.only)]
-    rows = run_sections(chosen, RowStore(out), 60 * options.minutes, dry_run)
-    print(f"rows in {out}")
-    return int(any(_has_failed(row["results"]) for row in rows))
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # for the process of the sections, which imports triton
+    print("dry run: tiny shapes, whose times mean nothing" if dry_run else f"at most {options.minutes:g} minutes")
+    rows = Supervisor(Task(sections, dry_run, names, out, start + 60 * options.minutes)).run()
+    print(f"rows in {out}: {closing_line(rows)}")
+    return int(any(map(has_failed, rows)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,14 +71,6 @@ def _temporary_file() -> Path:
 def _is_in_results(path: Path) -> bool:
     folder = path.resolve().parent
     return (folder.parent.name, folder.name) == ("papers", "results")
-
-
-def _no_card(has_card: bool) -> str:
-    return "" if has_card else "; there is no CUDA card"
-
-
-def _has_failed(results: dict[str, object]) -> bool:
-    return "error" in results or bool(results.get("failed"))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,11 @@ class Budget:
     def __init__(self, seconds: float):
         self.deadline = time.monotonic() + seconds
 
+    @classmethod
+    def until(cls, deadline: float) -> Budget:
+        """A budget that ends at a time of `time.monotonic`, which all processes of a machine share."""
+        return cls(deadline - time.monotonic())
+
     @property
     def remaining(self) -> float:
         """Seconds that are left, at least 0."""
@@ -43,7 +48,7 @@ class Budget:
             raise OutOfTime("the time budget is used up")
 
     @contextmanager
-    def enforced(self, grace: float = 10.0) -> Iterator[None]:
+    def enforced(self, grace: float = 5.0) -> Iterator[None]:
         """Raise OutOfTime inside the block if it runs longer than the budget and a grace period, in seconds.
 
         Sections check their budget between measurements; the alarm is for a measurement that never ends. Python

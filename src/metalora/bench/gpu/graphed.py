@@ -10,12 +10,18 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from metalora.adapters.conditioning.condition import Condition
 from metalora.bench.cases import FLOOR, Case, Inputs
 from metalora.bench.device import synchronize
-from metalora.bench.gpu.budget import Budget
+from metalora.bench.gpu.budget import Budget, OutOfTime
 from metalora.bench.gpu.laws import relative_error
-from metalora.bench.gpu.many_tenants import MANY, ONE, adapted_for_tenants, run_model
+from metalora.bench.gpu.many_tenants import (
+    MANY,
+    ONE,
+    adapted_for_tenants,
+    models_by_kernels,
+    run_model,
+    runs_by_kernels,
+)
 from metalora.bench.gpu.measure import Measurements, build_all, describe_error, measure
 from metalora.bench.gpu.section import Results, Section
 from metalora.bench.gpu.setups import Setup, base_and_inputs
@@ -50,28 +56,25 @@ def graphed_tenants_section(name: str, seconds: float, setup: Setup, rank: int =
 
 
 def _run_steps(setup: Setup, budget: Budget) -> Results:
-    base, inputs = base_and_inputs(setup)
-    inputs.pop("attention_mask", None)  # transformers looks at its numbers, for which no graph can wait
+    base, inputs = inputs_for_capture(setup)
     cases, errors = build_all([FLOOR, *setup.ranks], partial(build_adapted, setup, base, inputs), budget)
     runs: dict[str, Callable[[], object]] = {}
     for name, case in cases.items():
         try:
             runs[name] = captured(partial(_step, _capturable(case)))
+        except OutOfTime:
+            raise
         except Exception as error:
             errors[name] = describe_error(error)
     return {"cases": _measured(runs, errors, setup, budget).rows()}
 
 
 def _run_tenants(setup: Setup, rank: int, budget: Budget) -> Results:
-    base, inputs = base_and_inputs(setup)
-    inputs.pop("attention_mask", None)
+    base, inputs = inputs_for_capture(setup)
     base.eval()
     model, condition = adapted_for_tenants(setup, base, rank, len(next(iter(inputs.values()))))
-    plain: dict[str, Callable[[], Tensor]] = {
-        FLOOR: partial(run_model, base, inputs),
-        ONE: _with_condition(model, inputs, condition[0]),
-        MANY: _with_condition(model, inputs, condition),
-    }
+    plain: dict[str, Callable[[], Tensor]] = {FLOOR: partial(run_model, base, inputs)}
+    plain |= runs_by_kernels(models_by_kernels(model), inputs, condition)
     runs: dict[str, Callable[[], object]] = {}
     errors: dict[str, str] = {}
     differences: Results = {}
@@ -79,14 +82,19 @@ def _run_tenants(setup: Setup, rank: int, budget: Budget) -> Results:
         try:
             runs[name] = graph = captured(run)
             differences[name] = relative_error(graph(), run())
+        except OutOfTime:
+            raise
         except Exception as error:
             errors[name] = describe_error(error)
     rows = _measured(runs, errors, setup, budget).rows(reference=ONE)
     return {"tenants": len(condition), "error_against_plain": differences, "cases": rows}
 
 
-def _with_condition(model: nn.Module, inputs: Inputs, condition: Condition) -> Callable[[], Tensor]:
-    return partial(run_model, model, inputs, condition=condition)
+def inputs_for_capture(setup: Setup) -> tuple[nn.Module, Inputs]:
+    """Return what `base_and_inputs` does, without the mask: transformers reads its numbers, and no graph can wait."""
+    base, inputs = base_and_inputs(setup)
+    inputs.pop("attention_mask", None)
+    return base, inputs
 
 
 def _measured(

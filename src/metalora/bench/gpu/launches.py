@@ -52,10 +52,7 @@ def _run_launches(setup: Setup, budget: Budget) -> Results:
     for name in (FLOOR, *setup.ranks, GENERATED):
         budget.check()
         try:
-            case = (
-                _generated_case(setup, base, inputs) if name == GENERATED else build_adapted(setup, base, inputs, name)
-            )
-            rows.append({"case": name} | step_counts(case))
+            rows.append({"case": name} | step_counts(_case(setup, base, inputs, name)))
         except OutOfTime:
             raise
         except Exception as error:

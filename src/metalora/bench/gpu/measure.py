@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,8 @@ class Measurements:
         for phase, seconds in phases.items():
             row[f"{phase}_seconds"] = statistics.median(seconds)
             if reference in self.seconds:
-                times = {name: of_case[phase] for name, of_case in self.seconds.items()}
+                rounds = min(len(of_case[phase]) for of_case in (phases, self.seconds[reference]))
+                times = {name: self.seconds[name][phase][:rounds] for name in (case, reference)}
                 against = ratio(times, case, reference)
                 row |= {phase: against.median, f"{phase}_low": against.low, f"{phase}_high": against.high}
         return row
@@ -78,35 +80,48 @@ def build_all(
     return cases, errors
 
 
-def measure(cases: Mapping[str, Callable[[], Phases]], rounds: int, budget: Budget) -> Measurements:
-    """Measure the cases in turns, until the rounds are done or the budget is used up.
+def measure(cases: Mapping[str, Callable[[], Phases]], rounds: int, budget: Budget, warm: int = WARM) -> Measurements:
+    """Measure the cases in turns, until the rounds are done or another round does not fit into the budget.
 
     Args:
         cases: Name -> function that runs the case once and returns the seconds of its phases.
         rounds: Largest number of rounds that count.
-        budget: The time budget; a round that has begun is finished.
+        budget: The time budget; a round that is interrupted does not count.
+        warm: Number of rounds before them that do not count.
 
     Raises:
-        OutOfTime: The budget was used up before the first round that counts.
+        OutOfTime: The budget was used up before the end of the first round that counts.
     """
     result, running = Measurements(), dict(cases)
-    for number in range(WARM + rounds):
-        has_counted_round = number > WARM
-        if has_counted_round and not budget.remaining:
-            break
-        budget.check()
-        for name in list(running):
-            try:
-                phases = running[name]()
-            except OutOfTime:
-                raise
-            except Exception as error:
-                del running[name]
-                result.fail(name, error)
-                continue
-            if number >= WARM:
+    for number in range(warm + rounds):
+        start = time.monotonic()
+        try:
+            budget.check()
+            of_round = _one_round(running, result)
+        except OutOfTime:
+            if number > warm:
+                break
+            raise
+        if number >= warm:
+            for name, phases in of_round.items():
                 result.add(name, phases)
+            if budget.remaining < time.monotonic() - start:
+                break
     return result
+
+
+def _one_round(running: dict[str, Callable[[], Phases]], result: Measurements) -> dict[str, Phases]:
+    """Run each case once; one that fails is not run again."""
+    of_round = {}
+    for name in list(running):
+        try:
+            of_round[name] = running[name]()
+        except OutOfTime:
+            raise
+        except Exception as error:
+            del running[name]
+            result.fail(name, error)
+    return of_round
 
 
 def step_peak_bytes(case: Case) -> int | None:

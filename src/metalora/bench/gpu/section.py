@@ -26,3 +26,7 @@ class Section:
     seconds: float
     config: dict[str, Any]
     run: Callable[[Budget], Results]
+
+
+MakeSections = Callable[[bool], list[Section]]
+"""Makes the sections, in real size, or in a tiny size for a dry run (True)."""

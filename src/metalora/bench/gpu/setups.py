@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from metalora.bench.cases import PEFT, Inputs, build_model, freeze
+from metalora.bench.cases import PEFT, TRITON, Inputs, build_model, freeze
 from metalora.bench.config import BenchConfig
 from metalora.bench.device import bench_device
 from metalora.config import ConditionConfig
@@ -68,8 +68,14 @@ def table_20(architecture: str, dtype: Precision, vera_rank: int, metatt_rank: i
     return Setup(bench, ranks)
 
 
-def small_batch(dtype: Precision, compile: bool = False) -> Setup:
-    """RoBERTa-base on 8 x 128 tokens, a step so short that the calls of kernels take a large part of it."""
+def small_batch(dtype: Precision, compile: bool = False, triton: bool = False) -> Setup:
+    """RoBERTa-base on 8 x 128 tokens, a step so short that the calls of kernels take a large part of it.
+
+    Args:
+        dtype: Type of the model.
+        compile: Compile each case.
+        triton: Add the cases of this library with Triton's kernels.
+    """
     bench = BenchConfig(
         model="roberta-base",
         dtype=dtype,
@@ -80,7 +86,8 @@ def small_batch(dtype: Precision, compile: bool = False) -> Setup:
         rounds=21,
         compile=compile,
     )
-    return Setup(bench, {PEFT + "lora": 8, "lora": 8, "metatt-4d": 24})
+    own = {"lora": 8} if compile else {"lora": 8, "metatt-4d": 24}  # a case takes 20 seconds to compile
+    return Setup(bench, {PEFT + "lora": 8} | own | ({name + TRITON: own[name] for name in own} if triton else {}))
 
 
 def resnet50(dtype: Precision = "float32") -> Setup:
@@ -112,7 +119,7 @@ def llama() -> Setup:
         rounds=5,
     )
     ranks = {PEFT + "lora": 8, "lora": 8, "metatt-4d": 16}
-    return Setup(bench, ranks, sizes={"vocab_size": 32_000}, causal=True, new_tokens=64)
+    return Setup(bench, ranks, sizes={"vocab_size": 32_000}, causal=True, new_tokens=32)
 
 
 # ---- a tiny size ---------------------------------------------------------------------------------------------------

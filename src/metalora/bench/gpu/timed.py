@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from metalora.adapters.adapter import Adapter
+from metalora.adapters.attach import adapter_of
 from metalora.bench.cases import FLOOR, Case, Inputs, build_case
 from metalora.bench.device import synchronize
-from metalora.bench.gpu.budget import Budget
+from metalora.bench.gpu.budget import Budget, OutOfTime
 from metalora.bench.gpu.measure import Measurements, build_all, describe_error, measure, step_peak_bytes
 from metalora.bench.gpu.section import Results, Section
 from metalora.bench.gpu.setups import Setup, base_and_inputs
@@ -38,18 +40,23 @@ def build_adapted(setup: Setup, base: nn.Module, inputs: Inputs, name: str) -> C
 
 def _run_timed(setup: Setup, budget: Budget) -> Results:
     base, inputs = base_and_inputs(setup)
-    names = [FLOOR, *setup.ranks]
+    # A compiled case takes so long that the last one may find no time.
+    names = [*setup.ranks, FLOOR] if setup.bench.compile else [FLOOR, *setup.ranks]
     cases, errors = build_all(names, partial(build_adapted, setup, base, inputs), budget)
-    measured = (_measure_compiled if setup.bench.compile else _measure)(cases, setup, budget)
+    for_steps = budget.part(budget.remaining / 2) if setup.new_tokens else budget
+    measured = (_measure_compiled if setup.bench.compile else _measure)(cases, setup, for_steps)
     measured.errors.update(errors)
     rows = measured.rows()
     for row in rows:
         row["rank"] = setup.ranks.get(row["case"])
         if "error" not in row:
-            row |= _sizes_and_memory(cases[row["case"]], compiled=setup.bench.compile)
+            row |= _described(cases[row["case"]], compiled=setup.bench.compile)
     results: Results = {"base_parameters": sum(p.numel() for p in base.parameters()), "cases": rows}
     if setup.new_tokens:
-        results["decode"] = _decode(setup, base, inputs, cases, budget).rows()
+        try:
+            results["decode"] = _decode(setup, base, inputs, cases, budget).rows()
+        except OutOfTime as error:
+            results["decode"] = [{"case": name, "error": f"not run: {error}"} for name in cases]
     return results
 
 
@@ -63,14 +70,22 @@ def _measure_compiled(cases: dict[str, Case], setup: Setup, budget: Budget) -> M
     measured = Measurements()
     for name, case in cases.items():
         torch._dynamo.reset()
-        alone = _measure({name: case}, setup, budget)
+        try:
+            alone = _measure({name: case}, setup, budget)
+        except OutOfTime as error:
+            measured.errors[name] = f"not run: {error}"
+            continue
         measured.seconds |= alone.seconds
         measured.errors |= alone.errors
     return measured
 
 
-def _sizes_and_memory(case: Case, compiled: bool) -> Results:
-    sizes = {"num_params": sum(parameter.numel() for parameter in case.learned)}
+def _described(case: Case, compiled: bool) -> Results:
+    """The sizes of a case, the kernels that its layers took, and the memory of a step."""
+    sizes: Results = {"num_params": sum(parameter.numel() for parameter in case.learned)}
+    adapter = adapter_of(case.model)
+    if adapter is not None:
+        sizes["kernels"] = kernels_of(adapter)
     if compiled:  # a further step would compile the case again
         return sizes | {"step_peak_bytes": None}
     try:
@@ -79,13 +94,18 @@ def _sizes_and_memory(case: Case, compiled: bool) -> Results:
         return sizes | {"error": describe_error(error)}
 
 
+def kernels_of(adapter: Adapter) -> list[str]:
+    """The names of the kernels that the layers of an adapter took in their last forward."""
+    return sorted({str(layer.kernel) for layer in adapter.layers.values()})
+
+
 def _decode(setup: Setup, base: nn.Module, inputs: Inputs, cases: dict[str, Case], budget: Budget) -> Measurements:
     """Generate tokens for one prompt with each model; unmerged, as in a server that changes its adapters."""
     models: dict[str, nn.Module] = {name: case.model for name, case in cases.items()}
     models[FLOOR] = base  # the case has hooks at its targets
     prompt = inputs["input_ids"][:1]
     runs = {name: partial(_generate, model.eval(), prompt, setup.new_tokens) for name, model in models.items()}
-    return measure(runs, setup.bench.rounds, budget)
+    return measure(runs, 3, budget, warm=1)  # a run has many tokens, and so takes long
 
 
 @torch.no_grad()
