@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, Condition, ConditionConfig, adapter_of, attach, detach
-from metalora.adapters.conditioning.features import between_class_share, channel_statistics
+from metalora.adapters.conditioning.features import between_class_share, channel_statistics, token_weights
 from oracles import conditioning as oracle
 from support.adapters import randomise
 from support.cases import CASES, attach_case, features
@@ -397,10 +397,10 @@ def test_padding_is_no_part_of_the_features():
     torch.manual_seed(0)
     x = torch.randn(2, 5, 3)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    found = channel_statistics(x, mask)
+    found = channel_statistics(x, token_weights(mask))
     torch.testing.assert_close(found[0], channel_statistics(x[:1, :3])[0])
     torch.testing.assert_close(found[1], channel_statistics(x[1:])[0])
-    torch.testing.assert_close(channel_statistics(x, mask[:, :4]), channel_statistics(x))  # not of this output
+    torch.testing.assert_close(channel_statistics(x, token_weights(mask[:, :4])), channel_statistics(x))  # not of this output
 
 
 def test_a_channel_that_is_as_good_as_dead_has_no_share():
