@@ -166,7 +166,7 @@ def _mixed_add(
         mid = layer.mid(values, layer.repeats(x, conditions))
         if mid is not None:
             right = None if cast is None else cast.rights.get(layer.bound.path)
-            return layer.mix_in_place(y, hidden, mid, layer.right(values) if right is None else right)
+            return layer.mix_in_place(y, hidden, mid, layer.right(values) if right is None else right, x)
     h = layer.with_dropout(layer.tokens_first(hidden, x))  # (b, t, k)
     h, up = layer.mix_or_fold(h, x, values, conditions, cast)
     return layer.add_in_place(y, h, up, x)

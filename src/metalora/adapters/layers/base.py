@@ -579,7 +579,7 @@ class AdaptedLayer(MergeableLayer):
         """Return True if a layer of this kind has `mix_in_place`, for these results of `base_and_hidden`."""
         return False
 
-    def mix_in_place(self, y: Tensor, hidden: Tensor, mid: Tensor, right: Tensor) -> Tensor:
+    def mix_in_place(self, y: Tensor, hidden: Tensor, mid: Tensor, right: Tensor, x: Tensor) -> Tensor:
         """Write (hidden Mid) Right into y, by one node of the graph.
 
         Args:
@@ -587,6 +587,7 @@ class AdaptedLayer(MergeableLayer):
             hidden: x Left in the layer's own hidden layout.
             mid: Mid of each example (b, k, k'), or its diagonal (b, k).
             right: scale . Right (k', o).
+            x: Input of the layer.
 
         Returns:
             y in the shape of the base's output.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.layers.fused import InplaceChannelsAdd, add_channels_, inplace_low_rank_add
-from metalora.adapters.layers.mixed import InplaceMixedAdd, add_mixed_
+from metalora.adapters.layers.mixed import MixedChannelsAdd, add_mixed_channels_
 
 if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition import Values
@@ -60,10 +60,10 @@ class AdaptedConv(AdaptedLayer):
         """Return True for pictures with the channels first that are not tiny."""
         return _can_add_channels(y, hidden, self.form.left_rank)
 
-    def mix_in_place(self, y: Tensor, hidden: Tensor, mid: Tensor, right: Tensor) -> Tensor:
+    def mix_in_place(self, y: Tensor, hidden: Tensor, mid: Tensor, right: Tensor, x: Tensor) -> Tensor:
         """Write (hidden Mid) Right into y (b, o, *positions), for hidden (b, k, *positions)."""
         operands = y, hidden, mid.to(y.dtype), right.to(y.dtype)
-        return (InplaceMixedAdd.apply if torch.is_grad_enabled() else add_mixed_)(*operands)
+        return (MixedChannelsAdd.apply if torch.is_grad_enabled() else add_mixed_channels_)(*operands)
 
     def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return base(x) (b, o, *positions), and x Left (b, k, *positions)."""

@@ -1,7 +1,7 @@
-"""The update of pictures under a Mid of each example, as one node of the graph.
+"""The update under a Mid of each example, as one node of the graph.
 
-Legend: b batch · t position of a picture · k, k' ranks before and after Mid · o channels out. Mid is (b, k, k'), or
-(b, k) if it is a diagonal.
+Legend: b batch · t token or position of a picture · n rows, b x t · k, k' ranks before and after Mid · o channels out. Mid
+is (b, k, k'), or (b, k) if it is a diagonal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 
-class InplaceMixedAdd(Function):
+class MixedChannelsAdd(Function):
     """y + Right' Mid' h, in place, for y (b, o, *pos) and h (b, k, *pos) with the channels first and Right (k', o).
 
     Mid goes to Right if a picture has more positions than channels, otherwise to h: to what has fewer numbers.
@@ -24,7 +24,7 @@ class InplaceMixedAdd(Function):
         """Return y, in its own shape, after Right' Mid' h was written into it."""
         ctx.save_for_backward(h, mid, right)
         ctx.mark_dirty(y)
-        return add_mixed_(y, h, mid, right)
+        return add_mixed_channels_(y, h, mid, right)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -51,12 +51,12 @@ class InplaceMixedAdd(Function):
         return dy, None if dh is None else dh.view(h.shape), d_mid, d_right
 
 
-def add_mixed_(y: Tensor, h: Tensor, mid: Tensor, right: Tensor) -> Tensor:
-    """Write y + Right' Mid' h into y and return it; the shapes are those of `InplaceMixedAdd`.
+def add_mixed_channels_(y: Tensor, h: Tensor, mid: Tensor, right: Tensor) -> Tensor:
+    """Write y + Right' Mid' h into y and return it; the shapes are those of `MixedChannelsAdd`.
 
     Example:
         >>> y, h = torch.zeros(2, 4, 3, 3), torch.ones(2, 5, 3, 3)
-        >>> add_mixed_(y, h, torch.tensor([[1.0], [2.0]]).expand(2, 5), torch.ones(5, 4)) is y, y[:, 0, 0, 0]
+        >>> add_mixed_channels_(y, h, torch.tensor([[1.0], [2.0]]).expand(2, 5), torch.ones(5, 4)) is y, y[:, 0, 0, 0]
         (True, tensor([ 5., 10.]))
     """
     hidden = h.flatten(2)  # (b, k, t)
@@ -65,6 +65,55 @@ def add_mixed_(y: Tensor, h: Tensor, mid: Tensor, right: Tensor) -> Tensor:
     else:
         y.flatten(2).baddbmm_(_of_each(right.mT, hidden), _times(_transposed(mid), hidden))
     return y
+
+
+class MixedRowsAdd(Function):
+    """y + h Mid Right, in place, for rows y (n, o) and h (n, k), and Right (k', o)."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, h: Tensor, mid: Tensor, right: Tensor) -> Tensor:
+        """Return y after h Mid Right was written into it."""
+        ctx.save_for_backward(h, mid, right)
+        ctx.mark_dirty(y)
+        return add_mixed_rows_(y, h, mid, right)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Return dy itself, dh (n, k), dMid in the shape of Mid and dRight (k', o)."""
+        h, mid, right = ctx.saved_tensors
+        _, needs_h, needs_mid, needs_right = ctx.needs_input_grad
+        dh = d_mid = d_right = None
+        if needs_h or needs_mid:
+            d_mixed = dy @ right.mT  # (n, k')
+            if needs_h:
+                dh = _mix_rows(d_mixed, _transposed(mid))
+            if needs_mid:
+                d_mid = _gradient_of_mid(mid, _of_examples(h, mid).mT, _of_examples(d_mixed, mid).mT)
+        if needs_right:
+            d_right = _mix_rows(h, mid).mT @ dy
+        return dy, dh, d_mid, d_right
+
+
+def add_mixed_rows_(y: Tensor, h: Tensor, mid: Tensor, right: Tensor) -> Tensor:
+    """Write y + h Mid Right into y and return it; the shapes are those of `MixedRowsAdd`.
+
+    Example:
+        >>> y, h = torch.zeros(4, 3), torch.ones(4, 5)  # two examples of two tokens
+        >>> add_mixed_rows_(y, h, torch.tensor([[1.0], [2.0]]).expand(2, 5), torch.ones(5, 3))[:, 0]
+        tensor([ 5.,  5., 10., 10.])
+    """
+    return y.addmm_(_mix_rows(h, mid), right)
+
+
+def _mix_rows(h: Tensor, mid: Tensor) -> Tensor:
+    """Return h Mid for rows h (n, k): (n, k')."""
+    rows = _of_examples(h, mid)
+    return (rows * mid[:, None] if mid.ndim == 2 else torch.bmm(rows, mid)).flatten(0, 1)
+
+
+def _of_examples(rows: Tensor, mid: Tensor) -> Tensor:
+    """Return rows (n, k) as those of the examples of Mid, (b, t, k)."""
+    return rows.view(len(mid), len(rows) // len(mid), rows.shape[1])
 
 
 def _mixes_right(hidden: Tensor, right: Tensor) -> bool:
