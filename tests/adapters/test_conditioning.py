@@ -11,6 +11,7 @@ from support.adapters import randomise
 from support.cases import CASES, attach_case, features
 from support.conv_net import BODY, SOURCES, conv_net, images
 from support.layers import LAYERS
+from support.operations import operations_of
 
 GENERATING = ("metalora-cp", "metalora-tr", "metalora-square", "moe-lora")
 
@@ -400,7 +401,43 @@ def test_padding_is_no_part_of_the_features():
     found = channel_statistics(x, token_weights(mask))
     torch.testing.assert_close(found[0], channel_statistics(x[:1, :3])[0])
     torch.testing.assert_close(found[1], channel_statistics(x[1:])[0])
-    torch.testing.assert_close(channel_statistics(x, token_weights(mask[:, :4])), channel_statistics(x))  # not of this output
+    torch.testing.assert_close(
+        channel_statistics(x, token_weights(mask[:, :4])), channel_statistics(x)
+    )  # not of this output
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["all-positions", "padded"])
+def test_statistics_have_the_gradients_of_their_definition(mask):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 3, requires_grad=True)
+    weights = token_weights(torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])) if mask else None
+    shares = torch.full((2, 5, 1), 0.2) if weights is None else weights
+    mean = (x * shares).sum(1)
+    expected = torch.cat([mean, (((x - mean[:, None]).square() * shares).sum(1) + 1e-6).sqrt()], -1)
+    found = channel_statistics(x, weights)
+    torch.testing.assert_close(found, expected)
+    together = torch.randn_like(expected)
+    torch.testing.assert_close(torch.autograd.grad(found, x, together), torch.autograd.grad(expected, x, together))
+    torch.testing.assert_close(channel_statistics(x.detach(), weights), expected.detach())
+
+
+class Layers(nn.Sequential):
+    def forward(self, x, attention_mask=None):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("mask, most", [(None, 8), (torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]), 10)])
+def test_the_operations_of_the_statistics_of_a_stage(mask, most):
+    """Those of the mask are not repeated at each stage; they were, and a stage took 13."""
+
+    def operations_beside_the_forward(stages):
+        model = Layers(*(nn.Linear(6, 6) for _ in range(stages)))
+        inputs = {"x": torch.randn(2, 5, 6), "attention_mask": mask}
+        adapter = attach(model, AdapterConfig("metalora-cp", 2, targets="0"), example=inputs)
+        with torch.no_grad(), adapter.disabled():
+            return operations_of(adapter.features, inputs) - operations_of(model, **inputs)
+
+    assert (operations_beside_the_forward(6) - operations_beside_the_forward(2)) / 4 <= most
 
 
 def test_a_channel_that_is_as_good_as_dead_has_no_share():
