@@ -282,8 +282,8 @@ def _check(features: Tensor, size: int) -> None:
     """Raise a ValueError for features that are not finite or not of shape (n, size)."""
     if features.ndim != 2 or features.shape[1] != size:
         raise ValueError(f"condition features have shape {tuple(features.shape)}, expected (n, {size})")
-    # Under torch.compile a look at the numbers would break the graph. One operation finds what is not finite; a sum that
-    # is too large for its type would be found too, so that the numbers decide.
+    # Under torch.compile a look at the numbers would break the graph. Their sum is finite only if all of them are, and
+    # takes one operation; a sum that is too large for its type says nothing, so that the numbers decide.
     if torch.compiler.is_compiling() or torch.isfinite(features.sum()):
         return
     wrong_examples = (~torch.isfinite(features)).any(1).nonzero().flatten().tolist()

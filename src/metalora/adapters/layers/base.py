@@ -77,9 +77,10 @@ class AdaptedLayer(MergeableLayer):
         )
         readable = bound.reads_as_stored and self.low_rank is not None
         self._fold = bound.select((*form.mid, *form.right)) if readable else None
-        # Mid of each example, and nothing else, as a factor that needs no contraction
-        mixes = readable and isinstance(form, LowRankForm) and form.mid_shape is not None and form.mid_batched
-        self._mid = bound.select(tuple(form.mid)) if mixes and not (form.left_batched or form.right_batched) else None
+        self._mid = None
+        if readable and isinstance(form, LowRankForm) and form.mid_shape is not None:
+            only_mid = form.mid_batched and not (form.left_batched or form.right_batched)
+            self._mid = bound.select(tuple(form.mid)) if only_mid else None
 
     @property
     def kernel(self) -> Kernel | None:

@@ -1,7 +1,7 @@
 """The update under a Mid of each example, as one node of the graph.
 
-Legend: b batch · t token or position of a picture · n rows, b x t · k, k' ranks before and after Mid · o channels out. Mid
-is (b, k, k'), or (b, k) if it is a diagonal.
+Legend: b batch · t token or position of a picture · n rows, b x t · k, k' ranks before and after Mid · o channels out.
+Mid is (b, k, k'), or (b, k) if it is a diagonal.
 """
 
 from __future__ import annotations
