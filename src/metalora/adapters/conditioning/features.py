@@ -14,6 +14,7 @@ from metalora.adapters.conditioning.stages import stages
 from metalora.adapters.heads import head_path
 
 CACHES = ("past_key_values", "cache_params")  # what models of transformers call the memory of a decoded sequence
+LOGITS = "logits_to_keep"  # how many positions from the end the head of a language model of transformers reads
 EMBEDDING = "sentence_embedding"  # what sentence-transformers calls it
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -171,12 +172,14 @@ class Recorder(threading.local):
             raise ValueError("the feature source recorded nothing: its modules did not run in the forward pass")
         return torch.cat([recorded[number] for number in sorted(recorded)], -1)  # modules may run in any order
 
-    def features_of(self, network: nn.Module, inputs: Inputs) -> Tensor:
+    def features_of(self, network: nn.Module, inputs: Inputs, logits: bool = True) -> Tensor:
         """Return the features of inputs under a network in eval mode; the network gets its modes back.
 
         Args:
             network: A network that has the hooks of this recorder.
             inputs: What the network takes.
+            logits: Whether the features may depend on the head of a language model at all positions; False spares it
+                all but one.
 
         Returns:
             The features, (n, d).
@@ -190,7 +193,7 @@ class Recorder(threading.local):
         try:
             for module in training:
                 module.training = False
-            run(network, _for_features(inputs))
+            run(network, _for_features(network, inputs, logits))
             return self.take()
         finally:
             self.stop()
@@ -258,13 +261,17 @@ def pooled(x: Tensor, weights: Tensor | None = None) -> Tensor:
     return x.mean(tuple(range(2, x.ndim)) if x.ndim == 4 else 1)
 
 
-def _for_features(inputs: Inputs) -> Inputs:
+def _for_features(network: nn.Module, inputs: Inputs, logits: bool) -> Inputs:
     """Return inputs whose forward runs over all positions and does not write to a key-value cache."""
-    if hasattr(inputs, "keys"):
-        mapping = cast(Mapping[str, Any], inputs)
-        # "logits_to_keep" cuts the positions down to those of the next token.
-        return {key: mapping[key] for key in mapping.keys() if key not in (*CACHES, "logits_to_keep")}
-    return inputs
+    if not hasattr(inputs, "keys"):
+        return inputs
+    mapping = cast(Mapping[str, Any], inputs)
+    # "logits_to_keep" cuts the positions that the head reads down to those of the next token.
+    named = {key: mapping[key] for key in mapping.keys() if key not in (*CACHES, LOGITS)}
+    # A loss needs all of them.
+    if not logits and named.get("labels") is None and LOGITS in inspect.signature(network.forward).parameters:
+        named[LOGITS] = 1
+    return named
 
 
 def watch_stages(model: nn.Module, paths: Sequence[str], recorder: Recorder) -> list[Any]:
