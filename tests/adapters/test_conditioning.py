@@ -6,6 +6,7 @@ from torch import nn
 
 from metalora import AdapterConfig, Condition, ConditionConfig, adapter_of, attach, detach
 from metalora.adapters.conditioning.features import between_class_share, channel_statistics, token_weights
+from metalora.adapters.conditioning.mapping_net import Conditioner
 from oracles import conditioning as oracle
 from support.adapters import randomise
 from support.cases import CASES, attach_case, features
@@ -35,6 +36,32 @@ def gradients(adapter):
     found = {n: p.grad.clone() for n, p in adapter.named_parameters() if p.grad is not None}
     adapter.zero_grad()
     return found
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"A": (2, 2), "B": (4,)}, {"A": (2, 3), "B": (4,), "C": ()}], ids=["equal", "other"]
+)
+@pytest.mark.parametrize("heads", ["target", "shared"])
+def test_factors_are_generated_together_as_each_alone(heads, shapes):
+    """c = c0 + numbers for each factor, and the penalty is the mean over the factors of their mean squares."""
+    torch.manual_seed(0)
+    conditioner = Conditioner(ConditionConfig(source="tensor", heads=heads, hidden=3), 5, shapes, seed=0)
+    features = torch.randn(3, 5)
+    centre = {key: torch.randn(shape) for key, shape in shapes.items()}
+    condition = conditioner(features, None, centre)
+    numbers = conditioner.mapping_net(features)  # a feature that is standardised already, and no bound that matters
+    numbers = conditioner.config.bound * torch.tanh(numbers / conditioner.config.bound)
+    offsets = conditioner.mapping_net.split(numbers)
+    for (key, shape), offset in zip(shapes.items(), offsets, strict=True):
+        torch.testing.assert_close(condition.values[key], centre[key] + offset.view(3, *shape))
+    torch.testing.assert_close(condition.penalty, sum(offset.square().mean() for offset in offsets) / len(shapes))
+
+
+def test_features_whose_sum_is_too_large_are_finite():
+    conditioner = Conditioner(ConditionConfig(source="tensor"), 2, {"c": (2,)}, seed=0)
+    assert torch.isfinite(conditioner(torch.full((2, 2), 3e38), None, {"c": torch.ones(2)}).values["c"]).all()
+    with pytest.raises(ValueError, match=r"not finite \(NaN or infinite\) in examples \[1\]"):
+        conditioner(torch.tensor([[1.0, 2.0], [torch.inf, -torch.inf]]), None, {"c": torch.ones(2)})
 
 
 # ---- the forward and its condition ----------------------------------------------------------------------------------
