@@ -3,13 +3,13 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from metalora import AdapterConfig, ConditionConfig
 from metalora.adapters.cast_once import CastOnce
 from metalora.adapters.layers.fused import FusedLowRankLinear
 from support.adapters import attach_random
+from support.operations import Operations
 
 GIVEN = ConditionConfig(source="tensor", feature_size=5, hidden=3)
 CONSTANT = ConditionConfig(scope="constant")
@@ -48,16 +48,6 @@ def run(model, adapter):
     options = {"condition": adapter.condition(torch.randn(4, 5))} if adapter.conditional else {}
     y = model(x, **options)
     return [y, *torch.autograd.grad(y.float().square().sum(), [x, *adapter.learned.values()], allow_unused=True)]
-
-
-class Operations(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
 
 
 # ---- the numbers -----------------------------------------------------------------------------------------------------

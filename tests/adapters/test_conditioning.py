@@ -5,12 +5,14 @@ import torch
 from torch import nn
 
 from metalora import AdapterConfig, Condition, ConditionConfig, adapter_of, attach, detach
-from metalora.adapters.conditioning.features import between_class_share, channel_statistics
+from metalora.adapters.conditioning.features import between_class_share, channel_statistics, token_weights
+from metalora.adapters.conditioning.mapping_net import Conditioner
 from oracles import conditioning as oracle
 from support.adapters import randomise
 from support.cases import CASES, attach_case, features
 from support.conv_net import BODY, SOURCES, conv_net, images
 from support.layers import LAYERS
+from support.operations import operations_of
 
 GENERATING = ("metalora-cp", "metalora-tr", "metalora-square", "moe-lora")
 
@@ -34,6 +36,32 @@ def gradients(adapter):
     found = {n: p.grad.clone() for n, p in adapter.named_parameters() if p.grad is not None}
     adapter.zero_grad()
     return found
+
+
+@pytest.mark.parametrize(
+    "shapes", [{"A": (2, 2), "B": (4,)}, {"A": (2, 3), "B": (4,), "C": ()}], ids=["equal", "other"]
+)
+@pytest.mark.parametrize("heads", ["target", "shared"])
+def test_factors_are_generated_together_as_each_alone(heads, shapes):
+    """c = c0 + numbers for each factor, and the penalty is the mean over the factors of their mean squares."""
+    torch.manual_seed(0)
+    conditioner = Conditioner(ConditionConfig(source="tensor", heads=heads, hidden=3), 5, shapes, seed=0)
+    features = torch.randn(3, 5)
+    centre = {key: torch.randn(shape) for key, shape in shapes.items()}
+    condition = conditioner(features, None, centre)
+    numbers = conditioner.mapping_net(features)  # a feature that is standardised already, and no bound that matters
+    numbers = conditioner.config.bound * torch.tanh(numbers / conditioner.config.bound)
+    offsets = conditioner.mapping_net.split(numbers)
+    for (key, shape), offset in zip(shapes.items(), offsets, strict=True):
+        torch.testing.assert_close(condition.values[key], centre[key] + offset.view(3, *shape))
+    torch.testing.assert_close(condition.penalty, sum(offset.square().mean() for offset in offsets) / len(shapes))
+
+
+def test_features_whose_sum_is_too_large_are_finite():
+    conditioner = Conditioner(ConditionConfig(source="tensor"), 2, {"c": (2,)}, seed=0)
+    assert torch.isfinite(conditioner(torch.full((2, 2), 3e38), None, {"c": torch.ones(2)}).values["c"]).all()
+    with pytest.raises(ValueError, match=r"not finite \(NaN or infinite\) in examples \[1\]"):
+        conditioner(torch.tensor([[1.0, 2.0], [torch.inf, -torch.inf]]), None, {"c": torch.ones(2)})
 
 
 # ---- the forward and its condition ----------------------------------------------------------------------------------
@@ -397,10 +425,46 @@ def test_padding_is_no_part_of_the_features():
     torch.manual_seed(0)
     x = torch.randn(2, 5, 3)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    found = channel_statistics(x, mask)
+    found = channel_statistics(x, token_weights(mask))
     torch.testing.assert_close(found[0], channel_statistics(x[:1, :3])[0])
     torch.testing.assert_close(found[1], channel_statistics(x[1:])[0])
-    torch.testing.assert_close(channel_statistics(x, mask[:, :4]), channel_statistics(x))  # not of this output
+    torch.testing.assert_close(
+        channel_statistics(x, token_weights(mask[:, :4])), channel_statistics(x)
+    )  # not of this output
+
+
+@pytest.mark.parametrize("mask", [False, True], ids=["all-positions", "padded"])
+def test_statistics_have_the_gradients_of_their_definition(mask):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 3, requires_grad=True)
+    weights = token_weights(torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])) if mask else None
+    shares = torch.full((2, 5, 1), 0.2) if weights is None else weights
+    mean = (x * shares).sum(1)
+    expected = torch.cat([mean, (((x - mean[:, None]).square() * shares).sum(1) + 1e-6).sqrt()], -1)
+    found = channel_statistics(x, weights)
+    torch.testing.assert_close(found, expected)
+    together = torch.randn_like(expected)
+    torch.testing.assert_close(torch.autograd.grad(found, x, together), torch.autograd.grad(expected, x, together))
+    torch.testing.assert_close(channel_statistics(x.detach(), weights), expected.detach())
+
+
+class Layers(nn.Sequential):
+    def forward(self, x, attention_mask=None):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("mask, most", [(None, 8), (torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]), 10)])
+def test_the_operations_of_the_statistics_of_a_stage(mask, most):
+    """Those of the mask are not repeated at each stage; they were, and a stage took 13."""
+
+    def operations_beside_the_forward(stages):
+        model = Layers(*(nn.Linear(6, 6) for _ in range(stages)))
+        inputs = {"x": torch.randn(2, 5, 6), "attention_mask": mask}
+        adapter = attach(model, AdapterConfig("metalora-cp", 2, targets="0"), example=inputs)
+        with torch.no_grad(), adapter.disabled():
+            return operations_of(adapter.features, inputs) - operations_of(model, **inputs)
+
+    assert (operations_beside_the_forward(6) - operations_beside_the_forward(2)) / 4 <= most
 
 
 def test_a_channel_that_is_as_good_as_dead_has_no_share():

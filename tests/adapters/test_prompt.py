@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from metalora import AdapterConfig, ConditionConfig, attach
+from metalora.adapters.conditioning.prompt import prompt_inputs
 
 transformers = pytest.importorskip("transformers")
 
@@ -109,6 +110,30 @@ def test_padding_and_answer_are_left_out_together(side):
     }
     found = adapter.condition(padded).vector()
     torch.testing.assert_close(found, adapter.condition(batch).vector(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "condition, labels, positions",
+    [
+        ({}, False, 1),
+        ({}, True, 1),  # features of a prompt: labels say where it ends, and no loss is computed
+        ({"scope": "support"}, False, 1),
+        ({"scope": "support"}, True, 6),  # this loss needs all of them
+        ({"stages": ("model.layers.0", "lm_head")}, False, 6),
+        ({"source": "pooled"}, False, 6),
+    ],
+)
+def test_the_pass_for_the_features_of_stages_spares_the_head(condition, labels, positions):
+    ids = torch.arange(12).view(2, 6)
+    inputs = {"input_ids": ids, **({"labels": ids.where(torch.arange(6) >= PROMPT, -100)} if labels else {})}
+    model, adapter = adapted(**condition)
+    seen = []
+    model.lm_head.register_forward_hook(lambda layer, args, output: seen.append(args[0].shape[1]))
+    features = adapter.features(inputs)
+    assert seen == [positions]
+    read = prompt_inputs(inputs) if adapter.reads_prompt else inputs
+    with torch.no_grad(), adapter.running_frozen():
+        assert torch.equal(adapter.recorder.features_of(model, read), features) and seen == [positions, 6]
 
 
 def test_labels_next_to_a_positional_argument_count():

@@ -389,14 +389,17 @@ class Adapter(Described, nn.Module):
         Raises:
             ValueError: The features are those of the model, and the adapter is merged into it.
         """
-        if self.config.condition.source == "tensor":
+        condition = self.config.condition
+        if condition.source == "tensor":
             return inputs.float()  # type: ignore[union-attr]
         if self.reads_prompt:
             inputs = prompt_inputs(inputs)
         if self.extractor:
             return self.recorder.features_of(self.extractor[0], self.extractor_images(inputs))
         with self.running_frozen():  # features are those of the base, whatever the adapter has learned
-            return self.recorder.features_of(self.model, inputs)
+            # The stages that the architecture gives are no part of the head.
+            reads_logits = condition.source != "stages" or bool(condition.stages)
+            return self.recorder.features_of(self.model, inputs, reads_logits)
 
     def running_frozen(self) -> contextlib.AbstractContextManager[None]:
         """Run the frozen base inside, for the library itself: calls inside may have conditions, unlike in `disabled`.

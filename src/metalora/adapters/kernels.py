@@ -146,10 +146,30 @@ def _fused_steps(layer: AdaptedLayer, x: Tensor, values: Values | None, conditio
         if bound.shares_input:
             cache.keep(bound.left_key, x, bound.path, values, computed)
     assert hidden is not None
+    y = _mixed_add(layer, x, y, hidden, values, conditions, cast)
+    return layer.add_biases(y, values, layer.repeats(x, conditions)) if bound.has_biases else y
+
+
+def _mixed_add(
+    layer: AdaptedLayer,
+    x: Tensor,
+    y: Tensor,
+    hidden: Tensor,
+    values: Values | None,
+    conditions: int,
+    cast: CastFactors | None,
+) -> Tensor:
+    """Return y with (x Left) Mid Right written into it: by one node if Mid alone differs by example, or in steps."""
+    adapter = layer.owner[0]
+    dropout = adapter.training and adapter.dropout  # which stands between x Left and Mid
+    if conditions > 1 and not dropout and layer.can_mix_in_place(y, hidden):
+        mid = layer.mid(values, layer.repeats(x, conditions))
+        if mid is not None:
+            right = None if cast is None else cast.rights.get(layer.bound.path)
+            return layer.mix_in_place(y, hidden, mid, layer.right(values) if right is None else right, x)
     h = layer.with_dropout(layer.tokens_first(hidden, x))  # (b, t, k)
     h, up = layer.mix_or_fold(h, x, values, conditions, cast)
-    y = layer.add_in_place(y, h, up, x)
-    return layer.add_biases(y, values, layer.repeats(x, conditions)) if bound.has_biases else y
+    return layer.add_in_place(y, h, up, x)
 
 
 def _triton(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:

@@ -19,6 +19,7 @@ from metalora.adapters.conditioning.features import (
     channel_statistics,
     run,
     token_mask,
+    token_weights,
     watch_head,
     watch_stages,
 )
@@ -161,7 +162,7 @@ class StageFeatures:
             condition: The condition of a generated adapter.
         """
         with self._under(condition):
-            with self._hidden.recording(token_mask(inputs)) as statistics:
+            with self._hidden.recording(token_weights(token_mask(inputs))) as statistics:
                 run(self.model, inputs)
         return statistics
 
@@ -173,7 +174,7 @@ class StageFeatures:
             yield
 
     def _record_adapted(self, inputs: Inputs) -> Tensor:
-        with self._hidden.recording(token_mask(inputs)) as statistics:
+        with self._hidden.recording(token_weights(token_mask(inputs))) as statistics:
             stages = self._record(inputs)
         return torch.cat([stages, *statistics.values()], 1)
 
@@ -194,7 +195,7 @@ class HiddenRecorder(threading.local):
 
     def __init__(self) -> None:
         self._recorded: dict[str, Tensor] | None = None
-        self._mask: Tensor | None = None
+        self._weights: Tensor | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return HiddenRecorder, ()
@@ -208,18 +209,18 @@ class HiddenRecorder(threading.local):
         ]
 
     @contextlib.contextmanager
-    def recording(self, mask: Tensor | None) -> Iterator[dict[str, Tensor]]:
+    def recording(self, weights: Tensor | None) -> Iterator[dict[str, Tensor]]:
         """Record during the block; yields path -> statistics (n, 2 * ranks), which fills up.
 
         Args:
-            mask: The tokens that count, (n, tokens); None: all.
+            weights: The weight of every token, (n, tokens, 1); None: all of them count alike.
         """
         recorded: dict[str, Tensor] = {}
-        self._recorded, self._mask = recorded, mask
+        self._recorded, self._weights = recorded, weights
         try:
             yield recorded
         finally:
-            self._recorded = self._mask = None
+            self._recorded = self._weights = None
 
     def _record(self, path: str, layer: AdaptedLayer, args: tuple[Tensor, ...]) -> None:
         if self._recorded is None:
@@ -228,7 +229,7 @@ class HiddenRecorder(threading.local):
         if not current.enabled:
             return
         hidden = layer.hidden(args[0], layer.left_kernel(current.values))
-        self._recorded[path] = channel_statistics(layer.tokens_first(hidden, args[0]), self._mask)
+        self._recorded[path] = channel_statistics(layer.tokens_first(hidden, args[0]), self._weights)
 
 
 def batch_size(inputs: Any) -> int:

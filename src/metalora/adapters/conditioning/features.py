@@ -14,17 +14,19 @@ from metalora.adapters.conditioning.stages import stages
 from metalora.adapters.heads import head_path
 
 CACHES = ("past_key_values", "cache_params")  # what models of transformers call the memory of a decoded sequence
+LOGITS = "logits_to_keep"  # how many positions from the end the head of a language model of transformers reads
 EMBEDDING = "sentence_embedding"  # what sentence-transformers calls it
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
-def channel_statistics(output: Any, mask: Tensor | None = None) -> Tensor:
+def channel_statistics(output: Any, weights: Tensor | None = None) -> Tensor:
     """Return the mean and the standard deviation of every channel over the positions.
 
     Args:
         output: Output of a module: a tensor (n, channels, height, width), (n, tokens, channels) or (n, channels), or a
             tuple whose first item is this tensor. A tensor (n, channels) has no positions and is returned as it is.
-        mask: The tokens that count, (n, tokens), 1 or 0. It is ignored if its shape does not fit the output.
+        weights: The weight of every token, (n, tokens, 1), as `token_weights` gives it; None if all positions count
+            alike. It is ignored if its shape does not fit the output.
 
     Returns:
         Means, then standard deviations, (n, 2 * channels), float32.
@@ -38,26 +40,41 @@ def channel_statistics(output: Any, mask: Tensor | None = None) -> Tensor:
     if x.ndim == 2:
         return x
     position_axes = (1,) if x.ndim == 3 else tuple(range(2, x.ndim))
-    weights = _weights(x, mask)
-    if weights is not None:
-        mean = (x * weights).sum(1, keepdim=True)  # (n, 1, channels)
-        variance = ((x - mean).square() * weights).sum(1)  # (n, channels)
-        # 1e-6, since the root of 0 has no finite gradient
-        return torch.cat([mean.flatten(1), (variance + 1e-6).sqrt()], -1)
-    mean = x.mean(position_axes, keepdim=True)
-    variance = (x - mean).square().mean(position_axes)  # in two passes: torch.var is ten times slower on CPU
+    weights = _fitting(weights, x)
+    mean = x.mean(position_axes, keepdim=True) if weights is None else (x * weights).sum(1, keepdim=True)
+    deviation = x - mean  # in two passes: torch.var is ten times slower on CPU
+    # In place if no gradient needs the deviations: memory of the size of the output costs more than the arithmetic.
+    squares = deviation.square() if deviation.requires_grad else deviation.square_()
+    if weights is None:
+        variance = squares.mean(position_axes)  # (n, channels)
+    else:
+        variance = (squares * weights if squares.requires_grad else squares.mul_(weights)).sum(1)
+    # 1e-6, since the root of 0 has no finite gradient
     return torch.cat([mean.flatten(1), (variance + 1e-6).sqrt()], -1)
 
 
-def _weights(x: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Return the weight of every token in a mean, (n, tokens, 1).
+def token_weights(mask: Tensor | None) -> Tensor | None:
+    """Return the weight of every token in a mean over the tokens that count, (n, tokens, 1), float32.
+
+    Args:
+        mask: The tokens that count, (n, tokens), 1 or 0; None if all of them count.
 
     Returns:
-        The weights; None if all tokens have the same weight, or if the mask does not belong to x.
+        The weights, which add up to 1 for each example; None without a mask.
+
+    Example:
+        >>> token_weights(torch.tensor([[1, 1, 0]])).flatten()
+        tensor([0.5000, 0.5000, 0.0000])
     """
-    if mask is None or x.shape[:-1] != mask.shape:
+    if mask is None:
         return None
-    return (mask / mask.sum(1, keepdim=True)).to(x.dtype)[..., None]
+    counts = mask.float()
+    return (counts / counts.sum(1, keepdim=True))[..., None]
+
+
+def _fitting(weights: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return weights (n, tokens, 1) that belong to the positions of x; otherwise None."""
+    return weights if weights is not None and x.shape[:-1] == weights.shape[:-1] else None
 
 
 def between_class_share(features: Tensor, labels: Tensor) -> Tensor:
@@ -94,7 +111,7 @@ class Recorder(threading.local):
 
     Attributes:
         active: Whether the hooks record.
-        mask: The tokens that count in this forward pass, (n, tokens); None if all of them count.
+        weights: The weight of every token in this forward pass, (n, tokens, 1); None if all of them count alike.
         recorded: The recorded features by the number of the hook, (n, d) each.
 
     Example:
@@ -107,7 +124,7 @@ class Recorder(threading.local):
 
     def __init__(self) -> None:
         self.active = False
-        self.mask: Tensor | None = None
+        self.weights: Tensor | None = None
         self.recorded: dict[int, Tensor] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -120,16 +137,16 @@ class Recorder(threading.local):
             inputs: The inputs of this forward pass; their padding does not count.
         """
         self.active = True
-        self.mask = token_mask(inputs)
+        self.weights = token_weights(token_mask(inputs))
 
     def stop(self) -> None:
         """Record nothing more until the next start."""
         self.active = False
-        self.mask = None
+        self.weights = None
 
     def suspend(self) -> Any:
         """Stop, empty the record, and return what `resume` needs to go on with it."""
-        kept = self.mask, dict(self.recorded)
+        kept = self.weights, dict(self.recorded)
         self.stop()
         self.recorded.clear()
         return kept
@@ -137,7 +154,7 @@ class Recorder(threading.local):
     def resume(self, kept: Any) -> None:
         """Go on with a record that `suspend` has returned."""
         self.active = True
-        self.mask, recorded = kept
+        self.weights, recorded = kept
         self.recorded.update(recorded)
 
     def take(self) -> Tensor:
@@ -155,12 +172,14 @@ class Recorder(threading.local):
             raise ValueError("the feature source recorded nothing: its modules did not run in the forward pass")
         return torch.cat([recorded[number] for number in sorted(recorded)], -1)  # modules may run in any order
 
-    def features_of(self, network: nn.Module, inputs: Inputs) -> Tensor:
+    def features_of(self, network: nn.Module, inputs: Inputs, logits: bool = True) -> Tensor:
         """Return the features of inputs under a network in eval mode; the network gets its modes back.
 
         Args:
             network: A network that has the hooks of this recorder.
             inputs: What the network takes.
+            logits: Whether the features may depend on the head of a language model at all positions; False spares it
+                all but one.
 
         Returns:
             The features, (n, d).
@@ -174,7 +193,7 @@ class Recorder(threading.local):
         try:
             for module in training:
                 module.training = False
-            run(network, _for_features(inputs))
+            run(network, _for_features(network, inputs, logits))
             return self.take()
         finally:
             self.stop()
@@ -185,19 +204,19 @@ class Recorder(threading.local):
 def _record_output(recorder: Recorder, index: int, module: nn.Module, args: Any, output: Any) -> None:
     """Record the channel statistics of an output, as a forward hook."""
     if recorder.active:
-        recorder.recorded[index] = channel_statistics(output, recorder.mask)
+        recorder.recorded[index] = channel_statistics(output, recorder.weights)
 
 
 def _record_input(recorder: Recorder, index: int, module: nn.Module, args: Any) -> None:
     """Record the mean of the first input over its positions, as a forward pre-hook."""
     if recorder.active:
-        recorder.recorded[index] = pooled(args[0], recorder.mask)
+        recorder.recorded[index] = pooled(args[0], recorder.weights)
 
 
 def _record_answer(recorder: Recorder, index: int, module: nn.Module, args: Any, output: Any) -> None:
     """Record the mean over the positions of what a whole network returns, as a forward hook."""
     if recorder.active:
-        recorder.recorded[index] = pooled(_first_tensor(output), recorder.mask)
+        recorder.recorded[index] = pooled(_first_tensor(output), recorder.weights)
 
 
 def _first_tensor(output: Any) -> Tensor:
@@ -218,36 +237,41 @@ def _is_integer_tensor(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_floating_point()
 
 
-def pooled(x: Tensor, mask: Tensor | None = None) -> Tensor:
+def pooled(x: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return the mean over the positions, or over the tokens that count.
 
     Args:
         x: A tensor (n, channels, height, width), (n, tokens, channels) or (n, channels).
-        mask: The tokens that count, (n, tokens), 1 or 0. It is ignored if its shape does not fit x.
+        weights: The weight of every token, (n, tokens, 1), as `token_weights` gives it. It is ignored if its shape does
+            not fit x.
 
     Returns:
         The means, (n, channels), float32.
 
     Example:
-        >>> pooled(torch.tensor([[[1.0], [3.0], [8.0]]]), mask=torch.tensor([[1, 1, 0]]))
+        >>> pooled(torch.tensor([[[1.0], [3.0], [8.0]]]), token_weights(torch.tensor([[1, 1, 0]])))
         tensor([[2.]])
     """
-    weights = _weights(x, mask)  # in the dtype of x
     x = x.float()
     if x.ndim == 2:
         return x
+    weights = _fitting(weights, x)
     if weights is not None:
         return (x * weights).sum(1)
     return x.mean(tuple(range(2, x.ndim)) if x.ndim == 4 else 1)
 
 
-def _for_features(inputs: Inputs) -> Inputs:
+def _for_features(network: nn.Module, inputs: Inputs, logits: bool) -> Inputs:
     """Return inputs whose forward runs over all positions and does not write to a key-value cache."""
-    if hasattr(inputs, "keys"):
-        mapping = cast(Mapping[str, Any], inputs)
-        # "logits_to_keep" cuts the positions down to those of the next token.
-        return {key: mapping[key] for key in mapping.keys() if key not in (*CACHES, "logits_to_keep")}
-    return inputs
+    if not hasattr(inputs, "keys"):
+        return inputs
+    mapping = cast(Mapping[str, Any], inputs)
+    # "logits_to_keep" cuts the positions that the head reads down to those of the next token.
+    named = {key: mapping[key] for key in mapping.keys() if key not in (*CACHES, LOGITS)}
+    # A loss needs all of them.
+    if not logits and named.get("labels") is None and LOGITS in inspect.signature(network.forward).parameters:
+        named[LOGITS] = 1
+    return named
 
 
 def watch_stages(model: nn.Module, paths: Sequence[str], recorder: Recorder) -> list[Any]:

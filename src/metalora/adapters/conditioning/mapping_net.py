@@ -36,6 +36,7 @@ class MappingNet(nn.Module):
 
     Attributes:
         numels: Number of elements of each generated factor.
+        equal: Whether all generated factors have equally many elements.
         shared: Whether the head is shared.
 
     Example:
@@ -58,6 +59,7 @@ class MappingNet(nn.Module):
     ):
         super().__init__()
         self.numels = [prod(shape) for shape in shapes.values()]
+        self.equal = len({*self.numels}) == 1
         self.shared = heads == "shared"
         generator = torch.Generator().manual_seed(seed)
         output_size = max(self.numels) if self.shared else sum(self.numels)
@@ -99,7 +101,36 @@ class MappingNet(nn.Module):
         """
         if not self.shared:
             return list(torch.split(numbers, self.numels, dim=1))
+        if self.equal:
+            return list(numbers.unbind(1))
         return [numbers[:, place, :numel] for place, numel in enumerate(self.numels)]
+
+    def join(self, factors: Sequence[Tensor]) -> Tensor:
+        """Return one value of each generated factor as `forward` lays its numbers out, without the axis of examples.
+
+        Args:
+            factors: The values, each of the shape of its factor.
+
+        Returns:
+            A tensor (sum of the numels), or (factors, largest numel) of a shared head, filled up with zeros.
+        """
+        vectors = [factor.flatten() for factor in factors]
+        if not self.shared:
+            return torch.cat(vectors)
+        if not self.equal:
+            largest = max(self.numels)
+            vectors = [torch.nn.functional.pad(vector, (0, largest - len(vector))) for vector in vectors]
+        return torch.stack(vectors)
+
+    def mean_square(self, numbers: Tensor) -> Tensor:
+        """Return the mean square of the numbers of a factor, averaged over the factors, a scalar.
+
+        Args:
+            numbers: What `forward` has returned, changed number by number or not.
+        """
+        if self.equal:
+            return numbers.square().mean()
+        return torch.stack([factor.square().mean() for factor in self.split(numbers)]).mean()
 
     def num_params(self, feature_size: int) -> int:
         """Return the number of trainable parameters, in closed form.
@@ -227,17 +258,15 @@ class Conditioner(nn.Module):
         numbers = self.mapping_net(z.to(self.mapping_net.trunk.weight.dtype))
         if config.bound:  # near the identity for small offsets, and never above the bound
             numbers = config.bound * torch.tanh(numbers / config.bound)  # of all factors at once
-        offsets = self.mapping_net.split(numbers)  # (n, numel) for each factor
         if self.training and config.dropout:
             # A dropped example gets c0, the neutral condition. Nothing is scaled up for the others.
-            keep = (torch.rand(len(z), 1, device=z.device) >= config.dropout).to(z.dtype)  # (n, 1)
-            offsets = [offset * keep for offset in offsets]
-        values = {
-            key: centre[key][None] + offset.reshape(-1, *self.shapes[key])
-            for key, offset in zip(self.shapes, offsets, strict=True)
-        }
-        penalty = torch.stack([offset.square().mean() for offset in offsets]).mean()
-        return Condition(values, z, penalty)
+            keep = torch.rand(len(z), 1, device=z.device) >= config.dropout  # (n, 1)
+            numbers = numbers * keep.to(z.dtype).view(-1, *[1] * (numbers.ndim - 1))
+        # For all factors together: an operation for each factor would take longer than its arithmetic.
+        generated = numbers + self.mapping_net.join([centre[key] for key in self.shapes])
+        parts = zip(self.shapes.items(), self.mapping_net.split(generated), strict=True)
+        values = {key: part if len(shape) == 1 else part.reshape(len(part), *shape) for (key, shape), part in parts}
+        return Condition(values, z, self.mapping_net.mean_square(numbers))
 
     def neutral(self, centre: Mapping[str, Tensor]) -> Condition:
         """Return the c0 themselves, as one condition (n = 1) for all examples.
@@ -253,7 +282,10 @@ def _check(features: Tensor, size: int) -> None:
     """Raise a ValueError for features that are not finite or not of shape (n, size)."""
     if features.ndim != 2 or features.shape[1] != size:
         raise ValueError(f"condition features have shape {tuple(features.shape)}, expected (n, {size})")
-    # Under torch.compile a look at the numbers would break the graph.
-    if not torch.compiler.is_compiling() and not torch.isfinite(features).all():
-        wrong_examples = (~torch.isfinite(features)).any(1).nonzero().flatten().tolist()
+    # Under torch.compile a look at the numbers would break the graph. Their sum is finite only if all of them are, and
+    # takes one operation; a sum that is too large for its type says nothing, so that the numbers decide.
+    if torch.compiler.is_compiling() or torch.isfinite(features.sum()):
+        return
+    wrong_examples = (~torch.isfinite(features)).any(1).nonzero().flatten().tolist()
+    if wrong_examples:
         raise ValueError(f"condition features are not finite (NaN or infinite) in examples {wrong_examples[:8]}")

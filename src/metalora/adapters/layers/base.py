@@ -26,6 +26,7 @@ from metalora.adapters.weight_layout import along_outputs, outputs_first
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.circuit import Circuit
 from metalora.tensornet.forms.feature_wise import FeatureWiseForm
+from metalora.tensornet.forms.low_rank import LowRankForm
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -76,6 +77,10 @@ class AdaptedLayer(MergeableLayer):
         )
         readable = bound.reads_as_stored and self.low_rank is not None
         self._fold = bound.select((*form.mid, *form.right)) if readable else None
+        self._mid = None
+        if readable and isinstance(form, LowRankForm) and form.mid_shape is not None:
+            only_mid = form.mid_batched and not (form.left_batched or form.right_batched)
+            self._mid = bound.select(tuple(form.mid)) if only_mid else None
 
     @property
     def kernel(self) -> Kernel | None:
@@ -222,6 +227,24 @@ class AdaptedLayer(MergeableLayer):
         up = form.expand([factors[name] for name in form.right])  # (b?, *bonds, o)
         lead = up.shape[:1] if form.right_batched else ()
         return self.scaled(up.reshape(*lead, form.right_rank, up.shape[-1]))
+
+    def mid(self, values: Values | None, repeat: int = 1) -> Tensor | None:
+        """Return Mid of each example as it is stored: (b, k, k'), or its diagonal (b, k).
+
+        Args:
+            values: The values that differ by example.
+            repeat: How many rows of the batch share one condition.
+
+        Returns:
+            Mid; None if it has to be contracted, or if it is not what alone differs by example.
+        """
+        if self._mid is None:
+            return None
+        assert isinstance(self.form, LowRankForm), "only such a form has a Mid"
+        (mid,) = self.bound.tensors(self._mid, values, repeat)
+        shape = self.form.mid_shape
+        assert shape is not None, "`bind` has selected a factor that is Mid"
+        return mid if mid.shape[1:] == shape else mid.reshape(len(mid), *shape)
 
     def hidden_of_base(self, x: Tensor, kernel: Tensor) -> Tensor:
         """Compute x Left by the base's own forward, with Left in the place of its weight.
@@ -552,6 +575,25 @@ class AdaptedLayer(MergeableLayer):
             The output (*, o).
         """
         raise NotImplementedError(f"{type(self).__name__} has no Triton kernels")
+
+    def can_mix_in_place(self, y: Tensor, hidden: Tensor) -> bool:
+        """Return True if a layer of this kind has `mix_in_place`, for these results of `base_and_hidden`."""
+        return False
+
+    def mix_in_place(self, y: Tensor, hidden: Tensor, mid: Tensor, right: Tensor, x: Tensor) -> Tensor:
+        """Write (hidden Mid) Right into y, by one node of the graph.
+
+        Args:
+            y: What `base_and_hidden` has returned as base(x).
+            hidden: x Left in the layer's own hidden layout.
+            mid: Mid of each example (b, k, k'), or its diagonal (b, k).
+            right: scale . Right (k', o).
+            x: Input of the layer.
+
+        Returns:
+            y in the shape of the base's output.
+        """
+        raise NotImplementedError(f"{type(self).__name__} mixes in several steps")
 
     @abstractmethod
     def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metalora.adapters.layers.base import AdaptedLayer
 from metalora.adapters.layers.fused import InplaceChannelsAdd, add_channels_, inplace_low_rank_add
+from metalora.adapters.layers.mixed import MixedChannelsAdd, add_mixed_channels_
 
 if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition import Values
@@ -51,9 +52,18 @@ class AdaptedConv(AdaptedLayer):
             hidden = self.convolve(x.to(y.dtype), down.to(y.dtype))
         assert hidden is not None, "either Left or x Left is given"
         up = up.to(y.dtype)
-        if _has_channels_first(y) and _has_channels_first(hidden) and _pixels(hidden) >= len(up):
+        if _can_add_channels(y, hidden, len(up)):
             return (InplaceChannelsAdd.apply if torch.is_grad_enabled() else add_channels_)(y, hidden, up), hidden
         return self.add_in_place(y, self.tokens_first(hidden, x), up, x), hidden
+
+    def can_mix_in_place(self, y: Tensor, hidden: Tensor) -> bool:
+        """Return True for pictures with the channels first that are not tiny."""
+        return _can_add_channels(y, hidden, self.form.left_rank)
+
+    def mix_in_place(self, y: Tensor, hidden: Tensor, mid: Tensor, right: Tensor, x: Tensor) -> Tensor:
+        """Write (hidden Mid) Right into y (b, o, *positions), for hidden (b, k, *positions)."""
+        operands = y, hidden, mid.to(y.dtype), right.to(y.dtype)
+        return (MixedChannelsAdd.apply if torch.is_grad_enabled() else add_mixed_channels_)(*operands)
 
     def base_and_hidden(self, x: Tensor, down: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return base(x) (b, o, *positions), and x Left (b, k, *positions)."""
@@ -140,5 +150,6 @@ def _has_channels_first(picture: Tensor) -> bool:
     return len(picture) > 0 and picture.is_contiguous() and not picture._is_view()
 
 
-def _pixels(picture: Tensor) -> int:
-    return picture.shape[2:].numel()
+def _can_add_channels(y: Tensor, hidden: Tensor, rank: int) -> bool:
+    """Return True if one product for each picture adds an update of this rank; for few pixels it would be slower."""
+    return _has_channels_first(y) and _has_channels_first(hidden) and hidden.shape[2:].numel() >= rank

@@ -16,6 +16,7 @@ from metalora.adapters.layers.fused import (
     inplace_low_rank_add,
     low_rank_linear,
 )
+from metalora.adapters.layers.mixed import MixedRowsAdd, add_mixed_rows_
 from metalora.adapters.triton_kernels.node import TYPES as TRITON_TYPES
 from metalora.adapters.triton_kernels.node import low_rank_linear as triton_low_rank_linear
 from metalora.tensornet.forms.circuit import Circuit
@@ -98,6 +99,16 @@ class _LinearLayer(AdaptedLayer):
     def add_in_place(self, y: Tensor, h: Tensor, up: Tensor, x: Tensor) -> Tensor:
         """Write h Right into y (n, o), which is not a view, and return it as (*, o)."""
         y = inplace_low_rank_add(y, h.to(y.dtype), up.to(y.dtype), -1)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def can_mix_in_place(self, y: Tensor, hidden: Tensor) -> bool:
+        """Return True if there are rows, y (n, o) and hidden (n, k)."""
+        return hidden.ndim == 2 and len(hidden) > 0
+
+    def mix_in_place(self, y: Tensor, hidden: Tensor, mid: Tensor, right: Tensor, x: Tensor) -> Tensor:
+        """Write (hidden Mid) Right into y (n, o), for hidden (n, k), and return it as (*, o)."""
+        operands = y, hidden.to(y.dtype), mid.to(y.dtype), right.to(y.dtype)
+        y = (MixedRowsAdd.apply if torch.is_grad_enabled() else add_mixed_rows_)(*operands)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _tokens(self, x: Tensor) -> Tensor:

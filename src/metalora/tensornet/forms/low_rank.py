@@ -34,6 +34,8 @@ class LowRankForm:
         right: The factors of Right, in the order in which `expand` takes them.
         left_batched: True if a factor of Left has a batch mode; in the same way `mid_batched` and `right_batched`.
         fold_batched: True if a factor of Mid or Right has a batch mode.
+        mid_shape: (k,) if Mid is one factor that holds its diagonal, (k, k') if it is one that holds all of it; None if
+            Mid has to be contracted.
         left_shape: The sizes of the bonds that k consists of.
         left_rank: k, the product of `left_shape`.
         right_rank: k'.
@@ -87,6 +89,13 @@ class LowRankForm:
         self.left_shape = [sizes[bond] for bond in left_bonds]
         self.left_rank = prod(self.left_shape)
         self.right_rank = prod(sizes[bond] for bond in right_bonds)
+        self.mid_shape: tuple[int, ...] | None = None
+        if len(self.mid) == 1:
+            mid_bonds = tuple(mode for mode in modes_of[self.mid[0]] if mode != "batch")
+            if mid_bonds == left_bonds == right_bonds:
+                self.mid_shape = (self.left_rank,)
+            elif mid_bonds == left_bonds + right_bonds:
+                self.mid_shape = self.left_rank, self.right_rank
         inputs, outputs = network.inputs, network.outputs
         spatial_sizes = [sizes[mode] for mode in inputs if mode in INPUT_MODES[1:]]
         input_size = prod(sizes[mode] for mode in inputs)
