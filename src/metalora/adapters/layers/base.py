@@ -18,11 +18,11 @@ from metalora.adapters.conditioning.rows import TokenValues, tokens_as_examples
 from metalora.adapters.kernels import Kernel, add_update, choose
 from metalora.adapters.layers.base_layer import BaseLayer
 from metalora.adapters.layers.mergeable import MergeableLayer
-from metalora.adapters.layers.whole import run_whole
 from metalora.adapters.own_forward import Dependence, run_with, try_forward
 from metalora.adapters.plan import Form
 from metalora.adapters.targets import Target
 from metalora.adapters.weight_layout import along_outputs, outputs_first
+from metalora.adapters.whole import run_whole
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.circuit import Circuit
 from metalora.tensornet.forms.feature_wise import FeatureWiseForm
