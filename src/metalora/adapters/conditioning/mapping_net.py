@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.conditioning.features import between_class_share
+from metalora.adapters.readable import is_readable
 from metalora.config import ConditionConfig
 
 
@@ -253,7 +254,6 @@ def _check(features: Tensor, size: int) -> None:
     """Raise a ValueError for features that are not finite or not of shape (n, size)."""
     if features.ndim != 2 or features.shape[1] != size:
         raise ValueError(f"condition features have shape {tuple(features.shape)}, expected (n, {size})")
-    # Under torch.compile a look at the numbers would break the graph.
-    if not torch.compiler.is_compiling() and not torch.isfinite(features).all():
+    if is_readable(features) and not torch.isfinite(features).all():
         wrong_examples = (~torch.isfinite(features)).any(1).nonzero().flatten().tolist()
         raise ValueError(f"condition features are not finite (NaN or infinite) in examples {wrong_examples[:8]}")

@@ -644,8 +644,12 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
         The type, or None without autocast and for float64, which autocast leaves as it is.
     """
     device = x.device.type
-    active = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if active else None
+    return torch.get_autocast_dtype(device) if autocasts(device) and x.dtype != torch.float64 else None
+
+
+def autocasts(device: str) -> bool:
+    """Return True if autocast chooses the types of products on a kind of device; torch has no autocast of "meta"."""
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def cast_all(dtype: torch.dtype | None, *tensors: Any) -> tuple[Any, ...]:
