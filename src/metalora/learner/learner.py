@@ -41,7 +41,7 @@ from metalora.learner.readouts import Readout, make_readout
 from metalora.learner.report import EPISODES, Report, make_report
 from metalora.learner.splits import Split, split_pools
 from metalora.learner.task import AdaptedTask, adapt_task
-from metalora.learner.validation import BestState
+from metalora.learner.validation import BestState, warn_without_validation
 
 OnStep = Callable[[int, float], None]
 OnValidation = Callable[[int, float], None]
@@ -255,6 +255,7 @@ class MetaLearner(Described, Uploadable):
             split = split_pools(pools, holdout, config.holdout_items, config.seed)
             if self.adapter is not None and config.steps:
                 source = self._episodes(split.trained)
+                warn_without_validation(split, config)
         if not config.warm_start:
             self._reset()
         self.trainings += 1
