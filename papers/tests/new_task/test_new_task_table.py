@@ -119,3 +119,4 @@ def test_the_command_reports_from_rows_alone(tmp_path):
     assert code == 0 and len(json.loads(out)["rows"]) == 13
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["new-task.md", "new-task.png"]
     assert "generated readout" in (tmp_path / "page.html").read_text()
+    assert f"page: {tmp_path / 'page.html'}" in papers_command(*arguments, "--methods", *NAMES)[1].replace("\n", "")
