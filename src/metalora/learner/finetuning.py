@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from metalora._util.allocator import keeping_freed_memory
 from metalora._util.hub import Uploadable
 from metalora._util.process_errors import errors_in_all_processes
 from metalora._util.processes import default_device, join_processes, of_process_0
@@ -247,8 +248,10 @@ def finetune(
         prepared = PreparedInputs(TaskPool(items, name="the inputs"), loaded.preprocessor)  # reads every input once
         loaded.model.to(device or default_device())
         name, adapter = _attach(loaded.model, method, seed)
-        training = _Training(loaded, prepared, encoder, split, adapter, name, checked, seed)
-    return training.run(on_step, on_validation)
+        with keeping_freed_memory():
+            training = _Training(loaded, prepared, encoder, split, adapter, name, checked, seed)
+    with keeping_freed_memory():
+        return training.run(on_step, on_validation)
 
 
 def _attach(model: nn.Module, method: str | AdapterConfig, seed: int) -> tuple[str, Adapter | None]:

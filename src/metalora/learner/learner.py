@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metalora._util.allocator import keeping_freed_memory
 from metalora._util.described import Described
 from metalora._util.hub import Uploadable
 from metalora._util.process_errors import errors_in_all_processes
@@ -249,7 +250,7 @@ class MetaLearner(Described, Uploadable):
         """
         config, source = self.config, None
         join_processes()
-        with errors_in_all_processes():
+        with errors_in_all_processes(), keeping_freed_memory():
             for pool in pools:
                 self.backbone.check_inputs(pool.inputs)
             split = split_pools(pools, holdout, config.holdout_items, config.seed)
@@ -260,11 +261,12 @@ class MetaLearner(Described, Uploadable):
             self._reset()
         self.trainings += 1
         self._report, self.history_ = None, TrainingHistory()
-        if source is not None:
-            data = None if checkpoint is None else pools_digest(pools)
-            self._train(source, split, checkpoint, on_step, on_validation, data)
-        if report:
-            self.report_ = make_report(self, split)
+        with keeping_freed_memory():
+            if source is not None:
+                data = None if checkpoint is None else pools_digest(pools)
+                self._train(source, split, checkpoint, on_step, on_validation, data)
+            if report:
+                self.report_ = make_report(self, split)
         return self
 
     def make_report(

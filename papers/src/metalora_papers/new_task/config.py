@@ -88,9 +88,9 @@ class NewTaskTableConfig(Configuration):
     """number of inputs that the learner is meta-trained on"""
     image_fit_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (20, 60)
     """numbers of gradient steps of a LoRA, and of full fine-tuning, on a support set of images, to choose from"""
-    text_fit_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (6, 16)
+    text_fit_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (6, 12)
     """the same on texts"""
-    contrastive_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (16,)
+    contrastive_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (32,)
     """numbers of gradient steps of SetFit's algorithm, 16 pairs each, to choose from"""
     refining_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (6,)
     """numbers of gradient steps after a readout is generated, to choose from"""
