@@ -19,11 +19,12 @@ from torch import nn
 
 from metalora.config import AdapterConfig, ConditionConfig
 from metalora.io.described_file import checksum, description_in
-from metalora.learner import AdaptedTask, MetaLearner, read_tasks
+from metalora.learner import AdaptedTask, MetaLearner, TaskPool, read_tasks
+from metalora.learner.data import encode_labels
 from metalora.learner.html_report import write_html
 from metalora.learner.learner import MetaLearner as Learner
 from metalora.learner.report import NO_RECORD, Report, evaluate_pools
-from metalora.learner.splits import split_pools
+from metalora.learner.splits import Split, split_pools
 
 WIDTH = 8
 
@@ -175,6 +176,12 @@ def test_too_few_kept_inputs_are_one_warning_and_said_in_the_report(tmp_path: An
     assert again.report_ == report and FEW_KEPT in (tmp_path / "learner" / "README.md").read_text()
     write_html(learner, split_pools(read_tasks(few), None, 0.2, 0), report, tmp_path / "page.html", title="few")
     assert FEW_KEPT in (tmp_path / "page.html").read_text()
+
+
+def test_kept_inputs_without_labels_do_not_count() -> None:
+    labelled = TaskPool(items(4), {"ripe": encode_labels([0, 1, None, 1], "ripe")})
+    split = Split([], [TaskPool(items(20))], (), [labelled])
+    assert split.without_episode().startswith("the 3 labelled inputs that are kept, of 2 classes in a task at most")
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,8 @@ class MetaLearner(Described, Uploadable):
             split = split_pools(pools, holdout, config.holdout_items, config.seed)
             if self.adapter is not None and config.steps:
                 source = self._episodes(split.trained)
-                warn_without_validation(split, config)
+                if process_index() == 0:
+                    warn_without_validation(split, config)
         if not config.warm_start:
             self._reset()
         self.trainings += 1

@@ -38,14 +38,13 @@ class Split:
 
     def without_episode(self) -> str:
         """Say why the kept inputs make no episode, in words that continue a sentence."""
-        pools = self.kept + self.too_small
-        if not pools:
+        if not self.kept + self.too_small:
             return "no inputs are kept"
-        columns = [column for pool in pools for column in pool.columns.values()]
-        if not columns:
+        of_pools = [list(pool.columns.values()) for pool in self.kept + self.too_small if pool.columns]
+        if not of_pools:
             return "the inputs that are kept have no labels"
-        inputs = sum(int(torch.stack([c.codes >= 0 for c in pool.columns.values()]).any(0).sum()) for pool in pools)
-        classes = max(int((column.counts() > 0).sum()) for column in columns)
+        inputs = sum(int(torch.stack([column.codes >= 0 for column in columns]).any(0).sum()) for columns in of_pools)
+        classes = max(int((column.counts() > 0).sum()) for columns in of_pools for column in columns)
         return (
             f"the {inputs} labelled inputs that are kept, of {classes} classes in a task at most, are too few for an "
             "episode, which needs two classes with three support inputs each, and queries"
