@@ -87,8 +87,8 @@ class NewTaskTableConfig(Configuration):
     pool: Annotated[int, Range(least=100)] = 2000
     """number of inputs that the learner is meta-trained on"""
     image_fit_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (20, 60)
-    """numbers of gradient steps of a LoRA, and of full fine-tuning, on a support set of images, to choose from; of those
-    of a training, the best one is kept"""
+    """numbers of gradient steps of a LoRA, and of full fine-tuning, on a support set of images, to choose from; of
+    those of a training, the best one is kept"""
     text_fit_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (6, 12)
     """the same on texts"""
     contrastive_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (32,)
