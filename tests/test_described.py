@@ -100,5 +100,5 @@ def test_a_condition_says_which_adapter_made_it(tmp_path):
 
 def test_a_learner_with_a_report_shows_its_verdict():
     trained = learner()
-    trained.report_ = Report((), 60, 0.0)
-    assert f"report: {trained.report_.verdict}\n)" in repr(trained) and "Nothing was kept" in repr(trained)
+    trained.report_ = Report((), 60, None, "no inputs are kept")
+    assert f"report: {trained.report_.verdict}\n)" in repr(trained) and "no inputs are kept" in repr(trained)

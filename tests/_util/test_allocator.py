@@ -1,9 +1,14 @@
 """Memory that is freed is used again, without new pages of the system."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from metalora import TrainConfig, fit
+from metalora._util import allocator
 
 PROGRAM = """
 import resource
@@ -11,7 +16,7 @@ import sys
 
 import torch
 
-from metalora._util.allocator import keep_freed_memory
+from metalora._util.allocator import keep_freed_memory, keeping_freed_memory
 
 
 def page_faults():
@@ -22,16 +27,53 @@ def page_faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
+def held():
+    with open("/proc/self/statm") as file:
+        return 4096 * int(file.read().split()[1])
+
+
 left = page_faults()
+with keeping_freed_memory():
+    with keeping_freed_memory():
+        inside = page_faults()
+    still_inside = page_faults()
+    before = held()
+returned, after = before - held(), page_faults()
 if not keep_freed_memory():
     sys.exit(3)
-print(left, page_faults())
+with keeping_freed_memory():  # a training in a command, which goes on to keep it
+    pass
+print(left, inside, still_inside, returned, after, page_faults())
 """
 
 
 def test_large_tensors_take_no_new_pages_after_the_first():
-    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
-    if run.returncode == 3:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
+    if done.returncode == 3:
         pytest.skip("the C library is not glibc")
-    left, kept = map(int, run.stdout.split())
-    assert kept < 20_000 < 60_000 < left  # 5 tensors of 16,384 pages
+    left, inside, still_inside, returned, after, kept = map(int, done.stdout.split())
+    assert max(inside, still_inside, kept) < 20_000 < 60_000 < min(left, after)  # 5 tensors of 16,384 pages
+    assert returned > 0.9 * 2**26  # the tensor that the block kept
+
+
+@pytest.mark.parametrize("variable", allocator.CHOICES_OF_USERS)
+def test_a_choice_of_the_user_stays(variable, monkeypatch):
+    monkeypatch.setattr(allocator, "_keepers", 0)
+    monkeypatch.setenv(variable, "1000000")
+    assert not allocator.keep_freed_memory()
+
+
+def test_a_training_keeps_memory_until_its_end(monkeypatch):
+    monkeypatch.setattr(allocator, "_keepers", 0)
+    model, keepers = torch.nn.Linear(2, 2), []
+    config = TrainConfig(steps=1)
+    losses = fit(
+        model,
+        None,
+        lambda part: model(torch.ones(1, 2)).sum(),
+        config,
+        extra_module=model,
+        on_step=lambda *_: keepers.append(allocator._keepers),
+    )
+    assert len(losses) == 1 and keepers == [1] and allocator._keepers == 0

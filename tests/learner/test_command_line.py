@@ -73,6 +73,7 @@ def learner(pictures: Path) -> Path:
     code, out, error = metalora_command(*arguments, *FIT, "--holdout", 1, "--report", pictures / "fit.html")
     assert code == 0, error
     assert "this learner" in out and "never trained" in out
+    assert out.splitlines()[-1] == f"page: {pictures / 'fit.html'}"
     return pictures / "learner"
 
 

@@ -14,6 +14,7 @@ import metalora
 from metalora import AdapterConfig
 from metalora.config import ConditionConfig
 from metalora.learner import FineTuned, finetune
+from metalora.learner.features import StageFeatures
 from metalora.learner.finetuning_data import HeldOutScore, stratified_split
 
 WIDTH = 8
@@ -52,6 +53,19 @@ def test_training_is_never_worse_than_the_head_alone(method: str | AdapterConfig
     again = FineTuned.from_pretrained(model.save_pretrained(tmp_path / "run"), backbone=network())
     assert np.allclose(again.predict_proba(x), model.predict_proba(x))
     assert again.classes_.tolist() == ["other", "same"] and again.scores_ == scores
+
+
+@pytest.mark.parametrize("method", ("head", METHODS["lora"]), ids=("head", "lora"))
+def test_a_head_reads_all_stages(method: str | AdapterConfig, tmp_path: Path) -> None:
+    model = tuned(method, features="stages")
+    x, _ = example()
+    stages = StageFeatures(model.backbone.model, model.adapter)
+    inputs = torch.from_numpy(x)
+    expected = stages.frozen(inputs) if model.adapter is None else stages.adapted(inputs)
+    assert expected.shape == (len(x), 5 * 16)  # three layers and two activations
+    torch.testing.assert_close(model.features(x), expected.detach())
+    again = FineTuned.from_pretrained(model.save_pretrained(tmp_path / "run"), backbone=network())
+    assert np.allclose(again.predict_proba(x), model.predict_proba(x))
 
 
 def test_an_adapter_learns_what_the_frozen_features_do_not_tell() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from torch import nn
 
 from metalora.config import AdapterConfig, ConditionConfig
 from metalora.io.described_file import checksum, description_in
-from metalora.learner import AdaptedTask, MetaLearner, read_tasks
+from metalora.learner import AdaptedTask, MetaLearner, TaskPool, read_tasks
+from metalora.learner.data import encode_labels
+from metalora.learner.html_report import write_html
 from metalora.learner.learner import MetaLearner as Learner
 from metalora.learner.report import NO_RECORD, Report, evaluate_pools
+from metalora.learner.splits import Split, split_pools
 
 WIDTH = 8
 
@@ -152,6 +156,44 @@ def test_an_iterable_of_tasks_is_one_pool_each() -> None:
     learner = small(steps=4, holdout_items=0.0, validate_every=0).fit(tasks)
     assert learner.adapter is not None and learner.adapter.factors["0.B"].abs().max() > 0
     assert len({score.task for score in learner.report_.scores}) == 1  # one of five is held out, with all of its inputs
+
+
+FEW_KEPT = "the 8 labelled inputs that are kept, of 3 classes in a task at most, are too few for an episode"
+
+
+def test_too_few_kept_inputs_are_one_warning_and_said_in_the_report(tmp_path: Any) -> None:
+    few = table(40)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learner = small().fit(few)
+    (message,) = [str(warning.message) for warning in caught]
+    assert message.startswith(f"fit validates nothing: {FEW_KEPT}") and "The last step is kept" in message
+    assert caught[0].filename == __file__
+    report = learner.report_
+    assert FEW_KEPT in report.verdict and report.scores == () and report.calibration_error is None
+    assert learner.history_.accuracies == () and len(learner.history_.losses) == 12
+    again = Learner.from_pretrained(learner.save_pretrained(tmp_path / "learner"), backbone=network())
+    assert again.report_ == report and FEW_KEPT in (tmp_path / "learner" / "README.md").read_text()
+    write_html(learner, split_pools(read_tasks(few), None, 0.2, 0), report, tmp_path / "page.html", title="few")
+    assert FEW_KEPT in (tmp_path / "page.html").read_text()
+
+
+def test_kept_inputs_without_labels_do_not_count() -> None:
+    labelled = TaskPool(items(4), {"ripe": encode_labels([0, 1, None, 1], "ripe")})
+    split = Split([], [TaskPool(items(20))], (), [labelled])
+    assert split.without_episode().startswith("the 3 labelled inputs that are kept, of 2 classes in a task at most")
+
+
+@pytest.mark.parametrize(
+    "settings, data",
+    [({"validate_every": 0}, table(40)), ({"holdout_items": 0.0}, table(40)), ({}, items(40))],
+    ids=["no validation wanted", "nothing kept", "no labels"],
+)
+def test_who_wants_no_validation_is_not_warned(settings: dict[str, Any], data: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner = small(**settings).fit(data)
+    assert "was not compared" in learner.report_.verdict
 
 
 @pytest.mark.parametrize("every", [0, 4], ids=["without validation", "with validation"])

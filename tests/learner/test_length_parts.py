@@ -6,6 +6,7 @@ import torch
 from metalora import AdapterConfig, ConditionConfig, attach
 from metalora.learner.features import StageFeatures
 from metalora.learner.generators import SupportSet, make_generator
+from metalora.learner.head import PooledFeatures
 from metalora.learner.length_parts import by_length
 from metalora.learner.readouts import make_readout
 
@@ -90,3 +91,20 @@ def test_features_and_gradients_are_those_of_the_texts_alone(encoder, method):
     ]
     for ours, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("all_stages", [False, True], ids=["last layer", "all stages"])
+def test_a_fine_tuning_reads_the_features_of_a_learner_and_cuts_texts_to_parts(encoder, all_stages):
+    inputs = {name: value for name, value in padded_texts().items() if name != "of_texts"}
+    adapter = attach(encoder, AdapterConfig("lora", 2, targets="linear"), example=inputs)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    learner = StageFeatures(encoder, adapter)
+    expected = (learner.adapted if all_stages else learner.adapted_last_layer)(inputs)
+    pooled = PooledFeatures(encoder, adapter, is_text=True, all_stages=all_stages)
+    lengths = []
+    encoder.register_forward_pre_hook(
+        lambda model, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    assert torch.equal(pooled(inputs), expected) and len(set(lengths)) == 4

@@ -134,6 +134,8 @@ def _complexity(html: HtmlFile = None, json: Json = False) -> None:
         page = Table(title, columns, tuple(tuple(str(line[name]) for name in columns) for line in cells))
         write_tables([page], html, "metatt-19", "Table 19 of MetaTT (arXiv:2506.09105), computed from sizes.")
     show(lines, json, title, columns, cells)
+    if html is not None and not json:
+        print(f"page: {html}")
 
 
 def _figure_13(

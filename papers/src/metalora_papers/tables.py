@@ -122,7 +122,7 @@ def _run(console: Console, label: str, runs: Sequence[Run], out: Path, executor:
 
 def _show_rates(console: Console, rates: Mapping[RateKey, float]) -> None:
     if rates:
-        console.print("learning rates:", {" on ".join(key): rate for key, rate in rates.items()})
+        console.print("chosen on the validation split:", {" on ".join(key): rate for key, rate in rates.items()})
 
 
 def _publish(

@@ -21,8 +21,11 @@ def test_a_line_is_the_printed_one(rank):
 
 
 def test_the_page_has_all_twelve_cells(tmp_path):
-    code, out, _ = papers_command("table", "metatt-19", "--html", tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
+    path = tmp_path / "page.html"
+    code, out, _ = papers_command("table", "metatt-19", "--html", path)
+    page = path.read_text()
+    assert out.splitlines()[-1] == f"page: {path}"
+    assert json.loads(papers_command("table", "metatt-19", "--html", path, "--json")[1]) == complexity_table()
     assert code == 0 and "185.6" in out and "Table 19 of MetaTT" in page and "paired comparison" not in page
     for row in DECIMALS.values():
         assert all(f">{cell}<" in page for cell in row.split())

@@ -8,19 +8,39 @@ import torch
 from torch import nn
 
 from metalora.config import TrainConfig
-from metalora.learner import ArrayPreprocessor, Backbone
+from metalora.learner import ArrayPreprocessor, Backbone, MetaLearner
+from metalora.learner.head import LinearHead
 from metalora_papers.execution import execute
 from metalora_papers.metalora.labelled_items import LabelledItems, Notion
+from metalora_papers.new_task import learners
 from metalora_papers.new_task import suite as suite_module
 from metalora_papers.new_task.config import TEXTS, NewTaskRunConfig, NewTaskTableConfig
 from metalora_papers.new_task.cost import energy_counters, joules_between
 from metalora_papers.new_task.items import new_task
-from metalora_papers.new_task.line_up import METHODS, READOUT, rates_of, run_of
+from metalora_papers.new_task.line_up import (
+    FINE_TUNINGS,
+    FULL,
+    FULL_OF_STAGES,
+    LORA,
+    LORA_OF_STAGES,
+    METHODS,
+    READOUT,
+    Schedule,
+    run_of,
+    schedules_of,
+)
+from metalora_papers.new_task.methods import make_fit
 from metalora_papers.new_task.throughput import ThroughputSuite
 
 TARGETS = ("0", "2")
 TABLE = NewTaskTableConfig(
-    text_steps=2, text_fit_steps=2, contrastive_steps=2, refining_steps=2, text_tasks=("near",), support=40, queries=30
+    text_steps=2,
+    text_fit_steps=(2,),
+    contrastive_steps=(2,),
+    refining_steps=(2,),
+    text_tasks=("near",),
+    support=40,
+    queries=30,
 )
 GROUPS = torch.arange(360) // 2
 
@@ -58,8 +78,7 @@ def small(monkeypatch, tmp_path):
 
 
 def run_on_points(method, **changes):
-    rates = rates_of(method, TABLE)
-    run = run_of(TEXTS, TABLE, method, 0, rates[0] if rates else 0.0)
+    run = run_of(TEXTS, TABLE, method, 0, next(iter(schedules_of(TEXTS, method, TABLE)), Schedule()))
     learner = run.learner and dataclasses.replace(run.learner, targets=TARGETS)
     train = TrainConfig(steps=2, lr=1e-3, mapping_lr_ratio=1.0)
     return dataclasses.replace(run, targets=TARGETS, learner=learner, train=train, pool=100, **changes)
@@ -87,6 +106,32 @@ def test_a_learner_is_trained_once():
     changed = run_on_points(READOUT)
     changed = dataclasses.replace(changed, train=dataclasses.replace(changed.train, steps=3))
     assert execute(changed).row["results"]["training"] != first["training"]
+
+
+def test_a_learner_is_trained_anew_by_other_code(monkeypatch, tmp_path):
+    code = tmp_path / "training.py"
+    monkeypatch.setattr(learners, "OWN_FILES", (code,))
+    costs = []
+    for text in ("rate = 1", "rate = 2", "rate = 1"):
+        code.write_text(text)
+        costs.append(execute(run_on_points(READOUT)).row["results"]["training"])
+    assert costs[0] == costs[2] != costs[1]
+
+
+def test_a_peer_reads_what_a_readout_reads():
+    read = []
+
+    def features(method):
+        task = new_task(points(), "near", run_on_points(method))
+        make_fit(run_on_points(method), network(), None)(task)
+        return read.pop()
+
+    original = LinearHead.fitted
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LinearHead, "fitted", lambda rows, *rest: read.append(rows) or original(rows, *rest))
+        widths = {method: features(method).shape[1] for method in FINE_TUNINGS}
+    assert widths == {LORA: 8, LORA_OF_STAGES: 35, FULL: 8, FULL_OF_STAGES: 35}
+    assert MetaLearner(network(), adapter=None).frozen_features(points().inputs[:2].numpy()).shape[1] == 35
 
 
 def test_many_tasks_at_once():

@@ -56,8 +56,8 @@ def table_rows(table):
 def test_the_report():
     images, paying, *_, throughput = comparison().report(table_rows(comparison())).tables
     assert images.cells[1][:1] + images.cells[1][2:] == ("generated readout", "0.50", "1.00", "not measured", "0.12",
-                                                         "3", "–")  # fmt: skip
-    assert images.cells[1][1].startswith("65.0 [") and images.cells[2][-1] == "0.001"
+                                                         "3", "–", "–")  # fmt: skip
+    assert images.cells[1][1].startswith("65.0 [") and images.cells[2][-2:] == ("0.001", "20")
     # 100 s of training and 0.5 s a task: never before LDA with 0.25 s, before LoRA with 10 s from the eleventh task on.
     assert paying.columns[2:] == (DISCRIMINANT, LORA) and paying.cells == (("generated readout", "100", "never", "11"),)
     assert throughput.cells == (("one", "2.000"), ("many", "0.500")) and "4.00 [3.50, 4.50]" in throughput.note
@@ -66,7 +66,7 @@ def test_the_report():
 
 def summary(name, seconds, accuracy, training=0.0):
     return MethodSummary(
-        name, accuracy, accuracy, accuracy, seconds, seconds, 0.1, 1000, None, training, 0.0, seeds=1, tasks=1
+        name, accuracy, accuracy, accuracy, seconds, seconds, 0.1, 1000, None, training, 0.0, 0, seeds=1, tasks=1
     )
 
 
@@ -85,26 +85,28 @@ def test_the_number_of_tasks_is_the_first_that_saves_time(training, ours, theirs
 
 def test_the_runs_of_the_table():
     table = comparison(methods=(), seeds=(3, 4))
-    runs = table.runs({(TEXTS, FULL): 7e-5})
-    assert [run.seed for run in runs[:-1]] == [3] * 19 + [4] * 19 and runs[-1].suite == THROUGHPUT
-    assert [run.method for run in runs[:9]] == [method for method in METHODS if method != SETFIT]
-    assert {run.lr for run in runs if (run.suite, run.method) == (TEXTS, FULL)} == {7e-5}
+    runs = table.runs({(TEXTS, FULL): 7e-5, (TEXTS, FULL, "steps"): 9.0})
+    assert [run.seed for run in runs[:-1]] == [3] * 23 + [4] * 23 and runs[-1].suite == THROUGHPUT
+    assert [run.method for run in runs[:11]] == [method for method in METHODS if method != SETFIT]
+    assert {(run.lr, run.steps) for run in runs if (run.suite, run.method) == (TEXTS, FULL)} == {(7e-5, 9)}
     assert len({run_key(to_dict(run)) for run in runs}) == len(runs)
     with pytest.raises(ValueError, match="generated readou"):
         comparison(methods=("generated readou",)).runs({})
 
 
-def test_rates_are_chosen_on_tasks_of_the_validation_split():
+def test_rates_and_steps_are_chosen_on_tasks_of_the_validation_split():
     table = comparison(methods=(LORA,), suites=(IMAGES,))
     choosing = table.choosing_runs()
-    assert [(run.split, run.lr) for run in choosing] == [("val", rate) for rate in TABLE.lora_rates]
+    grid = [(rate, steps) for steps in TABLE.image_fit_steps for rate in TABLE.lora_rates]
+    assert [(run.split, run.lr, run.steps) for run in choosing] == [("val", *schedule) for schedule in grid]
     assert not set(choosing[0].tasks) & set(table.runs({})[0].tasks)
-    rows = [made_up(run, accuracy=0.5 + run.lr) for run in choosing]
+    best = grid[1]
+    rows = [made_up(run, accuracy=0.7 if (run.lr, run.steps) == best else 0.5) for run in choosing]
     rates = table.chosen_rates(rows)
-    assert rates == {(IMAGES, LORA): max(TABLE.lora_rates)}
-    assert {row["config"]["split"] for row in table.rows_of(rows + [made_up(run) for run in table.runs(rates)])} == {
-        "test"
-    }
+    assert rates == {(IMAGES, LORA): best[0], (IMAGES, LORA, "steps"): best[1]}
+    test_rows = [made_up(run) for run in table.runs(rates)]
+    of_other_steps = [made_up(dataclasses.replace(run, steps=max(TABLE.image_fit_steps))) for run in table.runs(rates)]
+    assert table.rows_of(rows + of_other_steps + test_rows) == test_rows
 
 
 def test_the_command_reports_from_rows_alone(tmp_path):
@@ -117,3 +119,4 @@ def test_the_command_reports_from_rows_alone(tmp_path):
     assert code == 0 and len(json.loads(out)["rows"]) == 13
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["new-task.md", "new-task.png"]
     assert "generated readout" in (tmp_path / "page.html").read_text()
+    assert f"page: {tmp_path / 'page.html'}" in papers_command(*arguments, "--methods", *NAMES)[1].replace("\n", "")

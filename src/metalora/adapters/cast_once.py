@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from metalora.adapters.forward_state import CastFactors
-from metalora.adapters.layers.base import AdaptedLayer
+from metalora.adapters.layers.base import AdaptedLayer, autocasts
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -45,14 +45,10 @@ class CastOnce:
         cast = None
         for dtype in HALF:
             layers = [layer for layer in self.layers if layer.base.weight.dtype == dtype]
-            if layers and not _under_autocast(layers[0].base.weight.device.type):
+            if layers and not autocasts(layers[0].base.weight.device.type):
                 cast = CastFactors() if cast is None else cast
                 _cast_layers(layers, dtype, cast)
         return cast
-
-
-def _under_autocast(device: str) -> bool:
-    return device != "meta" and torch.is_autocast_enabled(device)  # torch has no autocast of meta tensors
 
 
 def has_half_bases(adapter: Adapter) -> bool:

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from metalora.adapters.layers.whole import run_whole
 from metalora.adapters.own_forward import Dependence
 from metalora.adapters.triton_kernels.path import can_run, run
+from metalora.adapters.whole import run_whole
 
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # not None in a checkpointed part
 

@@ -140,7 +140,7 @@ def fit(
         _write_report(report, title, split, trained.report_, features, report_episodes)
     checkpoint.unlink(missing_ok=True)
     best_state_path(checkpoint).unlink(missing_ok=True)
-    _show_report(trained.report_, json, f"{learner}: accuracy on inputs that were not trained on")
+    _show_report(trained.report_, json, f"{learner}: accuracy on inputs that were not trained on", report)
 
 
 def _read_all(learner: MetaLearner, pools: Sequence[TaskPool]) -> None:
@@ -152,7 +152,7 @@ def _read_all(learner: MetaLearner, pools: Sequence[TaskPool]) -> None:
         PreparedInputs(pool, learner.backbone.preprocessor)
 
 
-def _show_report(report: Report, json: bool, title: str) -> None:
+def _show_report(report: Report, json: bool, title: str, page: Path | None) -> None:
     if json:
         return print_json(report.to_dict())
     means = {"trained": report.means(False), "held out": report.means(True)}
@@ -164,7 +164,7 @@ def _show_report(report: Report, json: bool, title: str) -> None:
     ]
     show(None, False, title, ("method", *means), rows)
     if is_first_process():
-        print(report.verdict)
+        print(report.verdict, *([] if page is None else [f"page: {page}"]), sep="\n")
 
 
 def _percent(value: float | None) -> str:
@@ -402,7 +402,7 @@ def evaluate(
         scores = evaluate_pools(loaded, pools, episodes, features)
         if report is not None:
             _write_report(report, f"{learner.name} on {data.name}", whole_split(pools), scores, features, episodes)
-    _show_report(scores, json, f"{learner} on {data}: accuracy")
+    _show_report(scores, json, f"{learner} on {data}: accuracy", report)
 
 
 def _write_report(

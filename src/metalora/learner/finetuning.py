@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from metalora._util.allocator import keeping_freed_memory
 from metalora._util.hub import Uploadable
 from metalora._util.process_errors import errors_in_all_processes
 from metalora._util.processes import default_device, join_processes, of_process_0
@@ -52,7 +53,7 @@ class FineTuned(Uploadable):
 
     Args:
         backbone: The network with the preparation of its inputs.
-        head: The head on its pooled last layer.
+        head: The head on its pooled last layer, or on the statistics of all stages.
         labels: The classes.
         adapter: The adapter; None if the whole network or the head alone was trained.
         method: Name of the method, or "full" or "head".
@@ -86,7 +87,7 @@ class FineTuned(Uploadable):
         self.backbone, self.head, self.labels = backbone, head, labels
         self.adapter, self.method, self.config = adapter, method, config
         self.device = next(backbone.model.parameters()).device
-        self.pooled = PooledFeatures(backbone.model, adapter, backbone.preprocessor.kind == "text")
+        self.pooled = _features_of(backbone, adapter, config)
 
     @property
     def classes_(self) -> Array:
@@ -95,7 +96,7 @@ class FineTuned(Uploadable):
 
     @torch.no_grad()
     def features(self, inputs: Sequence[Any]) -> Tensor:
-        """Return the pooled last layer of inputs, (m, width)."""
+        """Return what the head reads of inputs, (m, width)."""
         from metalora.learner.task import check_finite
 
         size = self.config.batch_size
@@ -247,8 +248,10 @@ def finetune(
         prepared = PreparedInputs(TaskPool(items, name="the inputs"), loaded.preprocessor)  # reads every input once
         loaded.model.to(device or default_device())
         name, adapter = _attach(loaded.model, method, seed)
-        training = _Training(loaded, prepared, encoder, split, adapter, name, checked, seed)
-    return training.run(on_step, on_validation)
+        with keeping_freed_memory():
+            training = _Training(loaded, prepared, encoder, split, adapter, name, checked, seed)
+    with keeping_freed_memory():
+        return training.run(on_step, on_validation)
 
 
 def _attach(model: nn.Module, method: str | AdapterConfig, seed: int) -> tuple[str, Adapter | None]:
@@ -262,6 +265,12 @@ def _attach(model: nn.Module, method: str | AdapterConfig, seed: int) -> tuple[s
     if adapter.conditional and config.condition.scope == "support":
         raise ValueError(f"{config.method}: one task has no support sets to generate from; use condition.scope sample")
     return config.method, adapter
+
+
+def _features_of(backbone: Backbone, adapter: Adapter | None, config: FineTuneConfig) -> PooledFeatures:
+    """Return what computes the features that the head reads."""
+    is_text = backbone.preprocessor.kind == "text"
+    return PooledFeatures(backbone.model, adapter, is_text, all_stages=config.features == "stages")
 
 
 class _Training:
@@ -288,7 +297,7 @@ class _Training:
             start_from_data(backbone.model, (to_device(batch, device) for batch in self._batches(self.trained)))
         if adapter is not None and adapter.conditional:
             adapter.calibrate(to_device(batch, device) for batch in self._batches(self.trained))
-        self.features = PooledFeatures(backbone.model, adapter, backbone.preprocessor.kind == "text")
+        self.features = _features_of(backbone, adapter, config)
         frozen = self._features(self.trained, device)
         self.features.remove()
         head = LinearHead.fitted(frozen, self.codes[self.trained], len(labels.classes)).to(device)

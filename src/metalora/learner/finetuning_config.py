@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from metalora._util.number_range import Range
 from metalora.config import Configuration
@@ -32,6 +32,8 @@ class FineTuneConfig(Configuration):
     """share of the inputs of each class that are not trained on: they choose the best step and give the scores"""
     validate_every: Annotated[int, Range(least=1)] = 25
     """number of steps between two validations; the best state is kept"""
+    features: Literal["last", "stages"] = "last"
+    """what the head reads: the pooled last layer, or the mean and deviation of every channel at all stages"""
     image_size: Annotated[int | None, Range(least=1)] = None
     """side of the pictures in pixels; none: as the backbone was trained"""
     max_length: Annotated[int | None, Range(least=1)] = None

@@ -1,4 +1,4 @@
-"""A linear head on the pooled last layer of a network, which knows how unlike its training inputs an input is."""
+"""A linear head on features of a network, which knows how unlike its training inputs an input is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.conditioning.features import Recorder, run, token_mask, watch_head, watch_stages
 from metalora.adapters.conditioning.stages import stages
+from metalora.learner.length_parts import by_length
 
 QUANTILES = 101  # of the distances of inputs that were not trained on
 
@@ -19,26 +20,29 @@ QUANTILES = 101  # of the distances of inputs that were not trained on
 class PooledFeatures:
     """The pooled last layer of a network: what its own head reads or, without a head, what the network returns.
 
-    For texts it is the mean of the last stage over the tokens.
+    For texts it is the mean of the last stage over the tokens. With `all_stages` the features are the mean and the
+    standard deviation of every channel at every stage instead, as `StageFeatures` has them.
 
     Args:
         model: The network, with its adapter attached already.
         adapter: The adapter; None if there is none.
         is_text: Whether the inputs are texts, whose tokens are averaged.
+        all_stages: Whether all stages are read.
 
     Example:
         >>> PooledFeatures(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), None)(torch.rand(5, 4)).shape
         torch.Size([5, 3])
     """
 
-    def __init__(self, model: nn.Module, adapter: Adapter | None, is_text: bool = False):
+    def __init__(self, model: nn.Module, adapter: Adapter | None, is_text: bool = False, all_stages: bool = False):
         self.model, self.adapter = model, adapter
-        self.reads_head = not is_text
+        self.means_only = is_text and not all_stages
         self._recorder = Recorder()
-        if self.reads_head:
-            self._handles = watch_head(model, self._recorder)
+        if is_text or all_stages:
+            paths = stages(model)
+            self._handles = watch_stages(model, paths if all_stages else paths[-1:], self._recorder)
         else:
-            self._handles = watch_stages(model, stages(model)[-1:], self._recorder)
+            self._handles = watch_head(model, self._recorder)
 
     def remove(self) -> None:
         """Remove the hooks from the network."""
@@ -54,7 +58,7 @@ class PooledFeatures:
         """Return the features of a batch, (n, width), and the mean square of c - c0 of a generated adapter."""
         condition = self._condition(inputs)
         if condition is None or self.adapter is None:
-            return self._record(inputs), None
+            return by_length(self._record, inputs), None
         with self.adapter.using(condition):
             return self._record(inputs), condition.penalty
 
@@ -74,9 +78,9 @@ class PooledFeatures:
             features = self._recorder.take()
         finally:
             self._recorder.stop()
-        if self.reads_head or token_mask(inputs) is None:
-            return features
-        return features[:, : features.shape[1] // 2]  # the means come before the deviations
+        if self.means_only and token_mask(inputs) is not None:
+            return features[:, : features.shape[1] // 2]  # the means come before the deviations
+        return features
 
 
 class LinearHead(nn.Module):

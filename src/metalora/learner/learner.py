@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metalora._util.allocator import keeping_freed_memory
 from metalora._util.described import Described
 from metalora._util.hub import Uploadable
 from metalora._util.process_errors import errors_in_all_processes
@@ -41,7 +42,7 @@ from metalora.learner.readouts import Readout, make_readout
 from metalora.learner.report import EPISODES, Report, make_report
 from metalora.learner.splits import Split, split_pools
 from metalora.learner.task import AdaptedTask, adapt_task
-from metalora.learner.validation import BestState
+from metalora.learner.validation import BestState, warn_without_validation
 
 OnStep = Callable[[int, float], None]
 OnValidation = Callable[[int, float], None]
@@ -249,21 +250,24 @@ class MetaLearner(Described, Uploadable):
         """
         config, source = self.config, None
         join_processes()
-        with errors_in_all_processes():
+        with errors_in_all_processes(), keeping_freed_memory():
             for pool in pools:
                 self.backbone.check_inputs(pool.inputs)
             split = split_pools(pools, holdout, config.holdout_items, config.seed)
             if self.adapter is not None and config.steps:
                 source = self._episodes(split.trained)
+                if process_index() == 0:
+                    warn_without_validation(split, config)
         if not config.warm_start:
             self._reset()
         self.trainings += 1
         self._report, self.history_ = None, TrainingHistory()
-        if source is not None:
-            data = None if checkpoint is None else pools_digest(pools)
-            self._train(source, split, checkpoint, on_step, on_validation, data)
-        if report:
-            self.report_ = make_report(self, split)
+        with keeping_freed_memory():
+            if source is not None:
+                data = None if checkpoint is None else pools_digest(pools)
+                self._train(source, split, checkpoint, on_step, on_validation, data)
+            if report:
+                self.report_ = make_report(self, split)
         return self
 
     def make_report(

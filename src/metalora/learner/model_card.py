@@ -66,6 +66,8 @@ def _evaluation(learner: MetaLearner) -> str:
     if not hasattr(learner, "report_"):
         return "Not evaluated."
     report = learner.report_
+    if not report.scores:
+        return report.verdict
     header = ["| method | trained tasks | held-out tasks |", "|---|---|---|"]
     rows = [f"| {row['method']} | {_cell(row['trained'])} | {_cell(row['held out'])} |" for row in report.table()]
     note = (

@@ -66,12 +66,14 @@ class Report:
     Attributes:
         scores: One for each task and method.
         support: Labelled inputs of an episode.
-        calibration_error: Expected calibration error of the learner's probabilities.
+        calibration_error: Expected calibration error of the learner's probabilities; None if nothing was compared.
+        missing: Why nothing was compared, in words that continue a sentence; empty if something was.
     """
 
     scores: tuple[Score, ...]
     support: int
-    calibration_error: float
+    calibration_error: float | None
+    missing: str = ""
 
     def means(self, held_out: bool | None = None) -> dict[str, float]:
         """Return the mean accuracy of every method over the tasks.
@@ -94,7 +96,7 @@ class Report:
     def verdict(self) -> str:
         """Say in a sentence or two whether the learner is worth it, on held-out tasks if there are any."""
         if not self.scores:
-            return "Nothing was kept that has enough labels for an episode, so the learner was not compared."
+            return f"The learner was not compared, and its calibration was not measured: {self.missing}."
         kinds = [held_out for held_out in (True, False) if self.means(held_out)]
         if not kinds:
             return f"{self._sentence(None)} {NO_RECORD}"
@@ -139,7 +141,7 @@ class Report:
     def from_dict(cls, values: dict[str, Any]) -> Report:
         """Make a report of what `to_dict` returned."""
         scores = [Score(s["task"], s["held_out"], s["method"], tuple(s["accuracies"])) for s in values["scores"]]
-        return cls(tuple(scores), values["support"], values["calibration_error"])
+        return cls(tuple(scores), values["support"], values["calibration_error"], values["missing"])
 
     def __repr__(self) -> str:
         return self.verdict
@@ -228,8 +230,10 @@ def make_report(
         Score(task, task in split.held_out if split.trained else None, method, tuple(values))
         for (task, method), values in accuracies.items()
     ]
-    confidence = torch.cat([values for values, _ in probabilities]) if drawn else torch.empty(0)
-    right = torch.cat([c == t for (_, c), t in zip(probabilities, truths, strict=True)]) if drawn else torch.empty(0)
+    if not drawn:
+        return of_process_0(Report((), learner.config.support, None, split.without_episode()))
+    confidence = torch.cat([values for values, _ in probabilities])
+    right = torch.cat([c == t for (_, c), t in zip(probabilities, truths, strict=True)])
     report = Report(tuple(scores), learner.config.support, round(error_of_confidence(confidence, right), 6))
     return of_process_0(report)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,16 +23,32 @@ class Split:
         trained: Inputs with the columns that are trained on; none if that is not known.
         kept: The other inputs, with all columns.
         held_out: Names of the tasks that are not trained on.
+        too_small: Pools of kept inputs that are too few for an episode, so that they judge nothing.
     """
 
     trained: list[TaskPool]
     kept: list[TaskPool]
     held_out: tuple[str, ...]
+    too_small: list[TaskPool] = field(default_factory=list)
 
     @property
     def tasks(self) -> list[tuple[int, str]]:
         """Number of the pool and name of the column, of every task of the inputs that were kept."""
         return [(number, name) for number, pool in enumerate(self.kept) for name in pool.columns]
+
+    def without_episode(self) -> str:
+        """Say why the kept inputs make no episode, in words that continue a sentence."""
+        if not self.kept + self.too_small:
+            return "no inputs are kept"
+        of_pools = [list(pool.columns.values()) for pool in self.kept + self.too_small if pool.columns]
+        if not of_pools:
+            return "the inputs that are kept have no labels"
+        inputs = sum(int(torch.stack([column.codes >= 0 for column in columns]).any(0).sum()) for columns in of_pools)
+        classes = max(int((column.counts() > 0).sum()) for columns in of_pools for column in columns)
+        return (
+            f"the {inputs} labelled inputs that are kept, of {classes} classes in a task at most, are too few for an "
+            "episode, which needs two classes with three support inputs each, and queries"
+        )
 
 
 def split_pools(
@@ -65,7 +81,8 @@ def split_pools(
             kept.append(pool.take(is_kept.nonzero()[:, 0]))
     if not trained:
         raise ValueError("all tasks are held out: nothing is left to train on")
-    return Split(trained, [pool for pool in kept if len(pool) >= MIN_ITEMS], held_out)
+    large = [pool for pool in kept if len(pool) >= MIN_ITEMS]
+    return Split(trained, large, held_out, [pool for pool in kept if len(pool) < MIN_ITEMS])
 
 
 def named_by_pool(pools: Sequence[TaskPool]) -> list[TaskPool]:

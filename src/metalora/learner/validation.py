@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from metalora._util.processes import done_by_process_0, of_process_0
+from metalora._util.user_warning import warn_user
 from metalora.learner.config import LearnerConfig
 from metalora.learner.evaluation import EpisodeFeatures, TestEpisode, draw_test_episodes
 from metalora.learner.splits import Split
@@ -112,6 +113,22 @@ def validation_episodes(split: Split, config: LearnerConfig) -> list[TestEpisode
     """
     tasks, seed = split.tasks[:MAX_TASKS], config.seed + VALIDATION_SEED
     return draw_test_episodes(split.kept, tasks, EPISODES, config.support, config.query, seed)
+
+
+def warn_without_validation(split: Split, config: LearnerConfig) -> None:
+    """Warn if a training validates nothing, although inputs with labels are kept for it.
+
+    Args:
+        split: The inputs and tasks that are kept.
+        config: The settings of the learner; without `validate_every`, nobody wants a validation.
+    """
+    has_labels = any(pool.columns for pool in split.kept + split.too_small)
+    if config.validate_every and has_labels and not validation_episodes(split, config):
+        warn_user(
+            f"fit validates nothing: {split.without_episode()}. The last step is kept instead of the best one, "
+            "`patience` stops no training, and accuracy and calibration are not measured; give more labelled inputs, "
+            "or a larger holdout_items"
+        )
 
 
 def best_state_path(checkpoint: str | Path) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from metalora._util.allocator import keeping_freed_memory
 from metalora._util.process_errors import mean_over_processes
 from metalora._util.processes import any_process, done_by_process_0
 from metalora._util.sharding import check_not_partitioned, is_sharded
@@ -104,7 +105,7 @@ def fit(
     device = trained.parameters[0].device
     alone = not is_sharded(model)
     try:
-        with deferred_interrupt() as interrupted:
+        with deferred_interrupt() as interrupted, keeping_freed_memory():
             for step in range(len(losses), config.steps):
                 optimizer.zero_grad()
                 backward = functools.partial(_backward, step_loss, step, config, seed, accelerator, rules)

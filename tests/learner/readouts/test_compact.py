@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import save
+from torch.nn.functional import cross_entropy
 
 from metalora.learner.readouts import READOUTS, FittedReadout, Targets, make_readout
 from metalora.learner.readouts.compact import pivots, stored_bytes
@@ -57,15 +58,18 @@ def correlated_task(width=3000, classes=10, seed=0):
     return *draw(60), *draw(200)
 
 
-def test_features_without_room_cost_little_if_the_others_tell_the_same():
-    losses = []
+# with the coefficients of all features the accuracy lost 0.45, 0.72 and 0.31, and the log loss of lda was 7.5
+@pytest.mark.parametrize("name, most", [("kernel-ridge", 0.03), ("lda", 0.12), ("logistic", 0.12)])
+def test_features_without_room_cost_little_if_the_others_tell_the_same(name, most):
+    losses, log_losses = [], []
     for seed in range(3):
         support, codes, queries, truth = correlated_task(seed=seed)
-        fitted = make_readout("kernel-ridge").eval().fit(support, Targets.classes(codes, 10))
+        fitted = make_readout(name).eval().fit(support, Targets.classes(codes, 10))
         compact = fitted.compact(10_000)
         assert len(compact.scaling.mean) < 500
         losses.append(accuracy(fitted, queries, truth) - accuracy(compact, queries, truth))
-    assert sum(losses) / len(losses) <= 0.03  # with the coefficients of all features it was 0.45
+        log_losses.append(float(cross_entropy(compact.logits(queries), truth)))
+    assert sum(losses) / len(losses) <= most and sum(log_losses) / len(log_losses) < 0.6
 
 
 def test_a_large_support_set_is_reduced_to_representatives():

@@ -205,7 +205,10 @@ def test_a_learner_needs_validations():
         jobs.FitJob(None, [], LearnerConfig(adapter=None), None, 0.2, None)
     x = list(np.zeros((60, 6), "float32"))
     pools = read_tasks({"x": x, "first": [number % 2 == 0 for number in range(60)]})
-    with pytest.raises(ValueError, match="too few labelled inputs are left for the validation"):
+    with pytest.raises(
+        ValueError,
+        match="validated: the 10 labelled inputs that are kept, of 2 classes in a task at most, are too few for an",
+    ):
         jobs.FitJob(load_backbone(small_network()), pools, LearnerConfig(), None, 0.2, None)
 
 

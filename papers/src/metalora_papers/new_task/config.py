@@ -34,6 +34,8 @@ class NewTaskRunConfig(Configuration):
     """number of inputs that the learner is meta-trained on"""
     targets: Annotated[tuple[str, ...], Items()] = ("query", "value")
     """what the fitted LoRA adapts"""
+    features: Literal["last", "stages"] = "last"
+    """what the head of a fine-tuning reads: the pooled last layer, or all stages as a readout does"""
     rank: Annotated[int, Range(least=1)] = 8
     """rank of the fitted LoRA"""
     steps: Annotated[int, Range(least=0)] = 0
@@ -49,7 +51,7 @@ class NewTaskRunConfig(Configuration):
     seed: Annotated[int, SEED] = 0
     """seed of the support sets, and of what is trained on them"""
     split: Literal["val", "test"] = "test"
-    """val: learning rates are chosen here"""
+    """val: learning rates and numbers of steps are chosen here"""
 
     @property
     def adapter(self) -> AdapterConfig | None:
@@ -84,29 +86,30 @@ class NewTaskTableConfig(Configuration):
     """steps of the meta-training on texts, of which each takes longer"""
     pool: Annotated[int, Range(least=100)] = 2000
     """number of inputs that the learner is meta-trained on"""
-    image_fit_steps: Annotated[int, Range(least=1)] = 60
-    """gradient steps of a LoRA, and of full fine-tuning, on a support set of images; the best step of them is kept"""
-    text_fit_steps: Annotated[int, Range(least=1)] = 16
+    image_fit_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (20, 60)
+    """numbers of gradient steps of a LoRA, and of full fine-tuning, on a support set of images, to choose from; of
+    those of a training, the best one is kept"""
+    text_fit_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (6, 12)
     """the same on texts"""
-    contrastive_steps: Annotated[int, Range(least=1)] = 16
-    """gradient steps of SetFit's algorithm, 16 pairs each"""
-    refining_steps: Annotated[int, Range(least=1)] = 6
-    """gradient steps after a readout is generated"""
+    contrastive_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (32,)
+    """numbers of gradient steps of SetFit's algorithm, 16 pairs each, to choose from"""
+    refining_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (6,)
+    """numbers of gradient steps after a readout is generated, to choose from"""
     image_tasks: Annotated[tuple[str, ...], Items()] = ("skin", "people")
     """new tasks on images, on which the learner was not trained"""
     text_tasks: Annotated[tuple[str, ...], Items()] = ("first person", "negation")
     """new tasks on texts, on which the learner was not trained"""
     image_validation: Annotated[tuple[str, ...], Items()] = ("hue", "category")
-    """tasks of the validation split on which learning rates are chosen"""
+    """tasks of the validation split on which learning rates and numbers of steps are chosen"""
     text_validation: Annotated[tuple[str, ...], Items()] = ("number",)
-    """tasks of the validation split on which learning rates are chosen"""
+    """tasks of the validation split on which learning rates and numbers of steps are chosen"""
     support: Annotated[int, Range(least=10)] = 80
     """labelled items of a new task"""
     queries: Annotated[int, Range(least=1)] = 100
     """items that are predicted"""
-    lora_rates: Annotated[tuple[float, ...], Range(above=0), Items()] = (1e-3, 4e-3, 1.6e-2)
+    lora_rates: Annotated[tuple[float, ...], Range(above=0), Items()] = (1e-3, 4e-3)
     """learning rates of a fitted LoRA to choose from"""
-    full_rates: Annotated[tuple[float, ...], Range(above=0), Items()] = (1e-4, 4e-4, 1.6e-3)
+    full_rates: Annotated[tuple[float, ...], Range(above=0), Items()] = (4e-4, 1.6e-3)
     """learning rates of full fine-tuning to choose from"""
     contrastive_rates: Annotated[tuple[float, ...], Range(above=0), Items()] = (2e-5, 1e-4)
     """learning rates of SetFit's algorithm to choose from"""

@@ -16,7 +16,7 @@ from metalora_papers.new_task.line_up import METHODS, OURS
 from metalora_papers.new_task.summary import MethodSummary
 
 OUR_COLOUR, OTHER_COLOUR, FRONT_COLOUR = PALETTE[0], PALETTE[5], "#999999"
-MARKERS = dict(zip(METHODS, "vsDo^*PXpd", strict=True))
+MARKERS = dict(zip(METHODS, "vsDo^*PX<p>d", strict=True))
 WIDTH, HEIGHT = 4.4, 3.8  # inches of a panel
 LEGEND_WIDTH = 2.2
 

@@ -7,11 +7,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from metalora import __version__
+import metalora
 from metalora._util.files import write_atomically
 from metalora.learner import Backbone, MetaLearner
 from metalora_papers.cache import cache_folder
-from metalora_papers.content import content_of
+from metalora_papers.content import content_of, path_digest
 from metalora_papers.metalora.labelled_items import LabelledItems
 from metalora_papers.new_task.config import NewTaskRunConfig
 from metalora_papers.new_task.cost import Cost, measured
@@ -19,6 +19,8 @@ from metalora_papers.new_task.items import training_pool
 
 COST_FILE = "training.json"
 DIGITS = 16
+TRAINING_CODE = ("config.py", "zoo.py", "_util", "tensornet", "methods", "adapters", "fitting", "training", "learner")
+OWN_FILES = (Path(__file__), Path(__file__).with_name("items.py"))
 
 
 def meta_trained(run: NewTaskRunConfig, items: LabelledItems, backbone: Backbone) -> tuple[MetaLearner, Cost]:
@@ -49,6 +51,15 @@ def meta_trained(run: NewTaskRunConfig, items: LabelledItems, backbone: Backbone
 
 
 def _place(run: NewTaskRunConfig) -> Path:
-    """Return the folder of a learner in the cache: another version, other data and other settings have others."""
-    identity = f"{__version__} {content_of(run)} {run.shared_backbone}"
+    """Return the folder of a learner in the cache: other code, other data and other settings have others."""
+    identity = f"{_code_digest()} {content_of(run)} {run.shared_backbone}"
     return cache_folder("learners") / hashlib.sha256(identity.encode()).hexdigest()[:DIGITS]
+
+
+def _code_digest() -> str:
+    """Return a digest of the source files that train a learner: those of the library, and of this package."""
+    library = Path(metalora.__file__).parent
+    files = list(OWN_FILES)
+    for name in TRAINING_CODE:
+        files += [library / name] if name.endswith(".py") else sorted((library / name).rglob("*.py"))
+    return hashlib.sha256("".join(map(path_digest, files)).encode()).hexdigest()[:DIGITS]

@@ -14,8 +14,11 @@ NEIGHBOURS, REGRESSION, DISCRIMINANT = "k-NN", "logistic regression", "LDA"
 FROZEN = "readout, frozen network"
 READOUT, CORE, REFINED = "generated readout", "generated core", "generated readout, refined"
 LORA, FULL, SETFIT = "LoRA, fitted", "full fine-tuning", "SetFit's algorithm"
+LORA_OF_STAGES, FULL_OF_STAGES = f"{LORA}, all stages", f"{FULL}, all stages"
+LORAS, OF_STAGES = (LORA, LORA_OF_STAGES), (LORA_OF_STAGES, FULL_OF_STAGES)
+FINE_TUNINGS = (*LORAS, FULL, FULL_OF_STAGES)
 CLASSIFIERS = (NEIGHBOURS, REGRESSION, DISCRIMINANT)  # of scikit-learn, on the frozen features of all stages
-METHODS = (*CLASSIFIERS, FROZEN, READOUT, CORE, REFINED, LORA, FULL, SETFIT)
+METHODS = (*CLASSIFIERS, FROZEN, READOUT, CORE, REFINED, *FINE_TUNINGS, SETFIT)
 OURS = (FROZEN, READOUT, CORE, REFINED)
 MANY_TASKS = "64 tasks"  # the row of the throughput
 
@@ -23,7 +26,7 @@ IMAGE_TARGETS = ("conv_stem", "conv_pw", "conv_pwl", "conv_head")
 TEXT_TARGETS = ("query", "value", "intermediate.dense", "output.dense")
 LEARNER_RATE = 5e-3
 RANK = 8
-CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
+CHOOSING_SEED = 1000  # learning rates and numbers of steps are chosen with a seed of their own
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,17 @@ class Inputs:
 
     targets: tuple[str, ...]
     meta_steps: int
-    fit_steps: int
+    fit_steps: tuple[int, ...]
     tasks: tuple[str, ...]
     validation: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a method is trained on a support set: learning rate and number of gradient steps; 0 if it takes none."""
+
+    lr: float = 0.0
+    steps: int = 0
 
 
 def inputs_of(suite: str, table: NewTaskTableConfig) -> Inputs:
@@ -68,19 +79,26 @@ def methods_of(suite: str, table: NewTaskTableConfig) -> tuple[str, ...]:
     return tuple(method for method in METHODS if method in chosen and (suite == TEXTS or method != SETFIT))
 
 
-def rates_of(method: str, table: NewTaskTableConfig) -> tuple[float, ...]:
-    """Return the learning rates of a method to choose from; empty if it takes no gradient step."""
-    by_method = {
-        LORA: table.lora_rates,
-        FULL: table.full_rates,
-        SETFIT: table.contrastive_rates,
-        REFINED: table.refining_rates,
+def schedules_of(suite: str, method: str, table: NewTaskTableConfig) -> tuple[Schedule, ...]:
+    """Return the schedules of a method to choose from; empty if it takes no gradient step."""
+    fit_steps = inputs_of(suite, table).fit_steps
+    grids = {
+        **dict.fromkeys(LORAS, (table.lora_rates, fit_steps)),
+        **dict.fromkeys((FULL, FULL_OF_STAGES), (table.full_rates, fit_steps)),
+        SETFIT: (table.contrastive_rates, table.contrastive_steps),
+        REFINED: (table.refining_rates, table.refining_steps),
     }
-    return by_method.get(method, ())
+    rates, numbers = grids.get(method, ((), ()))
+    return tuple(Schedule(lr, steps) for steps in numbers for lr in rates)
 
 
 def run_of(
-    suite: str, table: NewTaskTableConfig, method: str, seed: int, lr: float, split: Literal["val", "test"] = "test"
+    suite: str,
+    table: NewTaskTableConfig,
+    method: str,
+    seed: int,
+    schedule: Schedule,
+    split: Literal["val", "test"] = "test",
 ) -> NewTaskRunConfig:
     """Return the run of a method on the support sets of one seed.
 
@@ -89,16 +107,10 @@ def run_of(
         table: The settings.
         method: Name of the row.
         seed: Seed of the support sets.
-        lr: Learning rate of its steps on a support set.
+        schedule: How it is trained on a support set.
         split: What it is scored on.
     """
     inputs = inputs_of(suite, table)
-    steps = {
-        LORA: inputs.fit_steps,
-        FULL: inputs.fit_steps,
-        SETFIT: table.contrastive_steps,
-        REFINED: table.refining_steps,
-    }
     return NewTaskRunConfig(
         suite=suite,  # type: ignore[arg-type]  # mypy takes a name of a suite for any string
         method=method,
@@ -107,9 +119,10 @@ def run_of(
         train=TrainConfig(steps=inputs.meta_steps, lr=LEARNER_RATE, mapping_lr_ratio=1.0, store="float32"),
         pool=table.pool,
         targets=inputs.targets,
+        features="stages" if method in OF_STAGES else "last",
         rank=RANK,
-        steps=steps.get(method, 0),
-        lr=lr,
+        steps=schedule.steps,
+        lr=schedule.lr,
         tasks=inputs.tasks if split == "test" else inputs.validation,
         support=table.support,
         queries=table.queries,

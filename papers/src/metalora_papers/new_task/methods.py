@@ -19,7 +19,7 @@ from metalora.learner.peers import fit_peer
 from metalora_papers.learner.setfit import SetFit, embeddings, fit_head
 from metalora_papers.new_task.config import NewTaskRunConfig
 from metalora_papers.new_task.items import NewTask
-from metalora_papers.new_task.line_up import CLASSIFIERS, LORA, REFINED, SETFIT, lora
+from metalora_papers.new_task.line_up import CLASSIFIERS, LORAS, REFINED, SETFIT, lora
 
 Array = np.ndarray[Any, Any]
 VALIDATE_EVERY = 8  # steps of a fine-tuning; the best step by a fifth of the support set is kept
@@ -85,7 +85,7 @@ class _ReadoutFit:
 
 
 class _FineTuningFit:
-    """A LoRA or the whole network, with a linear head on the last layer."""
+    """A LoRA or the whole network, with a linear head on the last layer or on all stages."""
 
     def __init__(self, run: NewTaskRunConfig, backbone: Backbone):
         self.run, self.backbone = run, backbone
@@ -96,12 +96,13 @@ class _FineTuningFit:
             self.backbone,
             task.inputs,
             task.labels,
-            lora(run.targets, run.rank) if run.method == LORA else "full",
+            lora(run.targets, run.rank) if run.method in LORAS else "full",
             seed=run.seed,
             groups=task.groups,
             steps=run.steps,
             lr=run.lr,
             validate_every=VALIDATE_EVERY,
+            features=run.features,
         )
         return Fitted(tuned.predict, lambda: _saved_bytes(tuned))
 

@@ -28,6 +28,7 @@ class MethodSummary:
         joules: Median energy; None if it was not measured.
         training_seconds: Wall time of the meta-training; 0 if there was none.
         lr: Learning rate of the steps on a support set; 0 if there are none.
+        steps: Their number.
         seeds: Number of seeds.
         tasks: Number of tasks of a seed.
     """
@@ -43,6 +44,7 @@ class MethodSummary:
     joules: float | None
     training_seconds: float
     lr: float
+    steps: int
     seeds: int
     tasks: int
 
@@ -76,6 +78,7 @@ def _summary(name: str, rows: Sequence[Row]) -> MethodSummary:
         joules=None if None in joules else statistics.median(joules),
         training_seconds=0.0 if training is None else training["seconds"],
         lr=rows[0]["config"]["lr"],
+        steps=rows[0]["config"]["steps"],
         seeds=len(by_seed),
         tasks=len(by_seed[0]),
     )

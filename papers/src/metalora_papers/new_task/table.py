@@ -11,7 +11,7 @@ from metalora.config import from_dict
 from metalora_papers.comparison import RateKey
 from metalora_papers.new_task.config import SUITES, THROUGHPUT, TITLES, NewTaskRunConfig, NewTaskTableConfig
 from metalora_papers.new_task.figure import plot_front
-from metalora_papers.new_task.line_up import CHOOSING_SEED, methods_of, rates_of, run_of, throughput_run
+from metalora_papers.new_task.line_up import CHOOSING_SEED, Schedule, methods_of, run_of, schedules_of, throughput_run
 from metalora_papers.new_task.summary import MethodSummary, summaries_of, tasks_until_it_pays
 from metalora_papers.rates import at_chosen_rates, best_rates
 from metalora_papers.report import Report, Table
@@ -27,7 +27,9 @@ COLUMNS = (
     "seconds of 100 predictions",
     "kB of a task",
     "learning rate",
+    "steps",
 )
+STEPS = "steps"  # a number of steps is chosen under the key of the learning rate and this word
 
 
 class NewTaskComparison:
@@ -65,7 +67,7 @@ class NewTaskComparison:
     def runs(self, rates: Mapping[RateKey, float]) -> list[NewTaskRunConfig]:
         """Return every run, seeds outermost; the throughput, which is a ratio within its run, has one seed."""
         runs = [
-            run_of(suite, self.table, method, seed, rates.get((suite, method), 0.0))
+            run_of(suite, self.table, method, seed, self._schedule(suite, method, rates))
             for seed in self.table.seeds
             for suite in self._inputs
             for method in methods_of(suite, self.table)
@@ -75,29 +77,38 @@ class NewTaskComparison:
         return runs
 
     def choosing_runs(self) -> list[NewTaskRunConfig]:
-        """Return the runs on the validation split from which the learning rate of each method is chosen."""
+        """Return the runs on the validation split from which rate and number of steps of each method are chosen."""
         return [
-            run_of(suite, self.table, method, CHOOSING_SEED, lr, "val")
+            run_of(suite, self.table, method, CHOOSING_SEED, schedule, "val")
             for suite in self._inputs
             for method in methods_of(suite, self.table)
-            for lr in rates_of(method, self.table)
+            for schedule in schedules_of(suite, method, self.table)
         ]
+
+    def _schedule(self, suite: str, method: str, rates: Mapping[RateKey, float]) -> Schedule:
+        """Return the chosen schedule of a method; the first one where nothing was chosen."""
+        first = next(iter(schedules_of(suite, method, self.table)), Schedule())
+        steps = rates.get((suite, method, STEPS), first.steps)
+        return Schedule(rates.get((suite, method), first.lr), int(steps))
 
     # ---- rows --------------------------------------------------------------------------------------------------------
     def chosen_rates(self, rows: Sequence[Row]) -> dict[RateKey, float]:
-        """Return the learning rate of each method that is best on the tasks of the validation split."""
-        return best_rates(rows, _rate_key, _mean, _learning_rate)
+        """Return rate and number of steps of each method that are best on the tasks of the validation split."""
+        rates = best_rates(rows, _rate_key, _mean, _learning_rate)
+        return rates | best_rates(rows, _steps_key, _mean, _steps)
 
     def rows_of(self, rows: Sequence[Row]) -> list[Row]:
         """Return the test rows of these settings; ValueError if there is none."""
         own_rows = [row for row in latest(rows) if self._is_own(row)]
-        test_rows = at_chosen_rates(own_rows, self.chosen_rates(own_rows), _rate_key, _learning_rate)
+        chosen = self.chosen_rates(own_rows)
+        at_rates = at_chosen_rates(own_rows, chosen, _rate_key, _learning_rate)
+        test_rows = at_chosen_rates(at_rates, chosen, _steps_key, _steps)
         if not test_rows:
             raise ValueError(f"table {self.name}: no test row has these settings; give those of its runs")
         return test_rows
 
     def _is_own(self, row: Row) -> bool:
-        """Return whether a row, of any split, seed, learning rate and folder of the data, belongs to this table."""
+        """Return whether a row, of any split, seed, schedule and folder of the data, belongs to this table."""
         if row["suite"] not in self.table.suites:
             return False
         run = from_dict(NewTaskRunConfig, row["config"])
@@ -106,7 +117,7 @@ class NewTaskComparison:
             return run == throughput_run(table, run.seed)
         if run.method not in methods_of(run.suite, table):
             return False
-        return run == run_of(run.suite, table, run.method, run.seed, run.lr, run.split)
+        return run == run_of(run.suite, table, run.method, run.seed, Schedule(run.lr, run.steps), run.split)
 
     # ---- reports -----------------------------------------------------------------------------------------------------
     def report(self, rows: Sequence[Row]) -> Report:
@@ -148,6 +159,7 @@ def _cells(method: MethodSummary) -> tuple[str, ...]:
         f"{method.seconds_of_100:.2f}",
         f"{method.bytes / 1000:,.0f}",
         f"{method.lr:g}" if method.lr else "–",
+        str(method.steps) if method.steps else "–",
     )
 
 
@@ -190,6 +202,10 @@ def _rate_key(row: Row) -> RateKey:
     return (row["suite"], row["config"]["method"])
 
 
+def _steps_key(row: Row) -> RateKey:
+    return (*_rate_key(row), STEPS)
+
+
 def _mean(row: Row) -> float:
     mean: float = row["results"]["mean"]
     return mean
@@ -198,3 +214,8 @@ def _mean(row: Row) -> float:
 def _learning_rate(row: Row) -> float:
     rate: float = row["config"]["lr"]
     return rate
+
+
+def _steps(row: Row) -> float:
+    steps: float = row["config"]["steps"]
+    return steps

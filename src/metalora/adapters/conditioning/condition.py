@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metalora._util.described import Described
+from metalora.adapters.readable import is_readable
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -58,7 +59,7 @@ def task_index(ids: Tensor | Sequence[int] | int, tasks: int, device: torch.devi
         tensor([0, 2])
     """
     index = torch.as_tensor(ids, device=device).reshape(-1)  # a single number becomes (1,)
-    if not torch.compiler.is_compiling() and len(index):
+    if is_readable(index) and len(index):
         wrong = index[(index < 0) | (index >= tasks)]
         # Booleans and fractions compare like numbers, but they are not task ids.
         if index.is_floating_point() or index.dtype == torch.bool or len(wrong):

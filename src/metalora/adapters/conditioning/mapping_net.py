@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.conditioning.features import between_class_share
+from metalora.adapters.readable import is_readable
 from metalora.config import ConditionConfig
 
 
@@ -282,9 +283,9 @@ def _check(features: Tensor, size: int) -> None:
     """Raise a ValueError for features that are not finite or not of shape (n, size)."""
     if features.ndim != 2 or features.shape[1] != size:
         raise ValueError(f"condition features have shape {tuple(features.shape)}, expected (n, {size})")
-    # Under torch.compile a look at the numbers would break the graph. Their sum is finite only if all of them are, and
-    # takes one operation; a sum that is too large for its type says nothing, so that the numbers decide.
-    if torch.compiler.is_compiling() or torch.isfinite(features.sum()):
+    # The sum is finite only if all numbers are, and takes one operation; a sum that is too large for its type says
+    # nothing, so that the numbers decide.
+    if not is_readable(features) or torch.isfinite(features.sum()):
         return
     wrong_examples = (~torch.isfinite(features)).any(1).nonzero().flatten().tolist()
     if wrong_examples:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.conditioning.features import Inputs, token_mask
 from metalora.adapters.conditioning.stages import encoder_path
+from metalora.adapters.readable import is_readable
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -134,7 +135,7 @@ def check_prompt_is_known(adapter: Adapter, inputs: Inputs) -> None:
 
 
 def _check_every_row_has_a_prompt(mask: Tensor) -> None:
-    if torch.compiler.is_compiling():  # the features would not be finite, which the mapping net refuses
+    if not is_readable(mask):  # the features would not be finite, which the mapping net refuses
         return
     empty = (~mask.any(1)).nonzero().flatten().tolist()
     if empty:
@@ -158,7 +159,7 @@ def check_not_packed(inputs: Inputs) -> None:
 def _check_one_text_per_row(inputs: Mapping[str, Any]) -> None:
     positions = inputs.get("position_ids")
     packed = any(inputs.get(name) is not None for name in PACKED)
-    if isinstance(positions, Tensor) and positions.ndim == 2 and not torch.compiler.is_compiling():
+    if isinstance(positions, Tensor) and positions.ndim == 2 and is_readable(positions):
         attended = token_mask(inputs)
         starts_again = positions[:, 1:] < positions[:, :-1]
         if attended is not None and attended.shape == positions.shape:

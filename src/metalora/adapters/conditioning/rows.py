@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metalora.adapters.conditioning.condition import Values
+from metalora.adapters.readable import is_readable
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
@@ -79,7 +80,7 @@ def values_of_rows(values: Values, rows: Tensor | Sequence[int], copy: bool = Tr
     if index.ndim != 1 or (len(index) and (index.is_floating_point() or index.dtype == torch.bool)):
         raise ValueError(f"rows: expected the number of a condition for each row, (m,), got {tuple(index.shape)}")
     index = index.long()
-    if not torch.compiler.is_compiling() and len(index):
+    if is_readable(index) and len(index):
         if int(index.min()) < 0 or int(index.max()) >= len(first):
             raise ValueError(f"rows: {index.tolist()} are not all numbers of conditions, 0..{len(first) - 1}")
         if len(index) == len(first) and torch.equal(index, torch.arange(len(index), device=index.device)):

@@ -18,11 +18,11 @@ from metalora.adapters.conditioning.rows import TokenValues, tokens_as_examples
 from metalora.adapters.kernels import Kernel, add_update, choose
 from metalora.adapters.layers.base_layer import BaseLayer
 from metalora.adapters.layers.mergeable import MergeableLayer
-from metalora.adapters.layers.whole import run_whole
 from metalora.adapters.own_forward import Dependence, run_with, try_forward
 from metalora.adapters.plan import Form
 from metalora.adapters.targets import Target
 from metalora.adapters.weight_layout import along_outputs, outputs_first
+from metalora.adapters.whole import run_whole
 from metalora.tensornet.forms.bottleneck import Bottleneck
 from metalora.tensornet.forms.circuit import Circuit
 from metalora.tensornet.forms.feature_wise import FeatureWiseForm
@@ -686,8 +686,12 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
         The type, or None without autocast and for float64, which autocast leaves as it is.
     """
     device = x.device.type
-    active = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if active else None
+    return torch.get_autocast_dtype(device) if autocasts(device) and x.dtype != torch.float64 else None
+
+
+def autocasts(device: str) -> bool:
+    """Return True if autocast chooses the types of products on a kind of device; torch has no autocast of "meta"."""
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def cast_all(dtype: torch.dtype | None, *tensors: Any) -> tuple[Any, ...]:

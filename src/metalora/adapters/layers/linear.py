@@ -53,7 +53,7 @@ class _LinearLayer(AdaptedLayer):
         weight = stored.t() if self.transposed else stored  # (o, i)
         # Autocast does not cast the operands of an in-place product, so all operands are cast here.
         is_cast = up.dtype == weight.dtype and (down is None or down.dtype == weight.dtype)
-        if not is_cast or torch.is_autocast_enabled(x.device.type):
+        if not is_cast or (not x.is_meta and torch.is_autocast_enabled(x.device.type)):  # `autocasts`, without its call
             dtype = autocast_dtype(x) or weight.dtype
             x, weight, bias, down, hidden, up = cast_all(dtype, x, weight, bias, down, hidden, up)
         if torch.is_grad_enabled():

@@ -15,12 +15,13 @@ from metalora.learner.readouts.fitted import FittedReadout, nearest_distances
 from metalora.learner.readouts.kernel import FeatureKernel, squared_distances
 from metalora.learner.readouts.kernel_fit import fit_kernel_rule
 from metalora.learner.readouts.projection import projection_onto
-from metalora.learner.readouts.rules import KernelRule
+from metalora.learner.readouts.rules import KernelRule, LinearRule
 
 BYTES_PER_TENSOR = 100  # what a safetensors file says of a tensor: name, type, shape, place
 REPRESENTATIVES = (1000, 500, 250, 120, 60, 30, 15)
 TYPICAL_QUERIES = 200
 FOLDS = 10
+INTERCEPT = 100.0  # a constant in a linear kernel of about 1 on its diagonal
 DIMENSIONS = (8, 10, 12, 16, 20, 24, 32, 48)
 LARGEST_ROUNDING = 0.01  # of a mean or a factor in half precision, in standard deviations of the feature
 
@@ -47,9 +48,10 @@ def compacted(fitted: FittedReadout, max_bytes: int) -> FittedReadout:
 
     The weighted features are projected (`projection_onto`) onto the directions in which the logits change most and the
     principal directions of the support set. A large support set is first reduced to representatives (a Nystroem
-    approximation). Features of the smallest weights are left out if there is no room for all, and a kernel rule is
-    fitted anew to the others. Of the numbers of dimensions and representatives that fit, those are chosen that change
-    the probabilities of random queries least; these queries have the class means and the covariance of the support set.
+    approximation). Features of the smallest weights are left out if there is no room for all, and a kernel rule or a
+    linear rule is fitted anew to the others, with its temperature. Of the numbers of dimensions and representatives
+    that fit, those are chosen that change the probabilities of random queries least; these queries have the class means
+    and the covariance of the support set.
 
     Args:
         fitted: A fitted readout.
@@ -122,6 +124,8 @@ def _narrowed(
     energy = fitted.support.square().sum(0)
     if len(columns) == len(energy):
         return _Narrow(reduced, columns, energy.new_ones(()))
+    if isinstance(fitted.rule, LinearRule):
+        return _Narrow(_refit_linear(_with_columns(fitted, columns)), columns, energy.new_ones(()))
     if not isinstance(fitted.rule, KernelRule):
         return _Narrow(_with_columns(fitted, columns), columns, energy.new_ones(()))
     factor = (energy.sum() / energy[columns].sum()).sqrt()
@@ -163,7 +167,26 @@ def _refit(fitted: FittedReadout, representatives: Tensor | None) -> tuple[Fitte
     values = kernel(fitted.support, fitted.support)
     fit = fit_kernel_rule(values, kernel, fitted.targets, fitted.balanced, representatives, fitted.groups)
     support = fitted.support if representatives is None else fitted.support[representatives]
-    return replace(fitted, rule=fit.rule, leave_one_out=fit.leave_one_out, support=support), fit.likelihood
+    refitted = replace(fitted, rule=fit.rule, leave_one_out=fit.leave_one_out, temperature=fit.temperature)
+    return replace(refitted, support=support), fit.likelihood
+
+
+def _refit_linear(fitted: FittedReadout) -> FittedReadout:
+    """Return a readout with a new linear rule: ridge regression and a discriminant, with their temperature.
+
+    The kernel has a large constant, so that the ridge hardly holds an intercept down: the weighted features have the
+    mean 0, and without an intercept, an item would follow from the others, whose sum is its negative.
+
+    Args:
+        fitted: A readout with the weighted features of the whole support set.
+    """
+    support = fitted.support
+    energy = support.square().sum(1).mean()  # ridges are for a kernel of about 1 on its diagonal
+    values = support @ support.mT / energy + INTERCEPT
+    fit = fit_kernel_rule(values, FeatureKernel(), fitted.targets, fitted.balanced, groups=fitted.groups)
+    coefficients = fit.rule.coefficients
+    rule = LinearRule(support.mT @ coefficients / energy, fit.rule.offset + INTERCEPT * coefficients.sum(0))
+    return replace(fitted, rule=rule, leave_one_out=fit.leave_one_out, temperature=fit.temperature)
 
 
 def _typical_queries(fitted: FittedReadout) -> Tensor:

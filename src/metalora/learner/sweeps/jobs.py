@@ -198,8 +198,8 @@ class FitJob:
         of_trial = split_pools(self.split.trained, None, config.holdout_items, config.seed)
         if not validation_episodes(of_trial, config):
             raise ValueError(
-                "sweep: too few labelled inputs are left for the validation, which needs two classes with three "
-                "support items each, and queries; give more inputs, or a larger holdout_items"
+                f"sweep: nothing can be validated: {of_trial.without_episode()}; give more labelled inputs, or a "
+                "larger holdout_items"
             )
 
     def usual_rate(self, method: str) -> float:
