@@ -141,7 +141,8 @@ class Report:
     def from_dict(cls, values: dict[str, Any]) -> Report:
         """Make a report of what `to_dict` returned."""
         scores = [Score(s["task"], s["held_out"], s["method"], tuple(s["accuracies"])) for s in values["scores"]]
-        return cls(tuple(scores), values["support"], values["calibration_error"], values["missing"])
+        missing = values.get("missing", "")  # older folders do not have it
+        return cls(tuple(scores), values["support"], values["calibration_error"], missing)
 
     def __repr__(self) -> str:
         return self.verdict
