@@ -1,0 +1,42 @@
+"""The settings of both suites, the library's and that of the papers: seeds, one thread, hypothesis, garbage collection.
+
+Nothing here imports torch before the tests are collected: the process that only spreads them over workers has no use
+for it, and would let them wait for two seconds.
+"""
+
+import gc
+import logging
+
+from hypothesis import settings
+
+
+def before_collection():
+    """Make hypothesis draw the same examples in every run, and stop looking for cycles until all is collected."""
+    settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True)
+    settings.load_profile("suite")
+    gc.disable()  # ten thousand tests are scanned over and over otherwise
+
+
+def after_collection():
+    """Compute in one thread, look for cycles less often, and keep pytest from handling each logger of torch."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith("torch") and isinstance(logger, logging.Logger):
+            logger.propagate = True  # pytest adds a handler to each logger that does not propagate, six times a test
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)  # with Python's 700 a tenth of all time goes into looking for cycles
+    gc.enable()
+
+
+def seed_torch():
+    """Let torch draw the same numbers, whatever ran before.
+
+    Without a card `torch.manual_seed` is left out: it notes the stack for each kind of device, which takes a
+    millisecond.
+    """
+    import torch
+
+    seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+    seed(0)
