@@ -19,6 +19,12 @@ def pytest_addoption(parser):
     parser.addoption("--every-cell", action="store_true", help="the laws on every method and layer kind, not a sample")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def without_old_objects():
+    """Every file of tests begins without garbage."""
+    suite.forget_old_objects()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same numbers."""

@@ -21,6 +21,12 @@ def pytest_collection_finish():
     suite.after_collection()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def without_old_objects():
+    """Every file of tests begins without garbage."""
+    suite.forget_old_objects()
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same numbers."""
