@@ -22,12 +22,20 @@ def after_collection():
     import torch
 
     torch.set_num_threads(1)
+    if not torch.accelerator.is_available():
+        _seed_processor_alone(torch)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.startswith("torch") and isinstance(logger, logging.Logger):
             logger.propagate = True  # pytest adds a handler to each logger that does not propagate, six times a test
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)  # with Python's 700 a tenth of all time goes into looking for cycles
     gc.enable()
+
+
+def _seed_processor_alone(torch):
+    """Without a card, `torch.manual_seed` notes the stack for each kind of card: a millisecond in a test."""
+    for kind in (torch.cuda, torch.xpu, torch.mtia):
+        kind.manual_seed_all = lambda seed: None
 
 
 def forget_old_objects():
@@ -41,12 +49,7 @@ def forget_old_objects():
 
 
 def seed_torch():
-    """Let torch draw the same numbers, whatever ran before.
-
-    Without a card `torch.manual_seed` is left out: it notes the stack for each kind of device, which takes a
-    millisecond.
-    """
+    """Let torch draw the same numbers, whatever ran before."""
     import torch
 
-    seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
-    seed(0)
+    torch.manual_seed(0)
