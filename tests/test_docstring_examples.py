@@ -1,10 +1,10 @@
 """Every example in a docstring of the library runs and prints what it says."""
 
-import doctest
-from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from support.docstrings import run_examples
 
 SOURCE = Path(__file__).parents[1] / "src"
 MODULES = [
@@ -21,5 +21,4 @@ def test_there_are_examples():
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_of_a_module_run(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = doctest.testmod(import_module(module))
-    assert result.attempted and not result.failed
+    run_examples(module)

@@ -7,22 +7,30 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import settings
 
 TESTS = Path(__file__).parent
 for folder in (TESTS.parents[1] / "tests", TESTS):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-settings.register_profile("suite", deadline=None, max_examples=25, derandomize=True)
-settings.load_profile("suite")
-torch.set_num_threads(1)
+from support import suite  # noqa: E402 (found by the lines above)
+
+suite.before_collection()
+
+
+def pytest_collection_finish():
+    suite.after_collection()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_old_objects():
+    """Every file of tests begins without garbage."""
+    suite.forget_old_objects()
 
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test draws the same numbers, whatever ran before it."""
-    torch.manual_seed(0)
+    """Every test draws the same numbers."""
+    suite.seed_torch()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """The examples of the docstrings run, and the tables in docs/papers hold the numbers of the rows."""
 
 import dataclasses
-import doctest
 import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from metalora_papers.metalora.table import ImageComparison
 from metalora_papers.new_task.page import section, with_section
 from metalora_papers.rows import read_rows
 from metalora_papers.tenslora.config import ImageTableConfig
+from support.docstrings import run_examples
 
 PAPERS = Path(__file__).parents[1]
 DOCS = PAPERS.parent / "docs" / "papers"
@@ -32,8 +31,7 @@ MODULES = [
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_of_a_module_run(module):
-    result = doctest.testmod(import_module(module))
-    assert result.attempted and not result.failed
+    run_examples(module)
 
 
 @pytest.mark.parametrize("name", ["index", "learners", "metalora", "metatt", "tenslora"])

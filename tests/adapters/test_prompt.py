@@ -41,7 +41,7 @@ def batch_of_random_answers(generator, size=16):
     return {"input_ids": ids, "labels": ids.where(torch.arange(PROMPT + 1) >= PROMPT, -100)}
 
 
-def loss_on_random_answers(model, adapter, steps=120, last=40):
+def loss_on_random_answers(model, adapter, steps=100, last=20):
     generator = torch.Generator().manual_seed(1)
     if adapter.conditional:
         adapter.calibrate({"input_ids": torch.randint(3, 50, (64, PROMPT + 1), generator=generator)})

@@ -147,7 +147,7 @@ def test_compiled():
     x = torch.randn(2, 5, WIDTH, dtype=torch.float64)
     torch.compiler.reset()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
-    for rank in (None, 2, 1):
+    for rank in (None, 1):
         sweep(net, rank=rank)
         torch.testing.assert_close(compiled(x), net(x), rtol=1e-10, atol=1e-10)
 

@@ -109,8 +109,8 @@ def made(rank=4, **options):
 
 
 VISITS = len(bond_visits(3, 2))
-RULE = TwoSiteConfig(bond_steps=60, sweeps=2, tolerance=0.01)
-CONFIG = TrainConfig(steps=VISITS * 60, lr=5e-2, schedule="linear", warmup=0.0, two_site=RULE)
+RULE = TwoSiteConfig(bond_steps=30, sweeps=2, tolerance=0.01)
+CONFIG = TrainConfig(steps=VISITS * 30, lr=5e-2, schedule="linear", warmup=0.0, two_site=RULE)
 
 
 @pytest.mark.parametrize("rank, svd", [(4, "exact"), (1, "randomised")])

@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from metalora._util.extras import missing_package_message
 from metalora.learner import MetaLearner
 from metalora.serving.server import KERNEL_CACHE, KERNELS, Launch, app_of
 from support.command import metalora_command
+from support.fresh_process import FreshCommand
 from support.serving import json_inputs, sentences, task_body
 
 MOST_SECONDS = 60
@@ -27,17 +26,14 @@ MOST_SECONDS = 60
 @contextlib.contextmanager
 def served(folder, store, *flags):
     """A process of `metalora serve` that is ready, its address and what else its link has."""
-    command = [sys.executable, "-m", "metalora.cli.main", "serve", folder, "--store", store, "--port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    arguments = [*map(str, command), "--threads", "1", *flags]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    arguments = ("serve", folder, "--store", store, "--port", "0", "--threads", "1", *flags)
+    process = FreshCommand("metalora.cli.main", *arguments)
     try:
-        address, key = re.search(r"(http\S+?)(?:#key=(\S+))?$", process.stdout.readline().strip()).groups()
+        address, key = re.search(r"(http\S+?)(?:#key=(\S+))?$", process.out.readline().strip()).groups()
         wait_until(lambda: httpx.get(f"{address}readyz").status_code == 200)
         yield process, address, key
     finally:
-        process.kill()
-        process.communicate()
+        process.close()
 
 
 def wait_until(condition):
@@ -68,7 +64,7 @@ def test_the_service_stops_without_losing_a_request_and_keeps_its_tasks(text_fol
         asked.join()
         assert answers[0].status_code == 200 and refused == [503, 503, 200]
         assert process.wait(MOST_SECONDS) == 0
-        assert key not in process.stderr.read()
+        assert key not in process.err.read()
     with served(text_folder, store) as (process, address, new_key):
         assert new_key is None  # the link with the key is printed once
         again = httpx.post(f"{address}{path[1:]}", json=body, headers=client.headers)

@@ -1,6 +1,7 @@
 """Fresh processes that have imported torch and nothing else, without the seconds that this takes."""
 
 import contextlib
+import importlib
 import io
 import multiprocessing
 import os
@@ -45,6 +46,42 @@ class FreshProcess:
         return finished or Finished(self._process.exitcode, "", "the process was killed")
 
 
+class FreshCommand:
+    """A fresh process that runs `main()` of a module with arguments, and whose output is read while it runs.
+
+    Attributes:
+        out, err: What it prints, as files of text.
+        pid: Its number.
+    """
+
+    def __init__(self, module, *arguments, **environment):
+        out, err = SERVER.Pipe(duplex=False), SERVER.Pipe(duplex=False)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        words = list(map(str, arguments))
+        self._process = SERVER.Process(target=_serve_command, args=(out[1], err[1], module, words, environment))
+        self._process.start()
+        self.pid = self._process.pid
+        self.out, self.err = (os.fdopen(os.dup(reading.fileno())) for reading, _ in (out, err))
+        for end in (*out, *err):
+            end.close()
+
+    def send_signal(self, number):
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self, seconds):
+        """Wait for its end, and return the exit code."""
+        self._process.join(seconds)
+        return self._process.exitcode
+
+    def close(self):
+        """End it, if it still runs."""
+        self._process.kill()
+        self._process.join()
+        self.out.close()
+        self.err.close()
+
+
 def run_fresh(code, *arguments, **environment):
     """Run code in a fresh process and return how it ended."""
     return FreshProcess(code, *arguments, **environment).wait()
@@ -58,13 +95,16 @@ def run_together(file, arguments, environments):
     return [process.wait() for process in running]
 
 
-def _serve(pipe, code, arguments, environment):
-    import torch
+def _serve_command(out, err, module, arguments, environment):
+    _prepare(arguments, environment)
+    for pipe, number in ((out, 1), (err, 2)):
+        os.dup2(pipe.fileno(), number)
+        pipe.close()
+    importlib.import_module(module).main()
 
-    os.environ.clear()
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    sys.argv = ["fresh process", *arguments]
+
+def _serve(pipe, code, arguments, environment):
+    _prepare(arguments, environment)
     out, status, error = io.StringIO(), 0, ""
     with contextlib.redirect_stdout(out):
         try:
@@ -74,3 +114,12 @@ def _serve(pipe, code, arguments, environment):
         except BaseException:
             status, error = 1, traceback.format_exc()
     pipe.send(Finished(status, out.getvalue(), error))
+
+
+def _prepare(arguments, environment):
+    import torch
+
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.argv = ["fresh process", *arguments]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from torch import nn
 
@@ -72,21 +71,17 @@ def protocol_row(
     return ranks_by_spectra(model, settings, budget)
 
 
-def protocol_rows(model: nn.Module, lora: AdapterConfig, further: Sequence[str] = ()) -> dict[str, AdapterConfig]:
+def protocol_rows(model: nn.Module, lora: AdapterConfig) -> dict[str, AdapterConfig]:
     """Return every Tucker construction on the targets of a LoRA, at its scale alpha / r, by the name of its row.
 
     Args:
         model: The frozen model.
         lora: The configuration of LoRA, with one rank for all targets.
-        further: Names of rows, of which those of other constructions with a protocol, such as
-            "tenslora-qkv-depth-tt, isoparameters", are added.
     """
-    return {
-        name: protocol_row(model, lora, name) for name in dict.fromkeys((*NAMES, *filter(_is_construction, further)))
-    }
+    return {name: protocol_row(model, lora, name) for name in NAMES}
 
 
-def _is_construction(name: str) -> bool:
+def is_construction(name: str) -> bool:
     """Return whether a row is one of TensLoRA's constructions, in any of its forms, with a protocol."""
     parts = split_protocol(name)
     return parts is not None and parts[0].startswith(CONSTRUCTION)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from metalora._util.suggest import nearest
-from metalora.config import TrainConfig
+from metalora.config import AdapterConfig, TrainConfig
 from metalora.methods.registry import METHODS
 from metalora_papers.comparison import RateKey
 from metalora_papers.metatt.line_up import (
@@ -26,7 +26,8 @@ from metalora_papers.rows import Row, latest
 from metalora_papers.runs import ALIASES, FULL, rate_of_table
 from metalora_papers.tenslora.config import ImageRunConfig, ImageTableConfig
 from metalora_papers.tenslora.images import image_model_without_weights, load_image_backbone
-from metalora_papers.tenslora.table import BY_SPECTRA, protocol_rows
+from metalora_papers.tenslora.table import BY_SPECTRA, is_construction, protocol_row
+from metalora_papers.tenslora.table import NAMES as CONSTRUCTIONS
 
 CHOOSING_SEED = 1000  # learning rates are chosen with a seed of their own
 LORA = "lora"
@@ -129,28 +130,28 @@ def rows_of_table(table: ImageTableConfig) -> dict[str, Trained]:
     Raises:
         ValueError: A name that does not exist.
     """
-    rows = _all_rows(table)
-    chosen = [NAMES.get(name, name) for name in table.methods]
+    known = (HEAD, FULL, LORA, *CONSTRUCTIONS)
+    chosen = tuple(NAMES.get(name, name) for name in table.methods)
     for name in chosen:
-        if name not in rows:
-            raise ValueError(
-                f"table tenslora-vision: unknown row {name!r}{nearest(name, {*rows, *METHODS, *NAMES} - {name})}"
-            )
-    return {name: rows[name] for name in chosen or rows}
+        if not (name in known or is_construction(name) or is_row(name)):
+            raise ValueError(f"table tenslora-vision: unknown row {name!r}{nearest(name, {*known, *METHODS, *NAMES})}")
+    return dict(_trained_rows(table, chosen or known))
 
 
 @cache
-def _all_rows(table: ImageTableConfig) -> dict[str, Trained]:
-    """The head alone, every weight, LoRA, the constructions under both protocols, and further rows by name."""
+def _trained_rows(table: ImageTableConfig, names: tuple[str, ...]) -> dict[str, Trained]:
+    """Return what the rows train; the network is built for the constructions, whose ranks it decides."""
     lora = adapter_for(table, LORA)
-    by_spectra = any(name.endswith(BY_SPECTRA) for name in table.methods)  # of the weights
-    model = (
-        load_image_backbone(table.model, table.size).model if by_spectra else image_model_without_weights(table.model)
-    )
-    rows = {HEAD: trained_by(table, HEAD), FULL: trained_by(table, FULL), LORA: Trained(lora)}
-    rows |= {name: Trained(adapter) for name, adapter in protocol_rows(model, lora, table.methods).items()}
-    further = [name for name in table.methods if name not in rows and name not in NAMES and is_row(name)]
-    return rows | {name: trained_by(table, name) for name in further}
+    adapters: dict[str, AdapterConfig] = {}
+    if constructions := [name for name in names if is_construction(name)]:
+        by_spectra = any(name.endswith(BY_SPECTRA) for name in constructions)  # of the weights
+        model = (
+            load_image_backbone(table.model, table.size).model
+            if by_spectra
+            else image_model_without_weights(table.model)
+        )
+        adapters = {name: protocol_row(model, lora, name) for name in constructions}
+    return {name: Trained(adapters[name]) if name in adapters else trained_by(table, name) for name in names}
 
 
 def _rate_key(row: Row) -> RateKey:
