@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 
+from metalora.adapters.attach import adapter_of
 from metalora.bench import cases, encoder, memory, report, scaling, steps
 from metalora.bench.config import BenchConfig
 from metalora.bench.plot import plot
@@ -17,6 +18,7 @@ from metalora.bench.store import RowStore
 from metalora.bench.tasks import tasks_in_a_batch
 from metalora.bench.timing import interleaved, ratio
 from metalora.config import ConditionConfig
+from support.adapters import randomise
 from support.command import metalora_command
 from support.fresh_process import SERVER, run_fresh
 
@@ -157,6 +159,29 @@ def test_methods_whose_factors_differ_by_example(more, monkeypatch):
     ways = {"merged": "metatt-4+1d, merged", "dense": "lora, dense"}
     assert {*methods, *(way for name, way in ways.items() if name in more)} < {*cases}
     assert all(row["step"] > 0 for row in cases.values())
+
+
+def test_given_features_spare_the_pass_for_them(monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(encoder, "ENCODER", TINY)
+    stages = ConditionConfig(source="stages")
+    config = BenchConfig(
+        methods=("lora", "metalora-cp"), condition=stages, peers=(), rank=2, batch=2, tokens=3, features_given=True
+    )
+    assert cases.case_names(config) == ["frozen model", "lora", "metalora-cp", "metalora-cp, features given"]
+    base, inputs = cases.build_model(config)
+    passes, outputs = [], []
+    for name in cases.case_names(config)[2:]:
+        case = cases.build_case(name, base, inputs, config)
+        torch.manual_seed(0)
+        randomise(adapter_of(case.model))
+        forwards = []
+        case.model.register_forward_hook(lambda *_, forwards=forwards: forwards.append(1))
+        with torch.no_grad():
+            outputs.append(cases.first_output(case.run(**case.inputs)))
+        passes.append(len(forwards))
+    assert passes == [2, 1]
+    torch.testing.assert_close(*outputs)
 
 
 def test_what_is_timed_for_tasks_is_what_the_row_says():

@@ -31,7 +31,7 @@ from metalora.zoo import architectures, build_architecture, load_model
 
 # A case has the name of its method, and a suffix if it is run in another way. PEFT's tuners have a prefix.
 FLOOR, PEFT = "frozen model", "peft: "
-PLAIN, DENSE, MERGED, TRITON = ", plain", ", dense", ", merged", ", triton"
+PLAIN, DENSE, MERGED, TRITON, GIVEN = ", plain", ", dense", ", merged", ", triton", ", features given"
 PEERS = {"lora": "LoraConfig", "vera": "VeraConfig", "lokr": "LoKrConfig", "loha": "LoHaConfig"}
 
 Inputs = dict[str, Tensor]
@@ -121,6 +121,8 @@ def case_names(config: BenchConfig) -> list[str]:
             names.append(method + PLAIN)
         if config.dense:
             names.append(method + DENSE)
+        if config.features_given and get_method(method).generated:
+            names.append(method + GIVEN)
     if config.merged:
         names += [method + MERGED for method in config.methods[:1]]
     return names
@@ -185,6 +187,8 @@ def build_case(name: str, base: nn.Module, inputs: Inputs, config: BenchConfig) 
     if config.compile:
         torch._dynamo.config.recompile_limit = 1000  # all cases share the code of the base
         case.run = torch.compile(model)
+    if name.endswith(GIVEN):
+        case.run = _with_features_given(case.run, model, inputs)
     if config.checkpointing and adapter_of(model) is not None:
         case.around = partial(checkpointing, model)
     return case
@@ -267,6 +271,15 @@ def _attach(model: nn.Module, name: str, inputs: Inputs, config: BenchConfig) ->
     elif adapter.task_keys:
         return {**inputs, "task_ids": torch.arange(config.batch) % config.tasks}
     return inputs
+
+
+def _with_features_given(run: Callable[..., Any], model: nn.Module, inputs: Inputs) -> Callable[..., Any]:
+    """Return a forward whose condition is made from features that are computed now, and so without a pass for them."""
+    adapter = adapter_of(model)
+    assert adapter is not None
+    with torch.no_grad():
+        features = adapter.features(inputs.get("x", inputs))
+    return lambda **arguments: run(**arguments, condition=adapter.condition_from(features))
 
 
 def _use_plain_autograd(adapter: Adapter) -> None:

@@ -47,6 +47,9 @@ class BenchConfig(Configuration):
     """also time each method by plain autograd, without the fused products"""
     dense: bool = False
     """also time each method as base(x) + x Delta W, with Delta W formed anew at each target"""
+    features_given: bool = False
+    """also time each method that generates a factor with features that were computed before: what is left is the cost
+    of the pass for them"""
     merged: bool = False
     """also time the first method after it is merged"""
     keep_memory: bool = True

@@ -89,7 +89,7 @@ class NewTaskTableConfig(Configuration):
     image_fit_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (20, 60)
     """numbers of gradient steps of a LoRA, and of full fine-tuning, on a support set of images, to choose from; of
     those of a training, the best one is kept"""
-    text_fit_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (6, 12)
+    text_fit_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (6, 16)
     """the same on texts"""
     contrastive_steps: Annotated[tuple[int, ...], Range(least=1), Items()] = (32,)
     """numbers of gradient steps of SetFit's algorithm, 16 pairs each, to choose from"""

@@ -26,7 +26,7 @@ IMAGE_TARGETS = ("conv_stem", "conv_pw", "conv_pwl", "conv_head")
 TEXT_TARGETS = ("query", "value", "intermediate.dense", "output.dense")
 LEARNER_RATE = 5e-3
 RANK = 8
-CHOOSING_SEED = 1000  # learning rates and numbers of steps are chosen with a seed of their own
+CHOOSING_SEEDS = (1000, 1001)  # learning rates and numbers of steps are chosen with seeds of their own
 
 
 @dataclass(frozen=True)

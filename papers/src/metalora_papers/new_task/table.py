@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from metalora._util.suggest import check_choice
 from metalora.config import from_dict
 from metalora_papers.comparison import RateKey
 from metalora_papers.new_task.config import SUITES, THROUGHPUT, TITLES, NewTaskRunConfig, NewTaskTableConfig
 from metalora_papers.new_task.figure import plot_front
-from metalora_papers.new_task.line_up import CHOOSING_SEED, Schedule, methods_of, run_of, schedules_of, throughput_run
+from metalora_papers.new_task.line_up import CHOOSING_SEEDS, Schedule, methods_of, run_of, schedules_of, throughput_run
 from metalora_papers.new_task.summary import MethodSummary, summaries_of, tasks_until_it_pays
 from metalora_papers.rates import at_chosen_rates, best_rates
 from metalora_papers.report import Report, Table
@@ -79,7 +81,8 @@ class NewTaskComparison:
     def choosing_runs(self) -> list[NewTaskRunConfig]:
         """Return the runs on the validation split from which rate and number of steps of each method are chosen."""
         return [
-            run_of(suite, self.table, method, CHOOSING_SEED, schedule, "val")
+            run_of(suite, self.table, method, seed, schedule, "val")
+            for seed in CHOOSING_SEEDS
             for suite in self._inputs
             for method in methods_of(suite, self.table)
             for schedule in schedules_of(suite, method, self.table)
@@ -94,8 +97,9 @@ class NewTaskComparison:
     # ---- rows --------------------------------------------------------------------------------------------------------
     def chosen_rates(self, rows: Sequence[Row]) -> dict[RateKey, float]:
         """Return rate and number of steps of each method that are best on the tasks of the validation split."""
-        rates = best_rates(rows, _rate_key, _mean, _learning_rate)
-        return rates | best_rates(rows, _steps_key, _mean, _steps)
+        averaged = _averaged_over_seeds(rows)
+        rates = best_rates(averaged, _rate_key, _mean, _learning_rate)
+        return rates | best_rates(averaged, _steps_key, _mean, _steps)
 
     def rows_of(self, rows: Sequence[Row]) -> list[Row]:
         """Return the test rows of these settings; ValueError if there is none."""
@@ -196,6 +200,15 @@ def _throughput_tables(rows: Sequence[Row]) -> list[Table]:
         )
         tables.append(Table("Training many tasks", ("training", "tasks per second"), tuple(lines), note))
     return tables
+
+
+def _averaged_over_seeds(rows: Sequence[Row]) -> list[Row]:
+    """Return a row of the validation split for each method and schedule, with the mean accuracy over the seeds."""
+    by_schedule: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["config"]["split"] == "val":
+            by_schedule[*_rate_key(row), _learning_rate(row), _steps(row)].append(row)
+    return [of_seeds[0] | {"results": {"mean": fmean(map(_mean, of_seeds))}} for of_seeds in by_schedule.values()]
 
 
 def _rate_key(row: Row) -> RateKey:
