@@ -109,6 +109,8 @@ def test_rates_and_steps_are_chosen_on_tasks_of_the_validation_split():
     test_rows = [made_up(run) for run in table.runs(rates)]
     of_other_steps = [made_up(dataclasses.replace(run, steps=max(TABLE.image_fit_steps))) for run in table.runs(rates)]
     assert table.rows_of(rows + of_other_steps + test_rows) == test_rows
+    of_other_grid = [made_up(dataclasses.replace(choosing[0], steps=12), accuracy=0.99)]
+    assert table.rows_of(of_other_grid + rows + test_rows) == test_rows
 
 
 def test_the_command_reports_from_rows_alone(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metalora_papers.new_task.line_up import METHODS
 from metalora_papers.rows import Row
 from metalora_papers.statistics import bootstrap_interval
 
@@ -50,12 +51,13 @@ class MethodSummary:
 
 
 def summaries_of(rows: Sequence[Row]) -> list[MethodSummary]:
-    """Return a summary of each method.
+    """Return a summary of each method, in the order of `METHODS`.
 
     Args:
         rows: Rows of one kind of inputs.
     """
-    names = dict.fromkeys(row["config"]["method"] for row in rows)
+    measured = {row["config"]["method"] for row in rows}
+    names = [name for name in METHODS if name in measured]
     return [_summary(name, [row for row in rows if row["config"]["method"] == name]) for name in names]
 
 

@@ -121,7 +121,10 @@ class NewTaskComparison:
             return run == throughput_run(table, run.seed)
         if run.method not in methods_of(run.suite, table):
             return False
-        return run == run_of(run.suite, table, run.method, run.seed, Schedule(run.lr, run.steps), run.split)
+        schedule = Schedule(run.lr, run.steps)
+        if schedule not in (schedules_of(run.suite, run.method, table) or (Schedule(),)):
+            return False
+        return run == run_of(run.suite, table, run.method, run.seed, schedule, run.split)
 
     # ---- reports -----------------------------------------------------------------------------------------------------
     def report(self, rows: Sequence[Row]) -> Report:
