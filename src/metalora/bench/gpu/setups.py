@@ -26,7 +26,7 @@ class Setup:
         ranks: Case -> rank. The frozen model is always a case.
         sizes: Sizes that replace those of the architecture.
         causal: The model is a decoder with the head of a language model.
-        new_tokens: Tokens that are generated at batch 1; 0: no generation.
+        new_tokens: Tokens that are generated, for one prompt and for 64; 0: no generation.
     """
 
     bench: BenchConfig
@@ -119,7 +119,7 @@ def llama() -> Setup:
         rounds=5,
     )
     ranks = {PEFT + "lora": 8, "lora": 8, "metatt-4d": 16}
-    return Setup(bench, ranks, sizes={"vocab_size": 32_000}, causal=True, new_tokens=32)
+    return Setup(bench, ranks, sizes={"vocab_size": 32_000}, causal=True, new_tokens=16)
 
 
 # ---- a tiny size ---------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from metalora.bench.gpu.section import Results, Section
 from metalora.bench.gpu.setups import Setup, base_and_inputs
 from metalora.bench.phases import Phases, training_phases
 
+MANY_PROMPTS = 64  # that a server continues at once
+
 
 def timed_section(name: str, seconds: float, setup: Setup) -> Section:
     """A section that times the training steps of a setup, and its generation if it has some.
@@ -100,7 +102,7 @@ def kernels_of(adapter: Adapter) -> list[str]:
 
 
 def _decode(setup: Setup, base: nn.Module, inputs: Inputs, cases: dict[str, Case], budget: Budget) -> Measurements:
-    """Generate tokens for one prompt with each model; unmerged, as in a server that changes its adapters."""
+    """Generate for one prompt and for many with each model; unmerged, as in a server that changes its adapters."""
     models: dict[str, nn.Module] = {name: case.model for name, case in cases.items()}
     models[FLOOR] = base  # the case has hooks at its targets
     prompt = inputs["input_ids"][:1]
@@ -108,14 +110,23 @@ def _decode(setup: Setup, base: nn.Module, inputs: Inputs, cases: dict[str, Case
     return measure(runs, 3, budget, warm=1)  # a run has many tokens, and so takes long
 
 
+def _generate(model: nn.Module, prompt: torch.Tensor, new_tokens: int) -> Phases:
+    """Seconds per generated token of a prompt (1, tokens), alone and in a batch of `MANY_PROMPTS`."""
+    many = prompt.expand(MANY_PROMPTS, -1)
+    return {
+        "token": _seconds_per_token(model, prompt, new_tokens),
+        f"token_of_{MANY_PROMPTS}": _seconds_per_token(model, many, new_tokens),
+    }
+
+
 @torch.no_grad()
-def _generate(model: Any, prompt: torch.Tensor, new_tokens: int) -> Phases:
-    """Seconds per generated token; the prompt (1, tokens) is part of the time."""
+def _seconds_per_token(model: Any, prompts: torch.Tensor, new_tokens: int) -> float:
+    """Seconds for each position that is generated; the prompts (b, tokens) are part of the time."""
     synchronize()
     start = time.perf_counter()
     model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
+        prompts,
+        attention_mask=torch.ones_like(prompts),
         max_new_tokens=new_tokens,
         min_new_tokens=new_tokens,
         do_sample=False,
@@ -123,4 +134,4 @@ def _generate(model: Any, prompt: torch.Tensor, new_tokens: int) -> Phases:
         pad_token_id=0,
     )
     synchronize()
-    return {"token": (time.perf_counter() - start) / new_tokens}
+    return (time.perf_counter() - start) / new_tokens
