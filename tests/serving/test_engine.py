@@ -122,6 +122,16 @@ def test_half_precision_says_about_the_same(text_learner):
     assert (outputs.logits.softmax(1) - exact).abs().max() < 0.2
 
 
+def test_conditions_of_loaded_tasks_are_in_the_table_of_the_engine(text_learner):
+    content = text_learner.adapt(sentences(8), two_labels(8)).to_bytes(max_bytes=20_000)
+    engine = Engine(text_learner, ServingConfig(), Metrics())
+    tasks = [engine.task_of(content) for _ in range(3)]
+    assert all(task.stored_condition.table is engine.conditions for task in tasks) and len(engine.conditions) == 3
+    tasks.pop()
+    assert len(engine.conditions) == 2
+    engine.close()
+
+
 def test_hot_tasks_forget_the_oldest_within_their_bound(text_learner):
     task = stored(text_learner, text_learner.adapt(sentences(8), two_labels(8)))
     size = task_bytes(task)

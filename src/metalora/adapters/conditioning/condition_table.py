@@ -101,7 +101,7 @@ class ConditionTable:
         return TableRow(self, self.add(condition))
 
     def release(self, number: int) -> None:
-        """Forget a condition at the next call of another method.
+        """Forget a condition when the next one is added, or the conditions are counted.
 
         It takes no lock: Python may destroy a row at any time, also while this thread is in a method of the table.
 
