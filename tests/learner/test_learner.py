@@ -243,6 +243,12 @@ def test_a_progress_bar_is_shown_if_it_is_asked_for(capsys: pytest.CaptureFixtur
     assert "meta-training" in capsys.readouterr().err and seen == [0, 1]
 
 
+@pytest.mark.parametrize("steps, every, validated", [(7, 3, (3, 6, 7)), (2, 100, (2,)), (4, 2, (2, 4))])
+def test_the_last_step_is_validated_too(steps: int, every: int, validated: tuple[int, ...]) -> None:
+    learner = small(steps=steps, validate_every=every).fit(table(), report=False)
+    assert tuple(step for step, _ in learner.history_.accuracies) == validated
+
+
 def test_patience_stops_the_training_and_the_best_state_is_kept() -> None:
     seen: list[int] = []
     learner = small(steps=40, validate_every=2, patience=1, lr=1.0)  # a rate that destroys the adapter

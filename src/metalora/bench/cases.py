@@ -186,7 +186,7 @@ def build_case(name: str, base: nn.Module, inputs: Inputs, config: BenchConfig) 
     case = Case(model, inputs, learned, seconds)
     if config.compile:
         torch._dynamo.config.recompile_limit = 1000  # all cases share the code of the base
-        case.run = torch.compile(model)
+        case.run = torch.compile(model, mode=config.compile)
     if name.endswith(GIVEN):
         case.run = _with_features_given(case.run, model, inputs)
     if config.checkpointing and adapter_of(model) is not None:

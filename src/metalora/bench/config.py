@@ -39,8 +39,8 @@ class BenchConfig(Configuration):
     """height and width of an image"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """data type of the frozen weights and of the activations"""
-    compile: bool = False
-    """time the compiled model"""
+    compile: Literal["default", "reduce-overhead"] | None = None
+    """compile the models by `torch.compile` in this mode, and time them; reduce-overhead records CUDA graphs"""
     checkpointing: bool = False
     """recompute each block in the backward, by the model's own switch"""
     plain: bool = False

@@ -57,7 +57,8 @@ class LearnerConfig(Configuration):
     holdout_items: Annotated[float, Range(least=0, below=1)] = 0.2
     """share of the inputs that are not trained on, but kept for the validation and for the report"""
     validate_every: Annotated[int, Range(least=0)] = 100
-    """number of steps between two validations; the best state is kept; 0: no validation"""
+    """number of steps between two validations; another one follows the last step, and the best state is kept; 0: no
+    validation"""
     patience: Annotated[int, Range(least=0)] = 0
     """number of validations without an improvement after which the training stops; 0: never"""
     stages: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metalora._util.allocator import keeping_freed_memory
 from metalora.adapters.conditioning.condition import Condition
 from metalora.learner.features import to_device
 from metalora.learner.labels import TaskLabels
@@ -82,10 +83,11 @@ def _refined_factors(
 def descend(parameters: Sequence[Tensor], losses: Iterator[Tensor], lr: float) -> None:
     """Take a step of AdamW for each loss; the parameters keep no gradient."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
-    for loss in losses:
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    with keeping_freed_memory():
+        for loss in losses:
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
     optimizer.zero_grad()
 
 

@@ -37,7 +37,7 @@ class BestState:
     def __init__(self, learner: MetaLearner, split: Split, checkpoint: str | Path | None = None):
         self.learner = learner
         config = learner.config
-        self.every, self.patience = config.validate_every, config.patience
+        self.every, self.patience, self.steps = config.validate_every, config.patience, config.steps
         self.history: dict[int, float] = {}
         self._state: dict[str, Any] | None = None
         self.episodes = validation_episodes(split, config)
@@ -53,7 +53,7 @@ class BestState:
         Args:
             step: Number of the step that has ended, from 0.
         """
-        if not self.every or not self.episodes or (step + 1) % self.every:
+        if not self.every or not self.episodes or ((step + 1) % self.every and step + 1 != self.steps):
             return False
         self.history[step + 1] = of_process_0(self._score())
         best = max(self.history.values())

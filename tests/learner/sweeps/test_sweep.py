@@ -199,8 +199,8 @@ def test_a_learner_is_searched_by_its_validation_and_tested_by_its_report(tmp_pa
 
 
 def test_a_learner_needs_validations():
-    with pytest.raises(ValueError, match="validate_every is 100 and steps 5, so that no validation happens"):
-        jobs.FitJob(None, [], LearnerConfig(steps=5), None, 0.2, None)
+    with pytest.raises(ValueError, match="validate_every is 0 and steps 5, so that no validation happens"):
+        jobs.FitJob(None, [], LearnerConfig(steps=5, validate_every=0), None, 0.2, None)
     with pytest.raises(ValueError, match="the settings have no adapter"):
         jobs.FitJob(None, [], LearnerConfig(adapter=None), None, 0.2, None)
     x = list(np.zeros((60, 6), "float32"))

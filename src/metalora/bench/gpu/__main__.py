@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 RESULTS = Path("papers/results/gpu.jsonl")
-MINUTES = 7.5  # with the imports it stays below eight
+MINUTES = 7.8  # with the imports it stays below eight
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from metalora.config import ConditionConfig
 from metalora.zoo import build_architecture
 
 Precision = Literal["float32", "bfloat16"]
+CompileMode = Literal["default", "reduce-overhead"]
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ def table_20(architecture: str, dtype: Precision, vera_rank: int, metatt_rank: i
     return Setup(bench, ranks)
 
 
-def small_batch(dtype: Precision, compile: bool = False, triton: bool = False) -> Setup:
+def small_batch(dtype: Precision, compile: CompileMode | None = None, triton: bool = False) -> Setup:
     """RoBERTa-base on 8 x 128 tokens, a step so short that the calls of kernels take a large part of it.
 
     Args:
         dtype: Type of the model.
-        compile: Compile each case.
+        compile: Compile each case in this mode.
         triton: Add the cases of this library with Triton's kernels.
     """
     bench = BenchConfig(

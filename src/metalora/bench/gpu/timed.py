@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of
@@ -46,13 +48,12 @@ def _run_timed(setup: Setup, budget: Budget) -> Results:
     names = [*setup.ranks, FLOOR] if setup.bench.compile else [FLOOR, *setup.ranks]
     cases, errors = build_all(names, partial(build_adapted, setup, base, inputs), budget)
     for_steps = budget.part(budget.remaining / 2) if setup.new_tokens else budget
-    measured = (_measure_compiled if setup.bench.compile else _measure)(cases, setup, for_steps)
+    measured, described = (_measure_compiled if setup.bench.compile else _measure)(cases, setup, for_steps)
     measured.errors.update(errors)
     rows = measured.rows()
     for row in rows:
         row["rank"] = setup.ranks.get(row["case"])
-        if "error" not in row:
-            row |= _described(cases[row["case"]], compiled=setup.bench.compile)
+        row.update(described.get(row["case"], {}))
     results: Results = {"base_parameters": sum(p.numel() for p in base.parameters()), "cases": rows}
     if setup.new_tokens:
         try:
@@ -62,38 +63,58 @@ def _run_timed(setup: Setup, budget: Budget) -> Results:
     return results
 
 
-def _measure(cases: dict[str, Case], setup: Setup, budget: Budget) -> Measurements:
-    runs = {name: partial(training_phases, case) for name, case in cases.items()}
-    return measure(runs, setup.bench.rounds, budget)
+# What was measured, and what else is said of each case that was.
+_Measured = tuple[Measurements, dict[str, Results]]
 
 
-def _measure_compiled(cases: dict[str, Case], setup: Setup, budget: Budget) -> Measurements:
+def _measure(cases: dict[str, Case], setup: Setup, budget: Budget) -> _Measured:
+    measured = measure(_steps(cases), setup.bench.rounds, budget)
+    return measured, {name: _described(cases[name]) | _step_memory(cases[name]) for name in measured.seconds}
+
+
+def _measure_compiled(cases: dict[str, Case], setup: Setup, budget: Budget) -> _Measured:
     """Measure one case after another: the compiler finds one of several by trying the others, which takes longer."""
-    measured = Measurements()
+    measured, described = Measurements(), {}
     for name, case in cases.items():
         torch._dynamo.reset()
+        counters.clear()
         try:
-            alone = _measure({name: case}, setup, budget)
+            alone = measure(_steps({name: case}), setup.bench.rounds, budget)
         except OutOfTime as error:
             measured.errors[name] = f"not run: {error}"
             continue
         measured.seconds |= alone.seconds
         measured.errors |= alone.errors
-    return measured
+        described[name] = _described(case) | _compiler_counts()
+    return measured, described
 
 
-def _described(case: Case, compiled: bool) -> Results:
-    """The sizes of a case, the kernels that its layers took, and the memory of a step."""
-    sizes: Results = {"num_params": sum(parameter.numel() for parameter in case.learned)}
+def _steps(cases: dict[str, Case]) -> dict[str, Callable[[], Phases]]:
+    return {name: partial(training_phases, case) for name, case in cases.items()}
+
+
+def _described(case: Case) -> Results:
+    """The size of a case, and the kernels that its layers took."""
+    described: Results = {"num_params": sum(parameter.numel() for parameter in case.learned)}
     adapter = adapter_of(case.model)
     if adapter is not None:
-        sizes["kernels"] = kernels_of(adapter)
-    if compiled:  # a further step would compile the case again
-        return sizes | {"step_peak_bytes": None}
+        described["kernels"] = kernels_of(adapter)
+    return described
+
+
+def _step_memory(case: Case) -> Results:
     try:
-        return sizes | {"step_peak_bytes": step_peak_bytes(case)}
+        return {"step_peak_bytes": step_peak_bytes(case)}
     except torch.OutOfMemoryError as error:
-        return sizes | {"error": describe_error(error)}
+        return {"error": describe_error(error)}
+
+
+def _compiler_counts() -> Results:
+    """How often the compiler broke the graph, and how often it could not record one as a CUDA graph."""
+    return {
+        "graph_breaks": sum(counters["graph_break"].values()),
+        "cudagraph_skips": counters["inductor"]["cudagraph_skips"],
+    }
 
 
 def kernels_of(adapter: Adapter) -> list[str]:

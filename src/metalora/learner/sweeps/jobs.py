@@ -184,7 +184,7 @@ class FitJob:
     ):
         if config.adapter is None:
             raise ValueError("sweep: the settings have no adapter, so there is nothing to search")
-        if not config.validate_every or config.validate_every > config.steps:
+        if not config.validate_every or not config.steps:
             raise ValueError(
                 f"sweep: validate_every is {config.validate_every} and steps {config.steps}, so that no validation "
                 "happens in a training; set it to a fifth of the steps or so"
@@ -194,7 +194,7 @@ class FitJob:
         for pool in pools:
             backbone.check_inputs(pool.inputs)
         self.split = split_pools(pools, holdout, test_items, config.seed)
-        self.validations = config.steps // config.validate_every
+        self.validations = -(-config.steps // config.validate_every)
         of_trial = split_pools(self.split.trained, None, config.holdout_items, config.seed)
         if not validation_episodes(of_trial, config):
             raise ValueError(
