@@ -41,22 +41,24 @@ def adapted(method, dtype=torch.bfloat16, checkpointed=None):
     return model, attach_random(model, config)
 
 
-def run(model, adapter):
+def run(model, adapter, conditions=4):
     """The output, and the gradients of the input and of all factors."""
     torch.manual_seed(1)
     x = torch.randn(4, 3, 6, dtype=next(model.parameters()).dtype, requires_grad=True)
-    options = {"condition": adapter.condition(torch.randn(4, 5))} if adapter.conditional else {}
+    options = {"condition": adapter.condition(torch.randn(conditions, 5))} if adapter.conditional else {}
     y = model(x, **options)
     return [y, *torch.autograd.grad(y.float().square().sum(), [x, *adapter.learned.values()], allow_unused=True)]
 
 
 # ---- the numbers -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("method", METHODS)
-def test_outputs_and_gradients_are_those_of_a_cast_in_every_layer(method, dtype, monkeypatch):
-    together = run(*adapted(method, dtype))
+@pytest.mark.parametrize(
+    "method, conditions", [(method, 4) for method in METHODS] + [("metalora-cp", 1), ("metalora-tr", 1)]
+)
+def test_outputs_and_gradients_are_those_of_a_cast_in_every_layer(method, conditions, dtype, monkeypatch):
+    together = run(*adapted(method, dtype), conditions)
     monkeypatch.setattr(CastOnce, "__call__", lambda self: None)
-    alone = run(*adapted(method, dtype))
+    alone = run(*adapted(method, dtype), conditions)
     for value, expected in zip(together, alone, strict=True):  # bit for bit: the order of no sum changes
         torch.testing.assert_close(value, expected, rtol=0, atol=0)
     assert all(gradient.dtype == torch.float32 for gradient in together[2:])
@@ -94,6 +96,36 @@ def test_a_step_casts_once_forward_and_once_backward(method):
     with Operations() as operations:
         torch.autograd.backward(loss)
     assert operations.names.count("_foreach_copy_") == 1 and "_to_copy" not in operations.names
+
+
+@pytest.mark.parametrize("conditions", [1, 4])
+def test_what_depends_on_conditions_is_cast_once_too(conditions):
+    model, adapter = adapted("metalora-cp")
+    condition, x = adapter.condition(torch.randn(conditions, 5)), torch.randn(4, 3, 6, dtype=torch.bfloat16)
+    with Operations() as operations:
+        output = model(x, condition=condition)
+    assert operations.names.count("_foreach_copy_") == 2 and "_to_copy" not in operations.names
+    loss = output.sum()
+    with Operations() as operations:
+        torch.autograd.backward(loss)
+    assert operations.names.count("_foreach_copy_") == 2 and "_to_copy" not in operations.names
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([0, 2, 2, 1]), None], ids=["rows of a table", "a condition for each"])
+def test_each_forward_casts_for_its_own_conditions(rows, monkeypatch):
+    model, adapter = adapted("metalora-cp")
+    x = torch.randn(4, 3, 6, dtype=torch.bfloat16)
+    conditions = [adapter.condition(torch.randn(4, 5)) for _ in range(2)]
+    outputs = []
+    for condition in conditions:
+        with adapter.using(condition, rows=rows), torch.no_grad(), Operations() as operations:
+            outputs.append(model(x))
+        assert "_to_copy" not in operations.names
+    assert not torch.equal(*outputs)
+    monkeypatch.setattr(CastOnce, "__call__", lambda self: None)
+    for condition, output in zip(conditions, outputs, strict=True):
+        with adapter.using(condition, rows=rows), torch.no_grad():
+            assert torch.equal(model(x), output)
 
 
 def test_nothing_is_cast_for_a_base_of_float32_or_under_autocast():

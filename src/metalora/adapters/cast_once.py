@@ -5,7 +5,7 @@ On a card every cast is a launch, and one more in backward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,23 +17,27 @@ from metalora.adapters.layers.base import AdaptedLayer, autocasts
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
+    from metalora.adapters.conditioning.condition import Values
 
 HALF = (torch.bfloat16, torch.float16)
+_Place = tuple[dict[str, Tensor], str]  # a dictionary by path, and the path
 
 
 class CastOnce:
     """Casts Left and scale . Mid . Right of the layers of an adapter to the types of their bases.
 
-    A factor that differs by example is left to the layers.
+    Of the factors that differ by example only a Mid is cast, which is not contracted; others are left to the layers.
 
     Args:
         adapter: The adapter, with its layers.
 
     Attributes:
         layers: The layers that the fused kernels may run and whose factors are read as they are stored.
+        recorder: Active while a forward waits for its condition.
     """
 
     def __init__(self, adapter: Adapter):
+        self.recorder = adapter.recorder
         self.layers = [
             layer
             for layer in adapter.layers.values()
@@ -43,12 +47,43 @@ class CastOnce:
     def __call__(self) -> CastFactors | None:
         """Return the factors in the types of the bases; None if no base has 16 bits, or autocast chooses the types."""
         cast = None
+        for dtype, layers in self._by_type():
+            cast = CastFactors() if cast is None else cast
+            _cast_layers(layers, dtype, cast)
+        return cast
+
+    def up(self, path: str, values: Values | None, cast: CastFactors) -> Tensor | None:
+        """Return scale . Mid . Right (k, o) of a layer under one condition or none; None if it is not cast.
+
+        Args:
+            path: The path of the layer.
+            values: The values that differ by example.
+            cast: What this forward has cast.
+        """
+        up = cast.ups.get(path)
+        if up is not None or values is None:
+            return up
+        return cast.ups_of_values.get(path) if self._has_cast_under(values, cast) else None
+
+    def mid(self, path: str, values: Values, cast: CastFactors) -> Tensor | None:
+        """Return Mid of each example of a layer, (b, k, k') or (b, k); None if it is not cast. Arguments as of `up`."""
+        return cast.mids.get(path) if self._has_cast_under(values, cast) else None
+
+    def _has_cast_under(self, values: Values, cast: CastFactors) -> bool:
+        """Return True if the factors under these values are cast; the first layer that asks has those of all cast."""
+        # Before the stem has run the values are those of c0, which few layers read.
+        if cast.values is not values and not self.recorder.active:
+            cast.values, cast.mids, cast.ups_of_values = values, {}, {}
+            for dtype, layers in self._by_type():
+                _cast_under(values, layers, dtype, cast)
+        return cast.values is values
+
+    def _by_type(self) -> Iterator[tuple[torch.dtype, list[AdaptedLayer]]]:
+        """Yield each type of 16 bits with the layers whose base has it, unless autocast chooses the types."""
         for dtype in HALF:
             layers = [layer for layer in self.layers if layer.base.weight.dtype == dtype]
             if layers and not autocasts(layers[0].base.weight.device.type):
-                cast = CastFactors() if cast is None else cast
-                _cast_layers(layers, dtype, cast)
-        return cast
+                yield dtype, layers
 
 
 def has_half_bases(adapter: Adapter) -> bool:
@@ -70,21 +105,41 @@ def _cast_layers(layers: Sequence[AdaptedLayer], dtype: torch.dtype, cast: CastF
     """Add the factors of layers of one type."""
     # A Left that several layers read is cast once for each: its gradients would be summed in 16 bits otherwise.
     tensors: list[Tensor] = []
-    places: list[tuple[dict[str, Tensor], str, int]] = []
+    places: list[_Place] = []
     for layer in layers:
         form, path = layer.low_rank, layer.bound.path
         assert form is not None, "only layers with a low-rank form are here"
         if not form.left_batched:
-            places.append((cast.lefts, path, len(tensors)))
+            places.append((cast.lefts, path))
             tensors.append(layer.left(None))
         if not form.right_batched:
-            places.append((cast.rights if form.fold_batched else cast.ups, path, len(tensors)))
+            places.append((cast.rights if form.fold_batched else cast.ups, path))
             tensors.append(layer.right(None) if form.fold_batched else layer.up(None))
+    _cast_to_places(tensors, dtype, places)
+
+
+def _cast_under(values: Values, layers: Sequence[AdaptedLayer], dtype: torch.dtype, cast: CastFactors) -> None:
+    """Add what depends on values for layers of one type: scale . Mid . Right of one condition, or each Mid of many."""
+    tensors: list[Tensor] = []
+    places: list[_Place] = []
+    for layer in layers:
+        path, is_one = layer.bound.path, layer.bound.num_conditions(values) == 1
+        if path in cast.ups:  # no value changes it
+            continue
+        value = layer.up(values) if is_one else layer.mid(values)
+        if value is not None:
+            tensors.append(value)
+            places.append((cast.ups_of_values if is_one else cast.mids, path))
+    _cast_to_places(tensors, dtype, places)
+
+
+def _cast_to_places(tensors: Sequence[Tensor], dtype: torch.dtype, places: Sequence[_Place]) -> None:
+    """Cast tensors together, each to its place."""
     if not tensors:
         return
     results = CastTogether.apply(dtype, *tensors) if torch.is_grad_enabled() else cast_together(tensors, dtype)
-    for by_path, path, number in places:
-        by_path[path] = results[number]
+    for (by_path, path), result in zip(places, results, strict=True):
+        by_path[path] = result
 
 
 class CastTogether(Function):

@@ -28,11 +28,17 @@ class CastFactors:
         lefts: Path -> Left (k, i, *kernel).
         ups: Path -> scale . Mid . Right (k, o), if neither differs by example.
         rights: Path -> scale . Right (k', o), if Mid differs by example.
+        values: The values that differ by example for which the following were cast; None before a layer has asked.
+        mids: Path -> Mid of each example, (b, k, k') or (b, k).
+        ups_of_values: Path -> scale . Mid . Right (k, o), if there is one condition.
     """
 
     lefts: dict[str, Tensor] = field(default_factory=dict)
     ups: dict[str, Tensor] = field(default_factory=dict)
     rights: dict[str, Tensor] = field(default_factory=dict)
+    values: Values | None = None
+    mids: dict[str, Tensor] = field(default_factory=dict)
+    ups_of_values: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

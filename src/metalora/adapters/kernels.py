@@ -119,7 +119,7 @@ def _fused(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: in
     forward, down, up = adapter.state.forward, None, None
     # As in `AdaptedLayer.up`: not in a checkpointed part.
     if forward is not None and forward.cast is not None and _top_hooks(True) is None:
-        down, up = forward.cast.lefts.get(bound.path), forward.cast.ups.get(bound.path)
+        down, up = forward.cast.lefts.get(bound.path), adapter.cast_once().up(bound.path, values, forward.cast)
     if hidden is not None:
         down = None
     elif down is None:
@@ -163,13 +163,21 @@ def _mixed_add(
     adapter = layer.owner[0]
     dropout = adapter.training and adapter.dropout  # which stands between x Left and Mid
     if conditions > 1 and not dropout and layer.can_mix_in_place(y, hidden):
-        mid = layer.mid(values, layer.repeats(x, conditions))
+        mid = _mid(layer, values, layer.repeats(x, conditions), cast)
         if mid is not None:
             right = None if cast is None else cast.rights.get(layer.bound.path)
             return layer.mix_in_place(y, hidden, mid, layer.right(values) if right is None else right, x)
     h = layer.with_dropout(layer.tokens_first(hidden, x))  # (b, t, k)
     h, up = layer.mix_or_fold(h, x, values, conditions, cast)
     return layer.add_in_place(y, h, up, x)
+
+
+def _mid(layer: AdaptedLayer, values: Values | None, repeat: int, cast: CastFactors | None) -> Tensor | None:
+    """Return Mid of each example, as `AdaptedLayer.mid` does, if it can be in the type of the base."""
+    mid = None
+    if cast is not None and values is not None and repeat == 1:
+        mid = layer.owner[0].cast_once().mid(layer.bound.path, values, cast)
+    return layer.mid(values, repeat) if mid is None else mid
 
 
 def _triton(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:

@@ -51,11 +51,12 @@ def run(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int, 
         ValueError: The conditions fit neither the batch nor the beams of `generate`.
     """
     layer.check_batch(x, conditions)
-    path = layer.bound.path
-    lefts, rights = ({}, {}) if cast is None else (cast.lefts, cast.ups if conditions == 1 else cast.rights)
-    left, right = lefts.get(path), rights.get(path)
+    path, left, right, mid, index = layer.bound.path, None, None, None, None
+    if cast is not None:
+        is_one = conditions == 1
+        left = cast.lefts.get(path)
+        right = layer.owner[0].cast_once().up(path, values, cast) if is_one else cast.rights.get(path)
     left = layer.left(values) if left is None else left
-    mid = index = None
     if conditions > 1:
         table, index = (values.table, values.rows) if isinstance(values, RowValues) else (values, None)
         mid = mid_of_conditions(layer, table)
