@@ -61,11 +61,11 @@ def convolutions(layers):
 MODELS = {"linear": linear_layers, "conv": convolutions}
 
 
-def adapted(make, method, layers=2, **settings):
+def adapted(make, method, layers=2, rank=2, **settings):
     torch.manual_seed(0)
     model, x = make(layers)
     paths = tuple(str(number) for number in range(layers))
-    config = AdapterConfig(method, 2, targets=paths, condition=settings.pop("condition", GIVEN), **settings)
+    config = AdapterConfig(method, rank, targets=paths, condition=settings.pop("condition", GIVEN), **settings)
     adapter = attach(model.double(), config)
     randomise(adapter)
     return model, adapter, x
@@ -100,14 +100,15 @@ def test_a_step_has_the_gradients_of_plain_autograd(make, method):
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-def test_one_node_adds_the_update_unless_it_has_to_be_contracted_or_dropped_out(make):
+def test_one_node_adds_the_update_unless_mid_is_large_or_something_is_dropped(make):
     def number_of_nodes(method, **settings):
         model, adapter, x = adapted(make, method, **settings)
         output = model.train()(x, condition=adapter.condition(torch.randn(3, 5)))
         return sum("Mixed" in name for name in nodes_of(output))
 
     assert [number_of_nodes(method) for method in METHODS] == [2, 2]
-    assert number_of_nodes("metalora-tr") == 0
+    assert number_of_nodes("metalora-tr") == 2
+    assert number_of_nodes("metalora-tr", rank=6) == 0  # Mid as a matrix would be 36 x 36
     assert number_of_nodes("metalora-cp", dropout=0.5) == 0
 
 

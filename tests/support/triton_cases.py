@@ -349,6 +349,9 @@ MODELS = {
     "Mlp, metalora-cp, packed": partial(same_as_plain, make=Mlp, method="metalora-cp", rows=[3, 3, 1, 0], packed=True),
     "Mlp, lora, float16": partial(same_as_plain, make=Mlp, method="lora", dtype=torch.float16),
     "Mlp, metalora-cp, float16": partial(same_as_plain, make=Mlp, method="metalora-cp", dtype=torch.float16),
+    "Mlp, metalora-cp, one target, float16": partial(
+        same_as_plain, make=Mlp, method="metalora-cp", dtype=torch.float16, targets="layers.0.query"
+    ),
     "Mlp, lora, checkpointed": partial(same_as_plain, make=partial(Mlp, checkpointed=True), method="lora"),
     "Mlp, lora, biases": partial(same_as_plain, make=Mlp, method="lora", bias="adapted"),
     "beams": beams,

@@ -26,12 +26,13 @@ from metalora.adapters.conditioning.features import Inputs, Recorder
 from metalora.adapters.conditioning.mapping_net import Conditioner
 from metalora.adapters.conditioning.prompt import check_prompt_is_known, prompt_inputs
 from metalora.adapters.conditioning.rows import TokenValues, check_packed, values_of_rows
-from metalora.adapters.forward_state import Forward, ForwardState
+from metalora.adapters.forward_state import Forward, ForwardState, ValueFactors
 from metalora.adapters.layout import Layout, scales_by_path
 from metalora.adapters.offloading import ParameterStore
 from metalora.adapters.sharing import Sharing
 from metalora.adapters.skipped import SkippedWeight, skipped_sentences
 from metalora.adapters.triton_kernels.available import check_available
+from metalora.adapters.value_factors import FactorsUnderValues
 from metalora.config import AdapterConfig
 from metalora.methods.method import FROM_DATA, Method
 from metalora.methods.resolve import ResolvedMethod, resolve
@@ -124,6 +125,7 @@ class Adapter(Described, nn.Module):
         self.per_example = self.resolved.per_example
         self._folds: list[BatchedFold] | None = None  # to be found anew, since the forms change with the layout
         self._cast_once: CastOnce | None = None
+        self._under_values: FactorsUnderValues | None = None
 
     @property
     def config(self) -> AdapterConfig:
@@ -200,6 +202,24 @@ class Adapter(Described, nn.Module):
         if self._cast_once is None:
             self._cast_once = CastOnce(self)
         return self._cast_once
+
+    def factors_of_values(self, values: Values) -> ValueFactors | None:
+        """What is made of values for all targets together in this forward: now, if no target has asked before.
+
+        Args:
+            values: The values that differ by example.
+
+        Returns:
+            None outside of a forward, and before its condition is known: the values are c0, which few targets read.
+        """
+        forward = self.state.forward
+        if forward is None or self.recorder.active:
+            return None
+        if forward.of_values is None or forward.of_values.values is not values:
+            if self._under_values is None:
+                self._under_values = FactorsUnderValues(self)
+            forward.of_values = self._under_values(values, forward.cast)
+        return forward.of_values
 
     @property
     def scale(self) -> float:
@@ -626,6 +646,7 @@ class Adapter(Described, nn.Module):
         if name == "triton":
             check_available()
         self.uses_triton = name == "triton"
+        self._under_values = None  # these kernels read Mid as a matrix
 
     # ---- verbs -----------------------------------------------------------------------------------------------------
     # They import inside, since the modules of the verbs import this one.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metalora.adapters.forward_state import CastFactors
+from metalora.adapters.forward_state import CastFactors, ValueFactors
 from metalora.adapters.layers.base import AdaptedLayer, autocasts
 
 if TYPE_CHECKING:
@@ -33,11 +33,9 @@ class CastOnce:
 
     Attributes:
         layers: The layers that the fused kernels may run and whose factors are read as they are stored.
-        recorder: Active while a forward waits for its condition.
     """
 
     def __init__(self, adapter: Adapter):
-        self.recorder = adapter.recorder
         self.layers = [
             layer
             for layer in adapter.layers.values()
@@ -52,31 +50,21 @@ class CastOnce:
             _cast_layers(layers, dtype, cast)
         return cast
 
-    def up(self, path: str, values: Values | None, cast: CastFactors) -> Tensor | None:
-        """Return scale . Mid . Right (k, o) of a layer under one condition or none; None if it is not cast.
+    def under(self, values: Values, mids: dict[str, Tensor], cast: CastFactors) -> ValueFactors:
+        """Return factors that depend on values in the types of the bases.
 
         Args:
-            path: The path of the layer.
             values: The values that differ by example.
+            mids: Path -> Mid of each example, of the targets whose Mid is made already.
             cast: What this forward has cast.
+
+        Returns:
+            scale . Mid . Right of all targets under one condition; each Mid that needs no contraction under many.
         """
-        up = cast.ups.get(path)
-        if up is not None or values is None:
-            return up
-        return cast.ups_of_values.get(path) if self._has_cast_under(values, cast) else None
-
-    def mid(self, path: str, values: Values, cast: CastFactors) -> Tensor | None:
-        """Return Mid of each example of a layer, (b, k, k') or (b, k); None if it is not cast. Arguments as of `up`."""
-        return cast.mids.get(path) if self._has_cast_under(values, cast) else None
-
-    def _has_cast_under(self, values: Values, cast: CastFactors) -> bool:
-        """Return True if the factors under these values are cast; the first layer that asks has those of all cast."""
-        # Before the stem has run the values are those of c0, which few layers read.
-        if cast.values is not values and not self.recorder.active:
-            cast.values, cast.mids, cast.ups_of_values = values, {}, {}
-            for dtype, layers in self._by_type():
-                _cast_under(values, layers, dtype, cast)
-        return cast.values is values
+        result = ValueFactors(values, dict(mids), {})
+        for dtype, layers in self._by_type():
+            _cast_under(result, layers, dtype, cast)
+        return result
 
     def _by_type(self) -> Iterator[tuple[torch.dtype, list[AdaptedLayer]]]:
         """Yield each type of 16 bits with the layers whose base has it, unless autocast chooses the types."""
@@ -118,18 +106,19 @@ def _cast_layers(layers: Sequence[AdaptedLayer], dtype: torch.dtype, cast: CastF
     _cast_to_places(tensors, dtype, places)
 
 
-def _cast_under(values: Values, layers: Sequence[AdaptedLayer], dtype: torch.dtype, cast: CastFactors) -> None:
-    """Add what depends on values for layers of one type: scale . Mid . Right of one condition, or each Mid of many."""
+def _cast_under(result: ValueFactors, layers: Sequence[AdaptedLayer], dtype: torch.dtype, cast: CastFactors) -> None:
+    """Add factors that depend on values for layers of one type."""
     tensors: list[Tensor] = []
     places: list[_Place] = []
     for layer in layers:
-        path, is_one = layer.bound.path, layer.bound.num_conditions(values) == 1
+        path, is_one = layer.bound.path, layer.bound.num_conditions(result.values) == 1
         if path in cast.ups:  # no value changes it
             continue
-        value = layer.up(values) if is_one else layer.mid(values)
+        made = layer.up if is_one else layer.mid
+        value = result.mids[path] if path in result.mids else made(result.values)
         if value is not None:
             tensors.append(value)
-            places.append((cast.ups_of_values if is_one else cast.mids, path))
+            places.append((result.ups if is_one else result.mids, path))
     _cast_to_places(tensors, dtype, places)
 
 

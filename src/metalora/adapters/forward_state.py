@@ -28,17 +28,26 @@ class CastFactors:
         lefts: Path -> Left (k, i, *kernel).
         ups: Path -> scale . Mid . Right (k, o), if neither differs by example.
         rights: Path -> scale . Right (k', o), if Mid differs by example.
-        values: The values that differ by example for which the following were cast; None before a layer has asked.
-        mids: Path -> Mid of each example, (b, k, k') or (b, k).
-        ups_of_values: Path -> scale . Mid . Right (k, o), if there is one condition.
     """
 
     lefts: dict[str, Tensor] = field(default_factory=dict)
     ups: dict[str, Tensor] = field(default_factory=dict)
     rights: dict[str, Tensor] = field(default_factory=dict)
-    values: Values | None = None
-    mids: dict[str, Tensor] = field(default_factory=dict)
-    ups_of_values: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class ValueFactors:
+    """Factors that depend on values, those for which it pays to make them for all targets together.
+
+    Attributes:
+        values: The values that differ by example.
+        mids: Path -> Mid of each example, (b, k, k') or (b, k).
+        ups: Path -> scale . Mid . Right (k, o), if there is one condition.
+    """
+
+    values: Values
+    mids: dict[str, Tensor]
+    ups: dict[str, Tensor]
 
 
 @dataclass(eq=False)
@@ -55,6 +64,7 @@ class Forward:
         slices: Stacked factors, cut once a forward: key -> slices along the stacked axis.
         folded: Path -> scale . Mid . Right (k, o), folded for all targets of one plan together.
         cast: Factors in the type of a 16-bit base, cast for all targets together; None: every layer casts its own.
+        of_values: Factors that depend on the values, made for all targets together; None before a target has asked.
         recording: What the recorder had recorded of the outer forward.
         caller: The frame that will end it; None if it ends whatever happens.
     """
@@ -68,6 +78,7 @@ class Forward:
     slices: dict[str, tuple[Tensor, ...]] | None = None
     folded: dict[str, Tensor] = field(default_factory=dict)
     cast: CastFactors | None = None
+    of_values: ValueFactors | None = None
     recording: Any = None
     caller: FrameType | None = None
 

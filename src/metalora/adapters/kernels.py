@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from metalora.adapters.conditioning.rows import RowValues
 from metalora.adapters.own_forward import Dependence
 from metalora.adapters.triton_kernels.path import can_run, run
 from metalora.adapters.whole import run_whole
@@ -32,7 +33,7 @@ _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks  # not None in 
 
 if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition import Values
-    from metalora.adapters.forward_state import CastFactors
+    from metalora.adapters.forward_state import CastFactors, ValueFactors
     from metalora.adapters.layers.base import AdaptedLayer
 
 
@@ -119,7 +120,10 @@ def _fused(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: in
     forward, down, up = adapter.state.forward, None, None
     # As in `AdaptedLayer.up`: not in a checkpointed part.
     if forward is not None and forward.cast is not None and _top_hooks(True) is None:
-        down, up = forward.cast.lefts.get(bound.path), adapter.cast_once().up(bound.path, values, forward.cast)
+        down, up = forward.cast.lefts.get(bound.path), forward.cast.ups.get(bound.path)
+        if up is None and values is not None:
+            together = adapter.factors_of_values(values)
+            up = None if together is None else together.ups.get(bound.path)
     if hidden is not None:
         down = None
     elif down is None:
@@ -163,7 +167,9 @@ def _mixed_add(
     adapter = layer.owner[0]
     dropout = adapter.training and adapter.dropout  # which stands between x Left and Mid
     if conditions > 1 and not dropout and layer.can_mix_in_place(y, hidden):
-        mid = _mid(layer, values, layer.repeats(x, conditions), cast)
+        together, repeat = _factors_of_values(layer, values), layer.repeats(x, conditions)
+        mid = None if together is None or repeat > 1 else together.mids.get(layer.bound.path)
+        mid = layer.mid(values, repeat) if mid is None else mid
         if mid is not None:
             right = None if cast is None else cast.rights.get(layer.bound.path)
             return layer.mix_in_place(y, hidden, mid, layer.right(values) if right is None else right, x)
@@ -172,16 +178,14 @@ def _mixed_add(
     return layer.add_in_place(y, h, up, x)
 
 
-def _mid(layer: AdaptedLayer, values: Values | None, repeat: int, cast: CastFactors | None) -> Tensor | None:
-    """Return Mid of each example, as `AdaptedLayer.mid` does, if it can be in the type of the base."""
-    mid = None
-    if cast is not None and values is not None and repeat == 1:
-        mid = layer.owner[0].cast_once().mid(layer.bound.path, values, cast)
-    return layer.mid(values, repeat) if mid is None else mid
-
-
 def _triton(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int) -> Tensor:
-    return run(layer, x, values, conditions, _cast_factors(layer))
+    table = values.table if isinstance(values, RowValues) else values
+    return run(layer, x, values, conditions, _cast_factors(layer), _factors_of_values(layer, table))
+
+
+def _factors_of_values(layer: AdaptedLayer, values: Values | None) -> ValueFactors | None:
+    """Return what is made of values for all targets together; not in a checkpointed part."""
+    return None if values is None or _top_hooks(True) is not None else layer.owner[0].factors_of_values(values)
 
 
 def _cast_factors(layer: AdaptedLayer) -> CastFactors | None:

@@ -91,14 +91,20 @@ class Contraction:
         """Plan the same contraction `size` times at once.
 
         Args:
-            operands: The positions of the operands that get a leading axis "batch", as the result does.
+            operands: The positions of the operands that get a leading axis "targets", as the result does.
             size: The length of that axis.
         """
         operand_modes, out, sizes, tail, identities = self._arguments
         batched_modes = [
-            ("batch", *modes) if position in operands else modes for position, modes in enumerate(operand_modes)
+            ("targets", *modes) if position in operands else modes for position, modes in enumerate(operand_modes)
         ]
-        return Contraction(batched_modes, ("batch", *out), {**sizes, "batch": size}, tail, identities)
+        return Contraction(batched_modes, ("targets", *out), {**sizes, "targets": size}, tail, identities)
+
+    @property
+    def signature(self) -> tuple[str, tuple[int, ...]]:
+        """The equation and the size of every mode: equal for contractions that do the same."""
+        modes = dict.fromkeys(mode for operand in self.operand_modes for mode in operand)
+        return self.equation, tuple(self._arguments[2][mode] for mode in modes)
 
     def __repr__(self) -> str:
         operands = ", ".join(" ".join(modes) or "1" for modes in self.operand_modes)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from metalora.adapters.conditioning.rows import RowValues
+from metalora.adapters.identity import identity_matrix
 from metalora.adapters.triton_kernels.available import is_interpreted
 
 if TYPE_CHECKING:
     from metalora.adapters.conditioning.condition import Values
-    from metalora.adapters.forward_state import CastFactors
+    from metalora.adapters.forward_state import CastFactors, ValueFactors
     from metalora.adapters.layers.base import AdaptedLayer
 
 MOST_RANK = 128  # a block of rows holds this many numbers of each row at once
@@ -37,7 +36,14 @@ def can_run(layer: AdaptedLayer, x: Tensor, conditions: int) -> bool:
     return x.numel() > 0 and (x.is_cuda or is_interpreted())
 
 
-def run(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int, cast: CastFactors | None) -> Tensor:
+def run(
+    layer: AdaptedLayer,
+    x: Tensor,
+    values: Values | None,
+    conditions: int,
+    cast: CastFactors | None,
+    together: ValueFactors | None,
+) -> Tensor:
     """Compute the output of a layer, (*, i) -> (*, o); see `can_run`.
 
     Args:
@@ -46,23 +52,26 @@ def run(layer: AdaptedLayer, x: Tensor, values: Values | None, conditions: int, 
         values: The values that differ by example.
         conditions: How many conditions are active.
         cast: What the forward has cast for all targets together, or None.
+        together: What it has made of the values, or of their table, for all targets together, or None.
 
     Raises:
         ValueError: The conditions fit neither the batch nor the beams of `generate`.
     """
     layer.check_batch(x, conditions)
-    path, left, right, mid, index = layer.bound.path, None, None, None, None
-    if cast is not None:
-        is_one = conditions == 1
-        left = cast.lefts.get(path)
-        right = layer.owner[0].cast_once().up(path, values, cast) if is_one else cast.rights.get(path)
+    path, is_one = layer.bound.path, conditions == 1
+    lefts, rights = ({}, {}) if cast is None else (cast.lefts, cast.ups if is_one else cast.rights)
+    mids, ups = ({}, {}) if together is None else (together.mids, together.ups)
+    left, right, mid, index = lefts.get(path), rights.get(path), None, None
     left = layer.left(values) if left is None else left
-    if conditions > 1:
+    if is_one:
+        right = ups.get(path) if right is None else right
+        right = layer.up(values) if right is None else right
+    else:
         table, index = (values.table, values.rows) if isinstance(values, RowValues) else (values, None)
-        mid = mid_of_conditions(layer, table)
+        mid = mids.get(path)
+        if mid is None or mid.ndim < 3:  # a diagonal, as the other kernels read it
+            mid = mid_of_conditions(layer, table)
         right = layer.right(values) if right is None else right
-    elif right is None:
-        right = layer.up(values)
     y = layer.by_triton(x, left, right, mid, index)
     return layer.add_biases(y, values, layer.repeats(x, conditions)) if layer.bound.has_biases else y
 
@@ -78,14 +87,7 @@ def mid_of_conditions(layer: AdaptedLayer, values: Values | None) -> Tensor:
     assert form is not None, "a circuit has no Mid"
     factors = layer.bound.read(values, form.mid)
     mids = [factors[name] for name in form.mid]
-    identity = _identity(form.left_rank, mids[0].dtype, mids[0].device)
+    identity = identity_matrix(form.left_rank, mids[0].dtype, mids[0].device)
     conditions = layer.bound.num_conditions(values)
     tokens = identity.view(1, form.left_rank, *form.left_shape).expand(conditions, *[-1] * (1 + len(form.left_shape)))
     return form.mix([tokens, *mids]).flatten(2)
-
-
-@lru_cache
-def _identity(rank: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the identity (rank, rank), made once: it would be two launches in every layer."""
-    with torch.inference_mode(False):  # autograd may save it later
-        return torch.eye(rank, dtype=dtype, device=device)
