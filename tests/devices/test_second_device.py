@@ -49,7 +49,10 @@ WAITS = {
     "to the device": (lambda x: torch.ones(3).to(CARD), 1),
     "to the device, later": (lambda x: torch.ones(3).to(CARD, non_blocking=True), 0),
     "numbers": (lambda x: torch.tensor([1.0, 2.0], device=CARD), 1),
-    "made there": (lambda x: (torch.zeros(3, device=CARD), torch.arange(3, device=CARD), torch.rand(2, device=CARD)), 0),
+    "made there": (
+        lambda x: (torch.arange(3, device=CARD), torch.rand(2, device=CARD)),
+        0,
+    ),
     "a mask": (lambda x: x[x > 0], 1),
     "filled under a mask": (lambda x: x.__setitem__(x > 0, 1.0), 0),
     "indices": (lambda x: x[torch.zeros(2, dtype=torch.long, device=CARD)], 0),

@@ -157,9 +157,7 @@ def _on_device(value):
 def _check_generators(operation, args, kwargs, on_device):
     for leaf in tree_leaves((args, kwargs)):
         if isinstance(leaf, torch.Generator) and on_device and not _is_device(leaf.device):
-            raise RuntimeError(
-                f"Expected a '{CARD}' device type for generator but found '{leaf.device}' ({operation})"
-            )
+            raise RuntimeError(f"Expected a '{CARD}' device type for generator but found '{leaf.device}' ({operation})")
 
 
 def _check_one_device(operation, args, tensors):
