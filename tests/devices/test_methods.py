@@ -98,12 +98,13 @@ def test_a_batch_of_tenants_from_a_table_waits_for_the_check_of_features_alone(m
         conditions = [adapter.condition(support) for support in supports]
     assert len(waits) == len(supports) and all("mapping_net.py" in wait for wait in waits)
     table = ConditionTable.of([condition.detach() for condition in conditions])
-    order, rows, x = [2, 0, 1], torch.tensor([0, 2, 2, 1], device=CARD), torch.randn(4, 6, device=CARD)
-    batch = table.take(torch.tensor(order))
+    order, rows, x = [2, 0, 1], [0, 2, 2, 1], torch.randn(4, 6, device=CARD)
     with torch.no_grad(), counting_waits() as waits:
-        with adapter.using(batch, rows=rows):
+        with adapter.using(table.take(order), rows=rows):
             output = model(x)
     assert not waits, waits
-    for row, i in enumerate(rows.tolist()):
+    for row, i in enumerate(rows):
         alone = model(x[row : row + 1], condition=conditions[order[i]])
         assert_close(output[row : row + 1], alone.detach(), 1e-5)
+    with torch.no_grad(), adapter.using(table.take(order), rows=torch.tensor(rows, device=CARD)):
+        assert torch.equal(model(x), output)
