@@ -108,6 +108,15 @@ def test_modules_their_gradients_and_copies_lie_on_the_device():
     assert torch.equal(again.cpu()(x), reference(x))
 
 
+def test_data_is_replaced_and_read():
+    parameter = nn.Parameter(vector(1.0, 2.0))
+    before, after = parameter.data, vector(3.0, 4.0, 5.0)
+    parameter.data = after
+    parameter.data.add_(1)
+    assert (before.tolist(), after.tolist()) == ([1.0, 2.0], [4.0, 5.0, 6.0])
+    assert parameter.shape == (3,) and parameter.tolist() == after.tolist()
+
+
 def test_autocast_lowers_products_and_the_device_is_there_in_every_thread():
     layer, outputs = nn.Linear(3, 2, device=CARD), []
     x = torch.ones(1, 3, device=CARD)

@@ -83,6 +83,8 @@ class CardTensor(torch.Tensor):
         numbers: The tensor on the CPU that holds its numbers.
     """
 
+    __module__ = "torch"  # by which opt_einsum knows whose tensor it is
+
     @staticmethod
     def __new__(cls, numbers):
         tensor = torch.Tensor._make_wrapper_subclass(
@@ -100,7 +102,20 @@ class CardTensor(torch.Tensor):
         return f"CardTensor({self.numbers})"
 
     def __reduce_ex__(self, protocol):
-        return _unpickled, (self.numbers, self.requires_grad)
+        stored = self.numbers, self.dtype, str(self.device), self.requires_grad
+        return torch._utils._rebuild_device_tensor_from_cpu_tensor, stored  # `torch.load` may put it elsewhere
+
+    @property
+    def data(self):
+        return CardTensor(self.numbers)
+
+    @data.setter
+    def data(self, value):
+        torch.Tensor.data.__set__(self, value)  # the shape and the type; it does not know of the numbers
+        self.numbers = value.numbers
+
+    def storage(self):
+        return self.numbers.storage()
 
     def tolist(self):
         _count("tolist")
@@ -114,10 +129,6 @@ class CardTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
         return _run(operation, args, kwargs or {})
-
-
-def _unpickled(numbers, requires_grad):
-    return CardTensor(numbers).requires_grad_(requires_grad)
 
 
 def _run(operation, args, kwargs):
@@ -220,6 +231,8 @@ def _register():
     from torch.utils import backend_registration
 
     class Module(backend_registration._DummyBackendModule):
+        __name__ = f"torch.{CARD}"
+
         def get_amp_supported_dtype(self):
             return [torch.bfloat16, torch.float16]
 
