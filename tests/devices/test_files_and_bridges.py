@@ -21,7 +21,7 @@ from metalora.knn import (
 )
 from support.adapters import assert_close, attach_random
 from support.query_value_blocks import Network
-from support.second_device import CARD
+from support.second_device import CARD, counting_waits
 
 X = torch.linspace(-1, 1, 30, dtype=torch.float64).reshape(5, 6)
 TARGETS = ("query", "value")
@@ -99,9 +99,12 @@ def test_peft_s_model_with_several_adapters(tmp_path):
             if "metalora_" in name:
                 assert parameter.device.type == device
                 parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
-        mixed = model.eval()(input_ids=ids.to(device), adapter_names=["tt", "lotr", "__base__"])[0]
+        inputs = ids.to(device)
+        with counting_waits() as waits:
+            mixed = model.eval()(input_ids=inputs, adapter_names=["tt", "lotr", "__base__"])[0]
+        assert not waits, waits
         model.set_adapter("tt")
-        outputs[device] = [mixed.cpu(), model(input_ids=ids.to(device))[0].cpu()]
+        outputs[device] = [mixed.cpu(), model(input_ids=inputs)[0].cpu()]
     for output, expected in zip(outputs[CARD], outputs["cpu"], strict=True):
         assert_close(output, expected, 1e-4)
     model.save_pretrained(tmp_path)

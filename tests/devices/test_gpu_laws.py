@@ -6,7 +6,6 @@ import torch
 from metalora.bench.gpu.laws import CASES, check_laws
 from support.second_device import CARD
 
-
 SLOW = pytest.mark.slow  # each half of the pairs finds what the other one does
 PAIRS = (
     ("linear", torch.float32),

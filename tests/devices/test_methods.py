@@ -108,3 +108,27 @@ def test_a_batch_of_tenants_from_a_table_waits_for_the_check_of_features_alone(m
         assert_close(output[row : row + 1], alone.detach(), 1e-5)
     with torch.no_grad(), adapter.using(table.take(order), rows=torch.tensor(rows, device=CARD)):
         assert torch.equal(model(x), output)
+
+
+def test_task_numbers_that_the_cpu_knows_wait_for_nothing():
+    model = nn.Sequential(nn.Linear(6, 6)).to(CARD)
+    adapter = attach(model, AdapterConfig("metatt-4+1d", rank=2, targets="0", tasks=3))
+    randomise(adapter)
+    x = torch.randn(3, 6, device=CARD)
+    with torch.no_grad(), counting_waits() as waits:
+        output = model(x, task_ids=[2, 0, 1])
+    assert not waits, waits
+    assert_close(model(x, task_ids=torch.tensor([2, 0, 1], device=CARD)).detach(), output, 1e-6)
+
+
+@pytest.mark.parametrize("source", [{}, {"source": "stem", "stem": "0"}], ids=("stages", "stem"))
+def test_a_condition_of_each_input_waits_for_the_check_of_features_alone(source):
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(3))).to(CARD)
+    condition = ConditionConfig(scope="sample", **source)
+    config = AdapterConfig("metalora-cp", rank=2, targets="2", condition=condition)
+    x = torch.randn(5, 6, device=CARD)
+    adapter = attach(model, config, example=x)
+    randomise(adapter)
+    with counting_waits() as waits:
+        model(x).sum().backward()
+    assert len(waits) == 1 and "mapping_net.py" in waits[0], waits

@@ -46,14 +46,7 @@ def _serve(pipe):
             path, name, arguments = pipe.recv()
         except EOFError:
             return
-        import time
-
-        t0 = time.process_time()
         pipe.send(_outcome(path, name, arguments))
-        print(
-            f"CPU {time.process_time():.2f} {time.process_time() - t0:.3f} {name} {arguments.get('readout', '')} {arguments.get('adapter', '')}",
-            file=open("/tmp/devwork/cpu.txt", "a"),
-        )
 
 
 def _outcome(path, name, arguments):

@@ -20,5 +20,7 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
         >>> sent(torch.ones(2), "cpu")
         tensor([1., 1.])
     """
+    if torch.compiler.is_compiling():  # which does not know whether memory is pinned
+        return tensor.to(device)
     reads_at_once = tensor.device.type == "cpu" and not tensor.is_pinned()
     return tensor.to(device, non_blocking=reads_at_once)
