@@ -113,11 +113,29 @@ def test_peft_s_model_with_several_adapters(tmp_path):
     again.merge_and_unload()
 
 
-@torch.no_grad()
-def test_continuous_batches_of_tenants():
+def llama():
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=30)
-    model = LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=0.5)).double().eval()
+    return LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=0.5)).double().eval()
+
+
+@torch.no_grad()
+def test_texts_that_are_written_under_the_condition_of_their_prompt():
+    model, prompts = llama(), torch.randint(30, (2, 5))
+    config = AdapterConfig("metalora-tr", 2, targets=("q_proj", "up_proj"), condition=ConditionConfig(scope="sample"))
+    attach_random(model, config, 0.9)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    written = []
+    for device in ("cpu", CARD):
+        model.to(device)
+        inputs = {"input_ids": prompts.to(device), "attention_mask": mask.to(device)}
+        written.append(model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0).tolist())
+    assert written[0] == written[1]
+
+
+@torch.no_grad()
+def test_continuous_batches_of_tenants():
+    model = llama()
     condition = ConditionConfig(scope="support", labelled=False)
     config = AdapterConfig("metalora-cp", 2, targets=("q_proj", "down_proj"), condition=condition)
     ids = torch.randint(30, (2, 6))
