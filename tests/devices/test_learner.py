@@ -24,7 +24,6 @@ ADAPTERS = {
     "generated": AdapterConfig("metalora-cp", rank=2, targets=("0", "2"), condition=SUPPORT),
     "ring": AdapterConfig("metalora-tr", rank=2, targets=("0", "2"), condition=SUPPORT),
 }
-READOUTS = ("kernel-ridge", "lda", "logistic", "prototype", "knn")
 CLOSE = dict(rtol=1e-3, atol=1e-4)  # features are float32, and a training multiplies their last bits
 
 
@@ -61,7 +60,8 @@ def assert_on_device(learner):
 
 CASES = [
     *((adapter, "kernel-ridge") for adapter in ("none", "static", "generated")),
-    *(("static", readout) for readout in READOUTS[1:]),
+    *(("static", readout) for readout in ("lda", "prototype", "knn")),
+    pytest.param("static", "logistic", marks=pytest.mark.slow),
     pytest.param("ring", "kernel-ridge", marks=pytest.mark.slow),
 ]
 
@@ -83,7 +83,7 @@ def test_what_it_learns_and_says(adapter, readout):
         np.testing.assert_allclose(read.predict_proba(QUERIES), task.predict_proba(QUERIES), atol=0.05)
 
 
-@pytest.mark.parametrize("adapter", ["static", "generated"])
+@pytest.mark.parametrize("adapter", [pytest.param("static", marks=pytest.mark.slow), "generated"])
 def test_many_tasks_numbers_refinement_and_folders(adapter, tmp_path):
     learner, reference = fitted(adapter, "kernel-ridge", CARD), fitted(adapter, "kernel-ridge", "cpu")
     many = learner.adapt_many([(X, Y), (X[:12], Y[:12])])
@@ -111,6 +111,7 @@ def test_a_training_with_validation():
     assert len(accuracies[0]) > 1 and accuracies[0] == pytest.approx(accuracies[1], abs=0.02)
 
 
+@pytest.mark.slow
 def test_an_evaluation_and_a_classifier():
     learner, reference = fitted("static", "kernel-ridge", CARD), fitted("static", "kernel-ridge", "cpu")
     pools = read_tasks(table())

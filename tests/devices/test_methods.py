@@ -47,7 +47,16 @@ class Pair:
         return self.models[number](x) if condition is None else self.models[number](x, condition=condition)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def cases():
+    """All cases; those that are not the first with or without a condition of their method are slow."""
+    seen = set()
+    for name, case in CASES.items():
+        kind = case.method, case.per_example
+        yield pytest.param(case, id=name, marks=[pytest.mark.slow] * (kind in seen))
+        seen.add(kind)
+
+
+@pytest.mark.parametrize("case", cases())
 def test_the_numbers_are_those_of_the_cpu_and_nothing_waits(case):
     pair = Pair(case)
     values = [*pair.models[1].parameters(), *pair.models[1].buffers()]

@@ -15,7 +15,8 @@ from metalora.training.state_file import read_state
 from support.query_value_blocks import Network
 from support.second_device import CARD, counting_waits
 
-STEPS = 6
+STEPS = 5
+SLOW = pytest.mark.slow
 TARGETS = ("query", "value")
 CHAIN = AdapterConfig("metatt-4d", 3, targets=TARGETS, init="ze-no-no-no")
 RULES = {
@@ -43,7 +44,7 @@ def trained(config, settings, device, path=None, steps=STEPS):
     return losses, {key: value.detach().cpu() for key, value in adapter.factors.items()}
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [pytest.param(rule, marks=[SLOW] * (rule == "accumulated")) for rule in RULES])
 def test_a_training_and_its_continuation(rule, tmp_path):
     losses, factors = trained(*RULES[rule], CARD)
     expected, right = trained(*RULES[rule], "cpu")

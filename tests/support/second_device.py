@@ -23,6 +23,7 @@ import threading
 from contextlib import contextmanager
 
 import torch
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -52,8 +53,6 @@ _libraries: list[torch.library.Library] = []
 
 def why_missing():
     """Return why this version of torch cannot have the device, or None."""
-    from torch.utils import backend_registration
-
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         return "this torch cannot have a device that is written in Python"
     return None
@@ -115,7 +114,7 @@ class CardTensor(torch.Tensor):
         self.numbers = value.numbers
 
     def storage(self):
-        return self.numbers.storage()
+        return self.numbers.untyped_storage()
 
     def tolist(self):
         _count("tolist")
@@ -228,8 +227,6 @@ def _line_of_the_library():
 
 
 def _register():
-    from torch.utils import backend_registration
-
     class Module(backend_registration._DummyBackendModule):
         __name__ = f"torch.{CARD}"
 

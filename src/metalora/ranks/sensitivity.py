@@ -79,7 +79,7 @@ class LossSensitivity:
         ]
         # in half precision the optimiser skips a step whose gradients overflow, and so does this
         finite = [matrix.isfinite().all() for matrices in of_groups for matrix in matrices.values()]
-        if torch.stack(finite).all():  # one number: a GPU is waited for once
+        if torch.stack([flag.to(finite[0].device) for flag in finite]).all():  # one number: a GPU is waited for once
             self.recorded.append(of_groups)
 
     def of_group(self, number: int) -> dict[str, Tensor]:

@@ -125,7 +125,7 @@ class RunCheckpoint:
         self.trained.restore(state)  # first, because the state of the optimiser has the shapes of the parameters
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.precision.load_state_dict(state["precision"])
+        self.precision.load_state_dict(state.get("precision", {}))  # checkpoints of before have none
         for rule, rule_state in zip(self.rules, state["controllers"], strict=True):
             rule.restore(rule_state)
         losses: list[float] = state["losses"]

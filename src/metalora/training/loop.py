@@ -71,10 +71,10 @@ def fit(
         The loss of every step, the mean over its parts, including the penalties of the controllers.
 
     Raises:
-        ValueError: A loss is not finite, `config.accumulate` is below 1, the adapter does not allow a controller,
-            nothing requires a gradient, or the checkpoint is damaged, of another run, of another number of parts, of
-            other data or of another base. Of several processes also: they do not start from the same configuration,
-            adapter and base, or `step_loss` raised an error in one of them.
+        ValueError: A loss or a gradient is not finite, `config.accumulate` is below 1, the adapter does not allow a
+            controller, nothing requires a gradient, or the checkpoint is damaged, of another run, of another number of
+            parts, of other data or of another base. Of several processes also: they do not start from the same
+            configuration, adapter and base, or `step_loss` raised an error in one of them.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when the step is complete and the checkpoint is written.
 
     Example:
