@@ -155,17 +155,19 @@ def test_the_engine_serves_many_tenants_in_one_batch():
     half = Engine(learner, ServingConfig(dtype="bfloat16"), Metrics())
     output = asyncio.run(half.outputs(0, tasks[0], encoded))
     half.close()
-    np.testing.assert_allclose(output.logits, tasks[0].decision_function(QUERIES), atol=0.3)
+    exact = tasks[0].decision_function(QUERIES)
+    assert 0 < np.abs(output.logits.numpy() - exact).max() < 0.3
 
 
 def test_how_often_it_waits():
-    """Copies to the CPU, checks of features and of decompositions; what the CPU knows is not asked of the device."""
-    learner = MetaLearner(network(), adapter=ADAPTERS["static"], steps=3, validate_every=0, label_sets=2, device=CARD)
+    """A step reads its loss; a label set checks features twice and three decompositions. The CPU knows the rest."""
+    steps, label_sets = 3, 2
+    settings = {"steps": steps, "label_sets": label_sets, "validate_every": 0, "device": CARD}
+    learner = MetaLearner(network(), adapter=ADAPTERS["static"], **settings)
     with counting_waits() as waits:
         learner.fit(table(), report=False)
-    per_step = len([wait for wait in waits if "meta_training" in wait or "gradients" in wait]) / 3
-    assert per_step == 1
-    assert not [wait for wait in waits if "targets.py" in wait], waits
+    in_steps = [wait for wait in waits if not wait.startswith("learner/learner.py")]  # which reads frozen statistics
+    assert len(in_steps) == steps * (1 + 5 * label_sets), waits
     with counting_waits() as waits:
         task = learner.adapt(X, Y)
     assert len(waits) <= 26, waits

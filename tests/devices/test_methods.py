@@ -9,6 +9,7 @@ from torch import nn
 from metalora import AdapterConfig, ConditionConfig, attach, detach, load, merge, save, unmerge
 from metalora.adapters.attach import adapter_of
 from metalora.adapters.conditioning.condition_table import ConditionTable
+from metalora.adapters.conditioning.extractor import ImageConversion
 from metalora.methods.registry import METHODS
 from support.adapters import assert_close, randomise
 from support.cases import CASES, FEATURES
@@ -56,7 +57,7 @@ def cases():
         seen.add(kind)
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", list(cases()))
 def test_the_numbers_are_those_of_the_cpu_and_nothing_waits(case):
     pair = Pair(case)
     values = [*pair.models[1].parameters(), *pair.models[1].buffers()]
@@ -141,3 +142,13 @@ def test_a_condition_of_each_input_waits_for_the_check_of_features_alone(source)
     with counting_waits() as waits:
         model(x).sum().backward()
     assert len(waits) == 1 and "mapping_net.py" in waits[0], waits
+
+
+def test_images_are_converted_where_they_are():
+    images = torch.rand(2, 3, 4, 4)
+    convert = ImageConversion(scale=(2.0, 1.0, 0.5), shift=(-1.0, 0.0, 1.0), size=(6, 6))
+    there = images.to(CARD)
+    with counting_waits() as waits:
+        converted = convert(there)
+    assert not waits, waits
+    assert_close(converted.cpu(), convert(images), 1e-6)
