@@ -16,7 +16,7 @@ from support.query_value_blocks import Network
 from support.second_device import CARD, counting_waits
 
 STEPS = 5
-SLOW = pytest.mark.slow
+SLOW, SLOW_RULES = pytest.mark.slow, ("accumulated", "bond by bond")
 TARGETS = ("query", "value")
 CHAIN = AdapterConfig("metatt-4d", 3, targets=TARGETS, init="ze-no-no-no")
 RULES = {
@@ -44,7 +44,7 @@ def trained(config, settings, device, path=None, steps=STEPS):
     return losses, {key: value.detach().cpu() for key, value in adapter.factors.items()}
 
 
-@pytest.mark.parametrize("rule", [pytest.param(rule, marks=[SLOW] * (rule == "accumulated")) for rule in RULES])
+@pytest.mark.parametrize("rule", [pytest.param(rule, marks=[SLOW] * (rule in SLOW_RULES)) for rule in RULES])
 def test_a_training_and_its_continuation(rule, tmp_path):
     losses, factors = trained(*RULES[rule], CARD)
     expected, right = trained(*RULES[rule], "cpu")
