@@ -16,7 +16,6 @@ from metalora.training.controllers import trainer_callback
 from metalora.training.loop import fit
 from support.resume import resumes_to_the_same_bits
 
-pytest.importorskip("accelerate")
 RANK, STEPS, GAMMA = 4, 12, 0.3
 RULE = RankBudgetConfig(final=2, start=2, hold=3, every=2, beta1=0.8, beta2=0.7, orthogonality=GAMMA)
 

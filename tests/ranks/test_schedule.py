@@ -13,7 +13,6 @@ from metalora.training.controllers import trainer_callback
 from metalora.training.loop import fit
 from support.resume import resumes_to_the_same_bits
 
-pytest.importorskip("accelerate")
 pytest.importorskip("transformers")
 WIDTH, STEPS = 16, 8
 SCHEDULE = RankScheduleConfig(steps=(3, 6), ranks=(3, 2))

@@ -12,7 +12,6 @@ from metalora.config import TrainConfig
 from metalora.training.loop import fit
 from support.transformer import WIDTH, attach_to_transformer
 
-pytest.importorskip("accelerate")
 CONFIG = TrainConfig(steps=6, lr=1e-2)
 X = torch.randn(4, 5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

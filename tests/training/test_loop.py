@@ -13,7 +13,6 @@ from metalora.training.loop import fit
 from support.adapters import randomise
 from support.conv_net import BODY, SOURCES, conv_net, images
 
-pytest.importorskip("accelerate")
 STEPS = 6
 CONFIG = TrainConfig(steps=STEPS, lr=1e-2, checkpoint_every=100)
 torch.manual_seed(0)  # what other modules draw when they are imported must not move the base

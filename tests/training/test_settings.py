@@ -16,7 +16,6 @@ from metalora.training.parameters import TrainedParameters
 from metalora.training.schedule import learning_rate_schedule
 from support.adapters import randomise
 
-pytest.importorskip("accelerate")
 FEATURES = torch.tensor([[0.5, -1.0], [1.5, 0.3]])
 X = torch.tensor([[1.0, 2.0, -1.0], [0.5, -1.0, 2.0]])
 
@@ -181,23 +180,45 @@ def test_random_numbers_differ_between_steps_and_seeds_and_repeat_with_the_seed(
     assert draws(1) == numbers[3:6]
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_the_loss_is_made_under_autocast_of_the_precision(precision):
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
-    model, adapter, step_loss = generated()
+def test_the_loss_is_made_under_autocast_of_the_precision_and_two_trainings_may_differ():
     seen = []
+    for precision in ("no", "bf16", "fp16", "no"):
+        model, adapter, step_loss = generated()
 
-    def observed(k):
-        seen.append((torch.is_autocast_enabled("cpu"), model(X, condition=adapter.condition(FEATURES)).dtype))
-        return step_loss(k)
+        def observed(k, model=model, adapter=adapter, step_loss=step_loss):
+            seen.append(model(X, condition=adapter.condition(FEATURES)).dtype)
+            return step_loss(k)
 
-    try:
         fit(model, adapter, observed, TrainConfig(steps=1, mixed_precision=precision))
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    assert seen == [(True, torch.bfloat16) if precision == "bf16" else (False, torch.float32)]
+    assert seen == [torch.float32, torch.bfloat16, torch.float16, torch.float32]
+
+
+def test_in_float16_the_loss_is_scaled_and_small_gradients_arrive():
+    """A gradient g of 2e-8 is zero in float16 without the scale; Adam's first step is the rate times g / (g + 1e-8)."""
+    head = nn.Linear(1, 1, bias=False)
+    start = head.weight.item()
+    config = TrainConfig(steps=1, lr=0.01, weight_decay=0.0, schedule="constant", mixed_precision="fp16")
+    fit(head, None, lambda k: 2e-8 * head(torch.ones(1, 1)).float().sum(), config, extra_module=head)
+    assert start - head.weight.item() == pytest.approx(0.01 * 2 / 3, rel=1e-2)
+
+
+def test_a_training_in_float16_continues_with_its_scale(tmp_path):
+    """The first steps overflow and halve the scale; a run that were to begin with the first scale would repeat them."""
+
+    def losses(*steps):
+        torch.manual_seed(0)
+        head = nn.Linear(3, 4)
+        for stop in steps:
+            found = fit(
+                head, None, lambda k: head(X).float().square().sum(), config, extra_module=head,
+                checkpoint=tmp_path / f"{len(steps)}.pt", on_step=lambda step, loss, stop=stop: step == stop,
+            )  # fmt: skip
+        return found, head.weight
+
+    config = TrainConfig(steps=8, lr=0.01, mixed_precision="fp16", checkpoint_every=1)
+    (whole, expected), (resumed, weight) = losses(7), losses(4, 7)
+    assert resumed == whole and torch.equal(weight, expected)
+    assert whole[0] == whole[1] and whole[-1] < whole[0]  # the first step overflows
 
 
 def test_an_adapter_is_rounded_to_what_its_file_holds():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metalora._util.sending import sent
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.conditioning.features import (
@@ -246,8 +247,8 @@ def batch_size(inputs: Any) -> int:
 def to_device(inputs: Any, device: torch.device | str) -> Any:
     """Return model inputs, a tensor or a mapping of tensors, on a device."""
     if isinstance(inputs, Tensor):
-        return inputs.to(device)
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+        return sent(inputs, device)
+    return {name: sent(tensor, device) for name, tensor in inputs.items()}
 
 
 def rows_of(inputs: Any, rows: Tensor | slice) -> Any:

@@ -16,6 +16,7 @@ from metalora._util.allocator import keeping_freed_memory
 from metalora._util.hub import Uploadable
 from metalora._util.process_errors import errors_in_all_processes
 from metalora._util.processes import default_device, join_processes, of_process_0
+from metalora._util.sending import sent
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import adapter_of, attach
 from metalora.config import AdapterConfig, TrainConfig, from_dict
@@ -363,7 +364,7 @@ class _Training:
         rows = self.trained[torch.randperm(len(self.trained), generator=generator)[:size]]
         inputs = to_device(self.prepared.batch(rows), self.tuned.device)
         features, penalty = self.features.with_penalty(inputs)
-        loss = cross_entropy(self.tuned.head(features), self.codes[rows].to(features.device))
+        loss = cross_entropy(self.tuned.head(features), sent(self.codes[rows], features.device))
         return loss if penalty is None else loss + self.penalty * penalty
 
     def _batches(self, rows: Tensor) -> Iterable[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metalora._util.sending import sent
 from metalora.learner.data import Draw, EpisodeSource
 from metalora.learner.features import StageFeatures, rows_of, to_device
 from metalora.learner.generators import Generator, SupportSet
@@ -76,21 +77,19 @@ class EpisodeLoss:
         adapter = self.features.adapter
         condition = adapter.neutral() if adapter is not None and self.generator is not None else None
         phi = torch.cat([frozen, self.features.adapted(inputs, condition)], 1)  # (n, d)
-        losses = [
-            episode_loss(self.readout, phi, labels.to(phi.device), draw.support, frozen.shape[1])
-            for labels in draw.label_sets
-        ]
+        losses = [episode_loss(self.readout, phi, labels, draw.support, frozen.shape[1]) for labels in draw.label_sets]
         return torch.stack(losses).mean()
 
     def _generated(self, draw: Draw, labels: Tensor) -> Tensor:
         """Return the loss of one label set under its own condition, with the penalty of this condition."""
         assert self.generator is not None
         inputs, frozen = self._prepared(draw)
-        labels = labels.to(frozen.device)
-        kept = labels >= 0
-        support = int(kept[: draw.support].sum())
-        inputs, labels, frozen = rows_of(inputs, kept.nonzero()[:, 0]), labels[kept], frozen[kept]
-        of_support = SupportSet(rows_of(inputs, slice(support)), frozen[:support], labels[:support])
+        rows = (labels >= 0).nonzero()[:, 0]  # on the CPU, as all that is decided here
+        support = int((rows < draw.support).sum())
+        labels, rows = labels[rows], sent(rows, frozen.device)
+        inputs, frozen = rows_of(inputs, rows), frozen[rows]
+        labels_of_support = sent(labels[:support], frozen.device)
+        of_support = SupportSet(rows_of(inputs, slice(support)), frozen[:support], labels_of_support)
         condition = self.generator(self.features, self.readout, of_support)
         phi = torch.cat([frozen, self.features.adapted(inputs, condition)], 1)
         loss = episode_loss(self.readout, phi, labels, support, frozen.shape[1])
@@ -101,7 +100,7 @@ class EpisodeLoss:
         """Return the inputs of a draw on the device of the network, and their frozen statistics (n, d)."""
         device = next(self.features.model.parameters()).device
         inputs = to_device(draw.inputs, device)
-        frozen = self.features.frozen(inputs) if draw.statistics is None else draw.statistics.to(device)
+        frozen = self.features.frozen(inputs) if draw.statistics is None else sent(draw.statistics, device)
         return inputs, frozen
 
 
@@ -111,14 +110,14 @@ def episode_loss(readout: Readout, phi: Tensor, labels: Tensor, support: int, fr
     Args:
         readout: The readout.
         phi: Features of the support set, then of the queries, (n, d).
-        labels: Their classes, (n,), consecutive from 0; -1 for an item that is not in the episode.
+        labels: Their classes, (n,), consecutive from 0; -1 for an item that is not in the episode. They lie on the CPU,
+            so that a GPU is not waited for to learn which items these are.
         support: How many of the n items are the support set.
         frozen_width: How many of the d features are those of the frozen network; they come first.
     """
-    kept = labels >= 0
-    support_rows, query_rows = kept.clone(), kept.clone()
-    support_rows[support:] = False
-    query_rows[:support] = False
-    classes = int(labels.max()) + 1
-    fitted = readout.fit(phi[support_rows], Targets.classes(labels[support_rows], classes), frozen_width=frozen_width)
-    return readout.loss(fitted.logits(phi[query_rows]), labels[query_rows])
+    rows = (labels >= 0).nonzero()[:, 0]
+    support_rows, query_rows = rows[rows < support], rows[rows >= support]
+    targets = Targets.classes(labels[support_rows], int(labels.max()) + 1)
+    fitted = readout.fit(phi[sent(support_rows, phi.device)], targets, frozen_width=frozen_width)
+    logits = fitted.logits(phi[sent(query_rows, phi.device)])
+    return readout.loss(logits, sent(labels[query_rows], phi.device))

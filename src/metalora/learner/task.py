@@ -328,7 +328,8 @@ def fit_readout(
 
 def check_finite(features: Tensor, items: Sequence[Any]) -> None:
     """Raise a ValueError that names the first input whose features are NaN or infinite."""
-    wrong = (~features.isfinite().all(1)).nonzero()[:, 0].tolist()
+    is_finite = features.isfinite().all(1).tolist()  # all of them: a GPU is waited for once
+    wrong = [number for number, finite in enumerate(is_finite) if not finite]
     if wrong:
         first = list(items)[wrong[0]]
         name = first if isinstance(first, (str, Path)) else f"number {wrong[0]}"

@@ -145,8 +145,7 @@ class RankBudget:
         # the last choice is made at `end` even if `every` does not divide it
         choose = step == end or (between and step % self.config.every == 0)
         if choose:
-            kept = of_process_0(self._largest_scores(budget_now))
-            self.kept = {key: mask.to(self._factor(key).device) for key, mask in kept.items()}
+            self.kept = self._beside_factors(of_process_0(self._largest_scores(budget_now)))
         if choose or step > end:  # after the last choice every step, since the optimiser moves masked values again
             for key, mask in self.kept.items():
                 self._factor(key).mul_(mask)
@@ -176,7 +175,13 @@ class RankBudget:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.sensitivity, self.uncertainty, self.kept = state["sensitivity"], state["uncertainty"], state["kept"]
+        self.sensitivity = self._beside_factors(state["sensitivity"])
+        self.uncertainty = self._beside_factors(state["uncertainty"])
+        self.kept = self._beside_factors(state["kept"])
+
+    def _beside_factors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors by the key of a factor on the devices of these factors."""
+        return {key: tensor.to(self._factor(key).device) for key, tensor in tensors.items()}
 
     def _factor(self, key: str) -> Tensor:
         return self.adapter.factors[key]

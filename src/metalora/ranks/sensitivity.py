@@ -78,7 +78,8 @@ class LossSensitivity:
             for group in self.groups
         ]
         # in half precision the optimiser skips a step whose gradients overflow, and so does this
-        if all(matrix.isfinite().all() for matrices in of_groups for matrix in matrices.values()):
+        finite = [matrix.isfinite().all() for matrices in of_groups for matrix in matrices.values()]
+        if torch.stack([flag.to(finite[0].device) for flag in finite]).all():  # one number: a GPU is waited for once
             self.recorded.append(of_groups)
 
     def of_group(self, number: int) -> dict[str, Tensor]:
@@ -104,7 +105,11 @@ class LossSensitivity:
     def restore(self, state: Sequence[GradientsOfGroups]) -> None:
         """Go on from what `state` returned, with the adapter as it was then."""
         self.layout = self.adapter.layout
-        self.recorded.extend(state)
+        device = next(iter(self.adapter.learned.values())).device
+        for of_groups in state:
+            self.recorded.append(
+                [{bond: matrix.to(device) for bond, matrix in matrices.items()} for matrices in of_groups]
+            )
 
 
 def _check_topologies(groups: Sequence[FactorGroup]) -> None:

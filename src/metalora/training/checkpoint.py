@@ -50,6 +50,7 @@ class RunCheckpoint:
         trained: The parameters.
         optimizer: The optimiser.
         scheduler: The schedule of the learning rate.
+        precision: The precision, whose scale of the loss changes.
         rules: The controllers.
         path: The file; None saves nothing.
         seed: The seed of the run.
@@ -63,6 +64,7 @@ class RunCheckpoint:
         trained: TrainedParameters,
         optimizer: Stateful,
         scheduler: Stateful,
+        precision: Stateful,
         rules: Sequence[Controller],
         path: str | Path | None,
         seed: int,
@@ -73,6 +75,7 @@ class RunCheckpoint:
         self.trained = trained
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.precision = precision
         self.rules = rules
         self.data = data
         self.path = None if path is None else Path(path)
@@ -99,6 +102,7 @@ class RunCheckpoint:
             **self.trained.state(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "precision": self.precision.state_dict(),
             "controllers": [rule.state() for rule in self.rules],
             "losses": losses,
             "time": time.time(),
@@ -121,6 +125,7 @@ class RunCheckpoint:
         self.trained.restore(state)  # first, because the state of the optimiser has the shapes of the parameters
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.precision.load_state_dict(state.get("precision", {}))  # checkpoints of before have none
         for rule, rule_state in zip(self.rules, state["controllers"], strict=True):
             rule.restore(rule_state)
         losses: list[float] = state["losses"]

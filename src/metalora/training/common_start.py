@@ -18,7 +18,6 @@ def start_together(
     extra_module: nn.Module | None,
     trained: TrainedParameters,
     config: TrainConfig,
-    accelerate_processes: int,
 ) -> None:
     """Check that all processes train the same, and give them the numbers that process 0 starts from.
 
@@ -31,23 +30,16 @@ def start_together(
         extra_module: A further module that is trained.
         trained: Their parameters.
         config: The configuration of the run.
-        accelerate_processes: The number of processes that Accelerate counts.
 
     Raises:
         ValueError: In all processes, if the configuration, the adapter, what else is trained, or the frozen base
-            differs; Accelerate counts processes that torch.distributed does not have.
+            differs.
 
     Example:
         >>> head = nn.Linear(2, 2)
-        >>> start_together(head, None, head, TrainedParameters(None, head), TrainConfig(), accelerate_processes=1)
+        >>> start_together(head, None, head, TrainedParameters(None, head), TrainConfig())
     """
-    processes = process_count()
-    if accelerate_processes > processes:
-        raise ValueError(
-            f"fit: Accelerate counts {accelerate_processes} processes and torch.distributed {processes}; gradients are "
-            "averaged by torch.distributed, call its init_process_group first"
-        )
-    if processes == 1:
+    if process_count() == 1:
         return
     facts = {
         "the configuration of the training": to_dict(config),

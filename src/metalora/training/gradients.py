@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from metalora._util.common_error import CommonError
 from metalora._util.processes import process_count
 
 
@@ -37,24 +37,36 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         parameter.grad = mean.view_as(parameter).to(parameter) if share else None
 
 
-def check_gradients(parameters: Sequence[nn.Parameter], step: int) -> None:
-    """Check that all gradients are finite, before a step would write NaN into the parameters and the checkpoint.
+def finite_loss(losses: Sequence[Tensor], parameters: Sequence[nn.Parameter], step: int) -> float:
+    """Return the mean loss of a step, after a check that no loss and no gradient would bring NaN into the parameters.
+
+    A GPU is waited for once, for all numbers together.
 
     Args:
-        parameters: The parameters; a missing gradient is left out.
+        losses: The losses of the parts of the step, one number each.
+        parameters: The parameters whose gradients are checked; a missing gradient is left out.
         step: Number of the step, for the message.
 
     Raises:
-        CommonError: A gradient is infinite or NaN; the gradients are the same in all processes.
+        ValueError: A loss or a gradient is infinite or NaN.
 
     Example:
         >>> factor = nn.Parameter(torch.zeros(2))
         >>> factor.grad = torch.tensor([1.0, float("inf")])
-        >>> check_gradients([factor], step=7)  # doctest: +ELLIPSIS
+        >>> finite_loss([torch.tensor(0.5)], [factor], step=7)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        metalora._util.common_error.CommonError: step 7: a gradient is not finite; lower the learning rate...
+        ValueError: step 7: a gradient is not finite; lower the learning rate or check the data
     """
     finite = [parameter.grad.isfinite().all() for parameter in parameters if parameter.grad is not None]
-    # One number, so that a GPU is waited for once; a model may lie on several.
-    if finite and not torch.stack([flag.to(finite[0].device) for flag in finite]).all():
-        raise CommonError(f"step {step}: a gradient is not finite; lower the learning rate or check the data")
+    numbers = [loss.reshape(()) for loss in losses]
+    if finite:
+        flags = torch.stack([flag.to(numbers[0].device) for flag in finite])  # a model may lie on several devices
+        numbers.append(flags.all().to(numbers[0].dtype))
+    values: list[float] = torch.stack(numbers).tolist()
+    remedy = "lower the learning rate or check the data"
+    for value in values[: len(losses)]:
+        if not math.isfinite(value):
+            raise ValueError(f"step {step}: the loss is {value}; {remedy}")
+    if finite and not values[-1]:
+        raise ValueError(f"step {step}: a gradient is not finite; {remedy}")
+    return sum(values[: len(losses)]) / len(losses)

@@ -1,32 +1,29 @@
-"""The training loop, on Accelerate. A step depends only on its number, so that a resumed run repeats nothing."""
+"""The training loop. A step depends only on its number, so that a resumed run repeats nothing."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from metalora._util.allocator import keeping_freed_memory
 from metalora._util.process_errors import mean_over_processes
-from metalora._util.processes import any_process, done_by_process_0
+from metalora._util.processes import any_process, done_by_process_0, join_processes
 from metalora._util.sharding import check_not_partitioned, is_sharded
 from metalora.adapters.adapter import Adapter
 from metalora.config import TrainConfig
 from metalora.training.checkpoint import RunCheckpoint, base_of_run
 from metalora.training.common_start import start_together
 from metalora.training.controllers import Controller, controllers, total_penalty
-from metalora.training.gradients import average_gradients, check_gradients
+from metalora.training.gradients import average_gradients, finite_loss
 from metalora.training.interrupt import deferred_interrupt
 from metalora.training.parameters import TrainedParameters
 from metalora.training.parts import parts_of_process
-from metalora.training.schedule import learning_rate_schedule
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from metalora.training.precision import Precision
+from metalora.training.schedule import advance, learning_rate_schedule
 
 StepLoss = Callable[[int], Tensor]
 SEED_STRIDE = 1_000_003  # a prime: runs with neighbouring seeds share no random numbers
@@ -74,10 +71,10 @@ def fit(
         The loss of every step, the mean over its parts, including the penalties of the controllers.
 
     Raises:
-        ValueError: A loss is not finite, `config.accumulate` is below 1, the adapter does not allow a controller,
-            nothing requires a gradient, or the checkpoint is damaged, of another run, of another number of parts, of
-            other data or of another base. Of several processes also: they do not start from the same configuration,
-            adapter and base, or `step_loss` raised an error in one of them.
+        ValueError: A loss or a gradient is not finite, `config.accumulate` is below 1, the adapter does not allow a
+            controller, nothing requires a gradient, or the checkpoint is damaged, of another run, of another number of
+            parts, of other data or of another base. Of several processes also: they do not start from the same
+            configuration, adapter and base, or `step_loss` raised an error in one of them.
         KeyboardInterrupt: After Ctrl-C or SIGTERM, when the step is complete and the checkpoint is written.
 
     Example:
@@ -88,35 +85,29 @@ def fit(
         >>> len(losses), losses[-1] < losses[0]
         (20, True)
     """
-    from accelerate import Accelerator
-
     check_not_partitioned(model, "fit")
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
+    join_processes()
     model.eval()  # `TrainedParameters` puts the adapter alone into training mode
     trained = TrainedParameters(adapter, extra_module)
-    start_together(model, adapter, extra_module, trained, config, accelerator.num_processes)
+    start_together(model, adapter, extra_module, trained, config)
     optimizer = torch.optim.AdamW(trained.groups(config), weight_decay=config.weight_decay)
     scheduler = learning_rate_schedule(optimizer, config)
-    optimizer = accelerator.prepare(optimizer)  # not the model: gradients are averaged here, see gradients.py
     rules = controllers(model, config)
     base = functools.partial(base_of_run, model, adapter, extra_module)
-    run = RunCheckpoint(trained, optimizer, scheduler, rules, checkpoint, seed, config, base, data)
-    losses = run.resume()
     device = trained.parameters[0].device
+    precision = Precision(config.mixed_precision, device)
+    run = RunCheckpoint(trained, optimizer, scheduler, precision, rules, checkpoint, seed, config, base, data)
+    losses = run.resume()
     alone = not is_sharded(model)
     try:
         with deferred_interrupt() as interrupted, keeping_freed_memory():
             for step in range(len(losses), config.steps):
                 optimizer.zero_grad()
-                backward = functools.partial(_backward, step_loss, step, config, seed, accelerator, rules)
+                backward = functools.partial(_backward, step_loss, step, config, seed, precision, rules, trained)
                 losses.append(mean_over_processes(backward, device, alone=alone))
                 average_gradients(trained.parameters)
-                if accelerator.scaler is None:  # which itself leaves a step out whose scaled gradients overflow
-                    check_gradients(trained.parameters, step)
-                if config.clip:
-                    accelerator.clip_grad_norm_(trained.parameters, config.clip)
-                optimizer.step()
-                scheduler.step()
+                precision.step(optimizer, trained.parameters, config.clip)
+                advance(scheduler)
                 for rule in rules:  # after the update, since a sweep changes the shapes of parameters
                     rule.after(step + 1, optimizer)
                 stop = on_step is not None and bool(on_step(step, losses[-1]))
@@ -141,26 +132,20 @@ def _backward(
     step: int,
     config: TrainConfig,
     seed: int,
-    accelerator: Accelerator,
+    precision: Precision,
     rules: Sequence[Controller],
+    trained: TrainedParameters,
 ) -> float:
     """Add the gradients of the mean loss over the parts of a step that this process takes, and return that mean."""
-    total = 0.0
+    losses = []
     for k in parts_of_process(step, config):
         torch.manual_seed(seed * SEED_STRIDE + k)  # by the number of the part: a resumed run draws the same
-        with accelerator.autocast():
+        with precision.autocast():
             loss = step_loss(k)
         penalty = total_penalty(rules)
         if penalty is not None:
             loss = loss + penalty
-        total += _finite_value(loss, step)
-        accelerator.backward(loss / config.accumulate)
-    return total / config.accumulate
-
-
-def _finite_value(loss: Tensor, step: int) -> float:
-    """Return the loss as a number; ValueError if it is infinite or NaN."""
-    value = float(loss.detach())
-    if not torch.isfinite(loss.detach()).all():
-        raise ValueError(f"step {step}: the loss is {value}; lower the learning rate or check the data")
-    return value
+        precision.backward(loss / config.accumulate)
+        losses.append(loss.detach())
+    # Read when all work is on its way: a GPU is waited for once a step.
+    return finite_loss(losses, () if precision.scales else trained.parameters, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
@@ -38,6 +39,22 @@ def learning_rate_schedule(optimizer: Optimizer, config: TrainConfig) -> LRSched
     peaks = [group["lr"] for group in optimizer.param_groups]
     # One more than the steps: the scheduler also steps after the last step of the optimiser.
     return OneCycleLR(optimizer, max_lr=peaks, total_steps=config.steps + 1, pct_start=config.warmup)
+
+
+def advance(scheduler: LRScheduler) -> None:
+    """Go on to the learning rate of the next step. A step counts also if it was left out, as float16 does.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> schedule = learning_rate_schedule(optimizer, TrainConfig(steps=4, schedule="linear", warmup=0.5))
+        >>> advance(schedule)
+        >>> schedule.get_last_lr()
+        [1.0]
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before")
+        scheduler.step()
 
 
 def linear_factor(step: int, steps: int, warmup: float) -> float:

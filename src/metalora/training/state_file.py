@@ -35,7 +35,9 @@ def write_state(path: Path, state: dict[str, Any], remark: str) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return the state in a file that `write_state` wrote. No code of the file is run.
+    """Return the state in a file that `write_state` wrote, on the CPU. No code of the file is run.
+
+    The GPU that it was written from may be missing here.
 
     Raises:
         ValueError: The file is damaged or something else, or it cannot be read.
@@ -55,5 +57,5 @@ def read_state(path: Path) -> dict[str, Any]:
     digest, saved = content[len(MAGIC) : start], content[start:]
     if not content.startswith(MAGIC) or hashlib.sha256(saved).digest() != digest:
         raise ValueError(f"{path}: not a complete checkpoint (its checksum differs); delete it to restart")
-    state: dict[str, Any] = torch.load(io.BytesIO(saved), weights_only=True)
+    state: dict[str, Any] = torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
     return state

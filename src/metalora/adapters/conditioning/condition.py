@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metalora._util.described import Described
+from metalora._util.sending import sent
 from metalora.adapters.readable import is_readable
 
 if TYPE_CHECKING:
@@ -58,13 +59,14 @@ def task_index(ids: Tensor | Sequence[int] | int, tasks: int, device: torch.devi
         >>> task_index([0, 2], 3, torch.device("cpu"))
         tensor([0, 2])
     """
-    index = torch.as_tensor(ids, device=device).reshape(-1)  # a single number becomes (1,)
+    index = torch.as_tensor(ids).reshape(-1)  # a single number becomes (1,)
     if is_readable(index) and len(index):
-        wrong = index[(index < 0) | (index >= tasks)]
+        numbers = index.cpu()  # a GPU that has them is waited for once, and no GPU otherwise
+        wrong = numbers[(numbers < 0) | (numbers >= tasks)]
         # Booleans and fractions compare like numbers, but they are not task ids.
         if index.is_floating_point() or index.dtype == torch.bool or len(wrong):
-            raise ValueError(f"task {(wrong if len(wrong) else index)[0]}: expected 0..{tasks - 1}")
-    return index
+            raise ValueError(f"task {(wrong if len(wrong) else numbers)[0]}: expected 0..{tasks - 1}")
+    return sent(index, device)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from metalora._util.sending import sent
 from metalora.adapters.conditioning.check import check_shapes
 from metalora.adapters.conditioning.condition import Condition, Maker, Origin, common_maker, common_origin
 
@@ -174,7 +175,7 @@ class ConditionTable:
             rows = [self._row(number) for number in wanted]
             if self._matrix is None:
                 raise ValueError("the table has no condition to take")
-            index = torch.tensor(rows, dtype=torch.int64, device=self._matrix.device)
+            index = sent(torch.tensor(rows, dtype=torch.int64), self._matrix.device)
             taken = self._matrix.index_select(0, index).to(self._result_dtype)  # (n, numbers of all factors)
         sizes = [prod(shape) for shape in self._shapes.values()]
         values = {

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metalora._util.sending import sent
 from metalora._util.shown import shown
 from metalora.adapters.conditioning.features import Inputs, image_size_of
 from metalora.config import ConditionConfig
@@ -107,7 +109,8 @@ class ImageConversion:
             return inputs
         images = inputs
         if self.scale:
-            scale, shift = (images.new_tensor(values)[:, None, None] for values in (self.scale, self.shift))
+            numbers = sent(torch.tensor([self.scale, self.shift], dtype=images.dtype), images.device)
+            scale, shift = numbers[:, :, None, None]
             images = images * scale + shift
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             images = F.interpolate(images, self.size, mode=self.interpolation, antialias=True)

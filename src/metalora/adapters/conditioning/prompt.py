@@ -137,10 +137,11 @@ def check_prompt_is_known(adapter: Adapter, inputs: Inputs) -> None:
 def _check_every_row_has_a_prompt(mask: Tensor) -> None:
     if not is_readable(mask):  # the features would not be finite, which the mapping net refuses
         return
-    empty = (~mask.any(1)).nonzero().flatten().tolist()
-    if empty:
+    has_prompt = mask.any(1).tolist()  # a GPU is waited for once
+    if not all(has_prompt):
+        empty = has_prompt.index(False)
         raise ValueError(
-            f"example {empty[0]} has no prompt: its first token is an answer already, so there is nothing to make a "
+            f"example {empty} has no prompt: its first token is an answer already, so there is nothing to make a "
             "condition from. Set the labels of the prompt to -100 (a data set of prompts and completions in TRL); for "
             "texts without a prompt use condition scope 'constant', or scope 'support' with a condition that you make"
         )

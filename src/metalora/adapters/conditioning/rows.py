@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from metalora._util.sending import sent
 from metalora.adapters.conditioning.condition import Values
 from metalora.adapters.readable import is_readable
 
@@ -81,11 +82,12 @@ def values_of_rows(values: Values, rows: Tensor | Sequence[int], copy: bool = Tr
         raise ValueError(f"rows: expected the number of a condition for each row, (m,), got {tuple(index.shape)}")
     index = index.long()
     if is_readable(index) and len(index):
-        if int(index.min()) < 0 or int(index.max()) >= len(first):
-            raise ValueError(f"rows: {index.tolist()} are not all numbers of conditions, 0..{len(first) - 1}")
-        if len(index) == len(first) and torch.equal(index, torch.arange(len(index), device=index.device)):
+        numbers = index.cpu()  # a GPU that has them is waited for once, and no GPU otherwise
+        if int(numbers.min()) < 0 or int(numbers.max()) >= len(first):
+            raise ValueError(f"rows: {numbers.tolist()} are not all numbers of conditions, 0..{len(first) - 1}")
+        if len(numbers) == len(first) and torch.equal(numbers, torch.arange(len(numbers))):
             return dict(values)  # all of them in their order
-    index = index.to(first.device)
+    index = sent(index, first.device)
     if not copy:
         return RowValues(values, index)
     return {key: value.index_select(0, index) for key, value in values.items()}

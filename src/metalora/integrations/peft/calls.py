@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metalora.adapters.conditioning.condition import Condition
@@ -30,7 +31,7 @@ class Call:
         task_ids: The task of each example, or of all.
         beams: Sequences per example that `generate` runs.
         base_only: Whether the frozen base runs alone.
-        rows: Batch size -> result of `AdapterContainer.rows_by_adapter`.
+        rows: Batch size and device -> result of `AdapterContainer.rows_by_adapter`.
     """
 
     adapter_names: Sequence[str] | None = None
@@ -38,7 +39,7 @@ class Call:
     task_ids: TaskIds | None = None
     beams: int = 1
     base_only: bool = False
-    rows: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    rows: dict[tuple[int, torch.device], dict[str, Tensor]] = field(default_factory=dict)
 
     def names_of_rows(self, batch_size: int) -> list[str]:
         """Return the adapter name of each row of a batch, with a row for each of its beams.

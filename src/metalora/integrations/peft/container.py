@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from metalora._util.sending import sent
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.checkpointing import explicit
@@ -156,11 +157,12 @@ class AdapterContainer(TunerLayer, nn.Module):
         # BASE_NAME is not the name of an adapter, so it is left out here.
         return {name: adapters[name] for name in names if name in adapters and not adapters[name].merged}
 
-    def rows_by_adapter(self, batch_size: int) -> dict[str, Tensor]:
+    def rows_by_adapter(self, batch_size: int, device: torch.device) -> dict[str, Tensor]:
         """The rows of a mixed batch that belong to each adapter.
 
         Args:
             batch_size: Rows of the layer's input: the examples, or examples times beams.
+            device: Where the layer computes.
 
         Returns:
             Adapter name -> the indices of its rows, `(rows,)`; rows without adapter are in none of them.
@@ -169,15 +171,15 @@ class AdapterContainer(TunerLayer, nn.Module):
             ValueError: `adapter_names` does not fit the batch size.
         """
         call = self.call
-        if batch_size not in call.rows:
+        if (batch_size, device) not in call.rows:
             names = call.names_of_rows(batch_size)
             # Once for each batch size of a call: an encoder and a decoder have two.
-            call.rows[batch_size] = {
-                name: torch.tensor([row for row, row_name in enumerate(names) if row_name == name])
+            call.rows[batch_size, device] = {
+                name: sent(torch.tensor([row for row, row_name in enumerate(names) if row_name == name]), device)
                 for name in dict.fromkeys(names)
                 if name != BASE_NAME
             }
-        return call.rows[batch_size]
+        return call.rows[batch_size, device]
 
     @contextlib.contextmanager
     def call_arguments(

@@ -194,12 +194,12 @@ class AdaptedModule(ReadAsBase, TunerLayer):
             )
         batch_size = x.shape[0]
         y = y.clone()  # its rows are overwritten, and autograd may need the base's output
-        for name, rows in self.container.rows_by_adapter(batch_size).items():
+        for name, rows in self.container.rows_by_adapter(batch_size, x.device).items():
             layer = self.adapter_layers.get(name)
             if layer is None:
                 continue
             active_values = self.container.adapters_by_name()[name].current().values
-            values = None if active_values is None else _values_of_rows(active_values, rows.to(x.device), batch_size)
+            values = None if active_values is None else _values_of_rows(active_values, rows, batch_size)
             y[rows] = layer.add_update(x[rows], y[rows], values).to(y.dtype)
         return y
 

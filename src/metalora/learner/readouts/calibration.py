@@ -71,11 +71,10 @@ def better_by_standard_error(likelihoods: Sequence[Tensor]) -> int:
         >>> better_by_standard_error([first, first + 0.5])
         1
     """
+    differences = torch.stack(list(likelihoods)) - likelihoods[0]  # (fits, n)
+    errors = differences.std(1, correction=0) / differences.shape[1] ** 0.5
     best, best_gain = 0, 0.0
-    for number, other in enumerate(likelihoods[1:], start=1):
-        difference = other - likelihoods[0]
-        gain = float(difference.mean())
-        error = float(difference.std(correction=0)) / len(difference) ** 0.5
+    for number, (gain, error) in enumerate(torch.stack([differences.mean(1), errors], 1).tolist()):
         if gain > max(error, best_gain):
             best, best_gain = number, gain
     return best

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalora._util.sending import sent
+
 
 def linear_and_rbf(left: Tensor, right: Tensor) -> Tensor:
     """Return the kernel k(a, b) = <a, b> / 2 + exp(-|a - b|^2 / 4) / 2 of weighted features.
@@ -166,7 +168,7 @@ def ridge_path(kernel: Tensor, targets: Tensor, ridges: tuple[float, ...], group
         [0.0, 0.06]
     """
     eigenvalues, vectors = torch.linalg.eigh(kernel)
-    candidates = kernel.new_tensor(ridges)
+    candidates = sent(torch.tensor(ridges, dtype=kernel.dtype), kernel.device)
     inverse = 1 / (eigenvalues.clamp_min(0)[None] + candidates[:, None])  # (ridges, n)
     coefficients = vectors @ (inverse[..., None] * (vectors.mT @ targets))  # (ridges, n, t)
     leave_one_out = targets - coefficients / (inverse @ vectors.square().mT)[..., None]

@@ -51,7 +51,7 @@ class DiscriminantAnalysis(Readout):
         rule = self._rule(features, targets.matrix, shrinkage, 1.0)
         with torch.no_grad():
             without_self = LeaveOneOut(features.double(), targets.matrix.double(), self.balanced)
-            logits = without_self.logits(float(shrinkage)).to(features.dtype)
+            logits = without_self.logits(shrinkage.double()).to(features.dtype)
         return self._fitted(scaling, features, rule, logits, targets)
 
     def _fit_for_use(
@@ -101,22 +101,23 @@ def discriminant_analysis(features: Tensor, one_hot: Tensor, shrinkage: Tensor) 
     deviations = features - one_hot @ means
     within = (1 - shrinkage) / items
     diagonal = _diagonal(deviations.square().sum() / items, features.square().sum() / items, shrinkage, used)
+    identity = torch.eye(min(width, items), dtype=features.dtype, device=features.device)
     if width <= items:
-        covariance = within * deviations.mT @ deviations + diagonal * torch.eye(width).to(features)
+        covariance = within * deviations.mT @ deviations + diagonal * identity
         slope = torch.linalg.solve(covariance, means.mT)
     else:  # (a X^T X + b I)^-1 = (I - X^T (b / a I + X X^T)^-1 X) / b
-        gram = within * deviations @ deviations.mT + diagonal * torch.eye(items).to(features)
+        gram = within * deviations @ deviations.mT + diagonal * identity
         inner = torch.linalg.solve(gram, within * deviations @ means.mT)
         slope = (means.mT - deviations.mT @ inner) / diagonal
     return slope, -(means * slope.mT).sum(1) / 2
 
 
-def _used_features(features: Tensor) -> int:
-    """Return how many of the features (n, d) are not zero everywhere, at least 1."""
-    return max(int((features != 0).any(0).sum()), 1)
+def _used_features(features: Tensor) -> Tensor:
+    """Return how many of the features (n, d) are not zero everywhere, at least 1, a scalar ()."""
+    return (features != 0).any(0).sum().clamp_min(1)
 
 
-def _diagonal(variance_within: Tensor, variance: Tensor, shrinkage: Tensor, used: int) -> Tensor:
+def _diagonal(variance_within: Tensor, variance: Tensor, shrinkage: Tensor | float, used: Tensor) -> Tensor:
     """Return what is added to the diagonal of the covariance, from variances that are summed over the features."""
     return (shrinkage * variance_within + SMALLEST_VARIANCE * variance.clamp_min(1e-12)) / used
 
@@ -146,7 +147,7 @@ class LeaveOneOut:
         self.others = (own_count - 1).clamp_min(1)
         self.growth = own_count / self.others
 
-    def logits(self, shrinkage: float) -> Tensor:
+    def logits(self, shrinkage: Tensor | float) -> Tensor:
         """Return the logits, (n, classes), for one shrinkage."""
         items, classes = self.one_hot.shape
         items_at_once = max(1, NUMBERS_AT_ONCE // (classes * self.points.shape[1]))
@@ -154,14 +155,14 @@ class LeaveOneOut:
         joined = torch.cat([self._logits_of(chunk, shrinkage) for chunk in chunks])
         return joined if self.balanced else joined + prior_without_self(self.one_hot)
 
-    def _logits_of(self, chunk: Tensor, shrinkage: float) -> Tensor:
+    def _logits_of(self, chunk: Tensor, shrinkage: Tensor | float) -> Tensor:
         """Return the logits, (chunk, classes), of some items without the prior."""
         rest = max(len(self.points) - 1, 1)
         within = (1 - shrinkage) / rest
         removed = self.deviations[chunk]  # (chunk, r)
         growth = self.growth[chunk]
         scatter = (self.eigenvalues.sum() - growth * removed.square().sum(1)).clamp_min(0)
-        added = _diagonal(scatter / rest, self.variance, torch.as_tensor(shrinkage).to(scatter), self.used)  # (chunk,)
+        added = _diagonal(scatter / rest, self.variance, shrinkage, self.used)  # (chunk,)
         inverse = 1 / (within * self.eigenvalues.clamp_min(0) + added[:, None])  # (chunk, r)
         shift = self.one_hot[chunk, :, None] * (removed / self.others[chunk, None])[:, None]
         means = self.means - shift  # (chunk, classes, r)

@@ -110,6 +110,7 @@ def newton_fit(features: Tensor, one_hot: Tensor, penalty: Tensor, steps: int = 
     items, classes = one_hot.shape
     kernel = features @ features.mT
     coefficients, offset = torch.zeros_like(one_hot), torch.zeros_like(one_hot[0])
+    identity = torch.eye(items * classes, dtype=kernel.dtype, device=kernel.device)
     for _ in range(steps):
         logits = kernel @ coefficients + offset
         probabilities = softmax(logits, 1)
@@ -117,10 +118,10 @@ def newton_fit(features: Tensor, one_hot: Tensor, penalty: Tensor, steps: int = 
         target = torch.einsum("nab,nb->na", curvature, logits) - probabilities + one_hot
         # penalty A_i + H_i (K A + b)_i = target_i for each item, and the columns of A have the sum zero
         system = torch.einsum("nab,nm->namb", curvature, kernel).reshape(items * classes, items * classes)
-        system = system + penalty * torch.eye(items * classes).to(system)
-        sums = torch.eye(classes).to(system).repeat(1, items)
+        system = system + penalty * identity
+        sums = identity[:classes, :classes].repeat(1, items)
         upper = torch.cat([system, curvature.reshape(items * classes, classes)], 1)
-        lower = torch.cat([sums, torch.ones(classes, classes).to(system)], 1)  # it also makes the sum of b zero
+        lower = torch.cat([sums, system.new_ones(classes, classes)], 1)  # it also makes the sum of b zero
         right = torch.cat([target.reshape(-1), torch.zeros_like(offset)])
         solution = torch.linalg.solve(torch.cat([upper, lower]), right)
         coefficients, offset = solution[:-classes].view(items, classes), solution[-classes:]
@@ -214,7 +215,7 @@ class _Problem:
 def _span(features: Tensor) -> Tensor:
     """Return an orthonormal basis (d, r) of the span of features (n, d)."""
     if features.shape[1] <= features.shape[0]:
-        return torch.eye(features.shape[1]).to(features)
+        return torch.eye(features.shape[1], dtype=features.dtype, device=features.device)
     directions: Tensor = torch.linalg.svd(features, full_matrices=False).Vh.mT
     return directions
 
@@ -251,7 +252,7 @@ def leave_one_out(features: Tensor, one_hot: Tensor, penalty: float, slope: Tens
     right = torch.einsum("rasb,ns->nrab", inverse, problem.points)
     blocks = torch.einsum("nr,nrab->nab", problem.points, right)
     moved = blocks @ (probabilities - one_hot)[:, :, None]
-    identity = torch.eye(classes).to(logits)
+    identity = torch.eye(classes, dtype=logits.dtype, device=logits.device)
     steps: Tensor = torch.linalg.solve(identity - blocks @ _curvature(probabilities), moved)
     return logits + steps[:, :, 0]
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from metalora._util.sending import sent
+
 TargetKind = Literal["classes", "numbers", "multilabel"]
 
 
@@ -53,9 +55,10 @@ class Targets:
             raise ValueError(f"a readout of classes needs at least 2 classes, not {count}")
         if count > len(codes):
             raise ValueError(f"there are more classes than examples: {count} classes, {len(codes)} examples")
-        if codes.min() < 0 or codes.max() >= count:
-            raise ValueError(f"class codes must be from 0 to {count - 1}, not {int(codes.min())} to {int(codes.max())}")
-        items = torch.bincount(codes, minlength=count)
+        known = codes.cpu()  # a GPU that has them is waited for once
+        if known.min() < 0 or known.max() >= count:
+            raise ValueError(f"class codes must be from 0 to {count - 1}, not {int(known.min())} to {int(known.max())}")
+        items = torch.bincount(known, minlength=count)
         if not items.all():
             raise ValueError(f"class {int(items.argmin())} of {count} classes has no example")
         return cls("classes", one_hot(codes.long(), count).float(), count)
@@ -111,7 +114,7 @@ class Targets:
             >>> Targets.numbers(torch.ones(2)).to(torch.ones(1, dtype=torch.float64)).matrix.dtype
             torch.float64
         """
-        return Targets(self.kind, self.matrix.to(reference), self.count)
+        return Targets(self.kind, sent(self.matrix, reference.device).to(reference.dtype), self.count)
 
     def of(self, items: Tensor) -> Targets:
         """Return the targets of some of the examples.

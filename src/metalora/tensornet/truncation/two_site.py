@@ -38,11 +38,11 @@ def merge_pair(cores: Sequence[Tensor], bond: int) -> tuple[list[Tensor], int]:
     merged = torch.tensordot(cores[bond], cores[bond + 1], 1)  # (left, n, m, right)
     rows, columns = prod(merged.shape[:2]), prod(merged.shape[2:])
     if rows <= columns:
-        cores[bond] = torch.eye(rows).to(merged).reshape(*merged.shape[:2], rows)
+        cores[bond] = torch.eye(rows, dtype=merged.dtype, device=merged.device).reshape(*merged.shape[:2], rows)
         cores[bond + 1] = merged.reshape(rows, *merged.shape[2:])
         return cores, bond + 1
     cores[bond] = merged.reshape(*merged.shape[:2], columns)
-    cores[bond + 1] = torch.eye(columns).to(merged).reshape(columns, *merged.shape[2:])
+    cores[bond + 1] = torch.eye(columns, dtype=merged.dtype, device=merged.device).reshape(columns, *merged.shape[2:])
     return cores, bond
 
 
