@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from metalora.bench.gpu.budget import Budget, OutOfTime
 from metalora.bench.store import RowStore
 from metalora.config import from_dict, read_yaml
+from metalora_papers.learner.card import __main__ as command
 from metalora_papers.learner.card import budgeted, pictures
-from metalora_papers.learner.card.__main__ import main
 from metalora_papers.learner.card.archive import DESCRIPTION, pack, unpack
 from metalora_papers.learner.card.budgeted import Pace, planned_runs, run_within
 from metalora_papers.learner.card.pictures import packed_pictures, unpacked_pictures
@@ -162,9 +162,13 @@ def test_runs_are_left_out_that_do_not_end_within_the_budget(checkout, monkeypat
 
 
 def test_missing_drawings_are_one_line(checkout, monkeypatch, capsys):
+    monkeypatch.setattr(command, "ARCHIVE", checkout / "none")
     monkeypatch.setenv("METALORA_CACHE", str(checkout))
-    assert main(["--dry-run", "--data", str(checkout / "none"), "--out", str(checkout / "rows.jsonl")]) == 2
+    arguments = ["--dry-run", "--out", str(checkout / "rows.jsonl")]
+    assert command.main(arguments) == 2
     assert capsys.readouterr().err.endswith("fetch them: metalora-papers fetch emoji\n")
+    assert command.main([*arguments, "--data", str(checkout / "none")]) == 2  # what is named must be there
+    assert "none: cannot be unpacked" in capsys.readouterr().err
 
 
 BARE = """

@@ -20,6 +20,8 @@ SECONDS = 240.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run as much of the table as the budget holds; without a card, a dry run with tiny sizes on the CPU.
 
+    Without an archive it takes the drawings in the cache of the user, and the weights of the installed package.
+
     Args:
         arguments: The command line; None: that of the process.
 
@@ -30,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            if options.data.is_file():
-                _take_from(options.data, Path(folder))
+            if options.data is not None or ARCHIVE.is_file():
+                _take_from(options.data or ARCHIVE, Path(folder))
             _run(options, start)
         except (ValueError, ModuleNotFoundError) as error:
             print(error, file=sys.stderr)
@@ -44,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help=f"file of rows ({ROWS}; of a dry run: a temporary file)")
     parser.add_argument("--budget", type=float, default=SECONDS, help="seconds of the whole command (%(default)g)")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes; always so without a card")
-    parser.add_argument("--data", type=Path, default=ARCHIVE, help="archive of `make gpu-emoji-data` (%(default)s)")
+    parser.add_argument("--data", type=Path, help=f"archive of `make gpu-emoji-data` ({ARCHIVE}; else those installed)")
     return parser
 
 
