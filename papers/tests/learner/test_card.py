@@ -157,8 +157,10 @@ def test_runs_are_left_out_that_do_not_end_within_the_budget(checkout, monkeypat
     assert lines[1] == "lora, seed 0: 50.0 % on trained notions, 25.0 % on others, in 100 s"
     assert lines[3] == "lora, seed 1: not run, it takes 100 more seconds, and 30 are left"
     assert lines[-1] == "metalora-cp, seed 2: not run, too slow"
-    assert run_within(Budget(50), planned_runs(dry_run=False)[:1], store, lines.append) == []
-    assert lines[-1] == "original, seed 0: has a row"
+    assert run_within(Budget(0), planned_runs(dry_run=False)[:2], store, lines.append) == []
+    assert lines[-2:] == ["original, seed 0: has a row", "lora, seed 0: has a row"]
+    run_within(Budget(0), planned_runs(dry_run=False)[-1:], store, lines.append)
+    assert lines[-1] == "metalora-cp, seed 2: not run, no time is left"
 
 
 def test_missing_drawings_are_one_line(checkout, monkeypatch, capsys):

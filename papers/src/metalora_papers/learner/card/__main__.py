@@ -60,11 +60,12 @@ def _take_from(archive: Path, folder: Path) -> None:
 def _run(options: argparse.Namespace, start: float) -> None:
     import torch
 
+    from metalora._util.processes import default_device
     from metalora.bench.gpu.budget import Budget
     from metalora.bench.store import RowStore
     from metalora_papers.learner.card.budgeted import planned_runs, run_within
 
-    dry_run = options.dry_run or not torch.cuda.is_available()
+    dry_run = options.dry_run or default_device().type == "cpu"
     default = Path(tempfile.mkdtemp(prefix="metalora-emoji-")) / ROWS.name if dry_run else ROWS
     out = options.out or default
     torch.backends.cudnn.allow_tf32 = False  # it rounds float32 to 10 bits, and the other rows are those of a CPU

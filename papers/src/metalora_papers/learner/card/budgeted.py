@@ -88,8 +88,7 @@ def _row_within(budget: Budget, run: LearnerRunConfig, earlier: Sequence[Row]) -
             return execute(run, on_step=Pace(run.train.steps, evaluation, budget)).row
     finally:
         gc.collect()  # modules and their hooks form cycles, which would keep the memory of the card
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # nothing to do without a card
 
 
 class Pace:
@@ -122,7 +121,9 @@ class Pace:
 
 
 def _check_time(seconds: float, budget: Budget) -> None:
-    if seconds > budget.remaining or not budget.remaining:
+    if not budget.remaining:
+        raise OutOfTime("no time is left")
+    if seconds > budget.remaining:
         raise OutOfTime(f"it takes {seconds:.0f} more seconds, and {budget.remaining:.0f} are left")
 
 
