@@ -6,7 +6,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # have one thread there, too, and read the library's compiled modules instead of compiling them each time.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal
 
-.PHONY: setup test laws conformance attack load lint site sweep hashes demo bench gpu gpu-wheels clean
+.PHONY: setup test laws conformance attack load lint site sweep hashes demo bench gpu gpu-wheels gpu-emoji \
+	gpu-emoji-data clean
 
 setup: .venv/.stamp
 
@@ -73,6 +74,14 @@ gpu:  # on one CUDA card, at most eight minutes, without `make setup`: PYTHON=py
 
 gpu-wheels:  # for a card's machine without a network: run it elsewhere, and copy .wheels with the checkout
 	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: -c constraints.txt -d .wheels opt_einsum
+
+gpu-emoji:  # the emoji table at 96 pixels, on one CUDA card, at most four minutes; EMOJI="--budget 400 --out FILE"
+	HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 \
+		PYTHONPATH=src:papers/src:$$(ls -d .wheels/*.whl 2>/dev/null | paste -s -d: -) \
+		$(PYTHON) -m metalora_papers.learner.card $(EMOJI)
+
+gpu-emoji-data: setup  # for a card's machine without a network: run it elsewhere, and copy .card with the checkout
+	$(BIN)/python -m metalora_papers.learner.card.pack
 
 clean:
 	rm -rf build dist site .pytest_cache .ruff_cache .import_linter_cache .mypy_cache .hypothesis src/*.egg-info papers/src/*.egg-info

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 
+import metalora_papers
 from metalora_papers.config import CausalRunConfig, RunConfig, TextRunConfig
 from metalora_papers.learner.config import LearnerRunConfig
 from metalora_papers.metalora.continuation_config import ContinuationRunConfig
@@ -77,3 +79,8 @@ def test_weights_without_an_adapter_are_in_no_file(changes):
 def test_reading_a_run_imports_no_torch():
     code = "import sys, metalora_papers.registry; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_one_place_decides_where_networks_run():
+    sources = Path(metalora_papers.__file__).parent.rglob("*.py")
+    assert not [source.name for source in sources if "cuda.is_available" in source.read_text()]

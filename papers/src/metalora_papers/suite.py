@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from metalora.adapters.adapter import Adapter
+
+Record = TypeVar("Record")
 
 
 class Suite(Protocol):
     """The experiment of one run. `metalora_papers.registry` makes the suite that a run's configuration names.
 
     `metalora_papers.execution` uses it in this order: it attaches an adapter to `model` (or none), calls `prepare`,
-    trains with `train_step`, and scores with `evaluate`.
+    trains with `train_step`, and scores with `evaluate`. The model is on the device that
+    `metalora._util.processes.default_device` names, and a suite moves each batch there; data are drawn on the CPU, so
+    that they are the same on every machine.
     """
 
     averaged_losses: int
@@ -69,3 +75,25 @@ def count_trained(module: nn.Module) -> int:
         (8, 0)
     """
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where a model runs, which is where its inputs belong.
+
+    Example:
+        >>> device_of(nn.Linear(3, 2))
+        device(type='cpu')
+    """
+    return next(model.parameters()).device
+
+
+def on_device(record: Record, device: torch.device) -> Record:
+    """Return a dataclass whose tensors are on a device; its other fields are as they were.
+
+    Args:
+        record: An instance of a dataclass.
+        device: The device.
+    """
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+    tensors = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+    return dataclasses.replace(record, **tensors)  # type: ignore[type-var]

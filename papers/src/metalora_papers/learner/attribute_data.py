@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from metalora.learner.data import EpisodeSource, ProceduralNotions
@@ -14,8 +13,8 @@ from metalora_papers.config import EpisodeConfig, RunConfig
 from metalora_papers.learner.attribute_episodes import AttributeEpisodes
 from metalora_papers.learner.config import LearnerRunConfig
 from metalora_papers.learner.suite import LearnerSuite
-from metalora_papers.learner.suites import LabelledEpisode
-from metalora_papers.metalora.episode_suite import CALIBRATION_BATCHES, CALIBRATION_STEP, UNSEEN, EpisodeSuite
+from metalora_papers.learner.suites import LabelledEpisode, frozen_statistics
+from metalora_papers.metalora.episode_suite import UNSEEN, EpisodeSuite
 from metalora_papers.metalora.vision import load_episodes
 
 TRAINED = ("class", "hue", "rotation", "frame", "position")
@@ -61,13 +60,13 @@ class AttributeData:
     def source(self, features: StageFeatures, label_sets: int) -> EpisodeSource:
         """Return the training episodes, with procedural notions of the frozen statistics."""
         run = self.run
-        statistics = torch.cat([features.frozen(batch) for batch in self.calibration_batches()])
+        statistics = frozen_statistics(features, self.calibration_batches())
         return AttributeEpisodes(
             self.suite.images,
             self.suite.normalised,
             self.trained,
             ProceduralNotions(statistics),
-            features.frozen,
+            lambda inputs: frozen_statistics(features, [inputs]),
             support=run.support,
             query=run.query,
             label_sets=label_sets,
@@ -86,8 +85,7 @@ class AttributeData:
 
     def calibration_batches(self) -> Sequence[Tensor]:
         """Return batches of the pre-training."""
-        steps = range(CALIBRATION_STEP, CALIBRATION_STEP + CALIBRATION_BATCHES)
-        return [self.suite.normalised(self.suite.sample(step)[0]) for step in steps]
+        return self.suite.calibration_batches()
 
 
 def load(run: LearnerRunConfig) -> LearnerSuite:

@@ -73,7 +73,7 @@ class HeadPeer:
         with self._attached() as (read, parameters):
             support = _in_batches(read, episode.support)  # before the training, (n, d)
             mean, deviation = support.mean(0), support.std(0).clamp_min(LEAST_DEVIATION)
-            head = nn.Linear(support.shape[1], int(episode.support_labels.max()) + 1)
+            head = nn.Linear(support.shape[1], int(episode.support_labels.max()) + 1, device=support.device)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from metalora._util.processes import default_device
 from metalora.learner import Backbone, ImagePreprocessor, load_backbone
 from metalora.learner.data import (
     EpisodeSettings,
@@ -17,13 +18,14 @@ from metalora.learner.data import (
     PreparedInputs,
     ProceduralNotions,
 )
-from metalora.learner.features import StageFeatures
+from metalora.learner.features import StageFeatures, to_device
 from metalora_papers.learner.config import LearnerRunConfig
 from metalora_papers.learner.suite import LearnerSuite
-from metalora_papers.learner.suites import LabelledEpisode
+from metalora_papers.learner.suites import LabelledEpisode, frozen_statistics
 from metalora_papers.metalora.emoji import load_emoji
 from metalora_papers.metalora.labelled_items import LabelledItems
 from metalora_papers.metalora.texts import load_texts
+from metalora_papers.suite import device_of
 
 BATCH = 128
 CALIBRATION_ITEMS = 8 * BATCH
@@ -58,7 +60,7 @@ class ItemData:
         run = self.run
         columns = self.trained if run.procedural < 1 else ()
         prepared = PreparedInputs(self.items.task_pool("train", columns), self.backbone.preprocessor)
-        statistics = torch.cat([features.frozen(batch) for batch in prepared.batches(BATCH)])
+        statistics = frozen_statistics(features, prepared.batches(BATCH))
         settings = EpisodeSettings(
             support=run.support,
             query=run.query,
@@ -76,9 +78,11 @@ class ItemData:
             task, number, run.seed, part=run.split, support=run.test_support, queries=run.test_query
         )
         rows = self._row_of[episode.support], self._row_of[episode.query]
-        support, query = (self._tested.batch(part) for part in rows)
-        groups = self.items.groups[episode.support]
-        return LabelledEpisode(support, episode.support_labels, query, episode.query_labels, *rows, groups)
+        device = device_of(self.model)
+        support, query = (to_device(self._tested.batch(part), device) for part in rows)
+        labels = episode.support_labels.to(device), episode.query_labels.to(device)
+        groups = self.items.groups[episode.support].to(device)
+        return LabelledEpisode(support, labels[0], query, labels[1], *rows, groups)
 
     def validation(self) -> ItemData:
         """Return the same data with the test episodes of the validation split."""
@@ -89,18 +93,25 @@ class ItemData:
         pool = self.items.task_pool("train", ())
         generator = torch.Generator().manual_seed(0)
         chosen = torch.randperm(len(pool), generator=generator)[:CALIBRATION_ITEMS]
-        return [self.backbone.preprocessor(pool.take(rows).inputs) for rows in chosen.split(BATCH)]
+        batches = (self.backbone.preprocessor(pool.take(rows).inputs) for rows in chosen.split(BATCH))
+        return [to_device(batch, device_of(self.model)) for batch in batches]
 
 
 def emoji_backbone(size: int) -> Backbone:
     """Return EfficientNet-Lite0 with its ImageNet weights, for drawings of a size in pixels."""
     preprocessor = ImagePreprocessor(size=(size, size), resize=size, mean=HALF, std=HALF, interpolation="bicubic")
-    return load_backbone("efficientnet-lite0", preprocessor=preprocessor)
+    return _placed(load_backbone("efficientnet-lite0", preprocessor=preprocessor))
 
 
 def text_backbone() -> Backbone:
     """Return MiniLM, for sentences."""
-    return load_backbone("minilm", max_length=MAX_LENGTH)
+    return _placed(load_backbone("minilm", max_length=MAX_LENGTH))
+
+
+def _placed(backbone: Backbone) -> Backbone:
+    """Move the network of a backbone to where networks run, and return the backbone."""
+    backbone.model.to(default_device())
+    return backbone
 
 
 def load_emoji_suite(run: LearnerRunConfig) -> LearnerSuite:

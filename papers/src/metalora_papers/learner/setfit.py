@@ -45,7 +45,8 @@ class SetFit:
         for step, features in self.training(episode.support, episode.support_labels, lr, max(steps), seed):
             if step in steps:
                 head = fit_head(features, episode.support, episode.support_labels)
-                predicted[step] = torch.from_numpy(head.predict(embeddings(features, episode.query)))
+                classes = torch.from_numpy(head.predict(embeddings(features, episode.query)))
+                predicted[step] = classes.to(episode.query_labels.device)
         return predicted
 
     def training(
@@ -107,7 +108,8 @@ def embeddings(features: StageFeatures, inputs: Any) -> np.ndarray[Any, Any]:
         inputs: What the encoder takes.
     """
     chunks = torch.arange(batch_size(inputs)).split(FORWARD)
-    return normalize(torch.cat([features.adapted_last_layer(rows_of(inputs, rows)) for rows in chunks])).numpy()
+    pooled = torch.cat([features.adapted_last_layer(rows_of(inputs, rows)) for rows in chunks])
+    return normalize(pooled).cpu().numpy()
 
 
 def fit_head(features: StageFeatures, support: Any, labels: Tensor) -> Any:
@@ -120,4 +122,4 @@ def fit_head(features: StageFeatures, support: Any, labels: Tensor) -> Any:
     """
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(max_iter=1000).fit(embeddings(features, support), labels.numpy())
+    return LogisticRegression(max_iter=1000).fit(embeddings(features, support), labels.cpu().numpy())

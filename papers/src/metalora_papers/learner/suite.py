@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach, detach
+from metalora.bench.device import synchronize
 from metalora.config import AdapterConfig
 from metalora.learner.features import StageFeatures, batch_size, rows_of
 from metalora.learner.generators import Generator, SupportSet, make_generator
@@ -28,6 +29,7 @@ from metalora_papers.learner.fitted import choose, fit_and_score, make_peer, val
 from metalora_papers.learner.line_up import LORA_READOUT
 from metalora_papers.learner.suites import LabelledEpisode, LearnerData
 from metalora_papers.metalora.episode_suite import UNSEEN
+from metalora_papers.suite import device_of
 
 READOUT = "readout"
 READOUT_ALONE = "readout alone"  # without the forward pass
@@ -48,7 +50,7 @@ class LearnerSuite:
 
     def __init__(self, data: LearnerData, run: LearnerRunConfig):
         self.data, self.run = data, run
-        self.readout: Readout = make_readout(run.readout)
+        self.readout: Readout = make_readout(run.readout).to(device_of(data.model))
         self.readout.requires_grad_(run.adapter is not None)
         self.features: StageFeatures | None = None
         self.generator: Generator | None = None
@@ -75,7 +77,7 @@ class LearnerSuite:
         self.features = StageFeatures(self.model, adapter, hidden=self.run.hidden_statistics)
         self.generator = make_generator(self.run.generator, adapter)
         if self.generator is not None:
-            self._modules["generator"] = self.generator
+            self._modules["generator"] = self.generator.to(device_of(self.model))
         if training and adapter is not None:
             if adapter.conditional:
                 adapter.calibrate(self.data.calibration_batches())
@@ -197,11 +199,14 @@ class LearnerSuite:
         forward, readout = [], []
         for task in self.tasks[:TIMED_TASKS]:
             episode = self.data.test_episode(task, 0)
+            synchronize()
             started = time.perf_counter()
             frozen = self._in_batches(self.features.frozen, episode.support)
             phi = torch.cat([frozen, self._adapted(episode, frozen)(episode.support)], 1)
+            synchronize()
             forward.append(time.perf_counter() - started)
             self._fit(phi, episode, frozen.shape[1])
+            synchronize()
             readout.append(time.perf_counter() - started - forward[-1])
         total = [sum(pair) for pair in zip(forward, readout, strict=True)]
         return {READOUT: float(np.median(total)), READOUT_ALONE: float(np.median(readout))}
@@ -265,8 +270,8 @@ class LearnerSuite:
         """Return the accuracy of every peer that needs no training."""
         assert self.features is not None
         last = self._features(self.features.last_layer, "last", episode)
-        matrices = {STAGES: frozen.numpy(), LAST: last.numpy()}
-        labels, truth = episode.support_labels.numpy(), episode.query_labels.numpy()
+        matrices = {STAGES: frozen.cpu().numpy(), LAST: last.cpu().numpy()}
+        labels, truth = episode.support_labels.cpu().numpy(), episode.query_labels.cpu().numpy()
         accuracies = {}
         for name, kind in PEERS:
             matrix = matrices[kind]

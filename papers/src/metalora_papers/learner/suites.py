@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from metalora.learner.data import EpisodeSource
-from metalora.learner.features import StageFeatures
+from metalora.learner.features import StageFeatures, to_device
+from metalora_papers.suite import device_of
 
 
 class LabelledEpisode(NamedTuple):
-    """A test episode, prepared for the backbone.
+    """A test episode, prepared for the backbone; but for the numbers of its items, it is on the backbone's device.
 
     Attributes:
         support: The support set, as the network takes it.
@@ -55,7 +57,18 @@ class LearnerData(Protocol):
         """Return test episode `number` of a task; the same for every method."""
 
     def calibration_batches(self) -> Sequence[Any]:
-        """Return batches by which the features of a generated adapter are standardised."""
+        """Return batches by which the features of a generated adapter are standardised, on the backbone's device."""
 
     def validation(self) -> LearnerData:
         """Return the same data with the test episodes of the validation split."""
+
+
+def frozen_statistics(features: StageFeatures, batches: Iterable[Any]) -> Tensor:
+    """Return the statistics of the frozen network, (n, d), on the CPU, where training episodes are drawn.
+
+    Args:
+        features: Features of the network.
+        batches: Inputs of the network, on any device.
+    """
+    device = device_of(features.model)
+    return torch.cat([features.frozen(to_device(batch, device)).cpu() for batch in batches])

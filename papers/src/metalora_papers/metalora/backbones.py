@@ -75,7 +75,7 @@ def _mixer(image_size: int, num_classes: int, in_chans: int) -> nn.Module:
 
 
 def pretrain(config: BackboneConfig, sample_batch: SampleBatch) -> nn.Module:
-    """Train a backbone to tell the seen classes apart; the same config and batches give the same bits.
+    """Train a backbone to tell the seen classes apart, on the CPU: the same config and batches give the same bits.
 
     `sample_batch(step)` returns images (batch, in_chans, image_size, image_size) and int64 labels (batch,) below
     num_classes. The model comes back in eval mode, frozen; torch's generator is left as it was.

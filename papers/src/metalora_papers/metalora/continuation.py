@@ -16,6 +16,7 @@ from metalora_papers.metalora.decoder import pretrained_decoder
 from metalora_papers.metalora.styles import STYLES, Style
 from metalora_papers.metatt.causal import Sample, load_causal, log_likelihoods, padded
 from metalora_papers.metatt.news import News
+from metalora_papers.suite import device_of
 
 CALIBRATION = 8  # batches that the features of a condition are standardised by
 
@@ -98,7 +99,7 @@ class ContinuationSuite:
 
     def _prompt_inputs(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
         prompts = [Sample(sample.ids[: sample.start], sample.start) for sample in samples]
-        inputs, _ = padded(prompts, self.pad, next(self.model.parameters()).device)
+        inputs, _ = padded(prompts, self.pad, device_of(self.model))
         return inputs
 
     @torch.no_grad()

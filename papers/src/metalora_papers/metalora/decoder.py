@@ -48,7 +48,7 @@ def pretrained_decoder(config: DecoderConfig, texts: Sequence[str], cache: str |
 
 
 def pretrain(config: DecoderConfig, texts: Sequence[str]) -> tuple[Any, Any]:
-    """Train a decoder to predict the next character; the same arguments give the same bits.
+    """Train a decoder to predict the next character, on the CPU: the same arguments give the same bits.
 
     Returns:
         The model, in eval mode, and its tokenizer.

@@ -18,6 +18,7 @@ from metalora.training.losses import distillation_loss, supervised_contrastive_l
 from metalora_papers.config import RunConfig
 from metalora_papers.metalora.domain_images import BankAndQueries, DomainBatch, DomainImages
 from metalora_papers.statistics import right_counts, variance_share
+from metalora_papers.suite import device_of, on_device
 
 IMAGE_SIZE = 28
 TEST_SEED = 9_000_000
@@ -60,7 +61,7 @@ class DomainSuite:
     @property
     def example(self) -> Tensor:
         """An empty image (1, 3, 28, 28)."""
-        return torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+        return torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=device_of(self.model))
 
     def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
         """Before training, standardise the features that a generated adapter is made from; say what is trained."""
@@ -72,7 +73,8 @@ class DomainSuite:
 
     def _batch(self, step: int) -> DomainBatch:
         config = self.config
-        return self.images.batch("train", config.batch, self.seed * 10**7 + step, config.domains_per_batch)
+        batch = self.images.batch("train", config.batch, self.seed * 10**7 + step, config.domains_per_batch)
+        return on_device(batch, device_of(self.model))
 
     def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
         """Return the loss of batch `step`; every example makes its own condition."""
@@ -97,8 +99,8 @@ class DomainSuite:
             return distillation_loss(features, self._clean_features(batch, adapter))
         if self.config.loss == "contrastive":
             return supervised_contrastive_loss(features, batch.labels)
-        targets = torch.tensor([self.class_index[int(label)] for label in batch.labels])
-        return F.cross_entropy(self.head(features), targets)
+        targets = torch.tensor([self.class_index[label] for label in batch.labels.tolist()])
+        return F.cross_entropy(self.head(features), targets.to(features.device))
 
     @torch.no_grad()
     def _clean_features(self, batch: DomainBatch, adapter: Adapter | None) -> Tensor:
@@ -144,10 +146,11 @@ class DomainSuite:
         domains = self.images.domains(split, config.test_domains, seed + (split == "train"))
         val = self.split == "val"  # a small set has few validation images of a class
         bank, queries = config.per_class // (2 if val else 1), config.queries // (4 if val else 1)
-        return [
+        sets = [
             self.images.bank_and_queries(domain, classes, bank, queries, seed + k, self.split)
             for k, domain in enumerate(domains)
         ]
+        return [on_device(one, device_of(self.model)) for one in sets]
 
     def _features(self, images: Tensor, adapter: Adapter | None) -> Tensor:
         if adapter is None or not adapter.conditional:

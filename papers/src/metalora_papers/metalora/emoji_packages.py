@@ -231,6 +231,23 @@ def on_white(content: bytes) -> Tensor:
 
 
 # ---- read -----------------------------------------------------------------------------------------------------------
+def drawings_path(vendor: str, folder: str | Path | None = None) -> Path:
+    """Return the file with the drawings of one vendor.
+
+    Args:
+        vendor: Name of a vendor.
+        folder: Where the drawings are kept; None: the cache (`emoji_folder`).
+
+    Raises:
+        ValueError: The vendor is not known, or its drawings were not fetched.
+    """
+    check_choice("vendor", vendor, VENDORS)
+    path = _path(PACKAGES[vendor], emoji_folder(folder))
+    if not path.exists():
+        raise ValueError(f"{path}: the drawings of {vendor} are not here; fetch them: {FETCH}")
+    return path
+
+
 def read_drawings(vendor: str, folder: str | Path | None = None) -> Drawings:
     """Read the drawings of one vendor from the cache.
 
@@ -241,10 +258,7 @@ def read_drawings(vendor: str, folder: str | Path | None = None) -> Drawings:
     Raises:
         ValueError: The vendor is not known, its drawings were not fetched, or their file is damaged.
     """
-    check_choice("vendor", vendor, VENDORS)
-    path = _path(PACKAGES[vendor], emoji_folder(folder))
-    if not path.exists():
-        raise ValueError(f"{path}: the drawings of {vendor} are not here; fetch them: {FETCH}")
+    path = drawings_path(vendor, folder)
     try:
         with safe_open(path, framework="pt") as file:
             images = file.get_tensor("images")

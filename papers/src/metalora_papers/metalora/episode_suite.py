@@ -21,6 +21,7 @@ from metalora_papers.config import RunConfig
 from metalora_papers.metalora.attributes import AttributeImages, Episode
 from metalora_papers.metalora.backbones import SampleBatch
 from metalora_papers.statistics import right_counts, variance_share
+from metalora_papers.suite import device_of, on_device
 
 Metric = Callable[..., tuple[Tensor, ...]]
 UNSEEN = "class (unseen)"
@@ -64,7 +65,7 @@ class EpisodeSuite:
     @property
     def example(self) -> Tensor:
         """An empty image (1, 3, size, size)."""
-        return torch.zeros(1, 3, self.config.size, self.config.size)
+        return torch.zeros(1, 3, self.config.size, self.config.size, device=device_of(self.model))
 
     def normalised(self, images: Tensor) -> Tensor:
         """Return images as the backbone was trained on: (image - mean) / std, if it states them."""
@@ -74,9 +75,14 @@ class EpisodeSuite:
         return (images - mean) / std
 
     def normalised_episode(self, episode: Episode) -> Episode:
-        """Return the episode with its images as the backbone takes them."""
+        """Return the episode as the backbone takes it: normalised, and on its device."""
         support_x, query_x = self.normalised(episode.support_x), self.normalised(episode.query_x)
-        return replace(episode, support_x=support_x, query_x=query_x)
+        return on_device(replace(episode, support_x=support_x, query_x=query_x), device_of(self.model))
+
+    def calibration_batches(self) -> list[Tensor]:
+        """Return batches as in the pre-training, on the device of the backbone."""
+        steps = range(CALIBRATION_STEP, CALIBRATION_STEP + CALIBRATION_BATCHES)
+        return [self.normalised(self.sample(step)[0]).to(device_of(self.model)) for step in steps]
 
     def prepare(self, adapter: Adapter | None, *, training: bool) -> None:
         """Before training, standardise the features that a generated adapter is made from; say what is trained."""
@@ -84,8 +90,7 @@ class EpisodeSuite:
             self.frozen = copy.deepcopy(self.model)
             self.model.requires_grad_(True)
         if training and adapter is not None and adapter.conditional:
-            steps = range(CALIBRATION_STEP, CALIBRATION_STEP + CALIBRATION_BATCHES)
-            adapter.calibrate([self.normalised(self.sample(step)[0]) for step in steps])
+            adapter.calibrate(self.calibration_batches())
 
     def train_step(self, adapter: Adapter | None, step: int) -> Tensor:
         """Return the loss of episode `step`: the support set makes the condition, the queries judge it."""
@@ -270,7 +275,7 @@ def _projected(fit: Tensor, labels: Tensor, parts: Sequence[Tensor]) -> tuple[Te
 
 def _cross_validated(metric: Metric, both: tuple[Tensor, Tensor], labels: Tensor, folds: int = 3) -> float:
     """k-NN accuracy of a metric on the support set itself, each fold judged by the others."""
-    fold = torch.arange(len(labels)) % folds
+    fold = torch.arange(len(labels), device=labels.device) % folds
     right = 0.0
     for k in range(folds):
         kept, asked = (tuple(part[mask] for part in both) for mask in (fold != k, fold == k))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metalora._util.digest import tensor_digest
+from metalora._util.processes import default_device
 from metalora.config import from_dict, to_dict
 from metalora.methods.registry import get_method
 from metalora.zoo import load_model
@@ -24,6 +25,7 @@ from metalora_papers.metalora.episode_suite import EpisodeSuite
 from metalora_papers.metalora.natural import NaturalImages
 from metalora_papers.metalora.shift import ShiftImages
 from metalora_papers.runs import check_full
+from metalora_papers.suite import device_of
 
 PRETRAINING_SEED = 50_000_000  # batch k of the pre-training is drawn with this seed plus k
 CHECKED_IMAGES = 8  # whose features must differ
@@ -65,7 +67,7 @@ def load_episodes(config: RunConfig) -> EpisodeSuite:
 @torch.no_grad()
 def _check_features(config: RunConfig, model: nn.Module, images: Tensor) -> None:
     """Raise a ValueError if a pre-trained model sees nothing in images of this size."""
-    features = model(images)
+    features = model(images.to(device_of(model)))
     if (features == features[0]).all():
         raise ValueError(
             f"model {config.model!r}: its features are the same for all images of {config.episodes.size} pixels; "
@@ -122,6 +124,7 @@ def _backbone_and_head(
         first_batch = tensor_digest([("", images), ("", labels)])[:16]
         content = content_of(config).get("data")  # a label may have changed that is in a later batch only
         model = pretrained(backbone, sample, "/".join(filter(None, (data_key, first_batch, content))))
+    model.to(default_device())
     head = model.get_classifier()
     model.reset_classifier(0)
     return model, head

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metalora._util.processes import default_device
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.prompt import IGNORED
@@ -20,6 +21,7 @@ from metalora.zoo import architectures
 from metalora_papers.config import CausalRunConfig
 from metalora_papers.metatt.commonsense import Commonsense, Question
 from metalora_papers.runs import check_full
+from metalora_papers.suite import device_of
 
 TRAIN_SEED, TEST_SEED = 0, 9_000_000
 CALIBRATION = 128  # training questions that the features of a condition are standardised by
@@ -51,7 +53,7 @@ def load_causal(name: str, dtype: str = "float32") -> tuple[nn.Module, Any]:
         dtype: Type of the weights.
 
     Returns:
-        The model, on CUDA if there is a card, and the tokenizer.
+        The model, on a GPU if there is one, and the tokenizer.
 
     Raises:
         ValueError: The model does not exist, or its tokenizer has neither a pad nor an end-of-text token.
@@ -70,8 +72,7 @@ def load_causal(name: str, dtype: str = "float32") -> tuple[nn.Module, Any]:
         raise ValueError(f"model {name!r}: {str(error).splitlines()[0]}") from None
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError(f"model {name!r}: its tokenizer has neither a pad token nor an end-of-text token")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device=device, dtype=getattr(torch, dtype)).requires_grad_(False).eval(), tokenizer
+    return model.to(default_device(), getattr(torch, dtype)).requires_grad_(False).eval(), tokenizer
 
 
 def samples(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int, *, end: bool = False) -> list[Sample]:
@@ -158,9 +159,10 @@ def log_likelihoods(model: nn.Module, batch: Sequence[Sample], pad: int, adapter
     Returns:
         Log-likelihoods, float32 (batch,).
     """
-    inputs, labels = padded(batch, pad, next(model.parameters()).device)
+    device = device_of(model)
+    inputs, labels = padded(batch, pad, device)
     if adapter is not None and adapter.task_keys:
-        inputs["task_ids"] = torch.tensor([sample.task for sample in batch])
+        inputs["task_ids"] = torch.tensor([sample.task for sample in batch], device=device)
     if adapter is not None and adapter.reads_prompt:  # no choice may make an adapter of its own
         inputs["prompt_mask"] = _prompt_mask(inputs, labels)
     # The logits at a position predict the token after it.
@@ -225,7 +227,7 @@ class CausalSuite:
             adapter.calibrate(self._calibration_batches())
 
     def _calibration_batches(self) -> Iterator[dict[str, Tensor]]:
-        device = next(self.model.parameters()).device
+        device = device_of(self.model)
         chosen = self._training_samples[:: max(1, len(self._training_samples) // CALIBRATION)]  # of all tasks
         for first in range(0, len(chosen), self.config.batch):
             inputs, labels = padded(chosen[first : first + self.config.batch], self.pad, device)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metalora._util.processes import default_device
 from metalora._util.suggest import nearest
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
@@ -87,7 +88,7 @@ class TextSuite:
         self.corpus: TextCorpus = CORPORA[config.suite](config.data_root)
         self.classes = {task: self.corpus.classes(task) for task in (*config.tasks, *config.left_out)}
         encoder, self.tokenizer = load_encoder(config.model)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         if self.device.type == "cpu" and config.train.mixed_precision == "bf16":
             # The backward of torch's own attention takes half of a step in 16 bits on a CPU.
             encoder.set_attn_implementation("eager")

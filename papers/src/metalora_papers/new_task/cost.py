@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from metalora.bench.device import synchronize
+
 POWERCAP = Path("/sys/class/powercap")
 PACKAGE_NAME = re.compile(r"intel-rapl:\d+")  # a processor; "intel-rapl:0:1" is a part of one
 Value = TypeVar("Value")
@@ -30,7 +32,7 @@ class Cost:
 
 
 def measured(work: Callable[[], Value]) -> tuple[Value, Cost]:
-    """Do a piece of work.
+    """Do a piece of work, and wait until a card has finished its share of it.
 
     Args:
         work: The work.
@@ -43,9 +45,11 @@ def measured(work: Callable[[], Value]) -> tuple[Value, Cost]:
         >>> value, cost.seconds >= 0
         (45, True)
     """
+    synchronize()
     energy = energy_counters()
     started, cpu_started = time.perf_counter(), time.process_time()
     value = work()
+    synchronize()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     return value, Cost(seconds, cpu_seconds, joules_between(energy, energy_counters()))
 

@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from metalora.learner import AdaptedTask, Backbone, FineTuned, MetaLearner, finetune
+from metalora.learner.features import to_device
 from metalora.learner.peers import fit_peer
 from metalora_papers.learner.setfit import SetFit, embeddings, fit_head
 from metalora_papers.new_task.config import NewTaskRunConfig
 from metalora_papers.new_task.items import NewTask
 from metalora_papers.new_task.line_up import CLASSIFIERS, LORAS, REFINED, SETFIT, lora
+from metalora_papers.suite import device_of
 
 Array = np.ndarray[Any, Any]
 VALIDATE_EVERY = 8  # steps of a fine-tuning; the best step by a fifth of the support set is kept
@@ -67,7 +69,7 @@ class _ClassifierFit:
         return Fitted(lambda queries: peer.predict(self._features(queries)), lambda: len(pickle.dumps(peer)))
 
     def _features(self, inputs: Sequence[Any]) -> Array:
-        return self.learner.frozen_features(inputs).numpy()
+        return self.learner.frozen_features(inputs).cpu().numpy()
 
 
 class _ReadoutFit:
@@ -120,14 +122,17 @@ class _SetFitFit:
         self.run, self.backbone = run, backbone
 
     def __call__(self, task: NewTask) -> Fitted:
-        run, prepare = self.run, self.backbone.preprocessor
-        support, labels = prepare(task.inputs), torch.tensor(task.labels)
+        run, device = self.run, device_of(self.backbone.model)
+        support, labels = self._prepared(task.inputs), torch.tensor(task.labels, device=device)
         *_, (_, features) = SetFit(self.backbone.model).training(support, labels, run.lr, run.steps, run.seed)
         head = fit_head(features, support, labels)
         return Fitted(
-            lambda queries: head.predict(embeddings(features, prepare(queries))),
+            lambda queries: head.predict(embeddings(features, self._prepared(queries))),
             lambda: len(pickle.dumps(head)) + _bytes_of(features.model),
         )
+
+    def _prepared(self, items: Sequence[Any]) -> Any:
+        return to_device(self.backbone.preprocessor(items), device_of(self.backbone.model))
 
 
 def _bytes_of(model: nn.Module) -> int:

@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metalora._util.processes import default_device
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.attach import attach
 from metalora.bench.cases import adapt_by_peft
+from metalora.bench.device import synchronize
 from metalora.bench.encoder import encoder
 from metalora.bench.timing import interleaved, quartiles
 from metalora.config import AdapterConfig, ConditionConfig
+from metalora.learner.features import to_device
 from metalora_papers.new_task.config import NewTaskRunConfig
 from metalora_papers.new_task.suite import MeasuringSuite
+from metalora_papers.suite import device_of
 
 TARGETS = ("query", "value")
 TASKS, PEFT_RUNS = 64, 4  # 64 trainings of PEFT are sixteen times four of them
@@ -48,7 +52,7 @@ class ThroughputSuite(MeasuringSuite):
             {ONE_RUN: self._one_training, MANY_RUNS: self._trainings_of_peft},
             ROUNDS,
             warm=1,
-            fresh=lambda: [encoder(self.layers) for _ in range(runs)],
+            fresh=lambda: [encoder(self.layers).to(default_device()) for _ in range(runs)],
         )
         rates = {
             ONE_RUN: [self.count / seconds for seconds in times[ONE_RUN]],
@@ -75,7 +79,7 @@ class ThroughputSuite(MeasuringSuite):
             condition=ConditionConfig(scope="constant"),
         )
         parameters = list(attach(model, config).parameters())
-        tasks = torch.arange(self.count).repeat_interleave(EXAMPLES)
+        tasks = torch.arange(self.count, device=device_of(model)).repeat_interleave(EXAMPLES)
         self._train(functools.partial(model, task_ids=tasks), parameters, self.count)
 
     def _trainings_of_peft(self, models: Sequence[nn.Module]) -> None:
@@ -87,9 +91,10 @@ class ThroughputSuite(MeasuringSuite):
 
     def _train(self, forward: Callable[..., Any], parameters: Sequence[Tensor], tasks: int) -> None:
         optimiser = torch.optim.AdamW(parameters, lr=RATE)
-        shape = (tasks * EXAMPLES, TOKENS)
+        shape, device = (tasks * EXAMPLES, TOKENS), parameters[0].device
         for _ in range(self.run.steps):
             inputs = {"input_ids": torch.randint(0, 30_000, shape), "attention_mask": torch.ones(shape)}
             optimiser.zero_grad()
-            forward(**inputs).last_hidden_state.square().mean().backward()
+            forward(**to_device(inputs, device)).last_hidden_state.square().mean().backward()
             optimiser.step()
+        synchronize()

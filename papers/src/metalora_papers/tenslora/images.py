@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metalora._util.processes import default_device
 from metalora.adapters.adapter import Adapter
 from metalora.adapters.conditioning.condition import Condition
 from metalora.adapters.heads import head_path
@@ -184,7 +185,7 @@ class ImageSuite:
             raise ValueError(f"{config.data}: {len(chosen)} training pictures are less than a batch of {config.batch}")
         self.train_set = PictureSet(chosen, backbone.preprocessor, augment=config.augment == "crop-flip")
         self.scored_set = PictureSet(_limited(source.parts[config.split], config.test_examples), backbone.preprocessor)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         backbone.model.to(self.device)
         self.example = self.scored_set.batch(torch.tensor([0])).to(self.device)
         with torch.no_grad():
