@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from metalora.learner.readouts import Targets, make_readout
 from metalora.learner.readouts.calibration import expected_calibration_error
 from metalora.learner.readouts.kernel import FeatureKernel, fit_ridge, linear_and_rbf, ridge_path
-from metalora.learner.readouts.kernel_fit import RIDGES_OF_CLASSES, RIDGES_OF_NUMBERS, fit_kernel_rule
+from metalora.learner.readouts.kernel_fit import RIDGES_OF_CLASSES, RIDGES_OF_NUMBERS, fit_kernel_rule, held_out_parts
 from metalora.learner.readouts.kernel_ridge import KernelRidge
 from metalora.learner.readouts.weights import ShareWeights
 from support.readouts import gaussian_task, image_like_task
@@ -229,3 +229,18 @@ def test_labels_are_predicted_each():
     readout = make_readout("kernel-ridge")
     loss = readout.loss(readout.fit(support, Targets.multilabel(labels)).logits(support), labels, "multilabel")
     assert loss < 0.2
+
+
+def test_parts_do_not_depend_on_the_order_of_items_and_classes_and_keep_groups_together():
+    features, codes = gaussian_task(30)
+    groups = torch.arange(30) % 15
+    order, names = torch.randperm(30), torch.tensor([2, 0, 1])
+    for of_items in (None, groups):
+        parts = list(held_out_parts(features, Targets.classes(codes, 3), of_items, 4))
+        shuffled_groups = None if of_items is None else of_items[order]
+        shuffled = held_out_parts(features[order], Targets.classes(names[codes][order], 3), shuffled_groups, 4)
+        for part, other in zip(parts, shuffled, strict=True):
+            assert torch.equal(part[order], other)
+        assert torch.stack(parts).sum(0).eq(1).all()
+    for part in parts:
+        assert all(part[groups == group].unique().numel() == 1 for group in range(15))

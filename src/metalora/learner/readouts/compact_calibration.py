@@ -18,7 +18,7 @@ from metalora.learner.readouts.standardise import Centred, centre, explained_sha
 from metalora.learner.readouts.weights import normalised
 from metalora.learner.readouts.without_item import without_each_item
 
-PARTS = 10
+PARTS = 8
 
 
 def recalibrated(compact: FittedReadout, full: FittedReadout, kept: int, temperature: float | None) -> FittedReadout:
@@ -26,7 +26,7 @@ def recalibrated(compact: FittedReadout, full: FittedReadout, kept: int, tempera
 
     The weights of the features and the choice of those that are kept see the labels. The fewer are kept, the better
     they fit the support set by chance, so that the temperature of the full readout is too small. For prototypes and
-    neighbours, both are made anew without each item; for a kernel rule, without each of ten parts. A linear rule has
+    neighbours, both are made anew without each item; for a kernel rule, without each of eight parts. A linear rule has
     even weights and stays.
 
     Args:

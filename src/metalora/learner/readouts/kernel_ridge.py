@@ -32,7 +32,7 @@ from metalora.learner.readouts.standardise import (
 from metalora.learner.readouts.targets import TargetKind, Targets
 from metalora.learner.readouts.weights import ShareWeights, normalised
 
-FEWEST_PARTS, ROWS = 8, 800  # parts of a support set that are left out of the weights, and rows of all their kernels
+PARTS = 8  # of a support set that are left out of the weights of the features, one at a time
 SMALLEST_RIDGE = 1e-4  # below it, float32 cannot factorise the kernel of duplicate items
 
 
@@ -59,17 +59,18 @@ class KernelRidge(Readout):
     2. Kernel ridge regression (`linear_and_rbf`, `fit_ridge`) on the centred targets gives leave-one-out scores.
     3. A Gaussian discriminant of these scores gives logits (`class_discriminant`); numbers are the scores themselves.
 
-    In training, the ridge is learned. In use, `fit_kernel_rule` chooses the ridge and the temperature that divides the
-    logits, by leave-one-out. The kernel is that of all features, unless the likelihood of the kernel of the frozen
-    features, or of the mean of both, is better by more than its standard error.
+    In training, the ridge is learned. In use, `fit_kernel_rule` chooses the ridge by leave-one-out. The kernel is that
+    of all features, unless the likelihood of the kernel of the frozen features, or of the mean of both, is better by
+    more than its standard error. A temperature divides the logits so that their probabilities fit. For classes and
+    labels, this likelihood and the temperature are those of logits that leave an item out of everything that sees
+    labels: of the regression and of the discriminant in closed form (`left_out_logits`), and of the weights of the
+    features together with the other items of its part, one of eight (`held_out_parts`).
 
-    The closed form leaves an item out of the regression and of the discriminant, but not of the weights of the
-    features. With many features and few items its likelihood is thus too good. With `folds`, the temperature and the
-    choice of the kernel come from complete fits without the items of each fold, which takes as many times as long.
+    With `folds`, they come from complete fits without the items of each fold, which takes as many times as long.
 
     Args:
         balanced: Whether the logits leave out how often classes occur in the support set.
-        folds: Number of folds, at least 2; 0: leave-one-out in closed form.
+        folds: Number of folds, at least 2; 0: as above, which does not depend on the order of the items.
 
     Raises:
         ValueError: The number of folds is 1 or negative.
@@ -165,7 +166,7 @@ class KernelRidge(Readout):
         centred = centre(support)
         standard = standardisation(centred)(support)
         held_out = [fit.leave_one_out * fit.temperature for *_, fit in candidates]
-        for is_held_out in held_out_parts(standard, targets, groups, max(FEWEST_PARTS, ROWS // len(support))):
+        for is_held_out in held_out_parts(standard, targets, groups, PARTS):
             _, weights = self._weighting(centre(support[~is_held_out]), targets.of(~is_held_out))
             kernels = _kernels(standard, normalised(weights, centred.is_used), frozen_width)
             for logits, kernel, (*_, fit) in zip(held_out, kernels, candidates, strict=False):  # one kernel or three

@@ -27,7 +27,9 @@ class DiscriminantAnalysis(Readout):
 
     The covariance is (1 - s) W + s tr(W) / d I, with W the pooled covariance within classes. The shrinkage s is learned
     (0.5 at the start); in use it has the best leave-one-out likelihood. The leave-one-out logits are exact but for the
-    standardisation, which stays.
+    standardisation, which stays. A covariance of few items in many dimensions makes them hundreds of times too large,
+    and the temperature undoes it. With two or three items of a class, leaving one out takes much of what the class
+    shows: the temperature is then too large, and the probabilities are less sure than they could be.
 
     Args:
         balanced: Whether the logits leave out how often classes occur in the support set.
