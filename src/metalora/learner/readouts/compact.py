@@ -147,10 +147,16 @@ def _with_columns(fitted: FittedReadout, columns: Tensor) -> FittedReadout:
 
 
 def _with_one_kernel(fitted: FittedReadout) -> FittedReadout:
-    """Return the readout with the better of two kernels, of all or of the frozen features, if it has their mean."""
+    """Return the readout with the better of two kernels, of all or of the frozen features, if it has their mean.
+
+    Another kernel rule of classes is fitted anew, too: the compact forms, which are compared with it, have the
+    temperatures of such fits.
+    """
     rule = fitted.rule
-    if not isinstance(rule, KernelRule) or not rule.frozen_width:
+    if not isinstance(rule, KernelRule):
         return fitted
+    if not rule.frozen_width:
+        return _refit(fitted, None)[0] if fitted.targets.kind == "classes" else fitted
     frozen_scaling = fitted.scaling.first(rule.frozen_width, rule.frozen_scale)
     frozen = replace(fitted, scaling=frozen_scaling, support=fitted.support[:, : rule.frozen_width] * rule.frozen_scale)
     of_all, likelihood_of_all = _refit(fitted, None)

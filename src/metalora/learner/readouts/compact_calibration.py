@@ -37,20 +37,20 @@ def recalibrated(compact: FittedReadout, full: FittedReadout, kept: int, tempera
     """
     rule, is_narrow = compact.rule, kept < len(full.scaling.mean)
     centred = centre(torch.where(full.scaling.factor > 0, full.support / full.scaling.factor, 0.0))
-    groups = None
+    groups, before = None, 1.0  # logits of prototypes and of votes are those of the rule, which has a temperature
     if isinstance(rule, PrototypeRule) and is_narrow:
         logits = _of_prototypes(full, rule, centred, kept)
     elif isinstance(rule, NeighbourRule) and is_narrow:
         logits = _of_neighbours(full, rule, centred, kept)
     elif isinstance(rule, KernelRule) and full.targets.kind == "classes" and temperature is not None:
-        groups = full.groups
-        logits = _of_kernel(compact, full, centred, kept) / temperature
+        groups, before = full.groups, temperature
+        logits = _of_kernel(compact, full, centred, kept)
     else:
         return compact
     weights = item_weights(full.targets, full.balanced, groups)
-    further = float(best_temperature(logits, full.targets, weights))
-    whole = None if temperature is None else temperature * further
-    return replace(compact, rule=rule.divided(further), leave_one_out=logits / further, temperature=whole)
+    best = float(best_temperature(logits, full.targets, weights))
+    whole = None if temperature is None else temperature * best / before
+    return replace(compact, rule=rule.divided(best / before), leave_one_out=logits / best, temperature=whole)
 
 
 def _of_prototypes(full: FittedReadout, rule: PrototypeRule, centred: Centred, kept: int) -> Tensor:
