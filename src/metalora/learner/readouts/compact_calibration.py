@@ -12,6 +12,7 @@ from metalora.learner.readouts.discriminant import class_prior, item_weights, pr
 from metalora.learner.readouts.fitted import FittedReadout
 from metalora.learner.readouts.kernel import FeatureKernel, pivots
 from metalora.learner.readouts.kernel_fit import fit_kernel_rule, held_out_parts
+from metalora.learner.readouts.knn import votes_without_self
 from metalora.learner.readouts.prototype import prototype_logits_without_self
 from metalora.learner.readouts.rules import KernelRule, NeighbourRule, PrototypeRule
 from metalora.learner.readouts.standardise import Centred, centre, explained_share, standard_factors, target_basis
@@ -63,13 +64,9 @@ def _of_prototypes(full: FittedReadout, rule: PrototypeRule, centred: Centred, k
 
 def _of_neighbours(full: FittedReadout, rule: NeighbourRule, centred: Centred, kept: int) -> Tensor:
     """Return the logits of each item, (n, classes), by the votes of the others with their weights."""
-    rule = rule.to(full.support)
     parts = without_each_item(centred, full.targets)
     cosines = torch.cat([part.only_largest(kept).cosines() for part in parts])
-    if full.balanced:
-        rule = replace(rule, prior=-prior_without_self(rule.membership))
-    is_self = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
-    return rule.vote((rule.scale * cosines).masked_fill(is_self, -torch.inf))
+    return votes_without_self(cosines, rule.to(full.support), full.balanced)
 
 
 def _of_kernel(compact: FittedReadout, full: FittedReadout, centred: Centred, kept: int) -> Tensor:

@@ -50,7 +50,7 @@ class SoftNeighbours(Readout):
         features = centred.deviations * scaling.factor
         rule = self._rule(targets, self.log_scale.exp().to(features.dtype))
         similarities = cosines(features, features)
-        return self._fitted(scaling, features, rule, self._without_self(similarities, rule), targets)
+        return self._fitted(scaling, features, rule, votes_without_self(similarities, rule, self.balanced), targets)
 
     def _fit_for_use(
         self, support: Tensor, targets: Targets, frozen_width: int, groups: Tensor | None
@@ -61,7 +61,7 @@ class SoftNeighbours(Readout):
         best_likelihood = -float("inf")
         for factor in SCALES:
             rule = self._rule(targets, factor * self.log_scale.exp().to(support.dtype))
-            logits = self._without_self(similarities, rule)
+            logits = votes_without_self(similarities, rule, self.balanced)
             temperature = float(best_temperature(logits, targets, weights))
             likelihood = float(mean_log_likelihood(logits / temperature, targets, weights))
             if likelihood > best_likelihood:
@@ -76,9 +76,24 @@ class SoftNeighbours(Readout):
         prior = -class_prior(one_hot) if self.balanced else torch.zeros_like(one_hot[0])
         return NeighbourRule(one_hot, scale, prior, torch.ones_like(scale))
 
-    def _without_self(self, similarities: Tensor, rule: NeighbourRule) -> Tensor:
-        """Return the logits (n, classes) of each item by the votes of the other items, given their cosines (n, n)."""
-        if self.balanced:
-            rule = replace(rule, prior=-prior_without_self(rule.membership))
-        is_self = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
-        return rule.vote((rule.scale * similarities).masked_fill(is_self, -torch.inf))
+
+def votes_without_self(similarities: Tensor, rule: NeighbourRule, balanced: bool) -> Tensor:
+    """Return the logits of each item by the votes of the other items.
+
+    Args:
+        similarities: Cosines of the items, (n, n).
+        rule: The rule; its prior is made anew without the item.
+        balanced: Whether the vote of a class is divided by how often it occurs.
+
+    Returns:
+        Logits, (n, classes).
+
+    Example:
+        >>> rule = NeighbourRule(torch.eye(2).repeat(3, 1), torch.tensor(10.0), torch.zeros(2), torch.tensor(1.0))
+        >>> votes_without_self(torch.eye(6), rule, balanced=False).shape
+        torch.Size([6, 2])
+    """
+    if balanced:
+        rule = replace(rule, prior=-prior_without_self(rule.membership))
+    is_self = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
+    return rule.vote((rule.scale * similarities).masked_fill(is_self, -torch.inf))
