@@ -24,7 +24,7 @@ class LearnerConfig(Configuration):
     """what a support set generates: kernel-ridge, lda, logistic, prototype or knn"""
     readout_settings: Annotated[dict[str, int], Range(least=0)] = field(default_factory=dict)
     """settings of the readout by name: balanced (1: all classes are equally likely), and for kernel-ridge folds (such
-    as 10: calibrate on complete fits without a fold, for few examples with many features)"""
+    as 10: calibrate on complete fits without a fold, which takes longer)"""
     steps: Annotated[int, Range(least=0)] = 500
     """number of training steps; each is `accumulate` forward and backward passes of `support` + `query` inputs; 0:
     nothing is trained, and a readout works on the frozen network"""

@@ -6,7 +6,8 @@ from safetensors.torch import save
 from torch.nn.functional import cross_entropy
 
 from metalora.learner.readouts import READOUTS, FittedReadout, Targets, make_readout
-from metalora.learner.readouts.compact import pivots, stored_bytes
+from metalora.learner.readouts.compact import stored_bytes
+from metalora.learner.readouts.kernel import pivots
 from support.readouts import gaussian_task, image_like_task
 
 MAX_BYTES = 20_000

@@ -7,7 +7,7 @@ import torch
 
 from metalora.learner.readouts import Targets, make_readout
 from metalora.learner.readouts.calibration import expected_calibration_error
-from metalora.learner.readouts.discriminant import class_discriminant, item_weights, logits_without_group
+from metalora.learner.readouts.discriminant import item_weights
 from metalora.learner.readouts.kernel import linear_and_rbf, ridge_path
 
 
@@ -22,25 +22,12 @@ def example(items: int = 24, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor,
 def test_a_group_is_left_out_of_the_regression() -> None:
     features, codes, groups = example()
     kernel, targets = linear_and_rbf(features, features), Targets.classes(codes, 3).centred().double()
-    fit = ridge_path(kernel, targets, (0.1,), groups)
+    found = ridge_path(kernel, targets, (0.1,)).leave_group_out(targets, groups)
     for group in groups.unique():
         others = groups != group
         inverse = torch.linalg.inv(kernel[others][:, others] + 0.1 * torch.eye(int(others.sum())).double())
         expected = kernel[~others][:, others] @ inverse @ targets[others]
-        assert fit.leave_group_out is not None
-        torch.testing.assert_close(fit.leave_group_out[0, ~others], expected)
-
-
-@pytest.mark.parametrize("balanced", [True, False])
-def test_a_group_is_left_out_of_the_discriminant(balanced: bool) -> None:
-    scores, codes, groups = example()
-    targets = Targets.classes(codes, 3).to(scores)
-    others_scores = scores + 0.1
-    logits = logits_without_group(scores, others_scores, targets, balanced, groups)
-    for group in groups.unique():
-        others = groups != group
-        refit = class_discriminant(scores[others], targets.matrix[others], balanced)
-        torch.testing.assert_close(logits[~others], others_scores[~others] @ refit.slope + refit.offset)
+        torch.testing.assert_close(found[0, ~others], expected)
 
 
 def test_a_class_of_one_group_does_not_count() -> None:

@@ -80,15 +80,19 @@ def better_by_standard_error(likelihoods: Sequence[Tensor]) -> int:
     return best
 
 
-def best_temperature(logits: Tensor, targets: Targets, item_weights: Tensor) -> Tensor:
+def best_temperature(
+    logits: Tensor, targets: Targets, item_weights: Tensor, largest: float = LARGEST_TEMPERATURE
+) -> Tensor:
     """Return the temperature that maximises the likelihood of the targets under logits / temperature.
 
-    It is the best of 30 values from 0.2 to 30 with equal ratios; 1 if no item counts, and for numbers.
+    It is the best of 30 values from 0.2 to 30 with equal ratios, and of further ones up to `largest` with the same
+    ratio; 1 if no item counts, and for numbers.
 
     Args:
         logits: Logits of items that the fit did not see, (..., n, count).
         targets: The targets of these items.
         item_weights: Weights of the items, (n,).
+        largest: The largest temperature: more than 30 for logits without a scale of their own.
 
     Returns:
         The temperatures, (...).
@@ -101,7 +105,8 @@ def best_temperature(logits: Tensor, targets: Targets, item_weights: Tensor) -> 
     if targets.kind == "numbers" or not item_weights.any():
         return logits.new_ones(logits.shape[:-2])
     step = math.log(LARGEST_TEMPERATURE / SMALLEST_TEMPERATURE) / (TEMPERATURES - 1)
-    values = [round(SMALLEST_TEMPERATURE * math.exp(number * step), 6) for number in range(TEMPERATURES)]
+    count = 1 + round(math.log(largest / SMALLEST_TEMPERATURE) / step)
+    values = [round(SMALLEST_TEMPERATURE * math.exp(number * step), 6) for number in range(count)]
     candidates = logits.new_tensor(values)
     divided = logits[..., None, :, :] / candidates[:, None, None]  # (..., temperatures, n, count)
     return candidates[mean_log_likelihood(divided, targets, item_weights).argmax(-1)]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softmax
 
+from metalora.learner.readouts.compact_calibration import recalibrated
 from metalora.learner.readouts.fitted import FittedReadout, nearest_distances
-from metalora.learner.readouts.kernel import FeatureKernel, squared_distances
+from metalora.learner.readouts.kernel import FeatureKernel, pivots, squared_distances
 from metalora.learner.readouts.kernel_fit import fit_kernel_rule
 from metalora.learner.readouts.projection import projection_onto
 from metalora.learner.readouts.rules import KernelRule, LinearRule
@@ -49,9 +50,9 @@ def compacted(fitted: FittedReadout, max_bytes: int) -> FittedReadout:
     The weighted features are projected (`projection_onto`) onto the directions in which the logits change most and the
     principal directions of the support set. A large support set is first reduced to representatives (a Nystroem
     approximation). Features of the smallest weights are left out if there is no room for all, and a kernel rule or a
-    linear rule is fitted anew to the others, with its temperature. Of the numbers of dimensions and representatives
-    that fit, those are chosen that change the probabilities of random queries least; these queries have the class means
-    and the covariance of the support set.
+    linear rule is fitted anew to the others. The temperature is chosen anew, too (`recalibrated`). Of the numbers of
+    dimensions and representatives that fit, those are chosen that change the probabilities of random queries least;
+    these queries have the class means and the covariance of the support set.
 
     Args:
         fitted: A fitted readout.
@@ -86,7 +87,8 @@ def compacted(fitted: FittedReadout, max_bytes: int) -> FittedReadout:
     if best is None:
         raise ValueError(f"a readout of {len(fitted.support)} examples has no form of at most {max_bytes} bytes")
     items = best_narrow.features(precise.support)
-    return replace(best, nearest=_held_out_nearest(best, best_narrow.fitted, items)).rounded()
+    calibrated = recalibrated(best, precise, len(best_narrow.columns), best_narrow.fitted.temperature)
+    return replace(calibrated, nearest=_held_out_nearest(best, best_narrow.fitted, items)).rounded()
 
 
 class _Narrow(NamedTuple):
@@ -145,10 +147,16 @@ def _with_columns(fitted: FittedReadout, columns: Tensor) -> FittedReadout:
 
 
 def _with_one_kernel(fitted: FittedReadout) -> FittedReadout:
-    """Return the readout with the better of two kernels, of all or of the frozen features, if it has their mean."""
+    """Return the readout with the better of two kernels, of all or of the frozen features, if it has their mean.
+
+    Another kernel rule of classes is fitted anew, too: the compact forms, which are compared with it, have the
+    temperatures of such fits.
+    """
     rule = fitted.rule
-    if not isinstance(rule, KernelRule) or not rule.frozen_width:
+    if not isinstance(rule, KernelRule):
         return fitted
+    if not rule.frozen_width:
+        return _refit(fitted, None)[0] if fitted.targets.kind == "classes" else fitted
     frozen_scaling = fitted.scaling.first(rule.frozen_width, rule.frozen_scale)
     frozen = replace(fitted, scaling=frozen_scaling, support=fitted.support[:, : rule.frozen_width] * rule.frozen_scale)
     of_all, likelihood_of_all = _refit(fitted, None)
@@ -277,35 +285,6 @@ def _can_be_halved(fitted: FittedReadout) -> bool:
     is_close = (mean - mean.half().double()).abs() * factor <= LARGEST_ROUNDING * deviations
     is_close &= (factor - factor.half().double()).abs() <= LARGEST_ROUNDING * factor
     return bool(is_close.all())
-
-
-def pivots(kernel: Tensor, count: int) -> Tensor:
-    """Return items that represent a support set: the pivots of a Cholesky factorisation of its kernel.
-
-    Each pivot is the item that the pivots before it explain least.
-
-    Args:
-        kernel: Kernel of the support set, (n, n).
-        count: Number m of pivots.
-
-    Returns:
-        Positions of the items, sorted, (m,).
-
-    Example:
-        >>> pivots(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.5]]), 2)
-        tensor([0, 2])
-    """
-    residual = kernel.diagonal().clone()
-    columns = kernel.new_zeros(count, len(kernel))
-    chosen: list[int] = []
-    for number in range(count):
-        pivot = int(residual.argmax())
-        chosen.append(pivot)
-        column = kernel[pivot] - columns[:number, pivot] @ columns[:number]
-        columns[number] = column / residual[pivot].clamp_min(1e-12).sqrt()
-        residual = (residual - columns[number].square()).clamp_min(0)
-        residual[chosen] = -1  # an item is chosen once
-    return torch.tensor(sorted(chosen), device=kernel.device)
 
 
 def _held_out_nearest(compact: FittedReadout, reduced: FittedReadout, items: Tensor) -> Tensor:

@@ -80,19 +80,19 @@ def class_discriminant(scores: Tensor, one_hot: Tensor, balanced: bool = False) 
     means = one_hot.mT @ scores / counts[:, None]  # (..., c, t)
     deviations = scores - one_hot @ means  # (..., n, t)
     scatter = deviations.mT @ deviations  # (..., t, t)
-    slope, offset = _gaussian(means, _shrunk(scatter, items - classes))
+    slope, offset = gaussian(means, shrunk(scatter, items - classes))
     prior = class_prior(one_hot)
     logits = _class_logits_without_self(scores, one_hot, means, deviations, scatter, balanced)
     return Decision(slope, offset if balanced else offset + prior, logits)
 
 
-def _gaussian(means: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+def gaussian(means: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Return slope (..., t, c) and offset (..., c) for means (..., c, t) and a covariance (..., t, t)."""
     slope = torch.linalg.solve(covariance, means.mT)
     return slope, -(means * slope.mT).sum(-1) / 2
 
 
-def _shrunk(scatter: Tensor, degrees_of_freedom: int) -> Tensor:
+def shrunk(scatter: Tensor, degrees_of_freedom: int) -> Tensor:
     """Return the shrunk covariance, (..., t, t), of a within-class scatter, (..., t, t)."""
     covariance = scatter / max(degrees_of_freedom, 1)
     size = covariance.shape[-1]
@@ -115,53 +115,11 @@ def _class_logits_without_self(
         step = deviations[..., chunk, :]
         removed = (own_count / others)[chunk, None, None] * step[..., :, None] * step[..., None, :]
         mean_shift = one_hot[chunk, :, None] * (step / others[chunk, None])[..., None, :]  # (..., chunk, c, t)
-        reduced = _shrunk(scatter[..., None, :, :] - removed, items - 1 - classes)
-        slope, offset = _gaussian(means[..., None, :, :] - mean_shift, reduced)
+        reduced = shrunk(scatter[..., None, :, :] - removed, items - 1 - classes)
+        slope, offset = gaussian(means[..., None, :, :] - mean_shift, reduced)
         logits.append((scores[..., chunk, None, :] @ slope)[..., 0, :] + offset)
     joined = torch.cat(logits, -2)
     return joined if balanced else joined + prior_without_self(one_hot)
-
-
-def logits_without_group(
-    scores: Tensor, group_scores: Tensor, targets: Targets, balanced: bool, groups: Tensor
-) -> Tensor:
-    """Return the logits of each item under the discriminant of the items of other groups.
-
-    Without group g, the mean of class k moves by s = -D_gk / (n_k - n_gk), with D_gk the sum of the deviations of the
-    n_gk items of both; the scatter loses the squares of the group's deviations and (n_k - n_gk) s s^T for each class.
-    Labels have the discriminant of all items, and numbers the scores themselves.
-
-    Args:
-        scores: Leave-one-out scores, from which the discriminants are fitted, (..., n, t).
-        group_scores: Scores of each item by the regression on the other groups, (..., n, t).
-        targets: The targets of the support set.
-        balanced: Whether to leave out how often classes (or labels) occur.
-        groups: Group of each item, (n,).
-
-    Returns:
-        Logits or predictions, (..., n, count).
-    """
-    if targets.kind != "classes":
-        fit = decision(scores, targets, balanced)
-        return group_scores @ fit.slope + fit.offset[..., None, :]
-    one_hot = targets.matrix
-    means = one_hot.mT @ scores / one_hot.sum(0)[:, None]
-    deviations = scores - one_hot @ means
-    scatter = deviations.mT @ deviations
-    group_of = torch.unique(groups, return_inverse=True)[1]
-    member = torch.nn.functional.one_hot(group_of).to(scores)  # (n, groups)
-    removed_counts = member.mT @ one_hot  # (groups, c)
-    left = one_hot.sum(0) - removed_counts
-    sums = torch.einsum("ng,nc,...nt->...gct", member, one_hot, deviations)
-    shift = -sums / left.clamp_min(1)[..., None] * (left > 0)[..., None]  # the mean of a class without items stays
-    squares = torch.einsum("ng,...nt,...nu->...gtu", member, deviations, deviations)
-    reduced = scatter[..., None, :, :] - squares - torch.einsum("gc,...gct,...gcu->...gtu", left, shift, shift)
-    degrees = (left.sum(1) - targets.count).clamp_min(1)[:, None, None]
-    slope, offset = _gaussian(means[..., None, :, :] + shift, _shrunk(reduced / degrees, 1))
-    if not balanced:
-        offset = offset + (left.clamp_min(1) / left.sum(1, keepdim=True).clamp_min(1)).log()
-    logits: Tensor = (group_scores[..., None, :] @ slope[..., group_of, :, :])[..., 0, :] + offset[..., group_of, :]
-    return logits
 
 
 def class_prior(one_hot: Tensor) -> Tensor:
@@ -208,10 +166,10 @@ def label_discriminants(scores: Tensor, labels: Tensor, balanced: bool = False) 
     mean_without = ((1 - labels) * scores).sum(-2, keepdim=True) / without_label.clamp_min(1)
     deviations = scores - torch.where(labels > 0, mean_with, mean_without)  # (..., n, labels)
     scatter = deviations.square().sum(-2, keepdim=True)
-    slope, offset = _two_classes(mean_with, mean_without, with_label, without_label, scatter, items - 2, balanced)
+    slope, offset = two_classes(mean_with, mean_without, with_label, without_label, scatter, items - 2, balanced)
     own_count = torch.where(labels > 0, with_label, without_label)
     others = (own_count - 1).clamp_min(1)
-    slopes, offsets = _two_classes(
+    slopes, offsets = two_classes(
         mean_with - labels * deviations / others,
         mean_without - (1 - labels) * deviations / others,
         with_label - labels,
@@ -223,7 +181,7 @@ def label_discriminants(scores: Tensor, labels: Tensor, balanced: bool = False) 
     return Decision(torch.diag_embed(slope[..., 0, :]), offset[..., 0, :], scores * slopes + offsets)
 
 
-def _two_classes(
+def two_classes(
     mean_with: Tensor,
     mean_without: Tensor,
     with_label: Tensor,

@@ -118,13 +118,24 @@ class RidgeFit(NamedTuple):
         coefficients: Dual coefficients (K + ridge I)^-1 Y, (..., n, t).
         leave_one_out: Scores of each item by the regression on the other items, (..., n, t).
         ridge: The ridge, (...).
-        leave_group_out: Scores of each item by the regression on the other groups, (..., n, t); None without groups.
+        inverse: The inverse (K + ridge I)^-1, (..., n, n).
     """
 
     coefficients: Tensor
     leave_one_out: Tensor
     ridge: Tensor
-    leave_group_out: Tensor | None = None
+    inverse: Tensor
+
+    def leave_group_out(self, targets: Tensor, groups: Tensor) -> Tensor:
+        """Return the scores of each group by the regression on the others, Y_g - H_gg^-1 a_g, (..., n, t).
+
+        Args:
+            targets: Centred targets Y, (n, t).
+            groups: Group of each item, (n,).
+        """
+        blocks = self.inverse * (groups[:, None] == groups)
+        scores: Tensor = targets - torch.linalg.solve(blocks, self.coefficients)
+        return scores
 
 
 def fit_ridge(kernel: Tensor, targets: Tensor, ridge: Tensor) -> RidgeFit:
@@ -145,18 +156,16 @@ def fit_ridge(kernel: Tensor, targets: Tensor, ridge: Tensor) -> RidgeFit:
     identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
     inverse = torch.linalg.inv(kernel + ridge * identity)  # its gradient is two products; Cholesky's is slower
     coefficients = inverse @ targets
-    return RidgeFit(coefficients, targets - coefficients / inverse.diagonal()[:, None], ridge)
+    return RidgeFit(coefficients, targets - coefficients / inverse.diagonal()[:, None], ridge, inverse)
 
 
-def ridge_path(kernel: Tensor, targets: Tensor, ridges: tuple[float, ...], groups: Tensor | None = None) -> RidgeFit:
+def ridge_path(kernel: Tensor, targets: Tensor, ridges: tuple[float, ...]) -> RidgeFit:
     """Fit with each of several ridges, from one eigendecomposition.
 
     Args:
         kernel: Kernel of the support set, (n, n), in float64.
         targets: Centred targets, (n, t), in float64.
         ridges: The ridges.
-        groups: Group of each item, (n,). The fits then also have the scores of each group by the regression on the
-            other groups, Y_g - H_gg^-1 a_g with H = (K + ridge I)^-1.
 
     Returns:
         The fits; the first axis of all tensors is that of the ridges.
@@ -169,10 +178,37 @@ def ridge_path(kernel: Tensor, targets: Tensor, ridges: tuple[float, ...], group
     """
     eigenvalues, vectors = torch.linalg.eigh(kernel)
     candidates = sent(torch.tensor(ridges, dtype=kernel.dtype), kernel.device)
-    inverse = 1 / (eigenvalues.clamp_min(0)[None] + candidates[:, None])  # (ridges, n)
-    coefficients = vectors @ (inverse[..., None] * (vectors.mT @ targets))  # (ridges, n, t)
-    leave_one_out = targets - coefficients / (inverse @ vectors.square().mT)[..., None]
-    if groups is None:
-        return RidgeFit(coefficients, leave_one_out, candidates)
-    blocks = (vectors * inverse[:, None]) @ vectors.mT * (groups[:, None] == groups)  # of H, (ridges, n, n)
-    return RidgeFit(coefficients, leave_one_out, candidates, targets - torch.linalg.solve(blocks, coefficients))
+    scales = 1 / (eigenvalues.clamp_min(0)[None] + candidates[:, None])  # (ridges, n)
+    inverse = (vectors * scales[:, None]) @ vectors.mT  # (ridges, n, n)
+    coefficients = inverse @ targets
+    diagonal = inverse.diagonal(dim1=1, dim2=2)[..., None]
+    return RidgeFit(coefficients, targets - coefficients / diagonal, candidates, inverse)
+
+
+def pivots(kernel: Tensor, count: int) -> Tensor:
+    """Return items that represent a support set: the pivots of a Cholesky factorisation of its kernel.
+
+    Each pivot is the item that the pivots before it explain least.
+
+    Args:
+        kernel: Kernel of the support set, (n, n).
+        count: Number m of pivots.
+
+    Returns:
+        Positions of the items, sorted, (m,).
+
+    Example:
+        >>> pivots(torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.5]]), 2)
+        tensor([0, 2])
+    """
+    residual = kernel.diagonal().clone()
+    columns = kernel.new_zeros(count, len(kernel))
+    chosen: list[int] = []
+    for number in range(count):
+        pivot = int(residual.argmax())
+        chosen.append(pivot)
+        column = kernel[pivot] - columns[:number, pivot] @ columns[:number]
+        columns[number] = column / residual[pivot].clamp_min(1e-12).sqrt()
+        residual = (residual - columns[number].square()).clamp_min(0)
+        residual[chosen] = -1  # an item is chosen once
+    return torch.tensor(sorted(chosen), device=kernel.device)

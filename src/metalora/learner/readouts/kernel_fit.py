@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metalora.learner.readouts.calibration import best_temperature, better_by_standard_error, log_likelihoods
-from metalora.learner.readouts.discriminant import decision, item_weights, logits_without_group
+from metalora.learner.readouts.discriminant import decision, item_weights
 from metalora.learner.readouts.kernel import FeatureKernel, ridge_path
+from metalora.learner.readouts.left_out import left_out_logits
 from metalora.learner.readouts.rules import KernelRule
 from metalora.learner.readouts.targets import Targets
 
@@ -53,8 +54,7 @@ class KernelFit(NamedTuple):
         """
         temperatures, likelihoods = _calibrated(held_out, targets, balanced, groups)
         temperature = float(temperatures)
-        ratio = self.temperature / temperature
-        rule = replace(self.rule, coefficients=self.rule.coefficients * ratio, offset=self.rule.offset * ratio)
+        rule = self.rule.divided(temperature / self.temperature)
         return KernelFit(rule, held_out / temperature, temperature, likelihoods, self.ridge)
 
 
@@ -97,17 +97,20 @@ def fit_kernel_rule(
     is_numbers = targets.kind == "numbers"
     ridges = ridges or (RIDGES_OF_NUMBERS if is_numbers else RIDGES_OF_CLASSES)
     if representatives is None:
-        path = ridge_path(values, targets.centred(), ridges, groups)
+        path = ridge_path(values, targets.centred(), ridges)
         coefficients = path.coefficients
     else:
         to_chosen = values[:, representatives]  # (n, m)
         projection = to_chosen @ _inverse(to_chosen[representatives])  # (n, m)
-        path = ridge_path(projection @ to_chosen.mT, targets.centred(), ridges, groups)
+        path = ridge_path(projection @ to_chosen.mT, targets.centred(), ridges)
         coefficients = projection.mT @ path.coefficients
     fit = decision(path.leave_one_out, targets, balanced)
-    held_out = fit.leave_one_out  # (ridges, n, count)
-    if groups is not None and path.leave_group_out is not None:
-        held_out = logits_without_group(path.leave_one_out, path.leave_group_out, targets, balanced, groups)
+    if is_numbers:
+        scores = path.leave_one_out if groups is None else path.leave_group_out(targets.centred(), groups)
+        held_out = scores @ fit.slope + fit.offset[:, None]  # (ridges, n, count)
+    else:
+        fits = [left_out_logits(inverse, targets, balanced, groups) for inverse in path.inverse]
+        held_out = torch.stack(fits)
     temperatures, likelihoods = _calibrated(held_out, targets, balanced, groups)
     best = int(likelihoods.mean(1).argmax()) if is_numbers else better_by_standard_error(list(likelihoods))
     temperature = float(temperatures[best])
@@ -132,6 +135,45 @@ def _calibrated(held_out: Tensor, targets: Targets, balanced: bool, groups: Tens
     temperatures = best_temperature(held_out, targets, weights)
     likelihoods = log_likelihoods(held_out / temperatures[..., None, None], targets)
     return temperatures, likelihoods * weights / weights.mean().clamp_min(1e-12)
+
+
+def held_out_parts(features: Tensor, targets: Targets, groups: Tensor | None, count: int) -> Iterator[Tensor]:
+    """Yield which items, (n,), each part of a support set has; the order of the items and of the classes has no effect.
+
+    The items of each class, or its groups, are sorted by their size and dealt out in turn. A class that is one item or
+    one group is in no part.
+
+    Args:
+        features: Standardised features, (n, d).
+        targets: The targets of the support set.
+        groups: Group of each item, (n,), all of which is in one part.
+        count: Number of parts, if no class has fewer items.
+
+    Example:
+        >>> targets = Targets.classes(torch.tensor([0, 0, 1, 0, 1, 2]), 3)
+        >>> [part.nonzero()[:, 0].tolist() for part in held_out_parts(torch.arange(6.0)[:, None], targets, None, 2)]
+        [[0, 2, 3], [1, 4]]
+    """
+    unit_of = torch.arange(len(features), device=features.device)
+    if groups is not None:
+        unit_of = torch.unique(groups, return_inverse=True)[1]
+    units = int(unit_of.max()) + 1
+    sizes = features.new_zeros(units, dtype=torch.float64).index_add(0, unit_of, features.double().square().sum(1))
+    class_of = torch.zeros_like(sizes, dtype=torch.int64)
+    if targets.kind == "classes":
+        counts = targets.matrix.new_zeros(units, targets.count).index_add(0, unit_of, targets.matrix)
+        class_of = counts.argmax(1)
+    order = sizes.argsort(stable=True)
+    order = order[class_of[order].argsort(stable=True)]
+    in_class = torch.bincount(class_of)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(units, device=order.device) - (in_class.cumsum(0) - in_class)[class_of[order]]
+    part = torch.where(in_class[class_of] > 1, rank % count, -1)[unit_of]
+    for number in range(int(part.max()) + 1):
+        is_held_out = part == number
+        left = targets.matrix[~is_held_out]
+        if len(left) > 1 and (targets.kind != "classes" or bool(left.any(0).all())):
+            yield is_held_out
 
 
 def folds_of(targets: Targets, count: int) -> Tensor:

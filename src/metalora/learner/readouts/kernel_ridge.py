@@ -18,7 +18,8 @@ from metalora.learner.readouts.kernel import (
     kernel_of_products,
     linear_and_rbf,
 )
-from metalora.learner.readouts.kernel_fit import KernelFit, fit_kernel_rule, folds_of, group_folds
+from metalora.learner.readouts.kernel_fit import KernelFit, fit_kernel_rule, folds_of, group_folds, held_out_parts
+from metalora.learner.readouts.left_out import left_out_logits
 from metalora.learner.readouts.rules import KernelRule
 from metalora.learner.readouts.standardise import (
     Centred,
@@ -31,6 +32,7 @@ from metalora.learner.readouts.standardise import (
 from metalora.learner.readouts.targets import TargetKind, Targets
 from metalora.learner.readouts.weights import ShareWeights, normalised
 
+PARTS = 8  # of a support set that are left out of the weights of the features, one at a time
 SMALLEST_RIDGE = 1e-4  # below it, float32 cannot factorise the kernel of duplicate items
 
 
@@ -57,17 +59,18 @@ class KernelRidge(Readout):
     2. Kernel ridge regression (`linear_and_rbf`, `fit_ridge`) on the centred targets gives leave-one-out scores.
     3. A Gaussian discriminant of these scores gives logits (`class_discriminant`); numbers are the scores themselves.
 
-    In training, the ridge is learned. In use, `fit_kernel_rule` chooses the ridge and the temperature that divides the
-    logits, by leave-one-out. The kernel is that of all features, unless the likelihood of the kernel of the frozen
-    features, or of the mean of both, is better by more than its standard error.
+    In training, the ridge is learned. In use, `fit_kernel_rule` chooses the ridge by leave-one-out. The kernel is that
+    of all features, unless the likelihood of the kernel of the frozen features, or of the mean of both, is better by
+    more than its standard error. A temperature divides the logits so that their probabilities fit. For classes and
+    labels, this likelihood and the temperature are those of logits that leave an item out of everything that sees
+    labels: of the regression and of the discriminant in closed form (`left_out_logits`), and of the weights of the
+    features together with the other items of its part, one of eight (`held_out_parts`).
 
-    The closed form leaves an item out of the regression and of the discriminant, but not of the weights of the
-    features. With many features and few items its likelihood is thus too good. With `folds`, the temperature and the
-    choice of the kernel come from complete fits without the items of each fold, which takes as many times as long.
+    With `folds`, they come from complete fits without the items of each fold, which takes as many times as long.
 
     Args:
         balanced: Whether the logits leave out how often classes occur in the support set.
-        folds: Number of folds, at least 2; 0: leave-one-out in closed form.
+        folds: Number of folds, at least 2; 0: as above, which does not depend on the order of the items.
 
     Raises:
         ValueError: The number of folds is 1 or negative.
@@ -109,6 +112,8 @@ class KernelRidge(Readout):
         candidates = self._candidates(support, targets, frozen_width, groups)
         if self.folds:
             candidates = self._judged_by_folds(candidates, support, targets, frozen_width, groups)
+        elif targets.kind != "numbers":
+            candidates = self._judged_by_others(candidates, support, targets, frozen_width, groups)
         best = candidates[better_by_standard_error([candidate.fit.likelihoods for candidate in candidates])]
         distances = distances_of_products(best.products).fill_diagonal_(torch.inf)
         nearest = distances.amin(1).sqrt()
@@ -129,10 +134,11 @@ class KernelRidge(Readout):
         frozen_products = (frozen @ frozen.mT).double()
         products = frozen_products + (adapted @ adapted.mT).double()
         of_all = kernel_of_products(products)
+        has_two_kernels = 0 < frozen_width < support.shape[1]
         fit = fit_kernel_rule(of_all, FeatureKernel(), targets, self.balanced, groups=groups)
         candidates = [_Candidate(scaling, features, products, fit)]
         frozen_norm = float(weights[:frozen_width].square().sum().sqrt())
-        if 0 < frozen_width < support.shape[1] and frozen_norm > 0:
+        if has_two_kernels and frozen_norm > 0:
             frozen_scaling = scaling.first(frozen_width, 1 / frozen_norm)
             frozen_products = frozen_products / frozen_norm**2
             of_frozen = kernel_of_products(frozen_products)
@@ -148,6 +154,28 @@ class KernelRidge(Readout):
                 _Candidate(frozen_scaling, frozen / frozen_norm, frozen_products, from_frozen),
             ]
         return candidates
+
+    def _judged_by_others(
+        self, candidates: list[_Candidate], support: Tensor, targets: Targets, frozen_width: int, groups: Tensor | None
+    ) -> list[_Candidate]:
+        """Return the candidates with temperatures and likelihoods by weights that have not seen an item and some more.
+
+        The regression and the discriminant leave out the item (or its group) alone. For each part of the support set
+        the kernel is computed anew, with the weights that the other parts give.
+        """
+        centred = centre(support)
+        standard = standardisation(centred)(support)
+        held_out = [fit.leave_one_out * fit.temperature for *_, fit in candidates]
+        for is_held_out in held_out_parts(standard, targets, groups, PARTS):
+            _, weights = self._weighting(centre(support[~is_held_out]), targets.of(~is_held_out))
+            kernels = _kernels(standard, normalised(weights, centred.is_used), frozen_width)
+            for logits, kernel, (*_, fit) in zip(held_out, kernels, candidates, strict=False):  # one kernel or three
+                inverse = torch.linalg.inv(kernel + fit.ridge * torch.eye(len(kernel)).to(kernel))
+                logits[is_held_out] = left_out_logits(inverse, targets, self.balanced, groups, is_held_out)
+        return [
+            candidate._replace(fit=candidate.fit.calibrated(logits, targets, self.balanced, groups))
+            for candidate, logits in zip(candidates, held_out, strict=True)
+        ]
 
     def _judged_by_folds(
         self,
@@ -183,3 +211,13 @@ class KernelRidge(Readout):
         weights = self.weights(share, len(centred.deviations), max(basis.rank, 1))
         weights = normalised(weights, centred.is_used)
         return standardisation(centred).weighted(weights), weights
+
+
+def _kernels(standard: Tensor, weights: Tensor, frozen_width: int) -> list[Tensor]:
+    """Return the kernels (n, n) of standardised features (n, d) with weights (d,): of all, the mean, of the frozen."""
+    features = standard * weights
+    frozen, adapted = features[:, :frozen_width], features[:, frozen_width:]
+    frozen_products = (frozen @ frozen.mT).double()
+    of_all = kernel_of_products(frozen_products + (adapted @ adapted.mT).double())
+    of_frozen = kernel_of_products(frozen_products / weights[:frozen_width].square().sum().clamp_min(1e-30))
+    return [of_all, (of_all + of_frozen) / 2, of_frozen]

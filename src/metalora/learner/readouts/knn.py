@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from metalora.learner.readouts.base import Readout
 from metalora.learner.readouts.calibration import best_temperature, mean_log_likelihood
-from metalora.learner.readouts.discriminant import class_prior
+from metalora.learner.readouts.discriminant import class_prior, prior_without_self
 from metalora.learner.readouts.fitted import FittedReadout
 from metalora.learner.readouts.rules import NeighbourRule, cosines
 from metalora.learner.readouts.standardise import centre
 from metalora.learner.readouts.targets import Targets
 from metalora.learner.readouts.weights import share_scaling
+from metalora.learner.readouts.without_item import without_each_item
 
 SCALES = (0.5, 1.0, 2.0, 4.0)  # factors of the learned scale that are tried in use
 
@@ -25,7 +26,8 @@ class SoftNeighbours(Readout):
 
     Features are standardised and weighted by the share that the targets explain (`share_weights`), without a network.
     The scale is learned, and in use the best of four multiples of it by the leave-one-out likelihood. The leave-one-out
-    logits are votes of the other items; weights and standardisation stay.
+    logits are votes of the other items, in use with their standardisation and weights (`without_each_item`); in
+    training, weights and standardisation stay.
 
     Args:
         balanced: Whether the vote of a class is divided by how often it occurs in the support set.
@@ -47,23 +49,25 @@ class SoftNeighbours(Readout):
         scaling = share_scaling(centred, targets)
         features = centred.deviations * scaling.factor
         rule = self._rule(targets, self.log_scale.exp().to(features.dtype))
-        return self._fitted(scaling, features, rule, _without_self(features, rule), targets)
+        similarities = cosines(features, features)
+        return self._fitted(scaling, features, rule, votes_without_self(similarities, rule, self.balanced), targets)
 
     def _fit_for_use(
         self, support: Tensor, targets: Targets, frozen_width: int, groups: Tensor | None
     ) -> FittedReadout:
         fitted = self._fit_for_training(support, targets)
         weights = self._item_weights(targets)
+        similarities = torch.cat([part.cosines() for part in without_each_item(centre(support), targets)])
         best_likelihood = -float("inf")
         for factor in SCALES:
             rule = self._rule(targets, factor * self.log_scale.exp().to(support.dtype))
-            logits = _without_self(fitted.support, rule)
+            logits = votes_without_self(similarities, rule, self.balanced)
             temperature = float(best_temperature(logits, targets, weights))
             likelihood = float(mean_log_likelihood(logits / temperature, targets, weights))
             if likelihood > best_likelihood:
                 best_likelihood = likelihood
-                calibrated = replace(rule, temperature=rule.temperature * temperature)
-                fitted = replace(fitted, rule=calibrated, leave_one_out=logits / temperature, temperature=temperature)
+                leave_one_out, rule = logits / temperature, rule.divided(temperature)
+                fitted = replace(fitted, rule=rule, leave_one_out=leave_one_out, temperature=temperature)
         return fitted
 
     def _rule(self, targets: Targets, scale: Tensor) -> NeighbourRule:
@@ -73,7 +77,23 @@ class SoftNeighbours(Readout):
         return NeighbourRule(one_hot, scale, prior, torch.ones_like(scale))
 
 
-def _without_self(features: Tensor, rule: NeighbourRule) -> Tensor:
-    """Return the logits (n, classes) of each item by the votes of the other items."""
-    is_self = torch.eye(len(features), dtype=torch.bool, device=features.device)
-    return rule.vote((rule.scale * cosines(features, features)).masked_fill(is_self, -torch.inf))
+def votes_without_self(similarities: Tensor, rule: NeighbourRule, balanced: bool) -> Tensor:
+    """Return the logits of each item by the votes of the other items.
+
+    Args:
+        similarities: Cosines of the items, (n, n).
+        rule: The rule; its prior is made anew without the item.
+        balanced: Whether the vote of a class is divided by how often it occurs.
+
+    Returns:
+        Logits, (n, classes).
+
+    Example:
+        >>> rule = NeighbourRule(torch.eye(2).repeat(3, 1), torch.tensor(10.0), torch.zeros(2), torch.tensor(1.0))
+        >>> votes_without_self(torch.eye(6), rule, balanced=False).shape
+        torch.Size([6, 2])
+    """
+    if balanced:
+        rule = replace(rule, prior=-prior_without_self(rule.membership))
+    is_self = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
+    return rule.vote((rule.scale * similarities).masked_fill(is_self, -torch.inf))

@@ -18,6 +18,7 @@ from metalora.learner.readouts.weights import even_scaling
 
 SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 0.99)
 SMALLEST_VARIANCE = 1e-6  # share of the total variance of the features: all items of each class may be equal
+LARGEST_TEMPERATURE = 3000.0  # a covariance of a few items in many dimensions makes logits hundreds of times too large
 NUMBERS_AT_ONCE = 20_000_000
 
 
@@ -26,7 +27,9 @@ class DiscriminantAnalysis(Readout):
 
     The covariance is (1 - s) W + s tr(W) / d I, with W the pooled covariance within classes. The shrinkage s is learned
     (0.5 at the start); in use it has the best leave-one-out likelihood. The leave-one-out logits are exact but for the
-    standardisation, which stays.
+    standardisation, which stays. A covariance of few items in many dimensions makes them hundreds of times too large,
+    and the temperature undoes it. With two or three items of a class, leaving one out takes much of what the class
+    shows: the temperature is then too large, and the probabilities are less sure than they could be.
 
     Args:
         balanced: Whether the logits leave out how often classes occur in the support set.
@@ -64,7 +67,7 @@ class DiscriminantAnalysis(Readout):
         best_likelihood = -float("inf")
         for shrinkage in SHRINKAGES:
             logits = without_self.logits(shrinkage)
-            temperature = float(best_temperature(logits, targets, weights))
+            temperature = float(best_temperature(logits, targets, weights, LARGEST_TEMPERATURE))
             likelihood = float(mean_log_likelihood(logits / temperature, targets, weights))
             if likelihood > best_likelihood:
                 best_likelihood, best = likelihood, (shrinkage, temperature, logits / temperature)

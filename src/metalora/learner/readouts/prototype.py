@@ -15,17 +15,19 @@ from metalora.learner.readouts.calibration import best_temperature
 from metalora.learner.readouts.discriminant import class_prior, prior_without_self
 from metalora.learner.readouts.fitted import FittedReadout
 from metalora.learner.readouts.rules import PrototypeRule
-from metalora.learner.readouts.standardise import centre
+from metalora.learner.readouts.standardise import Centred, centre
 from metalora.learner.readouts.targets import Targets
 from metalora.learner.readouts.weights import share_scaling
+from metalora.learner.readouts.without_item import SMALLEST_NORM, WithoutItem, without_each_item
 
 
 class Prototype(Readout):
     """Cosines (or negative squared distances) to class means times a learned scale (Snell et al. 2017).
 
     Features are standardised and weighted by the share that the targets explain (`share_weights`), without a network.
-    For cosines, a prototype is the mean of unit vectors. The leave-one-out logits of an item are those of prototypes
-    without this item; weights and standardisation stay.
+    For cosines, a prototype is the mean of unit vectors. In use, the leave-one-out logits of an item are those of a fit
+    that has not seen it: standardisation, weights and prototypes are those of the other items (`without_each_item`). In
+    training, weights and standardisation stay.
 
     Args:
         balanced: Whether the logits leave out how often classes occur in the support set.
@@ -64,10 +66,12 @@ class Prototype(Readout):
         fitted = self._fit_for_training(support, targets)
         rule = fitted.rule
         assert isinstance(rule, PrototypeRule)
-        temperature = float(best_temperature(fitted.leave_one_out, targets, self._item_weights(targets)))
-        rule = replace(rule, scale=rule.scale / temperature, offset=rule.offset / temperature)
-        leave_one_out = fitted.leave_one_out / temperature
-        return replace(fitted, rule=rule, leave_one_out=leave_one_out, temperature=temperature)
+        logits = prototype_logits_without_self(centre(support), targets, rule.scale, rule.distance)
+        if not self.balanced:
+            logits = logits + prior_without_self(targets.matrix)
+        temperature = float(best_temperature(logits, targets, self._item_weights(targets)))
+        rule = rule.divided(temperature)
+        return replace(fitted, rule=rule, leave_one_out=logits / temperature, temperature=temperature)
 
     def _without_self(self, features: Tensor, points: Tensor, rule: PrototypeRule, one_hot: Tensor) -> Tensor:
         """Return the logits (n, classes) of each item with the prototype of its class without the item."""
@@ -81,3 +85,36 @@ class Prototype(Readout):
             own = -(features - reduced).square().sum(1) * rule.scale
         logits = torch.where(one_hot > 0, own[:, None], logits)
         return logits if self.balanced else logits + prior_without_self(one_hot)
+
+
+def prototype_logits_without_self(
+    centred: Centred, targets: Targets, scale: Tensor, distance: str, kept: int | None = None
+) -> Tensor:
+    """Return the logits of each item, (n, classes), without the prior, by a fit that has not seen the item.
+
+    Args:
+        centred: The support set, in float64.
+        targets: Its classes.
+        scale: Scale of the logits, a scalar.
+        distance: "cosine" or "euclidean".
+        kept: How many features are kept, as a compact form does it; None: all.
+
+    Example:
+        >>> support, targets = torch.randn(6, 4).double(), Targets.classes(torch.arange(6) % 2, 2)
+        >>> prototype_logits_without_self(centre(support), targets, torch.tensor(10.0), "cosine").shape
+        torch.Size([6, 2])
+    """
+    parts = without_each_item(centred, targets)
+    return torch.cat([scale * _likenesses(part, targets.matrix, distance, kept) for part in parts])
+
+
+def _likenesses(part: WithoutItem, one_hot: Tensor, distance: str, kept: int | None) -> Tensor:
+    """Return cosines, or minus squared distances, of left-out items and the prototypes of the others, (m, classes)."""
+    norms = part.norms() if distance == "cosine" else None  # of all features: prototypes are narrowed, not made anew
+    narrow = part if kept is None else part.only_largest(kept)
+    own, prototypes = narrow.own(), narrow.class_means(one_hot, norms)
+    if distance == "cosine":
+        products = (prototypes @ normalize(own, dim=1)[:, :, None])[:, :, 0]
+        cosines: Tensor = products / prototypes.norm(dim=2).clamp_min(SMALLEST_NORM)
+        return cosines
+    return -(own[:, None] - prototypes).square().sum(2)

@@ -28,6 +28,10 @@ class Rule(ABC):
         """Return logits, (m, count), of queries (m, d), next to the items (n, d) of the support set."""
 
     @abstractmethod
+    def divided(self, temperature: float) -> Self:
+        """Return the rule whose logits are divided by a temperature."""
+
+    @abstractmethod
     def directions(self, support: Tensor) -> Tensor:
         """Return the directions (d, k) in which the logits change most with the features."""
 
@@ -80,6 +84,10 @@ class KernelRule(Rule):
         kernel = FeatureKernel(self.frozen_width, self.frozen_scale).completed(of_all, features, support)
         return kernel @ self.coefficients + self.offset
 
+    def divided(self, temperature: float) -> KernelRule:
+        """Return the rule whose logits are divided by a temperature."""
+        return replace(self, coefficients=self.coefficients / temperature, offset=self.offset / temperature)
+
     def directions(self, support: Tensor) -> Tensor:
         """Return the gradients of the linear part and, at the mean, of the other part, (d, 2 * count)."""
         near_mean = torch.exp(-support.square().sum(1, keepdim=True) / 4) * self.coefficients
@@ -102,6 +110,10 @@ class LinearRule(Rule):
     def logits(self, features: Tensor, support: Tensor) -> Tensor:
         """Return logits, (m, count)."""
         return features @ self.slope + self.offset
+
+    def divided(self, temperature: float) -> LinearRule:
+        """Return the rule whose logits are divided by a temperature."""
+        return LinearRule(self.slope / temperature, self.offset / temperature)
 
     def directions(self, support: Tensor) -> Tensor:
         """Return the slopes, (d, count)."""
@@ -138,6 +150,10 @@ class PrototypeRule(Rule):
         if self.distance == "cosine":
             return self.scale * cosines(features, self.prototypes) + self.offset
         return -self.scale * squared_distances(features, self.prototypes) + self.offset
+
+    def divided(self, temperature: float) -> PrototypeRule:
+        """Return the rule whose logits are divided by a temperature."""
+        return replace(self, scale=self.scale / temperature, offset=self.offset / temperature)
 
     def directions(self, support: Tensor) -> Tensor:
         """Return the prototypes as columns, (d, classes)."""
@@ -182,6 +198,10 @@ class NeighbourRule(Rule):
         opposite = (-self.scale).expand(len(similarities), 1, self.membership.shape[1])
         votes = torch.cat([of_classes, opposite], 1).logsumexp(1)
         return (votes + self.prior) / self.temperature
+
+    def divided(self, temperature: float) -> NeighbourRule:
+        """Return the rule whose logits are divided by a temperature."""
+        return replace(self, temperature=self.temperature * temperature)
 
     def directions(self, support: Tensor) -> Tensor:
         """Return the class sums of the items, (d, classes)."""

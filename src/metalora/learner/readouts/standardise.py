@@ -68,12 +68,14 @@ class Centred(NamedTuple):
         deviations: Features minus their mean, (n, d).
         variance: Mean squares of the deviations, (d,).
         is_used: Which features vary by more than rounding errors, (d,).
+        size: Largest absolute value of each feature, (d,).
     """
 
     mean: Tensor
     deviations: Tensor
     variance: Tensor
     is_used: Tensor
+    size: Tensor
 
 
 def centre(support: Tensor) -> Centred:
@@ -91,9 +93,16 @@ def centre(support: Tensor) -> Centred:
     variance = deviations.square().mean(0)
     smallest, largest = support.detach().aminmax(dim=0)  # the mean of a constant may be off in its last bit
     size = torch.maximum(largest, -smallest)
-    # The error of the mean of such a feature is as large as its deviations, and looks as if the targets explained it.
-    is_used = (largest > smallest) & (variance > SMALLEST_VARIANCE) & (variance > (ROUNDING * size).square())
-    return Centred(mean, deviations, variance, is_used)
+    is_used = (largest > smallest) & varies_enough(variance, size)
+    return Centred(mean, deviations, variance, is_used, size)
+
+
+def varies_enough(variance: Tensor, size: Tensor) -> Tensor:
+    """Return whether features of a variance (..., d) and largest absolute values (d,) vary by more than by rounding.
+
+    The error of the mean of such a feature is as large as its deviations, and looks as if the targets explained it.
+    """
+    return (variance > SMALLEST_VARIANCE) & (variance > (ROUNDING * size).square())
 
 
 def standardisation(centred: Centred) -> Scaling:
@@ -110,11 +119,15 @@ def standardisation(centred: Centred) -> Scaling:
         >>> scaling(torch.tensor([[5.0, 6.0]]))
         tensor([[3., 0.]])
     """
-    variance, is_used = centred.variance, centred.is_used
-    largest = torch.where(is_used, variance.detach(), torch.zeros_like(variance)).amax()
+    return Scaling(centred.mean, standard_factors(centred.variance, centred.is_used), len(centred.variance))
+
+
+def standard_factors(variance: Tensor, is_used: Tensor) -> Tensor:
+    """Return the factors of `standardisation` for variances (..., d); 0 for features that are not used, (..., d)."""
+    largest = torch.where(is_used, variance.detach(), torch.zeros_like(variance)).amax(-1, keepdim=True)
     floor = SMALLEST_DEVIATION**2 * largest.clamp_max(1.0)
     safe_variance = torch.where(is_used, torch.maximum(variance, floor), torch.ones_like(variance))
-    return Scaling(centred.mean, safe_variance.rsqrt() * is_used, len(variance))
+    return safe_variance.rsqrt() * is_used
 
 
 class TargetBasis(NamedTuple):

@@ -23,33 +23,33 @@ def share_weights(share: Tensor, items: int, rank: int) -> Tensor:
     """Return the weights w_j = sqrt(max(s_j - rank / (n - 1), 1e-3)); noise alone has the share rank / (n - 1).
 
     Args:
-        share: Shares s of the variance that the targets explain, (d,).
+        share: Shares s of the variance that the targets explain, (..., d).
         items: Number n of examples in the support set.
         rank: Rank of the centred targets: the number of classes minus 1.
 
     Returns:
-        Weights, (d,), not yet normalised.
+        Weights, (..., d), not yet normalised.
 
     Example:
         >>> share_weights(torch.tensor([0.5, 0.0]), items=5, rank=1)
         tensor([0.5000, 0.0316])
     """
-    return (share - rank / (items - 1)).clamp_min(SMALLEST_GAIN).sqrt()
+    return (share - rank / max(items - 1, 1)).clamp_min(SMALLEST_GAIN).sqrt()
 
 
 def normalised(weights: Tensor, is_used: Tensor) -> Tensor:
     """Return weights whose squares have the sum 1; features that are not used get 0.
 
     Args:
-        weights: Positive weights, (d,).
-        is_used: Which features vary in the support set, (d,).
+        weights: Positive weights, (..., d).
+        is_used: Which features vary in the support set, (..., d).
 
     Example:
         >>> normalised(torch.tensor([3.0, 4.0, 9.0]), torch.tensor([True, True, False]))
         tensor([0.6000, 0.8000, 0.0000])
     """
     used = torch.where(is_used, weights, torch.zeros_like(weights))
-    return used / used.square().sum().clamp_min(1e-30).sqrt()
+    return used / used.square().sum(-1, keepdim=True).clamp_min(1e-30).sqrt()
 
 
 def share_scaling(centred: Centred, targets: Targets) -> Scaling:
@@ -110,14 +110,14 @@ class ShareWeights(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, share: Tensor, items: int, rank: int) -> Tensor:
-        """Return the weights, (d,), of features with the shares `share`, (d,); see `share_weights`."""
+        """Return the weights, (..., d), of features with the shares `share`, (..., d); see `share_weights`."""
         inputs = self._inputs(share, items, rank).to(self.output.bias.dtype)
-        gain: Tensor = self.output(gelu(self.hidden(inputs)))[:, 0]
+        gain: Tensor = self.output(gelu(self.hidden(inputs)))[..., 0]
         return share_weights(share, items, rank) * gain.exp().to(share.dtype)
 
     def _inputs(self, share: Tensor, items: int, rank: int) -> Tensor:
-        """Return the inputs u of the network, (d, 3)."""
-        share = share.clamp_min(NOISE_SHARES * rank / (items - 1)).clamp_max(1)
+        """Return the inputs u of the network, (..., d, 3)."""
+        share = share.clamp_min(NOISE_SHARES * rank / max(items - 1, 1)).clamp_max(1)
         unexplained = (1 - share).clamp_min(1e-3) / max(items - 1 - rank, 1)
         f_ratio = share / rank / unexplained
         classes = torch.full_like(share, (rank - 3) / 2)  # (C - 4) / 2 for C classes
