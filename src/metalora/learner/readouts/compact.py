@@ -14,7 +14,7 @@ from torch.nn.functional import softmax
 from metalora.learner.readouts.compact_calibration import recalibrated
 from metalora.learner.readouts.fitted import FittedReadout, nearest_distances
 from metalora.learner.readouts.kernel import FeatureKernel, pivots, squared_distances
-from metalora.learner.readouts.kernel_fit import fit_kernel_rule
+from metalora.learner.readouts.kernel_fit import KernelFit, fit_kernel_rule
 from metalora.learner.readouts.projection import projection_onto
 from metalora.learner.readouts.rules import KernelRule, LinearRule
 
@@ -72,12 +72,12 @@ def compacted(fitted: FittedReadout, max_bytes: int) -> FittedReadout:
         return fitted
     if fitted.scaling.projection is not None:
         raise ValueError("a compact readout cannot be made smaller: start from the full one")
-    precise = _with_one_kernel(fitted.to(fitted.support.double()))
+    precise, ridge_of_all = _with_one_kernel(fitted.to(fitted.support.double()))
     queries = _typical_queries(precise)
     wanted = _outputs(precise.rule.logits(queries, precise.support), precise)
     best: FittedReadout | None = None
     smallest_change = float("inf")
-    for candidate, narrow in _candidates(precise, max_bytes):
+    for candidate, narrow in _candidates(precise, ridge_of_all, max_bytes):
         assert candidate.scaling.projection is not None
         projected = candidate.scaling.projection.of_queries(narrow.features(queries).float())
         outputs = _outputs(candidate.rule.logits(projected, candidate.support), candidate)
@@ -87,7 +87,8 @@ def compacted(fitted: FittedReadout, max_bytes: int) -> FittedReadout:
     if best is None:
         raise ValueError(f"a readout of {len(fitted.support)} examples has no form of at most {max_bytes} bytes")
     items = best_narrow.features(precise.support)
-    calibrated = recalibrated(best, precise, len(best_narrow.columns), best_narrow.fitted.temperature)
+    temperature, ridge = best_narrow.fitted.temperature, best_narrow.ridge
+    calibrated = recalibrated(best, precise, len(best_narrow.columns), temperature, ridge)
     return replace(calibrated, nearest=_held_out_nearest(best, best_narrow.fitted, items)).rounded()
 
 
@@ -98,11 +99,13 @@ class _Narrow(NamedTuple):
         fitted: The readout, with the weighted features (m, d') of its representatives.
         columns: Positions of its features among all, (d',).
         factor: By what their weights are larger than before.
+        ridge: The ridge of its kernel rule; None for another rule, or if the rule is not fitted anew.
     """
 
     fitted: FittedReadout
     columns: Tensor
     factor: Tensor
+    ridge: float | None = None
 
     def features(self, weighted: Tensor) -> Tensor:
         """Return its weighted features, (n, d'), of all weighted features (n, d)."""
@@ -110,7 +113,11 @@ class _Narrow(NamedTuple):
 
 
 def _narrowed(
-    fitted: FittedReadout, reduced: FittedReadout, representatives: Tensor | None, columns: Tensor
+    fitted: FittedReadout,
+    reduced: FittedReadout,
+    representatives: Tensor | None,
+    columns: Tensor,
+    ridge: float | None,
 ) -> _Narrow:
     """Return a readout that uses some of the features.
 
@@ -122,10 +129,11 @@ def _narrowed(
         reduced: The readout with those of the representatives, (m, d).
         representatives: Positions of the representatives, (m,); None: all.
         columns: Positions of the features, (d',).
+        ridge: The ridge of the kernel rule of `reduced`, or None.
     """
     energy = fitted.support.square().sum(0)
     if len(columns) == len(energy):
-        return _Narrow(reduced, columns, energy.new_ones(()))
+        return _Narrow(reduced, columns, energy.new_ones(()), ridge)
     if isinstance(fitted.rule, LinearRule):
         return _Narrow(_refit_linear(_with_columns(fitted, columns)), columns, energy.new_ones(()))
     if not isinstance(fitted.rule, KernelRule):
@@ -133,7 +141,8 @@ def _narrowed(
     factor = (energy.sum() / energy[columns].sum()).sqrt()
     narrow = _with_columns(fitted, columns)
     scaled = replace(narrow, scaling=narrow.scaling.weighted(factor), support=narrow.support * factor)
-    return _Narrow(_refit(scaled, representatives)[0], columns, factor)
+    refitted, fit = _refit(scaled, representatives)
+    return _Narrow(refitted, columns, factor, fit.ridge)
 
 
 def _with_columns(fitted: FittedReadout, columns: Tensor) -> FittedReadout:
@@ -146,37 +155,43 @@ def _with_columns(fitted: FittedReadout, columns: Tensor) -> FittedReadout:
     )
 
 
-def _with_one_kernel(fitted: FittedReadout) -> FittedReadout:
+def _with_one_kernel(fitted: FittedReadout) -> tuple[FittedReadout, float | None]:
     """Return the readout with the better of two kernels, of all or of the frozen features, if it has their mean.
 
     Another kernel rule of classes is fitted anew, too: the compact forms, which are compared with it, have the
     temperatures of such fits.
+
+    Returns:
+        The readout, and the ridge of its kernel rule; None for another rule, or if the rule is not fitted anew.
     """
     rule = fitted.rule
     if not isinstance(rule, KernelRule):
-        return fitted
+        return fitted, None
     if not rule.frozen_width:
-        return _refit(fitted, None)[0] if fitted.targets.kind == "classes" else fitted
+        if fitted.targets.kind != "classes":
+            return fitted, None
+        refitted, fit = _refit(fitted, None)
+        return refitted, fit.ridge
     frozen_scaling = fitted.scaling.first(rule.frozen_width, rule.frozen_scale)
     frozen = replace(fitted, scaling=frozen_scaling, support=fitted.support[:, : rule.frozen_width] * rule.frozen_scale)
-    of_all, likelihood_of_all = _refit(fitted, None)
-    of_frozen, likelihood_of_frozen = _refit(frozen, None)
-    return of_all if likelihood_of_all >= likelihood_of_frozen else of_frozen
+    fits = [_refit(fitted, None), _refit(frozen, None)]
+    refitted, fit = max(fits, key=lambda pair: pair[1].likelihood)  # the first if they are equal
+    return refitted, fit.ridge
 
 
-def _refit(fitted: FittedReadout, representatives: Tensor | None) -> tuple[FittedReadout, float]:
-    """Return a kernel readout with a new rule, and its leave-one-out likelihood.
+def _refit(fitted: FittedReadout, representatives: Tensor | None) -> tuple[FittedReadout, KernelFit]:
+    """Return a kernel readout with a new rule, and the fit that it is from.
 
     Args:
         fitted: A readout with the weighted features of the whole support set.
         representatives: Positions of the items that the new rule has, (m,); None: all.
     """
-    kernel = FeatureKernel()
+    kernel, chosen = FeatureKernel(), representatives
     values = kernel(fitted.support, fitted.support)
-    fit = fit_kernel_rule(values, kernel, fitted.targets, fitted.balanced, representatives, fitted.groups)
+    fit = fit_kernel_rule(values, kernel, fitted.targets, fitted.balanced, chosen, fitted.groups, quick_ridge=True)
     support = fitted.support if representatives is None else fitted.support[representatives]
     refitted = replace(fitted, rule=fit.rule, leave_one_out=fit.leave_one_out, temperature=fit.temperature)
-    return replace(refitted, support=support), fit.likelihood
+    return replace(refitted, support=support), fit
 
 
 def _refit_linear(fitted: FittedReadout) -> FittedReadout:
@@ -220,21 +235,30 @@ def _outputs(logits: Tensor, fitted: FittedReadout) -> Tensor:
     return softmax(logits, -1) if fitted.targets.kind == "classes" else logits.sigmoid()
 
 
-def _candidates(fitted: FittedReadout, max_bytes: int) -> Iterator[tuple[FittedReadout, _Narrow]]:
-    """Yield compact forms of at most `max_bytes`, each with the readout that it is a projection of."""
+def _candidates(
+    fitted: FittedReadout, ridge_of_all: float | None, max_bytes: int
+) -> Iterator[tuple[FittedReadout, _Narrow]]:
+    """Yield compact forms of at most `max_bytes`, each with the readout that it is a projection of.
+
+    Args:
+        fitted: The readout with the weighted features of the whole support set.
+        ridge_of_all: The ridge of its kernel rule, or None.
+        max_bytes: The largest size.
+    """
     items = len(fitted.support)
     counts = [items] if items <= REPRESENTATIVES[0] else []
     if isinstance(fitted.rule, KernelRule):
         counts += [count for count in REPRESENTATIVES if count < items]
     for count in counts:
-        reduced, representatives = fitted, None
+        reduced, representatives, ridge = fitted, None, ridge_of_all
         if count < items:
             representatives = pivots(FeatureKernel()(fitted.support, fitted.support), count)
-            reduced, _ = _refit(fitted, representatives)
+            reduced, fit = _refit(fitted, representatives)
+            ridge = fit.ridge
         for size in DIMENSIONS:
             columns = _columns_that_fit(reduced, size, max_bytes)
             if len(columns) >= size:
-                narrow = _narrowed(fitted, reduced, representatives, columns)
+                narrow = _narrowed(fitted, reduced, representatives, columns, ridge)
                 candidate = _projected(narrow.fitted, size)
                 if stored_bytes(candidate) <= max_bytes:
                     yield candidate, narrow

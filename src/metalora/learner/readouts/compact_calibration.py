@@ -11,8 +11,9 @@ from metalora.learner.readouts.calibration import best_temperature
 from metalora.learner.readouts.discriminant import class_prior, item_weights, prior_without_self
 from metalora.learner.readouts.fitted import FittedReadout
 from metalora.learner.readouts.kernel import FeatureKernel, pivots
-from metalora.learner.readouts.kernel_fit import fit_kernel_rule, held_out_parts
+from metalora.learner.readouts.kernel_fit import MOST_LEFT_OUT, held_out_parts, represented
 from metalora.learner.readouts.knn import votes_without_self
+from metalora.learner.readouts.left_out import left_out_logits
 from metalora.learner.readouts.prototype import prototype_logits_without_self
 from metalora.learner.readouts.rules import KernelRule, NeighbourRule, PrototypeRule
 from metalora.learner.readouts.standardise import Centred, centre, explained_share, standard_factors, target_basis
@@ -22,19 +23,22 @@ from metalora.learner.readouts.without_item import without_each_item
 PARTS = 8
 
 
-def recalibrated(compact: FittedReadout, full: FittedReadout, kept: int, temperature: float | None) -> FittedReadout:
+def recalibrated(
+    compact: FittedReadout, full: FittedReadout, kept: int, temperature: float | None, ridge: float | None
+) -> FittedReadout:
     """Return a compact readout with the temperature and the logits of items that it has not seen.
 
     The weights of the features and the choice of those that are kept see the labels. The fewer are kept, the better
     they fit the support set by chance, so that the temperature of the full readout is too small. For prototypes and
-    neighbours, both are made anew without each item; for a kernel rule, without each of eight parts. A linear rule has
-    even weights and stays.
+    neighbours, both are made anew without each item; for a kernel rule of up to 256 items, without each of eight parts.
+    A linear rule has even weights and stays.
 
     Args:
         compact: The compact readout.
         full: The readout that it is of, with the weighted features of the whole support set, (n, d), in float64.
         kept: How many of its features are kept.
         temperature: What the logits of the compact readout were divided by; None: not known, after reading from a file.
+        ridge: The ridge of its kernel rule; None without one.
     """
     rule, is_narrow = compact.rule, kept < len(full.scaling.mean)
     centred = centre(torch.where(full.scaling.factor > 0, full.support / full.scaling.factor, 0.0))
@@ -43,15 +47,20 @@ def recalibrated(compact: FittedReadout, full: FittedReadout, kept: int, tempera
         logits = _of_prototypes(full, rule, centred, kept)
     elif isinstance(rule, NeighbourRule) and is_narrow:
         logits = _of_neighbours(full, rule, centred, kept)
-    elif isinstance(rule, KernelRule) and full.targets.kind == "classes" and temperature is not None:
+    elif isinstance(rule, KernelRule) and _can_leave_out(full) and temperature is not None and ridge is not None:
         groups, before = full.groups, temperature
-        logits = _of_kernel(compact, full, centred, kept)
+        logits = _of_kernel(compact, full, centred, kept, ridge)
     else:
         return compact
     weights = item_weights(full.targets, full.balanced, groups)
     best = float(best_temperature(logits, full.targets, weights))
     whole = None if temperature is None else temperature * best / before
     return replace(compact, rule=rule.divided(best / before), leave_one_out=logits / best, temperature=whole)
+
+
+def _can_leave_out(full: FittedReadout) -> bool:
+    """Return True for classes of so few items that each can be left out of all that sees labels."""
+    return full.targets.kind == "classes" and len(full.support) <= MOST_LEFT_OUT
 
 
 def _of_prototypes(full: FittedReadout, rule: PrototypeRule, centred: Centred, kept: int) -> Tensor:
@@ -69,7 +78,7 @@ def _of_neighbours(full: FittedReadout, rule: NeighbourRule, centred: Centred, k
     return votes_without_self(cosines, rule.to(full.support), full.balanced)
 
 
-def _of_kernel(compact: FittedReadout, full: FittedReadout, centred: Centred, kept: int) -> Tensor:
+def _of_kernel(compact: FittedReadout, full: FittedReadout, centred: Centred, kept: int, ridge: float) -> Tensor:
     """Return the logits of each item, (n, classes), with features that the other parts of the support set choose."""
     standard = centred.deviations * standard_factors(centred.variance, centred.is_used)
     logits = full.leave_one_out.clone()
@@ -77,11 +86,11 @@ def _of_kernel(compact: FittedReadout, full: FittedReadout, centred: Centred, ke
         weights = _weights_of_others(full, centred, ~is_held_out)
         columns = (standard * weights).square().sum(0).topk(kept).indices
         features = standard[:, columns] * normalised(weights[columns], centred.is_used[columns])
-        kernel = FeatureKernel()
-        values = kernel(features, features)
-        representatives = pivots(values, len(compact.support)) if len(compact.support) < len(features) else None
-        fit = fit_kernel_rule(values, kernel, full.targets, full.balanced, representatives, full.groups)
-        logits[is_held_out] = fit.leave_one_out[is_held_out] * fit.temperature
+        values = FeatureKernel()(features, features)
+        if len(compact.support) < len(features):
+            values, _ = represented(values, pivots(values, len(compact.support)))
+        inverse = torch.linalg.inv(values + ridge * torch.eye(len(values)).to(values))
+        logits[is_held_out] = left_out_logits(inverse, full.targets, full.balanced, full.groups, is_held_out)
     return logits
 
 

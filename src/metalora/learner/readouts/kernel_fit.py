@@ -17,6 +17,7 @@ from metalora.learner.readouts.targets import Targets
 
 RIDGES_OF_NUMBERS = tuple(10 ** (exponent / 2) for exponent in range(-6, 2))  # 10^-3, 10^-2.5, ..., 10^0.5
 RIDGES_OF_CLASSES = (0.1, 0.001, 0.01, 1.0)  # the first is taken unless another one is clearly better
+MOST_LEFT_OUT = 256  # items that are left out of all that sees labels: the time grows with the square of their number
 SMALLEST_EIGENVALUE = 1e-8  # share of the largest, below which a direction of the representatives is dropped
 
 
@@ -66,6 +67,7 @@ def fit_kernel_rule(
     representatives: Tensor | None = None,
     groups: Tensor | None = None,
     ridges: tuple[float, ...] = (),
+    quick_ridge: bool = False,
 ) -> KernelFit:
     """Fit a kernel rule to the kernel of a support set.
 
@@ -85,6 +87,8 @@ def fit_kernel_rule(
         groups: Group of each item, (n,). The temperature and the likelihood are then those of items whose whole group
             was left out.
         ridges: The ridges to choose from; empty: those of the kind of the targets.
+        quick_ridge: Choose the ridge of classes and labels by likelihoods for which the regressions of the other items
+            have seen an item; then only the chosen fit leaves it out of everything.
 
     Example:
         >>> features = torch.randn(8, 3, dtype=torch.float64)
@@ -100,14 +104,19 @@ def fit_kernel_rule(
         path = ridge_path(values, targets.centred(), ridges)
         coefficients = path.coefficients
     else:
-        to_chosen = values[:, representatives]  # (n, m)
-        projection = to_chosen @ _inverse(to_chosen[representatives])  # (n, m)
-        path = ridge_path(projection @ to_chosen.mT, targets.centred(), ridges)
+        approximation, projection = represented(values, representatives)
+        path = ridge_path(approximation, targets.centred(), ridges)
         coefficients = projection.mT @ path.coefficients
     fit = decision(path.leave_one_out, targets, balanced)
+    if quick_ridge and not is_numbers and len(ridges) > 1:
+        _, likelihoods = _calibrated(fit.leave_one_out, targets, balanced, None)
+        chosen = (ridges[better_by_standard_error(list(likelihoods))],)
+        return fit_kernel_rule(values, kernel, targets, balanced, representatives, groups, chosen)
     if is_numbers:
         scores = path.leave_one_out if groups is None else path.leave_group_out(targets.centred(), groups)
         held_out = scores @ fit.slope + fit.offset[:, None]  # (ridges, n, count)
+    elif groups is None and len(values) > MOST_LEFT_OUT:
+        held_out = fit.leave_one_out
     else:
         fits = [left_out_logits(inverse, targets, balanced, groups) for inverse in path.inverse]
         held_out = torch.stack(fits)
@@ -117,6 +126,21 @@ def fit_kernel_rule(
     slope, offset = fit.slope[best] / temperature, fit.offset[best] / temperature
     rule = KernelRule(coefficients[best] @ slope, offset, kernel.frozen_width, kernel.frozen_scale)
     return KernelFit(rule, held_out[best] / temperature, temperature, likelihoods[best], ridges[best])
+
+
+def represented(values: Tensor, representatives: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the Nystroem approximation of a kernel, and the projection onto the representatives.
+
+    Args:
+        values: Kernel of the support set, (n, n).
+        representatives: Their positions, (m,).
+
+    Returns:
+        K_nm K_mm^-1 K_mn (n, n), and K_nm K_mm^-1 (n, m).
+    """
+    to_chosen = values[:, representatives]  # (n, m)
+    projection = to_chosen @ _inverse(to_chosen[representatives])
+    return projection @ to_chosen.mT, projection
 
 
 def _calibrated(held_out: Tensor, targets: Targets, balanced: bool, groups: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,14 @@ from metalora.learner.readouts.kernel import (
     kernel_of_products,
     linear_and_rbf,
 )
-from metalora.learner.readouts.kernel_fit import KernelFit, fit_kernel_rule, folds_of, group_folds, held_out_parts
+from metalora.learner.readouts.kernel_fit import (
+    MOST_LEFT_OUT,
+    KernelFit,
+    fit_kernel_rule,
+    folds_of,
+    group_folds,
+    held_out_parts,
+)
 from metalora.learner.readouts.left_out import left_out_logits
 from metalora.learner.readouts.rules import KernelRule
 from metalora.learner.readouts.standardise import (
@@ -64,7 +71,9 @@ class KernelRidge(Readout):
     more than its standard error. A temperature divides the logits so that their probabilities fit. For classes and
     labels, this likelihood and the temperature are those of logits that leave an item out of everything that sees
     labels: of the regression and of the discriminant in closed form (`left_out_logits`), and of the weights of the
-    features together with the other items of its part, one of eight (`held_out_parts`).
+    features together with the other items of its part, one of eight (`held_out_parts`). A support set of more than 256
+    items hides too little to be worth the time: there they leave an item out of the regression and of the discriminant,
+    one at a time.
 
     With `folds`, they come from complete fits without the items of each fold, which takes as many times as long.
 
@@ -112,7 +121,7 @@ class KernelRidge(Readout):
         candidates = self._candidates(support, targets, frozen_width, groups)
         if self.folds:
             candidates = self._judged_by_folds(candidates, support, targets, frozen_width, groups)
-        elif targets.kind != "numbers":
+        elif targets.kind != "numbers" and len(support) <= MOST_LEFT_OUT:
             candidates = self._judged_by_others(candidates, support, targets, frozen_width, groups)
         best = candidates[better_by_standard_error([candidate.fit.likelihoods for candidate in candidates])]
         distances = distances_of_products(best.products).fill_diagonal_(torch.inf)
