@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from learner.test_learner_suite import CP, LORA, RUN, item_data
+from papers_oracles.points import CP, LORA, RUN, item_data
 from papers_oracles.vision import write_pictures, write_vit
 
 from metalora import AdapterConfig, ConditionConfig
