@@ -118,8 +118,7 @@ def fit_kernel_rule(
     elif groups is None and len(values) > MOST_LEFT_OUT:
         held_out = fit.leave_one_out
     else:
-        fits = [left_out_logits(inverse, targets, balanced, groups) for inverse in path.inverse]
-        held_out = torch.stack(fits)
+        held_out = left_out_logits(path.inverse, targets, balanced, groups)
     temperatures, likelihoods = _calibrated(held_out, targets, balanced, groups)
     best = int(likelihoods.mean(1).argmax()) if is_numbers else better_by_standard_error(list(likelihoods))
     temperature = float(temperatures[best])

@@ -174,13 +174,14 @@ class KernelRidge(Readout):
         """
         centred = centre(support)
         standard = standardisation(centred)(support)
-        held_out = [fit.leave_one_out * fit.temperature for *_, fit in candidates]
+        held_out = torch.stack([fit.leave_one_out * fit.temperature for *_, fit in candidates])
+        ridge = candidates[0].fit.ridge  # all candidates have one
         for is_held_out in held_out_parts(standard, targets, groups, PARTS):
             _, weights = self._weighting(centre(support[~is_held_out]), targets.of(~is_held_out))
-            kernels = _kernels(standard, normalised(weights, centred.is_used), frozen_width)
-            for logits, kernel, (*_, fit) in zip(held_out, kernels, candidates, strict=False):  # one kernel or three
-                inverse = torch.linalg.inv(kernel + fit.ridge * torch.eye(len(kernel)).to(kernel))
-                logits[is_held_out] = left_out_logits(inverse, targets, self.balanced, groups, is_held_out)
+            kernels = _kernels(standard, normalised(weights, centred.is_used), frozen_width)[: len(candidates)]
+            identity = torch.eye(len(support), dtype=kernels.dtype, device=kernels.device)
+            inverse = torch.linalg.inv(kernels + ridge * identity)
+            held_out[:, is_held_out] = left_out_logits(inverse, targets, self.balanced, groups, is_held_out)
         return [
             candidate._replace(fit=candidate.fit.calibrated(logits, targets, self.balanced, groups))
             for candidate, logits in zip(candidates, held_out, strict=True)
@@ -222,11 +223,11 @@ class KernelRidge(Readout):
         return standardisation(centred).weighted(weights), weights
 
 
-def _kernels(standard: Tensor, weights: Tensor, frozen_width: int) -> list[Tensor]:
-    """Return the kernels (n, n) of standardised features (n, d) with weights (d,): of all, the mean, of the frozen."""
+def _kernels(standard: Tensor, weights: Tensor, frozen_width: int) -> Tensor:
+    """Return kernels (3, n, n) of standardised features (n, d) with weights (d,): of all, the mean, of the frozen."""
     features = standard * weights
     frozen, adapted = features[:, :frozen_width], features[:, frozen_width:]
     frozen_products = (frozen @ frozen.mT).double()
     of_all = kernel_of_products(frozen_products + (adapted @ adapted.mT).double())
     of_frozen = kernel_of_products(frozen_products / weights[:frozen_width].square().sum().clamp_min(1e-30))
-    return [of_all, (of_all + of_frozen) / 2, of_frozen]
+    return torch.stack([of_all, (of_all + of_frozen) / 2, of_frozen])
