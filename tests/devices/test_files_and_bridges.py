@@ -46,6 +46,7 @@ def exported(device, folder):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_lora_folders_are_read_combined_and_mixed(tmp_path):
     folders, outputs = exported(CARD, tmp_path)
     _, expected = exported("cpu", tmp_path / "cpu")

@@ -33,7 +33,7 @@ def learner_results(run, device):
     return results
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "lora")) for name in LEARNERS])
 def test_a_learner(name):
     run = dataclasses.replace(RUN, method=name, **LEARNERS[name])
     here, there = (learner_results(run, device) for device in ("cpu", CARD))
