@@ -15,6 +15,7 @@ JOURNEYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "next_page"), JOURNEYS)
 def test_a_journey_runs(page, next_page, tmp_path, monkeypatch):
     from metalora.learner import report

@@ -57,6 +57,7 @@ def test_a_block_runs(block, in_the_folder_of_a_user):
     run_python(block)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("commands", COMMANDS, ids=[commands[0].split(" --")[0] for commands in COMMANDS])
 def test_commands_of_the_guide_run(commands, in_the_folder_of_a_user):
     run_commands("\n".join(commands))

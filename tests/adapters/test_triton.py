@@ -18,6 +18,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 SHARED_MEMORY = 99 * 1024  # bytes of a multiprocessor that a program may take on the smallest cards since Ampere
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_interpreted_kernels_compute_what_plain_autograd_does():
     code = Path(triton_cases.__file__).read_text()  # the interpreter is chosen before the kernels are imported

@@ -64,6 +64,7 @@ def printed(command, folder, environment):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_commands_of_curl(service, tmp_path):
     commands, outputs = blocks(section("With curl"), "sh"), blocks(section("With curl"), "text")
     assert len(commands) == 3 and len(outputs) == 1
@@ -80,6 +81,7 @@ def test_the_programs(number, service, tmp_path):
     assert printed([sys.executable, "-c", programs[number]], tmp_path, service) == outputs[number]
 
 
+@pytest.mark.slow
 def test_the_tutorial(service, tmp_path):
     """Two tenants: one uses curl, the other one the client; each sees its own tasks only."""
     outputs = blocks(TUTORIAL, "text")[1:]  # the first one is the link of the service, with another key

@@ -40,6 +40,7 @@ def small_pictures(monkeypatch):
     return pictures
 
 
+@pytest.mark.slow
 def test_the_demo_trains_adapts_predicts_and_draws(small_pictures, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     config = DemoConfig(steps=1, steps_without_labels=1, image_size=32, examples=30, queries=20)

@@ -115,6 +115,7 @@ def table_of(name, tmp_path, monkeypatch, capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*the condition is ignored")
 def test_table_one_runs_in_the_set_up_of_the_paper(weights, tmp_path, monkeypatch, capsys):
     """A condition from the last layer of a network that is not the backbone; the networks of the table are adapted."""

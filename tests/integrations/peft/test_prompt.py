@@ -91,6 +91,7 @@ def trl_trainer(folder, **condition):
     return [2 * loss for loss in losses_of(trainer)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [plain_loop, transformers_trainer, trl_trainer])
 def test_random_answers_stay_at_chance(run, tmp_path):
     losses = run(tmp_path)
