@@ -10,6 +10,15 @@ import pytest
 from support.fresh_process import SERVER
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Run a test of a folder whose conftest has this hook there, with its parameters and fixtures that can be sent."""
+    names = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in names}
+    run_on_second_device(pyfuncitem.path, pyfuncitem.originalname, arguments)
+    return True
+
+
 def run_on_second_device(path, name, arguments):
     """Run a function of a file of tests in the process, and fail or skip as it does there.
 

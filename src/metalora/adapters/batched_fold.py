@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from metalora.adapters.layers.base import AdaptedLayer
+from metalora.adapters.stacked_operands import StackedOperands
 from metalora.tensornet.forms.low_rank import LowRankForm
 
 if TYPE_CHECKING:
@@ -26,26 +26,16 @@ class BatchedFold:
 
     def __init__(self, layers: Mapping[str, AdaptedLayer]):
         self.paths = list(layers)
-        self._bounds = [layer.bound for layer in layers.values()]
-        form = self._bounds[0].form
+        bounds = [layer.bound for layer in layers.values()]
+        form = bounds[0].form
         assert isinstance(form, LowRankForm)
-        self.readers = [[bound.select((name,))[0] for bound in self._bounds] for name in form.mid + form.right]
-        slices = [{reader.slice for reader in readers} for readers in self.readers]
-        # At least one operand is stacked, so that the result always has an axis of targets.
-        self.stacked = [position for position, distinct in enumerate(slices) if len(distinct) > 1] or [0]
-        self.fold = form.fold.batched(self.stacked, len(self.paths))  # -> (targets, *bonds, o)
-        self.scale = self._bounds[0].scale
+        self.operands = StackedOperands(bounds, form.mid + form.right)
+        self.fold = form.fold.batched(self.operands.stacked, len(self.paths))  # -> (targets, *bonds, o)
+        self.scale = bounds[0].scale
 
     def __call__(self) -> dict[str, Tensor]:
         """Return path -> scale . Mid . Right (k, o)."""
-        bound = self._bounds[0]
-        operands = []
-        for position, readers in enumerate(self.readers):
-            if position in self.stacked:
-                operands.append(torch.stack(bound.tensors(readers, None)))
-            else:
-                operands += bound.tensors(readers[:1], None)
-        up = self.fold(operands).flatten(1, -2)  # (targets, *bonds, o) -> (targets, k, o)
+        up = self.fold(self.operands(None)).flatten(1, -2)  # (targets, *bonds, o) -> (targets, k, o)
         up = up if self.scale == 1 else up * self.scale
         return dict(zip(self.paths, up.unbind(), strict=True))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from metalora.adapters.forward_state import CastFactors, ValueFactors
 from metalora.adapters.identity import identity_matrix
 from metalora.adapters.layers.base import AdaptedLayer
+from metalora.adapters.stacked_operands import StackedOperands
 from metalora.tensornet.forms.low_rank import LowRankForm
 
 if TYPE_CHECKING:
@@ -32,19 +32,16 @@ class JointMids:
 
     def __init__(self, layers: Mapping[str, AdaptedLayer]):
         self.paths = list(layers)
-        self._bounds = [layer.bound for layer in layers.values()]
-        form = self._bounds[0].form
+        bounds = [layer.bound for layer in layers.values()]
+        form = bounds[0].form
         assert isinstance(form, LowRankForm)
-        self.form = form
-        self.readers = [[bound.select((name,))[0] for bound in self._bounds] for name in form.mid]
-        slices = [{reader.slice for reader in readers} for readers in self.readers]
-        # At least one operand is stacked, so that the result always has an axis of targets.
-        self.stacked = [position for position, distinct in enumerate(slices) if len(distinct) > 1] or [0]
-        self.mix = form.mix.batched([1 + position for position in self.stacked], len(self.paths))
+        self.form, self._bound = form, bounds[0]
+        self.operands = StackedOperands(bounds, form.mid)
+        self.mix = form.mix.batched([1 + position for position in self.operands.stacked], len(self.paths))
 
     def num_conditions(self, values: Values) -> int:
         """Return how many conditions there are."""
-        return self._bounds[0].num_conditions(values)
+        return self._bound.num_conditions(values)
 
     def numbers(self, values: Values) -> int:
         """Return how many numbers the Mids have together."""
@@ -52,13 +49,7 @@ class JointMids:
 
     def __call__(self, values: Values) -> dict[str, Tensor]:
         """Return path -> Mid (b, k, k'): what becomes of the rows of an identity matrix."""
-        bound, rank, bonds = self._bounds[0], self.form.left_rank, self.form.left_shape
-        operands = []
-        for position, readers in enumerate(self.readers):
-            if position in self.stacked:
-                operands.append(torch.stack(bound.tensors(readers, values)))
-            else:
-                operands += bound.tensors(readers[:1], values)
+        rank, bonds, operands = self.form.left_rank, self.form.left_shape, self.operands(values)
         identity = identity_matrix(rank, operands[0].dtype, operands[0].device)
         rows = identity.view(1, rank, *bonds).expand(self.num_conditions(values), rank, *bonds)
         mids = self.mix([rows, *operands]).flatten(3)  # (targets, b, k, *bonds) -> (targets, b, k, k')

@@ -10,8 +10,8 @@ from torch import Tensor
 from metalora.learner.readouts.calibration import best_temperature
 from metalora.learner.readouts.discriminant import class_prior, item_weights, prior_without_self
 from metalora.learner.readouts.fitted import FittedReadout
-from metalora.learner.readouts.kernel import FeatureKernel, pivots
-from metalora.learner.readouts.kernel_fit import MOST_LEFT_OUT, held_out_parts, represented
+from metalora.learner.readouts.kernel import FeatureKernel, pivots, ridge_inverse
+from metalora.learner.readouts.kernel_fit import MOST_LEFT_OUT, PARTS, held_out_parts, represented
 from metalora.learner.readouts.knn import votes_without_self
 from metalora.learner.readouts.left_out import left_out_logits
 from metalora.learner.readouts.prototype import prototype_logits_without_self
@@ -19,8 +19,6 @@ from metalora.learner.readouts.rules import KernelRule, NeighbourRule, Prototype
 from metalora.learner.readouts.standardise import Centred, centre, explained_share, standard_factors, target_basis
 from metalora.learner.readouts.weights import normalised
 from metalora.learner.readouts.without_item import without_each_item
-
-PARTS = 8
 
 
 def recalibrated(
@@ -89,7 +87,7 @@ def _of_kernel(compact: FittedReadout, full: FittedReadout, centred: Centred, ke
         values = FeatureKernel()(features, features)
         if len(compact.support) < len(features):
             values, _ = represented(values, pivots(values, len(compact.support)))
-        inverse = torch.linalg.inv(values + ridge * torch.eye(len(values)).to(values))
+        inverse = ridge_inverse(values, ridge)
         logits[is_held_out] = left_out_logits(inverse, full.targets, full.balanced, full.groups, is_held_out)
     return logits
 

@@ -138,6 +138,19 @@ class RidgeFit(NamedTuple):
         return scores
 
 
+def ridge_inverse(kernel: Tensor, ridge: Tensor | float) -> Tensor:
+    """Return (K + ridge I)^-1, (..., n, n), of kernels K, (..., n, n); it can be differentiated.
+
+    Example:
+        >>> ridge_inverse(torch.eye(2), 1.0)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]])
+    """
+    identity = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
+    inverse: Tensor = torch.linalg.inv(kernel + ridge * identity)  # its gradient is two products; Cholesky's is slower
+    return inverse
+
+
 def fit_ridge(kernel: Tensor, targets: Tensor, ridge: Tensor) -> RidgeFit:
     """Fit a kernel ridge regression; it can be differentiated.
 
@@ -153,8 +166,7 @@ def fit_ridge(kernel: Tensor, targets: Tensor, ridge: Tensor) -> RidgeFit:
         >>> fit.coefficients[:, 0]
         tensor([ 0.5000, -0.5000])
     """
-    identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    inverse = torch.linalg.inv(kernel + ridge * identity)  # its gradient is two products; Cholesky's is slower
+    inverse = ridge_inverse(kernel, ridge)
     coefficients = inverse @ targets
     return RidgeFit(coefficients, targets - coefficients / inverse.diagonal()[:, None], ridge, inverse)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from metalora.learner.readouts.calibration import best_temperature, better_by_standard_error, log_likelihoods
-from metalora.learner.readouts.discriminant import decision, item_weights
-from metalora.learner.readouts.kernel import FeatureKernel, ridge_path
+from metalora.learner.readouts.discriminant import Decision, decision, item_weights
+from metalora.learner.readouts.kernel import FeatureKernel, RidgeFit, ridge_path
 from metalora.learner.readouts.left_out import left_out_logits
 from metalora.learner.readouts.rules import KernelRule
 from metalora.learner.readouts.targets import Targets
@@ -18,6 +18,7 @@ from metalora.learner.readouts.targets import Targets
 RIDGES_OF_NUMBERS = tuple(10 ** (exponent / 2) for exponent in range(-6, 2))  # 10^-3, 10^-2.5, ..., 10^0.5
 RIDGES_OF_CLASSES = (0.1, 0.001, 0.01, 1.0)  # the first is taken unless another one is clearly better
 MOST_LEFT_OUT = 256  # items that are left out of all that sees labels: the time grows with the square of their number
+PARTS = 8  # of a support set that are left out of the weights of the features, one at a time
 SMALLEST_EIGENVALUE = 1e-8  # share of the largest, below which a direction of the representatives is dropped
 
 
@@ -110,8 +111,10 @@ def fit_kernel_rule(
     fit = decision(path.leave_one_out, targets, balanced)
     if quick_ridge and not is_numbers and len(ridges) > 1:
         _, likelihoods = _calibrated(fit.leave_one_out, targets, balanced, None)
-        chosen = (ridges[better_by_standard_error(list(likelihoods))],)
-        return fit_kernel_rule(values, kernel, targets, balanced, representatives, groups, chosen)
+        best = better_by_standard_error(list(likelihoods))
+        only = slice(best, best + 1)
+        ridges, coefficients = ridges[only], coefficients[only]
+        path, fit = RidgeFit(*(tensor[only] for tensor in path)), Decision(*(tensor[only] for tensor in fit))
     if is_numbers:
         scores = path.leave_one_out if groups is None else path.leave_group_out(targets.centred(), groups)
         held_out = scores @ fit.slope + fit.offset[:, None]  # (ridges, n, count)

@@ -17,9 +17,11 @@ from metalora.learner.readouts.kernel import (
     fit_ridge,
     kernel_of_products,
     linear_and_rbf,
+    ridge_inverse,
 )
 from metalora.learner.readouts.kernel_fit import (
     MOST_LEFT_OUT,
+    PARTS,
     KernelFit,
     fit_kernel_rule,
     folds_of,
@@ -39,7 +41,6 @@ from metalora.learner.readouts.standardise import (
 from metalora.learner.readouts.targets import TargetKind, Targets
 from metalora.learner.readouts.weights import ShareWeights, normalised
 
-PARTS = 8  # of a support set that are left out of the weights of the features, one at a time
 SMALLEST_RIDGE = 1e-4  # below it, float32 cannot factorise the kernel of duplicate items
 
 
@@ -179,8 +180,7 @@ class KernelRidge(Readout):
         for is_held_out in held_out_parts(standard, targets, groups, PARTS):
             _, weights = self._weighting(centre(support[~is_held_out]), targets.of(~is_held_out))
             kernels = _kernels(standard, normalised(weights, centred.is_used), frozen_width)[: len(candidates)]
-            identity = torch.eye(len(support), dtype=kernels.dtype, device=kernels.device)
-            inverse = torch.linalg.inv(kernels + ridge * identity)
+            inverse = ridge_inverse(kernels, ridge)
             held_out[:, is_held_out] = left_out_logits(inverse, targets, self.balanced, groups, is_held_out)
         return [
             candidate._replace(fit=candidate.fit.calibrated(logits, targets, self.balanced, groups))
